@@ -1,0 +1,96 @@
+"""What all configs share: the argument behind `configs/x.py:`, and the sections with their defaults. Imports no JAX."""
+
+import json
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from mplug_jax.models.presets import PRESETS
+
+
+def parse_arg(arg, **spec):
+  """Parses "base,res=384,data=vqa_v2" against `spec`, {name: default}, whose values also give the types.
+
+  The first part without "=" is the size, a name in PRESETS. Booleans are written true or false, and a name alone, after
+  the size, means true.
+
+  Returns:
+    ConfigDict of `spec` with the given values, and `size`.
+
+  Raises:
+    ValueError: an unknown name or size, or a value of another type; the message lists what there is.
+  """
+  values = ConfigDict({"size": "small", **spec})
+  for i, part in enumerate(p.strip() for p in (arg or "").split(",") if p.strip()):
+    name, equals, text = part.partition("=")
+    if not equals and name in PRESETS and i == 0:
+      values.size = name
+      continue
+    if name not in values:
+      known = ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
+      raise ValueError(f"The config argument {part!r} is unknown. First a size, {', '.join(PRESETS)}; then any of {known}.")
+    values[name] = _typed(name, text if equals else "true", spec.get(name, ""))
+  if values.size not in PRESETS:
+    raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
+  return values.lock()
+
+
+def _typed(name, text, default):
+  """`text` as the type of `default`."""
+  if isinstance(default, bool):
+    if text.lower() not in ("true", "false"):
+      raise ValueError(f"The config argument {name}={text!r} must be true or false.")
+    return text.lower() == "true"
+  try:
+    return type(default)(text)
+  except ValueError:
+    raise ValueError(f"The config argument {name}={text!r} must be a {type(default).__name__}.") from None
+
+
+def defaults(task, size):
+  """The sections every config has, filled for the model size `size`; a config changes what its recipe needs.
+
+  All durations are in updates unless they say epochs. The comments are the reference for users.
+  """
+  c = ConfigDict()
+  c.name = task
+  c.seed = 0
+  c.batch_size = 32              # rows of the global batch
+  c.total_steps = 0              # 0: total_epochs passes over the training data
+  c.total_epochs = 0
+  c.log_every = 50
+  c.profile_steps = (0, 0)       # (first, last) updates to trace into workdir/profile; (0, 0): none
+  c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
+  c.tensorboard = False          # event files beside metrics.jsonl
+  c.task = ConfigDict({"name": task})
+  c.model = ConfigDict({"dtype": "float32", "remat": "none", "fusion": "released", "dropout": 0.1, "attention_dropout": 0.1,
+                        "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02, "classes": 2, "temperature": 0.07, "embed_dim": 256,
+                        **PRESETS[size]})
+  c.tokenizer = ConfigDict({
+      "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
+      "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
+      "vocab_size": 320,         # upper bound of a fitted one
+  })
+  c.data = ConfigDict()
+  c.optim = ConfigDict({
+      "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+      "mu_dtype": "float32", "clip": 1.0, "groups": "plain",
+      "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
+      "microbatches": 1,         # the batch is split in this many parts, whose gradients are added
+      "accumulate": "global",    # or "mean_of_means", the official division by each part's own count
+  })
+  c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  c.checkpoint = ConfigDict({"every": 1000, "keep": 1, "async": True})
+  c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})  # every 0: at the end; limit 0: all
+  return c
+
+
+def to_json(config):
+  """ConfigDict -> json text, keys in their order."""
+  return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
+
+
+def from_json(text):
+  """Text of a config.json -> ConfigDict."""
+  return ml_collections.ConfigDict(json.loads(text))

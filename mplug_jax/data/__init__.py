@@ -1,0 +1,1 @@
+"""Sources, transforms and the input pipeline. Nothing here imports JAX."""

@@ -1,0 +1,325 @@
+"""Procedural scenes of coloured shapes: sampling and rendering, by (seed, split, index) alone.
+
+Nothing is stored: `scene(config, split, index)` draws the description, `render(scene, config)` the
+pixels. Difficulties:
+
+- `default`: 96 px, 2-4 objects, 4 shapes x 6 colours x 2 sizes, light background noise, no overlap;
+- `hard`: 128 px, 3-6 objects, 6 shapes x 8 colours x 2 sizes, textured backgrounds, overlap <= 20%.
+
+Every scene has two objects that share exactly one of shape and colour (a distractor for referring
+expressions) and no two objects alike in size, colour and shape. The (shape, colour) pairs of
+`HELD_OUT` occur in the test split alone, in images and in texts.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+SPLITS = {"train": 20_000, "val": 1_000, "test": 1_000}
+SIZES = ("small", "large")
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")  # default: the first 4
+COLOURS = {  # default: the first 6
+  "red": (214, 40, 40), "green": (36, 156, 58), "blue": (38, 84, 214),
+  "yellow": (240, 208, 32), "purple": (138, 44, 172), "orange": (244, 132, 26),
+  "pink": (246, 140, 196), "black": (24, 24, 24),
+}
+# One colour a shape, all different, so that no shape gets rarer than another in training.
+HELD_OUT = frozenset({("circle", "orange"), ("square", "purple"), ("triangle", "green"),
+                      ("star", "blue"), ("diamond", "red"), ("cross", "yellow")})
+MAX_COUNT = 3  # "how many ...?" has the answers 0..MAX_COUNT
+MIN_SIZE = 48
+
+_DIFFICULTIES = {  # canvas in px, fewest and most objects, shapes, colours, largest overlap
+  "default": (96, 2, 4, 4, 6, 0.0),
+  "hard": (128, 3, 6, 6, 8, 0.2),
+}
+# Half extents as a fraction of the canvas; the two ranges are far apart.
+_RADII = {"small": (0.070, 0.088), "large": (0.125, 0.150)}
+_STREAMS = ("scene", "background", "captions", "questions", "referring", "pair", "entailment",
+            "clip")
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+  """What a scene data set is made of.
+
+  Attributes:
+    size: side of the square canvas in pixels, >= 48; None = the difficulty's (96 or 128).
+    seed: 0 <= seed < 2**63; another seed is another data set.
+    difficulty: "default" or "hard".
+  """
+
+  size: int | None = None
+  seed: int = 0
+  difficulty: str = "default"
+
+  def __post_init__(self):
+    if self.difficulty not in _DIFFICULTIES:
+      raise ValueError(f"unknown scene difficulty {self.difficulty!r}: use one of "
+                       f"{sorted(_DIFFICULTIES)}")
+    if self.size is None:
+      object.__setattr__(self, "size", _DIFFICULTIES[self.difficulty][0])
+    if self.size < MIN_SIZE:
+      raise ValueError(f"scene size {self.size} px is too small to tell shapes apart: use "
+                       f">= {MIN_SIZE}")
+    if not 0 <= self.seed < 2**63:
+      raise ValueError(f"scene seed {self.seed} is out of range: use 0 <= seed < 2**63")
+
+  @property
+  def shapes(self) -> tuple[str, ...]:
+    return SHAPES[:_DIFFICULTIES[self.difficulty][3]]
+
+  @property
+  def colours(self) -> tuple[str, ...]:
+    return tuple(COLOURS)[:_DIFFICULTIES[self.difficulty][4]]
+
+  @property
+  def margin(self) -> float:
+    """Pixels two centres must differ by for a spatial relation to be beyond doubt."""
+    return 0.08 * self.size
+
+
+class Object(NamedTuple):
+  """One object. `box` = (x1, y1, x2, y2) pixels, x2 and y2 exclusive, tight to its own pixels as
+  if nothing lay over it (in `hard`, later objects may cover up to 20% of it)."""
+
+  size: str
+  colour: str
+  shape: str
+  box: tuple[int, int, int, int]
+  radius: int
+  rgb: tuple[int, int, int]
+
+  @property
+  def centre(self) -> tuple[float, float]:
+    """(x, y) of the box's middle in pixels, x to the right, y down."""
+    return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+  @property
+  def held_out(self) -> bool:
+    return (self.shape, self.colour) in HELD_OUT
+
+
+class Scene(NamedTuple):
+  """Description of one image. `theme` = (attribute, value) of its counting question."""
+
+  config: SceneConfig
+  split: str
+  index: int
+  objects: tuple[Object, ...]
+  theme: tuple[str, str]
+
+  @property
+  def unseen(self) -> bool:
+    """Whether the image shows a (shape, colour) pair that training never shows."""
+    return any(o.held_out for o in self.objects)
+
+
+def split_size(split: str) -> int:
+  """Number of scenes in "train", "val" or "test". Raises ValueError for another name."""
+  if split not in SPLITS:
+    raise ValueError(f"unknown scene split {split!r}: use one of {list(SPLITS)}")
+  return SPLITS[split]
+
+
+def generator(config: SceneConfig, split: str, index: int, stream: str) -> np.random.Generator:
+  """The random numbers of one record: counter-based, so any record is O(1) to reach.
+
+  Raises IndexError when 0 <= index < split_size(split) does not hold.
+  """
+  if not 0 <= index < split_size(split):
+    raise IndexError(f"scene {index} is not in split {split!r} of {split_size(split)} scenes")
+  word = (list(SPLITS).index(split) << 56) | (_STREAMS.index(stream) << 48) | index
+  return np.random.Generator(np.random.Philox(key=np.array([config.seed, word], np.uint64)))
+
+
+@functools.cache
+def allowed_pairs(config: SceneConfig, split: str) -> tuple[tuple[str, str], ...]:
+  """Every (shape, colour) that images and texts of the split may use."""
+  pairs = itertools.product(config.shapes, config.colours)
+  return tuple(p for p in pairs if split == "test" or p not in HELD_OUT)
+
+
+@functools.cache
+def _themed_pairs(config, split, theme, inside):
+  attribute, value = theme
+  column = ("shape", "colour").index(attribute)
+  return [p for p in allowed_pairs(config, split) if (p[column] == value) == inside]
+
+
+def _draw_attributes(rng, config, split, theme, themed, count):
+  """`count` (size, colour, shape) of which exactly `themed` have the theme's value."""
+  inside, outside = (_themed_pairs(config, split, theme, flag) for flag in (True, False))
+  while True:  # theme and counts stay fixed over rejections: their distribution is exact
+    draws = rng.random((count, 2)).tolist()
+    attributes = []
+    for i, (u, v) in enumerate(draws):
+      pairs = inside if i < themed else outside
+      shape, colour = pairs[int(u * len(pairs))]
+      attributes.append((SIZES[v < 0.5], colour, shape))
+    if len(set(attributes)) == count and any(
+        (a[1] == b[1]) != (a[2] == b[2]) for a, b in itertools.combinations(attributes, 2)):
+      return attributes
+
+
+def _intersection(a, b):
+  x1, y1, x2, y2 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+  return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def overlap(a: Object, b: Object) -> float:
+  """Larger of two fractions: shared box area of the smaller box, shared pixels of the smaller
+  object. 0.0 = apart."""
+  shared = _intersection(a.box, b.box)
+  if shared is None:
+    return 0.0
+  x1, y1, x2, y2 = shared
+  masks = [object_mask(o.shape, o.radius) >= 0.5 for o in (a, b)]
+  views = [m[y1 - o.box[1]:y2 - o.box[1], x1 - o.box[0]:x2 - o.box[0]]
+           for m, o in zip(masks, (a, b), strict=True)]
+  boxes = (x2 - x1) * (y2 - y1) / min(m.size for m in masks)
+  pixels = np.logical_and(*views).sum() / min(m.sum() for m in masks)
+  return float(max(boxes, pixels))
+
+
+def _fits(candidate, placed, config):
+  """Whether overlap stays in its limit and every pair has a spatial relation beyond doubt."""
+  limit = _DIFFICULTIES[config.difficulty][5]
+  x1, y1, x2, y2 = candidate.box
+  x, y = candidate.centre
+  for other in placed:
+    if limit and overlap(candidate, other) > limit:
+      return False
+    if not limit and _intersection((x1 - 2, y1 - 2, x2 + 2, y2 + 2), other.box):
+      return False
+    if max(abs(x - other.centre[0]), abs(y - other.centre[1])) <= config.margin:
+      return False
+  return True
+
+
+def _place(rng, config, attributes):
+  """Objects at random places that keep the difficulty's overlap limit."""
+  while True:
+    placed = []
+    for size, colour, shape in attributes:
+      low, high = (round(f * config.size) for f in _RADII[size])
+      radius = int(rng.integers(low, high + 1))
+      height, width = object_mask(shape, radius).shape
+      rgb = tuple(np.clip(rng.integers(-12, 13, 3) + COLOURS[colour], 0, 255).tolist())
+      for u, v in rng.random((24, 2)).tolist():
+        x = 1 + int(u * (config.size - 1 - width))
+        y = 1 + int(v * (config.size - 1 - height))
+        candidate = Object(size, colour, shape, (x, y, x + width, y + height), radius, rgb)
+        if _fits(candidate, placed, config):
+          placed.append(candidate)
+          break
+      else:
+        break
+    if len(placed) == len(attributes):
+      return tuple(placed)
+
+
+def scene(config: SceneConfig, split: str, index: int) -> Scene:
+  """Description of scene `index` of a split.
+
+  The counting question is drawn first (attribute, value, number, all uniform) and the objects to
+  fit it, so its answer is uniform whatever its words. Raises ValueError for an unknown split,
+  IndexError for an index outside it.
+  """
+  rng = generator(config, split, index, "scene")
+  fewest, most = _DIFFICULTIES[config.difficulty][1:3]
+  attribute = ("shape", "colour")[rng.integers(2)]
+  values = config.shapes if attribute == "shape" else config.colours
+  theme = (attribute, values[rng.integers(len(values))])
+  themed = int(rng.integers(MAX_COUNT + 1))
+  count = int(rng.integers(max(fewest, themed), most + 1))
+  attributes = _draw_attributes(rng, config, split, theme, themed, count)
+  order = rng.permutation(count)
+  objects = _place(rng, config, [attributes[i] for i in order])
+  return Scene(config, split, index, objects, theme)
+
+
+def _outline(shape):
+  """Corners f64[N, 2] of a shape in a square of half extent 1, y down."""
+  if shape == "square":
+    return np.array([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)])
+  if shape == "triangle":
+    return np.array([(0, -0.95), (1, 0.85), (-1, 0.85)])
+  if shape == "diamond":
+    return np.array([(0, -1), (0.68, 0), (0, 1), (-0.68, 0)])
+  if shape == "cross":
+    a = 0.32
+    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a),
+                     (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+  if shape == "star":
+    turns = np.arange(10) * np.pi / 5
+    reach = np.where(np.arange(10) % 2, 0.46, 1.1)
+    return np.stack([reach * np.sin(turns), -reach * np.cos(turns)], 1)
+  turns = np.arange(64) * np.pi / 32  # circle
+  return np.stack([np.sin(turns), np.cos(turns)], 1)
+
+
+@functools.lru_cache(maxsize=256)
+def object_mask(shape: str, radius: int) -> np.ndarray:
+  """Coverage f32[h, w] in [0, 1] of a shape, cropped so that every edge row and column holds a
+  pixel covered by half or more (the object's box)."""
+  over = 8  # supersampling
+  side = 2 * radius + 6
+  corners = (_outline(shape) * radius + side / 2) * over
+  fine = np.zeros((side * over, side * over), np.uint8)
+  cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 255)
+  mask = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+  rows, columns = (np.flatnonzero(mask.max(axis) >= 0.5) for axis in (1, 0))
+  mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].copy()
+  mask.setflags(write=False)
+  return mask
+
+
+def _texture(rng, size):
+  """Low-contrast pattern f32[size, size, 1] in [-1, 1]: stripes, checks, blobs or a gradient."""
+  kind = rng.integers(4)
+  if kind == 0:  # blobs: a coarse grid made smooth
+    cells = int(rng.integers(4, 13))
+    grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+    return np.clip(cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC), -1, 1)[..., None]
+  turn = rng.uniform(0, np.pi)
+  axis = np.arange(size, dtype=np.float32) / size - 0.5
+  along = np.cos(turn) * axis[None, :] + np.sin(turn) * axis[:, None]
+  if kind == 1:
+    return (np.clip(1.4 * along, -1, 1))[..., None]
+  waves = np.float32(2 * np.pi * rng.uniform(3, 9))
+  pattern = np.sin(waves * along)
+  if kind == 2:
+    return pattern[..., None]
+  across = -np.sin(turn) * axis[None, :] + np.cos(turn) * axis[:, None]
+  return np.sign(pattern * np.sin(waves * across))[..., None]
+
+
+def _background(config, rng):
+  shape = (config.size, config.size, 3)
+  if config.difficulty == "default":
+    tint = rng.integers(222, 244, 3, dtype=np.uint8)
+    return rng.integers(0, 13, shape, dtype=np.uint8) + (tint - np.uint8(6))
+  tint = rng.uniform(155, 210) + rng.uniform(-14, 14, 3)  # near grey: never an object's colour
+  contrast = rng.uniform(8, 26, 3)
+  noise = rng.integers(0, 25, shape, dtype=np.uint8)
+  canvas = (tint - 12 + contrast * _texture(rng, config.size)).astype(np.float32) + noise
+  return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def render(scene: Scene, config: SceneConfig) -> np.ndarray:
+  """Pixels u8[size, size, 3] (RGB) of a scene. Raises ValueError for another scene's config."""
+  if config != scene.config:
+    raise ValueError(f"the scene was sampled with {scene.config}, not with {config}: render it "
+                     "with its own config")
+  image = _background(config, generator(config, scene.split, scene.index, "background"))
+  for o in scene.objects:
+    x1, y1, x2, y2 = o.box
+    patch = image[y1:y2, x1:x2].astype(np.float32)
+    patch += object_mask(o.shape, o.radius)[..., None] * (np.float32(o.rgb) - patch)
+    image[y1:y2, x1:x2] = np.rint(patch)
+  return image

@@ -1,0 +1,287 @@
+"""Sources of VQA records, by name: `get(config.data, split)`.
+
+A source is random access: `len(source)`, `source[i]` (a record) and, where pixels cost time,
+`source.questions(i)` (the questions of record i alone). A record is
+
+    {"image": path | encoded bytes | u8[H, W, 3], "image_id": str, "questions": [question, ...]}
+
+and a question {"question_id": int | str, "question": str, "answers": list[str] (of every annotator,
+or the keys of soft labels; empty when unknown), "weights": None (each answer weighs as often as it
+was given) or one float per unique answer in order of appearance, "ocr": str, "objects": str,
+"dataset": str}. Entries of files are counted from 1 in messages.
+"""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator
+
+_ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
+# These have one answer a question, on which nobody voted; the official fine-tuning halves it.
+_SINGLE_ANSWER_WEIGHT = {"vg": 0.5, "gqa": 0.5}
+_IMAGES_CHECKED = 3
+
+
+class VqaRecords:
+  """A list of VQA records as a source."""
+
+  def __init__(self, records: list[dict]):
+    self._records = records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict:
+    return self._records[index]
+
+  def questions(self, index: int) -> list[dict]:
+    return self._records[index]["questions"]
+
+
+def get(data, split: str):
+  """The source that `data.name` names.
+
+  Args:
+    data: config.data, a mapping with `name` and the keys of that source:
+      easy_vqa: val_every (0 = no validation split; n = images of the training set whose number
+        divides by n are split "val" and no longer in "train").
+      vqa_v2: train_files (list), val_file, test_file in the official json format, label_file
+        (soft labels of val_file, optional), vqa_root, vg_root, gqa_root (folders of images, each
+        needed only if the files name that dataset, docs/official.md item 21), questions_per_image.
+      jsonl: train_files, val_file, test_file with one object a line: image, question, answer (a
+        string or the list of all annotators' answers), and optionally question_id, ocr,
+        object_label; image_root, questions_per_image.
+      scenes: size, seed, difficulty of `mplug_jax.data.scenes.SceneConfig`.
+    split: "train", "val" or "test". Only "train" insists on answers.
+
+  Returns:
+    A source; questions of one image make one record if questions_per_image > 1 (always for
+    easy_vqa), otherwise every question is a record.
+
+  Raises:
+    ValueError: unknown name or split, unset key, malformed file (names file and entry).
+    FileNotFoundError: a file, one of the first images or the package is missing.
+  """
+  builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes}
+  if data["name"] not in builders:
+    raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
+  if split not in ("train", "val", "test"):
+    raise ValueError(f"Split {split!r} does not exist; known splits: train, val, test.")
+  return builders[data["name"]](data, split)
+
+
+def questions_of(source, index: int) -> list[dict]:
+  """The questions of record `index`, without making its image if the source can."""
+  if hasattr(source, "questions"):
+    return source.questions(index)
+  return source[index]["questions"]
+
+
+def texts(source) -> Iterator[str]:
+  """All questions, each followed by its unique answers: what a tokenizer is fitted to."""
+  for index in range(len(source)):
+    for question in questions_of(source, index):
+      yield question["question"]
+      yield from dict.fromkeys(question["answers"])
+
+
+def answer_list(data) -> list[str]:
+  """The candidate answers for ranking, from the json list `data.answer_list`.
+
+  Raises:
+    ValueError: the key is unset, or the file is not a json list of strings.
+    FileNotFoundError: the file does not exist.
+  """
+  path = _configured_file(data, "answer_list")
+  answers = _read_json(path)
+  if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+    raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
+  return answers
+
+
+def _easy_vqa(data, split):
+  """The PyPI package easy-vqa; a question's id is its row in the split's questions.json."""
+  spec = importlib.util.find_spec("easy_vqa")
+  if spec is None:
+    raise FileNotFoundError("data.name easy_vqa needs the package easy-vqa: pip install easy-vqa.")
+  folder = pathlib.Path(spec.submodule_search_locations[0], "data")
+  val_every = data.get("val_every", 0)
+  if split == "val" and not val_every:
+    raise ValueError("easy_vqa has no validation split of its own; set data.val_every, for "
+                     "instance to 20, to hold out every 20th training image.")
+  folder = folder / ("test" if split == "test" else "train")
+  records = {}
+  for row, (text, answer, number) in enumerate(_read_json(folder / "questions.json")):
+    held_out = bool(val_every) and number % val_every == 0
+    if split != "test" and held_out != (split == "val"):
+      continue
+    record = records.setdefault(number, {
+        "image": str(folder / "images" / f"{number}.png"), "image_id": str(number),
+        "questions": []})
+    record["questions"].append(_question(row, text, [answer], "easy_vqa"))
+  return VqaRecords([records[number] for number in sorted(records)])
+
+
+def _scenes(data, split):
+  from mplug_jax.data import scene_questions, scenes
+  config = scenes.SceneConfig(data.get("size"), data.get("seed", 0),
+                              data.get("difficulty", "default"))
+  return scene_questions.SceneVqaSource(config, split)
+
+
+def _vqa_v2(data, split):
+  labels = None
+  if split == "val" and data.get("label_file"):
+    labels = _read_labels(_configured_file(data, "label_file"))
+  rows = []
+  for path in _split_files(data, split):
+    entries = _read_json(path)
+    if not isinstance(entries, list):
+      raise ValueError(f"{path} must hold a json list of questions, not a "
+                       f"{type(entries).__name__}.")
+    for number, entry in enumerate(entries, 1):
+      where = f"{path}, entry {number}"
+      _require(entry, ("question_id", "question", "image", "dataset"), where)
+      root_key = _ROOT_KEYS.get(entry["dataset"])
+      if root_key is None:
+        raise ValueError(f"{where}: dataset {entry['dataset']!r} is not one of "
+                         f"{', '.join(_ROOT_KEYS)}.")
+      question = _parse_question(entry, entry["question_id"], where, split == "train")
+      if labels is not None:
+        _apply_labels(question, labels, where)
+      rows.append((root_key, entry["image"], question, where))
+  return _records(rows, data)
+
+
+def _jsonl(data, split):
+  rows = []
+  for path in _split_files(data, split):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+      if not line.strip():
+        continue
+      entry = _parse_json(line, path, number)
+      where = f"{path}, line {number}"
+      _require(entry, ("question", "image"), where)
+      question = _parse_question(entry, entry.get("question_id", len(rows)), where,
+                                 split == "train")
+      rows.append(("image_root", entry["image"], question, where))
+  return _records(rows, data)
+
+
+def _question(question_id, text, answers, dataset, ocr="", objects=""):
+  weight = _SINGLE_ANSWER_WEIGHT.get(dataset)
+  weights = None if weight is None else [weight] * len(set(answers))
+  return {"question_id": question_id, "question": text, "answers": answers, "weights": weights,
+          "ocr": ocr, "objects": objects, "dataset": dataset}
+
+
+def _parse_question(entry, question_id, where, training):
+  """One entry of a file -> question. `ocr` is a list of [position, word] or a string."""
+  answers = entry.get("answer", [])
+  answers = [answers] if isinstance(answers, str) else answers
+  if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+    raise ValueError(f"{where}: answer must be a string or a list of strings.")
+  if training and not answers:
+    missing = "the list of answers is empty" if "answer" in entry else "key 'answer' is missing"
+    raise ValueError(f"{where}: {missing}; a training question needs at least one answer.")
+  for key, kind in (("question", str), ("image", str), ("object_label", str)):
+    if not isinstance(entry.get(key, ""), kind):
+      raise ValueError(f"{where}: {key} must be a string.")
+  ocr = entry.get("ocr") or ""
+  if not isinstance(ocr, str):
+    try:
+      ocr = " ".join(word for _, word in ocr)
+    except (TypeError, ValueError):
+      raise ValueError(f"{where}: ocr must be a list of [position, word] pairs.") from None
+  return _question(question_id, entry["question"], answers, entry.get("dataset", "vqa"), ocr,
+                   entry.get("object_label", ""))
+
+
+def _records(rows, data):
+  """Rows (root key, image, question, where) -> source, grouped by image if so configured."""
+  records = []
+  by_path = {}
+  group = data.get("questions_per_image", 1) > 1
+  for root_key, image, question, where in rows:
+    if not data.get(root_key):
+      raise ValueError(f"{where}: its image {image!r} needs data.{root_key}, which is not set.")
+    path = str(pathlib.Path(data[root_key], image))
+    record = by_path.get(path)
+    if record is None:
+      # Only the first: a million look-ups on a network disk take minutes. Others are found missing
+      # when they are read.
+      if len(records) < _IMAGES_CHECKED and not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{where}: image {path} does not exist; check data.{root_key}.")
+      record = {"image": path, "image_id": image, "questions": []}
+      records.append(record)
+      if group:
+        by_path[path] = record
+    record["questions"].append(question)
+  return VqaRecords(records)
+
+
+def _read_labels(path):
+  """Soft labels [{"question_id": id, "label": {answer: score}}, ...] -> {id: label}."""
+  labels = {}
+  for number, entry in enumerate(_read_json(path), 1):
+    _require(entry, ("question_id", "label"), f"{path}, entry {number}")
+    labels[entry["question_id"]] = entry["label"]
+  return labels
+
+
+def _apply_labels(question, labels, where):
+  label = labels.get(question["question_id"])
+  if label is None:
+    raise ValueError(f"{where}: question_id {question['question_id']} has no entry in "
+                     "data.label_file.")
+  question["answers"] = list(label)
+  question["weights"] = [float(score) for score in label.values()]
+
+
+def _split_files(data, split):
+  if split != "train":
+    return [_configured_file(data, f"{split}_file")]
+  if not data.get("train_files") or isinstance(data["train_files"], str):
+    raise ValueError("data.train_files must be a list of at least one file.")
+  return [_existing_file(path, "train_files") for path in data["train_files"]]
+
+
+def _configured_file(data, key):
+  if not data.get(key):
+    raise ValueError(f"data.{key} is not set, and source {data['name']} needs it here.")
+  return _existing_file(data[key], key)
+
+
+def _existing_file(path, key):
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f"data.{key} names {path}, which does not exist or is not a file.")
+  return path
+
+
+def _require(entry, keys, where):
+  if not isinstance(entry, dict):
+    raise ValueError(f"{where}: must be an object with {', '.join(keys)}, not a "
+                     f"{type(entry).__name__}.")
+  for key in keys:
+    if key not in entry:
+      raise ValueError(f"{where}: key {key!r} is missing.")
+
+
+def _read_text(path):
+  try:
+    return pathlib.Path(path).read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+
+
+def _read_json(path):
+  return _parse_json(_read_text(path), path, 1)
+
+
+def _parse_json(text, path, first_line):
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    line = first_line + error.lineno - 1
+    raise ValueError(f"{path}, line {line}, column {error.colno}: not valid JSON "
+                     f"({error.msg}).") from None

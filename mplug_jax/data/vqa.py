@@ -1,0 +1,214 @@
+"""VQA records -> examples of fixed shape: an image, Q questions and their weighted answers."""
+
+import functools
+
+import numpy as np
+from absl import logging
+
+from mplug_jax.data import image_ops, sources, text_ops
+
+_WARNINGS = 10
+
+
+def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
+  """The unique answers of a question in order of appearance, and their weights.
+
+  Without weights of its own, an answer weighs the share of annotators who gave it; the weights sum
+  to 1, as in the official fine-tuning.
+
+  Raises:
+    ValueError: the number of weights is not the number of unique answers; names the question_id.
+  """
+  answers, weights = question["answers"], question["weights"]
+  unique = list(dict.fromkeys(answers))
+  if weights is None:
+    return unique, [answers.count(answer) / len(answers) for answer in unique]
+  if len(weights) != len(unique):
+    raise ValueError(f"Question {question['question_id']} has {len(unique)} unique answers but "
+                     f"{len(weights)} weights.")
+  return unique, weights
+
+
+class ChunkedQuestions:
+  """A source whose records carry at most `size` questions: each question of `source` once.
+
+  Record by record and in order; a record with n questions becomes ceil(n / size) records that
+  share its image.
+  """
+
+  def __init__(self, source, size: int):
+    self._source, self._size = source, size
+    counts = np.array([len(sources.questions_of(source, index)) for index in range(len(source))],
+                      np.int64)
+    chunks = -(-counts // size)
+    self._record = np.repeat(np.arange(len(source)), chunks)
+    first_chunk = np.repeat(chunks.cumsum() - chunks, chunks)
+    self._first = (np.arange(len(self._record)) - first_chunk) * size
+
+  def __len__(self) -> int:
+    return len(self._record)
+
+  def __getitem__(self, index: int) -> dict:
+    record = self._source[int(self._record[index])]
+    return {**record, "questions": self._chunk(record["questions"], index)}
+
+  def questions(self, index: int) -> list[dict]:
+    return self._chunk(sources.questions_of(self._source, int(self._record[index])), index)
+
+  def _chunk(self, questions, index):
+    return questions[self._first[index]:self._first[index] + self._size]
+
+
+class VqaTransform:
+  """A transform for `pipeline`: called with (index, record, rng), returns an example.
+
+  Its keys: image u8[H, W, 3], not normalised; question i32[Q, L] and answer i32[Q, A, T], padded
+  with the pad id; answer_weight f32[Q, A], 0 = padding; question_valid bool[Q]; corrupt bool[];
+  index i32[].
+
+  Training picks Q of the record's questions at random without replacement. A record with fewer
+  leaves the rest invalid. An answer is [bos] pieces [eos]; one longer than T loses pieces, never
+  its [eos], and is counted in `truncated_answers` (distinct texts). An image that cannot be read
+  gives zeros, corrupt and no valid question.
+
+  Args:
+    tokenizer: as in `mplug_jax.data.tokenizer`.
+    image_size: H = W, pixels.
+    questions_per_image: Q.
+    max_question: L, tokens of question, OCR words and object labels with [bos]; the rest is cut,
+      in evaluation too (docs/official.md item 34).
+    max_answers: A, unique answers of a question.
+    max_answer_tokens: T, with [bos] and [eos]; at least 3.
+    train: draw questions, augment, and insist on answers.
+    add_ocr, add_objects: append the words and labels found in the image to the question.
+    augment: None, or arguments of `image_ops.train_transform` for training.
+    strict: raise ImageError for an image that cannot be read.
+    blank_image: show a black image instead, to measure what the text alone gives away.
+
+  Raises (when called):
+    ValueError: more unique answers than A, a training question without answers, or, in evaluation,
+      more questions than Q (use `ChunkedQuestions`).
+  """
+
+  def __init__(self, tokenizer, *, image_size: int, questions_per_image: int, max_question: int,
+               max_answers: int, max_answer_tokens: int, train: bool, add_ocr: bool = False,
+               add_objects: bool = False, augment: dict | None = None, strict: bool = False,
+               blank_image: bool = False):
+    self._tokenizer = tokenizer
+    self._image_size = image_size
+    self._questions_per_image = questions_per_image
+    self._max_question = max_question
+    self._max_answers = max_answers
+    self._max_answer_tokens = max_answer_tokens
+    self._train = train
+    self._add_ocr, self._add_objects = add_ocr, add_objects
+    self._augment = None if augment is None else dict(augment)
+    self._strict = strict
+    self._blank_image = blank_image
+    self._corrupt_images = 0
+    self.truncated_answers = 0
+    self._make_caches()
+
+  @classmethod
+  def from_config(cls, config, tokenizer, train: bool):
+    """The transform that config.data and config.model describe."""
+    data, augment = config.data, config.data.augment
+    return cls(
+        tokenizer, image_size=config.model.image_size, train=train,
+        augment=dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None),
+        **{name: data[name] for name in (
+            "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr",
+            "add_objects", "strict", "blank_image")})
+
+  def _make_caches(self):
+    # The same questions and answers come back epoch after epoch, often for many images.
+    self._question_ids = functools.lru_cache(1 << 16)(self._encode_question)
+    self._answer_ids = functools.lru_cache(1 << 16)(self._encode_answer)
+
+  def __getstate__(self):
+    """Without the caches, which cannot be sent to a worker process."""
+    return {key: value for key, value in self.__dict__.items()
+            if key not in ("_question_ids", "_answer_ids")}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._make_caches()
+
+  def __call__(self, index: int, record: dict, rng: np.random.Generator | None) -> dict:
+    count = self._questions_per_image
+    questions = self._pick(record["questions"], rng)
+    image, corrupt = self._read_image(record, rng)
+    pad_id = self._tokenizer.pad_id
+    example = {
+        "image": image,
+        "question": np.full((count, self._max_question), pad_id, np.int32),
+        "answer": np.full((count, self._max_answers, self._max_answer_tokens), pad_id, np.int32),
+        "answer_weight": np.zeros((count, self._max_answers), np.float32),
+        "question_valid": np.zeros(count, np.bool_),
+        "corrupt": np.bool_(corrupt),
+        "index": np.int32(index),
+    }
+    if not corrupt:
+      for slot, question in enumerate(questions):
+        self._fill(example, slot, question)
+    return example
+
+  def _pick(self, questions, rng):
+    count = self._questions_per_image
+    if len(questions) <= count:
+      return questions
+    if not self._train:
+      raise ValueError(f"it has {len(questions)} questions, more than the {count} of a row; wrap "
+                       "the source in ChunkedQuestions, so that none is left out.")
+    return [questions[i] for i in rng.choice(len(questions), count, replace=False)]
+
+  def _fill(self, example, slot, question):
+    text = text_ops.vqa_text(question["question"], question["ocr"], question["objects"],
+                             self._add_ocr, self._add_objects)
+    ids = self._question_ids(text)
+    example["question"][slot, :len(ids)] = ids
+    example["question_valid"][slot] = True
+    answers, weights = weighted_answers(question)
+    if len(answers) > self._max_answers:
+      raise ValueError(f"question {question['question_id']} has {len(answers)} different answers, "
+                       f"more than max_answers {self._max_answers}.")
+    if self._train and not answers:
+      raise ValueError(f"question {question['question_id']} has no answer to train on.")
+    for number, answer in enumerate(answers):
+      ids = self._answer_ids(answer)
+      example["answer"][slot, number, :len(ids)] = ids
+    example["answer_weight"][slot, :len(weights)] = weights
+
+  def _encode_question(self, text):
+    return np.array(self._tokenizer.encode(text)[:self._max_question], np.int32)
+
+  def _encode_answer(self, text):
+    eos_id = self._tokenizer.eos_id
+    ids = self._tokenizer.encode(text)
+    if ids[-1] != eos_id:
+      ids = [*ids, eos_id]
+    if len(ids) > self._max_answer_tokens:
+      self.truncated_answers += 1
+      if self.truncated_answers <= _WARNINGS:
+        logging.warning("The answer %r has %d tokens; it is cut to max_answer_tokens %d.", text,
+                        len(ids), self._max_answer_tokens)
+      ids = [*ids[:self._max_answer_tokens - 1], eos_id]
+    return np.array(ids, np.int32)
+
+  def _read_image(self, record, rng):
+    """-> (u8[H, W, 3], whether the image is corrupt)."""
+    if self._blank_image:
+      return np.zeros((self._image_size, self._image_size, 3), np.uint8), False
+    image = record["image"]
+    try:
+      image = image_ops.decode_image(image, None if isinstance(image, str) else record["image_id"])
+    except image_ops.ImageError as error:
+      if self._strict:
+        raise
+      self._corrupt_images += 1
+      if self._corrupt_images <= _WARNINGS:
+        logging.warning("%s Its questions do not count.", error)
+      return np.zeros((self._image_size, self._image_size, 3), np.uint8), True
+    if self._train and self._augment is not None:
+      return image_ops.train_transform(image, self._image_size, rng, **self._augment), False
+    return image_ops.eval_transform(image, self._image_size), False

@@ -1,0 +1,103 @@
+"""Evaluates visual question answering on every question of a split."""
+
+from collections import Counter
+import os
+
+import numpy as np
+
+from mplug_jax import plots
+from mplug_jax.data import image_ops, pipeline, sources, vqa
+from mplug_jax.evaluators import vqa_accuracy
+
+SHEET_IMAGES, SHEET_QUESTIONS = 12, 4
+
+
+def score(prediction, question):
+  """Score in [0, 1] by what is known of a question: soft labels, all annotators' answers (VQA accuracy), or one answer."""
+  answers = question["answers"]
+  if len(answers) == 1:
+    return float(vqa_accuracy.exact_match(prediction, answers[0]))
+  if question["weights"] is not None:
+    return vqa_accuracy.soft_label_score(prediction, dict(zip(dict.fromkeys(answers), question["weights"])))
+  return vqa_accuracy.vqa_accuracy(prediction, answers)
+
+
+class Evaluator:
+  """Answers all questions of a split, scores them, leaves predictions and a picture in the run's folder."""
+
+  metric = "accuracy"  # the one that the run's last line and the best checkpoint go by
+
+  def __init__(self, config, tokenizer, workdir):
+    self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
+    data = config.data
+    self.source = vqa.ChunkedQuestions(sources.get(data, config.eval.split), data.questions_per_image)
+    self.transform = vqa.VqaTransform.from_config(config, tokenizer, train=False)
+
+  def run(self, predict, process_index=0, process_count=1):
+    """Evaluates.
+
+    Args:
+      predict: {name: function batch of this process -> {key: array of all processes' rows}}, with the batch's `index` and
+        `mask` among the keys.
+      process_index, process_count: of this process.
+
+    Returns:
+      {name: percent}: accuracy, accuracy per group where questions have one, and the share of the most frequent answer;
+      empty when no question has an answer to compare with.
+    """
+    answers = self._predict(predict, process_index, process_count)
+    if process_index == 0:
+      rows = [(q["question_id"], text) for q, text in answers]
+      vqa_accuracy.write_results(os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows)))
+      self._write_sheet(answers)
+    scored = [(q, score(text, q)) for q, text in answers if q["answers"]]
+    if not scored:
+      return {}
+    result = {"accuracy": 100 * float(np.mean([s for _, s in scored]))}
+    groups = {q["question_id"]: q["family"] for q, _ in scored if q.get("family")}
+    scores = {q["question_id"]: s for q, s in scored if q["question_id"] in groups}
+    for name, value in sorted(vqa_accuracy.mean_by_group(scores, groups).items()):
+      result[f"accuracy_{name}"] = 100 * value
+    most, _ = Counter(q["answers"][0] for q, _ in scored).most_common(1)[0]
+    return result | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))}
+
+  def _predict(self, predict, process_index, process_count):
+    """[(question record, answer text)] of the whole split, in order."""
+    batches = pipeline.eval_batches(
+        self.source, self.transform, batch_size=self.config.eval.batch_size, process_index=process_index,
+        process_count=process_count, limit=self.config.eval.limit or None, threads=self.config.data.threads)
+    answers = []
+    for batch in batches:
+      out = predict[self.config.task.predict](batch)
+      for row in np.flatnonzero(out["mask"]):
+        questions = self.source.questions(int(out["index"][row]))
+        answers += [(q, self._text(out, row, i)) for i, q in enumerate(questions)]
+    batches.close()
+    return answers
+
+  def _text(self, out, row, i):
+    """Answer text of question i of a row: generated tokens, or the first of the ranked candidates."""
+    if "tokens" in out:
+      return self.tokenizer.decode(out["tokens"][row, i, :out["length"][row, i]])
+    return self.config.task.rank_answers[int(out["answer"][row, i, 0])]
+
+  def _write_sheet(self, answers):
+    """predictions.png: the first images of the split with some of their questions, answers and truths."""
+    texts = {q["question_id"]: text for q, text in answers}
+    images, lines, seen = [], [], set()
+    for index in range(len(self.source)):
+      record = self.source[index]
+      questions = [q for q in record["questions"] if q["question_id"] in texts][:SHEET_QUESTIONS]
+      if not questions or len(images) == SHEET_IMAGES:
+        break
+      if record["image_id"] in seen:
+        continue
+      seen.add(record["image_id"])
+      try:
+        image = image_ops.decode_image(record["image"])
+      except image_ops.ImageError:
+        continue
+      images.append(image_ops.eval_transform(image, max(self.config.model.image_size, min(max(image.shape), 288))))
+      lines.append([(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0]) for q in questions])
+    if images:
+      plots.sample_sheet(np.stack(images), lines, os.path.join(self.workdir, "predictions.png"))

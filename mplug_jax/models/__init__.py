@@ -1,0 +1,1 @@
+"""The mPLUG modules: pure functions of parameters and arrays."""

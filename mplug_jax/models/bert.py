@@ -1,0 +1,208 @@
+"""BERT as mPLUG uses it: post-norm layers with optional cross-attention, the text encoder, the causal text decoder.
+
+Shapes: B rows, L tokens, D width, V vocabulary; memory rows M with B = M * R; K beams; T decoded positions at most.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mplug_jax.models import layers
+from mplug_jax.sharding import constrain
+
+EPSILON = 1e-12  # of every layer norm in BERT
+
+
+class BertConfig(NamedTuple):
+  """Geometry and numerics common to all BERT parts of one model."""
+  vocab_size: int
+  hidden_size: int
+  heads: int
+  mlp_dim: int
+  max_positions: int
+  pad_id: int
+  dropout: float
+  attention_dropout: float
+  initializer_range: float
+  dtype: jnp.dtype
+  remat: str
+
+  @property
+  def kernel_init(self):
+    return nn.initializers.normal(self.initializer_range)
+
+  def dense(self, width, name=None):
+    return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+
+  def norm(self, name=None):
+    return layers.LayerNorm(EPSILON, self.dtype, name=name)
+
+  def attention(self, name=None):
+    return layers.Attention(self.hidden_size, self.heads, self.attention_dropout, self.dtype, self.kernel_init, name=name)
+
+
+class Memory(NamedTuple):
+  """What cross-attention reads: segments along the sequence, each with its own number of rows.
+
+  A segment's rows divide the largest number of rows: [image f[B, N, D], text f[B * Q, L, D]] is the memory of Q
+  questions about each image, and the image's keys and values are computed once for all Q.
+  """
+  states: tuple  # of f[M_i, S_i, D]
+  masks: tuple  # of bool[M_i, S_i], or None = no padding
+
+  @property
+  def rows(self):
+    return max(x.shape[0] for x in self.states)
+
+  def repeat(self, x):
+    """f[M_i, ...] -> f[M, ...], each row repeated in place."""
+    return x if x.shape[0] == self.rows else jnp.repeat(x, self.rows // x.shape[0], axis=0)
+
+  @property
+  def mask(self):
+    """bool[M, 1, 1, S], or None when no segment has padding."""
+    if all(mask is None for mask in self.masks):
+      return None
+    masks = [jnp.ones(x.shape[:2], bool) if mask is None else mask for x, mask in zip(self.states, self.masks)]
+    return jnp.concatenate([self.repeat(mask) for mask in masks], axis=1)[:, None, None, :]
+
+
+class Embeddings(nn.Module):
+  """Word + position + token type (always type 0) embeddings, layer norm, dropout."""
+  config: BertConfig
+
+  def setup(self):
+    c = self.config
+    def table(rows):
+      return nn.Embed(rows, c.hidden_size, dtype=c.dtype, embedding_init=c.kernel_init)
+    self.word, self.position, self.token_type = table(c.vocab_size), table(c.max_positions), table(2)
+    self.norm = c.norm()
+    self.dropout = layers.Dropout(c.dropout)
+
+  def __call__(self, ids, positions):
+    """ids: i32[B, L]; positions: i32[L] -> dtype[B, L, D]. The look-up of the pad id passes no gradient."""
+    words = self.word(ids)
+    words = jnp.where((ids == self.config.pad_id)[..., None], jax.lax.stop_gradient(words), words)
+    return self.dropout(self.norm(words + self.position(positions) + self.token_type(jnp.zeros((1,), jnp.int32))))
+
+
+class BertLayer(nn.Module):
+  """Post-norm layer: self-attention, optional cross-attention, feed-forward. A body for `nn.scan`."""
+  config: BertConfig
+  cross: bool = False
+
+  def setup(self):
+    c = self.config
+    self.attention, self.attention_norm = c.attention(), c.norm()
+    if self.cross:
+      self.crossattention, self.crossattention_norm = c.attention(), c.norm()
+    self.intermediate, self.output, self.output_norm = c.dense(c.mlp_dim), c.dense(c.hidden_size), c.norm()
+    self.dropout = layers.Dropout(c.dropout)
+
+  def _feed_forward(self, x):
+    out = self.output(layers.gelu(self.intermediate(x)))
+    return constrain(self.output_norm(x + self.dropout(out)))
+
+  def __call__(self, x, mask=None, memory=None, memory_mask=None):
+    """x: f[B, L, D]; mask: bool[B, 1, L | 1, L]; memory: `Memory` or None -> (dtype[B, L, D], None)."""
+    x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    if self.cross:
+      read = self.crossattention.attend(x, *self.cross_keys_values(None, memory)[1], memory_mask)
+      x = self.crossattention_norm(x + self.dropout(read))
+    return self._feed_forward(x), None
+
+  def cross_keys_values(self, carry, memory):
+    """(carry, (key, value)): both dtype[M, H, S, Dh], each memory segment projected once."""
+    pairs = [self.crossattention.keys_values(x) for x in memory.states]
+    return carry, tuple(jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
+
+  def step(self, x, cache, cross, position, cross_mask):
+    """One position of incremental decoding; beams are query positions of the cross-attention.
+
+    Args:
+      x: f[B, K, D]. position: i32[].
+      cache: {"key", "value"}: dtype[B, K, H, T, Dh], positions before `position` filled.
+      cross: (key, value) dtype[B, H, S, Dh]. cross_mask: bool[B, 1, 1, S] or None.
+
+    Returns:
+      (dtype[B, K, D], the cache with `position` filled).
+    """
+    new = self.attention.keys_values(x)  # [B, H, K, Dh]
+    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], value.transpose(0, 2, 1, 3)[:, :, :, None], position, 3)
+             for name, value in zip(("key", "value"), new)}
+    batch, beams = x.shape[:2]
+    flat = jax.tree.map(lambda c: c.reshape((batch * beams,) + c.shape[2:]), cache)
+    seen = (jnp.arange(flat["key"].shape[2]) <= position)[None, None, None, :]
+    read = self.attention.attend(x.reshape(batch * beams, 1, -1), flat["key"], flat["value"], seen)
+    x = self.attention_norm(x + read.reshape(x.shape))
+    read = self.crossattention.attend(x, *cross, cross_mask)
+    return self._feed_forward(self.crossattention_norm(x + read)), cache
+
+
+class LanguageModelHead(nn.Module):
+  """dense -> GELU -> layer norm -> product with a word embedding table -> + bias."""
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x, table):
+    """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]."""
+    c = self.config
+    x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, "dense")(x)))
+    logits = jnp.einsum("bld,vd->blv", x, table.astype(c.dtype), preferred_element_type=jnp.float32)
+    return logits + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+
+
+class TextEncoder(nn.Module):
+  """Bidirectional BERT encoder. i32[B, L], bool[B, L] -> dtype[B, L, D]."""
+  config: BertConfig
+  depth: int
+
+  @nn.compact
+  def __call__(self, ids, mask):
+    x = Embeddings(self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
+    stack = layers.scan(BertLayer, self.depth, self.config.remat, {"__call__": dict(in_axes=(nn.broadcast,))})
+    return stack(self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
+
+
+class TextDecoder(nn.Module):
+  """Causal BERT decoder with cross-attention; its output layer is tied to its word embeddings."""
+  config: BertConfig
+  depth: int
+
+  def setup(self):
+    self.embeddings = Embeddings(self.config)
+    self.layers = layers.scan(BertLayer, self.depth, self.config.remat, {
+        "__call__": dict(in_axes=(nn.broadcast, nn.broadcast, nn.broadcast)),
+        "cross_keys_values": dict(in_axes=(nn.broadcast,)),
+        "step": dict(in_axes=(0, 0, nn.broadcast, nn.broadcast)),
+    })(self.config, cross=True)
+    self.head = LanguageModelHead(self.config)
+
+  def __call__(self, ids, mask, memory):
+    """Teacher forcing. ids: i32[B, L]; mask: bool[B, L]; memory: `Memory`, M rows with B = M * R -> f32[B, L, V]."""
+    length = ids.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
+    x = constrain(self.embeddings(ids, jnp.arange(length)))
+    x, _ = self.layers(x, causal, memory, memory.mask)
+    return self.head(x, self.embeddings.word.embedding)
+
+  def init_cache(self, memory, beams, length):
+    """The cache of incremental decoding: cross-attention keys and values, and empty self-attention ones.
+
+    Returns:
+      {"cross": (key, value) dtype[depth, B, H, S, Dh], "cross_mask": bool[B, 1, 1, S] or None,
+       "self": {"key", "value"}: dtype[depth, B, K, H, T, Dh]}.
+    """
+    c = self.config
+    _, cross = self.layers.cross_keys_values(jnp.zeros(()), memory)
+    shape = (self.depth, memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
+    empty = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
+    return {"cross": cross, "cross_mask": memory.mask, "self": empty}
+
+  def step(self, tokens, position, cache):
+    """tokens: i32[B, K] at `position` i32[] -> (f32[B, K, V] for the next position, cache)."""
+    x = self.embeddings(tokens, position[None])
+    x, new = self.layers.step(x, cache["self"], cache["cross"], position, cache["cross_mask"])
+    return self.head(x, self.embeddings.word.embedding), cache | {"self": new}

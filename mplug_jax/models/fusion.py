@@ -1,0 +1,73 @@
+"""The skip-connected fusion encoder (paper section 3.2)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mplug_jax.models import layers
+from mplug_jax.models.bert import BertConfig, BertLayer, LanguageModelHead, Memory
+from mplug_jax.sharding import constrain
+
+
+def connected_layers(depth, stride, rule):
+  """Indices j (from 0) of the layers that attend over image and text together.
+
+  Args:
+    rule: "released": j > 0 and j % stride == 0, as the released code (docs/official.md item 2); "paper": with i = j + 1,
+      i % (stride + 1) == 0, as the paper's Algorithm 1. With 6 layers both give none at stride 6 and j = 3 at stride 3.
+  """
+  rules = {"released": lambda j: j > 0 and j % stride == 0, "paper": lambda j: (j + 1) % (stride + 1) == 0}
+  if rule not in rules:
+    raise ValueError(f"config.model.fusion={rule!r} is not one of {', '.join(rules)}.")
+  return tuple(j for j in range(depth) if rules[rule](j))
+
+
+class FusionEncoder(nn.Module):
+  """Text attends to the image (asymmetric layers); every `stride` layers both attend to both (connected layers).
+
+  Only the layers that run exist, and a connected layer has no cross-attention (docs/official.md item 4).
+  """
+  config: BertConfig
+  depth: int
+  stride: int
+  rule: str = "released"
+
+  def setup(self):
+    layer = layers.remat(BertLayer, self.config.remat)
+    self.connected = connected_layers(self.depth, self.stride, self.rule)
+    self.layer = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
+    self.mlm_head = MaskedLanguageModelHead(self.config)
+
+  def __call__(self, text, mask, image):
+    """text: f[B * Q, L, D]; mask: bool[B * Q, L]; image: f[B, N, D] -> (image f[B or B * Q, N, D], text f[B * Q, L, D]).
+
+    Q texts share an image. The image comes back with a row per text once a connected layer has mixed them, and
+    unchanged when there is none.
+    """
+    tokens = image.shape[1]
+    for j, layer in enumerate(self.layer):
+      if j not in self.connected:
+        text, _ = layer(text, mask[:, None, None, :], Memory((image,), (None,)))
+        continue
+      if image.shape[0] != text.shape[0]:
+        image = jnp.repeat(image, text.shape[0] // image.shape[0], axis=0)
+      joint_mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
+      joint, _ = layer(constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :])
+      # The released code adds the layer's output to the image stream and normalises no more (docs/official.md item 3).
+      image = image + joint[:, :tokens] if self.rule == "released" else joint[:, :tokens]
+      text = joint[:, tokens:]
+    return image, text
+
+  def mlm_logits(self, text):
+    """f[B, L, D] -> f32[B, L, V]: masked language modelling over the fused text."""
+    return self.mlm_head(text)
+
+
+class MaskedLanguageModelHead(nn.Module):
+  """Language model head with a word table of its own, as the fusion encoder's in pre-training. f[B, L, D] -> f32[B, L, V]."""
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    table = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word").embedding
+    return LanguageModelHead(c, name="head")(x, table)

@@ -1,0 +1,180 @@
+"""Building blocks shared by the image encoder, the text encoder, the fusion encoder and the decoder.
+
+Shapes: B batch, L query tokens, S key tokens, D width, H heads, Dh head width. Activations have the compute `dtype`;
+softmax, layer norm and logits are float32. Dropout is active exactly when the caller passes a "dropout" rng to `apply`.
+"""
+
+from collections.abc import Callable
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e9  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
+
+
+def quick_gelu(x):
+  """x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...]."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+def gelu(x):
+  """Exact (erf) GELU, the activation of BERT. f[...] -> f[...]."""
+  return nn.gelu(x, approximate=False)
+
+
+def _mix(x):
+  """Finaliser of a 32-bit hash: two rounds of multiply and xor-shift. u32[...] -> u32[...]."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def keep_mask(key, shape, rate):
+  """bool[shape], True with probability 1 - rate.
+
+  A counter-based hash of (key, element index) rather than `jax.random.bernoulli`: a quarter of the arithmetic, it fuses
+  into its consumer instead of being stored, and an element's value does not depend on how the array is sharded.
+  """
+  seeds = jax.random.bits(key, (2,), jnp.uint32)
+  row, stride = jnp.zeros(shape[:-1] + (1,), jnp.uint32), 1
+  for axis in reversed(range(len(shape) - 1)):
+    row += jax.lax.broadcasted_iota(jnp.uint32, shape[:-1] + (1,), axis) * jnp.uint32(stride & 0xFFFFFFFF)
+    stride *= shape[axis]
+  column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+  bits = _mix(_mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
+  return bits >= jnp.uint32(int(rate * 2**32))
+
+
+def dropout(x, rate, key):
+  """Zeroes elements with probability `rate`, scales the rest by 1 / (1 - rate). key None or rate 0: identity."""
+  if key is None or rate == 0.0:
+    return x
+  return jnp.where(keep_mask(key, x.shape, rate), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+  """Dropout of activations, active when a "dropout" rng is given. f[..., D] -> f[..., D]."""
+  rate: float
+
+  def __call__(self, x):
+    active = self.rate > 0.0 and self.has_rng("dropout")
+    return dropout(x, self.rate, self.make_rng("dropout") if active else None)
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, computed in float32. f[..., D] -> dtype[..., D]."""
+  epsilon: float
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    width = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (width,))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def split_heads(x, heads):
+  """f[B, L, H * Dh] -> f[B, H, L, Dh]."""
+  return x.reshape(x.shape[:2] + (heads, -1)).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x):
+  """f[B, H, L, Dh] -> f[B, L, H * Dh]."""
+  return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def attention(query, key, value, mask=None, rate=0.0, rng=None):
+  """Scaled dot-product attention, heads first.
+
+  Args:
+    query: f[B, H, L, Dh]. key, value: f[B, H, S, Dh].
+    mask: bool, broadcastable to [B, H, L, S]; True = may be attended to. None = all.
+    rate, rng: dropout of the attention probabilities; rng None = off.
+
+  Returns:
+    dtype[B, H, L, Dh] in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked gives
+    the mean of all values.
+  """
+  scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key,
+                      preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask, scores, MASKED)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+  total = weights.sum(-1, keepdims=True)
+  weights = dropout(weights, rate, rng).astype(value.dtype)
+  # Dividing after the product with the values touches L x Dh numbers instead of L x S.
+  out = jnp.einsum("bhls,bhsd->bhld", weights, value, preferred_element_type=jnp.float32)
+  return (out / total).astype(value.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head attention with separate query, key, value and output projections.
+
+  Keys may come from fewer rows than queries: with M key rows and M * R query rows, consecutive groups of R query rows
+  share one row of keys (R questions about an image, R answers to a question), whose keys and values are computed once.
+  """
+  width: int
+  heads: int
+  rate: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  kernel_init: Callable = nn.initializers.normal(0.02)
+  out_init: Callable | None = None  # default: kernel_init
+
+  def setup(self):
+    def dense(init):
+      return nn.Dense(self.width, dtype=self.dtype, kernel_init=init)
+    self.query, self.key, self.value = (dense(self.kernel_init) for _ in range(3))
+    self.out = dense(self.out_init or self.kernel_init)
+
+  def keys_values(self, x):
+    """f[M, S, D'] -> (key, value), both dtype[M, H, S, Dh]."""
+    return split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
+
+  def attend(self, x, key, value, mask=None):
+    """x: f[M * R, L, D]; key, value: [M, H, S, Dh]; mask: bool, broadcastable to [M, H, R * L, S] -> [M * R, L, D]."""
+    rows, length, _ = x.shape
+    query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * L, D]
+    rng = self.make_rng("dropout") if self.rate > 0.0 and self.has_rng("dropout") else None
+    out = attention(split_heads(query, self.heads), key, value, mask, self.rate, rng)
+    return self.out(merge_heads(out)).reshape(rows, length, self.width)
+
+  def __call__(self, x, mask=None):
+    """Self-attention. x: f[B, L, D]; mask: bool, broadcastable to [B, H, L, L] -> dtype[B, L, D]."""
+    return self.attend(x, *self.keys_values(x), mask)
+
+
+def remat(layer, policy):
+  """The layer class with its activations recomputed in the backward pass.
+
+  Args:
+    layer: a Module class.
+    policy: "none" keeps everything, "full" keeps the layer's input only, "dots" keeps the outputs of products with
+      parameters.
+  """
+  if policy == "none":
+    return layer
+  policies = {"full": jax.checkpoint_policies.nothing_saveable,
+              "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+  if policy not in policies:
+    raise ValueError(f"config.model.remat={policy!r} is not one of none, {', '.join(policies)}.")
+  return nn.remat(layer, prevent_cse=False, policy=policies[policy])
+
+
+def scan(layer, depth, remat_policy="none", methods=None):
+  """A stack of `depth` equal layers as one scanned module: its parameters have a leading axis [depth, ...].
+
+  Args:
+    layer: a Module class whose methods take (carry, ...) and return (carry, output).
+    methods: {method: {"in_axes": ..., "out_axes": ...}} for more than a plain `__call__(carry)`.
+  """
+  shared = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth)
+  layer = remat(layer, remat_policy)
+  if methods is None:
+    return nn.scan(layer, **shared)
+  return nn.scan(layer, methods={name: shared | axes for name, axes in methods.items()})

@@ -1,0 +1,134 @@
+"""mPLUG: the image encoder, text encoder, fusion encoder and text decoder, and the heads of every task.
+
+Shapes: B images, Q texts about each (usually 1), N image tokens, L text tokens, D hidden size, V vocabulary.
+Parameters appear only for the methods that a task calls when it initialises.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mplug_jax.models import layers
+from mplug_jax.models.bert import BertConfig, Memory, TextDecoder, TextEncoder
+from mplug_jax.models.fusion import FusionEncoder
+from mplug_jax.models.vit import VisionTransformer
+
+class Scalar(nn.Module):
+  """One learned number f32[], a module so that it exists only for the tasks that use it."""
+  initial: float
+
+  @nn.compact
+  def __call__(self):
+    return self.param("value", nn.initializers.constant(self.initial), ())
+
+
+class ClassificationHead(nn.Module):
+  """Two-layer head of SNLI-VE and NLVR2: f[B, F] -> f32[B, C]."""
+  width: int
+  classes: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="dense")(x))
+    return nn.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+
+
+class MPlug(nn.Module):
+  """The model. Geometry as in presets.PRESETS; `stride` and `fusion` choose the connected layers of the fusion encoder."""
+  image_size: int
+  patch_size: int
+  vision_width: int
+  vision_layers: int
+  vocab_size: int
+  hidden_size: int
+  heads: int
+  mlp_dim: int
+  max_positions: int
+  text_layers: int
+  fusion_layers: int
+  stride: int
+  decoder_layers: int
+  pad_id: int
+  vision_heads: int = 0  # 0 = heads of width 64, as CLIP
+  fusion: str = "released"
+  embed_dim: int = 256
+  classes: int = 2
+  temperature: float = 0.07
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  vision_attention_dropout: float = 0.1
+  initializer_range: float = 0.02
+  dtype: jnp.dtype = jnp.float32
+  remat: str = "none"
+
+  def setup(self):
+    bert = BertConfig(self.vocab_size, self.hidden_size, self.heads, self.mlp_dim, self.max_positions, self.pad_id,
+                      self.dropout, self.attention_dropout, self.initializer_range, self.dtype, self.remat)
+    self.visual_encoder = VisionTransformer(
+        self.image_size, self.patch_size, self.vision_width, self.vision_layers, self.vision_heads or self.vision_width // 64,
+        self.vision_attention_dropout, self.dtype, self.remat)
+    self.visn_fc = bert.dense(self.hidden_size)
+    self.visn_layer_norm = bert.norm()
+    self.visn_dropout = layers.Dropout(self.dropout)
+    self.text_encoder = TextEncoder(bert, self.text_layers)
+    self.fusion_encoder = FusionEncoder(bert, self.fusion_layers, self.stride, self.fusion)
+    self.text_decoder = TextDecoder(bert, self.decoder_layers)
+    self.vision_proj, self.text_proj = bert.dense(self.embed_dim), bert.dense(self.embed_dim)
+    self.itm_head = bert.dense(2)
+    self.cls_head = ClassificationHead(self.hidden_size, self.classes, self.dtype)
+    self.temp = Scalar(self.temperature)
+
+  def encode_image(self, image):
+    """Normalised f32[B, S, S, 3] -> dtype[B, 1 + N, D]; projected to the text width where the two differ."""
+    x = self.visual_encoder(image)
+    if self.vision_width == self.hidden_size:
+      return x
+    return self.visn_dropout(self.visn_layer_norm(self.visn_fc(x)))
+
+  def encode_text(self, ids, mask):
+    """i32[B, L], bool[B, L] (True = token) -> dtype[B, L, D]."""
+    return self.text_encoder(ids, mask)
+
+  def fuse(self, text, mask, image):
+    """text: f[B * Q, L, D]; mask: bool[B * Q, L]; image: f[B, N, D] -> (image, text), see FusionEncoder."""
+    return self.fusion_encoder(text, mask, image)
+
+  def memory(self, image, text=None, mask=None):
+    """What the decoder reads: image tokens, then fused text tokens (captioning: image tokens alone) -> Memory."""
+    return Memory((image,), (None,)) if text is None else Memory((image, text), (None, mask))
+
+  def decode(self, ids, mask, memory):
+    """Teacher forcing. i32[R, T], bool[R, T], Memory of M rows (R = M * answers) -> f32[R, T, V]."""
+    return self.text_decoder(ids, mask, memory)
+
+  def init_cache(self, memory, beams, length):
+    """Cache for decoding `length` positions of `beams` sequences per memory row, see TextDecoder.init_cache."""
+    return self.text_decoder.init_cache(memory, beams, length)
+
+  def decode_step(self, tokens, position, cache):
+    """tokens: i32[M, K] at `position` i32[] -> (f32[M, K, V] logits of the next position, cache)."""
+    return self.text_decoder.step(tokens, position, cache)
+
+  def contrastive_features(self, image, text):
+    """Image and text tokens f[B, N, D], f[B, L, D] (either may be None) -> unit vectors f32[B, E] of their first tokens."""
+    def unit(x):
+      x = x.astype(jnp.float32)
+      return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return (None if image is None else unit(self.vision_proj(image[:, 0])),
+            None if text is None else unit(self.text_proj(text[:, 0])))
+
+  def match_logits(self, text):
+    """Fused text f[B, L, D] -> f32[B, 2]; class 1 = the text describes the image."""
+    return self.itm_head(text[:, 0]).astype(jnp.float32)
+
+  def mlm_logits(self, text):
+    """Fused text f[B, L, D] -> f32[B, L, V]."""
+    return self.fusion_encoder.mlm_logits(text)
+
+  def class_logits(self, features):
+    """f[B, F] -> f32[B, classes]."""
+    return self.cls_head(features)
+
+  def contrastive_temperature(self):
+    """f32[]: similarities are divided by it."""
+    return self.temp()

@@ -1,0 +1,81 @@
+"""CLIP's Vision Transformer, as mPLUG uses it: every token after the last layer norm, no projection."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mplug_jax.models import layers
+from mplug_jax.sharding import constrain
+
+
+class Mlp(nn.Module):
+  """Linear -> QuickGELU -> linear. f[B, N, W] -> dtype[B, N, W]."""
+  width: int
+  depth: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5), name="up")(x)
+    residual_init = nn.initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
+    return nn.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, name="down")(layers.quick_gelu(x))
+
+
+class Block(nn.Module):
+  """Pre-norm residual block, a body for `nn.scan`. f[B, N, W] -> (dtype[B, N, W], None).
+
+  The released code drops attention probabilities here, OpenAI's CLIP does not (docs/official.md item 43).
+  """
+  width: int
+  heads: int
+  depth: int
+  attention_rate: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.width**-0.5
+    normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
+    x = x + layers.Attention(self.width, self.heads, self.attention_rate, self.dtype, nn.initializers.normal(scale),
+                             nn.initializers.normal(scale * (2 * self.depth) ** -0.5), name="attention")(normed)
+    normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
+    return constrain(x + Mlp(self.width, self.depth, self.dtype, name="mlp")(normed)), None
+
+
+def patchify(image, patch):
+  """f[B, H, W, 3] -> f[B, (H / patch) * (W / patch), patch * patch * 3], patches and their pixels row by row."""
+  batch, height, width, channels = image.shape
+  x = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+class VisionTransformer(nn.Module):
+  """Image encoder (Radford et al. 2021). `image_size` sets the number of rows of the position table."""
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  heads: int
+  attention_rate: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(self, image):
+    """Normalised image f32[B, image_size, image_size, 3] -> dtype[B, 1 + N, W], the class token first.
+
+    Raises ValueError for an image of another size: a table of positions fits one size only.
+    """
+    if image.shape[1:] != (self.image_size, self.image_size, 3):
+      raise ValueError(f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, 3) and got "
+                       f"{image.shape[1:]}; set config.model.image_size, or resize the images.")
+    # A product of flattened patches: the gradient of the equal 16 x 16 convolution compiles 30 times slower.
+    x = patchify(image.astype(self.dtype), self.patch_size)
+    x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
+    scale = self.width**-0.5
+    token = self.param("class_embedding", nn.initializers.normal(scale), (self.width,)).astype(self.dtype)
+    positions = self.param("position_embedding", nn.initializers.normal(scale), (x.shape[1] + 1, self.width))
+    x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
+    x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
+    blocks = layers.scan(Block, self.depth, self.remat)
+    x, _ = blocks(self.width, self.heads, self.depth, self.attention_rate, self.dtype, name="blocks")(constrain(x))
+    return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)

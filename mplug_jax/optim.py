@@ -1,0 +1,399 @@
+"""Learning-rate schedules, optimizer groups by regular expression, and the optimizers.
+
+`make(config.optim, params, total_steps, steps_per_epoch)` reads
+
+    name          "adamw" (default) | "adafactor"
+    lr            base learning rate
+    visual_lr     learning rate of the visual encoder, read by groups="official" alone
+    weight_decay  decoupled, multiplied by the learning rate (as in torch.optim.AdamW)
+    b1, b2, eps   decays of the moments, constant of the denominator (0.9, 0.999, 1e-8);
+                  adafactor reads b1 alone
+    mu_dtype      dtype of the first moment (default "float32"; "bfloat16" halves its memory)
+    clip          largest global gradient norm; 0 or None for no clipping
+    groups        "plain" (default) | "official" | rows, see `resolve_groups`
+    schedule      {"name": "constant" | "cosine" | "linear" | "official", ...}: `make_schedule`
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Schedule = Callable[[Any], jax.Array]
+
+OFFICIAL_WARMUP_UNIT = 100  # updates between two moves of the warm-up: docs/official.md item 27
+
+_SMOOTH_FIELDS = {"warmup_steps", "warmup_epochs", "end_lr"}
+_SCHEDULE_FIELDS = {
+  "constant": _SMOOTH_FIELDS - {"end_lr"},
+  "cosine": _SMOOTH_FIELDS,
+  "linear": _SMOOTH_FIELDS,
+  "official": {"warmup_units", "warmup_lr", "min_lr", "epochs"},
+}
+_ROW_FIELDS = {"group", "lr", "lr_mult", "weight_decay", "freeze", "optional"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Settings of one parameter; `name` is what its learning rate is reported under."""
+
+  name: str
+  lr: float
+  weight_decay: float
+  freeze: bool
+
+
+class AdamWState(NamedTuple):
+  """count i32[] updates done; mu, nu trees like the parameters, optax.MaskedNode where frozen."""
+
+  count: jax.Array
+  mu: Any
+  nu: Any
+
+
+class AdafactorState(NamedTuple):
+  """count i32[] updates done; inner, the state of optax's stages."""
+
+  count: jax.Array
+  inner: Any
+
+
+def _check_fields(what: str, fields, known):
+  if extra := sorted(set(fields) - set(known)):
+    raise ValueError(
+      f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
+    )
+
+
+# ---- schedules
+
+
+def make_schedule(config, lr: float, total_steps: int, steps_per_epoch: int) -> Schedule:
+  """The learning rate used by update number `step`, counted from 0.
+
+  Args:
+    config: mapping with `name` and its fields. "constant", "cosine" and "linear" take
+      `warmup_steps` or `warmup_epochs` (default 0; update s of W warm-up updates uses
+      lr (s + 1) / W), the last two also `end_lr` (default 0, reached at `total_steps`).
+      "official" takes the arguments of `official_schedule`.
+    lr: the group's base learning rate.
+    total_steps: updates of the whole run.
+    steps_per_epoch: updates in one pass over the data.
+
+  Returns:
+    step (int or i32[...]) -> f32[...]; usable inside jit.
+
+  Raises:
+    ValueError: unknown schedule or field, or durations that do not fit.
+  """
+  fields = dict(config)
+  name = fields.pop("name")
+  if name not in _SCHEDULE_FIELDS:
+    known = ", ".join(sorted(_SCHEDULE_FIELDS))
+    raise ValueError(f"optim.schedule.name is {name!r}; known schedules: {known}.")
+  _check_fields(f"optim.schedule {name!r}", fields, _SCHEDULE_FIELDS[name])
+  if min(total_steps, steps_per_epoch) < 1:
+    raise ValueError(f"{total_steps=} and {steps_per_epoch=} must be at least 1.")
+  if name == "official":
+    if missing := sorted(_SCHEDULE_FIELDS[name] - set(fields)):
+      raise ValueError(f"optim.schedule 'official' needs {', '.join(missing)}.")
+    return official_schedule(lr, steps_per_epoch=steps_per_epoch, **fields)
+  if fields.get("warmup_steps") and fields.get("warmup_epochs"):
+    raise ValueError("optim.schedule sets both warmup_steps and warmup_epochs; keep one.")
+  warmup = fields.get("warmup_steps")
+  warmup = warmup or round((fields.get("warmup_epochs") or 0) * steps_per_epoch)
+  if not 0 <= warmup <= total_steps:
+    raise ValueError(f"optim.schedule warms up for {warmup} steps; the run has {total_steps}.")
+  return _smooth_schedule(name, lr, fields.get("end_lr") or 0.0, warmup, total_steps)
+
+
+def _smooth_schedule(shape: str, lr: float, end_lr: float, warmup: int, total: int) -> Schedule:
+  """Linear warm-up to `lr`, then constant, linear or half a cosine to `end_lr` at `total`."""
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    left = jnp.clip((total - step) / max(total - warmup, 1), 0.0, 1.0)
+    if shape == "cosine":
+      left = 0.5 - 0.5 * jnp.cos(math.pi * left)
+    after = lr if shape == "constant" else end_lr + (lr - end_lr) * left
+    return jnp.where(step < warmup, lr * (step + 1.0) / max(warmup, 1), after)
+
+  return schedule
+
+
+def official_schedule(
+  lr: float,
+  *,
+  steps_per_epoch: int,
+  epochs: int,
+  warmup_units: int,
+  warmup_lr: float,
+  min_lr: float,
+) -> Schedule:
+  """The official cosine, constant within an epoch (docs/official.md item 27).
+
+  Its clock t moves inside epoch 0 with the warm-up alone: t = 1 after update 100, 2 after update
+  200, at most W = `warmup_units`. In epoch e > 0 it is e + W, however far the warm-up came. The
+  value is warmup_lr + t (lr - warmup_lr) / W for t < W, from there
+  min_lr + (lr - min_lr) (1 + cos(pi (t - W) / epochs)) / 2, and min_lr once t = W + epochs.
+  `warmup_lr` and `min_lr` are absolute: a group with lr < warmup_lr warms down.
+
+  Returns:
+    step (int or i32[...]) -> f32[...]. The few values are computed in float64, looked up by t.
+  """
+  t = np.arange(warmup_units + epochs + 1)
+  ramp = warmup_lr + t * (lr - warmup_lr) / max(warmup_units, 1)
+  cosine = min_lr + 0.5 * (lr - min_lr) * (1.0 + np.cos(np.pi * (t - warmup_units) / epochs))
+  values = np.where(t < warmup_units, ramp, cosine).astype(np.float32)
+  values[-1] = min_lr
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.int32)
+    epoch = step // steps_per_epoch
+    warm = jnp.minimum(jnp.maximum(step - 1, 0) // OFFICIAL_WARMUP_UNIT, warmup_units)
+    clock = jnp.where(epoch == 0, warm, epoch + warmup_units)
+    return jnp.asarray(values)[jnp.minimum(clock, len(values) - 1)]
+
+  return schedule
+
+
+# ---- groups
+
+
+def _named_table(name: str, config) -> list:
+  """Rows of a table that comes with the package: together they cover any parameters."""
+  decay = config.get("weight_decay") or 0.0
+  if name == "plain":
+    rows = [(r".*/kernel", {"weight_decay": decay}), (r".*", {"weight_decay": 0.0})]
+  elif name == "official":
+    if config.get("visual_lr") is None:
+      raise ValueError('optim.groups="official" needs optim.visual_lr (of the visual encoder).')
+    visual = {"group": "visual", "lr": config["visual_lr"]}
+    # Names with "bias" or "LayerNorm.weight" do not decay (docs/official.md item 25). The second
+    # is BERT's name: scales of CLIP's layer norms and of visn_layer_norm do decay, as do the
+    # temperature and every embedding.
+    rows = [
+      (r"visual_encoder/(.*/)?bias", {**visual, "weight_decay": 0.0}),
+      (r"visual_encoder/.*", {**visual, "weight_decay": decay}),
+      (r"visn_layer_norm/scale", {"weight_decay": decay}),
+      (r"(.*/)?(bias|scale)", {"weight_decay": 0.0}),
+      (r".*", {"weight_decay": decay}),
+    ]
+  else:
+    raise ValueError(f"optim.groups names {name!r}; known tables: official, plain.")
+  return [(pattern, {**fields, "optional": True}) for pattern, fields in rows]
+
+
+def _rows(config) -> list:
+  """`config.groups` as rows (regex, fields), named tables put in place."""
+  groups = config.get("groups") or "plain"
+  rows = []
+  for item in [groups] if isinstance(groups, str) else groups:
+    rows += _named_table(item, config) if isinstance(item, str) else [(item[0], dict(item[1]))]
+  for pattern, fields in rows:
+    _check_fields(f"optim.groups row {pattern!r}", fields, _ROW_FIELDS)
+  return rows
+
+
+def resolve_groups(config, paths: list[str]) -> list[Group]:
+  """The group of every parameter.
+
+  Args:
+    config: config.optim. `groups` is the name of a table, or a list of rows [regex, fields] and
+      names of tables. A regex must match the whole path; the first match wins. Fields: `group`
+      (name, default "main"), `lr` or `lr_mult` (times config.lr, default 1), `weight_decay`
+      (default config.weight_decay), `freeze` (no update and no optimizer state), `optional` (may
+      match nothing).
+    paths: parameter paths such as "text_decoder/layers/output/kernel".
+
+  Returns:
+    One Group per path, in order.
+
+  Raises:
+    ValueError: a parameter that no row matches, a row that no parameter takes, or one group with
+      two learning rates.
+  """
+  rows = _rows(config)
+  taken = [
+    next((i for i, (pattern, _) in enumerate(rows) if re.fullmatch(pattern, path)), None)
+    for path in paths
+  ]
+  if left := [path for path, i in zip(paths, taken) if i is None]:
+    shown = ", ".join(left[:10]) + (", ..." if len(left) > 10 else "")
+    raise ValueError(f"{len(left)} of {len(paths)} parameters match no optim.groups row: {shown}.")
+  for i, (pattern, fields) in enumerate(rows):
+    if i not in taken and not fields.get("optional"):
+      raise ValueError(
+        f"No parameter takes the optim.groups row {pattern!r}: the regex matches no whole path, "
+        "or earlier rows match all of them."
+      )
+  groups, rates = [], {}
+  for i in taken:
+    fields = rows[i][1]
+    lr = fields["lr"] if "lr" in fields else config["lr"] * fields.get("lr_mult", 1.0)
+    decay = fields.get("weight_decay", config.get("weight_decay") or 0.0)
+    group = Group(fields.get("group", "main"), lr, decay, bool(fields.get("freeze")))
+    if not group.freeze and rates.setdefault(group.name, lr) != lr:
+      raise ValueError(
+        f"optim.groups: group {group.name!r} has two learning rates, {rates[group.name]} and {lr};"
+        " give one of them another `group` name."
+      )
+    groups.append(group)
+  return groups
+
+
+# ---- optimizers
+
+
+def _clip_factor(grads: list, groups: list[Group], clip: float | None):
+  """f32[] min(1, clip / (norm + 1e-6)) over what is trained, as torch clips; 1 without `clip`."""
+  if not clip:
+    return 1.0
+  norm = optax.tree.norm([g for g, group in zip(grads, groups) if not group.freeze])
+  return jnp.minimum(1.0, clip / (norm + 1e-6))
+
+
+def adamw(
+  groups: list[Group],
+  schedules: dict[str, Schedule],
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  mu_dtype: str = "float32",
+  clip: float | None = None,
+) -> optax.GradientTransformation:
+  """AdamW with groups, without intermediate trees (Loshchilov and Hutter 2019, Algorithm 2).
+
+  p -= lr (m_hat / (sqrt(v_hat) + eps) + weight_decay p), the form of torch.optim.AdamW. Gradients
+  are first scaled to a global norm of at most `clip`. Frozen parameters own no moments and do not
+  count in the norm.
+
+  Args:
+    groups: one per parameter, in the order of jax.tree.leaves.
+    schedules: {group name: learning rate as a function of the number of updates done}.
+    b1, b2, eps: decays of the two moments, constant of the denominator.
+    mu_dtype: dtype in which the first moment is kept; arithmetic is float32.
+    clip: largest global norm of the gradients.
+  """
+
+  def moment(params, dtype):
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(
+      optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
+      for p, group in zip(leaves, groups)
+    )
+
+  def init(params):
+    mu, nu = moment(params, jnp.dtype(mu_dtype)), moment(params, jnp.float32)
+    return AdamWState(jnp.zeros([], jnp.int32), mu, nu)
+
+  def update(grads, state, params):
+    leaves, tree = jax.tree.flatten(params)
+    grads, mu, nu = (tree.flatten_up_to(x) for x in (grads, state.mu, state.nu))
+    factor = _clip_factor(grads, groups, clip)
+    lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
+    count = state.count + 1
+    # 1 - b^t without the cancellation that costs four digits at t = 1.
+    mu_scale, nu_scale = (-1.0 / jnp.expm1(count * math.log(b)) for b in (b1, b2))
+    updates = [jnp.zeros_like(p) for p in leaves]
+    for i, (p, group) in enumerate(zip(leaves, groups)):
+      if group.freeze:
+        continue
+      g = grads[i].astype(jnp.float32) * factor
+      m = b1 * mu[i].astype(jnp.float32) + (1.0 - b1) * g
+      v = b2 * nu[i] + (1.0 - b2) * jnp.square(g)
+      direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
+      updates[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
+      mu[i], nu[i] = m.astype(mu_dtype), v
+    return tree.unflatten(updates), AdamWState(count, tree.unflatten(mu), tree.unflatten(nu))
+
+  return optax.GradientTransformation(init, update)
+
+
+def adafactor(
+  groups: list[Group],
+  schedules: dict[str, Schedule],
+  *,
+  b1: float = 0.9,
+  mu_dtype: str = "float32",
+  clip: float | None = None,
+) -> optax.GradientTransformation:
+  """Adafactor with momentum, at Adam's learning rates (Shazeer and Stern 2018; Zhai et al. 2022).
+
+  Factored second moments, each array's step clipped to a root mean square of 1 (layers stacked in
+  one array share it), momentum `b1`, no scaling by the parameter's size; then
+  p -= lr (step + weight_decay p). Arguments as in `adamw`.
+  """
+  stages = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
+  if b1:
+    stages.append(optax.ema(b1, debias=False, accumulator_dtype=jnp.dtype(mu_dtype)))
+
+  def trained(tree):
+    return jax.tree.structure(tree).unflatten(not group.freeze for group in groups)
+
+  inner = optax.masked(optax.chain(*stages), trained)
+
+  def init(params):
+    return AdafactorState(jnp.zeros([], jnp.int32), inner.init(params))
+
+  def update(grads, state, params):
+    factor = _clip_factor(jax.tree.leaves(grads), groups, clip)
+    steps, inner_state = inner.update(
+      jax.tree.map(lambda g: g * factor, grads), state.inner, params
+    )
+    lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
+    leaves, tree = jax.tree.flatten(params)
+    updates = [
+      jnp.zeros_like(p) if g.freeze else (-lrs[g.name] * (u + g.weight_decay * p)).astype(p.dtype)
+      for u, p, g in zip(jax.tree.leaves(steps), leaves, groups)
+    ]
+    return tree.unflatten(updates), AdafactorState(state.count + 1, inner_state)
+
+  return optax.GradientTransformation(init, update)
+
+
+def make(
+  config, params, total_steps: int, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
+  """The optimizer of a run.
+
+  Args:
+    config: config.optim, see the top of this file.
+    params: the parameters, or their abstract shapes.
+    total_steps: updates of the whole run.
+    steps_per_epoch: updates in one pass over the data.
+
+  Returns:
+    The transformation (its `update` needs the parameters), and {group name: schedule} to report.
+
+  Raises:
+    ValueError: unknown optimizer, schedule, table or field; parameters or rows left over.
+  """
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  groups = resolve_groups(config, paths)
+  rates = {group.name: group.lr for group in groups if not group.freeze}
+  if not rates:
+    raise ValueError("optim.groups freezes every parameter.")
+  schedules = {
+    name: make_schedule(config["schedule"], lr, total_steps, steps_per_epoch)
+    for name, lr in rates.items()
+  }
+  name = config.get("name") or "adamw"
+  taken = {
+    "adamw": (adamw, "b1 b2 eps mu_dtype clip"),
+    "adafactor": (adafactor, "b1 mu_dtype clip"),
+  }
+  if name not in taken:
+    raise ValueError(f"optim.name is {name!r}; known optimizers: {', '.join(sorted(taken))}.")
+  optimizer, fields = taken[name]
+  settings = {k: config[k] for k in fields.split() if config.get(k) is not None}
+  return optimizer(groups, schedules, **settings), schedules

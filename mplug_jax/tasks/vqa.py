@@ -1,0 +1,109 @@
+"""Visual question answering: answers are generated, or chosen from a list (paper section 4.2.1).
+
+Shapes: B images, Q questions about each, L question tokens, A answers to each, T answer tokens, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mplug_jax import decode, losses
+from mplug_jax.tasks import base
+
+
+class Task(base.Task):
+  """Weighted cross-entropy over every distinct answer of a question.
+
+  config.task: `distill` {alpha, ramp_steps, axis} or alpha 0 = off (docs/official.md items 6 and 7), `beams`,
+  `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"), `rank_top_k`.
+  """
+
+  def batch_spec(self, batch_size):
+    data, image_size = self.config.data, self.model.image_size
+    questions, answers = data.questions_per_image, data.max_answers
+    shapes = dict(
+        image=((image_size, image_size, 3), jnp.uint8), question=((questions, data.max_question), jnp.int32),
+        answer=((questions, answers, data.max_answer_tokens), jnp.int32), answer_weight=((questions, answers), jnp.float32),
+        question_valid=((questions,), bool), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
+    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+  def encode(self, module, batch):
+    """Batch -> Memory of B * Q rows: [image; question] after fusion. The image is encoded once for its questions."""
+    image = module.encode_image(base.normalise(batch["image"]))
+    ids = batch["question"].reshape(-1, batch["question"].shape[-1])
+    mask = ids != self.tokenizer.pad_id
+    image, text = module.fuse(module.encode_text(ids, mask), mask, image)
+    return module.memory(image, text, mask)
+
+  def forward(self, module, batch):
+    """Batch -> logits f32[B * Q * A, T, V] of its answers under teacher forcing."""
+    ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
+    return module.decode(ids, ids != self.tokenizer.pad_id, self.encode(module, batch))
+
+  def weights(self, batch, rng):
+    """Questions in the batch."""
+    return {"answer": batch["question_valid"].sum(dtype=jnp.float32)}
+
+  def loss(self, params, state, batch, rng):
+    """See base.Task.loss."""
+    distill = self.config.task.distill
+    logits = self.apply(params, self.forward, batch, rng=rng)
+    ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
+    weight = batch["answer_weight"].reshape(-1)
+    options = {}
+    if distill.alpha:
+      alpha = distill.alpha * jnp.minimum(1.0, state.step / max(distill.ramp_steps, 1))
+      teacher = self.apply(state.ema_params, self.forward, batch)
+      options = dict(teacher_logits=teacher, alpha=alpha, axis={"vocabulary": -1, "time": 1}[distill.axis])
+    total = (weight * losses.answer_cross_entropy(logits, ids, self.tokenizer.pad_id, **options)).sum()
+    labels = ids[:, 1:]
+    counted = jnp.where(labels != self.tokenizer.pad_id, weight[:, None], 0.0)
+    right = (logits[:, :-1].argmax(-1) == labels) * counted
+    metrics = {"token_accuracy": (right.sum(), counted.sum()),
+               "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    return {"answer": total}, metrics, state.extra
+
+  def predict_fns(self):
+    """"generate": answers as token ids; "rank": indices into config.task.rank_answers, when given."""
+    fns = {"generate": self._generate}
+    if self.config.task.rank_answers:
+      fns["rank"] = self._rank
+    return fns
+
+  def _generate(self, params, batch):
+    """-> {"tokens": i32[B, Q, 1 + max_length] from [bos] on, "length": i32[B, Q], "score": f32[B, Q]}."""
+    options, rows = self.config.task, batch["question"].shape[:2]
+    memory = self.apply(params, self.encode, batch)
+    cache = self.apply(params, type(self.model).init_cache, memory, options.beams, options.max_length + 1)
+    step, reorder = self.step_fns(params)
+    prompt = jnp.full((memory.rows, 1), self.tokenizer.bos_id, jnp.int32)
+    best = decode.beam_search(
+        step, reorder, cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=options.beams, n_best=1,
+        max_length=options.max_length, min_length=options.min_length, eos_id=self.tokenizer.eos_id,
+        pad_id=self.tokenizer.pad_id, mode=options.beam_mode)
+    return {"tokens": best.tokens[:, 0].reshape(rows + (-1,)), "length": best.lengths[:, 0].reshape(rows),
+            "score": best.scores[:, 0].reshape(rows)}
+
+  def _candidates(self):
+    """i32[N, T]: the candidate answers as [bos] pieces [eos] pad..."""
+    ids = [self.tokenizer.encode(answer) + [self.tokenizer.eos_id] for answer in self.config.task.rank_answers]
+    out = np.full((len(ids), max(map(len, ids))), self.tokenizer.pad_id, np.int32)
+    for row, answer in zip(out, ids):
+      row[:len(answer)] = answer
+    return jnp.asarray(out)
+
+  def _rank(self, params, batch):
+    """-> {"answer": i32[B, Q, k] indices of candidates, most probable first, "probability": f32[B, Q, k]}."""
+    rows = batch["question"].shape[:2]
+    memory = self.apply(params, self.encode, batch)
+    ranked = decode.rank(self.score_fn(params, memory), memory.rows, self._candidates(), top_k=self.config.task.rank_top_k,
+                         pad_id=self.tokenizer.pad_id)
+    return {"answer": ranked.answers.reshape(rows + (-1,)), "probability": ranked.probabilities.reshape(rows + (-1,))}
+
+  def score_fn(self, params, memory):
+    """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for decode.rank."""
+    def score(ids):
+      flat = ids.reshape(-1, ids.shape[-1])
+      logits = self.apply(params, type(self.model).decode, flat, flat != self.tokenizer.pad_id, memory)
+      return logits.reshape(ids.shape + (-1,))
+    return score
