@@ -18,12 +18,12 @@ def get_config(arg=""):
   c.task.update({
       "beams": 1, "min_length": 1, "max_length": 8, "beam_mode": "reference",
       "predict": "generate",     # or "rank": choose from rank_answers
-      "rank_answers": (), "rank_top_k": 128,
+      "rank_answers": (), "rank_top_k": 128, "rank_first_token_twice": True,
       "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},  # alpha > 0 needs ema.use teacher or both
   })
   c.data.update({
       "name": arg.data, "questions_per_image": 8, "max_question": 16, "max_answers": 1, "max_answer_tokens": 6,
-      "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank, "workers": 0, "threads": 2,
+      "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank,
       "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": ()},
   })
   _DATA.get(arg.data, _unknown)(c, arg)

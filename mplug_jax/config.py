@@ -72,6 +72,7 @@ def defaults(task, size):
       "vocab_size": 320,         # upper bound of a fitted one
   })
   c.data = ConfigDict()
+  c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
   c.optim = ConfigDict({
       "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8,
       "mu_dtype": "float32", "clip": 1.0, "groups": "plain",

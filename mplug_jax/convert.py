@@ -111,12 +111,45 @@ def _match(key):
   return rows[0]
 
 
+class Converter:
+  """The table applied to one model's tensors."""
+
+  def __init__(self, keys, geometry):
+    """keys: PyTorch names of the online weights. geometry: fields of MPlug (fusion_layers, stride, fusion are read)."""
+    self._connected = connected_layers(geometry["fusion_layers"], geometry["stride"], geometry.get("fusion", "released"))
+    stored = [int(m[1]) for key in keys if (m := re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.", key))]
+    self._first = max(stored, default=-1) + 1 - geometry["fusion_layers"]
+
+  def pieces(self, key, array):
+    """One PyTorch tensor -> [(path of ours, index on its depth axis or None, array)]; [] for dead weight.
+
+    Raises:
+      ValueError: the key matches no row of the table, or several.
+    """
+    match, path, kind = _match(key)
+    target = match.expand(path)
+    if layer := re.search(r"<(\d+)>", target):
+      j = int(layer[1]) - self._first
+      if j < 0 or (j in self._connected and "/crossattention" in target):
+        return []  # never run (docs/official.md items 2 and 4)
+      target = target.replace(layer[0], str(j))
+    depth = re.search(r"\[(\d+)\]", target)
+    target, index = (target.replace(depth[0], ""), int(depth[1])) if depth else (target, None)
+    return [(name, index, x) for name, x in _leaves(key, target, kind, match["suffix"], np.asarray(array))]
+
+
+def online_names(state_dict, momentum=False):
+  """{PyTorch name of the online weight: key in the state dict}, of the online weights or of their momentum copies."""
+  copy = re.compile(r"^(\w+)_m(\.|$)")
+  return {copy.sub(r"\1\2", key): key for key in state_dict if bool(copy.match(key)) == momentum}
+
+
 def params_from_torch(state_dict, geometry, momentum=False):
   """Official mPLUG state dict -> parameters of `MPlug`.
 
   Args:
     state_dict: {PyTorch key: array}, names as in the released models.
-    geometry: fields of MPlug (fusion_layers, stride, fusion are read).
+    geometry: fields of MPlug.
     momentum: take the momentum copies (`text_encoder_m...`) instead of the online weights.
 
   Returns:
@@ -125,30 +158,25 @@ def params_from_torch(state_dict, geometry, momentum=False):
   Raises:
     ValueError: an unknown key, a leaf made twice, or a layer missing from a stack.
   """
-  connected = connected_layers(geometry["fusion_layers"], geometry["stride"], geometry.get("fusion", "released"))
-  keys = {re.sub(r"^(\w+)_m(\.|$)", r"\1\2", key): key for key in state_dict if bool(re.match(r"\w+_m(\.|$)", key)) == momentum}
-  stored = [int(m[1]) for key in keys if (m := re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.", key))]
-  first = max(stored, default=-1) + 1 - geometry["fusion_layers"]
-  flat, stacks = {}, {}
+  keys = online_names(state_dict, momentum)
+  converter = Converter(keys, geometry)
+  stacks = {}
   for key, source in keys.items():
-    match, path, kind = _match(key)
-    target = match.expand(path)
-    if layer := re.search(r"<(\d+)>", target):
-      j = int(layer[1]) - first
-      if j < 0 or (j in connected and "/crossattention" in target):
-        continue  # never run (docs/official.md items 2 and 4)
-      target = target.replace(layer[0], str(j))
-    for name, array in _leaves(key, target, kind, match["suffix"], np.asarray(state_dict[source])):
-      depth = re.search(r"\[(\d+)\]", name)
-      place, index = (stacks.setdefault(name.replace(depth[0], ""), {}), int(depth[1])) if depth else (flat, name)
-      if index in place:
+    for name, index, array in converter.pieces(key, state_dict[source]):
+      stack = stacks.setdefault(name, {})
+      if index in stack:
         raise ValueError(f"PyTorch tensor {key!r} writes {name} a second time.")
-      place[index] = array
-  for name, parts in stacks.items():
-    if sorted(parts) != list(range(len(parts))):
-      raise ValueError(f"{name}: the state dict has layers {sorted(parts)}, some are missing.")
-    flat[name] = np.stack([parts[i] for i in range(len(parts))])
-  return traverse_util.unflatten_dict(flat, sep="/")
+      stack[index] = array
+  return traverse_util.unflatten_dict({name: _stacked(name, stack) for name, stack in stacks.items()}, sep="/")
+
+
+def _stacked(name, stack):
+  """{None: array} -> the array; {0: ..., 1: ...} -> one array with a leading depth axis."""
+  if list(stack) == [None]:
+    return stack[None]
+  if sorted(stack) != list(range(len(stack))):
+    raise ValueError(f"{name}: the state dict has layers {sorted(stack)}, some are missing.")
+  return np.stack([stack[i] for i in range(len(stack))])
 
 
 def geometry_from_recording(meta):

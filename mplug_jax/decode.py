@@ -268,9 +268,11 @@ def _store(state, parents, token, scores):
   """The K best of the store and the candidates [B, C]; ties stay in order of arrival."""
   tokens = _append(_take(state.tokens, parents), state.position + 1, token)
   lengths = jnp.full(scores.shape, state.position + 2, jnp.int32)
-  pool = [jnp.concatenate(pair, axis=1) for pair in zip(state.stored, (tokens, lengths, scores))]
-  scores, index = jax.lax.top_k(pool[2], state.stored.scores.shape[1])
-  return Generation(_take(pool[0], index), jnp.take_along_axis(pool[1], index, axis=1), scores)
+  pool = jax.tree.map(
+      lambda *x: jnp.concatenate(x, axis=1), state.stored, Generation(tokens, lengths, scores))
+  scores, index = jax.lax.top_k(pool.scores, state.stored.scores.shape[1])
+  lengths = jnp.take_along_axis(pool.lengths, index, axis=1)
+  return Generation(_take(pool.tokens, index), lengths, scores)
 
 
 def _best(values, count):

@@ -17,7 +17,8 @@
 import dataclasses
 import math
 import re
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +224,7 @@ def resolve_groups(config, paths: list[str]) -> list[Group]:
     next((i for i, (pattern, _) in enumerate(rows) if re.fullmatch(pattern, path)), None)
     for path in paths
   ]
-  if left := [path for path, i in zip(paths, taken) if i is None]:
+  if left := [path for path, i in zip(paths, taken, strict=True) if i is None]:
     shown = ", ".join(left[:10]) + (", ..." if len(left) > 10 else "")
     raise ValueError(f"{len(left)} of {len(paths)} parameters match no optim.groups row: {shown}.")
   for i, (pattern, fields) in enumerate(rows):
@@ -254,7 +255,7 @@ def _clip_factor(grads: list, groups: list[Group], clip: float | None):
   """f32[] min(1, clip / (norm + 1e-6)) over what is trained, as torch clips; 1 without `clip`."""
   if not clip:
     return 1.0
-  norm = optax.tree.norm([g for g, group in zip(grads, groups) if not group.freeze])
+  norm = optax.tree.norm([g for g, group in zip(grads, groups, strict=True) if not group.freeze])
   return jnp.minimum(1.0, clip / (norm + 1e-6))
 
 
@@ -286,7 +287,7 @@ def adamw(
     leaves, tree = jax.tree.flatten(params)
     return tree.unflatten(
       optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
-      for p, group in zip(leaves, groups)
+      for p, group in zip(leaves, groups, strict=True)
     )
 
   def init(params):
@@ -302,7 +303,7 @@ def adamw(
     # 1 - b^t without the cancellation that costs four digits at t = 1.
     mu_scale, nu_scale = (-1.0 / jnp.expm1(count * math.log(b)) for b in (b1, b2))
     updates = [jnp.zeros_like(p) for p in leaves]
-    for i, (p, group) in enumerate(zip(leaves, groups)):
+    for i, (p, group) in enumerate(zip(leaves, groups, strict=True)):
       if group.freeze:
         continue
       g = grads[i].astype(jnp.float32) * factor
@@ -351,7 +352,7 @@ def adafactor(
     leaves, tree = jax.tree.flatten(params)
     updates = [
       jnp.zeros_like(p) if g.freeze else (-lrs[g.name] * (u + g.weight_decay * p)).astype(p.dtype)
-      for u, p, g in zip(jax.tree.leaves(steps), leaves, groups)
+      for u, p, g in zip(jax.tree.leaves(steps), leaves, groups, strict=True)
     ]
     return tree.unflatten(updates), AdafactorState(state.count + 1, inner_state)
 

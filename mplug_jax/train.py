@@ -227,7 +227,7 @@ def train(config, workdir):
     batches = pipeline.train_batches(
         source, vqa.VqaTransform.from_config(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
-        workers=config.data.workers, threads=config.data.threads)
+        workers=config.loader.workers, threads=config.loader.threads)
     healthy = jax.device_put(jnp.bool_(True), jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec()))
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(built.mesh)),
                         built.task.batch_spec(config.batch_size))

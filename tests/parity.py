@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import convert
+from mplug_jax import convert, sharding
 from mplug_jax.models.mplug import MPlug
 
 # MPLUG_GOLDEN names a folder with more recordings; the tests then run on those as well.
@@ -50,10 +50,40 @@ class Recording:
   def apply(self, params, method, *args):
     return jax.jit(lambda p, *a: self.model.apply({"params": p}, *a, method=method))(params, *args)
 
-  def as_ours(self, prefix):
-    """Recorded per-parameter arrays (gradients, values after an update) -> {our path: array}, whole leaves only."""
-    names = [n for n in self.arrays if n.startswith(prefix)]
-    return {n[len(prefix):]: self.arrays[n] for n in names}
+  def compare_gradients(self, gradients, prefix, tag):
+    """Every recorded gradient array, and the norm of every parameter's gradient, against our tree."""
+    ours = {sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(gradients)}
+    converter = convert.Converter(convert.online_names(self.state_dict), self.geometry)
+
+    def of_ours(name, index):
+      return ours[name] if index is None else ours[name][index]
+
+    for key in [n for n in self.arrays if n.startswith(prefix)]:
+      for name, index, array in converter.pieces(key[len(prefix):], self[key]):
+        gradients_close(of_ours(name, index), array, key)
+    compared = 0
+    for key, norm in self.meta["grad_norms"][tag].items():
+      if "_m." in key or key.endswith("_m"):
+        assert norm is None
+        continue
+      targets = converter.pieces(key, self.state_dict[key])
+      if norm is None or not targets:
+        assert not targets or all(not np.any(of_ours(n, i)) for n, i, _ in targets if n in ours), key
+        continue
+      square = sum(np.square(of_ours(n, i).astype(np.float64)).sum() for n, i, _ in targets)
+      assert abs(np.sqrt(square) - norm) <= 2e-4 * norm + 1e-6, (key, np.sqrt(square), norm)
+      compared += 1
+    assert compared > 20
+
+  def compare_values(self, params, prefix, tolerance):
+    """Recorded values of parameters after updates against ours."""
+    ours = {sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
+    converter = convert.Converter(convert.online_names(self.state_dict), self.geometry)
+    for key in [n for n in self.arrays if n.startswith(prefix)]:
+      online = convert.online_names([key[len(prefix):]], "_m." in key)
+      for name, index, array in converter.pieces(next(iter(online)), self[key]):
+        got = ours[name] if index is None else ours[name][index]
+        assert np.abs(got - array).max() <= tolerance, (key, np.abs(got - array).max())
 
 
 def close(ours, recorded, tolerance=2e-5, name=""):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +84,9 @@ def run(kind, table, prompt, rows=1, lengths=None, keys=None, **options):
 
 def sequences(result, item=0):
   """The token lists of one item, cut to their lengths; what lies beyond must be padding."""
-  out = []
-  for tokens, length in zip(result.tokens[item], result.lengths[item]):
-    assert (tokens[length:] == PAD).all()
-    out.append(tokens[:length].tolist())
-  return out
+  pairs = list(zip(result.tokens[item], result.lengths[item], strict=True))
+  assert all((tokens[length:] == PAD).all() for tokens, length in pairs)
+  return [tokens[:length].tolist() for tokens, length in pairs]
 
 
 def penalty(generated, power=0.6):
@@ -118,7 +115,7 @@ def reference_search(table, prompt, beams, max_length, min_length, power=0.6):
 
 
 def standard_search(table, prompt, beams, max_length, min_length, power=0.6):
-  """Finished beams leave; no early stop at all, so it also checks that the early stop is safe."""
+  """Finished beams leave; no early stop, which also shows that the early stop is safe."""
   alive, stored = [(0.0, list(prompt))], []
   for s in range(max_length):
     candidates = []
@@ -206,11 +203,9 @@ def test_reference_mode_extends_finished_beams():
 @pytest.mark.parametrize("mode", ["standard", "reference"])
 def test_one_beam_is_greedy(mode):
   table = make_table(5, 20)
-  options = {"max_length": 7, "min_length": 1}
-  greedy = run("greedy", table, [[2]] * 20, **options)
-  beam = run("beam", table, [[2]] * 20, 1, mode=mode, **options)
-  for x, y in zip(greedy, beam):
-    np.testing.assert_array_equal(x, y)
+  greedy = run("greedy", table, [[2]] * 20, max_length=7, min_length=1)
+  beam = run("beam", table, [[2]] * 20, 1, mode=mode, max_length=7, min_length=1)
+  jax.tree.map(np.testing.assert_array_equal, greedy, beam)
   for item in range(20):
     check(greedy, reference_search(table[item], [2], 1, 7, 1), item)
 
@@ -228,8 +223,7 @@ def test_items_do_not_depend_on_batch_or_padding(kind, rows, options):
   assert len({s for item in together.lengths.tolist() for s in item}) > 2
   for item, prompt in enumerate(prompts):
     one = slice(item, item + 1)
-    alone = run(kind, table[one], [prompt], rows, keys=keys[one],
-                **options)
+    alone = run(kind, table[one], [prompt], rows, keys=keys[one], **options)
     assert sequences(alone) == sequences(together, item)
     np.testing.assert_array_equal(alone.lengths[0], together.lengths[item])
     np.testing.assert_allclose(alone.scores[0], together.scores[item], rtol=1e-6)
@@ -336,7 +330,7 @@ def test_more_beams_than_tokens(mode):
   for seed in range(3):
     table = make_table(seed, vocabulary=3)
     result = run("beam", table, [[2]], 8, max_length=3, mode=mode)
-    expected = [c for c in search(table[0], [2], 8, 3, 0) if c[0] > -math.inf]
+    expected = [c for c in search(table[0], [2], 8, 3, 0) if c[0] > -np.inf]
     assert sequences(result)[:len(expected)] == [tokens for _, tokens in expected]
     assert (result.scores[0, len(expected):] == -np.inf).all()
     assert all(s == [2] for s in sequences(result)[len(expected):])
@@ -369,8 +363,8 @@ def test_sampling_frequencies(options, kept, power):
   error = np.sqrt(target * (1 - target) / 4000)
   assert (np.abs(frequency - target) <= 4.5 * error).all()
   # Scores belong to the unmodified distribution, whatever the filter.
-  for tokens, score in zip(sequences(result)[:50], result.scores[0]):
-    np.testing.assert_allclose(score, np.log(probability[tokens[1:]]).sum(), rtol=1e-5)
+  scores = [np.log(probability[tokens[1:]]).sum() for tokens in sequences(result)]
+  np.testing.assert_allclose(result.scores[0], scores, rtol=1e-5)
 
 
 def test_samples_are_tied_to_their_key_and_number():

@@ -1,6 +1,6 @@
 """An oracle for procedural scenes: it judges logical forms on scene descriptions.
 
-It shares no code with the generators: it has its own reading of every form and never sees labels or
+Its judgements share no code with the generators: it reads every form its own way, without labels or
 answers, so a score of 100 says that the generator's texts are true, and a score below 100 (only
 retrieval's) comes from texts that are true of several images.
 """

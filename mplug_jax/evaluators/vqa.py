@@ -65,7 +65,7 @@ class Evaluator:
     """[(question record, answer text)] of the whole split, in order."""
     batches = pipeline.eval_batches(
         self.source, self.transform, batch_size=self.config.eval.batch_size, process_index=process_index,
-        process_count=process_count, limit=self.config.eval.limit or None, threads=self.config.data.threads)
+        process_count=process_count, limit=self.config.eval.limit or None, threads=self.config.loader.threads)
     answers = []
     for batch in batches:
       out = predict[self.config.task.predict](batch)

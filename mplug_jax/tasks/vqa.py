@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import decode, losses
+from mplug_jax import decode, losses, ranking
 from mplug_jax.tasks import base
 
 
@@ -15,7 +15,7 @@ class Task(base.Task):
   """Weighted cross-entropy over every distinct answer of a question.
 
   config.task: `distill` {alpha, ramp_steps, axis} or alpha 0 = off (docs/official.md items 6 and 7), `beams`,
-  `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"), `rank_top_k`.
+  `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"), `rank_top_k`, `rank_first_token_twice`.
   """
 
   def batch_spec(self, batch_size):
@@ -96,12 +96,13 @@ class Task(base.Task):
     """-> {"answer": i32[B, Q, k] indices of candidates, most probable first, "probability": f32[B, Q, k]}."""
     rows = batch["question"].shape[:2]
     memory = self.apply(params, self.encode, batch)
-    ranked = decode.rank(self.score_fn(params, memory), memory.rows, self._candidates(), top_k=self.config.task.rank_top_k,
-                         pad_id=self.tokenizer.pad_id)
+    ranked = ranking.rank(
+        self.score_fn(params, memory), memory.rows, self._candidates(), top_k=self.config.task.rank_top_k,
+        pad_id=self.tokenizer.pad_id, first_token_twice=self.config.task.rank_first_token_twice)
     return {"answer": ranked.answers.reshape(rows + (-1,)), "probability": ranked.probabilities.reshape(rows + (-1,))}
 
   def score_fn(self, params, memory):
-    """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for decode.rank."""
+    """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for ranking.rank."""
     def score(ids):
       flat = ids.reshape(-1, ids.shape[-1])
       logits = self.apply(params, type(self.model).decode, flat, flat != self.tokenizer.pad_id, memory)
