@@ -1,0 +1,269 @@
+"""Speed and memory, beside the official PyTorch code: `python -m tools.benchmark [all|vqa_step|caption|startup|data]`.
+
+Every part runs in a process of its own, so that peak memory and compilations do not mix, on one device, in float32, with
+random weights and inputs. A plain matrix product is measured in the same run: it scales PyTorch's seconds to the machine.
+Run it on an idle machine.
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import vqa as vqa_config
+from mplug_jax import decode, flops, sharding, train
+from mplug_jax.data import pipeline, sources, tokenizer as tokenizers, vqa
+from mplug_jax.models.presets import PRESETS
+from mplug_jax.tasks import base
+
+# The official PyTorch code: base, 384 px, float32, 2 threads of an idle machine where a plain float32 matrix product ran at
+# 240 GFLOP/s in PyTorch and 195 in XLA. (seconds, limit: our seconds over PyTorch's scaled by 195 / XLA's rate here.)
+REFERENCE_MATMUL = 195.0
+REFERENCE = {
+    "train step": (11.6, 0.7),  # 2 images, one question of 32 tokens and one answer each, dropout on
+    "caption, batch 1": (15.7, 1 / 5),  # seconds per image: 5 beams, 25 tokens, image encoder included
+    "caption, batch 4": (17.6, None),
+    "caption, batch 8": (17.6, 1 / 8),  # PyTorch's of batch 4
+}
+REFERENCE_MEMORY = 7.4  # GiB, peak resident set of the train step; the limit is the same
+STARTUP_LIMITS = {"cold": 45.0, "warm": 20.0}  # seconds from the command to the end of the first step of base
+
+BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
+BEAMS, CAPTION_TOKENS = 5, 25
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS])
+  parser.add_argument("--preset", default="base", choices=sorted(PRESETS))
+  parser.add_argument("--image_size", type=int, default=0, help="pixels; 0: the preset's")
+  parser.add_argument("--repeats", type=int, default=5, help="train steps, and captionings of each batch size, to time")
+  parser.add_argument("--caption_batches", type=int, nargs="+", default=[1, 4, 8])
+  parser.add_argument("--json", default="", help="file for the results")
+  return parser.parse_args(argv)
+
+
+def _vocabulary(size):
+  """Bytes of a WordPiece vocab.txt: the special tokens and made-up words."""
+  return "\n".join([*tokenizers.SPECIAL_TOKENS, *(f"word{i}" for i in range(size - len(tokenizers.SPECIAL_TOKENS)))]).encode()
+
+
+def _config(options):
+  """configs/vqa.py with the batch of the reference figures."""
+  config = vqa_config.get_config(f"{options.preset},res={options.image_size}").unlock()
+  config.model.dtype = "float32"
+  config.mesh.data = 1
+  config.batch_size = BATCH
+  config.data.update({"questions_per_image": 1, "max_question": QUESTION_TOKENS, "max_answers": 1, "max_answer_tokens": ANSWER_TOKENS})
+  return config
+
+
+def _tokenizer(config):
+  return tokenizers.WordPieceTokenizer(_vocabulary(config.model.vocab_size or 320))
+
+
+def _timed(function):
+  """(seconds until the result is computed, result)."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function())
+  return time.perf_counter() - start, result
+
+
+def _peak_memory():
+  """GiB, largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
+
+
+def _random(shape, dtype, rng, vocabulary):
+  """Random array of a batch: ids that are no special tokens, pixels, weights of 1."""
+  if dtype == jnp.int32:
+    return rng.integers(5, vocabulary, shape, np.int32)
+  return rng.integers(0, 256, shape, np.uint8) if dtype == jnp.uint8 else np.ones(shape, dtype)
+
+
+def matmul(options):
+  """Best rate of a plain float32 product, GFLOP/s."""
+  del options
+  rates = {}
+  for m, k, n in ((2048, 2048, 2048), (1024, 768, 3072), (1154, 768, 3072)):
+    a, b = jnp.full((m, k), 0.5), jnp.full((k, n), 0.25)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    seconds = min(_timed(lambda a=a, b=b: product(a, b))[0] for _ in range(10))
+    rates[f"{m} x {k} x {n}"] = flops.linear(m, k, n) / seconds / 1e9
+  return {"gflop_per_second": max(rates.values()), "rates": rates}
+
+
+def vqa_step(options):
+  """The train step of train.py, dropout on, official optimizer groups."""
+  config, rng = _config(options), np.random.default_rng(0)
+  config.optim.groups = "official"
+  tokenizer = _tokenizer(config)
+  built = train.build(config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1])
+  batch = {name: _random(x.shape, x.dtype, rng, tokenizer.vocab_size) for name, x in built.task.batch_spec(BATCH).items()}
+  batch["corrupt"][:] = False
+  with jax.set_mesh(built.mesh):
+    init_seconds, state = _timed(built.init)
+    batch, healthy = sharding.put_batch(batch, built.mesh), jnp.bool_(True)
+    compile_seconds, step = _timed(lambda: built.train_step.lower(state, batch, healthy).compile())
+    seconds = []
+    for _ in range(options.repeats + 1):
+      elapsed, (state, _, health) = _timed(lambda: step(state, batch, healthy))  # noqa: B023
+      seconds.append(elapsed)
+  if not health["ok"]:
+    raise RuntimeError("The train step's loss or gradients are not finite.")
+  operations = flops.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS)
+  return {"seconds": statistics.median(seconds[1:]), "min_seconds": min(seconds[1:]), "init_seconds": init_seconds,
+          "compile_seconds": compile_seconds, "gflop": operations / 1e9, "peak_gib": _peak_memory(),
+          "gflop_per_second": operations / 1e9 / statistics.median(seconds[1:])}
+
+
+def caption(options):
+  """Beam search from pixels, in the official mode; the end is forbidden until the last token, so that every step runs."""
+  config = _config(options)
+  tokenizer = _tokenizer(config)
+  task = train.tasks.get("vqa")(train.build_model(config, tokenizer), config, tokenizer)
+  rng = np.random.default_rng(0)
+  spec = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(1))))
+  params = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec)
+
+  def generate(params, image):
+    model = type(task.model)
+    memory = task.model.memory(task.apply(params, model.encode_image, base.normalise(image)))
+    cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
+    prompt = jnp.full((memory.rows, 1), tokenizer.bos_id, jnp.int32)
+    return decode.beam_search(
+        *task.step_fns(params), cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=BEAMS, max_length=CAPTION_TOKENS,
+        min_length=CAPTION_TOKENS, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, mode="reference")
+
+  result = {"gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9, "batches": {}}
+  for size in options.caption_batches:
+    image = rng.integers(0, 256, (size, task.model.image_size, task.model.image_size, 3), np.uint8)
+    compile_seconds, run = _timed(lambda: jax.jit(generate).lower(params, image).compile())  # noqa: B023
+    measured = [_timed(lambda: run(params, image)) for _ in range(options.repeats + 1)]  # noqa: B023
+    if not (measured[0][1].lengths == 1 + CAPTION_TOKENS).all():
+      raise RuntimeError("The captions are shorter than the benchmark's.")
+    seconds = statistics.median(elapsed for elapsed, _ in measured[1:]) / size
+    result["batches"][str(size)] = {"seconds_per_image": seconds, "images_per_second": 1 / seconds, "compile_seconds": compile_seconds,
+                                    "gflop_per_second": result["gflop_per_image"] / seconds, "peak_gib": _peak_memory()}
+  return result
+
+
+def startup(options):
+  """Seconds from the command line to the end of the first train step, with an empty and then a filled compilation cache."""
+  config = _config(options)
+  with tempfile.TemporaryDirectory() as folder:
+    with open(os.path.join(folder, "vocab.txt"), "wb") as file:
+      file.write(_vocabulary(config.model.vocab_size or 320))
+    values = {"compilation_cache": f"{folder}/cache", "tokenizer.kind": "wordpiece", "tokenizer.path": f"{folder}/vocab.txt",
+              "model.dtype": "float32", "batch_size": BATCH, "total_steps": 100, "mesh.data": 1,
+              **{f"data.{name}": config.data[name] for name in ("questions_per_image", "max_question", "max_answers")}}
+    command = [sys.executable, "-m", "mplug_jax.main", f"--config=configs/vqa.py:{options.preset},res={options.image_size}",
+               *(f"--config.{name}={value}" for name, value in values.items())]
+    return {name: _seconds_until(command + [f"--workdir={folder}/{name}"], "first step done") for name in STARTUP_LIMITS}
+
+
+def _seconds_until(command, sign):
+  """Starts a command, waits for a line that holds `sign`, and kills it."""
+  start, last = time.perf_counter(), ""
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    for line in process.stdout:
+      if sign in line:
+        seconds = time.perf_counter() - start
+        process.kill()
+        return seconds
+      last = line.strip() or last
+  raise RuntimeError(f"{' '.join(command)} ended before its first step: {last}")
+
+
+def data(options):
+  """Rows (an image and its questions) a second of the training pipeline of `--config=configs/vqa.py`, all its epochs alike."""
+  config = vqa_config.get_config("small")
+  source = sources.get(config.data, "train")
+  batches = pipeline.train_batches(
+      source, vqa.VqaTransform.from_config(config, _tokenizer(config), train=True), batch_size=config.batch_size, seed=0,
+      workers=config.loader.workers, threads=config.loader.threads)
+  for _ in range(20):  # the first rows fill the caches
+    next(batches)
+  count, start = 20 * options.repeats, time.perf_counter()
+  for _ in range(count):
+    next(batches)
+  rows = count * config.batch_size / (time.perf_counter() - start)
+  batches.close()
+  return {"rows_per_second": rows, "questions_per_row": config.data.questions_per_image, "image_size": config.model.image_size}
+
+
+PARTS = {"vqa_step": vqa_step, "caption": caption, "startup": startup, "data": data}
+
+
+def _in_process(function, options):
+  """function(options) in a fresh process."""
+  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    return pool.submit(function, options).result()
+
+
+def compare(results):
+  """Results -> {name of REFERENCE: (seconds, PyTorch's scaled seconds, ratio, limit or None)} for what was measured."""
+  scale = REFERENCE_MATMUL / results["matmul"]["gflop_per_second"]
+  seconds = {f"caption, batch {size}": x["seconds_per_image"] for size, x in results.get("caption", {"batches": {}})["batches"].items()}
+  if "vqa_step" in results:
+    seconds["train step"] = results["vqa_step"]["seconds"]
+  return {name: (seconds[name], theirs * scale, seconds[name] / (theirs * scale), limit)
+          for name, (theirs, limit) in REFERENCE.items() if name in seconds}
+
+
+def report(results, official):
+  """Lines of text; `official`: the model is the one of the reference figures."""
+  rate = results["matmul"]["gflop_per_second"]
+  lines = [f"plain float32 product: {rate:.0f} GFLOP/s"]
+  if "vqa_step" in results:
+    x = results["vqa_step"]
+    lines += [f"train step, batch {BATCH}: {x['seconds']:.2f} s (least {x['min_seconds']:.2f}), {x['gflop']:.0f} GFLOP of products at "
+              f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%} of the plain product",
+              f"  peak memory {x['peak_gib']:.1f} GiB; initialised in {x['init_seconds']:.1f} s, compiled in {x['compile_seconds']:.1f} s"]
+  for size, x in results.get("caption", {"batches": {}})["batches"].items():
+    lines.append(f"caption, batch {size}: {x['seconds_per_image']:.2f} s per image, {x['images_per_second']:.2f} images/s, "
+                 f"{x['gflop_per_second']:.0f} GFLOP/s, compiled in {x['compile_seconds']:.1f} s, peak memory {x['peak_gib']:.1f} GiB")
+  if "startup" in results:
+    limits = STARTUP_LIMITS if official else {}
+    lines += [f"command to first step, {name} compilation cache: {x:.1f} s" + (f" (limit {limits[name]:.0f})" if limits else "")
+              for name, x in results["startup"].items()]
+  if "data" in results:
+    x = results["data"]
+    lines.append(f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, {x['image_size']} px")
+  if official:
+    lines.append(f"{'':18}{'ours':>9}{'PyTorch, scaled':>18}{'ratio':>8}{'limit':>8}")
+    for name, (ours, theirs, ratio, limit) in compare(results).items():
+      lines.append(f"{name:18}{ours:7.2f} s{theirs:16.2f} s{ratio:8.3f}{'' if limit is None else f'{limit:8.3f}'}")
+    if "vqa_step" in results:
+      ours = results["vqa_step"]["peak_gib"]
+      lines.append(f"{'peak memory':18}{ours:5.1f} GiB{REFERENCE_MEMORY:14.1f} GiB{ours / REFERENCE_MEMORY:8.3f}{1:8.3f}")
+  return lines
+
+
+def main(argv=None):
+  options = _parse(argv)
+  results = {"preset": options.preset, "image_size": options.image_size or PRESETS[options.preset]["image_size"]}
+  for name in ["matmul", *(PARTS if options.part == "all" else [options.part])]:
+    print(f"measuring {name} ...", file=sys.stderr, flush=True)
+    results[name] = _in_process(matmul if name == "matmul" else PARTS[name], options)
+  official = (results["preset"], results["image_size"]) == ("base", 384)
+  print("\n".join(report(results, official)))
+  if options.json:
+    with open(options.json, "w") as file:
+      json.dump(results | ({"compared": compare(results)} if official else {}), file, indent=2)
+
+
+if __name__ == "__main__":
+  main()
