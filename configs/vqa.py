@@ -1,19 +1,30 @@
 """Visual question answering by open-ended generation.
 
-`python -m mplug_jax.main --config=configs/vqa.py` trains the small preset on easy-VQA (4,000 images of one shape, comes with
-the package) from random initialisation.
+    python -m mplug_jax.main --config=configs/vqa.py
 
-`python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2 --config.data.root=/data` is the paper's recipe: 384 px,
-batch 1,024, 8 epochs on VQA v2 + Visual Genome with OCR and object labels, from the official json files under
-<root>/vqa_v2 (docs/official.md). Hardware: a TPU v5e-16 or larger, or fewer devices with optim.microbatches. The paper reports
-79.79 (base) and 81.27 (large) on test-dev with its pre-trained weights.
+trains the small preset on easy-VQA (4,000 images of one shape each, from the PyPI package) from random initialisation;
+two CPU cores, see the README for the time and the accuracy to expect.
+
+    python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2,root=/data/vqa --config.tokenizer.path=vocab.txt
+
+is the paper's recipe: 384 px, batch 1,024, 8 epochs on VQA v2 and Visual Genome with OCR words and object labels. It reads
+the official json files under `root` (vqa_train.json, vg_qa.json, vqa_val.json, vqa_test.json, images in coco/ and vg/;
+other names: --config.data.train_files and so on). Hardware: TPU v5e-16 or the like; on less, raise
+config.optim.microbatches. The paper reports 79.79 (base) and 81.27 (large) on test-dev, starting from its pre-trained
+weights, which this command does not load.
+
+    python -m mplug_jax.main --config=configs/vqa.py:data=jsonl,root=/my/data
+
+reads train.jsonl and val.jsonl under `root`, a line {"image", "question", "answer"} for each question.
 """
+
+import os
 
 from mplug_jax import config
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="easy_vqa", res=0, steps=0, blank=False)
+  arg = config.parse_arg(arg, data="easy_vqa", root="", res=0, steps=0, blank=False)
   c = config.defaults("vqa", arg.size)
   c.task.update({
       "beams": 1, "min_length": 1, "max_length": 8, "beam_mode": "reference",
@@ -22,7 +33,7 @@ def get_config(arg=""):
       "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},  # alpha > 0 needs ema.use teacher or both
   })
   c.data.update({
-      "name": arg.data, "questions_per_image": 8, "max_question": 16, "max_answers": 1, "max_answer_tokens": 6,
+      "name": arg.data, "examples": "vqa", "questions_per_image": 8, "max_question": 16, "max_answers": 1, "max_answer_tokens": 6,
       "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank,
       "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": ()},
   })
@@ -52,23 +63,30 @@ def _scenes(c, arg):
   c.model.image_size = arg.res or 96
 
 
-def _files(c, names):
+def _files(c, arg, train, val, test):
+  """Sources read from json files under `root`."""
+  def under_root(name):
+    return os.path.join(arg.root, name)
   c.total_epochs = 8
-  c.data.update({"image_root": "", "train_files": (), "val_file": "", "test_file": "", "answer_list": "", "questions_per_image": 1,
-                 "max_question": 80, "max_answers": 10, "max_answer_tokens": 12, **names})
+  c.eval.split = "val"
+  c.data.update({
+      "train_files": tuple(map(under_root, train)), "val_file": under_root(val), "test_file": under_root(test),
+      "answer_list": "",         # json list of candidates, for task.predict="rank"
+      "questions_per_image": 1, "max_question": 80, "max_answers": 10, "max_answer_tokens": 12})
+  return under_root
 
 
 def _vqa_v2(c, arg):
-  """The official json files; the validation split is not trained on unless it is added (docs/official.md item 22)."""
-  del arg
-  _files(c, {"vqa_root": "", "vg_root": "", "gqa_root": "", "label_file": ""})
-  c.data.update({"add_ocr": True, "add_objects": True})
+  """The official json files; unlike the official recipe it does not train on the validation split (docs/official.md item 22)."""
+  under_root = _files(c, arg, ("vqa_train.json", "vg_qa.json"), "vqa_val.json", "vqa_test.json")
+  c.data.update({"vqa_root": under_root("coco"), "vg_root": under_root("vg"), "gqa_root": under_root("gqa"), "label_file": "",
+                 "add_ocr": True, "add_objects": True})
 
 
 def _jsonl(c, arg):
   """One's own data: a line {"image", "question", "answer", optionally "question_id"} for each question."""
-  del arg
-  _files(c, {})
+  under_root = _files(c, arg, ("train.jsonl",), "val.jsonl", "test.jsonl")
+  c.data.update({"image_root": under_root(""), "max_question": 32})
 
 
 _DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl}
@@ -84,6 +102,7 @@ def _paper(c, size):
   c.task.update({"beams": 5, "max_length": 10})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
   c.model.update({"dtype": "bfloat16", "remat": "none" if size == "base" else "full"})
-  c.optim.update({"lr": 3e-5, "visual_lr": 5e-6, "groups": "official", "schedule": {
-      "name": "official", "epochs": 8, "warmup_units": 4, "warmup_lr": 1e-5, "min_lr": 1e-6}})
+  c.optim.update({"lr": 3e-5, "visual_lr": 5e-6, "groups": "official"})
+  # Assigned, for `update` would keep the fields of the default schedule.
+  c.optim.schedule = {"name": "official", "epochs": 8, "warmup_units": 4, "warmup_lr": 1e-5, "min_lr": 1e-6}
   c.checkpoint.every = 500

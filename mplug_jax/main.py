@@ -1,6 +1,7 @@
 """Command line: `python -m mplug_jax.main --config=configs/vqa.py [--workdir=DIR] [--mode=train|evaluate]`."""
 
 import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -24,25 +25,67 @@ def _start_distributed():
     jax.distributed.initialize(heartbeat_timeout_seconds=60)
 
 
+def _refuse(message):
+  """One sentence on stderr, status 1."""
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(1)
+
+
+def _unknown_key(argv):
+  """A sentence about the first --config.a.b of the command line that its config lacks, or None."""
+  file = re.search(r"\0--?config[=\0]([^\0]*)", "\0".join(argv))
+  config = flags.FLAGS["config"].parser.parse(file[1])
+  for arg in argv:
+    path = re.match(r"--?(config\.[^=]*)", arg)
+    section, *keys = path[1].split(".") if path else [""]
+    values = config
+    for key in keys:
+      if not hasattr(values, "keys"):
+        return f"{arg}: {section} is a value and has no keys."
+      if key not in values:
+        return f"{arg}: {section} has no key {key!r}; it has {', '.join(sorted(values.keys()))}."
+      section, values = f"{section}.{key}", values[key]
+  return None
+
+
+def _parse_flags(argv):
+  """Parses the command line; returns what is left of it. Anything wrong with it, or with the config file, is one sentence."""
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      _refuse("--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags.")
+    _CONFIG.value.name  # noqa: B018 - a file that could not be read raises here
+  except flags.Error as error:
+    cause = error
+    while "\n" in str(cause) and cause.__context__:  # the message of a config's own error is wrapped in tracebacks
+      cause = cause.__context__
+    _refuse(cause)
+  except OSError as error:
+    _refuse(f"The config cannot be read: {str(error).splitlines()[-1].strip()}.")
+  except (AttributeError, KeyError):
+    if unknown := _unknown_key(argv):
+      _refuse(unknown)
+    raise
+  if len(rest) > 1:
+    _refuse(f"Unknown argument {rest[1]!r}; --help lists the flags.")
+  return rest
+
+
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"Unknown argument {argv[1]!r}.")
-  if _CONFIG.value is None:
-    raise app.UsageError("--config=configs/vqa.py or another file of configs/ is needed.")
+  del argv
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", config.name)
   _start_distributed()
-  from mplug_jax import train
+  from mplug_jax import checkpoint, train
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, workdir))
     train.evaluate(config, workdir, _CHECKPOINT.value or workdir)
-  except (ValueError, FileNotFoundError, train.StopTraining) as error:
+  except (ValueError, OSError, checkpoint.CheckpointError, train.StopTraining) as error:
     logging.debug("Traceback:", exc_info=True)
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    _refuse(error)
 
 
 if __name__ == "__main__":
   logging.set_verbosity(logging.WARNING)
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

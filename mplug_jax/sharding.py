@@ -46,7 +46,7 @@ def make_mesh(sizes, devices=None):
   devices = jax.devices() if devices is None else devices
   shape = [int(sizes[axis]) for axis in AXES]
   known = int(np.prod([n for n in shape if n != -1]))
-  if shape.count(-1) == 1 and len(devices) % known == 0:
+  if shape.count(-1) == 1 and known > 0 and len(devices) % known == 0:
     shape[shape.index(-1)] = len(devices) // known
   if min(shape) < 1 or int(np.prod(shape)) != len(devices):
     raise ValueError(f"config.mesh={dict(zip(AXES, (int(sizes[a]) for a in AXES)))} does not fit {len(devices)} devices: the sizes must "

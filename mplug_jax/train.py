@@ -6,7 +6,6 @@ the data stands after N batches.
 """
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -18,8 +17,8 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import checkpoint, config as config_lib, evaluators, metrics, optim, plots, sharding, tasks, train_state, train_step
-from mplug_jax.data import pipeline, sources, tokenizer as tokenizers, vqa
+from mplug_jax import checkpoint, config as config_lib, data, evaluators, metrics, optim, plots, sharding, tasks, train_state, train_step
+from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.mplug import MPlug
 
 
@@ -177,8 +176,10 @@ class Evaluation:
     return self.evaluator.run(predict, jax.process_index(), jax.process_count())
 
 
-def _final_line(metric, result):
-  """The last line of a run, and what is worth knowing beside it."""
+def _say_result(metric, result, samples=()):
+  """A few predictions, what is worth knowing beside the metric, and the run's last line."""
+  for line in samples:
+    print(f"  {line}")
   for name in sorted(set(result) - {metric}):
     print(f"  {name}: {result[name]:.2f}")
   print(f"final: {metric} {result[metric]:.2f}" if metric in result else "final: no answers to compare with", flush=True)
@@ -209,7 +210,7 @@ def train(config, workdir):
   _open_workdir(config, workdir, resuming=manager.latest_step() is not None)
   if result := _finished(workdir, total_steps):
     print(f"{workdir} holds a finished run of {result['step']} steps; choose another --workdir to train again.")
-    _final_line(result["metric"], result["metrics"])
+    _say_result(result["metric"], result["metrics"])
     return 0
   tokenizer = prepare_tokenizer(config, workdir, source)
 
@@ -225,7 +226,7 @@ def train(config, workdir):
       print(f"resumed at step {start}", flush=True)
     evaluation = Evaluation(config, tokenizer, workdir, built)
     batches = pipeline.train_batches(
-        source, vqa.VqaTransform.from_config(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
+        source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
         workers=config.loader.workers, threads=config.loader.threads)
     healthy = jax.device_put(jnp.bool_(True), jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec()))
@@ -317,7 +318,7 @@ def train(config, workdir):
     checkpoint.write_json_atomic(os.path.join(workdir, "result.json"),
                                  {"step": total_steps, "metric": evaluation.metric, "metrics": result})
     plots.curves(os.path.join(workdir, "metrics.jsonl"), os.path.join(workdir, "curves.png"))
-    _final_line(evaluation.metric, result)
+    _say_result(evaluation.metric, result, evaluation.evaluator.samples)
   return 0
 
 
@@ -338,5 +339,5 @@ def evaluate(config, workdir, run):
     params = checkpoint.load_params(run, built.abstract.params, which)
     result = evaluation.run(params)
   if jax.process_index() == 0:
-    _final_line(evaluation.metric, result)
+    _say_result(evaluation.metric, result, evaluation.evaluator.samples)
   return result

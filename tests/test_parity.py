@@ -10,7 +10,7 @@ import pytest
 from mplug_jax import decode, losses, optim, ranking, train_state
 from mplug_jax.models.bert import Memory
 from mplug_jax.models.mplug import MPlug
-from mplug_jax.tasks import vqa as vqa_task
+from mplug_jax.tasks import base, vqa as vqa_task
 
 PATHS = {task: parity.recordings(task) for task in ("vqa", "caption", "retrieval", "grounding", "videocap")}
 vqa_files = pytest.mark.parametrize("path", PATHS["vqa"], ids=lambda p: p.stem)
@@ -106,7 +106,7 @@ def check_beams(recording, memory, prompt):
     def search(params, beams=beams, least=least, most=most):
       apply = lambda method, *args: r.model.apply({"params": params}, *args, method=method)  # noqa: E731
       cache = apply(MPlug.init_cache, memory, beams, prompt.shape[1] + most)
-      step, reorder = vqa_task.Task(r.model, None, None).step_fns(params)
+      step, reorder = base.Task(r.model, None, None).step_fns(params)
       return decode.beam_search(step, reorder, cache, prompt, jnp.full((rows,), prompt.shape[1]), beams=beams, max_length=most,
                                 min_length=least, eos_id=102, pad_id=-1, mode="reference")
 
@@ -132,17 +132,12 @@ def test_ranking(path, cases):
 
   @jax.jit
   def rank(params):
-    score = vqa_task.Task(case.r.model, None, PadZero).score_fn(params, case.memory())
+    score = vqa_task.score_fn(base.Task(case.r.model, None, None), params, case.memory(), pad_id=0)
     return ranking.rank(score, 3, candidates, top_k=4, pad_id=0)
 
   ours = rank(case.r.params)
   np.testing.assert_array_equal(ours.answers, case.r["out/rank_topk_ids"])
   parity.close(ours.probabilities, case.r["out/rank_topk_probs"], 2e-5)
-
-
-class PadZero:
-  """A tokenizer as far as scoring needs one."""
-  pad_id = 0
 
 
 @vqa_files

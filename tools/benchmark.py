@@ -22,22 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import vqa as vqa_config
-from mplug_jax import decode, flops, sharding, train
-from mplug_jax.data import pipeline, sources, tokenizer as tokenizers, vqa
+from mplug_jax import data as data_lib, decode, flops, sharding, train
+from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.tasks import base
-
-# The official PyTorch code: base, 384 px, float32, 2 threads of an idle machine where a plain float32 matrix product ran at
-# 240 GFLOP/s in PyTorch and 195 in XLA. (seconds, limit: our seconds over PyTorch's scaled by 195 / XLA's rate here.)
-REFERENCE_MATMUL = 195.0
-REFERENCE = {
-    "train step": (11.6, 0.7),  # 2 images, one question of 32 tokens and one answer each, dropout on
-    "caption, batch 1": (15.7, 1 / 5),  # seconds per image: 5 beams, 25 tokens, image encoder included
-    "caption, batch 4": (17.6, None),
-    "caption, batch 8": (17.6, 1 / 8),  # PyTorch's of batch 4
-}
-REFERENCE_MEMORY = 7.4  # GiB, peak resident set of the train step; the limit is the same
-STARTUP_LIMITS = {"cold": 45.0, "warm": 20.0}  # seconds from the command to the end of the first step of base
+from tools import benchmark_report
 
 BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
 BEAMS, CAPTION_TOKENS = 5, 25
@@ -95,10 +84,9 @@ def _random(shape, dtype, rng, vocabulary):
 def matmul(options):
   """Best rate of a plain float32 product, GFLOP/s."""
   del options
-  rates = {}
+  product, rates = jax.jit(jnp.matmul), {}
   for m, k, n in ((2048, 2048, 2048), (1024, 768, 3072), (1154, 768, 3072)):
     a, b = jnp.full((m, k), 0.5), jnp.full((k, n), 0.25)
-    product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))
     seconds = min(_timed(lambda a=a, b=b: product(a, b))[0] for _ in range(10))
     rates[f"{m} x {k} x {n}"] = flops.linear(m, k, n) / seconds / 1e9
@@ -124,7 +112,7 @@ def vqa_step(options):
   if not health["ok"]:
     raise RuntimeError("The train step's loss or gradients are not finite.")
   operations = flops.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS)
-  return {"seconds": statistics.median(seconds[1:]), "min_seconds": min(seconds[1:]), "init_seconds": init_seconds,
+  return {"batch": BATCH, "seconds": statistics.median(seconds[1:]), "min_seconds": min(seconds[1:]), "init_seconds": init_seconds,
           "compile_seconds": compile_seconds, "gflop": operations / 1e9, "peak_gib": _peak_memory(),
           "gflop_per_second": operations / 1e9 / statistics.median(seconds[1:])}
 
@@ -171,7 +159,7 @@ def startup(options):
               **{f"data.{name}": config.data[name] for name in ("questions_per_image", "max_question", "max_answers")}}
     command = [sys.executable, "-m", "mplug_jax.main", f"--config=configs/vqa.py:{options.preset},res={options.image_size}",
                *(f"--config.{name}={value}" for name, value in values.items())]
-    return {name: _seconds_until(command + [f"--workdir={folder}/{name}"], "first step done") for name in STARTUP_LIMITS}
+    return {name: _seconds_until(command + [f"--workdir={folder}/{name}"], "first step done") for name in ("cold", "warm")}
 
 
 def _seconds_until(command, sign):
@@ -188,15 +176,15 @@ def _seconds_until(command, sign):
 
 
 def data(options):
-  """Rows (an image and its questions) a second of the training pipeline of `--config=configs/vqa.py`, all its epochs alike."""
+  """Rows (an image and its questions) a second of the training pipeline of `--config=configs/vqa.py`, whatever --preset says."""
   config = vqa_config.get_config("small")
   source = sources.get(config.data, "train")
   batches = pipeline.train_batches(
-      source, vqa.VqaTransform.from_config(config, _tokenizer(config), train=True), batch_size=config.batch_size, seed=0,
+      source, data_lib.make_transform(config, _tokenizer(config), train=True), batch_size=config.batch_size, seed=0,
       workers=config.loader.workers, threads=config.loader.threads)
   for _ in range(20):  # the first rows fill the caches
     next(batches)
-  count, start = 20 * options.repeats, time.perf_counter()
+  count, start = 100 * options.repeats, time.perf_counter()
   for _ in range(count):
     next(batches)
   rows = count * config.batch_size / (time.perf_counter() - start)
@@ -213,56 +201,17 @@ def _in_process(function, options):
     return pool.submit(function, options).result()
 
 
-def compare(results):
-  """Results -> {name of REFERENCE: (seconds, PyTorch's scaled seconds, ratio, limit or None)} for what was measured."""
-  scale = REFERENCE_MATMUL / results["matmul"]["gflop_per_second"]
-  seconds = {f"caption, batch {size}": x["seconds_per_image"] for size, x in results.get("caption", {"batches": {}})["batches"].items()}
-  if "vqa_step" in results:
-    seconds["train step"] = results["vqa_step"]["seconds"]
-  return {name: (seconds[name], theirs * scale, seconds[name] / (theirs * scale), limit)
-          for name, (theirs, limit) in REFERENCE.items() if name in seconds}
-
-
-def report(results, official):
-  """Lines of text; `official`: the model is the one of the reference figures."""
-  rate = results["matmul"]["gflop_per_second"]
-  lines = [f"plain float32 product: {rate:.0f} GFLOP/s"]
-  if "vqa_step" in results:
-    x = results["vqa_step"]
-    lines += [f"train step, batch {BATCH}: {x['seconds']:.2f} s (least {x['min_seconds']:.2f}), {x['gflop']:.0f} GFLOP of products at "
-              f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%} of the plain product",
-              f"  peak memory {x['peak_gib']:.1f} GiB; initialised in {x['init_seconds']:.1f} s, compiled in {x['compile_seconds']:.1f} s"]
-  for size, x in results.get("caption", {"batches": {}})["batches"].items():
-    lines.append(f"caption, batch {size}: {x['seconds_per_image']:.2f} s per image, {x['images_per_second']:.2f} images/s, "
-                 f"{x['gflop_per_second']:.0f} GFLOP/s, compiled in {x['compile_seconds']:.1f} s, peak memory {x['peak_gib']:.1f} GiB")
-  if "startup" in results:
-    limits = STARTUP_LIMITS if official else {}
-    lines += [f"command to first step, {name} compilation cache: {x:.1f} s" + (f" (limit {limits[name]:.0f})" if limits else "")
-              for name, x in results["startup"].items()]
-  if "data" in results:
-    x = results["data"]
-    lines.append(f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, {x['image_size']} px")
-  if official:
-    lines.append(f"{'':18}{'ours':>9}{'PyTorch, scaled':>18}{'ratio':>8}{'limit':>8}")
-    for name, (ours, theirs, ratio, limit) in compare(results).items():
-      lines.append(f"{name:18}{ours:7.2f} s{theirs:16.2f} s{ratio:8.3f}{'' if limit is None else f'{limit:8.3f}'}")
-    if "vqa_step" in results:
-      ours = results["vqa_step"]["peak_gib"]
-      lines.append(f"{'peak memory':18}{ours:5.1f} GiB{REFERENCE_MEMORY:14.1f} GiB{ours / REFERENCE_MEMORY:8.3f}{1:8.3f}")
-  return lines
-
-
 def main(argv=None):
   options = _parse(argv)
   results = {"preset": options.preset, "image_size": options.image_size or PRESETS[options.preset]["image_size"]}
   for name in ["matmul", *(PARTS if options.part == "all" else [options.part])]:
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     results[name] = _in_process(matmul if name == "matmul" else PARTS[name], options)
-  official = (results["preset"], results["image_size"]) == ("base", 384)
-  print("\n".join(report(results, official)))
+  results["compared"] = benchmark_report.compare(results)
+  print("\n".join(benchmark_report.report(results)))
   if options.json:
     with open(options.json, "w") as file:
-      json.dump(results | ({"compared": compare(results)} if official else {}), file, indent=2)
+      json.dump(results, file, indent=2)
 
 
 if __name__ == "__main__":

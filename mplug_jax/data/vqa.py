@@ -109,17 +109,6 @@ class VqaTransform:
     self.truncated_answers = 0
     self._make_caches()
 
-  @classmethod
-  def from_config(cls, config, tokenizer, train: bool):
-    """The transform that config.data and config.model describe."""
-    data, augment = config.data, config.data.augment
-    return cls(
-        tokenizer, image_size=config.model.image_size, train=train,
-        augment=dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None),
-        **{name: data[name] for name in (
-            "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr",
-            "add_objects", "strict", "blank_image")})
-
   def _make_caches(self):
     # The same questions and answers come back epoch after epoch, often for many images.
     self._question_ids = functools.lru_cache(1 << 16)(self._encode_question)
@@ -212,3 +201,14 @@ class VqaTransform:
     if self._train and self._augment is not None:
       return image_ops.train_transform(image, self._image_size, rng, **self._augment), False
     return image_ops.eval_transform(image, self._image_size), False
+
+
+def make_transform(config, tokenizer, train: bool) -> VqaTransform:
+  """The transform that config.data and config.model describe."""
+  data, augment = config.data, config.data.augment
+  return VqaTransform(
+      tokenizer, image_size=config.model.image_size, train=train,
+      augment=dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None),
+      **{name: data[name] for name in (
+          "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr",
+          "add_objects", "strict", "blank_image")})

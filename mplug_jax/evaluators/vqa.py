@@ -9,7 +9,7 @@ from mplug_jax import plots
 from mplug_jax.data import image_ops, pipeline, sources, vqa
 from mplug_jax.evaluators import vqa_accuracy
 
-SHEET_IMAGES, SHEET_QUESTIONS = 12, 4
+SHEET_IMAGES, SHEET_QUESTIONS, SAMPLES = 12, 4, 5
 
 
 def score(prediction, question):
@@ -31,7 +31,8 @@ class Evaluator:
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     data = config.data
     self.source = vqa.ChunkedQuestions(sources.get(data, config.eval.split), data.questions_per_image)
-    self.transform = vqa.VqaTransform.from_config(config, tokenizer, train=False)
+    self.transform = vqa.make_transform(config, tokenizer, train=False)
+    self.samples = []  # of the last run, one line of text each
 
   def run(self, predict, process_index=0, process_count=1):
     """Evaluates.
@@ -46,6 +47,8 @@ class Evaluator:
       empty when no question has an answer to compare with.
     """
     answers = self._predict(predict, process_index, process_count)
+    self.samples = [f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
+                    for q, text in answers[::max(1, len(answers) // SAMPLES)][:SAMPLES]]
     if process_index == 0:
       rows = [(q["question_id"], text) for q, text in answers]
       vqa_accuracy.write_results(os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows)))

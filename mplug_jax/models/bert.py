@@ -33,6 +33,12 @@ class BertConfig(NamedTuple):
   def kernel_init(self):
     return nn.initializers.normal(self.initializer_range)
 
+  def check_length(self, length):
+    """Raises ValueError for texts longer than the table of positions: a look-up beyond its end would give NaN."""
+    if length > self.max_positions:
+      raise ValueError(f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; lower the data's or "
+                       "task's maximal length.")
+
   def dense(self, width, name=None):
     return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
@@ -83,6 +89,7 @@ class Embeddings(nn.Module):
 
   def __call__(self, ids, positions):
     """ids: i32[B, L]; positions: i32[L] -> dtype[B, L, D]. The look-up of the pad id passes no gradient."""
+    self.config.check_length(positions.shape[0])
     words = self.word(ids)
     words = jnp.where((ids == self.config.pad_id)[..., None], jax.lax.stop_gradient(words), words)
     return self.dropout(self.norm(words + self.position(positions) + self.token_type(jnp.zeros((1,), jnp.int32))))
@@ -196,6 +203,7 @@ class TextDecoder(nn.Module):
        "self": {"key", "value"}: dtype[depth, B, K, H, T, Dh]}.
     """
     c = self.config
+    c.check_length(length)
     _, cross = self.layers.cross_keys_values(jnp.zeros(()), memory)
     shape = (self.depth, memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
     empty = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}

@@ -63,11 +63,13 @@ class VisionTransformer(nn.Module):
   def __call__(self, image):
     """Normalised image f32[B, image_size, image_size, 3] -> dtype[B, 1 + N, W], the class token first.
 
-    Raises ValueError for an image of another size: a table of positions fits one size only.
+    Raises ValueError for an image of another size (a table of positions fits one size only) or one that patches do not tile.
     """
     if image.shape[1:] != (self.image_size, self.image_size, 3):
       raise ValueError(f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, 3) and got "
                        f"{image.shape[1:]}; set config.model.image_size, or resize the images.")
+    if self.image_size % self.patch_size:
+      raise ValueError(f"config.model.image_size={self.image_size} is not a multiple of the patch size {self.patch_size}.")
     # A product of flattened patches: the gradient of the equal 16 x 16 convolution compiles 30 times slower.
     x = patchify(image.astype(self.dtype), self.patch_size)
     x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)

@@ -18,6 +18,11 @@ class Task(base.Task):
   `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"), `rank_top_k`, `rank_first_token_twice`.
   """
 
+  def __init__(self, model, config, tokenizer):
+    super().__init__(model, config, tokenizer)
+    if config.task.distill.alpha and not (config.ema.decay and config.ema.use in ("teacher", "both")):
+      raise ValueError("config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+
   def batch_spec(self, batch_size):
     data, image_size = self.config.data, self.model.image_size
     questions, answers = data.questions_per_image, data.max_answers
@@ -97,14 +102,15 @@ class Task(base.Task):
     rows = batch["question"].shape[:2]
     memory = self.apply(params, self.encode, batch)
     ranked = ranking.rank(
-        self.score_fn(params, memory), memory.rows, self._candidates(), top_k=self.config.task.rank_top_k,
-        pad_id=self.tokenizer.pad_id, first_token_twice=self.config.task.rank_first_token_twice)
+        score_fn(self, params, memory, self.tokenizer.pad_id), memory.rows, self._candidates(),
+        top_k=self.config.task.rank_top_k, pad_id=self.tokenizer.pad_id, first_token_twice=self.config.task.rank_first_token_twice)
     return {"answer": ranked.answers.reshape(rows + (-1,)), "probability": ranked.probabilities.reshape(rows + (-1,))}
 
-  def score_fn(self, params, memory):
-    """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for ranking.rank."""
-    def score(ids):
-      flat = ids.reshape(-1, ids.shape[-1])
-      logits = self.apply(params, type(self.model).decode, flat, flat != self.tokenizer.pad_id, memory)
-      return logits.reshape(ids.shape + (-1,))
-    return score
+
+def score_fn(task, params, memory, pad_id):
+  """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for ranking.rank."""
+  def score(ids):
+    flat = ids.reshape(-1, ids.shape[-1])
+    logits = task.apply(params, type(task.model).decode, flat, flat != pad_id, memory)
+    return logits.reshape(ids.shape + (-1,))
+  return score
