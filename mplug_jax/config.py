@@ -44,7 +44,8 @@ def _typed(name, text, default):
   try:
     return type(default)(text)
   except ValueError:
-    raise ValueError(f"The config argument {name}={text!r} must be a {type(default).__name__}.") from None
+    kind = "whole number" if isinstance(default, int) else "number"
+    raise ValueError(f"The config argument {name}={text!r} must be a {kind}.") from None
 
 
 def defaults(task, size):
@@ -85,6 +86,39 @@ def defaults(task, size):
   c.checkpoint = ConfigDict({"every": 1000, "keep": 1, "async": True})
   c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})  # every 0: at the end; limit 0: all
   return c
+
+
+_CHOICES = {"model.dtype": ("float32", "bfloat16"), "optim.accumulate": ("global", "mean_of_means"), "ema.use": ("teacher", "eval", "both")}
+_POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
+
+
+def check(config):
+  """Refuses values that would fail late or obscurely, or pass for something else.
+
+  Raises:
+    ValueError: names the key, its value and what it may be.
+  """
+  values = flat(config)
+  for name, known in _CHOICES.items():
+    if values[name] not in known:
+      raise ValueError(f"config.{name}={values[name]!r} is not one of {', '.join(known)}.")
+  for name in _POSITIVE:
+    if values[name] < 1:
+      raise ValueError(f"config.{name}={values[name]} must be at least 1.")
+  heads = {"hidden_size": config.model.heads, "vision_width": config.model.vision_heads or config.model.vision_width // 64}
+  for width, number in heads.items():
+    if number < 1 or config.model[width] % number:
+      raise ValueError(f"config.model.{width}={config.model[width]} cannot be divided into {number} attention heads.")
+  if config.batch_size % config.optim.microbatches:
+    raise ValueError(f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}.")
+
+
+def flat(config):
+  """ConfigDict -> {"optim.schedule.name": value, ...}."""
+  out = {}
+  for key, value in config.items():
+    out |= {f"{key}.{name}": v for name, v in flat(value).items()} if isinstance(value, ConfigDict) else {key: value}
+  return out
 
 
 def to_json(config):

@@ -156,7 +156,7 @@ def params_from_torch(state_dict, geometry, momentum=False):
     Nested dict of arrays, ready for `model.apply({"params": ...})`.
 
   Raises:
-    ValueError: an unknown key, a leaf made twice, or a layer missing from a stack.
+    ValueError: an unknown key, a leaf made twice, or layers that are not those of `geometry`.
   """
   keys = online_names(state_dict, momentum)
   converter = Converter(keys, geometry)
@@ -167,16 +167,26 @@ def params_from_torch(state_dict, geometry, momentum=False):
       if index in stack:
         raise ValueError(f"PyTorch tensor {key!r} writes {name} a second time.")
       stack[index] = array
-  return traverse_util.unflatten_dict({name: _stacked(name, stack) for name, stack in stacks.items()}, sep="/")
+  fusion = {int(m[1]) for name in stacks if (m := re.match(r"fusion_encoder/layer_(\d+)/", name))}
+  _check_layers("fusion_encoder", fusion or range(geometry["fusion_layers"]), geometry["fusion_layers"])
+  return traverse_util.unflatten_dict({name: _stacked(name, stack, geometry) for name, stack in stacks.items()}, sep="/")
 
 
-def _stacked(name, stack):
+_DEPTHS = {"visual_encoder": "vision_layers", "text_encoder": "text_layers", "text_decoder": "decoder_layers"}
+
+
+def _stacked(name, stack, geometry):
   """{None: array} -> the array; {0: ..., 1: ...} -> one array with a leading depth axis."""
   if list(stack) == [None]:
     return stack[None]
-  if sorted(stack) != list(range(len(stack))):
-    raise ValueError(f"{name}: the state dict has layers {sorted(stack)}, some are missing.")
-  return np.stack([stack[i] for i in range(len(stack))])
+  depth = geometry[_DEPTHS[name.split("/")[0]]]
+  _check_layers(name, stack, depth)
+  return np.stack([stack[i] for i in range(depth)])
+
+
+def _check_layers(name, found, depth):
+  if sorted(found) != list(range(depth)):
+    raise ValueError(f"{name}: the state dict has layers {', '.join(map(str, sorted(found)))}, the model needs 0 to {depth - 1}.")
 
 
 def geometry_from_recording(meta):

@@ -120,16 +120,20 @@ def batch_sharding(mesh, leading=()):
   return NamedSharding(mesh, P(*leading, BATCH_AXES))
 
 
+def check_rows(rows, mesh, what):
+  """Raises ValueError when `rows` rows do not divide over the mesh; `what` decides their number."""
+  split = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % split:
+    raise ValueError(f"A batch of {rows} rows cannot be split over data x fsdp = {split} devices; make {what} a "
+                     "multiple of it.")
+
+
 def put_batch(batch, mesh):
   """This process's rows as numpy arrays -> global arrays over the mesh, rows in process order.
 
   Raises:
     ValueError: the global batch does not divide over the mesh.
   """
-  rows = next(iter(jax.tree.leaves(batch))).shape[0] * jax.process_count()
-  split = mesh.shape["data"] * mesh.shape["fsdp"]
-  if rows % split:
-    raise ValueError(f"A batch of {rows} rows cannot be split over data x fsdp = {split} devices; make config.batch_size "
-                     "(and config.eval.batch_size) a multiple of it.")
+  check_rows(next(iter(jax.tree.leaves(batch))).shape[0] * jax.process_count(), mesh, "config.batch_size (and config.eval.batch_size)")
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -51,10 +51,21 @@ def build_model(config, tokenizer):
   return MPlug(**fields | {"dtype": jnp.dtype(fields["dtype"]), "pad_id": tokenizer.pad_id})
 
 
-def build(config, tokenizer, total_steps=1, steps_per_epoch=1, devices=None):
-  """Config and tokenizer -> Build; computes nothing, so it also serves compilation for devices that are not there."""
+def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None):
+  """Config and tokenizer -> Build; computes nothing, so it also serves compilation for devices that are not there.
+
+  The steps matter to training alone; left out they are more than any warm-up.
+
+  Raises:
+    ValueError: a value of the config that nothing can be built from; predict functions are traced, so that theirs show here too.
+  """
+  config_lib.check(config)
   task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
   mesh = sharding.make_mesh(config.mesh, devices)
+  parts = config.optim.microbatches
+  sharding.check_rows(config.batch_size, mesh, "config.batch_size")
+  sharding.check_rows(config.batch_size // parts, mesh, f"config.batch_size divided by config.optim.microbatches={parts}")
+  sharding.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
   sample = task.batch_spec(1)
   params = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))
   optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
@@ -64,14 +75,16 @@ def build(config, tokenizer, total_steps=1, steps_per_epoch=1, devices=None):
   step = train_step.make_train_step(
       task, optimizer, microbatches=config.optim.microbatches, accumulate=config.optim.accumulate,
       ema_decay=config.ema.decay, ema_include=config.ema.include)
+  for fn in task.predict_fns().values():
+    jax.eval_shape(fn, params, sample)
   predict = {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()}
   return Build(task, mesh, schedules, jax.jit(init, out_shardings=shardings), abstract,
                jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)), predict)
 
 
 def _predictor(fn, mesh):
-  """Jits a predict function: this process's numpy rows in, all processes' rows out, with their record numbers."""
-  jitted = jax.jit(lambda params, batch: fn(params, batch) | {"index": batch["index"], "mask": batch["mask"]})
+  """Jits a predict function: this process's numpy rows in, all processes' rows out, with what tells them apart."""
+  jitted = jax.jit(lambda params, batch: fn(params, batch) | {name: batch[name] for name in ("index", "mask", "corrupt")})
 
   def predict(params, batch):
     with jax.set_mesh(mesh):
@@ -200,6 +213,7 @@ def train(config, workdir):
   start_time = time.perf_counter()
   _setup_compilation_cache(config)
   primary = jax.process_index() == 0
+  tasks.get(config.task.name)  # an unknown one is refused before anything is written
   source = sources.get(config.data, "train")
   steps_per_epoch = max(1, len(source) // config.batch_size)
   total_steps = config.total_steps or int(config.total_epochs * steps_per_epoch)
@@ -216,6 +230,7 @@ def train(config, workdir):
 
   # ---- model, optimizer, mesh, state
   built = build(config, tokenizer, total_steps, steps_per_epoch)
+  evaluation = Evaluation(config, tokenizer, workdir, built)
   with jax.set_mesh(built.mesh), checkpoint.Interrupt() as interrupt:
     if manager.latest_step() is None:
       state, start = built.init(), 0
@@ -224,7 +239,6 @@ def train(config, workdir):
       start = int(state.step)
       tokenizers.check_same(tokenizer, saved["tokenizer"], f"the checkpoint in {workdir}")
       print(f"resumed at step {start}", flush=True)
-    evaluation = Evaluation(config, tokenizer, workdir, built)
     batches = pipeline.train_batches(
         source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
@@ -256,6 +270,18 @@ def train(config, workdir):
           f"Step {good + 1}: {_bad_leaf_name(state.params, health)} is not finite, so training stopped; the state after step {good} is "
           f"saved in {workdir}. A smaller config.optim.lr, gradient clipping or float32 usually helps.")
 
+    def next_batch(step):
+      try:
+        with timer.data_wait():
+          return next(batches)
+      except Exception:
+        progress.pause()
+        if jax.process_count() == 1 and step > start:  # several processes do not fail at the same time, and saving takes all
+          check_health()
+          save(step, {})
+        manager.close()
+        raise
+
     for step in range(start, total_steps + 1):
       at_end = step == total_steps
       result = {}
@@ -281,10 +307,9 @@ def train(config, workdir):
         return 0
       if at_end:
         break
-      if step == config.profile_steps[0] and config.profile_steps[1]:
+      if max(start, config.profile_steps[0]) == step < config.profile_steps[1]:
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
-      with timer.data_wait():
-        batch = next(batches)
+      batch = next_batch(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
         batch = built.task.prepare(state, sharding.put_batch(batch, built.mesh), built.predict)
         check_health()  # of the update before, while this one's batch was made

@@ -41,8 +41,9 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     micro = split_microbatches(batch, microbatches)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
     each = jax.vmap(task.weights)(micro, keys)
+    counts = jax.tree.map(jnp.sum, each)
     if accumulate == "global":
-      each = jax.tree.map(lambda w: jnp.broadcast_to(w.sum(), w.shape), each)
+      each = jax.tree.map(lambda w, count: jnp.broadcast_to(count, w.shape), each, counts)
     else:
       each = jax.tree.map(lambda w: w * microbatches, each)
 
@@ -56,7 +57,7 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (grads, loss, extra), (metrics, shown) = jax.lax.scan(body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, each))
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    shown = {k: (total.sum(), weight[0]) for k, (total, weight) in shown.items()}
+    shown = {k: (total.sum(), jnp.asarray(counts[k], jnp.float32)) for k, (total, _) in shown.items()}
     return grads, loss, metrics | _loss_metrics(shown), extra
 
   return gradients

@@ -11,14 +11,6 @@ import pytest
 from mplug_jax.models import layers
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-  """Compiling is nearly all of the time here, so XLA shall not optimise."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def masks(keys, shape, rate):
   return np.asarray(jax.jit(jax.vmap(lambda k: layers.keep_mask(k, shape, rate)))(keys))
 

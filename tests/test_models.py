@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax import losses
 from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.models.presets import PRESETS
@@ -18,19 +17,14 @@ GEOMETRY = dict(
     max_positions=12, text_layers=2, fusion_layers=2, stride=1, decoder_layers=2, pad_id=PAD, embed_dim=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-  """Compiling is nearly all of the time here, so XLA shall not optimise."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def random_params(model, forward, *args):
   """Parameters of the modules that `forward` uses, all of them random: no bias is zero, no scale one."""
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, method=forward))["params"]
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
+
+  def draw(path, leaf):
+    return jnp.asarray(rng.normal(size=leaf.shape) * 0.5 + (path[-1].key == "scale"), jnp.float32)
+  return jax.tree.map_with_path(draw, shapes)
 
 
 def apply(model, forward, **rngs):
@@ -62,15 +56,16 @@ def texts(rng, *shape):
 
 @pytest.fixture(scope="module")
 def inputs():
-  """2 images, 3 questions about each, 2 answers to each."""
+  """2 images, 3 questions about each, 3 answers to each."""
   rng = np.random.default_rng(1)
-  return rng.normal(size=(2, 16, 16, 3)).astype(np.float32), texts(rng, 2, 3, 5), texts(rng, 2, 3, 2, 4)
+  return rng.normal(size=(2, 16, 16, 3)).astype(np.float32), texts(rng, 2, 3, 5), texts(rng, 2, 3, 3, 5)
 
 
 class Case:
   def __init__(self, inputs, **changes):
     self.model = MPlug(**GEOMETRY | changes)
     self.params = random_params(self.model, answer, *inputs)
+    self.answer = apply(self.model, answer)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +88,11 @@ def case(request):
 
 def test_questions_about_an_image_equal_separate_calls(case, inputs):
   image, question, answers = inputs
-  run = apply(case.model, answer)
-  together = run(case.params, image, question, answers)
+  together = case.answer(case.params, *inputs)
   for q in range(3):
-    alone = run(case.params, image, question[:, [q]], answers[:, [q]])
-    np.testing.assert_allclose(together[:, [q]], alone, atol=1e-5)
-  assert np.abs(together[:, 0] - run(case.params, image[::-1], question, answers)[:, 0]).max() > 0.1  # the image matters
+    alone = case.answer(case.params, image, question[:, [q]], answers[:, [q]])
+    np.testing.assert_allclose(together[:, [q]], alone, atol=2e-5)
+  assert np.abs(together - case.answer(case.params, image[::-1], question, answers)).max() > 0.1  # the image matters
 
 
 def test_memory_repeats_the_segment_with_fewer_rows():
@@ -115,10 +109,9 @@ def test_memory_repeats_the_segment_with_fewer_rows():
 def test_padding_changes_nothing(asymmetric, inputs):
   """Longer padding of questions and answers leaves every logit of a real token."""
   image, question, answers = inputs
-  run = apply(asymmetric.model, answer)
   wide = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)], constant_values=PAD) for x in (question, answers)]
-  plain, padded = run(asymmetric.params, image, question, answers), run(asymmetric.params, image, *wide)
-  np.testing.assert_allclose(np.asarray(padded)[..., :4, :][answers != PAD], np.asarray(plain)[answers != PAD], atol=1e-5)
+  plain, padded = asymmetric.answer(asymmetric.params, *inputs), asymmetric.answer(asymmetric.params, image, *wide)
+  np.testing.assert_allclose(np.asarray(padded)[..., :5, :][answers != PAD], np.asarray(plain)[answers != PAD], atol=2e-5)
 
 
 # ---- fusion
@@ -133,22 +126,26 @@ def test_connected_layers_of_six(stride, released, paper):
     fusion.connected_layers(6, stride, "other")
 
 
+def streams(m, image, question):
+  """Image tokens before fusion; image and text after it."""
+  return m.encode_image(image), *fused(m, image, question)
+
+
 def test_rules_differ_by_the_residual_sum_of_the_image(connected, inputs):
   """Two layers, stride 1: layer 1 is connected under both rules, with the same parameters."""
   image, question = inputs[0], inputs[1].reshape(-1, 5)
   paper = MPlug(**GEOMETRY, fusion="paper")
-  before = apply(connected.model, MPlug.encode_image)(connected.params, image)
-  ours, theirs = (apply(m, fused)(connected.params, image, question) for m in (connected.model, paper))
+  before, *ours = apply(connected.model, streams)(connected.params, image, question)
+  _, *theirs = apply(paper, streams)(connected.params, image, question)
   np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
   assert ours[0].shape == theirs[0].shape == (6, 5, 16)
   np.testing.assert_allclose(ours[0] - theirs[0], np.repeat(before, 3, 0), atol=1e-5)
 
 
 def test_without_a_connected_layer_the_image_comes_back_unchanged(asymmetric, inputs):
-  image, question = inputs[0], inputs[1].reshape(-1, 5)
-  out, text = apply(asymmetric.model, fused)(asymmetric.params, image, question)
-  np.testing.assert_array_equal(out, apply(asymmetric.model, MPlug.encode_image)(asymmetric.params, image))
-  assert out.shape == (2, 5, 16) and text.shape == (6, 5, 16)
+  before, image, text = apply(asymmetric.model, streams)(asymmetric.params, inputs[0], inputs[1].reshape(-1, 5))
+  np.testing.assert_array_equal(image, before)
+  assert image.shape == (2, 5, 16) and text.shape == (6, 5, 16)
 
 
 def test_connected_layers_have_no_cross_attention(inputs):
@@ -183,79 +180,82 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
     if t == 1:
       cache = base.Task(case.model, None, None).step_fns(None)[1](cache, parents)
   whole = np.concatenate([np.take_along_axis(before, parents[..., None], 1), after], -1)
-  forced = apply(case.model, answer)
-  expected = forced(case.params, image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)).reshape(6, 3, 5, 23)
+  expected = case.answer(case.params, image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)).reshape(6, 3, 5, 23)
   np.testing.assert_allclose(np.stack(logits[2:], 2), expected[:, :, 2:], atol=1e-5)
-  first = forced(case.params, image, question, np.pad(before, ((0, 0), (0, 0), (0, 3)), constant_values=5).reshape(2, 3, 3, 5))
+  rest = np.full((6, 3, 3), 5, np.int32)
+  first = case.answer(case.params, image, question, np.concatenate([before, rest], -1).reshape(2, 3, 3, 5).astype(np.int32))
   np.testing.assert_allclose(np.stack(logits[:2], 2), first.reshape(6, 3, 5, 23)[:, :, :2], atol=1e-5)
 
 
 def test_a_token_sees_none_after_it(asymmetric, inputs):
   image, question, _ = inputs
-  ids = np.random.default_rng(6).integers(4, 23, (2, 3, 1, 4)).astype(np.int32)
-  run = apply(asymmetric.model, answer)
-  plain = run(asymmetric.params, image, question, ids)
-  ids[..., 2] = 5
-  changed = run(asymmetric.params, image, question, ids)
+  ids = np.random.default_rng(6).integers(4, 23, (2, 3, 3, 5)).astype(np.int32)
+  plain = asymmetric.answer(asymmetric.params, image, question, ids)
+  ids[..., 2] = (ids[..., 2] - 3) % 19 + 4
+  changed = asymmetric.answer(asymmetric.params, image, question, ids)
   np.testing.assert_allclose(changed[..., :2, :], plain[..., :2, :], atol=1e-6)
-  assert np.abs(changed[..., 2:, :] - plain[..., 2:, :]).max() > 0.01
+  assert np.abs(changed[..., 2:, :] - plain[..., 2:, :]).max() > 0.1
 
 
 # ---- gradients and numerics
 
 
-def test_pad_look_up_passes_no_gradient_but_the_tied_head_does(asymmetric, inputs):
-  image, question, answers = inputs
+def test_pad_look_up_passes_no_gradient_but_the_tied_head_does():
+  def loss(params, question, ids):
+    text = model.apply({"params": params}, question, jnp.ones(question.shape, bool), method=MPlug.encode_text)  # pads are read
+    logits = model.apply({"params": params}, ids, ids != PAD, model.memory(text), method=MPlug.decode)
+    return jnp.square(text).sum() + jnp.square(logits).sum()
 
-  def loss(params):
-    logits = asymmetric.model.apply({"params": params}, image, question, answers, method=answer)
-    return jnp.square(logits).sum()
+  def both(m, question, ids):
+    m.decode(ids, ids != PAD, m.memory(m.encode_text(question, question != PAD)))
 
-  gradient = jax.jit(jax.grad(loss))(asymmetric.params)
-  encoder = np.asarray(gradient["text_encoder"]["embeddings"]["word"]["embedding"])
-  decoder = np.asarray(gradient["text_decoder"]["embeddings"]["word"]["embedding"])
-  used = np.unique(question)
-  assert PAD in used and not encoder[PAD].any()
-  assert all(encoder[i].any() for i in used if i != PAD) and not encoder[np.setdiff1d(np.arange(23), used)].any()
-  assert all(row.any() for row in decoder)  # every word, the pad too, is an output
+  model = MPlug(**GEOMETRY | dict(text_layers=1, decoder_layers=1))
+  question, ids = np.asarray([[4, 5, PAD, PAD]], np.int32), np.asarray([[7, 8, PAD]], np.int32)
+  gradient = jax.jit(jax.grad(loss))(random_params(model, both, question, ids), question, ids)
+  encoder, decoder = (np.asarray(gradient[part]["embeddings"]["word"]["embedding"]) for part in ("text_encoder", "text_decoder"))
+  assert np.flatnonzero(encoder.any(1)).tolist() == [4, 5]
+  assert decoder.any(1).all()  # every word, the pad too, is an output
 
 
-def test_dropout_needs_a_key_and_remat_changes_nothing(connected, inputs):
-  """Every policy recomputes with the dropout masks of the forward pass."""
-  image, question, answers = inputs
-  key = jax.random.key(8)
+def understand(m, image, question):
+  """Image tokens [B, N, D] as they are, text [B, L] -> fused text, of scanned and of unrolled layers."""
+  mask = question != PAD
+  return m.fuse(m.encode_text(question, mask), mask, image)[1]
 
-  def loss_of(policy):
-    model = MPlug(**GEOMETRY, remat=policy)
 
-    def loss(params):
-      logits = model.apply({"params": params}, image, question, answers, method=answer, rngs={"dropout": key})
-      return losses.answer_cross_entropy(logits.reshape(-1, 4, 23), answers.reshape(-1, 4), PAD).mean()
-    return loss
+def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
+  geometry = GEOMETRY | dict(fusion_layers=1)
+  args = np.random.default_rng(0).normal(size=(2, 4, 16)).astype(np.float32), inputs[1][:, 0]
+  params = random_params(MPlug(**geometry), understand, *args)
+
+  def forward(params, key=None, **changes):
+    rngs = None if key is None else {"dropout": key}
+    return MPlug(**geometry | changes).apply({"params": params}, *args, method=understand, rngs=rngs)
 
   results = {}
   for policy in ("none", "full", "dots"):
-    function = jax.value_and_grad(loss_of(policy))
-    results[policy] = jax.jit(function)(connected.params)
-    recomputes = "remat" in str(jax.make_jaxpr(function)(connected.params)) or "checkpoint" in str(
-        jax.make_jaxpr(function)(connected.params))
-    assert recomputes == (policy != "none")
+    def loss(params, policy=policy):
+      return jnp.sin(forward(params, jax.random.key(8), remat=policy)).sum()
+    traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+    assert ("checkpoint" in str(traced.jaxpr) or "remat" in str(traced.jaxpr)) == (policy != "none")
+    results[policy] = traced.lower().compile()(params)
   plain, gradient = results.pop("none")
-  for loss, other in results.values():
-    assert abs(loss - plain) < 1e-6
+  for value, other in results.values():
+    assert abs(value - plain) < 1e-5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())), other, gradient)
 
-  still = apply(connected.model, answer)(connected.params, *inputs)
-  off = MPlug(**GEOMETRY, dropout=0.0, attention_dropout=0.0, vision_attention_dropout=0.0)
-  np.testing.assert_array_equal(still, apply(off, answer)(connected.params, *inputs))
-  loud = [apply(connected.model, answer, dropout=jax.random.key(k))(connected.params, *inputs) for k in (0, 1)]
+  forward = jax.jit(forward, static_argnames=("dropout", "attention_dropout"))
+  still = forward(params)
+  np.testing.assert_array_equal(still, forward(params, dropout=0.0, attention_dropout=0.0))
+  loud = [forward(params, jax.random.key(k)) for k in (0, 1)]
   assert np.abs(loud[0] - still).max() > 0.1 and np.abs(loud[0] - loud[1]).max() > 0.1
 
 
-def test_bfloat16_is_close_to_float32(connected, inputs):
-  low = MPlug(**GEOMETRY, dtype=jnp.bfloat16)
-  plain, rounded = (apply(m, answer)(connected.params, *inputs) for m in (connected.model, low))
-  assert rounded.dtype == jnp.float32 and low.apply({"params": connected.params}, inputs[0], method=MPlug.encode_image).dtype == jnp.bfloat16
+def test_bfloat16_is_close_to_float32(asymmetric, inputs):
+  low = MPlug(**GEOMETRY | dict(stride=2), dtype=jnp.bfloat16)
+  plain, rounded = asymmetric.answer(asymmetric.params, *inputs), apply(low, answer)(asymmetric.params, *inputs)
+  assert rounded.dtype == jnp.float32
+  assert jax.eval_shape(apply(low, MPlug.encode_image), asymmetric.params, inputs[0]).dtype == jnp.bfloat16
   error = np.abs(rounded - plain)
   assert 0 < error.max() < 0.1 * np.abs(plain).max() and error.mean() < 0.01 * np.abs(plain).max()
   params = jax.eval_shape(lambda: low.init(jax.random.key(0), *inputs, method=answer))
@@ -283,25 +283,22 @@ def test_images_and_texts_of_the_wrong_size_are_refused(connected, inputs):
 # ---- heads and parameters
 
 
-def heads(m, image, ids):
-  text = m.encode_text(ids, ids != PAD)
-  image = m.encode_image(image)
-  return m.contrastive_features(image, text), m.match_logits(text), m.mlm_logits(text), m.class_logits(text[:, 0])
+def heads(m, image, text):
+  return *m.contrastive_features(image, text), m.match_logits(text), m.mlm_logits(text), m.class_logits(text[:, 0])
 
 
-def test_heads(inputs):
-  model, args = MPlug(**GEOMETRY, classes=3), (inputs[0], inputs[1][:, 0])
-  params = random_params(model, heads, *args)
-  assert {"vision_proj", "text_proj", "itm_head", "cls_head"} < params.keys() and "text_decoder" not in params
+def test_heads():
+  model, tokens = MPlug(**GEOMETRY, classes=3), np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+  params = random_params(model, heads, tokens, tokens)
+  assert set(params) == {"vision_proj", "text_proj", "itm_head", "cls_head", "fusion_encoder"}
   assert list(params["fusion_encoder"]) == ["mlm_head"]
-  features, match, words, classes = apply(model, heads)(params, *args)
-  for x in features:
+  run = apply(model, heads)
+  out = run(params, tokens, tokens)
+  assert [x.shape for x in out] == [(2, 8), (2, 8), (2, 2), (2, 5, 23), (2, 3)] and {x.dtype.name for x in out} == {"float32"}
+  for x in out[:2]:
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1.0, atol=1e-6)
-  shapes = [(x.shape, x.dtype.name) for x in (*features, match, words, classes)]
-  assert shapes == [((2, n), "float32") if n else ((2, 5, 23), "float32") for n in (8, 8, 2, 0, 3)]
-  assert apply(model, lambda m, x: m.contrastive_features(x, None)[1])(params, np.ones((2, 5, 16))) is None
-  zero = apply(model, lambda m, x: m.contrastive_features(x, None)[0])(jax.tree.map(jnp.zeros_like, params), np.ones((2, 5, 16)))
-  assert np.isfinite(zero).all()
+  assert all(np.isfinite(x).all() for x in run(jax.tree.map(jnp.zeros_like, params), tokens, tokens))
+  assert model.bind({"params": params}).contrastive_features(tokens, None)[1] is None
   temperature = model.init(jax.random.key(0), method=MPlug.contrastive_temperature)["params"]
   assert abs(float(temperature.pop("temp")["value"]) - 0.07) < 1e-7 and not temperature
 

@@ -16,12 +16,6 @@ from mplug_jax.train_state import TrainState
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-  with tiny_run.quick_compilation():
-    yield
-
-
 # ---- VQA on meshes
 
 
@@ -35,7 +29,7 @@ class Meshes:
 
   def __init__(self, tokenizer):
     # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
-    self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.3)
+    self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.1)
     self.batch = tiny_run.batch(self.config, tokenizer)
     self._built, self._compiled = {}, {}
     self.state = jax.device_get(self.built((1, 1, 1)).init().replace(rng=()))
@@ -97,8 +91,8 @@ def test_loss_and_gradients_are_those_of_one_device(shape, meshes, one_device):
   fsdp, tensor = shape[1:]
   assert kernel.sharding.shard_shape(kernel.shape) == (2, 64 // fsdp, 256 // tensor)
   assert len({s.data.tobytes() for s in map(jax.device_get, kernel.addressable_shards)}) == fsdp * tensor
-  sharded = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
-  assert sum(x.size for x in sharded) > 0.9 * sum(x.size for x in jax.tree.leaves(state.params)) * (shape != (8, 1, 1))
+  whole = sum(x.size for x in jax.tree.leaves(state.params) if x.sharding.is_fully_replicated)
+  assert (whole < 0.1 * sum(x.size for x in jax.tree.leaves(state.params))) == (fsdp * tensor > 1)
   gradients, loss, metrics = meshes.gradients(shape, state)
   assert float(loss) == pytest.approx(one_device[1], rel=1e-5)
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), one_device[0])
@@ -142,7 +136,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
 
 def test_four_microbatches_equal_one_with_uneven_counts(meshes):
   """On a mesh too: every microbatch takes rows from every device."""
-  c = tiny_run.config(model__initializer_range=0.3, model__dropout=0.0, model__attention_dropout=0.0,
+  c = tiny_run.config(model__initializer_range=0.1, model__dropout=0.0, model__attention_dropout=0.0,
                       model__vision_attention_dropout=0.0, mesh__data=2)
   results = []
   for devices, parts in ((1, 1), (2, 4)):

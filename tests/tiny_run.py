@@ -1,8 +1,9 @@
-"""The tiny VQA run that the tests of the train loop share: its config, tokenizer, data, and faster compilation."""
+"""The tiny VQA run that the tests of the train loop share: its config, tokenizer and data."""
 
-import contextlib
 import importlib.util
+import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,12 @@ from mplug_jax import data
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment(devices):
+  """Environment of a subprocess with this many virtual CPU devices, compiling as the tests do."""
+  flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def config(arg="tiny", **changes):
@@ -54,14 +61,3 @@ def assert_gradients_equal(ours, reference):
   for name, expected in reference.items():
     bound = max(1e-4 * np.abs(expected).max(), 1e-7)
     assert np.abs(ours[name] - expected).max() <= bound, name
-
-
-@contextlib.contextmanager
-def quick_compilation():
-  """Unoptimised code, compiled in half the time: the tests run a function for a few steps of a tiny model."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    yield
-  finally:
-    jax.config.update("jax_disable_most_optimizations", before)

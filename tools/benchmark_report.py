@@ -29,6 +29,7 @@ def _train_step_lines(x, rate):
   return [
       f"train step, batch {x['batch']}: {x['seconds']:.2f} s (least {x['min_seconds']:.2f}), {x['gflop']:.0f} GFLOP of products at "
       f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%} of the plain product",
+      f"  of its processor time {x['user_seconds']:.1f} s in the program and {x['system_seconds']:.1f} s in the system",
       f"  peak memory {x['peak_gib']:.2f} GiB; initialised in {x['init_seconds']:.1f} s, compiled in {x['compile_seconds']:.1f} s"]
 
 
@@ -55,7 +56,7 @@ def _comparison_lines(results):
 def report(results):
   """Results -> lines of text."""
   rate = results["matmul"]["gflop_per_second"]
-  lines = [f"plain float32 product: {rate:.0f} GFLOP/s"]
+  lines = [f"plain float32 product: {rate:.0f} GFLOP/s; load average at the start {results['load_average']:.1f}"]
   if "vqa_step" in results:
     lines += _train_step_lines(results["vqa_step"], rate)
   if "caption" in results:

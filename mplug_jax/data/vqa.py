@@ -69,7 +69,8 @@ class VqaTransform:
   Training picks Q of the record's questions at random without replacement. A record with fewer
   leaves the rest invalid. An answer is [bos] pieces [eos]; one longer than T loses pieces, never
   its [eos], and is counted in `truncated_answers` (distinct texts). An image that cannot be read
-  gives zeros, corrupt and no valid question.
+  gives zeros, corrupt and no valid question; in evaluation the questions' texts are there, because
+  results need an answer to every question.
 
   Args:
     tokenizer: as in `mplug_jax.data.tokenizer`.
@@ -137,9 +138,12 @@ class VqaTransform:
         "corrupt": np.bool_(corrupt),
         "index": np.int32(index),
     }
-    if not corrupt:
+    if not (corrupt and self._train):
       for slot, question in enumerate(questions):
         self._fill(example, slot, question)
+    if corrupt:
+      example["question_valid"][:] = False
+      example["answer_weight"][:] = 0.0
     return example
 
   def _pick(self, questions, rng):
@@ -201,6 +205,23 @@ class VqaTransform:
     if self._train and self._augment is not None:
       return image_ops.train_transform(image, self._image_size, rng, **self._augment), False
     return image_ops.eval_transform(image, self._image_size), False
+
+
+def candidate_answers(config) -> tuple[str, ...]:
+  """The answers to choose from: config.task.rank_answers, or with config.task.predict=rank the list in config.data.answer_list.
+
+  Raises:
+    ValueError, FileNotFoundError: config.task.predict is unknown, or there is nothing to choose from.
+  """
+  known = ("generate", "rank")
+  if config.task.predict not in known:
+    raise ValueError(f"config.task.predict={config.task.predict!r} is not one of {', '.join(known)}.")
+  if config.task.rank_answers or config.task.predict == "generate":
+    return tuple(config.task.rank_answers)
+  if not config.data.get("answer_list"):
+    raise ValueError("config.task.predict=rank chooses from config.task.rank_answers, or from the json list config.data.answer_list "
+                     "of a source of files, and neither is given.")
+  return tuple(sources.answer_list(config.data))
 
 
 def make_transform(config, tokenizer, train: bool) -> VqaTransform:

@@ -9,7 +9,7 @@ from mplug_jax import plots
 from mplug_jax.data import image_ops, pipeline, sources, vqa
 from mplug_jax.evaluators import vqa_accuracy
 
-SHEET_IMAGES, SHEET_QUESTIONS, SAMPLES = 12, 4, 5
+SHEET_IMAGES, SHEET_QUESTIONS, SHEET_PIXELS, SAMPLES = 12, 4, 288, 5
 
 
 def score(prediction, question):
@@ -32,21 +32,23 @@ class Evaluator:
     data = config.data
     self.source = vqa.ChunkedQuestions(sources.get(data, config.eval.split), data.questions_per_image)
     self.transform = vqa.make_transform(config, tokenizer, train=False)
+    self._candidates = vqa.candidate_answers(config)
     self.samples = []  # of the last run, one line of text each
 
   def run(self, predict, process_index=0, process_count=1):
     """Evaluates.
 
     Args:
-      predict: {name: function batch of this process -> {key: array of all processes' rows}}, with the batch's `index` and
-        `mask` among the keys.
+      predict: {name: function batch of this process -> {key: array of all processes' rows}}, with the batch's `index`, `mask`
+        and `corrupt` among the keys.
       process_index, process_count: of this process.
 
     Returns:
       {name: percent}: accuracy, accuracy per group where questions have one, and the share of the most frequent answer;
-      empty when no question has an answer to compare with.
+      none of these when no question has an answer to compare with. `corrupt_images`, when there are any, is the number of
+      images that could not be read; their questions are answered without them, and count.
     """
-    answers = self._predict(predict, process_index, process_count)
+    answers, corrupt = self._predict(predict, process_index, process_count)
     self.samples = [f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
                     for q, text in answers[::max(1, len(answers) // SAMPLES)][:SAMPLES]]
     if process_index == 0:
@@ -54,35 +56,38 @@ class Evaluator:
       vqa_accuracy.write_results(os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows)))
       self._write_sheet(answers)
     scored = [(q, score(text, q)) for q, text in answers if q["answers"]]
+    notes = {"corrupt_images": len(corrupt)} if corrupt else {}
     if not scored:
-      return {}
+      return notes
     result = {"accuracy": 100 * float(np.mean([s for _, s in scored]))}
     groups = {q["question_id"]: q["family"] for q, _ in scored if q.get("family")}
     scores = {q["question_id"]: s for q, s in scored if q["question_id"] in groups}
     for name, value in sorted(vqa_accuracy.mean_by_group(scores, groups).items()):
       result[f"accuracy_{name}"] = 100 * value
     most, _ = Counter(q["answers"][0] for q, _ in scored).most_common(1)[0]
-    return result | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))}
+    return result | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))} | notes
 
   def _predict(self, predict, process_index, process_count):
-    """[(question record, answer text)] of the whole split, in order."""
+    """[(question record, answer text)] of the whole split, in order, and the image_ids that could not be read."""
     batches = pipeline.eval_batches(
         self.source, self.transform, batch_size=self.config.eval.batch_size, process_index=process_index,
         process_count=process_count, limit=self.config.eval.limit or None, threads=self.config.loader.threads)
-    answers = []
+    answers, corrupt = [], set()
     for batch in batches:
       out = predict[self.config.task.predict](batch)
       for row in np.flatnonzero(out["mask"]):
         questions = self.source.questions(int(out["index"][row]))
         answers += [(q, self._text(out, row, i)) for i, q in enumerate(questions)]
+        if out["corrupt"][row]:
+          corrupt.add(self.source[int(out["index"][row])]["image_id"])
     batches.close()
-    return answers
+    return answers, corrupt
 
   def _text(self, out, row, i):
     """Answer text of question i of a row: generated tokens, or the first of the ranked candidates."""
     if "tokens" in out:
       return self.tokenizer.decode(out["tokens"][row, i, :out["length"][row, i]])
-    return self.config.task.rank_answers[int(out["answer"][row, i, 0])]
+    return self._candidates[int(out["answer"][row, i, 0])]
 
   def _write_sheet(self, answers):
     """predictions.png: the first images of the split with some of their questions, answers and truths."""
@@ -97,10 +102,11 @@ class Evaluator:
         continue
       seen.add(record["image_id"])
       try:
-        image = image_ops.decode_image(record["image"])
+        images.append(image_ops.decode_image(record["image"]))
       except image_ops.ImageError:
         continue
-      images.append(image_ops.eval_transform(image, max(self.config.model.image_size, min(max(image.shape), 288))))
       lines.append([(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0]) for q in questions])
     if images:
-      plots.sample_sheet(np.stack(images), lines, os.path.join(self.workdir, "predictions.png"))
+      size = max(self.config.model.image_size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
+      images = np.stack([image_ops.eval_transform(image, size) for image in images])
+      plots.sample_sheet(images, lines, os.path.join(self.workdir, "predictions.png"))

@@ -40,7 +40,7 @@ class BertConfig(NamedTuple):
                        "task's maximal length.")
 
   def dense(self, width, name=None):
-    return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
   def norm(self, name=None):
     return layers.LayerNorm(EPSILON, self.dtype, name=name)

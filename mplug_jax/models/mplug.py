@@ -29,8 +29,8 @@ class ClassificationHead(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="dense")(x))
-    return nn.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+    x = nn.relu(layers.Dense(self.width, dtype=self.dtype, name="dense")(x))
+    return layers.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
 class MPlug(nn.Module):

@@ -15,9 +15,9 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5), name="up")(x)
+    x = layers.Dense(4 * self.width, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5), name="up")(x)
     residual_init = nn.initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
-    return nn.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, name="down")(layers.quick_gelu(x))
+    return layers.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, name="down")(layers.quick_gelu(x))
 
 
 class Block(nn.Module):
@@ -72,7 +72,7 @@ class VisionTransformer(nn.Module):
       raise ValueError(f"config.model.image_size={self.image_size} is not a multiple of the patch size {self.patch_size}.")
     # A product of flattened patches: the gradient of the equal 16 x 16 convolution compiles 30 times slower.
     x = patchify(image.astype(self.dtype), self.patch_size)
-    x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
+    x = layers.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
     scale = self.width**-0.5
     token = self.param("class_embedding", nn.initializers.normal(scale), (self.width,)).astype(self.dtype)
     positions = self.param("position_embedding", nn.initializers.normal(scale), (x.shape[1] + 1, self.width))

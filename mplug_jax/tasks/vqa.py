@@ -8,27 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax import decode, losses, ranking
+from mplug_jax.data import vqa as data
 from mplug_jax.tasks import base
+
+_DISTILL_AXES = {"vocabulary": -1, "time": 1}
 
 
 class Task(base.Task):
   """Weighted cross-entropy over every distinct answer of a question.
 
   config.task: `distill` {alpha, ramp_steps, axis} or alpha 0 = off (docs/official.md items 6 and 7), `beams`,
-  `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"), `rank_top_k`, `rank_first_token_twice`.
+  `min_length`, `max_length`, `beam_mode`, `rank_answers` (candidate strings for "rank"; or a file, see data/vqa.py), `rank_top_k`,
+  `rank_first_token_twice`.
   """
 
   def __init__(self, model, config, tokenizer):
     super().__init__(model, config, tokenizer)
     if config.task.distill.alpha and not (config.ema.decay and config.ema.use in ("teacher", "both")):
       raise ValueError("config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+    if config.task.distill.axis not in _DISTILL_AXES:
+      raise ValueError(f"config.task.distill.axis={config.task.distill.axis!r} is not one of {', '.join(_DISTILL_AXES)}.")
+    self._answers = data.candidate_answers(config)
 
   def batch_spec(self, batch_size):
-    data, image_size = self.config.data, self.model.image_size
-    questions, answers = data.questions_per_image, data.max_answers
+    c, image_size = self.config.data, self.model.image_size
+    questions, answers = c.questions_per_image, c.max_answers
     shapes = dict(
-        image=((image_size, image_size, 3), jnp.uint8), question=((questions, data.max_question), jnp.int32),
-        answer=((questions, answers, data.max_answer_tokens), jnp.int32), answer_weight=((questions, answers), jnp.float32),
+        image=((image_size, image_size, 3), jnp.uint8), question=((questions, c.max_question), jnp.int32),
+        answer=((questions, answers, c.max_answer_tokens), jnp.int32), answer_weight=((questions, answers), jnp.float32),
         question_valid=((questions,), bool), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
     return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
 
@@ -59,7 +66,7 @@ class Task(base.Task):
     if distill.alpha:
       alpha = distill.alpha * jnp.minimum(1.0, state.step / max(distill.ramp_steps, 1))
       teacher = self.apply(state.ema_params, self.forward, batch)
-      options = dict(teacher_logits=teacher, alpha=alpha, axis={"vocabulary": -1, "time": 1}[distill.axis])
+      options = dict(teacher_logits=teacher, alpha=alpha, axis=_DISTILL_AXES[distill.axis])
     total = (weight * losses.answer_cross_entropy(logits, ids, self.tokenizer.pad_id, **options)).sum()
     labels = ids[:, 1:]
     counted = jnp.where(labels != self.tokenizer.pad_id, weight[:, None], 0.0)
@@ -69,9 +76,9 @@ class Task(base.Task):
     return {"answer": total}, metrics, state.extra
 
   def predict_fns(self):
-    """"generate": answers as token ids; "rank": indices into config.task.rank_answers, when given."""
+    """"generate": answers as token ids; "rank": indices into the candidate answers, when there are any."""
     fns = {"generate": self._generate}
-    if self.config.task.rank_answers:
+    if self._answers:
       fns["rank"] = self._rank
     return fns
 
@@ -91,7 +98,7 @@ class Task(base.Task):
 
   def _candidates(self):
     """i32[N, T]: the candidate answers as [bos] pieces [eos] pad..."""
-    ids = [self.tokenizer.encode(answer) + [self.tokenizer.eos_id] for answer in self.config.task.rank_answers]
+    ids = [self.tokenizer.encode(answer) + [self.tokenizer.eos_id] for answer in self._answers]
     out = np.full((len(ids), max(map(len, ids))), self.tokenizer.pad_id, np.int32)
     for row, answer in zip(out, ids):
       row[:len(answer)] = answer

@@ -1,0 +1,213 @@
+"""What is wrong is said in one sentence, and nothing is lost: whole runs on broken data, configs and disks."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+import vqa_files
+
+from mplug_jax import config as config_lib, data, train
+from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
+from mplug_jax.metrics import read_metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_vqa") as folder:
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+  """Data in which one training image is missing and one validation image is cut off in the middle."""
+  folder = vqa_files.write(tmp_path_factory.mktemp("broken"))
+  (folder / "coco/train/4.jpg").unlink()
+  image = folder / "coco/val/1.png"
+  image.write_bytes(image.read_bytes()[:-600])
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run(broken, cache, tmp_path_factory):
+  """A finished run of 12 updates on broken data."""
+  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(broken, cache)
+  assert train.train(config, str(workdir)) == 0
+  return workdir, config
+
+
+def refused(call, *messages):
+  """`call` raises ValueError or FileNotFoundError with a sentence that holds all the messages."""
+  with pytest.raises((ValueError, FileNotFoundError)) as error:
+    call()
+  assert "\n" not in str(error.value)
+  for message in messages:
+    assert message in str(error.value), str(error.value)
+
+
+# ---- images
+
+
+def test_unreadable_images_are_counted_and_the_run_goes_on(run, tmp_path, capsys):
+  workdir, config = run
+  rows = read_metrics(workdir / "metrics.jsonl")
+  images = sum(4 * row["train/corrupt_images"] for row in rows if "train/corrupt_images" in row)
+  assert images in (8, 9)  # one record of eleven, in 12 batches of 8
+  capsys.readouterr()
+  result = train.evaluate(config, str(tmp_path), str(workdir))
+  assert result["corrupt_images"] == 1
+  assert "  corrupt_images: 1" in capsys.readouterr().out
+  predictions = json.loads((tmp_path / "predictions.json").read_text())
+  assert [row["question_id"] for row in predictions] == [100, 101, 102, 103, 104]  # the server wants an answer to every question
+  assert all(row["answer"] for row in predictions)
+
+
+def test_strict_evaluation_names_the_image(run, broken, tmp_path):
+  workdir, config = run
+  config = config.copy_and_resolve_references()
+  config.data.strict = True
+  refused(lambda: train.evaluate(config, str(tmp_path), str(workdir)), "Record 1 of the data", f"{broken}/coco/val/1.png cannot be read")
+  assert not (tmp_path / "predictions.json").exists()
+
+
+def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, tmp_path, capsys):
+  folder, workdir = vqa_files.write(tmp_path / "data"), tmp_path / "run"
+  config = vqa_files.config(folder, cache, data__strict=True)
+  source = sources.get(config.data, "train")
+  transform = data.make_transform(config, tokenizers.WordPieceTokenizer(folder / "vocab.txt"), train=True)
+  batches = pipeline.train_batches(source, transform, batch_size=8, seed=config.seed)
+  first = {source[i]["image"] for i in next(batches)["index"]}
+  batches.close()
+  later = next(name for name in (source[i]["image"] for i in range(len(source) - 1, -1, -1)) if name not in first)
+  shutil.move(later, tmp_path / "kept")
+  refused(lambda: train.train(config, str(workdir)), f"Image {later} does not exist")
+  capsys.readouterr()
+  shutil.move(tmp_path / "kept", later)
+  assert train.train(config, str(workdir)) == 0
+  assert "resumed at step 1\n" in capsys.readouterr().out
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("name,line,message", [
+    ("train", '{"image": "a.png", "question": "Is there a dog?", "answer": "yes"', "line 2, column 66: not valid JSON"),
+    ("train", '{"image": "a.png", "question": "Is there a dog?", "answer": []}', "line 2: the list of answers is empty"),
+    ("val", '{"image": "a.png", "answer": "yes"}', "line 2: key 'question' is missing"),
+])
+def test_a_wrong_line_is_located_before_anything_is_computed(broken, cache, tmp_path, name, line, message):
+  good = json.dumps({"image": str(broken / "coco/train/0.jpg"), "question": "Is there a dog?", "answer": "yes"})
+  for split in ("train", "val"):
+    (tmp_path / f"{split}.jsonl").write_text(f"{good}\n{line if split == name else good}\n")
+  shutil.copy(broken / "vocab.txt", tmp_path)
+  config = vqa_files.config(tmp_path, cache, "jsonl")
+  refused(lambda: train.train(config, str(tmp_path / "run")), f"{tmp_path}/{name}.jsonl, {message}")
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+  assert name == "val" or not (tmp_path / "run").exists()
+
+
+def test_the_sentence_reaches_the_terminal(broken, cache, tmp_path):
+  (tmp_path / "train.jsonl").write_text('{"image": "a.png"\n')
+  result = start(vqa_files.config(tmp_path, cache, "jsonl"), tmp_path)
+  assert result.returncode == 1
+  assert result.stderr == f"error: {tmp_path}/train.jsonl, line 1, column 18: not valid JSON (Expecting ',' delimiter).\n"
+
+
+# ---- vocabulary
+
+
+def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
+  workdir, config = run
+  copy = tmp_path / "run"
+  shutil.copytree(workdir, copy)
+  (copy / "result.json").unlink()
+  other = tmp_path / "vocab.txt"
+  other.write_text("\n".join([*vqa_files.SPECIAL, *vqa_files.WORDS, "zebra"]) + "\n")
+  changed = config.copy_and_resolve_references()
+  changed.tokenizer.path = str(other)
+  refused(lambda: train.train(changed, str(copy)), "holds a run of another configuration", "tokenizer.path: ", "Choose another --workdir")
+  tokenizers.WordPieceTokenizer(other).save(copy / "tokenizer")
+  for call in (lambda: train.train(config, str(copy)), lambda: train.evaluate(config, str(tmp_path), str(copy))):
+    refused(call, "The tokenizer (31 tokens", "is not the one recorded in", "use the files saved there")
+  shutil.rmtree(copy / "tokenizer")
+  refused(lambda: train.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer")
+  refused(lambda: train.evaluate(config, str(tmp_path), str(tmp_path / "nothing")), f"No tokenizer in {tmp_path}/nothing/tokenizer")
+
+
+# ---- config
+
+
+@pytest.mark.parametrize("changes,message", [
+    ({"task__name": "vqaa"}, "config.task.name='vqaa' is not a task; there are: "),
+    ({"mesh__data": 3}, "does not fit 1 devices"),
+    ({"mesh__data": -1, "mesh__fsdp": 0}, "does not fit 1 devices"),
+    ({"model__dtype": "float8"}, "config.model.dtype='float8' is not one of float32, bfloat16"),
+    ({"model__remat": "some"}, "config.model.remat='some' is not one of none, full, dots"),
+    ({"model__fusion": "mine"}, "config.model.fusion='mine' is not one of released, paper"),
+    ({"model__heads": 3}, "config.model.hidden_size=32 cannot be divided into 3 attention heads"),
+    ({"model__image_size": 40}, "config.model.image_size=40 is not a multiple of the patch size 16"),
+    ({"data__max_question": 65}, "Texts of 65 tokens do not fit config.model.max_positions=64"),
+    ({"task__max_length": 64}, "Texts of 65 tokens do not fit config.model.max_positions=64"),
+    ({"task__beam_mode": "wide"}, "unknown beam search mode 'wide'"),
+    ({"task__min_length": 9}, "min_length=9"),
+    ({"task__beams": 0}, "beams=0"),
+    ({"task__distill__alpha": 0.4}, "config.task.distill.alpha needs a teacher"),
+    ({"task__distill__axis": "words"}, "config.task.distill.axis='words' is not one of vocabulary, time"),
+    ({"optim__accumulate": "sum"}, "config.optim.accumulate='sum' is not one of global, mean_of_means"),
+    ({"optim__name": "lion"}, "'lion'"),
+    ({"optim__microbatches": 3}, "config.optim.microbatches=3 does not divide config.batch_size=8"),
+    ({"ema__use": "student"}, "config.ema.use='student' is not one of teacher, eval, both"),
+    ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
+    ({"log_every": 0}, "config.log_every=0 must be at least 1"),
+    ({"checkpoint__every": 0}, "config.checkpoint.every=0 must be at least 1"),
+])
+def test_values_that_cannot_work_are_refused_before_training(broken, cache, changes, message):
+  config = vqa_files.config(broken, cache, **changes)
+  refused(lambda: train.build(config, tokenizers.WordPieceTokenizer(broken / "vocab.txt")), message)
+
+
+def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
+  """Neither the config nor the tokenizer of a start that failed binds the next one."""
+  config = vqa_files.config(broken, cache)
+  config.eval.split, config.tokenizer.vocab_size = "tset", 7
+  refused(lambda: train.train(config, str(tmp_path)), "Split 'tset' does not exist; known splits: train, val, test.")
+  assert not list((tmp_path / "checkpoints").iterdir()) and not (tmp_path / "metrics.jsonl").exists()
+  assert train.train(vqa_files.config(broken, cache), str(tmp_path)) == 0
+  assert json.loads((tmp_path / "config.json").read_text())["tokenizer"]["vocab_size"] == 320
+
+
+# ---- disk
+
+
+def start(config, workdir, **options):
+  """Runs the command line on a config, with one device."""
+  (workdir / "given.json").write_text(config_lib.to_json(config))
+  (workdir / "given.py").write_text(
+      f"from mplug_jax import config\n\ndef get_config():\n  return config.from_json(open({str(workdir / 'given.json')!r}).read())\n")
+  command = [sys.executable, "-m", "mplug_jax.main", f"--config={workdir}/given.py", f"--workdir={workdir}/run"]
+  return subprocess.run(command, cwd=tiny_run.ROOT, env=tiny_run.environment(1), capture_output=True, text=True, timeout=300,
+                        check=False, **options)
+
+
+def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
+  """A run of 12 updates goes on to 20 and cannot save update 16; with room again it goes on from 12."""
+  shutil.copytree(run[0], tmp_path / "run")
+  config = run[1].copy_and_resolve_references()
+  config.total_steps, config.checkpoint.every = 20, 4
+  result = start(config, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
+  assert result.returncode == 1 and "resumed at step 12" in result.stdout
+  assert result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
+  line = result.stderr.splitlines()[-1]
+  assert line.startswith(f"error: Checkpoint 16 could not be written to {tmp_path}/run/checkpoints (File too large); checkpoint 12 is complete.")
+  left = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
+  assert "12" in left and "16" not in left
+  capsys.readouterr()
+  assert train.train(config, str(tmp_path / "run")) == 0
+  assert "resumed at step 12\n" in capsys.readouterr().out
+  assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} <= {"12", "20"}
+  steps = [row["step"] for row in read_metrics(tmp_path / "run/metrics.jsonl") if "train/loss" in row]
+  assert steps == [4, 8, 12, 16, 20]
+  assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 20

@@ -1,0 +1,135 @@
+"""PyTorch state dicts to our parameters: nothing is lost, nothing is invented, and every mistake is named."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import parity
+import pytest
+
+from mplug_jax import convert, sharding
+from mplug_jax.tasks import vqa
+
+
+class PadZero:
+  pad_id = 0
+
+
+@pytest.fixture(scope="module")
+def base_style():
+  return parity.Recording(parity.FOLDERS[0] / "vqa_G1.npz")
+
+
+@pytest.fixture(scope="module")
+def large_style():
+  return parity.Recording(parity.FOLDERS[0] / "vqa_G5.npz")
+
+
+@pytest.fixture(scope="module", params=["base_style", "large_style"])
+def recording(request):
+  return request.getfixturevalue(request.param)
+
+
+def shapes(tree):
+  return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def task_params(model):
+  """Abstract parameters of the VQA task."""
+  config = ml_collections.ConfigDict({
+      "task": {"distill": {"alpha": 0.0}},
+      "data": {"questions_per_image": 1, "max_question": 4, "max_answers": 1, "max_answer_tokens": 4}})
+  task = vqa.Task(model, config, PadZero)
+  batch = task.batch_spec(1)
+  return jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)))
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_the_result_is_the_parameter_tree_of_the_task(recording, momentum):
+  params = convert.params_from_torch(recording.state_dict, recording.geometry, momentum)
+  assert shapes(params) == shapes(task_params(recording.model))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_no_number_of_a_used_tensor_is_lost(recording):
+  """Sums of squares of the tensors that run, by name, against those of our tree."""
+  params = convert.params_from_torch(recording.state_dict, recording.geometry)
+  g = recording.geometry
+  unused = ("_m.", "visual.proj", "fusion_encoder.embeddings", "predictions.decoder", "position_ids")
+  connected = [j for j in range(g["fusion_layers"]) if j and j % g["stride"] == 0]
+  stored = 1 + max(int(k.split(".")[3]) for k in recording.state_dict if k.startswith("fusion_encoder.encoder.layer."))
+  first = stored - g["fusion_layers"]
+  dead = [f"fusion_encoder.encoder.layer.{n}." for n in range(first)]
+  dead += [f"fusion_encoder.encoder.layer.{first + j}.crossattention" for j in connected]
+  used = [x for k, x in recording.state_dict.items() if not any(u in k for u in unused) and not k.startswith(tuple(dead))
+          and (not k.startswith("visual_encoder.") or k.startswith("visual_encoder.visual."))]
+  total = sum(np.square(x.astype(np.float64)).sum() for x in used)
+  ours = sum(np.square(x.astype(np.float64)).sum() for x in jax.tree.leaves(params))
+  assert sum(x.size for x in used) == sum(x.size for x in jax.tree.leaves(params))
+  assert abs(ours - total) < 1e-9 * total
+
+
+def test_layouts(recording):
+  """One tensor of each kind, by hand."""
+  sd, g = recording.state_dict, recording.geometry
+  params = convert.params_from_torch(sd, g)
+  block = f"visual_encoder.visual.transformer.resblocks.{g['vision_layers'] - 1}."
+  width = g["vision_width"]
+  attention = params["visual_encoder"]["blocks"]["attention"]
+  for n, name in enumerate(("query", "key", "value")):
+    np.testing.assert_array_equal(attention[name]["kernel"][-1], sd[block + "attn.in_proj_weight"][n * width:(n + 1) * width].T)
+    np.testing.assert_array_equal(attention[name]["bias"][-1], sd[block + "attn.in_proj_bias"][n * width:(n + 1) * width])
+  image = np.random.default_rng(0).normal(size=(3, g["patch_size"], g["patch_size"]))  # channels first
+  expected = (sd["visual_encoder.visual.conv1.weight"] * image).sum((1, 2, 3))
+  np.testing.assert_allclose(image.transpose(1, 2, 0).reshape(-1) @ params["visual_encoder"]["patch_embed"]["kernel"], expected, rtol=1e-5)
+  layer = "text_decoder.bert.encoder.layer.0."
+  ours = jax.tree.map(lambda x: x[0], params["text_decoder"]["layers"])
+  np.testing.assert_array_equal(ours["crossattention"]["value"]["kernel"], sd[layer + "crossattention.self.value.weight"].T)
+  np.testing.assert_array_equal(ours["output_norm"]["scale"], sd[layer + "output.LayerNorm.weight"])
+  np.testing.assert_array_equal(params["text_decoder"]["head"]["bias"], sd["text_decoder.cls.predictions.bias"])
+
+
+def test_momentum_copies_are_a_set_of_their_own(recording):
+  online, momentum = (convert.params_from_torch(recording.state_dict, recording.geometry, m) for m in (False, True))
+  kernel = "text_encoder.encoder.layer.0.intermediate.dense.weight"
+  for params, key in ((online, kernel), (momentum, kernel.replace("text_encoder", "text_encoder_m"))):
+    np.testing.assert_array_equal(params["text_encoder"]["layers"]["intermediate"]["kernel"][0], recording.state_dict[key].T)
+  names = convert.online_names(["temp", "text_encoder_m.a", "text_encoder.a", "temp_m", "visual_encoder.b_m.c"])
+  assert names == {"temp": "temp", "text_encoder.a": "text_encoder.a", "visual_encoder.b_m.c": "visual_encoder.b_m.c"}
+  names = convert.online_names(["temp", "text_encoder_m.a", "temp_m"], momentum=True)
+  assert names == {"text_encoder.a": "text_encoder_m.a", "temp": "temp_m"}
+
+
+def drop(state_dict, prefix):
+  assert any(k.startswith(prefix) for k in state_dict)
+  return {k: x for k, x in state_dict.items() if not k.startswith(prefix)}
+
+
+def test_mistakes_are_named(base_style):
+  sd, g = base_style.state_dict, base_style.geometry
+
+  def refused(state_dict, message, geometry=g):
+    with pytest.raises(ValueError, match=message):
+      convert.params_from_torch(state_dict, geometry)
+
+  refused(sd | {"text_encoder.pooler.dense.weight": np.zeros(3)}, "'text_encoder.pooler.dense.weight' matches 0 rows")
+  refused(sd | {"module.visn_fc.weight": np.zeros(3)}, "'module.visn_fc.weight' matches 0 rows")
+  query = "encoder.layer.{}.attention.self.query.weight"
+  refused(sd | {"text_encoder." + query.format("00"): sd["text_encoder." + query.format(0)]},
+          r"'text_encoder.encoder.layer.00.attention.self.query.weight' writes text_encoder/layers/attention/query/kernel a second time")
+  last = g["text_layers"] - 1
+  refused(drop(sd, f"text_encoder.encoder.layer.{last}."), f"text_encoder/layers.* the model needs 0 to {last}")
+  refused(drop(sd, "text_decoder.bert.encoder.layer.0.output.dense.bias"), "text_decoder/layers/output/bias: the state dict has layers")
+  refused(drop(sd, "visual_encoder.visual.transformer.resblocks.0."), "visual_encoder/blocks.*: the state dict has layers 1")
+  refused(sd, "text_decoder/layers.* the model needs 0 to 8", g | {"decoder_layers": 9})
+  refused(sd, "fusion_encoder: the state dict has layers .* the model needs 0 to 40", g | {"fusion_layers": 41})
+
+
+def test_every_parameter_of_every_head_has_a_row():
+  """Keys of the pre-training and retrieval models that the recordings of VQA do not hold."""
+  arrays = {"vision_proj.weight": (8, 4), "vision_proj.bias": (8,), "itm_head.weight": (2, 4), "itm_head.bias": (2,), "temp": (),
+            "image_queue": (8, 3), "queue_ptr": (1,)}
+  geometry = dict(fusion_layers=2, stride=1)
+  params = convert.params_from_torch({k: np.ones(s, np.float32) for k, s in arrays.items()}, geometry)
+  assert shapes(params) == {"vision_proj/kernel": (4, 8), "vision_proj/bias": (8,), "itm_head/kernel": (4, 2),
+                            "itm_head/bias": (2,), "temp/value": ()}
