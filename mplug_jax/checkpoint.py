@@ -40,6 +40,11 @@ def _quiet_orbax(record: logging.LogRecord) -> bool:
   return "/orbax/" not in record.pathname or record.levelno == logging.WARNING
 
 
+def _quiet_asyncio(record: logging.LogRecord) -> bool:
+  """Log filter: no tracebacks of writes that failed beside the one that the caller gets."""
+  return "never retrieved" not in record.getMessage()
+
+
 def _reason(error: BaseException) -> str:
   """The cause of a failed write, in the words of the operating system where they are found."""
   text = str(error)
@@ -110,6 +115,7 @@ class Manager:
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
     logging.getLogger("absl").addFilter(_quiet_orbax)
+    logging.getLogger("asyncio").addFilter(_quiet_asyncio)
     self._directory = epath.Path(workdir).absolute() / DIRECTORY
     self._metric = best_metric
     self._pending = None
@@ -316,6 +322,12 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
     raise
   except Exception as error:
     raise CheckpointError(f"{state_dir} cannot be read ({_reason(error)}).") from error
+
+
+def load_extra(path, step: int | None = None) -> dict:
+  """The `extra` that a checkpoint was saved with. Arguments and errors: see `load_params`."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(_state_dir(path, step).parent / "data")
 
 
 def write_json_atomic(path, obj) -> None:

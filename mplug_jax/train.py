@@ -356,6 +356,7 @@ def evaluate(config, workdir, run):
   """
   _setup_compilation_cache(config)
   tokenizer = tokenizers.load(os.path.join(run, "tokenizer"))
+  tokenizers.check_same(tokenizer, checkpoint.load_extra(run)["tokenizer"], f"the checkpoint in {run}")
   built = build(config, tokenizer)
   os.makedirs(workdir, exist_ok=True)
   evaluation = Evaluation(config, tokenizer, workdir, built)

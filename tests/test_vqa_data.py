@@ -175,16 +175,17 @@ def test_corrupt_image_carries_no_weight(tmp_path, monkeypatch):
   monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
   (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
   make = transform()
-  for name in ("broken.png", "missing.png"):
-    example = make(3, record(question(1), image=str(tmp_path / name)), rng())
+  for name in ("broken.png", "missing.png", "missing.png"):
+    example = make(3, {**record(question(1), image=str(tmp_path / name)), "image_id": name}, rng())
     assert example["corrupt"] and example["index"] == 3
     for key in ("image", "answer_weight", "question_valid"):
       assert not example[key].any()
     assert (example["question"] == PAD).all() and (example["answer"] == PAD).all()
     assert name in warnings[-1]
-  for _ in range(20):
-    make(3, record(question(1), image=b"broken"), rng())
-  assert len(warnings) == 10 and "picture-1" in warnings[-1]
+  assert len(warnings) == 2  # once for each image
+  for i in range(20):
+    make(3, {**record(question(1), image=b"broken"), "image_id": f"picture-{i}"}, rng())
+  assert len(warnings) == 10 and "picture-7" in warnings[-1]
   with pytest.raises(image_ops.ImageError, match="missing.png"):
     transform(strict=True)(0, record(question(1), image=str(tmp_path / "missing.png")), rng())
 

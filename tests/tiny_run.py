@@ -4,20 +4,47 @@ import importlib.util
 import os
 import pathlib
 import re
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 
-from mplug_jax import data
+from mplug_jax import data, metrics
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def environment(devices):
-  """Environment of a subprocess with this many virtual CPU devices, compiling as the tests do."""
-  flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+def start(workdir, settings, *flags, devices=8, use=0, sleep=0.0):
+  """Starts `python -m mplug_jax.main` on the tiny config, see main_worker.py.
+
+  Args:
+    settings: {"section.field": value} of the config.
+    flags: further flags of main.
+    devices: virtual CPU devices of the process. use: how many of them the run uses, 0 = all.
+    sleep: seconds after every update.
+  """
+  xla_flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  command = [sys.executable, str(ROOT / "tests" / "main_worker.py"), str(use), str(sleep),
+             f"--config={ROOT}/configs/vqa.py:tiny", f"--workdir={workdir}", *flags]
+  return subprocess.Popen(
+      command + [f"--config.{name}={value}" for name, value in settings.items()], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)})
+
+
+def wait_for_lines(path, count, process):
+  """Returns when the file has so many lines, or the process has ended."""
+  while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= count):
+    time.sleep(0.005)
+
+
+def finish(process):
+  """-> the lines printed, once the process has ended with status 0 and no error on stderr."""
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0 and "Traceback" not in err and "error:" not in err, err
+  return out.splitlines()
 
 
 def config(arg="tiny", **changes):
@@ -61,3 +88,12 @@ def assert_gradients_equal(ours, reference):
   for name, expected in reference.items():
     bound = max(1e-4 * np.abs(expected).max(), 1e-7)
     assert np.abs(ours[name] - expected).max() <= bound, name
+
+
+_SPEEDS = ("steps_per_sec", "examples_per_sec", "data_wait_sec", "data_wait_share")
+
+
+def lines(workdir):
+  """The lines of metrics.jsonl without what depends on the speed of the machine."""
+  rows = metrics.read_metrics(os.path.join(workdir, "metrics.jsonl"))
+  return [{k: v for k, v in row.items() if k.removeprefix("train/") not in _SPEEDS} for row in rows]

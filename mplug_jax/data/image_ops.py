@@ -71,7 +71,7 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   except UnidentifiedImageError as error:
     raise ImageError(f"Image {name} cannot be read: not an image of a known format.") from error
   except Exception as error:  # Decoders raise anything on damaged bytes.
-    raise ImageError(f"Image {name} cannot be read: {str(error) or repr(error)}") from error
+    raise ImageError(f"Image {name} cannot be read: {(str(error) or repr(error)).rstrip('.')}.") from error
   raise TypeError(
       f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
 

@@ -106,7 +106,7 @@ class VqaTransform:
     self._augment = None if augment is None else dict(augment)
     self._strict = strict
     self._blank_image = blank_image
-    self._corrupt_images = 0
+    self._unreadable = set()  # image_ids, as many as are warned about
     self.truncated_answers = 0
     self._make_caches()
 
@@ -198,8 +198,8 @@ class VqaTransform:
     except image_ops.ImageError as error:
       if self._strict:
         raise
-      self._corrupt_images += 1
-      if self._corrupt_images <= _WARNINGS:
+      if len(self._unreadable) < _WARNINGS and record["image_id"] not in self._unreadable:
+        self._unreadable.add(record["image_id"])
         logging.warning("%s Its questions do not count.", error)
       return np.zeros((self._image_size, self._image_size, 3), np.uint8), True
     if self._train and self._augment is not None:

@@ -75,7 +75,8 @@ class VisionTransformer(nn.Module):
     x = layers.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
     scale = self.width**-0.5
     token = self.param("class_embedding", nn.initializers.normal(scale), (self.width,)).astype(self.dtype)
-    positions = self.param("position_embedding", nn.initializers.normal(scale), (x.shape[1] + 1, self.width))
+    # CLIP's own scale, width**-0.5, would vanish beside patches of a bright image: shapes were not learned from it.
+    positions = self.param("position_embedding", nn.initializers.normal(1.0), (x.shape[1] + 1, self.width))
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)

@@ -1,0 +1,93 @@
+"""Two processes on this machine train as one does: the same losses, gradients and predictions, stopped and resumed together."""
+
+import contextlib
+import json
+import signal
+import socket
+
+import jax
+import pytest
+import tiny_run
+
+from mplug_jax import checkpoint, train
+from mplug_jax.data import tokenizer as tokenizers
+
+STEPS = 10
+SETTINGS = {
+    "total_steps": STEPS, "log_every": 1, "checkpoint.every": 1, "checkpoint.keep": STEPS, "eval.limit": 10, "eval.batch_size": 8,
+    "optim.schedule.name": "constant", "optim.clip": 0.0, "ema.decay": 0.9, "compilation_cache": ""}
+
+
+def _config():
+  c = tiny_run.config()
+  c.update_from_flattened_dict(SETTINGS)
+  return c
+
+
+def _gradients(folder):
+  """Gradients of the first update: the first moment after it is (1 - b1) times them, without clipping."""
+  c = _config()
+  built = train.build(c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1])
+  with contextlib.closing(checkpoint.Manager(folder)) as manager:
+    state, _ = manager.restore(built.abstract, 1)
+  return {name: x / (1 - c.optim.b1) for name, x in tiny_run.flat(state.opt_state.mu).items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """The run in this process on one device: its folder."""
+  folder = tmp_path_factory.mktemp("alone")
+  build = train.build
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, "build", lambda *args: build(*args, devices=jax.devices()[:1]))
+    assert train.train(_config(), str(folder)) == 0
+  return folder
+
+
+def _start_two(workdir, devices, mesh, cache, sleep=0.0):
+  """Two processes with so many devices each; they find each other at a free port."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  settings = SETTINGS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)) | {"compilation_cache": cache}
+  return [tiny_run.start(workdir, settings, f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}", devices=devices,
+                         sleep=sleep) for i in range(2)]
+
+
+def _assert_same_as(alone, folder):
+  ours, expected = tiny_run.lines(folder), tiny_run.lines(alone)
+  assert [row["step"] for row in ours] == [row["step"] for row in expected] == [*range(1, STEPS + 1), STEPS]
+  for row, other in zip(ours, expected):
+    assert row.keys() == other.keys()
+    for name, value in other.items():
+      # Rounding grows with every update; the first ones agree as the first does.
+      assert row[name] == pytest.approx(value, rel=1e-5 if row["step"] <= 5 else 1e-4), (row["step"], name)
+  tiny_run.assert_gradients_equal(_gradients(folder), _gradients(alone))
+  for name in ("predictions.json", "result.json"):
+    assert json.loads((folder / name).read_text()) == json.loads((alone / name).read_text())
+
+
+def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
+  """Parameters split over both processes (fsdp) and inside each (tensor). SIGTERM goes to the second process alone."""
+  folder, cache = tmp_path / "run", tmp_path / "compiled"
+  both = _start_two(folder, 2, (1, 2, 2), cache, sleep=0.5)
+  tiny_run.wait_for_lines(folder / "metrics.jsonl", 2, both[0])
+  both[1].send_signal(signal.SIGTERM)
+  first, second = map(tiny_run.finish, both)
+  assert first[-1] == second[-1] and first[-1].startswith("stopped at step ")
+  assert 2 <= int(first[-1].split()[3].rstrip(";")) < STEPS
+  assert any(line.startswith("devices: 4 cpu as data 1 x fsdp 2 x tensor 2") for line in first)
+  # What belongs to the run is said once.
+  assert not [line for line in second if line.startswith(("devices", "parameters", "step"))]
+
+  first, second = map(tiny_run.finish, _start_two(folder, 2, (1, 2, 2), cache))
+  assert first[-1].startswith("final: accuracy") and not [line for line in second if line.startswith("final")]
+  _assert_same_as(alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_two_processes_with_four_devices_each_equal_one(mesh, alone, tmp_path):
+  for process in _start_two(tmp_path / "run", 4, mesh, ""):
+    tiny_run.finish(process)
+  _assert_same_as(alone, tmp_path / "run")
