@@ -1,6 +1,7 @@
 """What is wrong is said in one sentence, and nothing is lost: whole runs on broken data, configs and disks."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -188,9 +189,9 @@ def start(config, workdir, **options):
   (workdir / "given.json").write_text(config_lib.to_json(config))
   (workdir / "given.py").write_text(
       f"from mplug_jax import config\n\ndef get_config():\n  return config.from_json(open({str(workdir / 'given.json')!r}).read())\n")
-  command = [sys.executable, "-m", "mplug_jax.main", f"--config={workdir}/given.py", f"--workdir={workdir}/run"]
-  return subprocess.run(command, cwd=tiny_run.ROOT, env=tiny_run.environment(1), capture_output=True, text=True, timeout=300,
-                        check=False, **options)
+  command = [sys.executable, "tests/main_worker.py", "1", "0", f"--config={workdir}/given.py", f"--workdir={workdir}/run"]
+  return subprocess.run(command, cwd=tiny_run.ROOT, env=os.environ | {"PYTHONPATH": str(tiny_run.ROOT)}, capture_output=True, text=True,
+                        timeout=600, check=False, **options)
 
 
 def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):

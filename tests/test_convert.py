@@ -37,7 +37,7 @@ def shapes(tree):
 def task_params(model):
   """Abstract parameters of the VQA task."""
   config = ml_collections.ConfigDict({
-      "task": {"distill": {"alpha": 0.0}},
+      "task": {"predict": "generate", "rank_answers": (), "distill": {"alpha": 0.0, "axis": "vocabulary"}},
       "data": {"questions_per_image": 1, "max_question": 4, "max_answers": 1, "max_answer_tokens": 4}})
   task = vqa.Task(model, config, PadZero)
   batch = task.batch_spec(1)

@@ -5,6 +5,7 @@ softmax, layer norm and logits are float32. Dropout is active exactly when the c
 """
 
 from collections.abc import Callable
+import functools
 import math
 
 import flax.linen as nn
@@ -15,9 +16,21 @@ UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of 
 MASKED = -1e9  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
 
 
+def _saves_input_only(function, derivative):
+  """An elementwise function whose backward pass keeps its input alone and recomputes the rest: less memory traffic."""
+  wrapped = jax.custom_vjp(function)
+  wrapped.defvjp(lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),))
+  return wrapped
+
+
+def _quick_gelu_derivative(x):
+  gate = nn.sigmoid(1.702 * x)
+  return gate * (1.0 + 1.702 * x * (1.0 - gate))
+
+
 def quick_gelu(x):
   """x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...]."""
-  return x * nn.sigmoid(1.702 * x)
+  return _quick_gelu(x)
 
 
 def gelu(x):
@@ -25,7 +38,15 @@ def gelu(x):
 
   With erf rather than erfc, which JAX's own uses for precision far in the tail: half the time on CPU.
   """
-  return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+  return _gelu(x)
+
+
+def _gelu_derivative(x):
+  return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))) + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2 * math.pi))
+
+
+_quick_gelu = _saves_input_only(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivative)
+_gelu = _saves_input_only(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)
 
 
 def _mix(x):
@@ -110,6 +131,35 @@ class Dense(nn.Module):
     return linear(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x, scale, bias, epsilon):
+  """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis. f[..., D], f32[D], f32[D] -> f32[..., D].
+
+  Its own gradient rule keeps the input and two numbers a row; JAX's default keeps several arrays of the input's size.
+  """
+  return _normalise_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalise_forward(x, scale, bias, epsilon):
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+  return (wide - mean) * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _normalise_backward(epsilon, saved, cotangent):
+  del epsilon
+  x, mean, inverse, scale = saved
+  normed = (x.astype(jnp.float32) - mean) * inverse
+  inner = cotangent * scale
+  dx = inverse * (inner - inner.mean(-1, keepdims=True) - normed * (inner * normed).mean(-1, keepdims=True))
+  rows = tuple(range(x.ndim - 1))
+  return dx.astype(x.dtype), (cotangent * normed).sum(rows), cotangent.sum(rows)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation over the last axis, computed in float32. f[..., D] -> dtype[..., D]."""
   epsilon: float
@@ -117,13 +167,9 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    width = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (width,))
-    bias = self.param("bias", nn.initializers.zeros, (width,))
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    return normalise(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 def split_heads(x, heads):
@@ -146,8 +192,13 @@ def attention(query, key, value, mask=None, rate=0.0, rng=None):
 
   Returns:
     dtype[B, H, L, Dh] in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked gives
-    the mean of all values.
+    the mean of all values. The backward pass computes the weights again: keeping f32[B, H, L, S] costs more than it saves.
   """
+  core = functools.partial(_attention, rate=rate)
+  return jax.checkpoint(core, prevent_cse=False)(query, key, value, mask, rng)
+
+
+def _attention(query, key, value, mask, rng, rate):
   scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key,
                       preferred_element_type=jnp.float32)
   if mask is not None:
