@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -184,14 +183,14 @@ def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
 # ---- disk
 
 
-def start(config, workdir, **options):
-  """Runs the command line on a config, with one device."""
+def start(config, workdir, limit=""):
+  """Runs the command line on a config, with one device, after the shell commands `limit`."""
   (workdir / "given.json").write_text(config_lib.to_json(config))
   (workdir / "given.py").write_text(
       f"from mplug_jax import config\n\ndef get_config():\n  return config.from_json(open({str(workdir / 'given.json')!r}).read())\n")
   command = [sys.executable, "tests/main_worker.py", "1", "0", f"--config={workdir}/given.py", f"--workdir={workdir}/run"]
-  return subprocess.run(command, cwd=tiny_run.ROOT, env=os.environ | {"PYTHONPATH": str(tiny_run.ROOT)}, capture_output=True, text=True,
-                        timeout=600, check=False, **options)
+  return subprocess.run(["bash", "-c", f'{limit}exec "$@"', "-", *command], cwd=tiny_run.ROOT, capture_output=True, text=True,
+                        env=os.environ | {"PYTHONPATH": str(tiny_run.ROOT)}, timeout=600, check=False)
 
 
 def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
@@ -199,11 +198,11 @@ def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
   shutil.copytree(run[0], tmp_path / "run")
   config = run[1].copy_and_resolve_references()
   config.total_steps, config.checkpoint.every = 20, 4
-  result = start(config, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
+  result = start(config, tmp_path, limit="ulimit -f 400; ")
   assert result.returncode == 1 and "resumed at step 12" in result.stdout
   assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr, result.stderr
-  line = result.stderr.splitlines()[-1]
-  assert line.startswith(f"error: Checkpoint 16 could not be written to {tmp_path}/run/checkpoints (File too large); checkpoint 12 is complete.")
+  assert result.stderr.splitlines()[-1].startswith(
+      f"error: Checkpoint 16 could not be written to {tmp_path}/run/checkpoints (File too large); checkpoint 12 is complete. Make room")
   left = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
   assert "12" in left and "16" not in left
   capsys.readouterr()

@@ -187,6 +187,40 @@ def test_rows_that_share_keys_equal_repeated_keys():
   np.testing.assert_allclose(folded, apply(x, memory.repeat(3, 0), mask.repeat(3, 0)), atol=1e-6)
 
 
+# ---- linear layers
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4, 5)])
+def test_dense_and_its_own_gradient_rule_equal_flax(shape, use_bias):
+  rng = np.random.default_rng(0)
+  x, weights = rng.normal(size=shape).astype(np.float32), rng.normal(size=(*shape[:-1], 7)).astype(np.float32)
+  ours, theirs = layers.Dense(7, use_bias), nn.Dense(7, use_bias)
+  params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(0), x))
+
+  def value_and_gradients(module):
+    return jax.jit(jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1)))(params, x)
+
+  for a, b in zip(jax.tree.leaves(value_and_gradients(ours)), jax.tree.leaves(value_and_gradients(theirs)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_in_bfloat16_keeps_float32_parameters():
+  x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+  params = layers.Dense(16).init(jax.random.key(0), x)
+
+  def loss(params, dtype):
+    out = layers.Dense(16, dtype=dtype).apply(params, x)
+    return jnp.square(out).sum(), out.dtype
+
+  (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
+  (low, dtype), gradient = jax.value_and_grad(loss, has_aux=True)(params, jnp.bfloat16)
+  assert dtype == jnp.bfloat16 and abs(low - plain) < 0.02 * plain
+  for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
+    assert a.dtype == jnp.float32 and np.abs(a - b).max() < 0.03 * np.abs(b).max()
+
+
 # ---- layer norm
 
 
@@ -212,6 +246,28 @@ def test_activations():
   erf = np.vectorize(math.erf)
   np.testing.assert_allclose(layers.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6)
   np.testing.assert_allclose(layers.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6)
+
+
+class Wide(nn.Module):
+  """A layer that would keep 64 times its input for the backward pass."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x + nn.Dense(8)(jnp.sin(nn.Dense(512)(x))), None
+
+
+@pytest.mark.parametrize("depth", [4, 6])
+def test_remat_saves_memory_in_unrolled_stacks_and_in_loops(depth):
+  """Unrolled, the compiler must not find the recomputed values equal to the first ones."""
+  assert 4 <= layers.UNROLLED_DEPTH < 6
+  x = jnp.ones((256, 8))
+  needed = {}
+  for policy in ("none", "full"):
+    stack = layers.scan(Wide, depth, policy)()
+    params = jax.eval_shape(stack.init, jax.random.key(0), x)
+    compiled = jax.jit(jax.grad(lambda p, s=stack: jnp.square(s.apply(p, x)[0]).sum())).lower(params).compile()
+    needed[policy] = compiled.memory_analysis().temp_size_in_bytes
+  assert needed["full"] < 0.7 * needed["none"], needed
 
 
 def test_unknown_remat_policy_lists_the_known():

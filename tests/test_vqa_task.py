@@ -59,7 +59,8 @@ def test_train_and_evaluate_on_the_official_format(folder, run):
   assert result["metrics"]["accuracy"] == pytest.approx(accuracy(answers, folder / "vqa_val.json"))
   assert result["metrics"]["accuracy"] > 60
   assert "corrupt_images" not in result["metrics"]
-  assert {"config.json", "parameters.txt", "predictions.png", "curves.png", "tokenizer", "checkpoints"} <= {p.name for p in workdir.iterdir()}
+  left = {p.name for p in workdir.iterdir()}
+  assert {"config.json", "parameters.txt", "predictions.png", "curves.png", "tokenizer", "checkpoints"} <= left
   rows = read_metrics(workdir / "metrics.jsonl")
   losses = [row["train/loss"] for row in rows if "train/loss" in row]
   assert len(losses) == 3 and losses[-1] < 0.7 * losses[0]
@@ -123,8 +124,10 @@ def test_own_data_as_json_lines(folder, cache, tmp_path):
 def test_generated_scenes(cache, tmp_path):
   """The tiny preset at the scenes' 96 pixels; results by family of questions."""
   source = sources.get(tiny_run.config("tiny,data=scenes").data, "train")
-  words = {word for i in range(40) for q in sources.questions_of(source, i) for text in (q["question"], *q["answers"]) for word in text.split()}
-  (tmp_path / "vocab.txt").write_text("\n".join([*vqa_files.SPECIAL, "?", *sorted({w.rstrip("?,.") for w in words} - {""})]) + "\n")
+  words = {word for i in range(40) for q in sources.questions_of(source, i) for text in (q["question"], *q["answers"])
+           for word in text.split()}
+  words = sorted({word.rstrip("?,.") for word in words} - {""})
+  (tmp_path / "vocab.txt").write_text("\n".join([*vqa_files.SPECIAL, "?", *words]) + "\n")
   config = vqa_files.config(tmp_path, cache, "scenes", data__max_question=24, data__max_answers=1, eval__limit=8)
   assert config.model.image_size == 96 and config.eval.split == "test"
   assert train.train(config, str(tmp_path / "run")) == 0

@@ -47,8 +47,9 @@ def config(folder, cache, data="vqa_v2", **changes):
   return tiny_run.config(f"tiny,data={data},root={folder}", **{
       "tokenizer__kind": "wordpiece", "tokenizer__path": str(folder / "vocab.txt"), "compilation_cache": str(cache),
       "data__max_question": 16, "data__max_answers": 4, "data__max_answer_tokens": 4, "data__augment__randaugment": (2, 7),
-      "task__max_length": 3, "total_steps": 12, "optim__lr": 1e-2, "optim__schedule__name": "constant", "log_every": 4, "checkpoint__every": 100, "eval__limit": 0,
-      **changes})
+      "task__max_length": 3, "total_steps": 12, "optim__lr": 1e-2, "optim__schedule__name": "constant",
+      "log_every": 4,
+      "checkpoint__every": 100, "eval__limit": 0, **changes})
 
 
 @contextlib.contextmanager

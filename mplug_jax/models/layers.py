@@ -247,13 +247,15 @@ class Attention(nn.Module):
     return self.attend(x, *self.keys_values(x), mask)
 
 
-def remat(layer, policy):
+def remat(layer, policy, looped=False):
   """The layer class with its activations recomputed in the backward pass.
 
   Args:
     layer: a Module class.
     policy: "none" keeps everything, "full" keeps the layer's input only, "dots" keeps the outputs of products with
       parameters.
+    looped: the layer is the body of a loop. Outside of one the compiler would find the recomputed values equal to the
+      first ones and keep those after all.
   """
   if policy == "none":
     return layer
@@ -261,7 +263,7 @@ def remat(layer, policy):
               "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   if policy not in policies:
     raise ValueError(f"config.model.remat={policy!r} is not one of none, {', '.join(policies)}.")
-  return nn.remat(layer, prevent_cse=False, policy=policies[policy])
+  return nn.remat(layer, prevent_cse=not looped, policy=policies[policy])
 
 
 def scan(layer, depth, remat_policy="none", methods=None):
@@ -273,7 +275,7 @@ def scan(layer, depth, remat_policy="none", methods=None):
   """
   shared = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth,
                 unroll=depth if depth <= UNROLLED_DEPTH else 1)
-  layer = remat(layer, remat_policy)
+  layer = remat(layer, remat_policy, looped=depth > UNROLLED_DEPTH)
   if methods is None:
     return nn.scan(layer, **shared)
   return nn.scan(layer, methods={name: shared | axes for name, axes in methods.items()})
