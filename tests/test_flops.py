@@ -23,6 +23,12 @@ GEOMETRIES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def without_recomputation(monkeypatch):
+  """Attention computes its weights again in the backward pass; model operations do not count that."""
+  monkeypatch.setattr(jax, "checkpoint", lambda function, **unused: function)
+
+
 def products(jaxpr):
   """Operations of the matrix products of a jaxpr; the body of a scan counts as often as it runs, of a while loop once.
 

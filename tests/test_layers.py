@@ -257,8 +257,8 @@ class Wide(nn.Module):
 
 
 @pytest.mark.parametrize("depth", [4, 6])
-def test_remat_saves_memory_in_unrolled_stacks_and_in_loops(depth):
-  """Unrolled, the compiler must not find the recomputed values equal to the first ones."""
+def test_remat_saves_memory(depth):
+  """Also in stacks that would be unrolled, where the compiler would find the recomputed values equal to the first ones."""
   assert 4 <= layers.UNROLLED_DEPTH < 6
   x = jnp.ones((256, 8))
   needed = {}
@@ -268,6 +268,13 @@ def test_remat_saves_memory_in_unrolled_stacks_and_in_loops(depth):
     compiled = jax.jit(jax.grad(lambda p, s=stack: jnp.square(s.apply(p, x)[0]).sum())).lower(params).compile()
     needed[policy] = compiled.memory_analysis().temp_size_in_bytes
   assert needed["full"] < 0.7 * needed["none"], needed
+
+
+def test_remat_outside_a_loop_has_a_barrier():
+  layer = layers.remat(Wide, "full")()
+  params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((4, 8)))
+  lowered = jax.jit(jax.grad(lambda p: layer.apply(p, jnp.ones((4, 8)))[0].sum())).lower(params)
+  assert "optimization_barrier" in lowered.as_text()
 
 
 def test_unknown_remat_policy_lists_the_known():

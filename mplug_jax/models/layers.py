@@ -254,8 +254,8 @@ def remat(layer, policy, looped=False):
     layer: a Module class.
     policy: "none" keeps everything, "full" keeps the layer's input only, "dots" keeps the outputs of products with
       parameters.
-    looped: the layer is the body of a loop. Outside of one the compiler would find the recomputed values equal to the
-      first ones and keep those after all.
+    looped: the layer is the body of a loop. Outside of one a barrier must keep the compiler from finding the recomputed
+      values equal to the first ones, and keeping those after all; XLA on CPU ignores it.
   """
   if policy == "none":
     return layer
@@ -274,8 +274,8 @@ def scan(layer, depth, remat_policy="none", methods=None):
     methods: {method: {"in_axes": ..., "out_axes": ...}} for more than a plain `__call__(carry)`.
   """
   shared = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=depth,
-                unroll=depth if depth <= UNROLLED_DEPTH else 1)
-  layer = remat(layer, remat_policy, looped=depth > UNROLLED_DEPTH)
+                unroll=depth if depth <= UNROLLED_DEPTH and remat_policy == "none" else 1)
+  layer = remat(layer, remat_policy, looped=True)
   if methods is None:
     return nn.scan(layer, **shared)
   return nn.scan(layer, methods={name: shared | axes for name, axes in methods.items()})
