@@ -52,14 +52,14 @@ def get_config(arg=""):
 
 
 def _easy_vqa(c, arg):
-  del arg
   c.total_steps = 2000
-  c.optim.update({"lr": 5e-4, "b2": 0.98})
-  c.optim.schedule.warmup_steps = 50
   c.data.val_every = 0
-  c.data.update({"questions_per_image": 4, "max_question": 12, "max_answer_tokens": 4})
-  # From random initialisation on little data: dropout would only slow the image encoder down.
-  c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
+  if arg.size == "small":
+    c.optim.update({"lr": 5e-4, "b2": 0.98})
+    c.optim.schedule.warmup_steps = 50
+    c.data.update({"questions_per_image": 4, "max_question": 12, "max_answer_tokens": 4})
+    # From random initialisation on little data: dropout would only slow the image encoder down.
+    c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
 
 
 def _scenes(c, arg):

@@ -71,12 +71,19 @@ def _parse_flags(argv):
   return rest
 
 
+def _quiet_hook(kind, value, trace):
+  """sys.excepthook: when a write fails, Orbax closes the event loop that its other writes report to; one error is enough."""
+  if str(value) != "Event loop is closed":
+    sys.__excepthook__(kind, value, trace)
+
+
 def main(argv):
   del argv
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", config.name)
   _start_distributed()
   from mplug_jax import checkpoint, train
+  sys.excepthook = _quiet_hook
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, workdir))
