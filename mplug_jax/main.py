@@ -71,10 +71,10 @@ def _parse_flags(argv):
   return rest
 
 
-def _quiet_hook(kind, value, trace):
-  """sys.excepthook: when a write fails, Orbax closes the event loop that its other writes report to; one error is enough."""
-  if str(value) != "Event loop is closed":
-    sys.__excepthook__(kind, value, trace)
+def _unraisable(problem):
+  """sys.unraisablehook: when a write fails, Orbax closes the event loop that its other writes report to; one error is enough."""
+  if str(problem.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(problem)
 
 
 def main(argv):
@@ -83,7 +83,7 @@ def main(argv):
   workdir = _WORKDIR.value or os.path.join("runs", config.name)
   _start_distributed()
   from mplug_jax import checkpoint, train
-  sys.excepthook = _quiet_hook
+  sys.unraisablehook = _unraisable
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, workdir))

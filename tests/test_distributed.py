@@ -12,7 +12,7 @@ import tiny_run
 from mplug_jax import checkpoint, train
 from mplug_jax.data import tokenizer as tokenizers
 
-STEPS = 10
+STEPS = 8
 SETTINGS = {
     "total_steps": STEPS, "log_every": 1, "checkpoint.every": 1, "checkpoint.keep": STEPS, "eval.limit": 10, "eval.batch_size": 8,
     "optim.schedule.name": "constant", "optim.clip": 0.0, "ema.decay": 0.9, "compilation_cache": ""}
@@ -91,3 +91,13 @@ def test_two_processes_with_four_devices_each_equal_one(mesh, alone, tmp_path):
   for process in _start_two(tmp_path / "run", 4, mesh, ""):
     tiny_run.finish(process)
   _assert_same_as(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run(tmp_path):
+  """The survivor exits, not with 0, within twice the heartbeat timeout of 60 s, and says who is missing."""
+  both = _start_two(tmp_path, 1, (1, 2, 1), "", sleep=1.0)
+  tiny_run.wait_for_lines(tmp_path / "metrics.jsonl", 2, both[0])
+  both[1].kill()
+  _, err = both[0].communicate(timeout=120)
+  assert both[0].returncode != 0 and "Task 1 heartbeat timeout" in err

@@ -132,6 +132,14 @@ def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():
     assert str(dict(zip(sharding.AXES, sizes))) in str(error.value)
 
 
+def test_make_mesh_keeps_the_tensor_axis_inside_a_process():
+  """Else two processes would call different rows by the same number."""
+  devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
+  for sizes in ((1, 1, 4), (1, -1, 4)):
+    with pytest.raises(ValueError, match="data x fsdp = 1, which must be a multiple of the 2 processes"):
+      sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
+
+
 def test_put_batch_splits_rows_over_data_and_fsdp_in_order():
   rows = np.arange(24, dtype=np.int32).reshape(8, 3)
   mesh = _mesh(2, 2, 2)
