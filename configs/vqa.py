@@ -52,12 +52,13 @@ def get_config(arg=""):
 
 
 def _easy_vqa(c, arg):
-  c.total_steps = 2000
+  c.total_steps = 4000
   c.data.val_every = 0
   if arg.size == "small":
-    c.optim.update({"lr": 5e-4, "b2": 0.98})
+    c.optim.update({"name": "muon", "lr": 1e-3, "b2": 0.98})
     c.optim.schedule.warmup_steps = 50
     c.data.update({"questions_per_image": 4, "max_question": 12, "max_answer_tokens": 4})
+    c.data.augment.scale = (0.7, 1.0)
     # From random initialisation on little data: dropout would only slow the image encoder down.
     c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
 

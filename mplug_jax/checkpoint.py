@@ -1,4 +1,4 @@
-"""Checkpoints on Orbax: saving, resuming, reading parameters alone, and stopping on a signal.
+"""Checkpoints on Orbax: saving, resuming, and reading parameters alone.
 
 A run directory holds `checkpoints/<step>/` with the items `state` (arrays), `data` (JSON) and, when
 a best metric is tracked, `metrics` (JSON).
@@ -6,12 +6,9 @@ a best metric is tracked, `metrics` (JSON).
 
 import collections
 import errno
-import json
 import logging
 import math
 import os
-import signal
-import threading
 from typing import Any
 
 import jax
@@ -20,9 +17,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 DIRECTORY = "checkpoints"
-
-# Sections of the configuration that a resumed run must share with the run it continues.
-REFUSED = ("task", "model", "tokenizer", "data", "batch_size", "seed")
 
 _log = logging.getLogger(__name__)
 
@@ -263,7 +257,7 @@ class Manager:
   def reached_preemption(self, step: int) -> bool:
     """True at the same step in every process once one got SIGTERM; a collective, every step.
 
-    Always False in a single process: see `Interrupt`.
+    Always False in a single process: see `interrupt.Interrupt`.
     """
     return self._manager.reached_preemption(step)
 
@@ -328,85 +322,3 @@ def load_extra(path, step: int | None = None) -> dict:
   """The `extra` that a checkpoint was saved with. Arguments and errors: see `load_params`."""
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
     return checkpointer.restore(_state_dir(path, step).parent / "data")
-
-
-def write_json_atomic(path, obj) -> None:
-  """Writes indented JSON so that a reader sees the old file or the whole new one."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  try:
-    temporary.write_text(json.dumps(obj, indent=2) + "\n")
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-  """{"model.width": 768}; lists are values."""
-  flat = {}
-  for key, value in config.items():
-    nested = isinstance(value, dict) and value
-    flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-  return flat
-
-
-def resume_conflicts(old: dict, new: dict) -> tuple[list[str], list[str]]:
-  """Differences between the configuration of a run and the one it shall be resumed with.
-
-  Args:
-    old: configuration read from the run's config.json.
-    new: present configuration, of JSON values.
-
-  Returns:
-    (differences that forbid resuming, differences to tell the user), as "optim.lr: 0.001 -> 0.01".
-  """
-  old, new = _flat(old), _flat(json.loads(json.dumps(new)))
-  refuse, notice = [], []
-  for name in sorted(old.keys() | new.keys()):
-    before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))
-    if before != after:
-      section = name.split(".")[0]
-      (refuse if section in REFUSED else notice).append(f"{name}: {before} -> {after}")
-  return refuse, notice
-
-
-# ---- signals
-
-
-class Interrupt:
-  """Context in which SIGTERM and Ctrl-C ask for a clean stop; read `requested` once per step.
-
-  A second Ctrl-C raises KeyboardInterrupt at once. With several processes the runtime's own SIGTERM
-  handler stays (`Manager.reached_preemption` reports it at a step that all agree on) and Ctrl-C is
-  passed on to it. Outside the main thread, which alone gets signals, the context does nothing.
-  """
-
-  def __init__(self):
-    self.requested = False
-    self._interrupted = False
-    self._previous = {}
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_interrupt)
-      if jax.process_count() == 1:
-        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_terminate)
-    return self
-
-  def __exit__(self, *unused):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-    self._previous = {}
-
-  def _on_terminate(self, number, frame):
-    self.requested = True
-
-  def _on_interrupt(self, number, frame):
-    if self._interrupted:
-      raise KeyboardInterrupt
-    self._interrupted = True
-    if jax.process_count() == 1:
-      self.requested = True
-    else:
-      os.kill(os.getpid(), signal.SIGTERM)

@@ -3,7 +3,7 @@
 import json
 
 import ml_collections
-from ml_collections import ConfigDict
+from ml_collections import config_dict, ConfigDict
 
 from mplug_jax.models.presets import PRESETS
 
@@ -75,19 +75,21 @@ def defaults(task, size):
   c.data = ConfigDict()
   c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
   c.optim = ConfigDict({
-      "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8,
-      "mu_dtype": "float32", "clip": 1.0, "groups": "plain",
+      "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95,
+      "mu_dtype": "float32", "clip": 1.0,
+      "groups": config_dict.FieldReference("plain", field_type=object),  # a table by name, or rows: see optim.resolve_groups
       "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
       "microbatches": 1,         # the batch is split in this many parts, whose gradients are added
       "accumulate": "global",    # or "mean_of_means", the official division by each part's own count
   })
   c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  c.checkpoint = ConfigDict({"every": 1000, "keep": 1, "async": True})
+  c.checkpoint = ConfigDict({"every": 1000, "keep": 1})
   c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})  # every 0: at the end; limit 0: all
   return c
 
 
+_FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")  # sections that a resumed run shares with its beginning
 _CHOICES = {"model.dtype": ("float32", "bfloat16"), "optim.accumulate": ("global", "mean_of_means"), "ema.use": ("teacher", "eval", "both")}
 _POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
 
@@ -114,11 +116,32 @@ def check(config):
 
 
 def flat(config):
-  """ConfigDict -> {"optim.schedule.name": value, ...}."""
+  """Config or plain dictionary -> {"optim.schedule.name": value, ...}; an empty section is a value."""
   out = {}
   for key, value in config.items():
-    out |= {f"{key}.{name}": v for name, v in flat(value).items()} if isinstance(value, ConfigDict) else {key: value}
+    nested = isinstance(value, ConfigDict | dict) and len(value)
+    out |= {f"{key}.{name}": v for name, v in flat(value).items()} if nested else {key: value}
   return out
+
+
+def resume_conflicts(old, new):
+  """Differences between the config of a run and the one it shall be resumed with.
+
+  Args:
+    old: dictionary read from the run's config.json.
+    new: the present one, of JSON values.
+
+  Returns:
+    (differences that forbid resuming, differences to tell the user), as "optim.lr: 0.001 -> 0.01".
+  """
+  old, new = flat(old), flat(json.loads(json.dumps(new)))
+  refuse, notice = [], []
+  for name in sorted(old.keys() | new.keys()):
+    before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))
+    if before != after:
+      section = name.split(".")[0]
+      (refuse if section in _FIXED else notice).append(f"{name}: {before} -> {after}")
+  return refuse, notice
 
 
 def to_json(config):

@@ -23,6 +23,8 @@ from typing import Any, TextIO
 from absl import logging
 import numpy as np
 
+from mplug_jax.files import write_atomic
+
 _RESERVED = ("step", "texts", "hparams", "non_finite")
 
 
@@ -42,26 +44,6 @@ def reduce_metrics(steps: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, 
   with np.errstate(divide="ignore", invalid="ignore"):
     return {name: float(total / count) for name, (total, count) in totals.items()
             if count != 0 or total != 0}
-
-
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-  """Replaces the file at `path`: a reader sees the old bytes or the new ones, never a part.
-
-  Raises:
-    OSError: the bytes could not be written (disk full, no permission); `path` is untouched and
-      no temporary file remains.
-  """
-  temporary = f"{os.fspath(path)}.tmp{os.getpid()}"
-  try:
-    with open(temporary, "wb") as f:
-      f.write(data)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)
-    raise
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mplug_jax.evaluators.vqa_accuracy import exact_match
-from mplug_jax.metrics import read_metrics, write_atomic
+from mplug_jax.files import write_atomic
+from mplug_jax.metrics import read_metrics
 
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
 _INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"

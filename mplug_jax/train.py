@@ -17,8 +17,10 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import checkpoint, config as config_lib, data, evaluators, metrics, optim, plots, sharding, tasks, train_state, train_step
+from mplug_jax import (
+    checkpoint, config as config_lib, data, evaluators, files, metrics, optim, plots, sharding, tasks, train_state, train_step)
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
+from mplug_jax.interrupt import Interrupt
 from mplug_jax.models.mplug import MPlug
 
 
@@ -112,7 +114,8 @@ def prepare_tokenizer(config, workdir, source):
 
 
 def _setup_compilation_cache(config):
-  if config.compilation_cache:
+  # On CPU only process 0 finds its programs again, and gloo gives up when the others compile for 30 s more.
+  if config.compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
 
 
@@ -129,14 +132,14 @@ def _open_workdir(config, workdir, resuming):
       shutil.rmtree(os.path.join(workdir, "tokenizer"), ignore_errors=True)
   elif os.path.exists(path):
     with open(path) as file:
-      refuse, notice = checkpoint.resume_conflicts(json.load(file), new)
+      refuse, notice = config_lib.resume_conflicts(json.load(file), new)
     if refuse:
       raise ValueError(f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
                        "Choose another --workdir, or repeat the run's own settings.")
     for line in notice:
       print(f"resuming with a difference: {line}", flush=True)
   if jax.process_index() == 0:
-    checkpoint.write_json_atomic(path, new)
+    files.write_json(path, new)
 
 
 def _finished(workdir, total_steps):
@@ -231,7 +234,7 @@ def train(config, workdir):
   # ---- model, optimizer, mesh, state
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  with jax.set_mesh(built.mesh), checkpoint.Interrupt() as interrupt:
+  with jax.set_mesh(built.mesh), Interrupt() as interrupt:
     if manager.latest_step() is None:
       state, start = built.init(), 0
     else:
@@ -340,8 +343,7 @@ def train(config, workdir):
     batches.close()
     writer.close()
   if primary:
-    checkpoint.write_json_atomic(os.path.join(workdir, "result.json"),
-                                 {"step": total_steps, "metric": evaluation.metric, "metrics": result})
+    files.write_json(os.path.join(workdir, "result.json"), {"step": total_steps, "metric": evaluation.metric, "metrics": result})
     plots.curves(os.path.join(workdir, "metrics.jsonl"), os.path.join(workdir, "curves.png"))
     _say_result(evaluation.metric, result, evaluation.evaluator.samples)
   return 0

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import convert, sharding
+from mplug_jax import convert, decode, sharding
 from mplug_jax.models.mplug import MPlug
+from mplug_jax.tasks import base
 
 # MPLUG_GOLDEN names a folder with more recordings; the tests then run on those as well.
 FOLDERS = [pathlib.Path(__file__).parent / "golden"] + [pathlib.Path(p) for p in [os.environ.get("MPLUG_GOLDEN")] if p]
@@ -86,6 +87,15 @@ class Recording:
         assert np.abs(got - array).max() <= tolerance, (key, np.abs(got - array).max())
 
 
+def encode(m, image, ids, mask):
+  """Everything recorded of the encoders and of the fusion, under its recorded name."""
+  visual = m.visual_encoder(image)
+  image = m.encode_image(image)
+  text = m.encode_text(ids, mask)
+  return {"visual": visual, "image_embeds": image, "text_embeds": text,
+          **dict(zip(("fusion_image", "fusion_text"), m.fuse(text, mask, image)))}
+
+
 def close(ours, recorded, tolerance=2e-5, name=""):
   """Asserts max |ours - recorded| <= tolerance * max(1, max |recorded|)."""
   ours, recorded = np.asarray(ours), np.asarray(recorded)
@@ -98,3 +108,27 @@ def gradients_close(ours, recorded, name=""):
   """Asserts max |difference| <= 1e-4 * max(max |recorded|, 1e-3), the tolerance of the recordings."""
   error = np.abs(np.asarray(ours) - recorded).max()
   assert error <= 1e-4 * max(np.abs(recorded).max(), 1e-3), f"{name}: {error} of {np.abs(recorded).max()}"
+
+
+def check_beams(recording, memory, prompt):
+  """Every recorded beam search in reference mode: ids, lengths exactly, scores to 5e-5."""
+  r = recording
+  rows = memory.rows
+  for name in [n.split("/")[1] for n in r.arrays if n.startswith("beam/") and n.endswith("/ids")]:
+    beams, least, most = (int(part.lstrip("beaminx")) for part in name.split("_"))
+
+    @jax.jit
+    def search(params, beams=beams, least=least, most=most):
+      apply = lambda method, *args: r.model.apply({"params": params}, *args, method=method)  # noqa: E731
+      cache = apply(MPlug.init_cache, memory, beams, prompt.shape[1] + most)
+      step, reorder = base.Task(r.model, None, None).step_fns(params)
+      return decode.beam_search(step, reorder, cache, prompt, jnp.full((rows,), prompt.shape[1]), beams=beams, max_length=most,
+                                min_length=least, eos_id=102, pad_id=-1, mode="reference")
+
+    ours = search(r.params)
+    recorded = r[f"beam/{name}/ids"]
+    scores = r[f"beam/{name}/scores"]
+    assert np.abs(np.asarray(ours.scores) - scores).max() <= 5e-5, name
+    if r.meta["beam"][name]["min_score_gap_between_hyps"] > 1e-5:
+      np.testing.assert_array_equal(ours.tokens[:, :, :recorded.shape[2]], recorded, err_msg=name)
+      np.testing.assert_array_equal(ours.lengths, r[f"beam/{name}/lengths"], err_msg=name)

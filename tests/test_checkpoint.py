@@ -1,11 +1,9 @@
 """Checkpoints: every bit comes back, on any mesh, and whatever fails leaves the last good one."""
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import textwrap
@@ -316,70 +314,6 @@ def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path):
   manager.save(3, _state(3), {})
   manager.close()
   assert _steps(tmp_path) == ["3"]
-
-
-# ---- configuration
-
-
-def test_write_json_atomic_replaces_whole_files(tmp_path):
-  path = tmp_path / "run" / "config.json"
-  checkpoint.write_json_atomic(path, {"a": [1, 2.5, None, "é"]})
-  assert json.loads(path.read_text()) == {"a": [1, 2.5, None, "é"]}
-  with pytest.raises(TypeError):
-    checkpoint.write_json_atomic(path, {"a": object()})
-  assert json.loads(path.read_text()) == {"a": [1, 2.5, None, "é"]}
-  assert [p.name for p in path.parent.iterdir()] == ["config.json"]
-
-
-def test_resume_conflicts():
-  old = {
-    "seed": 0,
-    "batch_size": 32,
-    "task": {"name": "vqa"},
-    "model": {"vision": {"width": 768}, "rates": [0.1, 0.1]},
-    "optim": {"lr": 1e-3, "schedule": {"name": "cosine"}},
-    "log_every": 10,
-  }
-  assert checkpoint.resume_conflicts(old, old) == ([], [])
-  new = {
-    "seed": 1,
-    "batch_size": 32,
-    "task": {"name": "vqa", "ocr": True},
-    "model": {"vision": {"width": 1024}, "rates": (0.1, 0.1)},
-    "optim": {"lr": 1e-2, "schedule": {}},
-    "log_every": 20,
-  }
-  assert checkpoint.resume_conflicts(old, new) == (
-    ["model.vision.width: 768 -> 1024", "seed: 0 -> 1", "task.ocr: (absent) -> true"],
-    [
-      "log_every: 10 -> 20",
-      "optim.lr: 0.001 -> 0.01",
-      "optim.schedule: (absent) -> {}",
-      'optim.schedule.name: "cosine" -> (absent)',
-    ],
-  )
-
-
-# ---- signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupt_sets_a_flag_and_restores_handlers(number):
-  before = signal.getsignal(number)
-  with checkpoint.Interrupt() as interrupt:
-    assert not interrupt.requested
-    os.kill(os.getpid(), number)
-    assert interrupt.requested
-  assert signal.getsignal(number) == before
-
-
-def test_second_ctrl_c_leaves_at_once():
-  with checkpoint.Interrupt() as interrupt:
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGINT)
-    assert interrupt.requested
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_single_process_reaches_no_preemption_point(tmp_path):

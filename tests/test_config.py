@@ -140,3 +140,32 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
   path.write_text("\n".join(SPECIAL) + "\n")
   with pytest.raises(ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"):
     train.build(tiny_run.config("base"), tokenizers.WordPieceTokenizer(path))
+
+
+def test_resume_conflicts():
+  old = {
+    "seed": 0,
+    "batch_size": 32,
+    "task": {"name": "vqa"},
+    "model": {"vision": {"width": 768}, "rates": [0.1, 0.1]},
+    "optim": {"lr": 1e-3, "schedule": {"name": "cosine"}},
+    "log_every": 10,
+  }
+  assert config_lib.resume_conflicts(old, old) == ([], [])
+  new = {
+    "seed": 1,
+    "batch_size": 32,
+    "task": {"name": "vqa", "ocr": True},
+    "model": {"vision": {"width": 1024}, "rates": (0.1, 0.1)},
+    "optim": {"lr": 1e-2, "schedule": {}},
+    "log_every": 20,
+  }
+  assert config_lib.resume_conflicts(old, new) == (
+    ["model.vision.width: 768 -> 1024", "seed: 0 -> 1", "task.ocr: (absent) -> true"],
+    [
+      "log_every: 10 -> 20",
+      "optim.lr: 0.001 -> 0.01",
+      "optim.schedule: (absent) -> {}",
+      'optim.schedule.name: "cosine" -> (absent)',
+    ],
+  )

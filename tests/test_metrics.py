@@ -49,28 +49,6 @@ def test_reduction_of_device_arrays():
   assert out == {"x": 5 / 3}
 
 
-def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
-  path = tmp_path / "file"
-  metrics.write_atomic(path, b"old")
-  with pytest.raises(TypeError):
-    metrics.write_atomic(path, "not bytes")
-  assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-  with pytest.raises(FileNotFoundError):
-    metrics.write_atomic(tmp_path / "absent" / "file", b"x")
-
-
-def test_atomic_write_on_a_full_disk(tmp_path):
-  metrics.write_atomic(tmp_path / "file", b"old")
-  code = ("import resource, signal; from mplug_jax import metrics\n"
-          "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-          "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-          f"metrics.write_atomic({str(tmp_path / 'file')!r}, bytes(100_000))")
-  root = pathlib.Path(metrics.__file__).parents[1]
-  run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-  assert run.returncode and "File too large" in run.stderr
-  assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
-
 def test_writer_lines_are_on_disk_at_once(tmp_path):
   writer = metrics.Writer(tmp_path / "run")
   writer.write_scalars(1, {"loss": np.float32(0.5), "epoch": 2, "one": np.ones((1, 1))})

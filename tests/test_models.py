@@ -226,7 +226,7 @@ def understand(m, image, question):
 
 
 def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
-  geometry = GEOMETRY | dict(fusion_layers=1)
+  geometry = GEOMETRY | dict(text_layers=1, fusion_layers=1)
   args = np.random.default_rng(0).normal(size=(2, 4, 16)).astype(np.float32), inputs[1][:, 0]
   params = random_params(MPlug(**geometry), understand, *args)
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from mplug_jax import optim
+from mplug_jax import optim, schedules
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIG = {"lr": 3e-5, "visual_lr": 5e-6, "weight_decay": 0.02, "schedule": {"name": "constant"}}
@@ -80,7 +80,7 @@ def test_official_schedule_equals_recording(name, steps_per_epoch):
   for key in (1, 2):
     expected = _recorded(entry, key)
     lr = golden["config"]["optimizer"][f"lr{key}"]
-    schedule = jax.jit(optim.make_schedule(config, lr, len(expected), steps_per_epoch))
+    schedule = jax.jit(schedules.make_schedule(config, lr, len(expected), steps_per_epoch))
     got = np.asarray(schedule(jnp.arange(len(expected))))
     np.testing.assert_array_max_ulp(got, expected.astype(np.float32), maxulp=1)
     assert float(schedule(len(expected) + 10**6)) == np.float32(official["min_lr"])
@@ -89,7 +89,7 @@ def test_official_schedule_equals_recording(name, steps_per_epoch):
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_smooth_schedules_at_known_points(name):
   config = {"name": name, "warmup_epochs": 2, "end_lr": 1e-5}
-  schedule = optim.make_schedule(config, 1e-3, total_steps=300_000, steps_per_epoch=500)
+  schedule = schedules.make_schedule(config, 1e-3, total_steps=300_000, steps_per_epoch=500)
   rates = np.asarray(schedule(np.array([0, 499, 999, 1000, 150_500, 300_000, 400_000])))
   np.testing.assert_allclose(
     rates, [1e-6, 5e-4, 1e-3, 1e-3, (1e-3 + 1e-5) / 2, 1e-5, 1e-5], rtol=1e-6
@@ -100,7 +100,7 @@ def test_smooth_schedules_at_known_points(name):
 
 
 def test_constant_schedule_warms_up_then_stays():
-  schedule = optim.make_schedule({"name": "constant", "warmup_steps": 4}, 0.1, 100, 10)
+  schedule = schedules.make_schedule({"name": "constant", "warmup_steps": 4}, 0.1, 100, 10)
   np.testing.assert_allclose(
     schedule(np.array([0, 1, 2, 3, 4, 99])), [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-6
   )
@@ -117,7 +117,7 @@ def test_constant_schedule_warms_up_then_stays():
 )
 def test_bad_schedules_say_so(config, words):
   with pytest.raises(ValueError, match=words):
-    optim.make_schedule(config, 0.1, total_steps=100, steps_per_epoch=10)
+    schedules.make_schedule(config, 0.1, total_steps=100, steps_per_epoch=10)
 
 
 # ---- groups
@@ -221,7 +221,7 @@ def test_official_without_visual_lr_and_unknown_optimizer_say_so():
   config = {"lr": 1e-3, "groups": "official", "schedule": {"name": "constant"}}
   with pytest.raises(ValueError, match="needs optim.visual_lr"):
     optim.make(config, _params(), 10, 5)
-  with pytest.raises(ValueError, match="known optimizers: adafactor, adamw"):
+  with pytest.raises(ValueError, match="known optimizers: adafactor, adamw, muon"):
     optim.make({**CONFIG, "name": "lion"}, _params(), 10, 5)
 
 
@@ -294,7 +294,7 @@ def test_clipping_scales_as_torch_does():
     np.testing.assert_allclose(mu[path], 0.1 * g * 1e-6 / (norm + 1e-6), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_frozen_parameters_stay_and_own_no_state(name):
   params = _params()
   frozen = [["visual_encoder/.*", {"freeze": True}], "official"]
@@ -329,7 +329,7 @@ def test_momentum_in_bfloat16():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), exact, half)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_optimizers_fit_a_regression(name):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(64, 128)), jnp.float32)

@@ -1,4 +1,4 @@
-"""Our model against arrays recorded from the official PyTorch code."""
+"""Our model and VQA against arrays recorded from the official PyTorch code."""
 
 import jax
 import jax.numpy as jnp
@@ -7,26 +7,17 @@ import optax
 import parity
 import pytest
 
-from mplug_jax import decode, losses, optim, ranking, train_state
+from mplug_jax import losses, optim, ranking, train_state
 from mplug_jax.models.bert import Memory
-from mplug_jax.models.mplug import MPlug
 from mplug_jax.tasks import base, vqa as vqa_task
 
-PATHS = {task: parity.recordings(task) for task in ("vqa", "caption", "retrieval", "grounding", "videocap")}
-vqa_files = pytest.mark.parametrize("path", PATHS["vqa"], ids=lambda p: p.stem)
-
-
-def encode(m, image, ids, mask):
-  visual = m.visual_encoder(image)
-  image = m.encode_image(image)
-  text = m.encode_text(ids, mask)
-  return {"visual": visual, "image_embeds": image, "text_embeds": text,
-          **dict(zip(("fusion_image", "fusion_text"), m.fuse(text, mask, image)))}
+PATHS = parity.recordings("vqa")
+vqa_files = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 
 
 def answer_logits(m, image, question, question_mask, ids, mask, owner):
   """Teacher-forced logits; answer a belongs to question owner[a]."""
-  out = encode(m, image, question, question_mask)
+  out = parity.encode(m, image, question, question_mask)
   memory = m.memory(out["fusion_image"][owner], out["fusion_text"][owner], question_mask[owner])
   return m.decode(ids, mask, memory)
 
@@ -57,13 +48,13 @@ class Vqa:
 
 @pytest.fixture(scope="module")
 def cases():
-  return {path: Vqa(path) for path in PATHS["vqa"]}
+  return {path: Vqa(path) for path in PATHS}
 
 
 @vqa_files
 def test_encoders_fusion_and_decoder(path, cases):
   case = cases[path]
-  for name, ours in case.r.apply(case.r.params, encode, *case.args[:3]).items():
+  for name, ours in case.r.apply(case.r.params, parity.encode, *case.args[:3]).items():
     parity.close(ours, case.r[f"out/{name}"], name=name)
   logits = case.r.apply(case.r.params, answer_logits, *case.args)
   parity.close(logits, case.r["out/decoder_logits"], 1e-4, "logits")
@@ -95,34 +86,10 @@ def test_momentum_distillation(path, cases):
   case.r.compare_gradients(gradients, "grad/loss_distill_alpha0.4/", "loss_distill_alpha0.4")
 
 
-def check_beams(recording, memory, prompt):
-  """Every recorded beam search in reference mode: ids, lengths exactly, scores to 5e-5."""
-  r = recording
-  rows = memory.rows
-  for name in [n.split("/")[1] for n in r.arrays if n.startswith("beam/") and n.endswith("/ids")]:
-    beams, least, most = (int(part.lstrip("beaminx")) for part in name.split("_"))
-
-    @jax.jit
-    def search(params, beams=beams, least=least, most=most):
-      apply = lambda method, *args: r.model.apply({"params": params}, *args, method=method)  # noqa: E731
-      cache = apply(MPlug.init_cache, memory, beams, prompt.shape[1] + most)
-      step, reorder = base.Task(r.model, None, None).step_fns(params)
-      return decode.beam_search(step, reorder, cache, prompt, jnp.full((rows,), prompt.shape[1]), beams=beams, max_length=most,
-                                min_length=least, eos_id=102, pad_id=-1, mode="reference")
-
-    ours = search(r.params)
-    recorded = r[f"beam/{name}/ids"]
-    scores = r[f"beam/{name}/scores"]
-    assert np.abs(np.asarray(ours.scores) - scores).max() <= 5e-5, name
-    if r.meta["beam"][name]["min_score_gap_between_hyps"] > 1e-5:
-      np.testing.assert_array_equal(ours.tokens[:, :, :recorded.shape[2]], recorded, err_msg=name)
-      np.testing.assert_array_equal(ours.lengths, r[f"beam/{name}/lengths"], err_msg=name)
-
-
 @vqa_files
 def test_beam_search(path, cases):
   case = cases[path]
-  check_beams(case.r, case.memory(), jnp.full((3, 1), 101, jnp.int32))
+  parity.check_beams(case.r, case.memory(), jnp.full((3, 1), 101, jnp.int32))
 
 
 @vqa_files

@@ -11,13 +11,14 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import sentencepiece
 import tokenizers
+
+from mplug_jax.files import write_atomic, write_json
 
 PAD, UNK, BOS, EOS, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONFIG_FILE = "tokenizer_config.json"
@@ -94,8 +95,8 @@ class _FileTokenizer:
     config = {"kind": self.kind, "file": self.file_name, "options": self._options,
               "fingerprint": self.fingerprint}
     os.makedirs(directory, exist_ok=True)
-    _write(os.path.join(directory, self.file_name), self._data)
-    _write(os.path.join(directory, CONFIG_FILE), json.dumps(config, indent=2).encode())
+    write_atomic(os.path.join(directory, self.file_name), self._data)
+    write_json(os.path.join(directory, CONFIG_FILE), config)
 
 
 class WordPieceTokenizer(_FileTokenizer):
@@ -296,16 +297,3 @@ def pad_ids(rows: Sequence[Sequence[int]], length: int, pad_id: int, truncate: b
       row = row[:length] if ensure_eos is None else [*row[:length - 1], ensure_eos]
     out[n, :len(row)] = row
   return out
-
-
-def _write(path: str, data: bytes) -> None:
-  """Replaces a file in one step; nothing is left behind when the disk is full."""
-  handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tokenizer-")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-    os.chmod(temporary, 0o644)  # mkstemp lets the owner alone read
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise

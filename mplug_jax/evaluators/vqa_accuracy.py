@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from mplug_jax.metrics import write_atomic
+from mplug_jax.files import write_atomic
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {word: str(n) for n, word in enumerate(

@@ -9,7 +9,7 @@ _CLIP_L14 = dict(patch_size=14, vision_width=1024, vision_layers=24)
 PRESETS = {
     "tiny": dict(image_size=32, patch_size=16, vision_width=64, vision_layers=2, vocab_size=0, hidden_size=32, heads=2,
                  mlp_dim=64, max_positions=64, text_layers=1, fusion_layers=2, stride=1, decoder_layers=1, embed_dim=32),
-    "small": dict(image_size=64, patch_size=8, vision_width=128, vision_layers=4, vision_heads=4, vocab_size=0,
+    "small": dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4, vocab_size=0,
                   hidden_size=128, heads=4, mlp_dim=512, max_positions=128, text_layers=2, fusion_layers=2, stride=1,
                   decoder_layers=1, embed_dim=64, initializer_range=0.05),
     "base": dict(image_size=384, **_CLIP_B16, **_BERT_BASE, text_layers=6, fusion_layers=6, stride=3, decoder_layers=12),
