@@ -52,7 +52,7 @@ def get_config(arg=""):
 
 
 def _easy_vqa(c, arg):
-  c.total_steps = 4000
+  c.total_steps = 3000
   c.data.val_every = 0
   if arg.size == "small":
     c.optim.update({"name": "muon", "lr": 1e-3, "b2": 0.98})
