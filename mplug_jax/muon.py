@@ -77,20 +77,21 @@ def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
     zeros = jax.tree.map(jnp.zeros_like, split(params, True))
     return MuonState(jnp.zeros([], jnp.int32), zeros, rest.init(split(params, False)))
 
-  def update(grads, state, params):
+  def update(grads, state, params, *, ok=True):
     leaves, structure = jax.tree.flatten(params)
     grads = jax.tree.leaves(grads)
     factor = clip_factor(grads)
     grads = [g * factor for g in grads]
-    others, rest_state = rest.update(split(structure.unflatten(grads), False), state.rest, split(params, False))
-    mean, matrix_tree = jax.tree.flatten(state.momentum)
+    others, rest_state = rest.update(split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok)
+    old, matrix_tree = jax.tree.flatten(state.momentum)
     matrix_grads = [g for g, c in zip(grads, chosen, strict=True) if c]
-    mean = [momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]
+    mean = [momentum * m + (1.0 - momentum) * g for m, g in zip(old, matrix_grads, strict=True)]
     directions = iter(_directions([momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]))
     others = iter(jax.tree.leaves(others))
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
-    updates = [-lrs[g.name] * (next(directions) + g.weight_decay * p) if c else next(others)
+    updates = [jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0) if c else next(others)
                for p, g, c in zip(leaves, groups, chosen, strict=True)]
-    return structure.unflatten(updates), MuonState(state.count + 1, matrix_tree.unflatten(mean), rest_state)
+    mean = [jnp.where(ok, new, kept) for new, kept in zip(mean, old, strict=True)]
+    return structure.unflatten(updates), MuonState(state.count + ok, matrix_tree.unflatten(mean), rest_state)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)

@@ -161,7 +161,7 @@ def adamw(
   eps: float = 1e-8,
   mu_dtype: str = "float32",
   clip: float | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """AdamW with groups, without intermediate trees (Loshchilov and Hutter 2019, Algorithm 2).
 
   p -= lr (m_hat / (sqrt(v_hat) + eps) + weight_decay p), the form of torch.optim.AdamW. Gradients
@@ -187,27 +187,29 @@ def adamw(
     mu, nu = moment(params, jnp.dtype(mu_dtype)), moment(params, jnp.float32)
     return AdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
-  def update(grads, state, params):
+  def update(grads, state, params, *, ok=True):
     leaves, tree = jax.tree.flatten(params)
     grads, mu, nu = (tree.flatten_up_to(x) for x in (grads, state.mu, state.nu))
     factor = _clip_factor(grads, groups, clip)
-    lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
-    count = state.count + 1
+    # The update is made from moments that already heed `ok`. Were it chosen afterwards, XLA would copy both moments of
+    # every parameter before it overwrites them: the memory of two more models.
+    lrs = {name: jnp.where(ok, schedule(state.count), 0.0) for name, schedule in schedules.items()}
     # 1 - b^t without the cancellation that costs four digits at t = 1.
-    mu_scale, nu_scale = (-1.0 / jnp.expm1(count * math.log(b)) for b in (b1, b2))
+    mu_scale, nu_scale = (-1.0 / jnp.expm1((state.count + 1) * math.log(b)) for b in (b1, b2))
     updates = [jnp.zeros_like(p) for p in leaves]
     for i, (p, group) in enumerate(zip(leaves, groups, strict=True)):
       if group.freeze:
         continue
       g = grads[i].astype(jnp.float32) * factor
-      m = b1 * mu[i].astype(jnp.float32) + (1.0 - b1) * g
-      v = b2 * nu[i] + (1.0 - b2) * jnp.square(g)
+      old = mu[i].astype(jnp.float32)
+      m = jnp.where(ok, b1 * old + (1.0 - b1) * g, old)
+      v = jnp.where(ok, b2 * nu[i] + (1.0 - b2) * jnp.square(g), nu[i])
       direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
       updates[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
       mu[i], nu[i] = m.astype(mu_dtype), v
-    return tree.unflatten(updates), AdamWState(count, tree.unflatten(mu), tree.unflatten(nu))
+    return tree.unflatten(updates), AdamWState(state.count + ok, tree.unflatten(mu), tree.unflatten(nu))
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def adafactor(
@@ -217,7 +219,7 @@ def adafactor(
   b1: float = 0.9,
   mu_dtype: str = "float32",
   clip: float | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Adafactor with momentum, at Adam's learning rates (Shazeer and Stern 2018; Zhai et al. 2022).
 
   Factored second moments, each array's step clipped to a root mean square of 1 (layers stacked in
@@ -236,7 +238,7 @@ def adafactor(
   def init(params):
     return AdafactorState(jnp.zeros([], jnp.int32), inner.init(params))
 
-  def update(grads, state, params):
+  def update(grads, state, params, *, ok=True):
     factor = _clip_factor(jax.tree.leaves(grads), groups, clip)
     steps, inner_state = inner.update(
       jax.tree.map(lambda g: g * factor, grads), state.inner, params
@@ -244,12 +246,14 @@ def adafactor(
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
     leaves, tree = jax.tree.flatten(params)
     updates = [
-      jnp.zeros_like(p) if g.freeze else (-lrs[g.name] * (u + g.weight_decay * p)).astype(p.dtype)
+      jnp.zeros_like(p) if g.freeze
+      else jnp.where(ok, -lrs[g.name] * (u + g.weight_decay * p), 0.0).astype(p.dtype)
       for u, p, g in zip(jax.tree.leaves(steps), leaves, groups, strict=True)
     ]
-    return tree.unflatten(updates), AdafactorState(state.count + 1, inner_state)
+    inner_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner_state, state.inner)
+    return tree.unflatten(updates), AdafactorState(state.count + ok, inner_state)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
@@ -262,7 +266,7 @@ def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
 
 def make(
   config, params, total_steps: int, steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
+) -> tuple[optax.GradientTransformationExtraArgs, dict[str, Schedule]]:
   """The optimizer of a run.
 
   Args:
@@ -272,7 +276,8 @@ def make(
     steps_per_epoch: updates in one pass over the data.
 
   Returns:
-    The transformation (its `update` needs the parameters), and {group name: schedule} to report.
+    The transformation, and {group name: schedule} to report. `update(grads, state, params, ok=bool[])`
+    needs the parameters; where `ok` is False it changes nothing, whatever the gradients hold.
 
   Raises:
     ValueError: unknown optimizer, schedule, table or field; parameters or rows left over.

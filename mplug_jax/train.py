@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax import (
-    checkpoint, config as config_lib, data, evaluators, files, metrics, optim, plots, sharding, tasks, train_state, train_step)
+    checkpoint, config as config_lib, data, evaluators, files, host, metrics, optim, plots, sharding, tasks, train_state,
+    train_step)
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
 from mplug_jax.models.mplug import MPlug
@@ -214,6 +215,7 @@ def train(config, workdir):
   """
   # ---- data and tokenizer
   start_time = time.perf_counter()
+  host.prepare()
   _setup_compilation_cache(config)
   primary = jax.process_index() == 0
   tasks.get(config.task.name)  # an unknown one is refused before anything is written
@@ -251,6 +253,7 @@ def train(config, workdir):
                         built.task.batch_spec(config.batch_size))
     compile_start = time.perf_counter()
     step_fn = built.train_step.lower(built.abstract, spec, healthy).compile()
+    host.release_freed_memory()
     if primary:
       _say_overview(workdir, state, built.mesh, time.perf_counter() - compile_start, step_fn)
 
@@ -356,6 +359,7 @@ def evaluate(config, workdir, run):
     FileNotFoundError: `run` holds no tokenizer or checkpoint.
     ValueError: the checkpoint is of another model.
   """
+  host.prepare()
   _setup_compilation_cache(config)
   tokenizer = tokenizers.load(os.path.join(run, "tokenizer"))
   tokenizers.check_same(tokenizer, checkpoint.load_extra(run)["tokenizer"], f"the checkpoint in {run}")

@@ -81,13 +81,13 @@ def make_train_step(task, optimizer, *, microbatches=1, accumulate="global", ema
     squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
     bad = ~jnp.isfinite(squares)
     ok = healthy & jnp.isfinite(loss) & ~bad.any()
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema_params
     if ema_decay:
-      ema = train_state.blend_ema(ema, params, ema_decay, ema_include)
-    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema, extra=extra)
-    new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new.replace(rng=None), state.replace(rng=None)).replace(rng=state.rng)
+      ema = train_state.blend_ema(ema, params, jnp.where(ok, ema_decay, 1.0), ema_include)
+    extra = jax.tree.map(lambda new, old: jnp.where(ok, new, old), extra, state.extra)
+    new = state.replace(step=state.step + ok, params=params, opt_state=opt_state, ema_params=ema, extra=extra)
     metrics |= {"loss": (loss, jnp.float32(1.0)), "gradient_norm": (jnp.sqrt(squares.sum()), jnp.float32(1.0))}
     return new, metrics, {"ok": ok, "bad_leaf": jnp.where(bad.any(), jnp.argmax(bad), -1)}
 

@@ -62,3 +62,14 @@ def test_updates_follow_the_formula():
     np.testing.assert_allclose(got[name]["kernel"], wanted[name]["kernel"], atol=2e-4)
   np.testing.assert_allclose(got["a"]["bias"], others["a"], atol=2e-6)
   np.testing.assert_allclose(got["d"]["scale"], others["d"], atol=2e-6)
+
+
+def test_bad_gradients_change_nothing():
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _params())
+  tx, _ = optim.make(CONFIG, params, 10, 5)
+  update = jax.jit(lambda grads, state, params, ok: tx.update(grads, state, params, ok=ok))
+  _, state = update(params, tx.init(params), params, True)
+  bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), params)
+  updates, after = update(bad, state, params, False)
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(updates))
+  jax.tree.map(np.testing.assert_array_equal, after, state)

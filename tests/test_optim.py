@@ -335,7 +335,8 @@ def test_optimizers_fit_a_regression(name):
   x = jnp.asarray(rng.normal(size=(64, 128)), jnp.float32)
   y = x @ jnp.asarray(rng.normal(size=(128, 160)), jnp.float32)
   params = {"dense": {"kernel": jnp.zeros((128, 160)), "bias": jnp.zeros((160,))}}
-  config = {"name": name, "lr": 0.05, "schedule": {"name": "cosine"}, "mu_dtype": "bfloat16"}
+  lr = 0.3 if name == "muon" else 0.05  # the root mean square of Muon's steps is a fifth of it
+  config = {"name": name, "lr": lr, "schedule": {"name": "cosine"}, "mu_dtype": "bfloat16"}
   tx, _ = optim.make(config, params, 200, 100)
 
   def loss(p):

@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny_run
 
-from mplug_jax import checkpoint, data, sharding, train, train_step
+from mplug_jax import checkpoint, data, optim, sharding, train, train_step
 from mplug_jax.data import sources
 from mplug_jax.train_state import TrainState
 
@@ -263,11 +263,13 @@ def test_average_is_blended_after_every_update(include, excluded):
 # ---- the guard
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place,leaf", [("x", 0), ("y", 0), ("trouble", -1)])
-def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, place, leaf):
+def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, place, leaf, name):
   """A bad x makes both gradients bad, slope first by name; a bad `trouble` the loss alone."""
-  optimizer = optax.adam(0.1)
+  params = _regression_state(optax.sgd(0.1)).params
+  optimizer, _ = optim.make({"name": name, "lr": 0.1, "schedule": {"name": "constant"}}, params, 10, 10)
   step = jax.jit(train_step.make_train_step(Regression(), optimizer, ema_decay=0.5))
   state, healthy = _regression_state(optimizer, ema=True), jnp.bool_(True)
   state, _, health = step(state, _regression_batch(0), healthy)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import vqa as vqa_config
-from mplug_jax import data as data_lib, decode, flops, sharding, train
+from mplug_jax import data as data_lib, decode, flops, host, sharding, train
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.tasks import base
@@ -111,6 +111,7 @@ def vqa_step(options):
     init_seconds, state = _timed(built.init)
     batch, healthy = sharding.put_batch(batch, built.mesh), jnp.bool_(True)
     compile_seconds, step = _timed(lambda: built.train_step.lower(state, batch, healthy).compile())
+    host.release_freed_memory()
     _, (state, _, health) = _timed(lambda: step(state, batch, healthy))
     seconds, before = [], _processor_seconds()
     for _ in range(options.repeats):
@@ -205,8 +206,8 @@ PARTS = {"vqa_step": vqa_step, "caption": caption, "startup": startup, "data": d
 
 
 def _in_process(function, options):
-  """function(options) in a fresh process."""
-  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+  """function(options) in a fresh process, prepared like a run's."""
+  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=host.prepare) as pool:
     return pool.submit(function, options).result()
 
 

@@ -39,8 +39,8 @@ class BertConfig(NamedTuple):
       raise ValueError(f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; lower the data's or "
                        "task's maximal length.")
 
-  def dense(self, width, name=None):
-    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+  def dense(self, width, activation=None, name=None):
+    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, activation=activation, name=name)
 
   def norm(self, name=None):
     return layers.LayerNorm(EPSILON, self.dtype, name=name)
@@ -105,11 +105,11 @@ class BertLayer(nn.Module):
     self.attention, self.attention_norm = c.attention(), c.norm()
     if self.cross:
       self.crossattention, self.crossattention_norm = c.attention(), c.norm()
-    self.intermediate, self.output, self.output_norm = c.dense(c.mlp_dim), c.dense(c.hidden_size), c.norm()
+    self.intermediate, self.output, self.output_norm = c.dense(c.mlp_dim), c.dense(c.hidden_size, layers.gelu), c.norm()
     self.dropout = layers.Dropout(c.dropout)
 
   def _feed_forward(self, x):
-    out = self.output(layers.gelu(self.intermediate(x)))
+    out = self.output(self.intermediate(x))
     return constrain(self.output_norm(x + self.dropout(out)))
 
   def __call__(self, x, mask=None, memory=None, memory_mask=None):
@@ -156,7 +156,7 @@ class LanguageModelHead(nn.Module):
   def __call__(self, x, table):
     """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]."""
     c = self.config
-    x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, "dense")(x)))
+    x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, name="dense")(x)))
     logits = jnp.einsum("bld,vd->blv", x, table.astype(c.dtype), preferred_element_type=jnp.float32)
     return logits + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 

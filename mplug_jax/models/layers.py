@@ -16,11 +16,16 @@ UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of 
 MASKED = -1e9  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
 
 
-def _saves_input_only(function, derivative):
+class Activation:
   """An elementwise function whose backward pass keeps its input alone and recomputes the rest: less memory traffic."""
-  wrapped = jax.custom_vjp(function)
-  wrapped.defvjp(lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),))
-  return wrapped
+
+  def __init__(self, function, derivative):
+    self.function, self.derivative = function, derivative
+    self._differentiable = jax.custom_vjp(function)
+    self._differentiable.defvjp(lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),))
+
+  def __call__(self, x):
+    return self._differentiable(x)
 
 
 def _quick_gelu_derivative(x):
@@ -28,25 +33,15 @@ def _quick_gelu_derivative(x):
   return gate * (1.0 + 1.702 * x * (1.0 - gate))
 
 
-def quick_gelu(x):
-  """x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...]."""
-  return _quick_gelu(x)
-
-
-def gelu(x):
-  """Exact (erf) GELU, the activation of BERT. f[...] -> f[...].
-
-  With erf rather than erfc, which JAX's own uses for precision far in the tail: half the time on CPU.
-  """
-  return _gelu(x)
-
-
 def _gelu_derivative(x):
   return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))) + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2 * math.pi))
 
 
-_quick_gelu = _saves_input_only(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivative)
-_gelu = _saves_input_only(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)
+# x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...].
+quick_gelu = Activation(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivative)
+# Exact (erf) GELU, the activation of BERT. f[...] -> f[...]. With erf rather than erfc, which JAX's own uses for precision
+# far in the tail: half the time on CPU.
+gelu = Activation(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)
 
 
 def _mix(x):
@@ -114,12 +109,32 @@ def _linear_backward(saved, cotangent):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activated_linear(activation, x, kernel, bias):
+  """linear(activation(x), kernel, bias) that keeps x alone for the backward pass, not activation(x) beside it."""
+  return linear(activation.function(x), kernel, bias)
+
+
+def _activated_linear_forward(activation, x, kernel, bias):
+  return activated_linear(activation, x, kernel, bias), (x, kernel)
+
+
+def _activated_linear_backward(activation, saved, cotangent):
+  x, kernel = saved
+  d_active, d_kernel, d_bias = _linear_backward((activation.function(x), kernel), cotangent)
+  return d_active * activation.derivative(x), d_kernel, d_bias
+
+
+activated_linear.defvjp(_activated_linear_forward, _activated_linear_backward)
+
+
 class Dense(nn.Module):
-  """x @ kernel + bias in the compute dtype; parameters are float32. f[..., D] -> dtype[..., features]."""
+  """activation(x) @ kernel + bias in the compute dtype; parameters are float32. f[..., D] -> dtype[..., features]."""
   features: int
   use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
+  activation: Activation | None = None  # of the input
 
   @nn.compact
   def __call__(self, x):
@@ -128,7 +143,8 @@ class Dense(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
-    return linear(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
+    product = linear if self.activation is None else functools.partial(activated_linear, self.activation)
+    return product(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -192,23 +208,51 @@ def attention(query, key, value, mask=None, rate=0.0, rng=None):
 
   Returns:
     dtype[B, H, L, Dh] in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked gives
-    the mean of all values. The backward pass computes the weights again: keeping f32[B, H, L, S] costs more than it saves.
+    the mean of all values.
   """
-  core = functools.partial(_attention, rate=rate)
-  return jax.checkpoint(core, prevent_cse=False)(query, key, value, mask, rng)
+  return _attention(rate, query, key, value, mask, rng if rate > 0.0 else None)
 
 
-def _attention(query, key, value, mask, rng, rate):
-  scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key,
-                      preferred_element_type=jnp.float32)
-  if mask is not None:
-    scores = jnp.where(mask, scores, MASKED)
-  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(rate, query, key, value, mask, rng):
+  """Its own gradient rule keeps two numbers a row and computes the probabilities again: f32[B, H, L, S] costs more than that."""
+  return _attention_forward(rate, query, key, value, mask, rng)[0]
+
+
+def _scores(query, key, mask):
+  scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key, preferred_element_type=jnp.float32)
+  return scores if mask is None else jnp.where(mask, scores, MASKED)
+
+
+def _attention_forward(rate, query, key, value, mask, rng):
+  scores = _scores(query, key, mask)
+  largest = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - largest)
   total = weights.sum(-1, keepdims=True)
   weights = dropout(weights, rate, rng).astype(value.dtype)
   # Dividing after the product with the values touches L x Dh numbers instead of L x S.
-  out = jnp.einsum("bhls,bhsd->bhld", weights, value, preferred_element_type=jnp.float32)
-  return (out / total).astype(value.dtype)
+  out = jnp.einsum("bhls,bhsd->bhld", weights, value, preferred_element_type=jnp.float32) / total
+  out = out.astype(value.dtype)
+  return out, (query, key, value, mask, rng, out, largest, 1.0 / total)
+
+
+def _attention_backward(rate, saved, cotangent):
+  """With P the probabilities and dP their gradient, dS = P (dP - sum P dP), and the sum is the cotangent times the output."""
+  query, key, value, mask, rng, out, largest, inverse = saved
+  dtype, scale = value.dtype, 1.0 / math.sqrt(query.shape[-1])
+  weights = jnp.exp(_scores(query, key, mask) - largest) * inverse
+  d_value = jnp.einsum("bhls,bhld->bhsd", dropout(weights, rate, rng).astype(dtype), cotangent)
+  d_weights = dropout(jnp.einsum("bhld,bhsd->bhls", cotangent, value, preferred_element_type=jnp.float32), rate, rng)
+  inner = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+  d_scores = weights * (d_weights - inner)
+  if mask is not None:
+    d_scores = jnp.where(mask, d_scores, 0.0)  # of a row without any key; elsewhere it is 0 already
+  d_scores = d_scores.astype(dtype)
+  d_query = jnp.einsum("bhls,bhsd->bhld", d_scores, key * scale)
+  return d_query.astype(query.dtype), jnp.einsum("bhls,bhld->bhsd", d_scores, query * scale), d_value, None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 class Attention(nn.Module):

@@ -17,7 +17,7 @@ class Mlp(nn.Module):
   def __call__(self, x):
     x = layers.Dense(4 * self.width, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5), name="up")(x)
     residual_init = nn.initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
-    return layers.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, name="down")(layers.quick_gelu(x))
+    return layers.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, activation=layers.quick_gelu, name="down")(x)
 
 
 class Block(nn.Module):
