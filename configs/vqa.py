@@ -3,7 +3,8 @@
     python -m mplug_jax.main --config=configs/vqa.py
 
 trains the small preset on easy-VQA (4,000 images of one shape each, from the PyPI package) from random initialisation;
-two CPU cores, see the README for the time and the accuracy to expect.
+see the README for the time and the accuracy to expect on two CPU cores. `:blank=true` shows black images instead, to measure
+what the questions alone give away.
 
     python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2,root=/data/vqa --config.tokenizer.path=vocab.txt
 

@@ -15,18 +15,18 @@ def _glibc():
 
 
 def prepare():
-  """Sets up memory and execution on CPU; call it before the first computation, which fixes both. No effect on other devices.
+  """Sets up memory and execution on CPU; call it before the first computation. On other devices it changes nothing.
 
   XLA on CPU allocates a program's temporary arrays at every execution. By default glibc gives such large blocks back to
   the kernel at once, and every step pays for its pages again, zeroed one by one: a fifth of a train step, small or large.
   Here the process keeps what it frees. glibc does so for the main thread alone, hence programs run on the thread that calls
   them; nothing is lost, for the devices are the same cores.
   """
-  if library := _glibc():
+  jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when the devices are set up, by the next line at the latest
+  if jax.default_backend() == "cpu" and (library := _glibc()):
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, -1)
     library.mallopt(_M_TOP_PAD, 1 << 26)
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def release_freed_memory():

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mplug_jax import muon, optim
+from mplug_jax import muon, optim, sharding
 
 CONFIG = {"name": "muon", "lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "clip": 0.5, "schedule": {"name": "constant"}}
 
@@ -73,3 +75,15 @@ def test_bad_gradients_change_nothing():
   updates, after = update(bad, state, params, False)
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(updates))
   jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_updates_on_a_mesh_are_those_of_one_device():
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _params())
+  tx, _ = optim.make(CONFIG, params, 10, 5)
+  update = jax.jit(tx.update)
+  alone, _ = update(params, tx.init(params), params)
+  mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+  specs = jax.tree.map(lambda x: P(*[None] * (x.ndim - 2), "fsdp", "tensor") if x.ndim > 1 and x.shape[-2] % 2 == 0 else P(), params)
+  split = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
+  shared, _ = update(split, tx.init(split), split)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), shared, alone)
