@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -84,6 +85,7 @@ def main(argv):
   _start_distributed()
   from mplug_jax import checkpoint, train
   sys.unraisablehook = _unraisable
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # likewise of Orbax's other writes
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, workdir))
