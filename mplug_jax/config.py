@@ -115,6 +115,12 @@ def check(config):
     raise ValueError(f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}.")
 
 
+def check_fields(what, fields, known):
+  """Raises ValueError naming the fields of `what` that are not among the known ones."""
+  if extra := sorted(set(fields) - set(known)):
+    raise ValueError(f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}.")
+
+
 def flat(config):
   """Config or plain dictionary -> {"optim.schedule.name": value, ...}; an empty section is a value."""
   out = {}

@@ -72,20 +72,23 @@ def _parse_flags(argv):
   return rest
 
 
-def _unraisable(problem):
-  """sys.unraisablehook: when a write fails, Orbax closes the event loop that its other writes report to; one error is enough."""
-  if str(problem.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(problem)
+def _quiet_other_writes():
+  """When a write fails, Orbax closes the event loop that its other writes report to, and drops them; one error is enough."""
+  def hook(problem):
+    if str(problem.exc_value) != "Event loop is closed":
+      sys.__unraisablehook__(problem)
+  sys.unraisablehook = hook
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def main(argv):
+  """Runs what the parsed flags say. Exits with status 0 when it is done, 1 and one sentence on stderr when it cannot be."""
   del argv
   config = _CONFIG.value
   workdir = _WORKDIR.value or os.path.join("runs", config.name)
   _start_distributed()
   from mplug_jax import checkpoint, train
-  sys.unraisablehook = _unraisable
-  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # likewise of Orbax's other writes
+  _quiet_other_writes()
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, workdir))

@@ -63,15 +63,13 @@ def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
 
   Args:
     rest: optax.GradientTransformation of the parameters that are no matrices; gets MaskedNode for those that are.
-    matrices: list of bool, one per parameter: a kernel f32[A, B], or [depth, A, B] stacked over layers.
+    matrices: list of bool, one per parameter: a kernel to be trained, f32[A, B], or [depth, A, B] stacked over layers.
     groups, schedules: as in optim.adamw.
     clip_factor: function (gradients as a list) -> f32[], what they are multiplied by.
   """
-  chosen = [matrix and not group.freeze for matrix, group in zip(matrices, groups, strict=True)]
-
   def split(tree, which):
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(x if c == which else optax.MaskedNode() for x, c in zip(leaves, chosen, strict=True))
+    return structure.unflatten(x if matrix == which else optax.MaskedNode() for x, matrix in zip(leaves, matrices, strict=True))
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, split(params, True))
@@ -84,13 +82,13 @@ def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
     grads = [g * factor for g in grads]
     others, rest_state = rest.update(split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok)
     old, matrix_tree = jax.tree.flatten(state.momentum)
-    matrix_grads = [g for g, c in zip(grads, chosen, strict=True) if c]
+    matrix_grads = [g for g, matrix in zip(grads, matrices, strict=True) if matrix]
     mean = [momentum * m + (1.0 - momentum) * g for m, g in zip(old, matrix_grads, strict=True)]
     directions = iter(_directions([momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]))
     others = iter(jax.tree.leaves(others))
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
-    updates = [jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0) if c else next(others)
-               for p, g, c in zip(leaves, groups, chosen, strict=True)]
+    updates = [jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0) if matrix else next(others)
+               for p, g, matrix in zip(leaves, groups, matrices, strict=True)]
     mean = [jnp.where(ok, new, kept) for new, kept in zip(mean, old, strict=True)]
     return structure.unflatten(updates), MuonState(state.count + ok, matrix_tree.unflatten(mean), rest_state)
 

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import optax
 
 from mplug_jax import muon
-from mplug_jax.schedules import Schedule, check_fields, make_schedule
+from mplug_jax.config import check_fields
+from mplug_jax.schedules import Schedule, make_schedule
 
 _ROW_FIELDS = {"group", "lr", "lr_mult", "weight_decay", "freeze", "optional"}
 
@@ -258,8 +259,8 @@ def adafactor(
 
 def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
   """Muon for the kernels, AdamW for embeddings, biases and scales."""
-  matrices = [path.endswith("/kernel") for path in paths]
-  rest = [group for group, matrix in zip(groups, matrices, strict=True) if group.freeze or not matrix]
+  matrices = [path.endswith("/kernel") and not group.freeze for path, group in zip(paths, groups, strict=True)]
+  rest = [group for group, matrix in zip(groups, matrices, strict=True) if not matrix]
   return muon.muon(adamw(rest, schedules, **of_adamw), matrices, groups, schedules, momentum=momentum,
                    clip_factor=lambda grads: _clip_factor(grads, groups, clip))
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mplug_jax.config import check_fields
+
 Schedule = Callable[[Any], jax.Array]
 
 OFFICIAL_WARMUP_UNIT = 100  # updates between two moves of the warm-up: docs/official.md item 27
@@ -19,14 +21,6 @@ _SCHEDULE_FIELDS = {
   "linear": _SMOOTH_FIELDS,
   "official": {"warmup_units", "warmup_lr", "min_lr", "epochs"},
 }
-
-
-def check_fields(what: str, fields, known):
-  """Raises ValueError naming the fields of `what` that are not among the known ones."""
-  if extra := sorted(set(fields) - set(known)):
-    raise ValueError(
-      f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
-    )
 
 
 def make_schedule(config, lr: float, total_steps: int, steps_per_epoch: int) -> Schedule:

@@ -114,12 +114,6 @@ def prepare_tokenizer(config, workdir, source):
   return tokenizers.load(folder)
 
 
-def _setup_compilation_cache(config):
-  # On CPU only process 0 finds its programs again, and gloo gives up when the others compile for 30 s more.
-  if config.compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
-
-
 def _open_workdir(config, workdir, resuming):
   """Writes config.json; compares it with the one of the run to resume, or clears what a start without a checkpoint left.
 
@@ -127,20 +121,20 @@ def _open_workdir(config, workdir, resuming):
     ValueError: the config differs from the run's in what cannot change.
   """
   path = os.path.join(workdir, "config.json")
-  new = json.loads(config_lib.to_json(config))
+  text = config_lib.to_json(config)
   if not resuming:
     if jax.process_index() == 0:
       shutil.rmtree(os.path.join(workdir, "tokenizer"), ignore_errors=True)
   elif os.path.exists(path):
     with open(path) as file:
-      refuse, notice = config_lib.resume_conflicts(json.load(file), new)
+      refuse, notice = config_lib.resume_conflicts(json.load(file), json.loads(text))
     if refuse:
       raise ValueError(f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
                        "Choose another --workdir, or repeat the run's own settings.")
     for line in notice:
       print(f"resuming with a difference: {line}", flush=True)
   if jax.process_index() == 0:
-    files.write_json(path, new)
+    files.write_atomic(path, text.encode())
 
 
 def _finished(workdir, total_steps):
@@ -215,8 +209,7 @@ def train(config, workdir):
   """
   # ---- data and tokenizer
   start_time = time.perf_counter()
-  host.prepare()
-  _setup_compilation_cache(config)
+  host.prepare(config.compilation_cache)
   primary = jax.process_index() == 0
   tasks.get(config.task.name)  # an unknown one is refused before anything is written
   source = sources.get(config.data, "train")
@@ -359,8 +352,7 @@ def evaluate(config, workdir, run):
     FileNotFoundError: `run` holds no tokenizer or checkpoint.
     ValueError: the checkpoint is of another model.
   """
-  host.prepare()
-  _setup_compilation_cache(config)
+  host.prepare(config.compilation_cache)
   tokenizer = tokenizers.load(os.path.join(run, "tokenizer"))
   tokenizers.check_same(tokenizer, checkpoint.load_extra(run)["tokenizer"], f"the checkpoint in {run}")
   built = build(config, tokenizer)

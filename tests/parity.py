@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax import convert, decode, sharding
-from mplug_jax.models.mplug import MPlug
-from mplug_jax.tasks import base
+from mplug_jax.models.mplug import decoding_fns, MPlug
 
 # MPLUG_GOLDEN names a folder with more recordings; the tests then run on those as well.
 FOLDERS = [pathlib.Path(__file__).parent / "golden"] + [pathlib.Path(p) for p in [os.environ.get("MPLUG_GOLDEN")] if p]
@@ -121,7 +120,7 @@ def check_beams(recording, memory, prompt):
     def search(params, beams=beams, least=least, most=most):
       apply = lambda method, *args: r.model.apply({"params": params}, *args, method=method)  # noqa: E731
       cache = apply(MPlug.init_cache, memory, beams, prompt.shape[1] + most)
-      step, reorder = base.Task(r.model, None, None).step_fns(params)
+      step, reorder = decoding_fns(r.model, params)
       return decode.beam_search(step, reorder, cache, prompt, jnp.full((rows,), prompt.shape[1]), beams=beams, max_length=most,
                                 min_length=least, eos_id=102, pad_id=-1, mode="reference")
 

@@ -12,6 +12,7 @@ import pytest
 from configs import vqa as vqa_config
 from mplug_jax import decode, flops, train
 from mplug_jax.models import layers
+from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
 TOKENIZER = SimpleNamespace(vocab_size=500, pad_id=0, bos_id=1, eos_id=2)
@@ -70,7 +71,7 @@ def caption(task, steps, beams=3):
     memory = task.model.memory(tokens)
     cache = task.apply(params, type(task.model).init_cache, memory, beams, steps + 1)
     prompt = jnp.full((memory.rows, 1), TOKENIZER.bos_id)
-    return decode.beam_search(*task.step_fns(params), cache, prompt, jnp.ones(memory.rows, jnp.int32), beams=beams,
+    return decode.beam_search(*decoding_fns(task.model, params), cache, prompt, jnp.ones(memory.rows, jnp.int32), beams=beams,
                               max_length=steps, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id)
   return run
 

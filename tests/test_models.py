@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from mplug_jax.models import bert, fusion
-from mplug_jax.models.mplug import MPlug
+from mplug_jax.models.mplug import decoding_fns, MPlug
 from mplug_jax.models.presets import PRESETS
-from mplug_jax.tasks import base
 
 PAD = 3  # not 0 on purpose
 GEOMETRY = dict(
@@ -172,7 +171,7 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
 
   @jax.jit
   def step(params, cache, tokens, position):
-    return base.Task(case.model, None, None).step_fns(params)[0](cache, tokens, position)
+    return decoding_fns(case.model, params)[0](cache, tokens, position)
 
   logits = []
   for t in range(5):
@@ -180,7 +179,7 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
     out, cache = step(case.params, cache, tokens, jnp.int32(t))
     logits.append(out)
     if t == 1:
-      cache = base.Task(case.model, None, None).step_fns(None)[1](cache, parents)
+      cache = decoding_fns(case.model, None)[1](cache, parents)
   whole = np.concatenate([np.take_along_axis(before, parents[..., None], 1), after], -1)
   expected = case.answer(case.params, image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)).reshape(6, 3, 5, 23)
   np.testing.assert_allclose(np.stack(logits[2:], 2), expected[:, :, 2:], atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from mplug_jax import losses, optim, ranking, train_state
 from mplug_jax.models.bert import Memory
-from mplug_jax.tasks import base, vqa as vqa_task
+from mplug_jax.tasks import vqa as vqa_task
 
 PATHS = parity.recordings("vqa")
 vqa_files = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
@@ -99,7 +99,7 @@ def test_ranking(path, cases):
 
   @jax.jit
   def rank(params):
-    score = vqa_task.score_fn(base.Task(case.r.model, None, None), params, case.memory(), pad_id=0)
+    score = vqa_task.score_fn(case.r.model, params, case.memory(), pad_id=0)
     return ranking.rank(score, 3, candidates, top_k=4, pad_id=0)
 
   ours = rank(case.r.params)

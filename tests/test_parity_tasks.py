@@ -10,8 +10,7 @@ import parity
 import pytest
 
 from mplug_jax import decode, losses, train_state
-from mplug_jax.models.mplug import MPlug
-from mplug_jax.tasks import base
+from mplug_jax.models.mplug import decoding_fns, MPlug
 
 
 def files(task):
@@ -126,7 +125,7 @@ def test_grounding(r):
   parity.close(losses.token_cross_entropy(logits + masked, ids[:, [1, 2, 3, 4, 4]])[:, :4], r["out/token_loss"], 1e-4)
 
   cache = r.apply(r.params, lambda m: m.init_cache(memory, 1, 5))
-  step, _ = base.Task(r.model, None, None).step_fns(r.params)
+  step, _ = decoding_fns(r.model, r.params)
   boxes = jax.jit(lambda cache: decode.greedy(step, cache, prefix, jnp.ones(len(text), jnp.int32), max_length=4, eos_id=102,
                                               pad_id=-1, allowed=masked == 0.0))(cache)
   np.testing.assert_array_equal(boxes.tokens[:, 0, 1:], r["out/pred_ids"])

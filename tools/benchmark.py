@@ -24,6 +24,7 @@ import numpy as np
 from configs import vqa as vqa_config
 from mplug_jax import data as data_lib, decode, flops, host, sharding, train
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
+from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.tasks import base
 from tools import benchmark_report
@@ -142,7 +143,7 @@ def caption(options):
     cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
     prompt = jnp.full((memory.rows, 1), tokenizer.bos_id, jnp.int32)
     return decode.beam_search(
-        *task.step_fns(params), cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=BEAMS, max_length=CAPTION_TOKENS,
+        *decoding_fns(task.model, params), cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=BEAMS, max_length=CAPTION_TOKENS,
         min_length=CAPTION_TOKENS, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, mode="reference")
 
   result = {"gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9, "batches": {}}

@@ -83,49 +83,34 @@ class Dropout(nn.Module):
     return dropout(x, self.rate, self.make_rng("dropout") if active else None)
 
 
-@jax.custom_vjp
-def linear(x, kernel, bias):
-  """f[..., D] times f[D, E] plus f[E] -> f[..., E].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear(activation, x, kernel, bias):
+  """activation(x) times f[D, E] plus f[E]. f[..., D] -> f[..., E]; activation None = identity.
 
-  Its own gradient rule, for XLA on CPU. JAX's default computes the kernel's gradient transposed, for which XLA first
-  writes a transposed copy of the whole cotangent, and sums the bias's gradient over strided memory: together a third of
-  a small model's train step.
+  Its own gradient rule. It keeps x alone, not activation(x) beside it. And for XLA on CPU: JAX's default computes the
+  kernel's gradient transposed, for which XLA first writes a transposed copy of the whole cotangent, and sums the bias's
+  gradient over strided memory: together a third of a small model's train step.
   """
-  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+  active = x if activation is None else activation.function(x)
+  return jax.lax.dot_general(active, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
 
 
-def _linear_forward(x, kernel, bias):
-  return linear(x, kernel, bias), (x, kernel)
+def _linear_forward(activation, x, kernel, bias):
+  return linear(activation, x, kernel, bias), (x, kernel)
 
 
-def _linear_backward(saved, cotangent):
+def _linear_backward(activation, saved, cotangent):
   x, kernel = saved
-  rows, columns = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+  active = x if activation is None else activation.function(x)
+  rows, columns = active.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
   sums = jax.lax.dot_general(jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ())))[0]
-  return (jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ()))),
-          jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), sums)
+  d_x = jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ())))
+  if activation is not None:
+    d_x *= activation.derivative(x)
+  return d_x, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), sums
 
 
 linear.defvjp(_linear_forward, _linear_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def activated_linear(activation, x, kernel, bias):
-  """linear(activation(x), kernel, bias) that keeps x alone for the backward pass, not activation(x) beside it."""
-  return linear(activation.function(x), kernel, bias)
-
-
-def _activated_linear_forward(activation, x, kernel, bias):
-  return activated_linear(activation, x, kernel, bias), (x, kernel)
-
-
-def _activated_linear_backward(activation, saved, cotangent):
-  x, kernel = saved
-  d_active, d_kernel, d_bias = _linear_backward((activation.function(x), kernel), cotangent)
-  return d_active * activation.derivative(x), d_kernel, d_bias
-
-
-activated_linear.defvjp(_activated_linear_forward, _activated_linear_backward)
 
 
 class Dense(nn.Module):
@@ -143,8 +128,7 @@ class Dense(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
-    product = linear if self.activation is None else functools.partial(activated_linear, self.activation)
-    return product(x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
+    return linear(self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -5,12 +5,14 @@ Parameters appear only for the methods that a task calls when it initialises.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mplug_jax.models import layers
 from mplug_jax.models.bert import BertConfig, Memory, TextDecoder, TextEncoder
 from mplug_jax.models.fusion import FusionEncoder
 from mplug_jax.models.vit import VisionTransformer
+
 
 class Scalar(nn.Module):
   """One learned number f32[], a module so that it exists only for the tasks that use it."""
@@ -132,3 +134,16 @@ class MPlug(nn.Module):
   def contrastive_temperature(self):
     """f32[]: similarities are divided by it."""
     return self.temp()
+
+
+def decoding_fns(model, params):
+  """(step_fn, reorder_fn) for mplug_jax.decode over the cache of `MPlug.init_cache`."""
+  def step(cache, tokens, position):
+    return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)
+
+  def reorder(cache, parents):
+    index = parents[None, :, :, None, None, None]
+    moved = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=2), cache["self"])
+    return cache | {"self": moved}
+
+  return step, reorder

@@ -1,6 +1,7 @@
 """The interface between a task and the train loop."""
 
-import jax
+import abc
+
 import jax.numpy as jnp
 
 # CLIP's channel statistics, for images of 0 to 255.
@@ -13,7 +14,7 @@ def normalise(image):
   return (image.astype(jnp.float32) - jnp.asarray(_MEAN)) / jnp.asarray(_STD)
 
 
-class Task:
+class Task(abc.ABC):
   """What to initialise, what to minimise, what to predict. Knows nothing of devices, optimizers or files.
 
   The loop minimises the sum over terms of coefficient x total / weight, totals and weights taken over the whole global
@@ -26,13 +27,13 @@ class Task:
     """model: MPlug; config: the run's ConfigDict; tokenizer: see data/tokenizer.py."""
     self.model, self.config, self.tokenizer = model, config, tokenizer
 
+  @abc.abstractmethod
   def batch_spec(self, batch_size):
     """{name: ShapeDtypeStruct} of a batch."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def forward(self, module, batch):
     """A pass through every module the task trains, as a method of the bound model; `init` makes their parameters."""
-    raise NotImplementedError
 
   def init(self, rng, batch):
     """key, batch -> parameters."""
@@ -47,31 +48,19 @@ class Task:
     del state, host
     return batch
 
+  @abc.abstractmethod
   def weights(self, batch, rng):
     """{term: f32[]}: what each term's total is divided by. Cheap, without parameters."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def loss(self, params, state, batch, rng):
     """-> ({term: f32[] total}, {metric: (f32[] sum, f32[] count)}, extra). Pure. `state` holds step, ema_params, extra."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def predict_fns(self):
     """{name: function (params, batch) -> arrays}."""
-    raise NotImplementedError
 
   def apply(self, params, method, *args, rng=None):
     """`method(module, *args)` of the bound model; dropout is active when `rng` is given."""
     rngs = None if rng is None else {"dropout": rng}
     return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
-
-  def step_fns(self, params):
-    """(step_fn, reorder_fn) for mplug_jax.decode over the cache of `MPlug.init_cache`."""
-    def step(cache, tokens, position):
-      return self.apply(params, type(self.model).decode_step, tokens, position, cache)
-
-    def reorder(cache, parents):
-      index = parents[None, :, :, None, None, None]
-      moved = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=2), cache["self"])
-      return cache | {"self": moved}
-
-    return step, reorder

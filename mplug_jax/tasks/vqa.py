@@ -9,6 +9,7 @@ import numpy as np
 
 from mplug_jax import decode, losses, ranking
 from mplug_jax.data import vqa as data
+from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
 _DISTILL_AXES = {"vocabulary": -1, "time": 1}
@@ -87,7 +88,7 @@ class Task(base.Task):
     options, rows = self.config.task, batch["question"].shape[:2]
     memory = self.apply(params, self.encode, batch)
     cache = self.apply(params, type(self.model).init_cache, memory, options.beams, options.max_length + 1)
-    step, reorder = self.step_fns(params)
+    step, reorder = decoding_fns(self.model, params)
     prompt = jnp.full((memory.rows, 1), self.tokenizer.bos_id, jnp.int32)
     best = decode.beam_search(
         step, reorder, cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=options.beams, n_best=1,
@@ -109,15 +110,15 @@ class Task(base.Task):
     rows = batch["question"].shape[:2]
     memory = self.apply(params, self.encode, batch)
     ranked = ranking.rank(
-        score_fn(self, params, memory, self.tokenizer.pad_id), memory.rows, self._candidates(),
+        score_fn(self.model, params, memory, self.tokenizer.pad_id), memory.rows, self._candidates(),
         top_k=self.config.task.rank_top_k, pad_id=self.tokenizer.pad_id, first_token_twice=self.config.task.rank_first_token_twice)
     return {"answer": ranked.answers.reshape(rows + (-1,)), "probability": ranked.probabilities.reshape(rows + (-1,))}
 
 
-def score_fn(task, params, memory, pad_id):
+def score_fn(model, params, memory, pad_id):
   """Function i32[M, n, T] -> f32[M, n, T, V] of teacher-forced logits over `memory` of M rows, for ranking.rank."""
   def score(ids):
     flat = ids.reshape(-1, ids.shape[-1])
-    logits = task.apply(params, type(task.model).decode, flat, flat != pad_id, memory)
+    logits = model.apply({"params": params}, flat, flat != pad_id, memory, method=type(model).decode)
     return logits.reshape(ids.shape + (-1,))
   return score
