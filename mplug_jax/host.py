@@ -1,6 +1,7 @@
 """The process that runs JAX: what it must set before the first computation, for XLA on CPU to be quick."""
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -16,7 +17,9 @@ def _glibc():
 
 
 def prepare(compilation_cache=""):
-  """Sets up the compilation cache and, on CPU alone, memory and execution; call it before the first computation.
+  """Sets up Python's garbage collection, the compilation cache and, on CPU alone, memory and execution.
+
+  Call it before the first computation.
 
   XLA on CPU allocates a program's temporary arrays at every execution. By default glibc gives such large blocks back to
   the kernel at once, and every step pays for its pages again, zeroed one by one: a fifth of a train step, small or large.
@@ -26,6 +29,7 @@ def prepare(compilation_cache=""):
   Args:
     compilation_cache: folder of compiled programs, found again by later runs; "" = none.
   """
+  gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million that stay; Python's default walks over them a thousand times
   jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when the devices are set up, by the next line at the latest
   if jax.default_backend() == "cpu" and (library := _glibc()):
     library.mallopt(_M_MMAP_MAX, 0)

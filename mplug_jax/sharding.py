@@ -119,6 +119,11 @@ def constrain(x):
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
+def replicated(mesh):
+  """Sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
 def batch_sharding(mesh, leading=()):
   """Sharding of a batch array, its rows over the batch axes; `leading` are axes before the rows."""
   return NamedSharding(mesh, P(*leading, BATCH_AXES))

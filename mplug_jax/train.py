@@ -5,6 +5,7 @@ resume -> [evaluation due? -> save due or interrupted? -> next batch -> update],
 the data stands after N batches.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 import os
 import shutil
@@ -70,9 +71,10 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
   sharding.check_rows(config.batch_size // parts, mesh, f"config.batch_size divided by config.optim.microbatches={parts}")
   sharding.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
   sample = task.batch_spec(1)
-  params = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))
+  init_params = jax.jit(lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))  # traced once for all
+  params = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
-  init = train_state.make_init(task, optimizer, sample, config.seed, config.ema.decay > 0)
+  init = train_state.make_init(init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0)
   abstract = train_state.abstract_state(init, mesh)
   shardings = train_state.shardings_of(abstract)
   step = train_step.make_train_step(
@@ -137,6 +139,17 @@ def _open_workdir(config, workdir, resuming):
     files.write_atomic(path, text.encode())
 
 
+def _compile_step(built, batch_size):
+  """Traces and compiles the train step on abstract arrays -> (compiled step, seconds it took)."""
+  start = time.perf_counter()
+  with jax.set_mesh(built.mesh):  # the mesh is a thread's own
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(built.mesh)),
+                         built.task.batch_spec(batch_size))
+    healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=sharding.replicated(built.mesh))
+    compiled = built.train_step.lower(built.abstract, batch, healthy).compile()
+  return compiled, time.perf_counter() - start
+
+
 def _finished(workdir, total_steps):
   """The result of a finished run in this folder, or None."""
   path = os.path.join(workdir, "result.json")
@@ -147,13 +160,17 @@ def _finished(workdir, total_steps):
   return result if result["step"] >= total_steps else None
 
 
-def _say_overview(workdir, state, mesh, compile_seconds, step):
-  """Prints the model's size by part, and what the compiled step needs; leaves the full table in parameters.txt."""
-  counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()}
+def _say_parameters(workdir, params):
+  """Prints the model's size by part; leaves the full table in parameters.txt."""
+  counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
   with open(os.path.join(workdir, "parameters.txt"), "w") as file:
-    file.write(parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
+    file.write(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
   parts = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in counts.items())
-  print(f"parameters: {sum(counts.values()) / 1e6:.2f} million ({parts})")
+  print(f"parameters: {sum(counts.values()) / 1e6:.2f} million ({parts})", flush=True)
+
+
+def _say_step(mesh, compile_seconds, step):
+  """Prints the devices and what the compiled step needs of them."""
   memory = step.memory_analysis()
   size = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30:.2f} GiB a device" if memory else "unknown"
   shape = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
@@ -229,9 +246,11 @@ def train(config, workdir):
   # ---- model, optimizer, mesh, state
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  with jax.set_mesh(built.mesh), Interrupt() as interrupt:
-    if manager.latest_step() is None:
-      state, start = built.init(), 0
+  with jax.set_mesh(built.mesh), Interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
+    lowered = built.init.lower() if manager.latest_step() is None else None  # before the step's tracing, which holds Python's lock
+    compilation = beside.submit(_compile_step, built, config.batch_size)  # takes as long as making the state
+    if lowered:
+      state, start = lowered.compile()(), 0
     else:
       state, saved = manager.restore(built.abstract)
       start = int(state.step)
@@ -241,14 +260,13 @@ def train(config, workdir):
         source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
         workers=config.loader.workers, threads=config.loader.threads)
-    healthy = jax.device_put(jnp.bool_(True), jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec()))
-    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(built.mesh)),
-                        built.task.batch_spec(config.batch_size))
-    compile_start = time.perf_counter()
-    step_fn = built.train_step.lower(built.abstract, spec, healthy).compile()
+    healthy = jax.device_put(jnp.bool_(True), sharding.replicated(built.mesh))
+    if primary:
+      _say_parameters(workdir, state.params)
+    step_fn, compile_seconds = compilation.result()
     host.release_freed_memory()
     if primary:
-      _say_overview(workdir, state, built.mesh, time.perf_counter() - compile_start, step_fn)
+      _say_step(built.mesh, compile_seconds, step_fn)
 
     # ---- the loop
     writer = metrics.Writer(workdir, enabled=primary, tensorboard=config.tensorboard, resume_step=start)

@@ -25,20 +25,19 @@ class TrainState:
   rng: Any
 
 
-def make_init(task, optimizer, batch_spec, seed, ema):
+def make_init(init_params, optimizer, init_extra, seed, ema):
   """Function () -> TrainState, to be jitted with the shardings of `abstract_state`.
 
   Args:
-    task: a tasks.base.Task. optimizer: optax.GradientTransformation. batch_spec: abstract batch.
+    init_params: key -> parameters. optimizer: optax.GradientTransformation. init_extra: () -> the task's state.
     ema: keep averaged parameters, equal to the parameters at the start.
   """
   def init():
     params_rng, state_rng = jax.random.split(jax.random.key(seed))
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_spec)
-    params = task.init(params_rng, batch)
+    params = init_params(params_rng)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else (), extra=task.init_extra(), rng=state_rng)
+        ema_params=jax.tree.map(jnp.copy, params) if ema else (), extra=init_extra(), rng=state_rng)
   return init
 
 

@@ -52,6 +52,18 @@ def test_keep_mask_of_more_axes_repeats_nothing():
   assert len({row.tobytes() for row in mask}) == 60
 
 
+def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
+  draw = jax.vmap(lambda key: layers.normal(0.02)(key, (64, 4096)))
+  x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
+  count = x.size
+  assert np.isfinite(x).all() and 4.5 < np.abs(x).max() < 6
+  for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:  # of the standard normal
+    assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / count), power
+  for rows in (x[0], x[:, 0], x[:, :, :4096:8].transpose(2, 0, 1).reshape(512, -1)[:64]):
+    c = np.corrcoef(rows)
+    assert np.abs(c[~np.eye(len(c), dtype=bool)]).max() < 5.5 / math.sqrt(rows.shape[1])
+
+
 def test_keep_mask_does_not_depend_on_the_sharding():
   shape, key = (8, 16, 24), jax.random.key(3)
   plain = np.asarray(layers.keep_mask(key, shape, 0.3))

@@ -167,7 +167,7 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
   parents = rng.integers(0, 3, (6, 3)).astype(np.int32)
   start = apply(case.model, lambda m, *x: m.init_cache(memory(m, *x), 3, 5))
   cache = start(case.params, image, question)
-  assert cache["cross"][0].shape[:2] == (2, 6)  # keys of the memory: never a copy per beam
+  assert cache["cross"][0][0].shape[0] == 6  # keys of the memory: never a copy per beam
 
   @jax.jit
   def step(params, cache, tokens, position):

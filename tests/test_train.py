@@ -181,9 +181,9 @@ def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(setti
 
 
 def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatch):
-  overview = train._say_overview
+  say = train._say_step
   with monkeypatch.context() as patch:
-    patch.setattr(train, "_say_overview", lambda *args: (overview(*args), os.kill(os.getpid(), signal.SIGINT)))
+    patch.setattr(train, "_say_step", lambda *args: (say(*args), os.kill(os.getpid(), signal.SIGINT)))
     status, out = run(settings(), tmp_path)
   assert status == 0 and out.splitlines()[-1] == "stopped at step 0; the same command goes on from there"
   status, out = run(settings(), tmp_path)

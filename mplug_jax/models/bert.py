@@ -31,7 +31,7 @@ class BertConfig(NamedTuple):
 
   @property
   def kernel_init(self):
-    return nn.initializers.normal(self.initializer_range)
+    return layers.normal(self.initializer_range)
 
   def check_length(self, length):
     """Raises ValueError for texts longer than the table of positions: a look-up beyond its end would give NaN."""
@@ -116,14 +116,14 @@ class BertLayer(nn.Module):
     """x: f[B, L, D]; mask: bool[B, 1, L | 1, L]; memory: `Memory` or None -> (dtype[B, L, D], None)."""
     x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
     if self.cross:
-      read = self.crossattention.attend(x, *self.cross_keys_values(None, memory)[1], memory_mask)
+      read = self.crossattention.attend(x, *self.cross_keys_values(memory), memory_mask)
       x = self.crossattention_norm(x + self.dropout(read))
     return self._feed_forward(x), None
 
-  def cross_keys_values(self, carry, memory):
-    """(carry, (key, value)): both dtype[M, H, S, Dh], each memory segment projected once."""
+  def cross_keys_values(self, memory):
+    """`Memory` of M rows -> (key, value), both dtype[M, H, S, Dh]; each memory segment is projected once."""
     pairs = [self.crossattention.keys_values(x) for x in memory.states]
-    return carry, tuple(jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
+    return tuple(jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
 
   def step(self, x, cache, cross, position, cross_mask):
     """One position of incremental decoding; beams are query positions of the cross-attention.
@@ -169,7 +169,7 @@ class TextEncoder(nn.Module):
   @nn.compact
   def __call__(self, ids, mask):
     x = Embeddings(self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
-    stack = layers.scan(BertLayer, self.depth, self.config.remat, {"__call__": dict(in_axes=(nn.broadcast,))})
+    stack = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=1)
     return stack(self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
 
 
@@ -180,11 +180,7 @@ class TextDecoder(nn.Module):
 
   def setup(self):
     self.embeddings = Embeddings(self.config)
-    self.layers = layers.scan(BertLayer, self.depth, self.config.remat, {
-        "__call__": dict(in_axes=(nn.broadcast, nn.broadcast, nn.broadcast)),
-        "cross_keys_values": dict(in_axes=(nn.broadcast,)),
-        "step": dict(in_axes=(0, 0, nn.broadcast, nn.broadcast)),
-    })(self.config, cross=True)
+    self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(self.config, cross=True)
     self.head = LanguageModelHead(self.config)
 
   def __call__(self, ids, mask, memory):
@@ -196,21 +192,31 @@ class TextDecoder(nn.Module):
     return self.head(x, self.embeddings.word.embedding)
 
   def init_cache(self, memory, beams, length):
-    """The cache of incremental decoding: cross-attention keys and values, and empty self-attention ones.
+    """What incremental decoding reads and writes, each of these a tuple with an entry per layer.
 
     Returns:
-      {"cross": (key, value) dtype[depth, B, H, S, Dh], "cross_mask": bool[B, 1, 1, S] or None,
-       "self": {"key", "value"}: dtype[depth, B, K, H, T, Dh]}.
+      {"layers": the layers' parameters, kernels in the compute dtype, "cross": (key, value) dtype[B, H, S, Dh],
+       "self": {"key", "value"}: dtype[B, K, H, T, Dh], empty} and "cross_mask": bool[B, 1, 1, S] or None.
     """
     c = self.config
     c.check_length(length)
-    _, cross = self.layers.cross_keys_values(jnp.zeros(()), memory)
-    shape = (self.depth, memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
-    empty = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
-    return {"cross": cross, "cross_mask": memory.mask, "self": empty}
+    # Taken apart and cast once, before the loop. A loop over the stacked ones inside the loop over positions copies
+    # every kernel for every position: half the time of decoding on CPU.
+    stacked = jax.tree.map_with_path(lambda path, x: x.astype(c.dtype) if path[-1].key == "kernel" else x, self.layers.variables["params"])
+    per_layer = tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.depth))
+    shape = (memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
+    return {"layers": per_layer, "cross": tuple(self._layer(params, BertLayer.cross_keys_values, memory) for params in per_layer),
+            "self": tuple({name: jnp.zeros(shape, c.dtype) for name in ("key", "value")} for _ in per_layer),
+            "cross_mask": memory.mask}
 
   def step(self, tokens, position, cache):
     """tokens: i32[B, K] at `position` i32[] -> (f32[B, K, V] for the next position, cache)."""
-    x = self.embeddings(tokens, position[None])
-    x, new = self.layers.step(x, cache["self"], cache["cross"], position, cache["cross_mask"])
-    return self.head(x, self.embeddings.word.embedding), cache | {"self": new}
+    x, new = self.embeddings(tokens, position[None]), []
+    for params, own, cross in zip(cache["layers"], cache["self"], cache["cross"], strict=True):
+      x, own = self._layer(params, BertLayer.step, x, own, cross, position, cache["cross_mask"])
+      new.append(own)
+    return self.head(x, self.embeddings.word.embedding), cache | {"self": tuple(new)}
+
+  def _layer(self, params, method, *args):
+    """A method of one layer with the given parameters."""
+    return BertLayer(self.config, cross=True, parent=None).apply({"params": params}, *args, method=method)

@@ -142,8 +142,8 @@ def decoding_fns(model, params):
     return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)
 
   def reorder(cache, parents):
-    index = parents[None, :, :, None, None, None]
-    moved = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=2), cache["self"])
+    index = parents[:, :, None, None, None]
+    moved = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), cache["self"])
     return cache | {"self": moved}
 
   return step, reorder

@@ -15,8 +15,8 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = layers.Dense(4 * self.width, dtype=self.dtype, kernel_init=nn.initializers.normal((2 * self.width) ** -0.5), name="up")(x)
-    residual_init = nn.initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
+    x = layers.Dense(4 * self.width, dtype=self.dtype, kernel_init=layers.normal((2 * self.width) ** -0.5), name="up")(x)
+    residual_init = layers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
     return layers.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, activation=layers.quick_gelu, name="down")(x)
 
 
@@ -35,8 +35,8 @@ class Block(nn.Module):
   def __call__(self, x):
     scale = self.width**-0.5
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
-    x = x + layers.Attention(self.width, self.heads, self.attention_rate, self.dtype, nn.initializers.normal(scale),
-                             nn.initializers.normal(scale * (2 * self.depth) ** -0.5), name="attention")(normed)
+    x = x + layers.Attention(self.width, self.heads, self.attention_rate, self.dtype, layers.normal(scale),
+                             layers.normal(scale * (2 * self.depth) ** -0.5), name="attention")(normed)
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
     return constrain(x + Mlp(self.width, self.depth, self.dtype, name="mlp")(normed)), None
 
@@ -74,9 +74,9 @@ class VisionTransformer(nn.Module):
     x = patchify(image.astype(self.dtype), self.patch_size)
     x = layers.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
     scale = self.width**-0.5
-    token = self.param("class_embedding", nn.initializers.normal(scale), (self.width,)).astype(self.dtype)
+    token = self.param("class_embedding", layers.normal(scale), (self.width,)).astype(self.dtype)
     # CLIP's own scale, width**-0.5, would vanish beside patches of a bright image: shapes were not learned from it.
-    positions = self.param("position_embedding", nn.initializers.normal(1.0), (x.shape[1] + 1, self.width))
+    positions = self.param("position_embedding", layers.normal(1.0), (x.shape[1] + 1, self.width))
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)
