@@ -32,5 +32,6 @@ setup(
         "test": ["pytest>=8", "ruff>=0.8"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "convert": ["torch", "safetensors"],
     },
 )

@@ -12,7 +12,7 @@ is the paper's recipe: 384 px, batch 1,024, 8 epochs on VQA v2 and Visual Genome
 the official json files under `root` (vqa_train.json, vg_qa.json, vqa_val.json, vqa_test.json, images in coco/ and vg/;
 other names: --config.data.train_files and so on). Hardware: TPU v5e-16 or the like; on less, raise
 config.optim.microbatches. The paper reports 79.79 (base) and 81.27 (large) on test-dev, starting from its pre-trained
-weights, which this command does not load.
+weights: convert them with tools.convert_checkpoint and add init=FOLDER behind base.
 
     python -m mplug_jax.main --config=configs/vqa.py:data=jsonl,root=/my/data
 
@@ -25,7 +25,7 @@ from mplug_jax import config
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="easy_vqa", root="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(arg, data="easy_vqa", root="", init="", res=0, steps=0, blank=False)
   c = config.defaults("vqa", arg.size)
   c.task.update({
       "beams": 1, "min_length": 1, "max_length": 8, "beam_mode": "reference",
@@ -49,6 +49,8 @@ def get_config(arg=""):
     c.model.image_size = arg.res
   if arg.steps:
     c.total_steps = arg.steps
+  if arg.init:
+    c.init.update({"paths": (arg.init,), "unused": ("(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*",)})
   return c.lock()
 
 
@@ -67,6 +69,7 @@ def _easy_vqa(c, arg):
 def _scenes(c, arg):
   c.total_steps = 3000
   c.data.update({"size": arg.res or 96, "seed": 0, "difficulty": "default", "max_question": 24})
+  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
   c.model.image_size = arg.res or 96
 
 

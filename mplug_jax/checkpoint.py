@@ -12,8 +12,10 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 DIRECTORY = "checkpoints"
@@ -63,9 +65,9 @@ def _saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:
   return _shapes(ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
 
 
-def _grouped(paths) -> str:
-  """Paths counted by their first three components: "params/text_decoder/layers (26), rng"."""
-  counts = collections.Counter("/".join(path.split("/")[:3]) for path in paths)
+def grouped(names, separator: str = "/") -> str:
+  """Names counted by their first three components: "params/text_decoder/layers (26), rng"."""
+  counts = collections.Counter(separator.join(name.split(separator)[:3]) for name in names)
   shown = [f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items())]
   return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more groups" if len(shown) > 12 else "")
 
@@ -74,9 +76,9 @@ def _check_shapes(wanted: dict, saved: dict, where) -> None:
   """Raises _Mismatch unless both hold the same leaves with the same shapes."""
   found = []
   if missing := wanted.keys() - saved.keys():
-    found.append(f"{len(missing)} missing in the checkpoint: {_grouped(missing)}")
+    found.append(f"{len(missing)} missing in the checkpoint: {grouped(missing)}")
   if unexpected := saved.keys() - wanted.keys():
-    found.append(f"{len(unexpected)} in the checkpoint alone: {_grouped(unexpected)}")
+    found.append(f"{len(unexpected)} in the checkpoint alone: {grouped(unexpected)}")
   if other := [
     path for path in sorted(wanted.keys() & saved.keys()) if saved[path] != wanted[path]
   ]:
@@ -316,6 +318,25 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
     raise
   except Exception as error:
     raise CheckpointError(f"{state_dir} cannot be read ({_reason(error)}).") from error
+
+
+def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarray]:
+  """Reads one tree of a checkpoint, whatever model it is of: {"text_encoder/layers/...": array}, {} if there is none.
+
+  Args: `which` is "params", "ema_params" or "extra"; others and errors: see `load_params`.
+  """
+  logging.getLogger("absl").addFilter(_quiet_orbax)
+  state_dir = _state_dir(path, step)
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(state_dir).tree.get(which) or {}
+    target = {which: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)}
+    restore_args = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    items = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      found = checkpointer.restore(state_dir, args=items)[which] if tree else {}
+  except Exception as error:
+    raise CheckpointError(f"{state_dir} cannot be read ({_reason(error)}).") from error
+  return traverse_util.flatten_dict(found, sep="/")
 
 
 def load_extra(path, step: int | None = None) -> dict:

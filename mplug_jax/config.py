@@ -71,6 +71,7 @@ def defaults(task, size):
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
       "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
       "vocab_size": 320,         # upper bound of a fitted one
+      "records": 0,              # training records it is fitted to, evenly spaced; 0: all
   })
   c.data = ConfigDict()
   c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
@@ -81,6 +82,10 @@ def defaults(task, size):
       "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
       "microbatches": 1,         # the batch is split in this many parts, whose gradients are added
       "accumulate": "global",    # or "mean_of_means", the official division by each part's own count
+  })
+  c.init = ConfigDict({
+      "paths": (),               # start from these: folders of tools.convert_checkpoint, or runs; the first that has a parameter counts
+      "new": (), "unused": (),   # regexes of parameters that may stay random; of those found that the model may lack
   })
   c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax import (
-    checkpoint, config as config_lib, data, evaluators, files, host, metrics, optim, plots, sharding, tasks, train_state,
-    train_step)
+    checkpoint, config as config_lib, data, evaluators, files, host, init_from, metrics, optim, plots, sharding, tasks,
+    train_state, train_step)
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
 from mplug_jax.models.mplug import MPlug
@@ -111,7 +111,7 @@ def prepare_tokenizer(config, workdir, source):
     elif kind == "wordpiece":
       raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
     else:
-      tokenizers.train_sentencepiece(sources.texts(source), config.tokenizer.vocab_size, folder)
+      tokenizers.train_sentencepiece(sources.texts(source, config.tokenizer.records), config.tokenizer.vocab_size, folder)
   multihost_utils.sync_global_devices("tokenizer")
   return tokenizers.load(folder)
 
@@ -251,6 +251,11 @@ def train(config, workdir):
     compilation = beside.submit(_compile_step, built, config.batch_size)  # takes as long as making the state
     if lowered:
       state, start = lowered.compile()(), 0
+      if config.init.paths:
+        state, origins = init_from.init_from(state, config.init)
+        if primary:
+          files.write_json(os.path.join(workdir, "init.json"), origins)
+          print("\n".join(init_from.summary(origins)), flush=True)
     else:
       state, saved = manager.restore(built.abstract)
       start = int(state.step)

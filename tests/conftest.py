@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, set before JAX starts."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -12,6 +13,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *options])
 
 from absl import flags  # noqa: E402
+
+gc.set_threshold(100_000, 20, 100)  # as host.prepare sets it: tracing makes objects by the million
 
 # Grain's worker processes read absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()

@@ -112,24 +112,32 @@ def test_mistakes_are_named(base_style):
     with pytest.raises(ValueError, match=message):
       convert.params_from_torch(state_dict, geometry)
 
-  refused(sd | {"text_encoder.pooler.dense.weight": np.zeros(3)}, "'text_encoder.pooler.dense.weight' matches 0 rows")
-  refused(sd | {"module.visn_fc.weight": np.zeros(3)}, "'module.visn_fc.weight' matches 0 rows")
+  refused(sd | {f"text_encoder.cls.{name}": np.zeros(3) for name in "ab"}, "2 unknown tensors: text_encoder.cls.a, text_encoder.cls.b")
+  refused(sd | {"module.visn_fc.weight": np.zeros(3)}, "1 unknown tensors: module.visn_fc.weight")
   query = "encoder.layer.{}.attention.self.query.weight"
   refused(sd | {"text_encoder." + query.format("00"): sd["text_encoder." + query.format(0)]},
-          r"'text_encoder.encoder.layer.00.attention.self.query.weight' writes text_encoder/layers/attention/query/kernel a second time")
+          r"1 leaves written twice: text_encoder/layers/attention")
   last = g["text_layers"] - 1
-  refused(drop(sd, f"text_encoder.encoder.layer.{last}."), f"text_encoder/layers.* the model needs 0 to {last}")
-  refused(drop(sd, "text_decoder.bert.encoder.layer.0.output.dense.bias"), "text_decoder/layers/output/bias: the state dict has layers")
-  refused(drop(sd, "visual_encoder.visual.transformer.resblocks.0."), "visual_encoder/blocks.*: the state dict has layers 1")
-  refused(sd, "text_decoder/layers.* the model needs 0 to 8", g | {"decoder_layers": 9})
-  refused(sd, "fusion_encoder: the state dict has layers .* the model needs 0 to 40", g | {"fusion_layers": 41})
+  refused(drop(sd, f"text_encoder.encoder.layer.{last}."), "16 leaves missing: text_encoder/layers/attention")
+  refused(drop(sd, "text_decoder.bert.encoder.layer.0.output.dense.bias"), "1 leaves missing: text_decoder/layers/output")
+  refused(drop(sd, "visual_encoder.visual.transformer.resblocks.0."), "leaves missing: visual_encoder/blocks")
+  refused(sd, "leaves missing: text_decoder/layers", g | {"decoder_layers": 9})
+  refused(sd, "leaves missing: fusion_encoder/layer_", g | {"fusion_layers": 11})
+  refused(sd, "tensors of another shape: visual_encoder.visual.conv1", g | {"patch_size": 2 * g["patch_size"]})
 
 
-def test_every_parameter_of_every_head_has_a_row():
+def test_every_parameter_of_every_head_has_a_row(base_style):
   """Keys of the pre-training and retrieval models that the recordings of VQA do not hold."""
-  arrays = {"vision_proj.weight": (8, 4), "vision_proj.bias": (8,), "itm_head.weight": (2, 4), "itm_head.bias": (2,), "temp": (),
-            "image_queue": (8, 3), "queue_ptr": (1,)}
-  geometry = dict(fusion_layers=2, stride=1)
-  params = convert.params_from_torch({k: np.ones(s, np.float32) for k, s in arrays.items()}, geometry)
-  assert shapes(params) == {"vision_proj/kernel": (4, 8), "vision_proj/bias": (8,), "itm_head/kernel": (4, 2),
-                            "itm_head/bias": (2,), "temp/value": ()}
+  g = base_style.geometry
+  width, embed, vocab = g["hidden_size"], g["embed_dim"], g["vocab_size"]
+  head = "fusion_encoder.cls.predictions."
+  arrays = {"vision_proj.weight": (embed, width), "vision_proj.bias": (embed,),
+            "text_proj.weight": (embed, width), "text_proj.bias": (embed,),
+            "itm_head.weight": (2, width), "itm_head.bias": (2,), "temp": (), "image_queue": (embed, 3), "queue_ptr": (1,),
+            head + "bias": (vocab,), head + "transform.dense.weight": (width, width), head + "transform.dense.bias": (width,),
+            head + "transform.LayerNorm.weight": (width,), head + "transform.LayerNorm.bias": (width,),
+            head + "decoder.weight": (vocab, width), head + "decoder.bias": (vocab,)}
+  params = convert.params_from_torch(base_style.state_dict | {k: np.ones(s, np.float32) for k, s in arrays.items()}, g)
+  found = shapes(params)
+  assert found == convert.leaf_shapes(g)
+  assert found["vision_proj/kernel"] == (width, embed) and found["fusion_encoder/mlm_head/word/embedding"] == (vocab, width)

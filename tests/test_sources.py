@@ -182,6 +182,12 @@ def jsonl(tmp_path, lines):
           "image_root": str(tmp_path / "images"), "questions_per_image": 4}
 
 
+def test_texts_of_some_records_are_evenly_spaced():
+  source = sources.VqaRecords([{"questions": [{"question": f"{i}?", "answers": []}]} for i in range(10)])
+  assert list(sources.texts(source, 5)) == ["0?", "2?", "4?", "6?", "8?"]
+  assert list(sources.texts(source, 100)) == list(sources.texts(source)) == [f"{i}?" for i in range(10)]
+
+
 def test_jsonl(tmp_path):
   data = jsonl(tmp_path, [{"image": "1.png", "question": "one?", "answer": "é"}, "",
                           {"image": "1.png", "question": "two?", "answer": ["a", "b", "a"],

@@ -180,6 +180,15 @@ def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(setti
   assert_same_run(settings(), copy, unbroken[0])
 
 
+def test_a_run_starts_from_another(settings, unbroken, tmp_path):
+  c = settings(init__paths=(str(unbroken[0]),))
+  status, out = run(c, tmp_path)
+  assert status == 0 and f"text_decoder: 36 parameters from {unbroken[0]}" in out
+  assert set(json.loads((tmp_path / "init.json").read_text()).values()) == {str(unbroken[0])}
+  first, last = (tiny_run.lines(unbroken[0])[i]["train/loss"] for i in (0, -2))
+  assert abs(tiny_run.lines(tmp_path)[0]["train/loss"] - last) < 0.3 * abs(first - last)  # it goes on where the other ended
+
+
 def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatch):
   say = train._say_step
   with monkeypatch.context() as patch:

@@ -77,9 +77,13 @@ def questions_of(source, index: int) -> list[dict]:
   return source[index]["questions"]
 
 
-def texts(source) -> Iterator[str]:
-  """All questions, each followed by its unique answers: what a tokenizer is fitted to."""
-  for index in range(len(source)):
+def texts(source, records: int = 0) -> Iterator[str]:
+  """Questions, each followed by its unique answers: what a tokenizer is fitted to.
+
+  Args:
+    records: read this many records, evenly spaced; 0: all.
+  """
+  for index in range(0, len(source), max(1, len(source) // records) if records else 1):
     for question in questions_of(source, index):
       yield question["question"]
       yield from dict.fromkeys(question["answers"])

@@ -1,0 +1,93 @@
+"""Starting a run from other weights: converted checkpoints, or runs of the same or another task."""
+
+import collections
+import re
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from mplug_jax import checkpoint
+from mplug_jax.convert import module_of
+from mplug_jax.position_resize import resize_positions
+
+_POSITIONS = "visual_encoder/position_embedding"
+
+
+def _matches(patterns, name):
+  return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _sources(paths):
+  """[(path, {which: {leaf: array}})], parameters and their averages."""
+  trees = [(path, {which: checkpoint.load_arrays(path, which) for which in ("params", "ema_params")}) for path in paths]
+  for path, tree in trees:
+    if not tree["params"]:
+      raise ValueError(f"config.init.paths: {path} holds no parameters.")
+  return trees
+
+
+def _fitted(name, array, shape, path):
+  """The array in the model's shape; a table of positions is resized."""
+  if name == _POSITIONS and array.shape != shape and array.shape[1:] == shape[1:]:
+    return resize_positions(array, shape[0]), f"{path}, resized from {len(array)} to {shape[0]} positions"
+  if array.shape != shape:
+    raise ValueError(f"config.init.paths: {name} has shape {array.shape} in {path} and {shape} in the model; "
+                     "set config.model to the checkpoint's geometry.")
+  return array, path
+
+
+def _placed(array, like):
+  """numpy array -> array with the dtype and sharding of `like`; every process holds the whole of it."""
+  array = np.asarray(array, like.dtype)
+  return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def init_from(state, options):
+  """A fresh TrainState with parameters, and averages where it keeps any, from other checkpoints.
+
+  Args:
+    state: TrainState, newly made.
+    options: config.init: paths (folders of convert_checkpoint or runs; where two hold a parameter, the first counts), new
+      (regexes of whole parameter names that may keep their random values), unused (of those in a checkpoint that
+      the model may lack).
+
+  Returns:
+    (state, {parameter: where it came from}).
+
+  Raises:
+    ValueError: parameters that are nowhere found, left over or of another shape; counted and grouped.
+    FileNotFoundError, checkpoint.CheckpointError: a checkpoint that cannot be read.
+  """
+  sources = _sources(options.paths)
+  wanted = traverse_util.flatten_dict(state.params, sep="/")
+  found, averages, report = {}, {}, {}
+  for name, leaf in wanted.items():
+    path, tree = next(((path, tree) for path, tree in sources if name in tree["params"]), (None, None))
+    if path is None:
+      report[name] = "new"
+      continue
+    found[name], report[name] = _fitted(name, tree["params"][name], leaf.shape, path)
+    averages[name] = _fitted(name, tree["ema_params"].get(name, tree["params"][name]), leaf.shape, path)[0]
+  missing = [name for name, where in report.items() if where == "new" and not _matches(options.new, name)]
+  extra = {name for _, tree in sources for name in tree["params"]} - wanted.keys()
+  unused = sorted(name for name in extra if not _matches(options.unused, name))
+  problems = [(missing, "parameters are in none of the checkpoints", "new"),
+              (unused, "parameters of the checkpoints have no place", "unused")]
+  if texts := [f"{len(names)} {what} ({checkpoint.grouped(names)}); allow it with regexes in config.init.{field}"
+               for names, what, field in problems if names]:
+    raise ValueError(f"config.init.paths: {'; '.join(texts)}.")
+  params = traverse_util.unflatten_dict({name: _placed(found[name], leaf) if name in found else leaf
+                                         for name, leaf in wanted.items()}, sep="/")
+  state = state.replace(params=params)
+  if jax.tree.leaves(state.ema_params):
+    state = state.replace(ema_params=traverse_util.unflatten_dict(
+        {name: _placed(averages[name], leaf) if name in averages else leaf
+         for name, leaf in traverse_util.flatten_dict(state.ema_params, sep="/").items()}, sep="/"))
+  return state, report
+
+
+def summary(report):
+  """{parameter: where it came from} -> lines of text, one for each part of the model and source."""
+  counts = collections.Counter((module_of(name), where) for name, where in report.items())
+  return [f"{module}: {n} parameters {'at random' if where == 'new' else f'from {where}'}" for (module, where), n in sorted(counts.items())]

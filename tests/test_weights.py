@@ -1,0 +1,213 @@
+"""Whole checkpoints: PyTorch file -> ours -> PyTorch file and back, byte for byte; the naming styles; refusals."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mplug_jax import checkpoint, convert, torch_files, torch_inventory, torch_write, weights
+from mplug_jax.convert_names import infer_geometry, official_name, official_names
+from tools import convert_checkpoint as convert_tool, export_torch as export_tool
+
+TEXT_TOWER = torch_inventory.ClipText(width=16, layers=1, embed=8, context=5, vocab=11)
+GIVEN = dict(heads=2, fusion_layers=2, stride=1)
+
+
+def geometry(large=False):
+  return dict(image_size=16, patch_size=8, vision_width=64, vision_layers=2, vocab_size=690, hidden_size=32 if large else 64, mlp_dim=48,
+              max_positions=20, text_layers=2, decoder_layers=2, embed_dim=8, pad_id=0) | GIVEN
+
+
+def state_dict(task, large=False, seed=0):
+  """Random tensors of the official model of a small geometry: float32, some float16 and bfloat16; tied names equal."""
+  rng, tensors = np.random.default_rng(seed), {}
+  inventory = torch_inventory.inventory(task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6)
+  for i, (name, tensor) in enumerate(inventory.items()):
+    if tensor.dtype == "int64":
+      tensors[name] = rng.integers(-100, 100, tensor.shape) if "queue" in name else torch_inventory.constant(name, tensor)
+    else:
+      dtype = (np.float32, np.float16, ml_dtypes.bfloat16)[i % 3 if task == "vqa" else 0]
+      tensors[name] = np.asarray(rng.standard_normal(tensor.shape), np.float32).astype(dtype)
+  for suffix in ("", "_m"):
+    head, bert = (f"text_decoder{suffix}.{part}" for part in ("cls.predictions", "bert"))
+    if f"{head}.bias" in tensors:
+      tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"]
+      tensors[f"{head}.decoder.weight"] = tensors[f"{bert}.embeddings.word_embeddings.weight"]
+  if "bbox_prob_mask" in tensors:
+    tensors["bbox_prob_mask"] = torch_inventory.constant("bbox_prob_mask", inventory["bbox_prob_mask"])
+  return tensors
+
+
+def save(path, tensors, **options):
+  torch_write.save_pth(path, tensors, **options)
+  return path
+
+
+def read(path):
+  with torch_files.open_tensors(path) as file:
+    return {name: file[name] for name in file.keys()}
+
+
+def assert_same_bytes(ours, expected):
+  assert ours.keys() == expected.keys()
+  for name, x in expected.items():
+    assert (ours[name].dtype, ours[name].shape) == (x.dtype, x.shape) and ours[name].tobytes() == x.tobytes(), name
+
+
+def dead(name, task="vqa"):
+  keys = [name]
+  momentum = bool(convert.online_names(keys, momentum=True))
+  inventory = torch_inventory.inventory(task, geometry(), TEXT_TOWER, stored_fusion_layers=4, queue=6)
+  converter = convert.Converter(convert.online_names(inventory, momentum), geometry())
+  return converter.entry(next(iter(convert.online_names(keys, momentum)))).action == "dead"
+
+
+@pytest.mark.parametrize("task, large", [("vqa", False), ("vqa", True), ("caption", False), ("retrieval", True), ("grounding", False),
+                                         ("videocap", True)])
+def test_there_and_back_with_every_byte(task, large, tmp_path):
+  tensors = state_dict(task, large)
+  source = save(tmp_path / "official.pth", tensors)
+  weights.convert_checkpoint(source, tmp_path / "ours", keep_dead=True, **GIVEN)
+  manifest = weights.export_torch(tmp_path / "ours", tmp_path / "back.pth")
+  assert_same_bytes(read(tmp_path / "back.pth"), tensors)
+  assert not any("initialisation" in row["why"] for row in manifest["tensors"])
+
+
+def test_what_never_runs_is_made_again_or_left_out(tmp_path):
+  tensors = state_dict("vqa")
+  weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
+  weights.export_torch(tmp_path / "ours", tmp_path / "full.pth")
+  weights.export_torch(tmp_path / "ours", tmp_path / "slim.safetensors", slim=True)
+  full, slim = read(tmp_path / "full.pth"), read(tmp_path / "slim.safetensors")
+  live = {name: x for name, x in tensors.items() if not dead(name)}
+  assert_same_bytes(slim, live)
+  assert {name: (x.shape, x.dtype) for name, x in full.items()} == {name: (x.shape, x.dtype) for name, x in tensors.items()}
+  assert_same_bytes({name: full[name] for name in live}, live)
+  assert not np.array_equal(full["visual_encoder.token_embedding.weight"], tensors["visual_encoder.token_embedding.weight"])
+
+
+def test_ours_to_torch_and_back(tmp_path):
+  """All leaves of a converted checkpoint, momentum and queues, after another round."""
+  weights.convert_checkpoint(save(tmp_path / "official.pth", state_dict("retrieval")), tmp_path / "a", dtype="float32", **GIVEN)
+  weights.export_torch(tmp_path / "a", tmp_path / "back.pth")
+  weights.convert_checkpoint(tmp_path / "back.pth", tmp_path / "b", **GIVEN)
+  for which in ("params", "ema_params", "extra"):
+    first, second = (checkpoint.load_arrays(tmp_path / name, which) for name in "ab")
+    assert first
+    assert_same_bytes(second, first)
+
+
+def test_the_result_is_read_as_parameters(tmp_path):
+  g = geometry() | {"embed_dim": 256}  # no tensor of this task tells
+  tensors = state_dict("caption")
+  weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+                          convert.params_from_torch(tensors, g))
+  params = checkpoint.load_params(tmp_path / "ours", abstract)
+  jax.tree.map(np.testing.assert_array_equal, params, convert.params_from_torch(tensors, g))
+  assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
+  assert infer_geometry({name: x.shape for name, x in tensors.items()}, **GIVEN) == g
+
+
+STYLES = {
+    "pre-training": (("text_encoder.", "text_encoder.bert."), ("fusion_encoder.", "fusion_encoder.fusion.")),
+    "masked language model": (("fusion_encoder.", "fusion_encoder.bert."), ("text_encoder_m.", "text_encoder_m.bert."),
+                              ("fusion_encoder_m.", "fusion_encoder_m.bert.")),
+    "distributed": (("", "module."),),
+    "ModelScope": (("", "model."),),
+    "distributed pre-training": (("text_encoder.", "text_encoder.bert."), ("fusion_encoder.", "fusion_encoder.fusion."), ("", "module."))}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_naming_styles_give_the_same_parameters(style):
+  tensors = state_dict("vqa", large=True)
+  names = {}
+  for name in tensors:
+    renamed = name
+    for old, new in STYLES[style]:
+      renamed = new + renamed[len(old):] if renamed.startswith(old) else renamed
+    names[renamed] = name
+  assert names.keys() != tensors.keys() and {official_name(renamed): name for renamed, name in names.items()} == {n: n for n in tensors}
+  assert official_names(names) == {name: renamed for renamed, name in names.items()}
+
+
+@pytest.mark.parametrize("wrapper", ["model", "module", ""])
+def test_wrappers(wrapper, tmp_path):
+  tensors = state_dict("videocap")
+  weights.convert_checkpoint(save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "ours", **GIVEN)
+  leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
+  np.testing.assert_array_equal(leaves["visual_encoder/class_embedding"], tensors["visual_encoder.visual.class_embedding"])
+
+
+def test_clip_alone_fills_the_image_encoder(tmp_path):
+  clip = {name.removeprefix("visual_encoder."): x for name, x in state_dict("caption").items() if name.startswith("visual_encoder.")}
+  weights.convert_checkpoint(save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32)
+  leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
+  assert {path.split("/")[0] for path in leaves} == {"visual_encoder"} and leaves["visual_encoder/position_embedding"].shape == (17, 64)
+  weights.convert_checkpoint(tmp_path / "clip.pt", tmp_path / "zero", zero_positions=True)
+  assert not checkpoint.load_arrays(tmp_path / "zero", "params")["visual_encoder/position_embedding"].any()
+
+
+def test_a_run_goes_to_torch_and_back(tmp_path):
+  """A run folder, as training leaves it, becomes the official VQA model, and its parameters come back."""
+  g, tensors = geometry(), state_dict("vqa")
+  params = convert.params_from_torch(tensors, g, dtype=np.float32)
+  manager = checkpoint.Manager(tmp_path / "run")
+  manager.save(1, {"params": params, "ema_params": ()}, {"step": 1})
+  manager.close()
+  model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
+  (tmp_path / "run" / "config.json").write_text(json.dumps({"task": {"name": "vqa"}, "model": model}))
+  manifest = weights.export_torch(tmp_path / "run", tmp_path / "run.pth")
+  assert {row["why"] for row in manifest["tensors"] if row["name"].startswith("text_encoder_m.encoder")} == {
+      "copied from the online weights: the checkpoint has no average"}
+  exported = read(tmp_path / "run.pth")
+  assert exported.keys() == torch_inventory.inventory("vqa", g).keys()
+  jax.tree.map(np.testing.assert_array_equal, convert.params_from_torch(exported, g), params)
+
+
+# ---- refusals
+
+
+def refused(tensors, tmp_path, message, **given):
+  path = save(tmp_path / "bad.pth", tensors)
+  with pytest.raises(ValueError, match=message):
+    weights.convert_checkpoint(path, tmp_path / "ours", **GIVEN | given)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth"]
+
+
+def test_mistakes_are_counted_and_grouped(tmp_path):
+  tensors = state_dict("caption")
+  key = "text_decoder.bert.encoder.layer.1.intermediate.dense.weight"
+  without = {name: x for name, x in tensors.items() if name != key}
+  refused(without, tmp_path, r"1 leaves missing: text_decoder/layers/intermediate")
+  refused(without | {key.replace("intermediate", "intermediatd"): tensors[key]}, tmp_path,
+          r"1 unknown tensors: text_decoder.bert.encoder; 1 leaves missing: text_decoder/layers/intermediate")
+  refused(tensors | {key: tensors[key].T}, tmp_path, r"1 tensors of another shape: text_decoder.bert.encoder")
+  unfused = {n: x for n, x in tensors.items() if not n.startswith("fusion_encoder.encoder.layer.")}
+  refused(unfused, tmp_path, "1 leaves missing: fusion_encoder")
+  refused(tensors | {"text_decoder.cls.predictions.decoder.weight": tensors["text_decoder.cls.predictions.decoder.weight"] + 1}, tmp_path,
+          "are one tensor in the official model, but differ")
+  refused(tensors | {f"module.{key}": tensors[key]}, tmp_path, "1 tensors come under two names, for example .* and module")
+  refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "no mPLUG and no CLIP")
+  refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)
+
+
+def test_the_commands(tmp_path, capsys):
+  source = save(tmp_path / "official.pth", state_dict("vqa"))
+  flags = ["--heads=2", "--fusion_layers=2", "--stride=1", "--dtype=float32"]
+  assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 0
+  out = capsys.readouterr().out
+  assert "mapped" in out and "CLIP's text tower, never run" in out and "geometry:" in out
+  assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 1
+  assert "exists already" in capsys.readouterr().err
+  assert convert_tool.main([str(tmp_path / "none.pth"), str(tmp_path / "x")]) == 1
+  assert "none.pth" in capsys.readouterr().err
+  assert export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
+  assert "official initialisation" in capsys.readouterr().out
+  assert {x.dtype for name, x in read(tmp_path / "back.pth").items() if "position_ids" not in name} == {np.dtype(np.float16)}
+  assert export_tool.main([str(tmp_path), str(tmp_path / "no.pth")]) == 1
+  assert str(tmp_path) in capsys.readouterr().err and not (tmp_path / "no.pth").exists()
+  assert export_tool.main([str(tmp_path / "ours"), str(tmp_path / "no.pth"), "--task=retrieval"]) == 1
+  assert "give the task that it was trained for" in capsys.readouterr().err

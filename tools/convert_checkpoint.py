@@ -1,0 +1,38 @@
+"""PyTorch weights to a checkpoint of ours: `python -m tools.convert_checkpoint SOURCE DEST`. Runs nothing that the file holds."""
+
+import argparse
+import sys
+
+from mplug_jax import weights
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("source", help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, or .safetensors of one of these")
+  parser.add_argument("dest", help="folder to make")
+  parser.add_argument("--image_size", type=int, default=0, help="pixels to resize the position tables to; 0: as they are")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the result; default: each tensor's own")
+  parser.add_argument("--zero_positions", action="store_true", help="zero position tables, as the official start from CLIP has them")
+  parser.add_argument("--keep_dead", action="store_true", help="keep the tensors that never run too, for a later export")
+  for name, text in (("stride", "of connected layers; default 6 for a model with visn_fc, else 3"),
+                     ("heads", "of BERT; default width / 64"), ("fusion_layers", "that run; default 6")):
+    parser.add_argument(f"--{name}", type=int, help=text)
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+  options = vars(_parse(argv))
+  given = {name: value for name in ("stride", "heads", "fusion_layers") if (value := options.pop(name)) is not None}
+  try:
+    manifest = weights.convert_checkpoint(options.pop("source"), options.pop("dest"), **options, **given)
+  except (ValueError, OSError, ImportError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print("\n".join(weights.summary(manifest)))
+  print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,32 @@
+"""A checkpoint of ours to PyTorch: `python -m tools.export_torch CHECKPOINT DEST.pth`, every name as the official code has it."""
+
+import argparse
+import sys
+
+from mplug_jax import checkpoint, torch_inventory, weights
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("checkpoint", help="folder of convert_checkpoint, or a run folder")
+  parser.add_argument("dest", help="file to make: .pth, or .safetensors")
+  parser.add_argument("--task", default="", choices=["", *torch_inventory.TASKS], help="official model; default: the source's or the run's")
+  parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
+  parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's, tensor by tensor")
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+  options = vars(_parse(argv))
+  try:
+    manifest = weights.export_torch(options.pop("checkpoint"), options.pop("dest"), **options)
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print("\n".join(weights.summary(manifest)))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
