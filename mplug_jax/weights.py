@@ -199,7 +199,8 @@ def _what_it_is(path, params):
     raise ValueError(f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json).")
   config = json.loads((path / "config.json").read_text())
   geometry = {name: config["model"][name] for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])}
-  return geometry | {"vocab_size": len(params["text_decoder/embeddings/word/embedding"]), "pad_id": 0}, [], config["task"]["name"]
+  words = next(x for path, x in params.items() if path.endswith("embeddings/word/embedding"))
+  return geometry | {"vocab_size": len(words), "pad_id": 0}, [], config["task"]["name"]
 
 
 def export_torch(path, dest, *, task="", slim=False, dtype=None):
