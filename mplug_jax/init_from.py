@@ -9,9 +9,7 @@ import numpy as np
 
 from mplug_jax import checkpoint
 from mplug_jax.convert import module_of
-from mplug_jax.position_resize import resize_positions
-
-_POSITIONS = "visual_encoder/position_embedding"
+from mplug_jax.position_resize import LEAF as POSITIONS, resize_positions
 
 
 def _matches(patterns, name):
@@ -29,7 +27,7 @@ def _sources(paths):
 
 def _fitted(name, array, shape, path):
   """The array in the model's shape; a table of positions is resized."""
-  if name == _POSITIONS and array.shape != shape and array.shape[1:] == shape[1:]:
+  if name == POSITIONS and array.shape != shape and array.shape[1:] == shape[1:]:
     return resize_positions(array, shape[0]), f"{path}, resized from {len(array)} to {shape[0]} positions"
   if array.shape != shape:
     raise ValueError(f"config.init.paths: {name} has shape {array.shape} in {path} and {shape} in the model; "

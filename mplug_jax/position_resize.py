@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+LEAF = "visual_encoder/position_embedding"  # path of the table among our parameters
+
 
 def resize_positions(table, tokens):
   """f[1 + a * a, W] -> f32[tokens, W], tokens = 1 + b * b: the class token's row stays, the grid of a x a becomes b x b.

@@ -17,9 +17,8 @@ import orbax.checkpoint as ocp
 from mplug_jax import checkpoint, convert, files, torch_files, torch_inventory, torch_write
 from mplug_jax.convert_names import infer_geometry, official_names
 from mplug_jax.models.presets import PRESETS
-from mplug_jax.position_resize import resize_positions
+from mplug_jax.position_resize import LEAF as POSITIONS, resize_positions
 
-_POSITIONS = "visual_encoder/position_embedding"
 _POSITIONS_KEY = "visual_encoder.visual.positional_embedding"
 
 
@@ -46,10 +45,10 @@ def _online_shapes(source):
 def _resized(params, image_size, geometry, zero):
   """Parameters with the position table of `image_size` pixels; `zero`: all zeros, as the official start from CLIP (item 1)."""
   leaves = traverse_util.flatten_dict(params, sep="/")
-  if _POSITIONS in leaves:
-    table = leaves[_POSITIONS]
+  if POSITIONS in leaves:
+    table = leaves[POSITIONS]
     resized = resize_positions(table, 1 + (image_size // geometry["patch_size"]) ** 2).astype(table.dtype)
-    leaves[_POSITIONS] = np.zeros_like(resized) if zero else resized
+    leaves[POSITIONS] = np.zeros_like(resized) if zero else resized
   return traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -151,9 +150,9 @@ class _Exported:
     if not rows or task:
       return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]))
     tensors = {row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows}
-    for name in (_POSITIONS_KEY, _POSITIONS_KEY.replace("encoder", "encoder_m")):
+    for name in (_POSITIONS_KEY, _momentum_name(_POSITIONS_KEY)):
       if name in tensors:
-        tensors[name] = tensors[name]._replace(shape=self.trees["params"][_POSITIONS].shape)
+        tensors[name] = tensors[name]._replace(shape=self.trees["params"][POSITIONS].shape)
     return tensors
 
   def describe(self, name):
@@ -162,7 +161,7 @@ class _Exported:
     online = next(iter(convert.online_names([name], momentum)))
     entry = self._converters[momentum].entry(online)
     if entry.action == "map":
-      tree, why = ("ema_params", "") if momentum else ("params", "")
+      tree, why = "ema_params" if momentum else "params", ""
       if momentum and not all(path in self.trees[tree] for path in entry.target):
         tree, why = "params", "copied from the online weights: the checkpoint has no average"
       if missing := [path for path in entry.target if path not in self.trees[tree]]:
@@ -170,7 +169,7 @@ class _Exported:
                          "give the task that it was trained for, with --task.")
       return ("made" if why else "map"), why, lambda: convert.tensor_to_torch(entry, self.trees[tree].__getitem__, tensor.shape)
     if entry.action == "tied":
-      return "tied", name.replace(online, entry.target) if not momentum else _momentum_name(entry.target), None
+      return "tied", _momentum_name(entry.target) if momentum else entry.target, None
     if entry.action == "constant":
       return "made", entry.target, lambda: torch_inventory.constant(name, tensor)
     if entry.action == "queue" and entry.target in self.trees["extra"]:
