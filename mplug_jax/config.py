@@ -71,6 +71,7 @@ def defaults(task, size):
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
       "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
       "vocab_size": 320,         # upper bound of a fitted one
+      "locations": 0,            # tokens for box coordinates in a fitted one
       "records": 0,              # training records it is fitted to, evenly spaced; 0: all
   })
   c.data = ConfigDict()

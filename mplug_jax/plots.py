@@ -10,6 +10,7 @@ import math
 import os
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,14 @@ _INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"
 _FRAME = "#c9ced6"
 _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a logarithmic axis
 
-Sample = tuple[str, str, str]  # question, prediction, truth
+
+class Sample(NamedTuple):
+  """What a sheet says under an image. `verdict`: "right", "wrong", "open" (neither, with the truth beside it), or "" to
+  compare the prediction with the truth."""
+  question: str
+  prediction: str
+  truth: str
+  verdict: str = ""
 
 
 def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
@@ -52,7 +60,6 @@ def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None
     _draw_panel(axes, title, group)
   _save(figure, out_path)
 
-
 def _series(metrics_path: str | os.PathLike) -> dict[str, np.ndarray]:
   """{name: f64[N, 2]} of (step, finite value), steps ascending."""
   points: dict[str, dict[int, float]] = {}
@@ -62,10 +69,8 @@ def _series(metrics_path: str | os.PathLike) -> dict[str, np.ndarray]:
         points.setdefault(name, {})[row["step"]] = value
   return {name: np.array(sorted(values.items()), np.float64) for name, values in points.items()}
 
-
 def _percent(points: np.ndarray) -> np.ndarray:
   return points * (1.0, 100.0) if points[:, 1].max() <= 1.0 else points
-
 
 def _draw_panel(axes, title: str, group: dict[str, np.ndarray]) -> None:
   from matplotlib.ticker import LogLocator, NullLocator
@@ -95,10 +100,8 @@ def _draw_panel(axes, title: str, group: dict[str, np.ndarray]) -> None:
     axes.spines[side].set_visible(False)
   axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="best")
 
-
 def _cycle(n: int) -> list[str]:
   return [_COLORS[i % len(_COLORS)] for i in range(n)]
-
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
   """Centred mean over 1/30 of the series; the window shrinks at both ends."""
@@ -108,12 +111,10 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
   reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
   return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
-
 def _save(figure, out_path: str | os.PathLike) -> None:
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", facecolor="white")
   write_atomic(out_path, buffer.getvalue())
-
 
 def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
                  out_path: str | os.PathLike) -> None:
@@ -126,7 +127,7 @@ def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
 
   Args:
     images: u8[N, H, W, 3], N >= 1.
-    lines: for each image its (question, prediction, truth) tuples.
+    lines: for each image its Samples, or tuples of their fields.
     out_path: the PNG; replaced atomically.
 
   Raises:
@@ -144,7 +145,6 @@ def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
   sheet.save(buffer, format="PNG")
   write_atomic(out_path, buffer.getvalue())
 
-
 _CELL = 288  # width of a cell in pixels, images being at most that wide and high
 _GAP = 26
 _TEXT_SIZE = 15
@@ -152,12 +152,11 @@ _LINE_HEIGHT = 20
 _TEXT_GAP = 9  # above each question
 _MAX_ROWS = 4  # of one wrapped question, answer or truth
 
-
 def _cell(image: np.ndarray, samples: Sequence[Sample]):
   """One image with its texts: an RGB Pillow image, _CELL wide and as high as its content."""
   from PIL import Image, ImageDraw
   picture = _enlarge(Image.fromarray(image))
-  blocks = [_text_rows(sample) for sample in samples]
+  blocks = [_text_rows(Sample(*sample)) for sample in samples]
   text_height = sum(_TEXT_GAP + _LINE_HEIGHT * len(block) for block in blocks)
   cell = Image.new("RGB", (_CELL, picture.height + text_height), "white")
   cell.paste(picture, (0, 0))
@@ -171,7 +170,6 @@ def _cell(image: np.ndarray, samples: Sequence[Sample]):
       y += _LINE_HEIGHT
   return cell
 
-
 def _enlarge(picture):
   """The picture scaled to the cell: whole factors of small ones stay sharp."""
   from PIL import Image
@@ -182,22 +180,19 @@ def _enlarge(picture):
   size = [max(1, round(side * _CELL / longest)) for side in picture.size]
   return picture.resize(size, Image.BICUBIC)
 
-
 def _text_rows(sample: Sample) -> list[tuple[str, str]]:
   """The (text, colour) rows of one question, its answer and, if that is wrong, the truth."""
-  question, prediction, truth = (" ".join(str(text).split()) for text in sample)
+  question, prediction, truth = (" ".join(str(text).split()) for text in sample[:3])
   answer = prediction or "(no answer)"
-  if not truth:
-    color, verdicts = _GREY, [answer]
-  elif exact_match(prediction, truth):
-    color, verdicts = _GREEN, [f"\N{CHECK MARK} {answer}"]
-  else:
-    color, verdicts = _RED, [f"\N{BALLOT X} {answer}", f"(truth: {truth})"]
+  verdict = sample.verdict or ("open" if not truth else "right" if exact_match(prediction, truth) else "wrong")
+  color = {"right": _GREEN, "wrong": _RED, "open": _GREY}[verdict]
+  verdicts = [{"right": "\N{CHECK MARK} ", "wrong": "\N{BALLOT X} ", "open": ""}[verdict] + answer]
+  if truth and verdict != "right":
+    verdicts.append(f"(truth: {truth})")
     if _font().getlength("  ".join(verdicts)) <= _CELL:
       verdicts = ["  ".join(verdicts)]
   return [(row, _INK) for row in _wrap(question)] + [
       (row, color) for verdict in verdicts for row in _wrap(verdict)]
-
 
 def _wrap(text: str) -> list[str]:
   """Rows of at most the cell's width, measured in the font; words too long are broken."""
@@ -216,7 +211,6 @@ def _wrap(text: str) -> list[str]:
     rows[-1] = last.rstrip() + " …"
   return rows
 
-
 @functools.cache
 def _font():
   """DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic."""
@@ -224,7 +218,6 @@ def _font():
   from PIL import ImageFont
   path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
   return ImageFont.truetype(path, _TEXT_SIZE)
-
 
 def _grid(cells):
   """Cells in rows of two to four, whichever leaves the fewest gaps, on a white sheet."""

@@ -21,7 +21,7 @@ import numpy as np
 from mplug_jax import (
     checkpoint, config as config_lib, data, evaluators, files, host, init_from, metrics, optim, plots, sharding, tasks,
     train_state, train_step)
-from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
+from mplug_jax.data import pipeline, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
 from mplug_jax.models.mplug import MPlug
 
@@ -39,6 +39,16 @@ class Build(NamedTuple):
   abstract: Any  # TrainState of ShapeDtypeStructs with shardings
   train_step: Any  # jitted (state, batch, healthy) -> (state, metrics, health)
   predict: dict  # {name: (params, batch of this process) -> arrays of all processes' rows}
+
+
+class Host(NamedTuple):
+  """What `Task.prepare` may use between two updates. Every process makes the same calls."""
+  predict: dict  # see Build.predict
+
+  def own(self, rows):
+    """All processes' rows of an array -> those of this process."""
+    count = len(rows) // jax.process_count()
+    return rows[jax.process_index() * count:][:count]
 
 
 def build_model(config, tokenizer):
@@ -111,7 +121,8 @@ def prepare_tokenizer(config, workdir, source):
     elif kind == "wordpiece":
       raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
     else:
-      tokenizers.train_sentencepiece(sources.texts(source, config.tokenizer.records), config.tokenizer.vocab_size, folder)
+      tokenizers.train_sentencepiece(data.texts(config, source), config.tokenizer.vocab_size, folder,
+                                     tokenizers.location_names(config.tokenizer.locations))
   multihost_utils.sync_global_devices("tokenizer")
   return tokenizers.load(folder)
 
@@ -229,7 +240,7 @@ def train(config, workdir):
   host.prepare(config.compilation_cache)
   primary = jax.process_index() == 0
   tasks.get(config.task.name)  # an unknown one is refused before anything is written
-  source = sources.get(config.data, "train")
+  source = data.get_source(config, "train")
   steps_per_epoch = max(1, len(source) // config.batch_size)
   total_steps = config.total_steps or int(config.total_epochs * steps_per_epoch)
   if total_steps < 1:
@@ -333,7 +344,7 @@ def train(config, workdir):
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
       batch = next_batch(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        batch = built.task.prepare(state, sharding.put_batch(batch, built.mesh), built.predict)
+        batch = sharding.put_batch(built.task.prepare(state, batch, Host(built.predict)), built.mesh)
         check_health()  # of the update before, while this one's batch was made
         state, step_metrics, health = step_fn(state, batch, healthy)
       healthy = health["ok"]

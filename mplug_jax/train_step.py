@@ -82,7 +82,7 @@ def make_train_step(task, optimizer, *, microbatches=1, accumulate="global", ema
     bad = ~jnp.isfinite(squares)
     ok = healthy & jnp.isfinite(loss) & ~bad.any()
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
-    params = optax.apply_updates(state.params, updates)
+    params = task.project(optax.apply_updates(state.params, updates))
     ema = state.ema_params
     if ema_decay:
       ema = train_state.blend_ema(ema, params, jnp.where(ok, ema_decay, 1.0), ema_include)

@@ -171,6 +171,21 @@ class Regression:
     metrics = {"noise": (jax.random.uniform(rng), jnp.float32(1.0)), "rows": (jnp.float32(len(batch["x"])), jnp.float32(1.0))}
     return {"fit": total}, metrics, state.extra + 1
 
+  def project(self, params):
+    return params
+
+
+def test_parameters_are_projected_after_the_update_and_before_they_are_averaged():
+  class Clamped(Regression):
+    def project(self, params):
+      return jax.tree.map(lambda x: jnp.clip(x, 0.4, 0.45), params)
+
+  optimizer = optax.sgd(0.01)
+  step = train_step.make_train_step(Clamped(), optimizer, ema_decay=0.5)
+  state, _, _ = step(_regression_state(optimizer, ema=True), _regression_batch(), True)
+  assert state.params["text_decoder"]["offset"] == np.float32(0.4)  # from -1
+  assert state.ema_params["text_decoder"]["offset"] == pytest.approx((-1 + 0.4) / 2)
+
 
 def _regression_state(optimizer, ema=False):
   params = {"fusion_encoder": {"slope": jnp.float32(0.5)}, "text_decoder": {"offset": jnp.float32(-1.0)}}

@@ -8,7 +8,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from mplug_jax.data import image_ops, pipeline, sources, text_ops, vqa
+from mplug_jax.data import image_ops, image_reader, pipeline, sources, text_ops, vqa
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "what", "color", "is", "it", "red", "dark", "blue", "stop",
          "sign", "one", "two", "three"]
@@ -43,8 +43,10 @@ def record(*questions, image=None):
 
 
 def transform(**options):
-  return vqa.VqaTransform(options.pop("tokenizer", WordTokenizer()), **{
-      "image_size": 8, "questions_per_image": 2, "max_question": 6, "max_answers": 3,
+  images = image_reader.ImageReader(options.pop("image_size", 8), **{
+      name: options.pop(name) for name in ("augment", "strict", "blank") if name in options})
+  return vqa.VqaTransform(options.pop("tokenizer", WordTokenizer()), images, **{
+      "questions_per_image": 2, "max_question": 6, "max_answers": 3,
       "max_answer_tokens": 4, "train": True, **options})
 
 

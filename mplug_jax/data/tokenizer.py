@@ -235,6 +235,11 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory,
   return tokenizer
 
 
+def location_names(bins: int) -> tuple[str, ...]:
+  """Names of the extra tokens for boxes in a fitted tokenizer: one that begins a box, then one for each bin; () for 0 bins."""
+  return ("<box>", *(f"<bin{i}>" for i in range(bins))) if bins else ()
+
+
 _KINDS = {cls.kind: cls for cls in (WordPieceTokenizer, SentencePieceTokenizer)}
 
 

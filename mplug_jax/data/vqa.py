@@ -1,13 +1,18 @@
 """VQA records -> examples of fixed shape: an image, Q questions and their weighted answers."""
 
-import functools
-
 import numpy as np
-from absl import logging
 
-from mplug_jax.data import image_ops, sources, text_ops
+from mplug_jax.data import image_reader, sources, text_ops, token_rows
 
-_WARNINGS = 10
+
+def get_source(data, split):
+  """See `sources.get`."""
+  return sources.get(data, split)
+
+
+def texts(source, records=0):
+  """See `sources.texts`."""
+  return sources.texts(source, records)
 
 
 def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
@@ -74,65 +79,46 @@ class VqaTransform:
 
   Args:
     tokenizer: as in `mplug_jax.data.tokenizer`.
-    image_size: H = W, pixels.
+    images: an ImageReader.
     questions_per_image: Q.
     max_question: L, tokens of question, OCR words and object labels with [bos]; the rest is cut,
       in evaluation too (docs/official.md item 34).
     max_answers: A, unique answers of a question.
     max_answer_tokens: T, with [bos] and [eos]; at least 3.
-    train: draw questions, augment, and insist on answers.
+    train: draw questions, and insist on answers.
     add_ocr, add_objects: append the words and labels found in the image to the question.
-    augment: None, or arguments of `image_ops.train_transform` for training.
-    strict: raise ImageError for an image that cannot be read.
-    blank_image: show a black image instead, to measure what the text alone gives away.
 
   Raises (when called):
     ValueError: more unique answers than A, a training question without answers, or, in evaluation,
       more questions than Q (use `ChunkedQuestions`).
+    ImageError: a strict ImageReader met an image that cannot be read.
   """
 
-  def __init__(self, tokenizer, *, image_size: int, questions_per_image: int, max_question: int,
+  def __init__(self, tokenizer, images, *, questions_per_image: int, max_question: int,
                max_answers: int, max_answer_tokens: int, train: bool, add_ocr: bool = False,
-               add_objects: bool = False, augment: dict | None = None, strict: bool = False,
-               blank_image: bool = False):
-    self._tokenizer = tokenizer
-    self._image_size = image_size
+               add_objects: bool = False):
+    self._pad_id = tokenizer.pad_id
+    self._images = images
     self._questions_per_image = questions_per_image
-    self._max_question = max_question
     self._max_answers = max_answers
-    self._max_answer_tokens = max_answer_tokens
+    self._question_rows = token_rows.TokenRows(tokenizer, max_question)
+    self._answer_rows = token_rows.TokenRows(tokenizer, max_answer_tokens, ends=True)
     self._train = train
     self._add_ocr, self._add_objects = add_ocr, add_objects
-    self._augment = None if augment is None else dict(augment)
-    self._strict = strict
-    self._blank_image = blank_image
-    self._unreadable = set()  # image_ids, as many as are warned about
-    self.truncated_answers = 0
-    self._make_caches()
 
-  def _make_caches(self):
-    # The same questions and answers come back epoch after epoch, often for many images.
-    self._question_ids = functools.lru_cache(1 << 16)(self._encode_question)
-    self._answer_ids = functools.lru_cache(1 << 16)(self._encode_answer)
-
-  def __getstate__(self):
-    """Without the caches, which cannot be sent to a worker process."""
-    return {key: value for key, value in self.__dict__.items()
-            if key not in ("_question_ids", "_answer_ids")}
-
-  def __setstate__(self, state):
-    self.__dict__.update(state)
-    self._make_caches()
+  @property
+  def truncated_answers(self) -> int:
+    return self._answer_rows.cut
 
   def __call__(self, index: int, record: dict, rng: np.random.Generator | None) -> dict:
     count = self._questions_per_image
     questions = self._pick(record["questions"], rng)
-    image, corrupt = self._read_image(record, rng)
-    pad_id = self._tokenizer.pad_id
+    image, corrupt = self._images(record["image"], record["image_id"], rng)
+    shape = (count, self._max_answers, self._answer_rows.length)
     example = {
         "image": image,
-        "question": np.full((count, self._max_question), pad_id, np.int32),
-        "answer": np.full((count, self._max_answers, self._max_answer_tokens), pad_id, np.int32),
+        "question": np.full((count, self._question_rows.length), self._pad_id, np.int32),
+        "answer": np.full(shape, self._pad_id, np.int32),
         "answer_weight": np.zeros((count, self._max_answers), np.float32),
         "question_valid": np.zeros(count, np.bool_),
         "corrupt": np.bool_(corrupt),
@@ -158,8 +144,7 @@ class VqaTransform:
   def _fill(self, example, slot, question):
     text = text_ops.vqa_text(question["question"], question["ocr"], question["objects"],
                              self._add_ocr, self._add_objects)
-    ids = self._question_ids(text)
-    example["question"][slot, :len(ids)] = ids
+    example["question"][slot] = self._question_rows(text)
     example["question_valid"][slot] = True
     answers, weights = weighted_answers(question)
     if len(answers) > self._max_answers:
@@ -168,43 +153,8 @@ class VqaTransform:
     if self._train and not answers:
       raise ValueError(f"question {question['question_id']} has no answer to train on.")
     for number, answer in enumerate(answers):
-      ids = self._answer_ids(answer)
-      example["answer"][slot, number, :len(ids)] = ids
+      example["answer"][slot, number] = self._answer_rows(answer)
     example["answer_weight"][slot, :len(weights)] = weights
-
-  def _encode_question(self, text):
-    return np.array(self._tokenizer.encode(text)[:self._max_question], np.int32)
-
-  def _encode_answer(self, text):
-    eos_id = self._tokenizer.eos_id
-    ids = self._tokenizer.encode(text)
-    if ids[-1] != eos_id:
-      ids = [*ids, eos_id]
-    if len(ids) > self._max_answer_tokens:
-      self.truncated_answers += 1
-      if self.truncated_answers <= _WARNINGS:
-        logging.warning("The answer %r has %d tokens; it is cut to max_answer_tokens %d.", text,
-                        len(ids), self._max_answer_tokens)
-      ids = [*ids[:self._max_answer_tokens - 1], eos_id]
-    return np.array(ids, np.int32)
-
-  def _read_image(self, record, rng):
-    """-> (u8[H, W, 3], whether the image is corrupt)."""
-    if self._blank_image:
-      return np.zeros((self._image_size, self._image_size, 3), np.uint8), False
-    image = record["image"]
-    try:
-      image = image_ops.decode_image(image, None if isinstance(image, str) else record["image_id"])
-    except image_ops.ImageError as error:
-      if self._strict:
-        raise
-      if len(self._unreadable) < _WARNINGS and record["image_id"] not in self._unreadable:
-        self._unreadable.add(record["image_id"])
-        logging.warning("%s Its questions do not count.", error)
-      return np.zeros((self._image_size, self._image_size, 3), np.uint8), True
-    if self._train and self._augment is not None:
-      return image_ops.train_transform(image, self._image_size, rng, **self._augment), False
-    return image_ops.eval_transform(image, self._image_size), False
 
 
 def candidate_answers(config) -> tuple[str, ...]:
@@ -226,10 +176,7 @@ def candidate_answers(config) -> tuple[str, ...]:
 
 def make_transform(config, tokenizer, train: bool) -> VqaTransform:
   """The transform that config.data and config.model describe."""
-  data, augment = config.data, config.data.augment
   return VqaTransform(
-      tokenizer, image_size=config.model.image_size, train=train,
-      augment=dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None),
-      **{name: data[name] for name in (
-          "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr",
-          "add_objects", "strict", "blank_image")})
+      tokenizer, image_reader.reader(config), train=train,
+      **{name: config.data[name] for name in (
+          "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr", "add_objects")})

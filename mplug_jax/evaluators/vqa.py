@@ -6,10 +6,10 @@ import os
 import numpy as np
 
 from mplug_jax import plots
-from mplug_jax.data import image_ops, pipeline, sources, vqa
-from mplug_jax.evaluators import vqa_accuracy
+from mplug_jax.data import sources, vqa
+from mplug_jax.evaluators import common, vqa_accuracy
 
-SHEET_IMAGES, SHEET_QUESTIONS, SHEET_PIXELS, SAMPLES = 12, 4, 288, 5
+SHEET_QUESTIONS = 4
 
 
 def score(prediction, question):
@@ -50,7 +50,7 @@ class Evaluator:
     """
     answers, corrupt = self._predict(predict, process_index, process_count)
     self.samples = [f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
-                    for q, text in answers[::max(1, len(answers) // SAMPLES)][:SAMPLES]]
+                    for q, text in common.spread(answers)]
     if process_index == 0:
       rows = [(q["question_id"], text) for q, text in answers]
       vqa_accuracy.write_results(os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows)))
@@ -69,44 +69,33 @@ class Evaluator:
 
   def _predict(self, predict, process_index, process_count):
     """[(question record, answer text)] of the whole split, in order, and the image_ids that could not be read."""
-    batches = pipeline.eval_batches(
-        self.source, self.transform, batch_size=self.config.eval.batch_size, process_index=process_index,
-        process_count=process_count, limit=self.config.eval.limit or None, threads=self.config.loader.threads)
     answers, corrupt = [], set()
-    for batch in batches:
-      out = predict[self.config.task.predict](batch)
-      for row in np.flatnonzero(out["mask"]):
-        questions = self.source.questions(int(out["index"][row]))
-        answers += [(q, self._text(out, row, i)) for i, q in enumerate(questions)]
-        if out["corrupt"][row]:
-          corrupt.add(self.source[int(out["index"][row])]["image_id"])
-    batches.close()
+    for index, out, unreadable in common.rows(self.config, self.source, self.transform, predict[self.config.task.predict],
+                                              process_index, process_count):
+      answers += [(q, self._text(out, i)) for i, q in enumerate(self.source.questions(index))]
+      if unreadable:
+        corrupt.add(self.source[index]["image_id"])
     return answers, corrupt
 
-  def _text(self, out, row, i):
+  def _text(self, out, i):
     """Answer text of question i of a row: generated tokens, or the first of the ranked candidates."""
     if "tokens" in out:
-      return self.tokenizer.decode(out["tokens"][row, i, :out["length"][row, i]])
-    return self._candidates[int(out["answer"][row, i, 0])]
+      return self.tokenizer.decode(out["tokens"][i, :out["length"][i]])
+    return self._candidates[int(out["answer"][i, 0])]
 
   def _write_sheet(self, answers):
     """predictions.png: the first images of the split with some of their questions, answers and truths."""
     texts = {q["question_id"]: text for q, text in answers}
-    images, lines, seen = [], [], set()
+    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._shown(texts), self.config.model.image_size)
+
+  def _shown(self, texts):
+    """Yields (image, Samples) of the images whose questions have a text in {question_id: text}, each image once."""
+    seen = set()
     for index in range(len(self.source)):
       record = self.source[index]
       questions = [q for q in record["questions"] if q["question_id"] in texts][:SHEET_QUESTIONS]
-      if not questions or len(images) == SHEET_IMAGES:
-        break
-      if record["image_id"] in seen:
-        continue
-      seen.add(record["image_id"])
-      try:
-        images.append(image_ops.decode_image(record["image"]))
-      except image_ops.ImageError:
-        continue
-      lines.append([(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0]) for q in questions])
-    if images:
-      size = max(self.config.model.image_size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
-      images = np.stack([image_ops.eval_transform(image, size) for image in images])
-      plots.sample_sheet(images, lines, os.path.join(self.workdir, "predictions.png"))
+      if not questions:
+        return
+      if record["image_id"] not in seen:
+        seen.add(record["image_id"])
+        yield record["image"], [plots.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0]) for q in questions]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import losses, train_state
+from mplug_jax import contrastive, losses, negatives, train_state
 from mplug_jax.parity.recording import encode
 from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
 
@@ -28,21 +28,11 @@ def _features(m, image, ids, mask):
   return m.contrastive_features(m.encode_image(image), m.encode_text(ids, mask))
 
 
-def _contrastive_loss(sims, teacher_sims, equal, alpha):
-  """Mean cross-entropy against alpha x the teacher's softmax + (1 - alpha) x the share of texts (images) with the same id.
-
-  sims, teacher_sims: f32[B, B + Q]. equal: bool[B, B + Q], same id. alpha: f32[].
-  """
-  same = equal / equal.sum(1, keepdims=True)
-  targets = alpha * jax.nn.softmax(teacher_sims) + (1 - alpha) * same
-  return -(targets * jax.nn.log_softmax(sims)).sum(1).mean()
-
-
-def _step(params, model, teacher, batch, queues, alpha, negatives):
+def _step(params, model, teacher, batch, queues, alpha, given):
   """-> (contrastive + matching loss, {recorded name: output}).
 
   batch: (image, ids, mask, idx i32[B]). queues: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q]}.
-  negatives: i32[B] twice, the image given to each text and the text given to each image.
+  given: i32[B] twice, the image given to each text and the text given to each image.
   """
   def apply(params, method, *args):
     return model.apply({"params": params}, *args, method=method)
@@ -51,36 +41,25 @@ def _step(params, model, teacher, batch, queues, alpha, negatives):
   encoded = apply(params, encode, image, ids, mask)
   image_feat, text_feat = apply(params, type(model).contrastive_features, encoded["image_embeds"], encoded["text_embeds"])
   image_m, text_m = apply(teacher, _features, image, ids, mask)
-  texts = jnp.concatenate([text_m.T, queues["text_queue"]], axis=1)
-  images = jnp.concatenate([image_m.T, queues["image_queue"]], axis=1)
-  temp = params["temp"]["value"]
-  still = jax.lax.stop_gradient(temp)
-  sim_i2t, sim_t2i = image_feat @ texts / temp, text_feat @ images / temp
-  equal = idx[:, None] == jnp.concatenate([idx, queues["idx_queue"].reshape(-1)])[None]
-  ita = (_contrastive_loss(sim_i2t, image_m @ texts / still, equal, alpha)
-         + _contrastive_loss(sim_t2i, text_m @ images / still, equal, alpha)) / 2
+  i2t, t2i, sims = contrastive.image_text_losses(
+      image_feat, text_feat, image_m, text_m, idx, jnp.ones(idx.shape, bool), queues, params["temp"]["value"], alpha)
+  ita = (i2t.mean() + t2i.mean()) / 2
 
   rows = jnp.arange(len(idx))
-  fused_negative = apply(params, type(model).fuse, *_pairs(encoded, mask, jnp.concatenate([negatives[0], rows]),
-                                                           jnp.concatenate([rows, negatives[1]])))[1]
+  fused_negative = apply(params, type(model).fuse, *_pairs(encoded, mask, jnp.concatenate([given[0], rows]),
+                                                           jnp.concatenate([rows, given[1]])))[1]
   logits = apply(params, type(model).match_logits, jnp.concatenate([encoded["fusion_text"], fused_negative]))
   labels = (jnp.arange(3 * len(idx)) < len(idx)).astype(jnp.int32)
   itm = losses.token_cross_entropy(logits, labels).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
-      "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sim_i2t,
-      "sim_t2i": sim_t2i, "fusion_neg_text": fused_negative, "itm_logits": logits, "loss_ita": ita, "loss_itm": itm}
+      "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sims["i2t"],
+      "sim_t2i": sims["t2i"], "fusion_neg_text": fused_negative, "itm_logits": logits, "loss_ita": ita, "loss_itm": itm}
 
 
 def _pairs(encoded, mask, images, texts):
   """Arguments of MPlug.fuse for pairs of an image and a text, by their rows."""
   return encoded["text_embeds"][texts], mask[texts], encoded["image_embeds"][images]
-
-
-def _hardest(sims, idx):
-  """The most similar row of the batch with another id, the first of equals. f32[B, B + Q], i32[B] -> i32[B]."""
-  weights = jax.nn.softmax(sims[:, :len(idx)])
-  return jnp.where(idx[:, None] == idx[None], 0.0, weights).argmax(1)
 
 
 class _Case:
@@ -90,7 +69,8 @@ class _Case:
     self.r = r
     self.steps = sorted({name.split("/")[1] for name in r.names("in/step")}, key=lambda name: int(name.removeprefix("step")))
     self.teacher = r.teacher
-    self.queues = {name: r.state_dict[name].copy() for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")}
+    self.queues = {name: jnp.asarray(r.state_dict[name], jnp.float32 if name in ("image_queue", "text_queue") else jnp.int32)
+                   for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")}
     self.program = jax.jit(jax.value_and_grad(_step, has_aux=True), static_argnums=1)
 
   def step(self, step):
@@ -99,11 +79,10 @@ class _Case:
     self.teacher = train_state.blend_ema(self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED)  # numpy: rounds as PyTorch
     how, idx = r.meta["cases"][step], jnp.asarray(r[f"in/{step}/idx"], jnp.int32)
     batch = r.image(f"in/{step}/image"), *r.text(f"in/{step}/text"), idx
-    negatives = [jnp.asarray(r[f"out/{step}/neg_{side}_index"], jnp.int32) for side in ("image", "text")]
-    queues = {name: jnp.asarray(x, jnp.int32 if "idx" in name else x.dtype) for name, x in self.queues.items() if name != "queue_ptr"}
-    (_, out), gradients = self.program(r.params, r.model, jax.tree.map(jnp.asarray, self.teacher), batch, queues,
-                                       jnp.float32(how["alpha"] if how["distill"] else 0.0), negatives)
-    self._enqueue(np.asarray(out["image_feat_m"]), np.asarray(out["text_feat_m"]), np.asarray(idx))
+    given = [jnp.asarray(r[f"out/{step}/neg_{side}_index"], jnp.int32) for side in ("image", "text")]
+    (_, out), gradients = self.program(r.params, r.model, jax.tree.map(jnp.asarray, self.teacher), batch, self.queues,
+                                       jnp.float32(how["alpha"] if how["distill"] else 0.0), given)
+    self.queues = contrastive.enqueue(self.queues, out["image_feat_m"], out["text_feat_m"], idx, jnp.ones(idx.shape, bool))
     yield from self._rows(step, out)
     yield from self._negatives(step, how["negatives"], out, idx)
     yield from r.compare_gradients(gradients, f"{step}_ita_plus_itm")
@@ -120,21 +99,15 @@ class _Case:
   def _negatives(self, step, how, out, idx):
     """The hardest ones where they were recorded without chance; else that none belongs to its own row."""
     r = self.r
-    for side, sims in (("image", out["sim_t2i"]), ("text", out["sim_i2t"])):
+    temperature = r.params["temp"]["value"]
+    for side, features, others in (("image", out["text_feat"], out["image_feat_m"]), ("text", out["image_feat"], out["text_feat_m"])):
       name = f"neg_{side}_index"
       if how == "argmax":
-        yield from r.compare({name: _hardest(sims, idx)}, EXACT, f"out/{step}/")
+        hardest = negatives.draw(features, others, idx, jnp.ones(idx.shape, bool), temperature, group=len(idx))
+        yield from r.compare({name: hardest}, EXACT, f"out/{step}/")
       else:
         own = idx[r[f"out/{step}/{name}"]] == idx
         yield r.compare_part(f"out/{step}/{name}", " (drawn: of another id)", own, np.zeros(own.shape), EXACT)
-
-  def _enqueue(self, image, text, idx):
-    """Overwrites the columns from the pointer on, around the end, in place."""
-    size = self.queues["image_queue"].shape[1]
-    columns = (int(self.queues["queue_ptr"][0]) + np.arange(len(idx))) % size
-    self.queues["image_queue"][:, columns], self.queues["text_queue"][:, columns] = image.T, text.T
-    self.queues["idx_queue"][:, columns] = idx
-    self.queues["queue_ptr"] = (self.queues["queue_ptr"] + len(idx)) % size
 
   @functools.cached_property
   def _evaluated(self):

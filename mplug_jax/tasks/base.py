@@ -44,9 +44,21 @@ class Task(abc.ABC):
     return ()
 
   def prepare(self, state, batch, host):
-    """Host work on a batch once per step; by default none."""
+    """Work on the host, once per update; by default none.
+
+    Args:
+      state: the TrainState. batch: this process's rows as numpy arrays, of which the data gives some names of `batch_spec` only.
+      host: see train.Host.
+
+    Returns:
+      this process's rows with every name of `batch_spec`.
+    """
     del state, host
     return batch
+
+  def project(self, params):
+    """Parameters after an update -> the nearest allowed ones, for instance a clamped temperature; by default all are."""
+    return params
 
   @abc.abstractmethod
   def weights(self, batch, rng):
