@@ -12,14 +12,14 @@ was given) or one float per unique answer in order of appearance, "ocr": str, "o
 """
 
 import importlib.util
-import json
 import pathlib
 from collections.abc import Iterator
+
+from mplug_jax.data import json_records
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
 # These have one answer a question, on which nobody voted; the official fine-tuning halves it.
 _SINGLE_ANSWER_WEIGHT = {"vg": 0.5, "gqa": 0.5}
-_IMAGES_CHECKED = 3
 
 
 class VqaRecords:
@@ -96,8 +96,8 @@ def answer_list(data) -> list[str]:
     ValueError: the key is unset, or the file is not a json list of strings.
     FileNotFoundError: the file does not exist.
   """
-  path = _configured_file(data, "answer_list")
-  answers = _read_json(path)
+  path = json_records.configured_file(data, "answer_list")
+  answers = json_records.read_json(path)
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
   return answers
@@ -115,7 +115,7 @@ def _easy_vqa(data, split):
                      "instance to 20, to hold out every 20th training image.")
   folder = folder / ("test" if split == "test" else "train")
   records = {}
-  for row, (text, answer, number) in enumerate(_read_json(folder / "questions.json")):
+  for row, (text, answer, number) in enumerate(json_records.read_json(folder / "questions.json")):
     held_out = bool(val_every) and number % val_every == 0
     if split != "test" and held_out != (split == "val"):
       continue
@@ -136,16 +136,10 @@ def _scenes(data, split):
 def _vqa_v2(data, split):
   labels = None
   if split == "val" and data.get("label_file"):
-    labels = _read_labels(_configured_file(data, "label_file"))
+    labels = _read_labels(json_records.configured_file(data, "label_file"))
   rows = []
-  for path in _split_files(data, split):
-    entries = _read_json(path)
-    if not isinstance(entries, list):
-      raise ValueError(f"{path} must hold a json list of questions, not a "
-                       f"{type(entries).__name__}.")
-    for number, entry in enumerate(entries, 1):
-      where = f"{path}, entry {number}"
-      _require(entry, ("question_id", "question", "image", "dataset"), where)
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("question_id", "question", "image", "dataset")):
       root_key = _ROOT_KEYS.get(entry["dataset"])
       if root_key is None:
         raise ValueError(f"{where}: dataset {entry['dataset']!r} is not one of "
@@ -159,13 +153,8 @@ def _vqa_v2(data, split):
 
 def _jsonl(data, split):
   rows = []
-  for path in _split_files(data, split):
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-      if not line.strip():
-        continue
-      entry = _parse_json(line, path, number)
-      where = f"{path}, line {number}"
-      _require(entry, ("question", "image"), where)
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("question", "image")):
       question = _parse_question(entry, entry.get("question_id", len(rows)), where,
                                  split == "train")
       rows.append(("image_root", entry["image"], question, where))
@@ -181,16 +170,11 @@ def _question(question_id, text, answers, dataset, ocr="", objects=""):
 
 def _parse_question(entry, question_id, where, training):
   """One entry of a file -> question. `ocr` is a list of [position, word] or a string."""
-  answers = entry.get("answer", [])
-  answers = [answers] if isinstance(answers, str) else answers
-  if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-    raise ValueError(f"{where}: answer must be a string or a list of strings.")
+  answers = json_records.text_list(entry, "answer", where) if "answer" in entry else []
   if training and not answers:
     missing = "the list of answers is empty" if "answer" in entry else "key 'answer' is missing"
     raise ValueError(f"{where}: {missing}; a training question needs at least one answer.")
-  for key, kind in (("question", str), ("image", str), ("object_label", str)):
-    if not isinstance(entry.get(key, ""), kind):
-      raise ValueError(f"{where}: {key} must be a string.")
+  json_records.require_texts(entry, ("question", "image", "object_label"), where)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
     try:
@@ -203,23 +187,15 @@ def _parse_question(entry, question_id, where, training):
 
 def _records(rows, data):
   """Rows (root key, image, question, where) -> source, grouped by image if so configured."""
-  records = []
-  by_path = {}
+  records, by_path, path_of = [], {}, json_records.ImagePaths()
   group = data.get("questions_per_image", 1) > 1
   for root_key, image, question, where in rows:
-    if not data.get(root_key):
-      raise ValueError(f"{where}: its image {image!r} needs data.{root_key}, which is not set.")
-    path = str(pathlib.Path(data[root_key], image))
-    record = by_path.get(path)
+    record = by_path.get((root_key, image))
     if record is None:
-      # Only the first: a million look-ups on a network disk take minutes. Others are found missing
-      # when they are read.
-      if len(records) < _IMAGES_CHECKED and not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{where}: image {path} does not exist; check data.{root_key}.")
-      record = {"image": path, "image_id": image, "questions": []}
+      record = {"image": path_of(data.get(root_key), root_key, image, where), "image_id": image, "questions": []}
       records.append(record)
       if group:
-        by_path[path] = record
+        by_path[root_key, image] = record
     record["questions"].append(question)
   return VqaRecords(records)
 
@@ -227,8 +203,7 @@ def _records(rows, data):
 def _read_labels(path):
   """Soft labels [{"question_id": id, "label": {answer: score}}, ...] -> {id: label}."""
   labels = {}
-  for number, entry in enumerate(_read_json(path), 1):
-    _require(entry, ("question_id", "label"), f"{path}, entry {number}")
+  for entry, _ in json_records.entries(path, ("question_id", "label")):
     labels[entry["question_id"]] = entry["label"]
   return labels
 
@@ -240,52 +215,3 @@ def _apply_labels(question, labels, where):
                      "data.label_file.")
   question["answers"] = list(label)
   question["weights"] = [float(score) for score in label.values()]
-
-
-def _split_files(data, split):
-  if split != "train":
-    return [_configured_file(data, f"{split}_file")]
-  if not data.get("train_files") or isinstance(data["train_files"], str):
-    raise ValueError("data.train_files must be a list of at least one file.")
-  return [_existing_file(path, "train_files") for path in data["train_files"]]
-
-
-def _configured_file(data, key):
-  if not data.get(key):
-    raise ValueError(f"data.{key} is not set, and source {data['name']} needs it here.")
-  return _existing_file(data[key], key)
-
-
-def _existing_file(path, key):
-  if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f"data.{key} names {path}, which does not exist or is not a file.")
-  return path
-
-
-def _require(entry, keys, where):
-  if not isinstance(entry, dict):
-    raise ValueError(f"{where}: must be an object with {', '.join(keys)}, not a "
-                     f"{type(entry).__name__}.")
-  for key in keys:
-    if key not in entry:
-      raise ValueError(f"{where}: key {key!r} is missing.")
-
-
-def _read_text(path):
-  try:
-    return pathlib.Path(path).read_text(encoding="utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from None
-
-
-def _read_json(path):
-  return _parse_json(_read_text(path), path, 1)
-
-
-def _parse_json(text, path, first_line):
-  try:
-    return json.loads(text)
-  except json.JSONDecodeError as error:
-    line = first_line + error.lineno - 1
-    raise ValueError(f"{path}, line {line}, column {error.colno}: not valid JSON "
-                     f"({error.msg}).") from None
