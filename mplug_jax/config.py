@@ -1,6 +1,8 @@
 """What all configs share: the argument behind `configs/x.py:`, and the sections with their defaults. Imports no JAX."""
 
+import importlib.util
 import json
+import os
 
 import ml_collections
 from ml_collections import config_dict, ConfigDict
@@ -33,6 +35,14 @@ def parse_arg(arg, **spec):
   if values.size not in PRESETS:
     raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
   return values.lock()
+
+
+def sibling(file, name):
+  """The config module `name` in the folder of the config `file`, for a config that changes another one."""
+  spec = importlib.util.spec_from_file_location(f"config_{name}", os.path.join(os.path.dirname(file), f"{name}.py"))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def _typed(name, text, default):
@@ -74,7 +84,10 @@ def defaults(task, size):
       "locations": 0,            # tokens for box coordinates in a fitted one
       "records": 0,              # training records it is fitted to, evenly spaced; 0: all
   })
-  c.data = ConfigDict()
+  c.data = ConfigDict({
+      "frames": 0,               # of a clip that an example shows instead of an image; 0: images
+      "frame_sampling": "centres",  # or "official", or the number of one frame: see data/video.py
+  })
   c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
   c.optim = ConfigDict({
       "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95,

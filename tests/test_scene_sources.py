@@ -14,7 +14,7 @@ CONFIG = scene_sources.scene_config(ml_collections.ConfigDict({"size": 64, "seed
     (scene_sources.SceneExpressions, lambda r: [r["image"]], lambda r: [e["text"] for e in r["expressions"]]),
     (scene_sources.ScenePairs, lambda r: r["images"], lambda r: [r["sentence"]]),
     (scene_sources.SceneEntailment, lambda r: [r["image"]], lambda r: [r["sentence"]]),
-    (scene_sources.SceneClips, lambda r: list(r["frames"]), lambda r: r["captions"]),
+    (scene_sources.SceneClips, lambda r: list(r["image"]), lambda r: r["captions"]),
 ])
 def test_records_repeat_themselves_and_end_with_the_split(source, images, texts):
   split = source(CONFIG, "val")
@@ -36,5 +36,6 @@ def test_what_records_say_beside_their_texts():
   pairs, entailment = scene_sources.ScenePairs(CONFIG, "test"), scene_sources.SceneEntailment(CONFIG, "test")
   assert [pairs[i]["label"] for i in range(4)] == [True, False, True, False] and pairs.sentence(1) == pairs[1]["sentence"]
   assert [entailment[i]["label"] for i in range(3)] == list(scene_pairs.LABELS) and entailment.sentence(2) == entailment[2]["sentence"]
-  clip = scene_sources.SceneClips(CONFIG, "test", frames=4)[0]
-  assert len(clip["frames"]) == 4 and len(clip["captions"]) == 5 and {"question", "answer", "family", "unseen"} == set(clip["questions"][0])
+  clips = scene_sources.SceneClips(CONFIG, "test", frames=4)
+  assert len(clips[0]["image"]) == 4 and len(clips.captions(0)) == 5 and clips.questions(3) == clips[3]["questions"]
+  assert clips.questions(3)[4]["family"] == "finally" and clips.questions(3)[4]["question_id"] == "test-3-4"

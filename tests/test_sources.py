@@ -169,7 +169,9 @@ def test_only_the_first_images_are_looked_for(data, tmp_path):
 def test_answer_list(data, tmp_path):
   data.answer_list = write(tmp_path, "answers.json", ["yes", "no"])
   assert sources.answer_list(data) == ["yes", "no"]
-  data.answer_list = write(tmp_path, "answers.json", {"yes": 1})
+  data.answer_list = write(tmp_path, "answers.json", {"yes": 1, "no": 0})  # as video QA has them
+  assert sources.answer_list(data) == ["yes", "no"]
+  data.answer_list = write(tmp_path, "answers.json", ["yes", 1])
   with pytest.raises(ValueError, match="must be a json list of strings"):
     sources.answer_list(data)
 

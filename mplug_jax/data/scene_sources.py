@@ -88,14 +88,28 @@ class SceneEntailment(_SceneRecords):
 
 
 class SceneClips(_SceneRecords):
-  """{"frames": u8[T, H, W, 3], "video_id", "captions": [str, ...], "questions": [{"question", "answer", "family", "unseen"}, ...]}."""
+  """Clips as records of captioning and of VQA: {"image": u8[T, H, W, 3], "image_id", "captions": [str, ...], "questions": [...]}."""
 
   def __init__(self, config, split, limit=0, frames=8):
     super().__init__(config, split, limit)
     self._frames = frames
 
   def _record(self, index):
-    clip = scene_clips.clip(self.config, self.split, index, self._frames)
-    return {"frames": scene_clips.render_clip(clip, self.config), "video_id": f"{self.split}-{index}",
-            "captions": [caption.text for caption in clip.captions],
-            "questions": [{"question": q.text, "answer": q.answer, "family": q.family, "unseen": q.unseen} for q in clip.questions]}
+    clip = self._clip(index)
+    return {"image": scene_clips.render_clip(clip, self.config), "image_id": f"{self.split}-{index}",
+            "captions": [caption.text for caption in clip.captions], "questions": self._questions(clip, index)}
+
+  def _clip(self, index):
+    return scene_clips.clip(self.config, self.split, index, self._frames)
+
+  def _questions(self, clip, index):
+    return [{"question_id": f"{self.split}-{index}-{i}", "question": q.text, "answers": [q.answer], "weights": [1.0], "ocr": "",
+             "objects": "", "dataset": "clips", "family": q.family, "unseen": q.unseen} for i, q in enumerate(clip.questions)]
+
+  def captions(self, index):
+    """The texts of a record, without its pixels."""
+    return [caption.text for caption in self._clip(index).captions]
+
+  def questions(self, index):
+    """The questions of a record, without its pixels."""
+    return self._questions(self._clip(index), index)

@@ -51,7 +51,9 @@ def get(data, split: str):
       jsonl: train_files, val_file, test_file with one object a line: image, question, answer (a
         string or the list of all annotators' answers), and optionally question_id, ocr,
         object_label; image_root, questions_per_image.
-      scenes: size, seed, difficulty of `mplug_jax.data.scenes.SceneConfig`.
+      video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have them: video_id, question,
+        answer; video_root, video_suffix (".mp4"). Its "images" are clips, see data.frames.
+      scenes, clips: size, seed, difficulty of `mplug_jax.data.scenes.SceneConfig`; images, or clips of data.frames.
     split: "train", "val" or "test". Only "train" insists on answers.
 
   Returns:
@@ -62,7 +64,8 @@ def get(data, split: str):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file, one of the first images or the package is missing.
   """
-  builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes}
+  builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes, "clips": _clips,
+              "video_qa": _video_qa}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
@@ -93,11 +96,12 @@ def answer_list(data) -> list[str]:
   """The candidate answers for ranking, from the json list `data.answer_list`.
 
   Raises:
-    ValueError: the key is unset, or the file is not a json list of strings.
+    ValueError: the key is unset, or the file is neither a json list of strings nor an object, whose keys are the answers.
     FileNotFoundError: the file does not exist.
   """
   path = json_records.configured_file(data, "answer_list")
   answers = json_records.read_json(path)
+  answers = list(answers) if isinstance(answers, dict) else answers
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
   return answers
@@ -131,6 +135,21 @@ def _scenes(data, split):
   config = scenes.SceneConfig(data.get("size"), data.get("seed", 0),
                               data.get("difficulty", "default"))
   return scene_questions.SceneVqaSource(config, split)
+
+
+def _clips(data, split):
+  from mplug_jax.data import scene_sources
+  return scene_sources.SceneClips(scene_sources.scene_config(data), split, frames=max(8, data.frames))
+
+
+def _video_qa(data, split):
+  rows = []
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("video_id", "question")):
+      question = _parse_question(entry, len(rows), where, split == "train")
+      json_records.require_texts(entry, ("video_id",), where)
+      rows.append(("video_root", entry["video_id"] + data.video_suffix, question, where))
+  return _records(rows, data)
 
 
 def _vqa_v2(data, split):

@@ -3,9 +3,9 @@
 import numpy as np
 
 from mplug_jax import plots
-from mplug_jax.data import image_ops, pipeline
+from mplug_jax.data import image_ops, pipeline, video
 
-SHEET_IMAGES, SHEET_PIXELS, SAMPLES = 12, 288, 5
+SHEET_IMAGES, SHEET_PIXELS, SHEET_FRAMES, SAMPLES = 12, 288, 4, 5
 
 
 def rows(config, source, transform, fn, process_index=0, process_count=1):
@@ -36,19 +36,19 @@ def spread(items, count=SAMPLES):
   return items[::max(1, len(items) // count)][:count]
 
 
-def write_sheet(path, entries, size):
+def write_sheet(path, entries, size, frames=0):
   """Draws images with texts beneath, at most SHEET_IMAGES of them; nothing when no image can be read.
 
   Args:
     entries: iterable of (image as `image_ops.decode_image` takes it, [plots.Sample, ...]).
-    size: of the model's images, pixels; larger images are shown larger.
+    size: of the model's images, pixels; larger images are shown larger. frames: of clips, some of which are shown; 0: images.
   """
   images, lines = [], []
   for image, samples in entries:
     if len(images) == SHEET_IMAGES:
       break
     try:
-      images.append(image_ops.decode_image(image))
+      images.append(video.contact_image(image, min(frames, SHEET_FRAMES)) if frames else image_ops.decode_image(image))
     except image_ops.ImageError:
       continue
     lines.append(samples)

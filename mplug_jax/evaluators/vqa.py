@@ -86,7 +86,8 @@ class Evaluator:
   def _write_sheet(self, answers):
     """predictions.png: the first images of the split with some of their questions, answers and truths."""
     texts = {q["question_id"]: text for q, text in answers}
-    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._shown(texts), self.config.model.image_size)
+    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._shown(texts), self.config.model.image_size,
+                       self.config.data.frames)
 
   def _shown(self, texts):
     """Yields (image, Samples) of the images whose questions have a text in {question_id: text}, each image once."""

@@ -14,6 +14,25 @@ def normalise(image):
   return (image.astype(jnp.float32) - jnp.asarray(_MEAN)) / jnp.asarray(_STD)
 
 
+def image_shape(config, size):
+  """Shape of what a row shows, without the row: an image of `size` pixels, or config.data.frames of them."""
+  return (config.data.frames,) * bool(config.data.frames) + (size, size, 3)
+
+
+def encode_image(module, image):
+  """u8[B, S, S, 3] -> f[B, N, D] tokens; of clips u8[B, F, S, S, 3] -> f[B, F * N, D], the frames' tokens one after another."""
+  tokens = module.encode_image(normalise(image.reshape((-1,) + image.shape[-3:])))
+  return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
+
+
+def contrastive_features(module, image_tokens, text, frames=0):
+  """MPlug.contrastive_features with the mean of the first tokens of all `frames` of a clip; 0: an image."""
+  if image_tokens is not None and frames:
+    first = image_tokens.reshape(image_tokens.shape[0], frames, -1, image_tokens.shape[-1])[:, :, 0]
+    image_tokens = first.mean(1, keepdims=True)  # the projection is linear: the mean of the frames' projections
+  return module.contrastive_features(image_tokens, text)
+
+
 class Task(abc.ABC):
   """What to initialise, what to minimise, what to predict. Knows nothing of devices, optimizers or files.
 
@@ -71,6 +90,12 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def predict_fns(self):
     """{name: function (params, batch) -> arrays}."""
+
+  def predict_sample(self, name, params, sample):
+    """What the predict function `name` is traced with when a run is built: `sample`, a training batch of one row, unless it reads
+    what others leave on the devices (see train.Build). Of shapes alone, like `params`."""
+    del name, params
+    return sample
 
   def apply(self, params, method, *args, rng=None):
     """`method(module, *args)` of the bound model; dropout is active when `rng` is given."""

@@ -32,17 +32,17 @@ class Task(base.Task):
     self._answers = data.candidate_answers(config)
 
   def batch_spec(self, batch_size):
-    c, image_size = self.config.data, self.model.image_size
+    c = self.config.data
     questions, answers = c.questions_per_image, c.max_answers
     shapes = dict(
-        image=((image_size, image_size, 3), jnp.uint8), question=((questions, c.max_question), jnp.int32),
+        image=(base.image_shape(self.config, self.model.image_size), jnp.uint8), question=((questions, c.max_question), jnp.int32),
         answer=((questions, answers, c.max_answer_tokens), jnp.int32), answer_weight=((questions, answers), jnp.float32),
         question_valid=((questions,), bool), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
     return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
 
   def encode(self, module, batch):
-    """Batch -> Memory of B * Q rows: [image; question] after fusion. The image is encoded once for its questions."""
-    image = module.encode_image(base.normalise(batch["image"]))
+    """Batch -> Memory of B * Q rows: [image; question] after fusion. An image, or a clip, is encoded once for its questions."""
+    image = base.encode_image(module, batch["image"])
     ids = batch["question"].reshape(-1, batch["question"].shape[-1])
     mask = ids != self.tokenizer.pad_id
     image, text = module.fuse(module.encode_text(ids, mask), mask, image)
