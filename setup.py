@@ -14,7 +14,7 @@ setup(
         "jax>=0.10.0",
         "flax>=0.12",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
+        "orbax-checkpoint>=0.11.30",
         "tensorflow-datasets>=4.9.9",
         "sentencepiece>=0.2",
         "ml_collections>=1.0",

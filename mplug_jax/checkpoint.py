@@ -6,6 +6,7 @@ a best metric is tracked, `metrics` (JSON).
 
 import collections
 import errno
+import functools
 import logging
 import math
 import os
@@ -17,6 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
+
+from mplug_jax import torch_files
 
 DIRECTORY = "checkpoints"
 
@@ -41,7 +44,13 @@ def _quiet_asyncio(record: logging.LogRecord) -> bool:
   return "never retrieved" not in record.getMessage()
 
 
-def _reason(error: BaseException) -> str:
+def quiet_orbax() -> None:
+  """Keeps progress lines of Orbax, and errors that the caller gets anyway, out of the log."""
+  logging.getLogger("absl").addFilter(_quiet_orbax)
+  logging.getLogger("asyncio").addFilter(_quiet_asyncio)
+
+
+def reason(error: BaseException) -> str:
   """The cause of a failed write, in the words of the operating system where they are found."""
   text = str(error)
   for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
@@ -66,7 +75,10 @@ def _saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:
 
 
 def grouped(names, separator: str = "/") -> str:
-  """Names counted by their first three components: "params/text_decoder/layers (26), rng"."""
+  """Up to three names; more of them counted by their first three components: "params/text_decoder/layers (26), rng"."""
+  names = list(names)
+  if len(names) <= 3:
+    return ", ".join(sorted(names))
   counts = collections.Counter(separator.join(name.split(separator)[:3]) for name in names)
   shown = [f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items())]
   return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more groups" if len(shown) > 12 else "")
@@ -110,8 +122,7 @@ class Manager:
   ):
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
-    logging.getLogger("absl").addFilter(_quiet_orbax)
-    logging.getLogger("asyncio").addFilter(_quiet_asyncio)
+    quiet_orbax()
     self._directory = epath.Path(workdir).absolute() / DIRECTORY
     self._metric = best_metric
     self._pending = None
@@ -197,7 +208,7 @@ class Manager:
       rest = "no complete checkpoint exists" if last is None else f"checkpoint {last} is complete"
       what = "The checkpoint" if step is None else f"Checkpoint {step}"
       raise CheckpointError(
-        f"{what} could not be written to {self._directory} ({_reason(error)}); {rest}. "
+        f"{what} could not be written to {self._directory} ({reason(error)}); {rest}. "
         "Make room or choose another workdir, then run the same command again to resume."
       ) from error
 
@@ -240,14 +251,14 @@ class Manager:
       return restored.state, restored.data
     newest, error = next(iter(failures.items()))
     what = f"None of {len(failures)} checkpoints in {self._directory} can be read"
-    raise CheckpointError(f"{what}; {newest}, the newest: {_reason(error)}.") from error
+    raise CheckpointError(f"{what}; {newest}, the newest: {reason(error)}.") from error
 
   def _set_aside(self, failures: dict, used: int) -> None:
     """Renames unreadable checkpoints, so that their steps can be saved again."""
     for step, error in failures.items():
       aside = self._directory / f"unreadable-{step}"
       words = "Checkpoint %d cannot be read (%s); using %d instead and moving it to %s."
-      _log.warning(words, step, _reason(error), used, aside)
+      _log.warning(words, step, reason(error), used, aside)
       if jax.process_index() == 0:
         if aside.exists():
           aside.rmtree()
@@ -284,12 +295,34 @@ def _state_dir(path, step: int | None) -> epath.Path:
   raise FileNotFoundError(f"{path} is neither a run directory with checkpoints nor a checkpoint.")
 
 
+def open_file(path) -> torch_files.TensorFile:
+  """A converted checkpoint in one file. Raises ValueError for any other file."""
+  file = torch_files.open_tensors(path)
+  if "geometry" not in file.metadata:
+    file.close()
+    raise ValueError(f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and name that.")
+  return file
+
+
+def array_shapes(path, step: int | None = None) -> dict[str, tuple[int, ...]]:
+  """{"params/text_encoder/...": shape} of all that a checkpoint holds. Arguments and errors: see `load_params`."""
+  if os.path.isfile(path):
+    with open_file(path) as file:
+      return {name: file.shape(name) for name in file}
+  quiet_orbax()
+  state_dir = _state_dir(path, step)
+  try:
+    return _saved_shapes(state_dir)
+  except Exception as error:
+    raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
+
+
 def load_params(path, abstract_params, which: str = "params", step: int | None = None):
   """Reads the parameters of a checkpoint and nothing else.
 
   Args:
-    path: run directory, its `checkpoints` directory, one checkpoint in it, or a directory written
-      by Orbax from {which: parameters}.
+    path: run directory, its `checkpoints` directory, one checkpoint in it, a directory written
+      by Orbax from {which: parameters}, or a safetensors file of tools.convert_checkpoint.
     abstract_params: pytree of jax.ShapeDtypeStruct with shardings; values are cast to its dtypes.
     which: "params" or "ema_params".
     step: which checkpoint of a run directory; None for the newest.
@@ -299,44 +332,69 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
 
   Raises:
     FileNotFoundError: no checkpoint there.
-    ValueError: leaves missing, unexpected or of another shape, counted by group.
+    ValueError: leaves missing, unexpected or of another shape, counted by group; a file that is no such checkpoint.
     CheckpointError: the checkpoint cannot be read.
   """
-  logging.getLogger("absl").addFilter(_quiet_orbax)
+  if os.path.isfile(path):
+    return _load_params_of_file(path, abstract_params, which)
+  quiet_orbax()
   state_dir = _state_dir(path, step)
   target = {which: abstract_params}
   restore_args = ocp.checkpoint_utils.construct_restore_args(target)
   items = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
   try:
-    saved = {k: v for k, v in _saved_shapes(state_dir).items() if k.startswith(which + "/")}
-    if not saved:
-      raise _Mismatch(f"{state_dir} holds no {which}.")
-    _check_shapes(_shapes(target), saved, state_dir)
+    _check_params(target, _saved_shapes(state_dir), state_dir)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       return checkpointer.restore(state_dir, args=items)[which]
   except _Mismatch:
     raise
   except Exception as error:
-    raise CheckpointError(f"{state_dir} cannot be read ({_reason(error)}).") from error
+    raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
+
+
+def _check_params(target, shapes, where) -> None:
+  """Raises _Mismatch unless the one tree of `target`, {which: parameters}, is among `shapes` of all leaves."""
+  (which,) = target
+  saved = {name: shape for name, shape in shapes.items() if name.startswith(which + "/")}
+  if not saved:
+    raise _Mismatch(f"{where} holds no {which}.")
+  _check_shapes(_shapes(target), saved, where)
+
+
+def _load_params_of_file(path, abstract_params, which):
+  with open_file(path) as file:
+    _check_params({which: abstract_params}, {name: file.shape(name) for name in file}, path)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, like: placed(file[f"{which}/{jax.tree_util.keystr(keys, simple=True, separator='/')}"], like), abstract_params)
+
+
+def placed(array: np.ndarray, like) -> jax.Array:
+  """The whole array, which every process holds, with the dtype and sharding of `like`."""
+  array = np.asarray(array, like.dtype)
+  return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarray]:
   """Reads one tree of a checkpoint, whatever model it is of: {"text_encoder/layers/...": array}, {} if there is none.
 
-  Args: `which` is "params", "ema_params" or "extra"; others and errors: see `load_params`.
+  Args: `which` is "params", "ema_params", "extra", or a part such as "params/text_encoder"; others and errors: see `load_params`.
   """
-  logging.getLogger("absl").addFilter(_quiet_orbax)
-  state_dir = _state_dir(path, step)
+  if os.path.isfile(path):
+    with open_file(path) as file:
+      return {name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")}
+  quiet_orbax()
+  state_dir, parts = _state_dir(path, step), which.split("/")
   try:
-    tree = ocp.PyTreeCheckpointHandler().metadata(state_dir).tree.get(which) or {}
-    target = {which: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)}
+    tree = functools.reduce(lambda tree, part: tree.get(part) or {}, parts, ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    target = functools.reduce(lambda tree, part: {part: tree}, reversed(parts), target)
     restore_args = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)
     items = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      found = checkpointer.restore(state_dir, args=items)[which] if tree else {}
+      found = checkpointer.restore(state_dir, args=items) if tree else {}
   except Exception as error:
-    raise CheckpointError(f"{state_dir} cannot be read ({_reason(error)}).") from error
-  return traverse_util.flatten_dict(found, sep="/")
+    raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
+  return {name.removeprefix(which + "/"): x for name, x in traverse_util.flatten_dict(found, sep="/").items()}
 
 
 def load_extra(path, step: int | None = None) -> dict:

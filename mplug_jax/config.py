@@ -98,7 +98,7 @@ def defaults(task, size):
       "accumulate": "global",    # or "mean_of_means", the official division by each part's own count
   })
   c.init = ConfigDict({
-      "paths": (),               # start from these: folders of tools.convert_checkpoint, or runs; the first that has a parameter counts
+      "paths": (),               # start from these: results of tools.convert_checkpoint, or runs; the first that has a parameter counts
       "new": (), "unused": (),   # regexes of parameters that may stay random; of those found that the model may lack
   })
   c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both

@@ -5,7 +5,6 @@ import re
 
 from flax import traverse_util
 import jax
-import numpy as np
 
 from mplug_jax import checkpoint
 from mplug_jax.convert import module_of
@@ -30,15 +29,15 @@ def _fitted(name, array, shape, path):
   if name == POSITIONS and array.shape != shape and array.shape[1:] == shape[1:]:
     return resize_positions(array, shape[0]), f"{path}, resized from {len(array)} to {shape[0]} positions"
   if array.shape != shape:
-    raise ValueError(f"config.init.paths: {name} has shape {array.shape} in {path} and {shape} in the model; "
+    raise ValueError(f"{name} has shape {array.shape} in {path} and {shape} in the model; "
                      "set config.model to the checkpoint's geometry.")
   return array, path
 
 
-def _placed(array, like):
-  """numpy array -> array with the dtype and sharding of `like`; every process holds the whole of it."""
-  array = np.asarray(array, like.dtype)
-  return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+def _find(name, sources, copies):
+  """-> (path, tree, name there) of the first checkpoint with the parameter, else of the first with what it is a copy of, else None."""
+  originals = [re.sub(pattern, original, name) for pattern, original in copies if re.fullmatch(pattern, name)]
+  return next(((path, tree, n) for n in (name, *originals) for path, tree in sources if n in tree["params"]), None)
 
 
 def init_from(state, options):
@@ -46,9 +45,10 @@ def init_from(state, options):
 
   Args:
     state: TrainState, newly made.
-    options: config.init: paths (folders of convert_checkpoint or runs; where two hold a parameter, the first counts), new
+    options: config.init: paths (results of convert_checkpoint or runs; where two hold a parameter, the first counts), new
       (regexes of whole parameter names that may keep their random values), unused (of those in a checkpoint that
-      the model may lack).
+      the model may lack), and optionally copies ((regex, replacement), ...: a parameter that is nowhere found starts as the
+      one with the replaced name). A parameter of `new` whose shape is another one in a checkpoint keeps its random values too.
 
   Returns:
     (state, {parameter: where it came from}).
@@ -61,12 +61,13 @@ def init_from(state, options):
   wanted = traverse_util.flatten_dict(state.params, sep="/")
   found, averages, report = {}, {}, {}
   for name, leaf in wanted.items():
-    path, tree = next(((path, tree) for path, tree in sources if name in tree["params"]), (None, None))
-    if path is None:
+    match = _find(name, sources, options.get("copies", ()))
+    path, tree, original = match or (None, None, None)
+    if match is None or name != POSITIONS and tree["params"][original].shape != leaf.shape and _matches(options.new, name):
       report[name] = "new"
       continue
-    found[name], report[name] = _fitted(name, tree["params"][name], leaf.shape, path)
-    averages[name] = _fitted(name, tree["ema_params"].get(name, tree["params"][name]), leaf.shape, path)[0]
+    found[name], report[name] = _fitted(name, tree["params"][original], leaf.shape, path)
+    averages[name] = _fitted(name, tree["ema_params"].get(original, tree["params"][original]), leaf.shape, path)[0]
   missing = [name for name, where in report.items() if where == "new" and not _matches(options.new, name)]
   extra = {name for _, tree in sources for name in tree["params"]} - wanted.keys()
   unused = sorted(name for name in extra if not _matches(options.unused, name))
@@ -75,14 +76,44 @@ def init_from(state, options):
   if texts := [f"{len(names)} {what} ({checkpoint.grouped(names)}); allow it with regexes in config.init.{field}"
                for names, what, field in problems if names]:
     raise ValueError(f"config.init.paths: {'; '.join(texts)}.")
-  params = traverse_util.unflatten_dict({name: _placed(found[name], leaf) if name in found else leaf
+  params = traverse_util.unflatten_dict({name: checkpoint.placed(found[name], leaf) if name in found else leaf
                                          for name, leaf in wanted.items()}, sep="/")
   state = state.replace(params=params)
   if jax.tree.leaves(state.ema_params):
     state = state.replace(ema_params=traverse_util.unflatten_dict(
-        {name: _placed(averages[name], leaf) if name in averages else leaf
+        {name: checkpoint.placed(averages[name], leaf) if name in averages else leaf
          for name, leaf in traverse_util.flatten_dict(state.ema_params, sep="/").items()}, sep="/"))
   return state, report
+
+
+def load_params(path, abstract_params, which="params"):
+  """The parameters that a model needs, from a checkpoint of any task that has them.
+
+  Args:
+    path: run folder, or converted checkpoint. abstract_params: pytree of ShapeDtypeStruct with shardings.
+    which: "params" or "ema_params".
+
+  Returns:
+    The parameters, placed as `abstract_params` says; positions are resized to the model's.
+
+  Raises:
+    ValueError: some are missing or have another shape; counted and grouped.
+    FileNotFoundError, checkpoint.CheckpointError: see checkpoint.load_params.
+  """
+  wanted = traverse_util.flatten_dict(abstract_params, sep="/")
+  there = {name.removeprefix(f"{which}/"): shape for name, shape in checkpoint.array_shapes(path).items() if name.startswith(f"{which}/")}
+  if not there or there == {name: tuple(leaf.shape) for name, leaf in wanted.items()}:
+    return checkpoint.load_params(path, abstract_params, which)
+  missing = [name for name in wanted if name not in there]
+  other = [f"{name} {list(there[name])} instead of {list(leaf.shape)}" for name, leaf in wanted.items()
+           if name != POSITIONS and there.get(name, leaf.shape) != leaf.shape]
+  if missing or other:
+    lacks = [f"{len(missing)} parameters are not in it ({checkpoint.grouped(missing)})"] * bool(missing)
+    differ = [f"{len(other)} have another shape ({', '.join(other[:3])})"] * bool(other)
+    raise ValueError(f"{path} does not fit this configuration: {'; '.join(lacks + differ)}.")
+  arrays = checkpoint.load_arrays(path, which)
+  return traverse_util.unflatten_dict({name: checkpoint.placed(_fitted(name, arrays[name], leaf.shape, path)[0], leaf)
+                                       for name, leaf in wanted.items()}, sep="/")
 
 
 def summary(report):

@@ -1,77 +1,120 @@
 """Whole checkpoints across the border: PyTorch files -> ours, ours -> PyTorch files, and the manifest of what became of each tensor.
 
-A converted checkpoint is a folder: state/ (Orbax: params, ema_params from momentum copies, extra with the queues), model.json
-(fields of MPlug), manifest.json, and dead_weights.safetensors on request.
+A manifest has a row for each PyTorch tensor. Its "action": "map" (a parameter), "queue" (kept beside the parameters), "dead" (never
+run), "tied" (the same as another), "constant" (follows from the model) or "made" (written without a parameter of its own).
 """
 
 import collections
+import functools
 import json
 import os
 import pathlib
-import shutil
 
-from flax import traverse_util
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from mplug_jax import checkpoint, convert, files, torch_files, torch_inventory, torch_write
-from mplug_jax.convert_names import infer_geometry, official_names
+from mplug_jax import checkpoint, convert, converted, files, torch_files, torch_inventory, torch_write
+from mplug_jax.convert_names import config_beside, infer_geometry, official_names
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.position_resize import LEAF as POSITIONS, resize_positions
 
-_POSITIONS_KEY = "visual_encoder.visual.positional_embedding"
 
+class _Source:
+  """The tensors of a file under the names of the conversion tables, read when asked for."""
 
-class _Renamed:
-  """The tensors of a file under their official names, read when asked for."""
-
-  def __init__(self, file, names):
-    self._file, self._names = file, names
-
-  def __iter__(self):
-    return iter(self._names)
+  def __init__(self, file):
+    self._file, self.keys = file, official_names(file.keys())
 
   def shape(self, name):
-    return tuple(self._file.shape(self._names[name]))
+    return tuple(self._file.shape(self.keys[name]))
+
+  def dtype(self, name):
+    return self._file.dtype(self.keys[name])
 
   def __getitem__(self, name):
-    return self._file[self._names[name]]
+    return self._file[self.keys[name]]
 
 
-def _online_shapes(source):
-  return {name: source.shape(key) for name, key in convert.online_names(source).items()}
+def _check_tied(source, names, entries):
+  """Raises ValueError if two names of one tensor have different bytes; both are in memory, and nothing after."""
+  for name, entry in entries.items():
+    if entry.action == "tied" and entry.target in names:
+      pair = names[name], names[entry.target]
+      first, second = (np.ascontiguousarray(source[key]).reshape(-1).view(np.uint8) for key in pair)
+      if not np.array_equal(first, second):
+        raise ValueError(f"{pair[0]} and {pair[1]} are one tensor in the official model, but differ in these tensors.")
 
 
-def _resized(params, image_size, geometry, zero):
-  """Parameters with the position table of `image_size` pixels; `zero`: all zeros, as the official start from CLIP (item 1)."""
-  leaves = traverse_util.flatten_dict(params, sep="/")
-  if POSITIONS in leaves:
-    table = leaves[POSITIONS]
-    resized = resize_positions(table, 1 + (image_size // geometry["patch_size"]) ** 2).astype(table.dtype)
-    leaves[POSITIONS] = np.zeros_like(resized) if zero else resized
-  return traverse_util.unflatten_dict(leaves, sep="/")
+def _leaves(source, names, entries, geometry, dtype):
+  """{path of ours: Tensor that is made when it is written}, called by its path; dtype None: what holds its tensors without loss."""
+  pieces = collections.defaultdict(list)  # (name in the source, Entry, place among the entry's leaves), a layer or the whole each
+  for name, entry in entries.items():
+    for place, path in enumerate(entry.target if entry.action == "map" else ()):
+      pieces[path].append((names[name], entry, place))
+  shapes, leaves = convert.leaf_shapes(geometry), {}
+  for path, parts in pieces.items():
+    own = {source.dtype(name) for name, *_ in parts}
+    result = np.dtype(dtype or functools.reduce(jnp.promote_types, own))
+    leaves[path] = torch_write.Tensor(path, shapes[path], result, functools.partial(_make, source, parts, shapes[path], result))
+  return leaves
 
 
-def _describe(source, file, names, geometry):
-  """Manifest rows, one per tensor of the file: name there, official name, shape, dtype, what became of it."""
-  rows = []
-  for momentum in (False, True):
-    keys = convert.online_names(source, momentum)
-    converter = convert.Converter(keys, geometry)
-    for online, name in keys.items():
-      entry = converter.entry(online)
-      to = [("ema_params/" if momentum else "params/") + path for path in entry.target] if entry.action == "map" else []
-      rows.append({"key": names[name], "name": name, "shape": list(source.shape(name)), "dtype": str(file.dtype(names[name])),
-                   "action": entry.action, "to": to, "index": entry.index, "why": "" if to else entry.target})
-  return rows
+def _make(source, parts, shape, dtype):
+  leaf = np.empty(shape, dtype)
+  for name, entry, place in parts:
+    index = entry.indices[place]
+    _copy(entry.forward(source[name])[place], leaf[... if index is None else index])
+  return leaf
+
+
+def _copy(array, to):
+  """to[...] = array; a transposed matrix by 16 columns, a cache line, which takes a fifth of the time."""
+  if array.ndim != 2 or not array.flags.f_contiguous:
+    to[...] = array
+    return
+  for i in range(0, array.shape[1], 16):
+    to[:, i:i + 16] = array[:, i:i + 16]
+
+
+def _resize(leaves, tokens, zero):
+  """Gives the position table `tokens` rows, or that many of zeros. Returns words for the manifest."""
+  table = leaves[POSITIONS]
+  shape = (tokens, *table.shape[1:])
+  make = (lambda: np.zeros(shape, table.dtype)) if zero else (lambda: resize_positions(table.load(), tokens).astype(table.dtype))
+  leaves[POSITIONS] = table._replace(shape=shape, load=make)
+  if zero:
+    return "replaced by zeros"
+  return f"resized from {table.shape[0]} to {tokens} positions" if shape != table.shape else ""
+
+
+def _tokens(geometry, image_size):
+  """Rows of a position table for images of so many pixels. Raises ValueError."""
+  patch = geometry["patch_size"]
+  if image_size < patch or image_size % patch:
+    raise ValueError(f"--image_size={image_size} is no multiple of the image encoder's patch size {patch}.")
+  return 1 + (image_size // patch) ** 2
+
+
+def _row(source, name, entry, tree, resized):
+  """Manifest row of one tensor: key in the file, name in the tables, shape, dtype, action, where it goes, why."""
+  to, why = [], entry.target
+  if entry.action == "map":
+    places = zip(entry.target, entry.indices, strict=True)
+    to, why = [f"{tree}/{path}" if i is None else f"{tree}/{path}[{i}]" for path, i in places], resized if POSITIONS in entry.target else ""
+  elif entry.action == "queue":
+    to, why = [f"extra/{name}"], "kept beside the parameters"
+  return {"key": source.keys[name], "name": name, "shape": list(source.shape(name)), "dtype": str(source.dtype(name)),
+          "action": entry.action, "to": to, "why": why}
 
 
 def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=False, keep_dead=False, **given):
-  """PyTorch checkpoint -> folder that `init_from`, `export_torch` and `checkpoint.load_params` read.
+  """PyTorch checkpoint -> one that `init_from`, `export_torch` and `checkpoint.load_params` read (see converted.py).
+
+  One leaf at a time is in memory. Names, shapes and tied copies are checked before anything is written.
 
   Args:
     path: file or folder, see `torch_files.open_tensors`.
-    dest: new folder.
+    dest: new folder, or new file with the ending .safetensors.
     image_size: pixels to resize the position tables to; 0 keeps them.
     dtype: of the result, for example "float32"; None keeps each tensor's.
     zero_positions: position tables of zeros, as the official code starts from CLIP (docs/official.md item 1).
@@ -79,51 +122,40 @@ def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=F
     given: fields of MPlug that the shapes do not tell, see `convert_names.infer_geometry`.
 
   Returns:
-    The manifest: {"source", "geometry", "tensors": rows}.
+    The manifest: {"source", "geometry", "placeholders", "tensors": rows}.
 
   Raises:
     ValueError, FileNotFoundError: the file cannot be used, or does not fit; nothing is written.
     FileExistsError: `dest` exists.
+    OSError: the result could not be written; nothing of it remains.
   """
-  dest = pathlib.Path(dest)
-  if dest.exists():
+  if os.path.lexists(dest):
     raise FileExistsError(f"{dest} exists already; choose another destination or remove it.")
   with torch_files.open_tensors(path) as file:
-    names = official_names(file.keys())
-    source = _Renamed(file, names)
-    geometry = infer_geometry(_online_shapes(source), **given)
-    new_geometry = geometry | ({"image_size": image_size} if image_size else {})
-    trees = {}
-    for which, momentum in (("params", False), ("ema_params", True)):
-      if convert.online_names(source, momentum):
-        params = convert.params_from_torch(source, geometry, momentum, dtype)
-        trees[which] = _resized(params, new_geometry["image_size"], geometry, zero_positions)
-    rows = _describe(source, file, names, geometry)
-    if queues := {row["name"]: file[row["key"]] for row in rows if row["action"] == "queue"}:
-      trees["extra"] = queues
-    manifest = {"source": str(path), "geometry": new_geometry, "placeholders": dict(file.placeholders), "tensors": rows}
-    dead = [torch_write.Tensor(row["name"], row["shape"], row["dtype"], lambda key=row["key"]: file[key])
-            for row in rows if row["action"] == "dead"]
-    _write_folder(dest, trees, manifest, dead if keep_dead else [])
+    if "geometry" in file.metadata:
+      raise ValueError(f"{path} is a converted checkpoint already; tools.export_torch makes PyTorch weights of it.")
+    source = _Source(file)
+    shapes = {name: source.shape(key) for name, key in convert.online_names(source.keys).items()}
+    geometry = infer_geometry(shapes, **config_beside(path) | given)
+    tokens = _tokens(geometry, image_size or geometry["image_size"])
+    rows, leaves, plans = [], [], []
+    for tree, momentum in (("params", False), ("ema_params", True)):
+      if names := convert.online_names(source.keys, momentum):
+        plans.append((tree, names, convert.plan({name: source.shape(key) for name, key in names.items()}, geometry)))
+    for tree, names, entries in plans:
+      _check_tied(source, names, entries)
+      found = _leaves(source, names, entries, geometry, dtype)
+      resized = _resize(found, tokens, zero_positions) if POSITIONS in found else ""
+      leaves += [leaf._replace(name=f"{tree}/{leaf.name}") for leaf in found.values()]
+      rows += [_row(source, names[name], entry, tree, resized) for name, entry in entries.items()]
+    as_it_is = {row["name"]: torch_write.Tensor(row["name"], row["shape"], row["dtype"], functools.partial(source.__getitem__, row["name"]))
+                for row in rows if row["action"] in ("queue", "dead")}
+    leaves += [as_it_is[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"]
+    manifest = {"source": str(path), "geometry": geometry | ({"image_size": image_size} if image_size else {}),
+                "placeholders": dict(file.placeholders), "tensors": rows}
+    dead = [as_it_is[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
+    converted.save(dest, leaves, manifest, dead)
   return manifest
-
-
-def _write_folder(dest, trees, manifest, dead):
-  """Everything or nothing: the folder gets its name when it is complete."""
-  dest.parent.mkdir(parents=True, exist_ok=True)
-  partial = dest.with_name(f"{dest.name}.partial{os.getpid()}")
-  try:
-    partial.mkdir()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      checkpointer.save((partial / "state").absolute(), args=ocp.args.PyTreeSave(trees))
-    files.write_json(partial / "model.json", manifest["geometry"])
-    files.write_json(partial / "manifest.json", manifest)
-    if dead:
-      torch_write.save_safetensors(partial / "dead_weights.safetensors", dead)
-    partial.rename(dest)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
 
 
 # ---- the way back
@@ -132,51 +164,60 @@ def _write_folder(dest, trees, manifest, dead):
 class _Exported:
   """A checkpoint of ours as PyTorch tensors: what each one is, and its value when it is asked for."""
 
-  def __init__(self, path, task, dtype):
-    path = pathlib.Path(path)
-    self.trees = {which: checkpoint.load_arrays(path, which) for which in ("params", "ema_params", "extra")}
-    if not self.trees["params"]:
+  def __init__(self, path, task, dtype, dead):
+    self._path, self._dtype, self._dead = path, dtype, dead
+    self._shapes = checkpoint.array_shapes(path)
+    if not any(name.startswith("params/") for name in self._shapes):
       raise ValueError(f"{path} holds no parameters.")
-    self.geometry, rows, run_task = _what_it_is(path, self.trees["params"])
-    self.task, self._dtype = task or run_task, dtype
-    self.tensors = self._tensors(task, rows)
+    self.geometry, rows, run_task = _what_it_is(pathlib.Path(path), self._shapes)
+    self.task = task or run_task
+    self.tensors = self._tensors({} if task else rows)
     self._converters = {m: convert.Converter(convert.online_names(self.tensors, m), self.geometry) for m in (False, True)}
-    dead = path / "dead_weights.safetensors"
-    self._dead = torch_files.open_tensors(dead) if dead.exists() else {}
     self._rng = np.random.default_rng(0)
+    self._part = functools.lru_cache(maxsize=1)(functools.partial(checkpoint.load_arrays, path))
 
-  def _tensors(self, task, rows):
+  def _tensors(self, rows):
     """{PyTorch name: Tensor}: of the source when this was converted from one, else of the official model of the task."""
-    if not rows or task:
-      return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]))
-    tensors = {row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows}
-    for name in (_POSITIONS_KEY, _momentum_name(_POSITIONS_KEY)):
-      if name in tensors:
-        tensors[name] = tensors[name]._replace(shape=self.trees["params"][POSITIONS].shape)
-    return tensors
+    if rows:
+      return {row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows}
+    return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]))
+
+  def _leaf(self, path):
+    """An array of the checkpoint; its part of the model is in memory until another part is asked for."""
+    tree, part, _ = path.split("/", 2)
+    return self._part(f"{tree}/{part}")[path.removeprefix(f"{tree}/{part}/")]
 
   def describe(self, name):
-    """-> (action, text for the manifest, function () -> array). Action "tied": the text is the name of the other tensor."""
+    """-> (action, text for the manifest, shape, function () -> array). Action "tied": the text is the name of the other tensor."""
     tensor, momentum = self.tensors[name], name in convert.online_names([name], momentum=True).values()
     online = next(iter(convert.online_names([name], momentum)))
     entry = self._converters[momentum].entry(online)
     if entry.action == "map":
-      tree, why = "ema_params" if momentum else "params", ""
-      if momentum and not all(path in self.trees[tree] for path in entry.target):
-        tree, why = "params", "copied from the online weights: the checkpoint has no average"
-      if missing := [path for path in entry.target if path not in self.trees[tree]]:
-        raise ValueError(f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does not have; "
-                         "give the task that it was trained for, with --task.")
-      return ("made" if why else "map"), why, lambda: convert.tensor_to_torch(entry, self.trees[tree].__getitem__, tensor.shape)
+      tree, why = self._tree(name, entry, momentum)
+      shape = self._shapes[f"{tree}/{POSITIONS}"] if entry.target == (POSITIONS,) else tensor.shape  # of another resolution now
+      leaf = lambda path: self._leaf(f"{tree}/{path}")  # noqa: E731
+      return ("made" if why else "map"), why, shape, lambda: convert.tensor_to_torch(entry, leaf, shape)
     if entry.action == "tied":
-      return "tied", _momentum_name(entry.target) if momentum else entry.target, None
+      return "tied", _momentum_name(entry.target) if momentum else entry.target, tensor.shape, None
     if entry.action == "constant":
-      return "made", entry.target, lambda: torch_inventory.constant(name, tensor)
-    if entry.action == "queue" and entry.target in self.trees["extra"]:
-      return "map", "", lambda: self.trees["extra"][entry.target]
+      if name.startswith("vision_model."):  # numbers of the positions, which may have become more or fewer
+        tensor = tensor._replace(shape=(1, self._shapes[f"params/{POSITIONS}"][0]))
+      return "made", entry.target, tensor.shape, lambda: torch_inventory.constant(name, tensor)
+    if entry.action == "queue" and f"extra/{entry.target}" in self._shapes:
+      return "map", "", tensor.shape, lambda: self._part("extra")[entry.target]
     if name in self._dead:
-      return "dead", "kept from the source: " + entry.target, lambda: self._dead[name]
-    return "dead", "by the official initialisation: " + entry.target, lambda: torch_inventory.initial(name, tensor, self._rng)
+      return "dead", "kept from the source: " + entry.target, tensor.shape, self._dead[name]
+    return ("dead", "by the official initialisation: " + entry.target, tensor.shape,
+            lambda: torch_inventory.initial(name, tensor, self._rng))
+
+  def _tree(self, name, entry, momentum):
+    """-> (tree that has the leaves of the entry, why it is another one than expected or ""). Raises ValueError."""
+    if momentum and all(f"ema_params/{path}" in self._shapes for path in entry.target):
+      return "ema_params", ""
+    if missing := [path for path in entry.target if f"params/{path}" not in self._shapes]:
+      raise ValueError(f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does not have; "
+                       "give the task that it was trained for, with --task.")
+    return "params", "copied from the online weights: the checkpoint has no average" if momentum else ""
 
   def dtype(self, name):
     """numpy dtype in the file; whole numbers stay what they are."""
@@ -189,25 +230,32 @@ def _momentum_name(name):
   return f"{head}_m{dot}{rest}"
 
 
-def _what_it_is(path, params):
-  """A converted folder or a run -> (fields of MPlug, manifest rows or [], task)."""
-  if (path / "model.json").exists():
-    geometry = json.loads((path / "model.json").read_text())
-    return geometry, json.loads((path / "manifest.json").read_text())["tensors"], ""
+def _what_it_is(path, shapes):
+  """A converted checkpoint or a run -> (fields of MPlug, manifest rows or [], task)."""
+  if description := converted.read_description(path):
+    geometry, manifest = description
+    return geometry, manifest["tensors"], ""
   if not (path / "config.json").exists():
     raise ValueError(f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json).")
   config = json.loads((path / "config.json").read_text())
   geometry = {name: config["model"][name] for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])}
-  words = next(x for path, x in params.items() if path.endswith("embeddings/word/embedding"))
-  return geometry | {"vocab_size": len(words), "pad_id": 0}, [], config["task"]["name"]
+  words = next(shape for name, shape in shapes.items() if name.startswith("params/") and name.endswith("embeddings/word/embedding"))
+  return geometry | {"vocab_size": words[0], "pad_id": 0}, [], config["task"]["name"]
+
+
+def manifest_beside(dest):
+  """Where `export_torch` writes its manifest."""
+  return f"{dest}.manifest.json"
 
 
 def export_torch(path, dest, *, task="", slim=False, dtype=None):
-  """A checkpoint of ours -> .pth (or .safetensors) with the official names, shapes and dtypes.
+  """A checkpoint of ours -> .pth (or .safetensors) with the official names, shapes and dtypes, and its manifest beside it.
+
+  One part of the model (an encoder, the decoder) is in memory at a time.
 
   Args:
-    path: converted folder, or run folder.
-    dest: file; its ending decides the format.
+    path: converted folder or file, or run folder.
+    dest: file; its ending decides the format. Replaced, as the manifest, once the new one is complete.
     task: official model whose tensors are written; "" for the source's own, or the run's task.
     slim: leave out the tensors that never run.
     dtype: of floating-point tensors; None: the source's.
@@ -217,28 +265,61 @@ def export_torch(path, dest, *, task="", slim=False, dtype=None):
 
   Raises:
     ValueError, FileNotFoundError: the checkpoint cannot be used; nothing is written.
+    OSError: the file could not be written; nothing of it remains.
   """
-  source, rows, out = _Exported(path, task, dtype), [], []
-  for name, tensor in source.tensors.items():
-    action, why, value = source.describe(name)
-    if slim and action == "dead":
-      continue
-    dtype = source.dtype(name)
-    rows.append({"name": name, "shape": list(tensor.shape), "dtype": dtype, "action": action, "why": why})
-    if action == "tied":
-      out.append(torch_write.Tensor(name, tensor.shape, dtype, same_as=why))
-    else:
-      out.append(torch_write.Tensor(name, tensor.shape, dtype, lambda value=value, dtype=dtype: value().astype(dtype)))
+  if os.path.exists(dest) and os.path.samefile(path, dest):
+    raise ValueError(f"{dest} is the checkpoint itself; choose another destination.")
+  with converted.open_dead(path) as dead:
+    source, rows, out = _Exported(path, task, dtype, dead), [], []
+    for name in source.tensors:
+      action, why, shape, value = source.describe(name)
+      if slim and action == "dead":
+        continue
+      dtype = source.dtype(name)
+      rows.append({"name": name, "shape": list(shape), "dtype": dtype, "action": action, "why": why})
+      if action == "tied":
+        out.append(torch_write.Tensor(name, shape, dtype, same_as=why))
+      else:
+        out.append(torch_write.Tensor(name, shape, dtype, lambda value=value, dtype=dtype: value().astype(dtype, copy=False)))
+    manifest = {"source": str(path), "task": source.task, "tensors": rows}
+    _write_export(dest, out, manifest)
+  return manifest
+
+
+def _write_export(dest, tensors, manifest):
+  """Both files or neither: the manifest is on disk, under another name, before the tensors are."""
   save = torch_write.save_safetensors if str(dest).endswith(".safetensors") else torch_write.save_pth
-  save(dest, out)
-  return {"source": str(path), "task": source.task, "tensors": rows}
+  try:
+    pathlib.Path(dest).parent.mkdir(parents=True, exist_ok=True)
+    with files.open_atomic(manifest_beside(dest)) as file:
+      file.write((json.dumps(manifest, indent=2) + "\n").encode())
+      file.flush()
+      save(dest, tensors)
+  except OSError as error:
+    raise converted.not_written(dest, error) from error
+
+
+# ---- manifests as text
+
+
+def _what(row):
+  return "mapped" if row["action"] == "map" else f"{row['action']}: {row['why']}"
 
 
 def summary(manifest):
   """Manifest -> lines of text: how many tensors and numbers were mapped, dropped (why) or made."""
   counts, sizes = collections.Counter(), collections.Counter()
   for row in manifest["tensors"]:
-    what = "mapped" if row["action"] == "map" else f"{row['action']}: {row['why']}"
-    counts[what] += 1
-    sizes[what] += int(np.prod(row["shape"]))
+    counts[_what(row)] += 1
+    sizes[_what(row)] += int(np.prod(row["shape"]))
   return [f"{counts[what]:6d} tensors {sizes[what] / 1e6:9.2f} million  {what}" for what in sorted(counts)]
+
+
+def tensor_lines(manifest):
+  """Manifest of a conversion -> one line of text for each tensor: its key, dtype and shape, and where it went or why nowhere."""
+  lines = []
+  for row in manifest["tensors"]:
+    why = f" ({row['why']})" if row["to"] and row["why"] else ""
+    where = f"-> {', '.join(row['to'])}{why}" if row["to"] else _what(row)
+    lines.append(f"{row['key']} {row['dtype']}{row['shape']} {where}")
+  return lines

@@ -38,7 +38,7 @@ def task_params(model):
   """Abstract parameters of the VQA task."""
   config = ml_collections.ConfigDict({
       "task": {"predict": "generate", "rank_answers": (), "distill": {"alpha": 0.0, "axis": "vocabulary"}},
-      "data": {"questions_per_image": 1, "max_question": 4, "max_answers": 1, "max_answer_tokens": 4}})
+      "data": {"frames": 0, "questions_per_image": 1, "max_question": 4, "max_answers": 1, "max_answer_tokens": 4}})
   task = vqa.Task(model, config, PadZero)
   batch = task.batch_spec(1)
   return jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)))

@@ -34,11 +34,11 @@ def test_every_tensor_has_its_place_and_comes_back_in_its_shape(name):
   for keys in (convert.online_names(tensors), momentum):
     entries = convert.plan({key: tensors[source].shape for key, source in keys.items()}, g)
     assert entries.keys() == keys.keys()
-    written = {(path, entry.index) for entry in entries.values() if entry.action == "map" for path in entry.target}
+    written = {place for entry in entries.values() for place in zip(entry.target, entry.indices)}
     assert len(written) == sum(len(entry.target) for entry in entries.values() if entry.action == "map")
     for key, entry in entries.items():
       if entry.action == "map":
-        leaves = [shapes[path] if entry.index is None else shapes[path][entry.index] for path in entry.target]
+        leaves = [shapes[path] if i is None else shapes[path][i] for path, i in zip(entry.target, entry.indices)]
         assert entry.inverse(leaves, tensors[keys[key]].shape).shape == tensors[keys[key]].shape, key
 
 

@@ -1,13 +1,16 @@
 """Whole checkpoints: PyTorch file -> ours -> PyTorch file and back, byte for byte; the naming styles; refusals."""
 
 import json
+from typing import NamedTuple
+import weakref
 
 import jax
+import ml_collections
 import ml_dtypes
 import numpy as np
 import pytest
 
-from mplug_jax import checkpoint, convert, torch_files, torch_inventory, torch_write, weights
+from mplug_jax import checkpoint, convert, converted, init_from, torch_files, torch_inventory, torch_write, weights
 from mplug_jax.convert_names import infer_geometry, official_name, official_names
 from tools import convert_checkpoint as convert_tool, export_torch as export_tool
 
@@ -64,13 +67,14 @@ def dead(name, task="vqa"):
   return converter.entry(next(iter(convert.online_names(keys, momentum)))).action == "dead"
 
 
+@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
 @pytest.mark.parametrize("task, large", [("vqa", False), ("vqa", True), ("caption", False), ("retrieval", True), ("grounding", False),
                                          ("videocap", True)])
-def test_there_and_back_with_every_byte(task, large, tmp_path):
+def test_there_and_back_with_every_byte(task, large, ours, tmp_path):
   tensors = state_dict(task, large)
   source = save(tmp_path / "official.pth", tensors)
-  weights.convert_checkpoint(source, tmp_path / "ours", keep_dead=True, **GIVEN)
-  manifest = weights.export_torch(tmp_path / "ours", tmp_path / "back.pth")
+  weights.convert_checkpoint(source, tmp_path / ours, keep_dead=True, **GIVEN)
+  manifest = weights.export_torch(tmp_path / ours, tmp_path / "back.pth")
   assert_same_bytes(read(tmp_path / "back.pth"), tensors)
   assert not any("initialisation" in row["why"] for row in manifest["tensors"])
 
@@ -105,10 +109,91 @@ def test_the_result_is_read_as_parameters(tmp_path):
   weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
                           convert.params_from_torch(tensors, g))
-  params = checkpoint.load_params(tmp_path / "ours", abstract)
-  jax.tree.map(np.testing.assert_array_equal, params, convert.params_from_torch(tensors, g))
+  weights.convert_checkpoint(tmp_path / "official.pth", tmp_path / "ours.safetensors", **GIVEN)
+  for path in ("ours", "ours.safetensors"):
+    params = checkpoint.load_params(tmp_path / path, abstract)
+    jax.tree.map(np.testing.assert_array_equal, params, convert.params_from_torch(tensors, g))
+    assert all(x.sharding == like.sharding for x, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True))
+    with pytest.raises(ValueError, match="holds no ema_params"):
+      checkpoint.load_params(tmp_path / path, abstract, which="ema_params")
+    with pytest.raises(ValueError, match="does not fit.*in the checkpoint alone: params/text_encoder"):
+      checkpoint.load_params(tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"})
+  with pytest.raises(ValueError, match="official.pth holds PyTorch weights; make a checkpoint of it"):
+    checkpoint.load_params(tmp_path / "official.pth", abstract)
   assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
   assert infer_geometry({name: x.shape for name, x in tensors.items()}, **GIVEN) == g
+
+
+def test_leaves_are_made_one_after_the_other_and_tied_copies_forgotten(tmp_path, monkeypatch):
+  """At no time is more of the model alive than the leaves of one batch and the tensor that one of them is made of."""
+  source, alive, most = save(tmp_path / "official.pth", state_dict("caption")), [], [0]
+  monkeypatch.setattr(converted, "_BATCH_LEAVES", 1)
+  make = weights._make
+
+  def watched(*args):
+    leaf = make(*args)
+    alive.append(weakref.ref(leaf))
+    most[0] = max(most[0], sum(ref() is not None for ref in alive))
+    return leaf
+
+  monkeypatch.setattr(weights, "_make", watched)
+  weights.convert_checkpoint(source, tmp_path / "ours", **GIVEN)
+  assert len(alive) > 100 and most[0] <= 2
+
+
+def test_transposed_matrices_of_every_size_are_copied_whole():
+  for shape in ((1, 1), (5, 16), (40, 33), (3, 100)):
+    x, to = np.random.default_rng(0).standard_normal(shape[::-1]).astype(np.float32).T, np.zeros(shape, np.float16)
+    weights._copy(x, to)
+    np.testing.assert_array_equal(to, x.astype(np.float16))
+
+
+def test_bytes_of_tied_copies_count_not_their_values(tmp_path):
+  """NaN is no number, but the same bytes."""
+  tensors = state_dict("caption")
+  words = "text_decoder.bert.embeddings.word_embeddings.weight"
+  tensors[words][0, 0] = np.nan
+  weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
+  assert np.isnan(checkpoint.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][0, 0])
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+def test_one_file_holds_what_the_folder_does(task, tmp_path):
+  source = save(tmp_path / "official.pth", state_dict(task))
+  manifest = weights.convert_checkpoint(source, tmp_path / "folder", keep_dead=True, **GIVEN)
+  weights.convert_checkpoint(source, tmp_path / "file.safetensors", keep_dead=True, **GIVEN)
+  leaves = {f"{tree}/{path}": x for tree in ("params", "ema_params", "extra")
+            for path, x in checkpoint.load_arrays(tmp_path / "folder", tree).items()}
+  dead_ones = {f"dead/{name}": x for name, x in read(tmp_path / "folder" / "dead_weights.safetensors").items()}
+  assert_same_bytes(read(tmp_path / "file.safetensors"), leaves | dead_ones)
+  for path in ("folder", "file.safetensors"):
+    assert converted.read_description(tmp_path / path) == (manifest["geometry"], manifest)
+    assert checkpoint.array_shapes(tmp_path / path).items() >= {name: x.shape for name, x in leaves.items()}.items()
+    part = checkpoint.load_arrays(tmp_path / path, "params/text_encoder")
+    assert_same_bytes({f"params/text_encoder/{name}": x for name, x in part.items()},
+                      {name: x for name, x in leaves.items() if name.startswith("params/text_encoder/")})
+    assert checkpoint.load_arrays(tmp_path / path, "params/nothing") == {}
+  with torch_files.open_tensors(tmp_path / "file.safetensors") as file:
+    assert file.metadata.keys() == {"geometry", "manifest"}
+
+
+class State(NamedTuple):
+  """What `init_from` reads and replaces of a TrainState."""
+  params: dict
+  ema_params: dict
+  replace = lambda self, **values: self._replace(**values)  # noqa: E731
+
+
+@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
+def test_a_run_starts_from_either_form(ours, tmp_path):
+  tensors, place = state_dict("vqa"), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / ours, **GIVEN)
+  expected = [convert.params_from_torch(tensors, geometry(), momentum, dtype=np.float32) for momentum in (False, True)]
+  zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), place), expected[0])
+  options = ml_collections.ConfigDict({"paths": (str(tmp_path / ours),), "new": (), "unused": ()})
+  state, report = init_from.init_from(State(zeros, zeros), options)
+  jax.tree.map(np.testing.assert_array_equal, [state.params, state.ema_params], expected)
+  assert set(report.values()) == {str(tmp_path / ours)}
 
 
 STYLES = {
@@ -183,7 +268,7 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   without = {name: x for name, x in tensors.items() if name != key}
   refused(without, tmp_path, r"1 leaves missing: text_decoder/layers/intermediate")
   refused(without | {key.replace("intermediate", "intermediatd"): tensors[key]}, tmp_path,
-          r"1 unknown tensors: text_decoder.bert.encoder; 1 leaves missing: text_decoder/layers/intermediate")
+          r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: text_decoder/layers/intermediate")
   refused(tensors | {key: tensors[key].T}, tmp_path, r"1 tensors of another shape: text_decoder.bert.encoder")
   unfused = {n: x for n, x in tensors.items() if not n.startswith("fusion_encoder.encoder.layer.")}
   refused(unfused, tmp_path, "1 leaves missing: fusion_encoder")
@@ -192,6 +277,39 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   refused(tensors | {f"module.{key}": tensors[key]}, tmp_path, "1 tensors come under two names, for example .* and module")
   refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "no mPLUG and no CLIP")
   refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)
+  refused(tensors, tmp_path, "--image_size=20 is no multiple of the image encoder's patch size 8", image_size=20)
+
+
+@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
+def test_a_leaf_that_cannot_be_made_leaves_nothing(ours, tmp_path, monkeypatch):
+  """Half of the leaves are written when it happens; the cause is told as it is."""
+  source, calls = save(tmp_path / "official.pth", state_dict("caption")), []
+  make = weights._make
+
+  def broken(*args):
+    calls.append(args)
+    if len(calls) == 60:
+      raise ValueError("the file ends inside this tensor")
+    return make(*args)
+
+  monkeypatch.setattr(weights, "_make", broken)
+  with pytest.raises(ValueError, match="^the file ends inside this tensor$"):
+    weights.convert_checkpoint(source, tmp_path / ours, **GIVEN)
+  assert [p.name for p in tmp_path.iterdir()] == ["official.pth"]
+
+
+def test_a_failed_export_keeps_the_old_files(tmp_path, monkeypatch):
+  weights.convert_checkpoint(save(tmp_path / "official.pth", state_dict("caption")), tmp_path / "ours.safetensors", **GIVEN)
+  weights.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth", slim=True)
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+  monkeypatch.setattr(torch_inventory, "initial", lambda *unused: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    weights.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+  with pytest.raises(ValueError, match="is the checkpoint itself"):
+    weights.export_torch(tmp_path / "ours.safetensors", tmp_path / "ours.safetensors")
+  with pytest.raises(ValueError, match="is a converted checkpoint already"):
+    weights.convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "again")
 
 
 def test_the_commands(tmp_path, capsys):
@@ -200,12 +318,28 @@ def test_the_commands(tmp_path, capsys):
   assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 0
   out = capsys.readouterr().out
   assert "mapped" in out and "CLIP's text tower, never run" in out and "geometry:" in out
+  assert f"manifest: {tmp_path}/ours/manifest.json" in out
+  assert convert_tool.main([str(source), str(tmp_path / "x.safetensors"), *flags, "--verbose", "--image_size=32"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert f"manifest: in the metadata of {tmp_path}/x.safetensors" in lines
+  described = {line.split(" ")[0]: line for line in lines}
+  assert described.keys() >= state_dict("vqa").keys()
+  for key, what in (("text_encoder.encoder.layer.1.output.dense.bias", "-> params/text_encoder/layers/output/bias[1]"),
+                    ("text_encoder_m.encoder.layer.1.output.dense.bias", "-> ema_params/text_encoder/layers/output/bias[1]"),
+                    ("visual_encoder.visual.positional_embedding", "/position_embedding (resized from 5 to 17 positions)"),
+                    ("fusion_encoder.encoder.layer.0.output.dense.bias", "dead: a stored fusion layer that never runs"),
+                    ("text_decoder.cls.predictions.decoder.bias", "tied: text_decoder.cls.predictions.bias")):
+    assert described[key].endswith(what), described[key]
   assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 1
   assert "exists already" in capsys.readouterr().err
   assert convert_tool.main([str(tmp_path / "none.pth"), str(tmp_path / "x")]) == 1
   assert "none.pth" in capsys.readouterr().err
   assert export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
-  assert "official initialisation" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "official initialisation" in out and f"manifest: {tmp_path}/back.pth.manifest.json" in out
+  rows = json.loads((tmp_path / "back.pth.manifest.json").read_text())["tensors"]
+  assert {row["name"]: (tuple(row["shape"]), row["dtype"]) for row in rows} == {
+      name: (x.shape, str(x.dtype)) for name, x in read(tmp_path / "back.pth").items()}
   assert {x.dtype for name, x in read(tmp_path / "back.pth").items() if "position_ids" not in name} == {np.dtype(np.float16)}
   assert export_tool.main([str(tmp_path), str(tmp_path / "no.pth")]) == 1
   assert str(tmp_path) in capsys.readouterr().err and not (tmp_path / "no.pth").exists()

@@ -8,7 +8,7 @@ from mplug_jax import checkpoint, torch_inventory, weights
 
 def _parse(argv):
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("checkpoint", help="folder of convert_checkpoint, or a run folder")
+  parser.add_argument("checkpoint", help="folder or file of convert_checkpoint, or a run folder")
   parser.add_argument("dest", help="file to make: .pth, or .safetensors")
   parser.add_argument("--task", default="", choices=["", *torch_inventory.TASKS], help="official model; default: the source's or the run's")
   parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
@@ -19,12 +19,14 @@ def _parse(argv):
 def main(argv=None):
   """Returns the exit status: 0, or 1 after one sentence on stderr."""
   options = vars(_parse(argv))
+  dest = options.pop("dest")
   try:
-    manifest = weights.export_torch(options.pop("checkpoint"), options.pop("dest"), **options)
+    manifest = weights.export_torch(options.pop("checkpoint"), dest, **options)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print("\n".join(weights.summary(manifest)))
+  print(f"manifest: {weights.manifest_beside(dest)}")
   return 0
 
 

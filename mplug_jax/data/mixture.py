@@ -8,7 +8,7 @@ import numpy as np
 class Mixture:
   """A source whose epoch shows the records of each source in proportion to its weight, and every record at least once.
 
-  Sources with more than their natural share are repeated. Records have `number`, that of their image in the source, less than
+  Sources with more than their natural share are repeated. Records have `id`, the number of their image in the source, less than
   the source's length; here it becomes unique over all sources.
 
   Args:
@@ -26,10 +26,10 @@ class Mixture:
     weights = np.array(sizes if weights is None else weights, np.float64)
     if weights.shape != (len(sizes),) or not (np.isfinite(weights) & (weights > 0)).all():
       raise ValueError(f"A mixture of {len(sizes)} sources needs as many positive weights, not {weights.tolist()}.")
-    self._sources, self._sizes = list(sources), sizes
+    self.sources, self._sizes = list(sources), sizes
     counts = np.maximum(np.rint(weights * (np.array(sizes) / weights).max()).astype(int), sizes)
     self._ends = np.cumsum(counts).tolist()
-    self._first_number = [0, *np.cumsum(sizes).tolist()]
+    self._first_id = [0, *np.cumsum(sizes).tolist()]
 
   def __len__(self):
     return self._ends[-1]
@@ -44,10 +44,5 @@ class Mixture:
 
   def __getitem__(self, index):
     number, place = self._place(index)
-    record = self._sources[number][place]
-    return record | {"number": self._first_number[number] + record["number"]}
-
-  def captions(self, index):
-    """The texts of a record, without its pixels."""
-    number, place = self._place(index)
-    return self._sources[number].captions(place)
+    record = self.sources[number][place]
+    return record | {"id": self._first_id[number] + record["id"]}
