@@ -129,7 +129,8 @@ def test_mistakes_in_bert_are_named():
   tensors = bert()
   without = lambda key: {name: x for name, x in tensors.items() if not name.startswith(key)}  # noqa: E731
   layer = "bert.encoder.layer.{}."
-  refused(without(layer.format(7) + "output.dense.bias"), "2 leaves missing: fusion_encoder/layer_1/output/bias, text_decoder/layers/output/bias")
+  refused(without(layer.format(7) + "output.dense.bias"),
+          "2 leaves missing: fusion_encoder/layer_1/output/bias, text_decoder/layers/output/bias")
   refused(without(layer.format(0) + "attention.self.key"), "4 leaves missing: text_decoder/layers/attention.*text_encoder/layers/attention")
   refused(without("cls.predictions.bias"), "2 leaves missing: fusion_encoder/mlm_head/head/bias, text_decoder/head/bias")
   refused(without("bert.embeddings.word"), "no mPLUG and no CLIP or BERT: neither")
