@@ -33,5 +33,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "convert": ["torch", "safetensors"],
+        "eval": ["pycocoevalcap"],  # METEOR and SPICE, which need Java
+        "video": ["av"],  # codecs that OpenCV lacks
     },
 )

@@ -1,0 +1,64 @@
+"""Scores of captions against references: `python -m tools.score_captions RESULTS.json ANNOTATIONS.json [--metrics CIDEr-D ...]`.
+
+RESULTS is a list [{"image_id", "caption"}] as COCO's results, ANNOTATIONS {"images", "annotations"} as COCO's captions. Where images
+have a "domain" (NoCaps: in-domain, near-domain, out-domain), each domain is evaluated as well. Values are percentages; "CIDEr-D" is what
+papers call CIDEr. METEOR and SPICE need Java and `pip install pycocoevalcap`; without, the reason is printed in their place. Exit
+status: 0 scores were printed, 2 the files could not be read, do not match, or --json could not be written.
+"""
+
+import argparse
+import json
+import sys
+
+from mplug_jax import files
+from mplug_jax.evaluators import text_metrics
+
+
+def _read(path):
+  """Raises ValueError for what is not JSON, OSError."""
+  with open(path, encoding="utf-8") as file:
+    try:
+      return json.load(file)
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f"{path}: not a JSON file ({error}).") from error
+
+
+def _print_table(scores):
+  """One aligned line for each metric, a column for each domain, then what was not computed."""
+  columns, notes = [["", *next(iter(scores.values()))]], []
+  for name, values in scores.items():
+    columns.append([name, *("-" if isinstance(value, str) else f"{value:.2f}" for value in values.values())])
+    notes = notes or [f"{metric}: {value}" for metric, value in values.items() if isinstance(value, str)]
+  widths = [max(map(len, column)) for column in columns]
+  for first, *rest in zip(*columns):
+    print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]))
+  print(*notes, sep="\n", end="\n" if notes else "")
+
+
+def main(argv=None):
+  """Returns the exit status."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("results", metavar="RESULTS.json")
+  parser.add_argument("annotations", metavar="ANNOTATIONS.json")
+  parser.add_argument("--metrics", nargs="+", metavar="NAME", choices=text_metrics.ALL, default=text_metrics.DEFAULT,
+                      help=f"some of {', '.join(text_metrics.ALL)}; without: {', '.join(text_metrics.DEFAULT)}")
+  parser.add_argument("--partial", action="store_true", help="evaluate the images that have a result, instead of insisting on all")
+  parser.add_argument("--json", default="", metavar="FILE", help="file for the scores")
+  options = parser.parse_args(argv)
+  try:
+    scores = text_metrics.score_domains(_read(options.results), _read(options.annotations), options.metrics, options.partial)
+  except (ValueError, OSError) as error:
+    print(error, file=sys.stderr)
+    return 2
+  _print_table(scores)
+  if options.json:
+    try:
+      files.write_json(options.json, scores)
+    except OSError as error:
+      print(f"The scores could not be written: {error}.", file=sys.stderr)
+      return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
