@@ -272,15 +272,16 @@ _NAMES = {
 class _Unpickler(pickle.Unpickler):
   """Python's unpickler, with the two places where a pickle reaches outside closed."""
 
-  def __init__(self, data):
+  def __init__(self, data, names):
     super().__init__(io.BytesIO(data), encoding="latin-1")  # byte strings of Python 2: any byte decodes
+    self._names = names
     self.counts = collections.Counter()
     self._placeholders = {}
 
   def find_class(self, module, name):
     full = ascii(f"{module}.{name}")[1:-1]  # it ends up in messages of one line
-    if full in _NAMES:
-      return _NAMES[full]
+    if full in self._names:
+      return self._names[full]
     self.counts[full] += 0  # mentioned
     if full.startswith("torch._utils._rebuild"):
       self.counts[full] += 1
@@ -306,12 +307,13 @@ def _check_memo(data):
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 
-def load(data: bytes, path: str) -> tuple[object, dict[str, int]]:
+def load(data: bytes, path: str, names=None) -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
   Args:
     data: the pickle.
     path: its file, for the error.
+    names: {qualified name: what stands for it} beside those of PyTorch; nothing in it may act on anything but itself.
 
   Returns:
     (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class or function: number of
@@ -320,7 +322,7 @@ def load(data: bytes, path: str) -> tuple[object, dict[str, int]]:
   Raises:
     ValueError: not a pickle, cut short, or one that does what no state dict needs.
   """
-  unpickler = _Unpickler(data)
+  unpickler = _Unpickler(data, _NAMES | (names or {}))
   try:
     _check_memo(data)
     value = unpickler.load()

@@ -1,4 +1,4 @@
-"""The train loop: one function for every task. `build` makes what train, evaluate and the tools share.
+"""The train loop: one function for every task.
 
 The loop's order defines what a step number means:
 resume -> [evaluation due? -> save due or interrupted? -> next batch -> update], so that checkpoint N holds N updates and
@@ -6,106 +6,25 @@ the data stands after N batches.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import json
 import os
 import shutil
 import time
-from typing import Any, NamedTuple
 
 from clu import parameter_overview
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import numpy as np
 
-from mplug_jax import (
-    checkpoint, config as config_lib, data, evaluators, files, host, init_from, metrics, optim, plots, sharding, tasks,
-    train_state, train_step)
+from mplug_jax import checkpoint, config as config_lib, data, evaluators, files, host, init_from, metrics, plots, sharding, tasks
+from mplug_jax.build import Host, build
 from mplug_jax.data import pipeline, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
-from mplug_jax.models.mplug import MPlug
 
 
 class StopTraining(RuntimeError):
   """Training cannot go on; the message says why and where the last good state is."""
-
-
-class Build(NamedTuple):
-  """A run without data: everything that follows from the config, the tokenizer and the devices."""
-  task: Any
-  mesh: Any
-  schedules: dict  # {group: step -> learning rate}
-  init: Any  # () -> TrainState
-  abstract: Any  # TrainState of ShapeDtypeStructs with shardings
-  train_step: Any  # jitted (state, batch, healthy) -> (state, metrics, health)
-  predict: dict  # {name: (params, batch of this process) -> arrays of all processes' rows}
-
-
-class Host(NamedTuple):
-  """What `Task.prepare` may use between two updates. Every process makes the same calls."""
-  predict: dict  # see Build.predict
-
-  def own(self, rows):
-    """All processes' rows of an array -> those of this process."""
-    count = len(rows) // jax.process_count()
-    return rows[jax.process_index() * count:][:count]
-
-
-def build_model(config, tokenizer):
-  """config.model -> MPlug.
-
-  Raises:
-    ValueError: the model's vocabulary is not the tokenizer's.
-  """
-  fields = config.model.to_dict()
-  fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
-  if fields["vocab_size"] != tokenizer.vocab_size:
-    raise ValueError(f"config.model.vocab_size={fields['vocab_size']} but the tokenizer has {tokenizer.vocab_size} tokens; set it "
-                     "to 0 to follow the tokenizer, or give the vocabulary that the model was made for in config.tokenizer.path.")
-  return MPlug(**fields | {"dtype": jnp.dtype(fields["dtype"]), "pad_id": tokenizer.pad_id})
-
-
-def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None):
-  """Config and tokenizer -> Build; computes nothing, so it also serves compilation for devices that are not there.
-
-  The steps matter to training alone; left out they are more than any warm-up.
-
-  Raises:
-    ValueError: a value of the config that nothing can be built from; predict functions are traced, so that theirs show here too.
-  """
-  config_lib.check(config)
-  task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
-  mesh = sharding.make_mesh(config.mesh, devices)
-  parts = config.optim.microbatches
-  sharding.check_rows(config.batch_size, mesh, "config.batch_size")
-  sharding.check_rows(config.batch_size // parts, mesh, f"config.batch_size divided by config.optim.microbatches={parts}")
-  sharding.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
-  sample = task.batch_spec(1)
-  init_params = jax.jit(lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))  # traced once for all
-  params = jax.eval_shape(init_params, jax.random.key(0))
-  optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
-  init = train_state.make_init(init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0)
-  abstract = train_state.abstract_state(init, mesh)
-  shardings = train_state.shardings_of(abstract)
-  step = train_step.make_train_step(
-      task, optimizer, microbatches=config.optim.microbatches, accumulate=config.optim.accumulate,
-      ema_decay=config.ema.decay, ema_include=config.ema.include)
-  for fn in task.predict_fns().values():
-    jax.eval_shape(fn, params, sample)
-  predict = {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()}
-  return Build(task, mesh, schedules, jax.jit(init, out_shardings=shardings), abstract,
-               jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)), predict)
-
-
-def _predictor(fn, mesh):
-  """Jits a predict function: this process's numpy rows in, all processes' rows out, with what tells them apart."""
-  jitted = jax.jit(lambda params, batch: fn(params, batch) | {name: batch[name] for name in ("index", "mask", "corrupt")})
-
-  def predict(params, batch):
-    with jax.set_mesh(mesh):
-      out = jitted(params, sharding.put_batch(batch, mesh))
-    return jax.tree.map(np.asarray, out if jax.process_count() == 1 else multihost_utils.process_allgather(out, tiled=True))
-  return predict
 
 
 def prepare_tokenizer(config, workdir, source):
@@ -211,7 +130,7 @@ class Evaluation:
 
   def run(self, params):
     """-> {metric: value}."""
-    predict = {name: lambda batch, fn=fn: fn(params, batch) for name, fn in self._predict.items()}
+    predict = {name: functools.partial(fn, params) for name, fn in self._predict.items()}
     return self.evaluator.run(predict, jax.process_index(), jax.process_count())
 
 
@@ -379,23 +298,38 @@ def train(config, workdir):
   return 0
 
 
-def evaluate(config, workdir, run):
-  """Evaluates the weights of the run folder `run` on config.eval.split; results go to `workdir`. Returns {metric: value}.
+def _tokenizer_of(config, workdir, path):
+  """The tokenizer that a checkpoint carries; of a converted one the vocabulary in config.tokenizer.path, copied to `workdir`."""
+  folder = os.path.join(path, "tokenizer")
+  if os.path.exists(folder):
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_same(tokenizer, checkpoint.load_extra(path)["tokenizer"], f"the checkpoint in {path}")
+    return tokenizer
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"No such checkpoint or run directory: {path}.")
+  if not config.tokenizer.path:
+    raise ValueError(f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path.")
+  return prepare_tokenizer(config, workdir, None)
+
+
+def evaluate(config, workdir, path):
+  """Evaluates a checkpoint on config.eval.split; results go to `workdir`. Returns {metric: value}.
+
+  Args:
+    path: run folder of this task or of one that trains all its parameters (pre-training, say), or a converted checkpoint.
 
   Raises:
-    FileNotFoundError: `run` holds no tokenizer or checkpoint.
-    ValueError: the checkpoint is of another model.
+    FileNotFoundError: there is no checkpoint.
+    ValueError: it is of another model, or lacks parameters or a tokenizer.
   """
   host.prepare(config.compilation_cache)
-  tokenizer = tokenizers.load(os.path.join(run, "tokenizer"))
-  tokenizers.check_same(tokenizer, checkpoint.load_extra(run)["tokenizer"], f"the checkpoint in {run}")
-  built = build(config, tokenizer)
   os.makedirs(workdir, exist_ok=True)
+  tokenizer = _tokenizer_of(config, workdir, path)
+  built = build(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built)
   which = "ema_params" if evaluation.weights(built.abstract) is built.abstract.ema_params else "params"
   with jax.set_mesh(built.mesh):
-    params = checkpoint.load_params(run, built.abstract.params, which)
-    result = evaluation.run(params)
+    result = evaluation.run(init_from.load_params(path, built.abstract.params, which))
   if jax.process_index() == 0:
     _say_result(evaluation.metric, result, evaluation.evaluator.samples)
   return result

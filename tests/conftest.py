@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -12,9 +14,18 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     options.append("--xla_cpu_use_fusion_emitters=false")
   os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *options])
 
+# Many tests compile the same program; processes that tests start compile them again. What takes a while is kept until the tests end.
+_COMPILED = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="mplug_jax_compiled_")
+if _COMPILED:
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+
 from absl import flags  # noqa: E402
 
 gc.set_threshold(100_000, 20, 100)  # as host.prepare sets it: tracing makes objects by the million
 
 # Grain's worker processes read absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_sessionfinish():
+  shutil.rmtree(_COMPILED, ignore_errors=True)

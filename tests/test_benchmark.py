@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from mplug_jax import flops, train
+from mplug_jax import flops
+from mplug_jax.build import build_model
 from tools import benchmark, benchmark_report
 
 
@@ -23,7 +24,7 @@ def quick(monkeypatch):
 
 
 def model(config):
-  return train.build_model(config, SimpleNamespace(vocab_size=320, pad_id=0))
+  return build_model(config, SimpleNamespace(vocab_size=320, pad_id=0))
 
 
 def test_train_step(quick, tmp_path, capsys):

@@ -35,7 +35,8 @@ def plain_leaves(value):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_size_and_source_builds_a_locked_config_of_plain_values(path):
   module = runpy.run_path(str(path))
-  get_config = module["get_config"]
+  required = module.get("_REQUIRED", "")
+  get_config = lambda arg="": module["get_config"](",".join(filter(None, (arg, required))))  # noqa: E731
   for size, data, rest in itertools.product(PRESETS, module["_DATA"], ("", "res=224,steps=7,blank")):
     arg = ",".join(filter(None, (size, f"data={data}", rest)))
     c = get_config(arg)
@@ -109,8 +110,9 @@ def test_a_mistake_inside_a_config_file_keeps_its_traceback(tmp_path):
 
 
 def test_configs_import_no_jax():
-  code = "import sys, runpy\nimport mplug_jax.config\n" + "".join(
-      f"runpy.run_path({str(p)!r})['get_config']('base')\n" for p in CONFIGS) + "assert not {'jax', 'flax'} & sys.modules.keys()"
+  load = "module = runpy.run_path({!r})\nmodule['get_config']('base,' + module.get('_REQUIRED', ''))\n"
+  code = "import sys, runpy\nimport mplug_jax.config\n" + "".join(load.format(str(p)) for p in CONFIGS)
+  code += "assert not {'jax', 'flax'} & sys.modules.keys()"
   result = run("-c", code)
   assert result.returncode == 0, result.stderr
 

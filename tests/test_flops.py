@@ -11,6 +11,7 @@ import pytest
 
 from configs import vqa as vqa_config
 from mplug_jax import decode, flops, train
+from mplug_jax.build import build_model
 from mplug_jax.models import layers
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
@@ -54,7 +55,7 @@ def make(**fields):
   config = vqa_config.get_config("tiny").unlock()
   config.model.update(fields)
   config.data.update(dict(questions_per_image=QUESTIONS, max_question=LENGTH, max_answers=ANSWERS, max_answer_tokens=ANSWER_LENGTH))
-  task = train.tasks.get("vqa")(train.build_model(config, TOKENIZER), config, TOKENIZER)
+  task = train.tasks.get("vqa")(build_model(config, TOKENIZER), config, TOKENIZER)
   batch = task.batch_spec(IMAGES)
   return task, jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))), batch
 
@@ -110,7 +111,7 @@ def test_agrees_with_xla_where_products_dominate():
 
 def test_base_counts_at_the_size_of_the_benchmark():
   config = vqa_config.get_config("base")
-  model = train.build_model(config, SimpleNamespace(vocab_size=30522, pad_id=0))
+  model = build_model(config, SimpleNamespace(vocab_size=30522, pad_id=0))
   assert flops.image_tokens(model) == 577
   step = flops.vqa_train_step(model, 2, 1, 32, 1, 6)
   assert 880e9 < step < 979e9  # the compiler's count, which includes elementwise work, is 979e9

@@ -11,6 +11,7 @@ import pytest
 import tiny_run
 
 from mplug_jax import train
+from mplug_jax.build import build_model
 from mplug_jax.data import scene_sources, scenes, video
 from mplug_jax.tasks import base
 
@@ -24,9 +25,10 @@ def config(name, arg):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A tiny run of VQA on scenes, two updates long."""
+  """A tiny run of pre-training on scenes, two updates long: it has the parameters of every task."""
   folder = tmp_path_factory.mktemp("run")
-  c = tiny_run.config("tiny,data=scenes", total_steps=2, model__image_size=32, data__size=48, compilation_cache="")
+  c = config("pretrain", "tiny,steps=2")
+  c.update_from_flattened_dict({"model.image_size": 32, "data.size": 48, "compilation_cache": "", "task.rerank_k": 0})
   assert train.train(c, folder) == 0
   return folder
 
@@ -39,7 +41,7 @@ def settings(c):
 
 def test_the_tokens_of_a_clip_are_those_of_its_frames():
   c = tiny_run.config()
-  model = train.build_model(c, type("Tokenizer", (), {"vocab_size": 20, "pad_id": 0}))
+  model = build_model(c, type("Tokenizer", (), {"vocab_size": 20, "pad_id": 0}))
   clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3)), jnp.uint8)
 
   def run(m):
@@ -81,3 +83,39 @@ def test_video_files_and_ranked_answers(run, tmp_path, capsys):
   shutil.rmtree(tmp_path / "videos")
   with pytest.raises(FileNotFoundError, match="entry 1|line 1: image .*test-0.mp4 does not exist; check data.video_root"):
     train.evaluate(c, tmp_path / "out", run)
+
+
+def test_captions_of_clips(run, tmp_path, capsys):
+  result = train.evaluate(settings(config("video_caption", "tiny")), tmp_path, run)
+  assert 0 <= result["CIDEr-D"] and {"CIDEr-D_seen", "shuffled_CIDEr-D"} <= result.keys() and "true" not in result
+  assert "final: CIDEr-D" in capsys.readouterr().out and len(json.loads((tmp_path / "predictions.json").read_text())) == 6
+
+
+def test_searching_clips(run, tmp_path):
+  c = settings(config("video_retrieval", "tiny,sampling=2,frames=1"))
+  result = train.evaluate(c, tmp_path / "frame", run)
+  assert 0 <= result["r_mean"] <= 100 and result["pairs_scored"] > 0
+  c.data.frames, c.data.frame_sampling = 8, "centres"
+  assert train.evaluate(c, tmp_path / "clip", run).keys() == result.keys()
+  assert (tmp_path / "clip" / "predictions.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name, row, file", [
+    ("video_caption:vatex", {"videoID": "test-{i}", "enCap": ["a red circle", "there it is"]}, "test.json"),
+    ("video_retrieval:msrvtt", {"clip_name": "test-{i}", "caption": "clip {i}"}, "test.jsonl")])
+def test_official_files(name, row, file, run, tmp_path):
+  (tmp_path / "videos").mkdir()
+  clips, rows = scene_sources.SceneClips(scenes.SceneConfig(48), "test"), []
+  for i in range(3):
+    video.write_mp4(tmp_path / "videos" / f"test-{i}.mp4", clips[i]["image"])
+    rows.append({key: value.format(i=i) if isinstance(value, str) else value for key, value in row.items()})
+  text = json.dumps(rows) if file.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
+  (tmp_path / file).write_text(text)
+  name, data = name.split(":")
+  c = settings(config(name, f"tiny,data={data},root={tmp_path},frames=4"))
+  c.eval.limit, c.task.rerank_k = 0, 2
+  if name == "video_caption":
+    c.task.update({"min_length": 1, "max_length": 6, "prompt": ""})
+  result = train.evaluate(c, tmp_path / "out", run)
+  assert np.isfinite(result[{"video_caption": "CIDEr-D", "video_retrieval": "r_mean"}[name]])
+  assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) > 0

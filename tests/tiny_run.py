@@ -17,18 +17,18 @@ from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def start(workdir, settings, *flags, devices=8, use=0, sleep=0.0):
-  """Starts `python -m mplug_jax.main` on the tiny config, see main_worker.py.
+def start(workdir, settings, *flags, config="vqa.py:tiny", devices=8, use=0, sleep=0.0):
+  """Starts `python -m mplug_jax.main` on the tiny config of a task, see main_worker.py.
 
   Args:
     settings: {"section.field": value} of the config.
-    flags: further flags of main.
+    flags: further flags of main. config: file of configs/ and its argument.
     devices: virtual CPU devices of the process. use: how many of them the run uses, 0 = all.
     sleep: seconds after every update.
   """
   xla_flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
   command = [sys.executable, str(ROOT / "tests" / "main_worker.py"), str(use), str(sleep),
-             f"--config={ROOT}/configs/vqa.py:tiny", f"--workdir={workdir}", *flags]
+             f"--config={ROOT}/configs/{config}", f"--workdir={workdir}", *flags]
   return subprocess.Popen(
       command + [f"--config.{name}={value}" for name, value in settings.items()], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       text=True, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)})

@@ -23,6 +23,7 @@ import numpy as np
 
 from configs import vqa as vqa_config
 from mplug_jax import data as data_lib, decode, flops, host, sharding, train
+from mplug_jax.build import build_model
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.models.presets import PRESETS
@@ -132,7 +133,7 @@ def caption(options):
   """Beam search from pixels, in the official mode; the end is forbidden until the last token, so that every step runs."""
   config = _config(options)
   tokenizer = _tokenizer(config)
-  task = train.tasks.get("vqa")(train.build_model(config, tokenizer), config, tokenizer)
+  task = train.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
   rng = np.random.default_rng(0)
   spec = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(1))))
   params = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec)

@@ -113,3 +113,7 @@ class SceneClips(_SceneRecords):
   def questions(self, index):
     """The questions of a record, without its pixels."""
     return self._questions(self._clip(index), index)
+
+  def shows_unseen(self, index):
+    """Whether a held-out (shape, colour) pair is to be seen."""
+    return self._clip(index).frames[0].unseen

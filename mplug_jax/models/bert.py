@@ -113,10 +113,11 @@ class BertLayer(nn.Module):
     return constrain(self.output_norm(x + self.dropout(out)))
 
   def __call__(self, x, mask=None, memory=None, memory_mask=None):
-    """x: f[B, L, D]; mask: bool[B, 1, L | 1, L]; memory: `Memory` or None -> (dtype[B, L, D], None)."""
+    """x: f[B, L, D]; mask: bool[B, 1, L | 1, L]; memory: `Memory`, its `cross_keys_values`, or None -> (dtype[B, L, D], None)."""
     x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
     if self.cross:
-      read = self.crossattention.attend(x, *self.cross_keys_values(memory), memory_mask)
+      keys_values = self.cross_keys_values(memory) if isinstance(memory, Memory) else memory
+      read = self.crossattention.attend(x, *keys_values, memory_mask)
       x = self.crossattention_norm(x + self.dropout(read))
     return self._feed_forward(x), None
 

@@ -53,6 +53,7 @@ class MPlug(nn.Module):
   pad_id: int
   vision_heads: int = 0  # 0 = heads of width 64, as CLIP
   fusion: str = "released"
+  pairing: str = "shared"  # how a text is fused with several images, see `fuse_images`
   embed_dim: int = 256
   classes: int = 2
   temperature: float = 0.07
@@ -94,6 +95,28 @@ class MPlug(nn.Module):
   def fuse(self, text, mask, image):
     """text: f[B * Q, L, D]; mask: bool[B * Q, L]; image: f[B, N, D] -> (image, text), see FusionEncoder."""
     return self.fusion_encoder(text, mask, image)
+
+  def fuse_images(self, text, mask, image, count):
+    """Texts about `count` = N images each -> what `class_logits` reads.
+
+    Pairing "shared": the text is fused with every image by the same layers, and the first tokens lie side by side (F = N D).
+    "duplicated": one pass, every layer twice for two images, see FusionEncoder.pair (F = D).
+
+    Args:
+      text: f[B * Q, L, D]. mask: bool[B * Q, L]. image: f[B * N, S, D], N one after the other for every Q texts.
+
+    Returns:
+      f[B * Q, F].
+    """
+    rows = image.shape[0] // count
+    if self.pairing == "duplicated":
+      first, second = image.reshape((rows, count) + image.shape[1:]).swapaxes(0, 1)
+      return self.fusion_encoder.pair(text, mask, first, second)[:, 0]
+    def for_every_image(x):  # [B * Q, ...] -> [B * N * Q, ...]
+      x = x.reshape((rows, -1) + x.shape[1:])
+      return jnp.repeat(x, count, axis=0).reshape((-1,) + x.shape[2:])
+    _, fused = self.fuse(for_every_image(text), for_every_image(mask), image)
+    return fused[:, 0].reshape(rows, count, -1, fused.shape[-1]).swapaxes(1, 2).reshape(text.shape[0], -1)
 
   def memory(self, image, text=None, mask=None):
     """What the decoder reads: image tokens, then fused text tokens (captioning: image tokens alone) -> Memory."""

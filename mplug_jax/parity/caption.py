@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import losses
 from mplug_jax.parity import beams
 from mplug_jax.parity.rows import EXACT, LOGITS, SCORE, TENSOR
-
-_LENGTH_PENALTY = 0.6
+from mplug_jax.tasks import caption, scst
 
 
 def checks(r):
@@ -26,12 +24,6 @@ def encode(m, image):
   """f32[B, S, S, 3] -> outputs by recorded name; "memory" f32[B, N, D] is what the decoder reads."""
   embeds = m.encode_image(image)
   return {"visual": m.visual_encoder(image), "image_embeds": embeds, "memory": embeds}
-
-
-def mean_loss(logits, ids, mask, skip=0):
-  """Mean over all tokens of the batch, the first `skip` positions ignored as targets. f32[B, T, V], i32[B, T], bool[B, T] -> f32[]."""
-  counted = mask[:, 1:] & (jnp.arange(1, ids.shape[1]) >= skip)
-  return jnp.where(counted, losses.token_cross_entropy(logits[:, :-1], ids[:, 1:]), 0.0).sum() / counted.sum()
 
 
 class Case:
@@ -57,7 +49,8 @@ class Case:
         return out | {"decoder_logits": m.decode(ids, mask, m.memory(out["memory"]))}
 
       out = self.r.model.apply({"params": params}, method=forward)
-      return mean_loss(out["decoder_logits"], ids, mask, self._skip), out
+      counted = caption.targets(mask, self._skip)
+      return caption.cross_entropy(out["decoder_logits"], ids, counted) / counted.sum(), out
 
     (value, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.r.params, self.image, *self.r.text("in/caption"))
     return value, out, gradients
@@ -79,20 +72,16 @@ class Case:
     if r.lacks("out/scst_loss"):
       return
     search = self._search_of_scst()
-    ids, lengths = jnp.asarray(r[f"{search}/ids"]), r[f"{search}/lengths"]
-    penalty = jnp.asarray(((5 + lengths - self.prompt.shape[1]) / 6) ** _LENGTH_PENALTY, jnp.float32)  # powers from float64, as decode
+    ids, lengths, start = jnp.asarray(r[f"{search}/ids"]), jnp.asarray(r[f"{search}/lengths"]), self.prompt.shape[1]
 
     def loss(params, image, reward):
       def forward(m):
-        memory = jnp.repeat(self._encode(m, image)["memory"], ids.shape[1], axis=0)
-        flat = ids.reshape(-1, ids.shape[-1])
-        return m.decode(jnp.where(flat < 0, r.pad, flat), flat >= 0, m.memory(memory))
+        flat = jnp.maximum(ids, 0).reshape(-1, ids.shape[-1])  # padded with -1, for the pad id may have been generated
+        return m.decode(flat, jnp.arange(ids.shape[-1]) < lengths.reshape(-1, 1), m.memory(self._encode(m, image)["memory"]))
 
       logits = r.model.apply({"params": params}, method=forward).reshape(ids.shape + (-1,))
-      generated = (ids[:, :, 1:] >= 0) & (jnp.arange(1, ids.shape[2]) >= self.prompt.shape[1])
-      log_probs = -losses.token_cross_entropy(logits[:, :, :-1], jnp.maximum(ids[:, :, 1:], 0))
-      scores = jnp.where(generated, log_probs, 0.0).sum(-1) / penalty
-      return (-(scores / lengths) * (reward - reward.mean(1, keepdims=True))).mean(), scores
+      scores = scst.log_probabilities(logits, jnp.maximum(ids, 0), lengths, start) / scst.length_penalties(lengths, start, ids.shape[-1])
+      return scst.policy_losses(scores, lengths, reward - reward.mean(1, keepdims=True), "official").mean(), scores
 
     (value, scores), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(r.params, self.image, jnp.asarray(r["in/scst_reward"]))
     yield from r.compare({"scst_lengths": lengths}, EXACT)

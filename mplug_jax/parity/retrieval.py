@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import contrastive, losses, negatives, train_state
+from mplug_jax import contrastive, negatives, train_state
+from mplug_jax.evaluators import recall, reranking
 from mplug_jax.parity.recording import encode
 from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
+from mplug_jax.tasks import retrieval
 
 _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
 _UNRANKED = -100.0  # score of pairs that evaluation does not fuse
@@ -45,21 +47,15 @@ def _step(params, model, teacher, batch, queues, alpha, given):
       image_feat, text_feat, image_m, text_m, idx, jnp.ones(idx.shape, bool), queues, params["temp"]["value"], alpha)
   ita = (i2t.mean() + t2i.mean()) / 2
 
-  rows = jnp.arange(len(idx))
-  fused_negative = apply(params, type(model).fuse, *_pairs(encoded, mask, jnp.concatenate([given[0], rows]),
-                                                           jnp.concatenate([rows, given[1]])))[1]
-  logits = apply(params, type(model).match_logits, jnp.concatenate([encoded["fusion_text"], fused_negative]))
-  labels = (jnp.arange(3 * len(idx)) < len(idx)).astype(jnp.int32)
-  itm = losses.token_cross_entropy(logits, labels).mean()
+  images, texts = given
+  mates = encoded["image_embeds"][images], encoded["text_embeds"][texts], mask[texts]
+  logits, fused = apply(params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates)
+  itm = retrieval.matching_losses(logits).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
       "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sims["i2t"],
-      "sim_t2i": sims["t2i"], "fusion_neg_text": fused_negative, "itm_logits": logits, "loss_ita": ita, "loss_itm": itm}
-
-
-def _pairs(encoded, mask, images, texts):
-  """Arguments of MPlug.fuse for pairs of an image and a text, by their rows."""
-  return encoded["text_embeds"][texts], mask[texts], encoded["image_embeds"][images]
+      "sim_t2i": sims["t2i"], "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
+      "itm_logits": jnp.concatenate([logits[:, 0], logits[:, 2], logits[:, 1]]), "loss_ita": ita, "loss_itm": itm}
 
 
 class _Case:
@@ -123,20 +119,28 @@ class _Case:
       return r.model.apply({"params": params}, method=forward)
 
     @jax.jit
-    def match(params, pairs):
-      return r.model.apply({"params": params}, method=lambda m: m.match_logits(m.fuse(*pairs)[1])[:, 1])
+    def memory(params, image):
+      return r.model.apply({"params": params}, image, method=retrieval.image_memory)
+
+    @jax.jit
+    def match(params, memory, tokens, mask, texts):
+      return r.model.apply({"params": params}, memory, tokens, mask, texts, method=retrieval.match_scores)
 
     ids, mask = r.text("in/eval/text")
     encoded, (image_feat, text_feat) = embed(r.params, r.image("in/eval/image"), ids, mask)
-    sims = np.asarray(image_feat @ text_feat.T)
-    scores = [np.full(s.shape, _UNRANKED, np.float32) for s in (sims, sims.T)]
-    best = [np.asarray(jax.lax.top_k(s, min(k, s.shape[1]))[1]) for s in (sims, sims.T)]
-    rows = [np.repeat(np.arange(len(b)), b.shape[1]) for b in best]
-    images, texts = np.concatenate([rows[0], best[1].reshape(-1)]), np.concatenate([best[0].reshape(-1), rows[1]])
-    logits = np.split(np.asarray(match(r.params, _pairs(encoded, mask, images, texts))), [rows[0].size])
-    for score, row, column, logit in zip(scores, rows, best, logits):
-      score[row, column.reshape(-1)] = logit
-    return {"image_feat": image_feat, "text_feat": text_feat, "sims_matrix": sims, "score_i2t": scores[0], "score_t2i": scores[1]}
+    images, texts = (np.arange(len(x)) for x in (image_feat, text_feat))
+    features = np.asarray(image_feat), np.asarray(text_feat)
+    owner = texts % len(images)  # as recorded
+    best = (reranking.nearest(*features, k, images, owner).ids, reranking.nearest(*features[::-1], k, owner, images).ids)
+    table = reranking.PairTable(*best)
+    blocks = [(images, memory(r.params, encoded["image_embeds"]))]
+    found = reranking.score_pairs(
+        table, blocks, lambda block, rows: np.asarray(match(r.params, block, encoded["text_embeds"], mask, rows)), width=4)
+    of_images, of_texts = (np.full(shape, _UNRANKED, np.float32) for shape in ((len(images), len(texts)), (len(texts), len(images))))
+    np.put_along_axis(of_images, best[0], found[table.positions(images[:, None], best[0])], axis=1)
+    np.put_along_axis(of_texts, best[1], found[table.positions(best[1], texts[:, None])], axis=1)
+    return {"image_feat": image_feat, "text_feat": text_feat, "sims_matrix": np.asarray(image_feat @ text_feat.T), "score_i2t": of_images,
+            "score_t2i": of_texts}
 
   def evaluation(self):
     r = self.r
@@ -153,24 +157,12 @@ class _Case:
       return
     i2t, t2i = (self._evaluated[name] for name in ("score_i2t", "score_t2i"))
     owned = np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]  # text t belongs to image t % images
-    bounds = {}
-    for side, scores, correct in (("txt", i2t, owned), ("img", t2i, owned.T)):
-      ranks = _ranks(scores, correct)
-      for depth in (1, 5, 10):
-        bounds[f"{side}_r{depth}"] = 100 * np.array([(rank < depth).mean() for rank in ranks])
-      bounds[f"{side}_r_mean"] = np.mean([bounds[f"{side}_r{depth}"] for depth in (1, 5, 10)], axis=0)
-    bounds["r_mean"] = (bounds["txt_r_mean"] + bounds["img_r_mean"]) / 2
+    sides = (i2t, owned), (t2i, owned.T)
+    # The rank of each query's best correct candidate when ties go against it, and when they go for it.
+    least = recall.recalls(*(recall.ranks(*side) for side in sides))
+    most = recall.recalls(*((scores > np.where(correct, scores, -np.inf).max(1, keepdims=True)).sum(1) for scores, correct in sides))
+    bounds = {name: (least[name], most[name]) for name in least}
     names = [name for name in bounds if name in recorded]
     values = np.array([recorded[name] for name in names])
     ours = np.array([np.clip(recorded[name], *bounds[name]) for name in names])
     yield self.r.compare_part("meta.eval.metrics", "", ours, values, Tolerance(1e-6))
-
-
-def _ranks(scores, correct):
-  """Rank (from 0) of the first correct column of each row, when ties go against it and when they go for it: two f[rows].
-
-  scores: f32[rows, columns]. correct: bool[rows, columns]; a row without any has rank inf.
-  """
-  best = np.where(correct, scores, -np.inf).max(1, keepdims=True)
-  found = correct.any(1)
-  return np.where(found, (~correct & (scores >= best)).sum(1), np.inf), np.where(found, (scores > best).sum(1), np.inf)

@@ -67,7 +67,7 @@ class Task(abc.ABC):
 
     Args:
       state: the TrainState. batch: this process's rows as numpy arrays, of which the data gives some names of `batch_spec` only.
-      host: see train.Host.
+      host: see build.Host.
 
     Returns:
       this process's rows with every name of `batch_spec`.
@@ -93,7 +93,7 @@ class Task(abc.ABC):
 
   def predict_sample(self, name, params, sample):
     """What the predict function `name` is traced with when a run is built: `sample`, a training batch of one row, unless it reads
-    what others leave on the devices (see train.Build). Of shapes alone, like `params`."""
+    what others leave on the devices (see build.Build). Of shapes alone, like `params`."""
     del name, params
     return sample
 

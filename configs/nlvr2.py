@@ -1,0 +1,73 @@
+"""Statements about two images: true or false?
+
+    python -m mplug_jax.main --config=configs/nlvr2.py
+
+trains the small preset from random initialisation on pairs of generated scenes ("exactly one of the two images shows a red square").
+`:blank=true` shows black images instead: nothing but chance is left.
+
+    python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=FOLDER --config.tokenizer.path=vocab.txt
+
+is ALBEF's recipe: 384 px, batch 128, 10 epochs, distillation from the averaged weights. It reads nlvr_train.json, nlvr_dev.json and
+nlvr_test.json under `root`, lists of {"sentence", "label": "True" or "False", "images": [left, right]}, images under `root`. The
+paper reports 84.58 (dev) and 84.95 (test-P) for the large model, from its pre-trained weights: convert them with
+tools.convert_checkpoint for `init`. What mPLUG's own model for two images was is not published: by default a sentence is fused with
+each image by the same layers.
+
+`pairing=duplicated` is ALBEF's model, with a layer for each of the two images. ALBEF prepares it by text assignment: which of two
+images does a caption describe, the first, the second or neither?
+
+    python -m mplug_jax.main --config=configs/nlvr2.py:base,data=captions,root=/data/captions,init=FOLDER \\
+        --config.tokenizer.path=vocab.txt --workdir=runs/assignment
+    python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=runs/assignment,pairing=duplicated \\
+        --config.tokenizer.path=vocab.txt
+
+It reads train.json, val.json and test.json under `root`, lists of {"image", "caption"}; `data=scene_captions` is the same on scenes.
+
+    python -m mplug_jax.main --config=configs/nlvr2.py:data=jsonl,root=/my/data,labels=same/different
+
+reads train.jsonl and val.jsonl under `root`, a line {"images": [first, second], "sentence", "label"} for each example.
+"""
+
+from mplug_jax import config
+
+_shared = config.sibling(__file__, "snli_ve")
+
+
+def get_config(arg=""):
+  arg = config.parse_arg(arg, data="scenes", root="", labels="", pairing="", init="", res=0, steps=0, blank=False)
+  assignment = arg.data in ("captions", "scene_captions")
+  c = config.defaults("nlvr2", arg.size)
+  _shared.classification(c, arg, images=2, labels=("first", "second", "neither") if assignment else ("False", "True"))
+  _DATA.get(arg.data, _unknown)(c, arg)
+  c.model.pairing = arg.pairing or ("duplicated" if assignment else "shared")
+  if arg.size in ("base", "large", "huge"):
+    _shared.paper(c, arg.size, batch_size=256 if assignment else 128, epochs=1 if assignment else 10)
+    if assignment:
+      c.model.image_size = 256 if c.model.patch_size == 16 else 252  # a multiple of the patch size
+  if c.model.pairing == "duplicated":
+    # The second layer of a pair starts as the first one.
+    c.init.copies = ((r"fusion_encoder/second_(\d+)/(.*)", r"fusion_encoder/layer_\1/\2"),)
+  return _shared.finish(c, arg)
+
+
+def _nlvr2(c, arg):
+  _shared.read_files(c, arg, "nlvr_train.json", "nlvr_dev.json", "nlvr_test.json", "")
+  c.data.swap = 0.5
+
+
+def _captions(c, arg):
+  _shared.read_files(c, arg, "train.json", "val.json", "test.json", "")
+  c.data.seed = 0
+
+
+def _scene_captions(c, arg):
+  _shared.scenes(c, arg)
+  # Captions are longer than statements, and the mirror would exchange first and second.
+  c.data.update({"max_text": 40, "mirror": 0.0, "sentences_per_row": 1})
+
+
+_DATA = {"scenes": _shared.scenes, "nlvr2": _nlvr2, "jsonl": _shared.own_data, "captions": _captions, "scene_captions": _scene_captions}
+
+
+def _unknown(c, arg):
+  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")

@@ -1,0 +1,342 @@
+"""Captioning records -> examples of fixed shape: an image and C of its captions.
+
+A record is
+
+    {"image": path | encoded bytes | u8[H, W, 3], "image_id": int | str, "captions": [str, ...]}
+
+with "domain" where the benchmark has one (NoCaps). A source of images has `len(source)`, `source[i]` and, without pixels, `captions(i)`,
+`counts()` and `group(i)`: which part of the split, scored apart, the image belongs to; None if there are no parts. Captions of files are
+lower-cased and otherwise left as they are. Entries of files are counted from 1 in messages.
+"""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from mplug_jax.data import image_reader, json_records, scene_oracle, scene_parse, scene_sources, scene_text, scenes, token_rows
+
+_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
+PROMPT_MODES = ("mended", "official")
+
+
+# ---- sources
+
+
+class CaptionRecords:
+  """A list of records as a source of images."""
+
+  def __init__(self, records):
+    self._records = records
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    return self._records[index]
+
+  def captions(self, index):
+    return self._records[index]["captions"]
+
+  def counts(self):
+    """i64[N]: captions of every image."""
+    return np.array([len(record["captions"]) for record in self._records], np.int64)
+
+  def group(self, index):
+    return self._records[index].get("domain")
+
+
+class SceneCaptions(scene_sources.SceneCaptions):
+  """Generated scenes as a source of images; a group shows (shape, colour) pairs that training never shows, the other does not."""
+
+  def counts(self):
+    return np.full(len(self), self._captions, np.int64)
+
+  def group(self, index):
+    return "unseen" if scenes.scene(self.config, self.split, index).unseen else "seen"
+
+  def another_caption(self, index):
+    """One more caption from the same templates, which is not among the references: what a perfect model of them would say."""
+    return scene_text.captions(scenes.scene(self.config, self.split, index), self._captions + 1)[-1]
+
+  def is_true(self, index, text):
+    """Whether a caption is worded like those of scenes and true of the image, beyond doubt."""
+    form = scene_parse.parse(text)
+    return form is not None and scene_oracle.holds(form, scenes.scene(self.config, self.split, index)) is True
+
+
+class ClipCaptions(scene_sources.SceneClips):
+  """Rendered clips as a source of "images"; groups as of SceneCaptions."""
+
+  def counts(self):
+    return np.array([len(self.captions(i)) for i in range(len(self))], np.int64)
+
+  def group(self, index):
+    return "unseen" if self.shows_unseen(index) else "seen"
+
+
+class ChunkedCaptions:
+  """The training records: every caption of `images` once, at most `size` of them in a record.
+
+  Image by image and in order; n captions become ceil(n / size) records that share their image. With size 1 an epoch has a
+  record for every sentence, as the official one; with as many as an image has, one for every image.
+
+  Attributes:
+    images: the source of images. image: i64[N], the number of each record's image in it.
+  """
+
+  def __init__(self, images, size):
+    self.images, self._size = images, size
+    chunks = -(-images.counts() // size)
+    self.image = np.repeat(np.arange(len(images)), chunks)
+    self._first = (np.arange(len(self.image)) - np.repeat(chunks.cumsum() - chunks, chunks)) * size
+
+  def __len__(self):
+    return len(self.image)
+
+  def __getitem__(self, index):
+    record = self.images[int(self.image[index])]
+    return {**record, "captions": self._chunk(record["captions"], index)}
+
+  def captions(self, index):
+    return self._chunk(self.images.captions(int(self.image[index])), index)
+
+  def _chunk(self, captions, index):
+    return captions[self._first[index]:self._first[index] + self._size]
+
+
+def images(data, split):
+  """The images of a split, each once, with all their captions.
+
+  Args:
+    data: config.data, a mapping with `name` and the keys of that source:
+      scenes: size, seed, difficulty of `scenes.SceneConfig`; records: of the training split, 0: all.
+      karpathy: train_files (list), val_file, test_file: lists of {"filename", "filepath", "sentences": [{"raw"}, ...]}, or an
+        object whose "images" are those and say their "split" (dataset_coco.json); image_root.
+      nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id", "file_name", optionally "domain"}],
+        "annotations": [{"image_id", "caption"}]}; image_root.
+      jsonl: train_files, val_file, test_file, a line {"image", "caption" (one or a list), optionally "image_id"} for each image;
+        lines of one image are put together; image_root.
+      clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file, test_file: lists of {"videoID", "enCap":
+        captions}; msrvtt: a line {"clip_name", "caption"} for each text; both: image_root, video_suffix. Their "images" are clips, see
+        data.frames.
+    split: "train", "val" or "test". Only "train" insists on captions.
+
+  Raises:
+    ValueError: unknown name or split, unset key, malformed file (names file and entry).
+    FileNotFoundError: a file or one of the first images is missing.
+  """
+  builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "clips": _clips,
+              "vatex": _vatex, "msrvtt": _msrvtt}
+  if data["name"] not in builders:
+    raise ValueError(f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}.")
+  if split not in _SPLITS:
+    raise ValueError(f"Split {split!r} does not exist; known splits: {', '.join(_SPLITS)}.")
+  return builders[data["name"]](data, split)
+
+
+def get_source(data, split):
+  """`images` of an evaluated split; of "train", every caption once in records of data.captions_per_image."""
+  source = images(data, split)
+  if split != "train":
+    return source
+  if data["captions_per_image"] < 1:
+    raise ValueError(f"data.captions_per_image={data['captions_per_image']} must be at least 1.")
+  return ChunkedCaptions(source, data["captions_per_image"])
+
+
+def texts(source, records=0):
+  """Captions, what a tokenizer is fitted to, of `records` records, evenly spaced; 0: all."""
+  for index in range(0, len(source), max(1, len(source) // records) if records else 1):
+    yield from source.captions(index)
+
+
+def _scenes(data, split):
+  return SceneCaptions(scene_sources.scene_config(data), split, data["records"] if split == "train" else 0)
+
+
+def _clips(data, split):
+  return ClipCaptions(scene_sources.scene_config(data), split, data["records"] if split == "train" else 0, max(8, data["frames"]))
+
+
+def _vatex(data, split):
+  records = _Records(data, split)
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("videoID",)):
+      json_records.require_texts(entry, ("videoID",), where)
+      captions = json_records.text_list(entry, "enCap", where) if "enCap" in entry else []
+      records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, where)
+  return CaptionRecords(records.records)
+
+
+def _msrvtt(data, split):
+  texts = {}  # of every clip, in order of appearance: where it stands first, captions
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("clip_name", "caption")):
+      json_records.require_texts(entry, ("clip_name",), where)
+      texts.setdefault(entry["clip_name"], (where, []))[1].extend(json_records.text_list(entry, "caption", where))
+  records = _Records(data, split)
+  for name, (where, captions) in texts.items():
+    records.add(name + data["video_suffix"], name, captions, where)
+  return CaptionRecords(records.records)
+
+
+def _karpathy(data, split):
+  records, folders = _Records(data, split), {}
+  for path in json_records.split_files(data, split):
+    for entry, where in _image_entries(path, split):
+      json_records.require_texts(entry, ("filename", "filepath"), where)
+      sentences = entry.get("sentences", [])
+      if not isinstance(sentences, list):
+        raise ValueError(f"{where}: sentences must be a list of objects with 'raw'.")
+      for sentence in sentences:
+        json_records.require(sentence, ("raw",), f"{where}, sentences")
+      folder = entry.get("filepath", "")
+      if folder not in folders:  # the official folder of COCO's two is called so, where it exists
+        official = pathlib.Path(data["image_root"], f"{folder}_img")
+        folders[folder] = official.name if folder in ("train2014", "val2014") and official.is_dir() else folder
+      image = str(pathlib.PurePath(folders[folder], entry["filename"]))
+      records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
+  return CaptionRecords(records.records)
+
+
+def _image_entries(path, split):
+  """(entry, where) of a list, or of those "images" of an object (dataset_coco.json) that belong to the split."""
+  content = [] if str(path).endswith(".jsonl") else json_records.read_json(path)
+  if not isinstance(content, dict):
+    yield from json_records.entries(path, ("filename",))
+    return
+  json_records.require(content, ("images",), path)
+  for number, entry in enumerate(content["images"], 1):
+    where = f"{path}, image {number}"
+    json_records.require(entry, ("filename", "split"), where)
+    if entry["split"] in _SPLITS[split]:
+      yield entry, where
+
+
+def _coco_id(entry):
+  """The number of COCO's image, which its server wants: said, or in the file's name; else the name."""
+  number = re.fullmatch(r"COCO_\w+_(\d{12})\.\w+", entry["filename"])
+  return entry.get("cocoid", int(number[1]) if number else entry["filename"])
+
+
+def _nocaps(data, split):
+  records = _Records(data, split)
+  for path in json_records.split_files(data, split):
+    content = json_records.read_json(path)
+    json_records.require(content, ("images",), path)
+    captions = {}
+    for number, entry in enumerate(content["images"], 1):
+      json_records.require(entry, ("id", "file_name"), f"{path}, image {number}")
+      captions[entry["id"]] = []
+    for number, entry in enumerate(content.get("annotations", []), 1):
+      where = f"{path}, annotation {number}"
+      json_records.require(entry, ("image_id", "caption"), where)
+      if entry["image_id"] not in captions:
+        raise ValueError(f"{where}: no image of the file has id {entry['image_id']!r}.")
+      captions[entry["image_id"]].append(entry["caption"])
+    for number, entry in enumerate(content["images"], 1):
+      records.add(entry["file_name"], entry["id"], captions[entry["id"]], f"{path}, image {number}", entry.get("domain"))
+  return CaptionRecords(records.records)
+
+
+def _jsonl(data, split):
+  found = {}  # of every image: where it stands first, its path, captions
+  for path in json_records.split_files(data, split):
+    for entry, where in json_records.entries(path, ("image",)):
+      json_records.require_texts(entry, ("image",), where)
+      captions = json_records.text_list(entry, "caption", where) if "caption" in entry else []
+      first = found.setdefault(entry.get("image_id", entry["image"]), (where, entry["image"], []))
+      if first[1] != entry["image"]:
+        raise ValueError(f"{where}: image_id {entry['image_id']!r} is that of another image in {first[0]}.")
+      first[2].extend(captions)
+  records = _Records(data, split)
+  for image_id, (where, image, captions) in found.items():
+    records.add(image, image_id, captions, where)
+  return CaptionRecords(records.records)
+
+
+class _Records:
+  """Collects records of files, checked."""
+
+  def __init__(self, data, split):
+    self._root, self._training, self._paths, self.records = data["image_root"], split == "train", json_records.ImagePaths(), []
+
+  def add(self, image, image_id, captions, where, domain=None):
+    """image: path under data.image_root."""
+    if not all(isinstance(caption, str) for caption in captions):
+      raise ValueError(f"{where}: every caption must be a string.")
+    if self._training and not captions:
+      raise ValueError(f"{where}: there is no caption; a training image needs at least one.")
+    record = {"image": self._paths(self._root, "image_root", image, where), "image_id": image_id,
+              "captions": [caption.lower() for caption in captions]}
+    self.records.append(record if domain is None else record | {"domain": domain})
+
+
+# ---- examples
+
+
+class Prompt(NamedTuple):
+  """How captions begin. text: put before each. ids: its tokens from [bos] on, which are no targets. start: what generation begins
+  with. said: the text of `ids`, which is taken off generated captions."""
+  text: str
+  ids: tuple
+  start: tuple
+  said: str
+
+
+def prompt(config, tokenizer):
+  """config.task.prompt and .prompt_mode -> Prompt.
+
+  "official" glues prompt and caption together without a space and leaves the prompt's last word to the model (docs/official.md
+  item 32); "mended" does neither.
+
+  Raises:
+    ValueError: the mode is unknown, or captions have no room behind the prompt.
+  """
+  text, mode = config.task.prompt, config.task.prompt_mode
+  if mode not in PROMPT_MODES:
+    raise ValueError(f"config.task.prompt_mode={mode!r} is not one of {', '.join(PROMPT_MODES)}.")
+  ids = tuple(i for i in tokenizer.encode(text) if i != tokenizer.eos_id)
+  if len(ids) + 2 > config.data.max_caption:
+    raise ValueError(f"config.data.max_caption={config.data.max_caption} leaves no room for a caption: [CLS] and config.task.prompt take "
+                     f"{len(ids)} tokens, [SEP] one.")
+  official = mode == "official"
+  start = ids[:-1] if official and len(ids) > 1 else ids
+  return Prompt(text if official or not text else f"{text.rstrip()} ", ids, start, tokenizer.decode(ids))
+
+
+class CaptionTransform:
+  """A transform for `pipeline`: called with (index, record, rng), returns an example.
+
+  Its keys: image u8[H, W, 3], not normalised; caption i32[C, T], [bos] prompt caption [eos], padded with the pad id, all pads where
+  there is none; caption_valid bool[C]; corrupt bool[]; index i32[]. A caption that is too long loses its last tokens, never its [eos].
+  An image that cannot be read is black, corrupt and has no captions.
+
+  Args:
+    tokenizer: as in `mplug_jax.data.tokenizer`.
+    images: an ImageReader.
+    prompt: a Prompt.
+    captions_per_image: C; captions beyond it are left out, which happens in evaluation alone (see ChunkedCaptions).
+    max_caption: T.
+  """
+
+  def __init__(self, tokenizer, images, prompt, *, captions_per_image, max_caption):
+    self._images, self._prompt, self._count, self._pad_id = images, prompt, captions_per_image, tokenizer.pad_id
+    self._rows = token_rows.TokenRows(tokenizer, max_caption, ends=True)
+
+  def __call__(self, index, record, rng):
+    image, corrupt = self._images(record["image"], record["image_id"], rng)
+    captions = np.full((self._count, self._rows.length), self._pad_id, np.int32)
+    valid = np.zeros(self._count, np.bool_)
+    for slot, text in enumerate([] if corrupt else record["captions"][:self._count]):
+      captions[slot], valid[slot] = self._rows(self._prompt.text + text), True
+    return {"image": image, "caption": captions, "caption_valid": valid, "corrupt": np.bool_(corrupt), "index": np.int32(index)}
+
+
+def make_transform(config, tokenizer, train):
+  """The transform that config.data, config.task and config.model describe; errors as of `prompt`."""
+  del train  # decides the augmentation alone, which comes with the rng
+  return CaptionTransform(tokenizer, image_reader.reader(config), prompt(config, tokenizer),
+                          **{name: config.data[name] for name in ("captions_per_image", "max_caption")})

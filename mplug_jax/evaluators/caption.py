@@ -1,0 +1,103 @@
+"""Evaluates captioning: one caption for every image of a split, scored against its references."""
+
+import os
+
+import numpy as np
+
+from mplug_jax import plots
+from mplug_jax.data import caption
+from mplug_jax.evaluators import common, text_metrics
+from mplug_jax.files import write_json
+
+_METRICS = (*text_metrics.DEFAULT, "METEOR", "SPICE")
+
+
+class Evaluator:
+  """Captions all images of a split, scores the captions, leaves them and a picture in the run's folder."""
+
+  metric = "CIDEr-D"  # the one that the run's last line and the best checkpoint go by
+
+  def __init__(self, config, tokenizer, workdir):
+    self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
+    self.source = caption.images(config.data, config.eval.split)
+    self.transform = caption.make_transform(config, tokenizer, train=False)
+    self._prompt = caption.prompt(config, tokenizer)
+    self.samples = []  # of the last run, one line of text each
+
+  def run(self, predict, process_index=0, process_count=1):
+    """Evaluates.
+
+    Args:
+      predict: {"generate": function batch of this process -> {key: array of all processes' rows}}, with the batch's `index`, `mask`
+        and `corrupt` among the keys.
+      process_index, process_count: of this process.
+
+    Returns:
+      {name: value}, scores x 100 as papers report them; no scores when no image has references:
+        BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D of all images, and METEOR and SPICE where they can be computed;
+        CIDEr-D_<group> of the images of each group by themselves, as the NoCaps server does: its domains, or scenes that show
+          (shape, colour) pairs never trained on and those that do not;
+        shuffled_CIDEr-D: every caption against the references of the next image: what captions get that tell nothing of theirs;
+        another_caption_CIDEr-D (scenes), also by group: one more caption from the references' own templates, which knows the image
+          and not the choice of words;
+        true (scenes), also by group: percent of captions that are worded as the references are and true of the image; shuffled_true:
+          of the next image's captions;
+        corrupt_images, when there are any: images that could not be read; their captions count.
+    """
+    said, corrupt = {}, 0
+    for index, out, unreadable in common.rows(self.config, self.source, self.transform, predict["generate"], process_index, process_count):
+      text = self.tokenizer.decode(out["tokens"][:out["length"]])
+      said[index] = text.removeprefix(self._prompt.said).strip()
+      corrupt += unreadable
+    references = {index: texts for index in said if (texts := self.source.captions(index))}
+    self.samples = [f"{said[i]}" + (f"   (reference: {references[i][0]})" if i in references else "") for i in common.spread(list(said))]
+    if process_index == 0:
+      rows = [{"image_id": self.source[index]["image_id"], "caption": text} for index, text in said.items()]
+      write_json(os.path.join(self.workdir, "predictions.json"), rows)
+      self._write_sheet(said, references)
+    result = self._scores(said, references) if references else {}
+    self.samples += [f"{name}: {value}" for name, value in result.items() if isinstance(value, str)]  # why it was not computed
+    result = {name: value for name, value in result.items() if not isinstance(value, str)}
+    return result | ({"corrupt_images": corrupt} if corrupt else {})
+
+  def _scores(self, said, references):
+    """Captions and references by record number -> the scores that `run` returns."""
+    order = list(references)
+    truth = dict(zip(order, _tokenize([references[i] for i in order])))
+    ours = dict(zip(order, _tokenize([[said[i]] for i in order])))
+    groups = {"": order}
+    for index in order:
+      if name := self.source.group(index):
+        groups.setdefault(f"_{name}", []).append(index)
+    result = text_metrics.evaluate_tokens(ours, truth, _METRICS)
+    result |= {f"{self.metric}{name}": self._score(ours, truth, members) for name, members in sorted(groups.items()) if name}
+    following = dict(zip(order, order[1:] + order[:1]))
+    result[f"shuffled_{self.metric}"] = self._score({i: ours[following[i]] for i in order}, truth, order)
+    if hasattr(self.source, "is_true"):  # generated scenes know what they show
+      true = {i: self.source.is_true(i, said[i]) for i in order}
+      result |= {f"true{name}": 100 * float(np.mean([true[i] for i in members])) for name, members in sorted(groups.items())}
+      result["shuffled_true"] = 100 * float(np.mean([self.source.is_true(i, said[following[i]]) for i in order]))
+      others = dict(zip(order, _tokenize([[self.source.another_caption(i)] for i in order])))
+      result |= {f"another_caption_{self.metric}{name}": self._score(others, truth, members) for name, members in sorted(groups.items())}
+    return result
+
+  def _score(self, captions, references, members):
+    """CIDEr-D of some images as a set of their own."""
+    captions, references = ({i: texts[i] for i in members} for texts in (captions, references))
+    return text_metrics.evaluate_tokens(captions, references, (self.metric,))[self.metric]
+
+  def _write_sheet(self, said, references):
+    """predictions.png: the first images of the split with their captions and a reference; right or wrong are scenes' alone."""
+    def sample(index, text):
+      verdict = ("wrong", "right")[self.source.is_true(index, text)] if hasattr(self.source, "is_true") else "open"
+      return plots.Sample("", text, references.get(index, [""])[0], verdict)
+
+    entries = ((self.source[index]["image"], [sample(index, text)]) for index, text in said.items())
+    common.write_sheet(os.path.join(self.workdir, "predictions.png"), entries, self.config.model.image_size,
+                       self.config.data.frames)
+
+
+def _tokenize(groups):
+  """[[caption, ...], ...] -> the same of tokens."""
+  tokens = iter(text_metrics.tokenize([text for group in groups for text in group]))
+  return [[next(tokens) for _ in group] for group in groups]

@@ -1,0 +1,141 @@
+"""Evaluates visual grounding on every expression of a split: how often the box overlaps the true one by half or more."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mplug_jax import boxes, files, plots
+from mplug_jax.data import box_transforms, grounding, image_ops
+from mplug_jax.evaluators import common
+
+_RED, _GREEN = (214, 40, 40), (0, 170, 60)
+_ENOUGH = 0.5  # IoU
+
+
+class Evaluator:
+  """Locates all expressions of a split, scores the boxes, leaves them and a picture in the run's folder."""
+
+  metric = "acc@0.5"  # the one that the run's last line and the best checkpoint go by
+
+  def __init__(self, config, tokenizer, workdir):
+    self.config, self.workdir = config, workdir
+    data = config.data
+    self.source = grounding.ChunkedExpressions(grounding.get_source(data, config.eval.split), data.expressions_per_image)
+    self.transform = grounding.make_transform(config, tokenizer, train=False)
+    self.samples = []  # of the last run, one line of text each
+
+  def run(self, predict, process_index=0, process_count=1):
+    """Evaluates.
+
+    Args:
+      predict: {"locate": function batch of this process -> {name: array of all processes' rows}}, see tasks/grounding.py.
+      process_index, process_count: of this process.
+
+    Returns:
+      {name: number}, accuracies in percent: acc@0.5; mean_iou; acc@0.5 of the expressions that need a relation and those that do
+      not, of pairs of shape and colour that training never shows and the others, where that is known; constant_box, acc@0.5 of
+      one box, the mean of the true ones, for all expressions; nearest_..., what the true boxes get that went through their
+      location tokens. None of these when no box is known. `corrupt_images`, when there are any, is the number of images that
+      could not be read; their expressions count as missed.
+    """
+    found, corrupt = self._predict(predict["locate"], process_index, process_count)
+    self.samples = [f"{f['expression']['text']} -> {_numbers(f['box'])}" + ("" if f["iou"] is None else f"   (IoU {f['iou']:.2f})")
+                    for f in common.spread(found)]
+    if process_index == 0:
+      files.write_json(os.path.join(self.workdir, "predictions.json"), [
+          {"id": f["id"], "expression": f["expression"]["text"], "box": f["box"].tolist(), "score": f["score"], "iou": f["iou"]}
+          for f in found])
+      self._write_sheet(found)
+    notes = {"corrupt_images": len(corrupt)} if corrupt else {}
+    scored = [f for f in found if f["iou"] is not None]
+    return (_metrics(scored) if scored else {}) | notes
+
+  def _predict(self, locate, process_index, process_count):
+    """Every expression of the split, in order, with what was found; and the image_ids that could not be read."""
+    found, corrupt = [], set()
+    for index, out, unreadable in common.rows(self.config, self.source, self.transform, locate, process_index, process_count):
+      if unreadable:
+        corrupt.add(self.source[index]["image_id"])
+      for i, expression in enumerate(self.source.expressions(index)):
+        box, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
+        truth = expression["box"]
+        found.append({
+            "id": expression.get("id", f"{index}-{i}"), "index": index, "expression": expression, "size": out["size"],
+            "box": box, "score": float(out["score"][i]),
+            "iou": None if truth is None else 0.0 if unreadable else _iou(box, truth),
+            "nearest": None if truth is None or unreadable else _iou(nearest, truth)})
+    return found, corrupt
+
+  def _write_sheet(self, found):
+    """predictions.png: an expression of each of the first images, its box in red, the true one in green."""
+    first = {}
+    for f in found:
+      first.setdefault(f["index"], []).append(f)
+    # Expressions of scenes with and without a relation take turns: in pairs of images, the sheet shows both.
+    chosen = [group[i // 2 % len(group)] for i, group in enumerate(first.values())]
+    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._drawn(chosen), self.config.model.image_size)
+
+  def _drawn(self, chosen):
+    """Yields (picture, [Sample])."""
+    for f in chosen:
+      try:
+        image = image_ops.decode_image(self.source[f["index"]]["image"])
+      except image_ops.ImageError:
+        continue
+      verdict = "open" if f["iou"] is None else "right" if f["iou"] >= _ENOUGH else "wrong"
+      said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"
+      yield _picture(image, f["expression"]["box"], f["box"]), [plots.Sample(f["expression"]["text"], said, "", verdict)]
+
+
+def _iou(box, truth):
+  return float(boxes.iou(box, np.asarray(truth, np.float64)))
+
+
+def _numbers(box):
+  return "[" + ", ".join(f"{x:.0f}" for x in box) + "]"
+
+
+def _percent(overlaps):
+  return 100 * float(np.mean(np.asarray(overlaps) >= _ENOUGH))
+
+
+def _metrics(scored):
+  """Results of expressions whose box is known."""
+  overlaps = np.array([f["iou"] for f in scored])
+  result = {"acc@0.5": _percent(overlaps), "mean_iou": float(overlaps.mean())}
+  for key, yes, no in (("needs_relation", "relation", "plain"), ("unseen", "unseen", "seen")):
+    for flag, name in ((True, yes), (False, no)):
+      part = [f["iou"] for f in scored if f["expression"].get(key) is flag]
+      if part:
+        result[f"acc@0.5_{name}"] = _percent(part)
+  readable = [f for f in scored if f["nearest"] is not None]
+  if readable:
+    result["constant_box"] = _constant_box([f["expression"]["box"] for f in readable], [f["size"] for f in readable])
+    nearest = [f["nearest"] for f in readable]
+    result |= {"nearest_acc@0.5": _percent(nearest), "nearest_mean_iou": float(np.mean(nearest))}
+  return result
+
+
+def _constant_box(truths, sizes):
+  """acc@0.5 of the mean true box, as shares of the image, given for every expression."""
+  shares = np.array(truths, np.float64) / np.tile(np.array(sizes, np.float64), 2)
+  return _percent(boxes.iou(np.broadcast_to(shares.mean(0), shares.shape), shares))
+
+
+def _picture(image, truth, predicted):
+  """u8[P, P, 3] with P = common.SHEET_PIXELS: the image in the middle of a white square, small ones enlarged with sharp pixels."""
+  factor = max(1, common.SHEET_PIXELS // max(image.shape))
+  image = image.repeat(factor, 0).repeat(factor, 1)
+  drawn = [box for box in (truth, predicted) if box is not None]
+  canvas = box_transforms.fit(image, np.array(drawn, np.float64) * factor, common.SHEET_PIXELS)
+  left, top, right, bottom = canvas.placed
+  picture = np.full_like(canvas.image, 255)
+  picture[top:bottom, left:right] = canvas.image[top:bottom, left:right]
+  picture = Image.fromarray(picture)
+  draw = ImageDraw.Draw(picture)
+  for box, colour in zip(canvas.boxes, (_RED,) if truth is None else (_GREEN, _RED)):
+    # Pillow wants ordered ends; a predicted width may be 0.
+    x1, y1, x2, y2 = np.clip(box, 0, common.SHEET_PIXELS - 1)
+    draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
+  return np.array(picture)

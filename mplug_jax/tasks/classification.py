@@ -1,0 +1,71 @@
+"""Statements about one or two images are classified: SNLI-VE, NLVR2, text assignment, one's own classes.
+
+Shapes: B rows, N images of each, Q sentences about them (evaluation: 1), L tokens, D width, C classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mplug_jax import losses
+from mplug_jax.tasks import base
+
+
+class Task(base.Task):
+  """Cross-entropy of the classes, from the fused text's first token of every image (see MPlug.fuse_images).
+
+  config.task: `distill` {alpha, ramp_steps}: the share of the averaged model's distribution in the target and the updates in
+  which it rises to that; alpha 0 = off.
+  config.data: `labels`, the classes' names; `images_per_text` N; `sentences_per_row` Q.
+  """
+
+  def __init__(self, model, config, tokenizer):
+    super().__init__(model, config, tokenizer)
+    classes, images = len(config.data.labels), config.data.images_per_text
+    if model.classes != classes:
+      raise ValueError(f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; make them agree.")
+    if model.pairing not in ("shared", "duplicated"):
+      raise ValueError(f"config.model.pairing={model.pairing!r} is not one of shared, duplicated.")
+    if model.pairing == "duplicated" and images != 2:
+      raise ValueError(f"config.model.pairing=duplicated has a layer for each of two images, but config.data.images_per_text={images}.")
+    if config.task.distill.alpha and not (config.ema.decay and config.ema.use in ("teacher", "both")):
+      raise ValueError("config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+
+  def batch_spec(self, batch_size):
+    c, size = self.config.data, self.model.image_size
+    shapes = dict(image=((c.images_per_text, size, size, 3), jnp.uint8), sentence=((c.sentences_per_row, c.max_text), jnp.int32),
+                  label=((c.sentences_per_row,), jnp.int32), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
+    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+  def forward(self, module, batch):
+    """Batch -> logits f32[B, Q, C]. An image is encoded once for its sentences, a sentence once for its images."""
+    image, ids = batch["image"], batch["sentence"].reshape(-1, batch["sentence"].shape[-1])
+    image = module.encode_image(base.normalise(image.reshape((-1,) + image.shape[2:])))
+    mask = ids != self.tokenizer.pad_id
+    logits = module.class_logits(module.fuse_images(module.encode_text(ids, mask), mask, image, batch["image"].shape[1]))
+    return logits.reshape(batch["label"].shape + (-1,))
+
+  def weights(self, batch, rng):
+    """Sentences that count."""
+    return {"class": _counted(batch).sum()}
+
+  def loss(self, params, state, batch, rng):
+    """See base.Task.loss."""
+    distill, label, counted = self.config.task.distill, jnp.maximum(batch["label"], 0), _counted(batch)
+    logits = self.apply(params, self.forward, batch, rng=rng)
+    loss = losses.token_cross_entropy(logits, label)
+    if distill.alpha:
+      alpha = distill.alpha * jnp.minimum(1.0, (state.step + 1) / (distill.ramp_steps + 1))
+      teacher = jax.lax.stop_gradient(self.apply(state.ema_params, self.forward, batch))
+      loss = (1.0 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, teacher)
+    metrics = {"accuracy": (((logits.argmax(-1) == label) * counted).sum(), counted.sum()),
+               "corrupt_rows": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    return {"class": (loss * counted).sum()}, metrics, state.extra
+
+  def predict_fns(self):
+    """"classify": {"probability": f32[B, C]} of each row's first sentence."""
+    return {"classify": lambda params, batch: {"probability": jax.nn.softmax(self.apply(params, self.forward, batch)[:, 0])}}
+
+
+def _counted(batch):
+  """f32[B, Q]: 1 for sentences with a known class about readable images, else 0."""
+  return ((batch["mask"] & ~batch["corrupt"])[:, None] & (batch["label"] >= 0)).astype(jnp.float32)

@@ -1,0 +1,261 @@
+"""Image-text retrieval: contrastive features and matching of fused pairs, with a momentum teacher and queues (paper section 4.2.3).
+
+Shapes: B images and their texts, over the global batch; L text tokens, D width, E feature width; G images with P texts each.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from mplug_jax import contrastive, losses, negatives, sharding
+from mplug_jax.tasks import base
+
+MATCH_LABELS = np.array([1, 0, 0], np.int32)  # of the pairs of `match`
+_GROUP = 64  # rows that negatives are drawn from by default: at most so many
+
+
+class Task(base.Task):
+  """Two terms: "itc", cross-entropy of the similarities over batch and queues (both directions, halved), and "itm", cross-entropy of
+  right and wrong pairs, two hard negatives for each right one.
+
+  config.task: `queue` (columns), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
+  `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy} (item 24; group
+  0: the largest divisor of the batch up to 64). The evaluator reads `rerank_k`, `rerank_texts` and `rerank_add_similarity`.
+
+  Raises:
+    ValueError: a value that cannot work; names its key.
+  """
+
+  def __init__(self, model, config, tokenizer):
+    super().__init__(model, config, tokenizer)
+    if not (config.ema.decay and config.ema.use in ("teacher", "both")):
+      raise ValueError("Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+    if config.optim.microbatches > 1:
+      raise ValueError(f"config.optim.microbatches={config.optim.microbatches}: the contrastive loss compares all rows of the batch, which "
+                       "parts of it cannot; set it to 1 and use more devices or a smaller batch.")
+    if config.task.queue < 1:
+      raise ValueError(f"config.task.queue={config.task.queue} must be at least 1 column.")
+    if config.task.rerank_k < 0:
+      raise ValueError(f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone.")
+    if config.task.rerank_texts < 1:
+      raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
+    self._group = config.task.negatives.group or _divisor(config.batch_size)
+    if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
+      negatives.check_group(self._group, config.batch_size)
+
+  def batch_spec(self, batch_size):
+    shapes = dict(
+        image=(base.image_shape(self.config, self.model.image_size), jnp.uint8), caption=((self.config.data.max_caption,), jnp.int32),
+        id=((), jnp.int32), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
+    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+  def init_extra(self):
+    """The queues, always fresh (docs/official.md item 48)."""
+    return contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
+
+  def project(self, params):
+    return contrastive.clamp_temperature(params) if self.config.task.clamp_temperature else params
+
+  # ---- the model
+
+  def _image(self, module, image):
+    """u8[B, S, S, 3] -> (tokens dtype[B, N, D], unit vectors f32[B, E])."""
+    tokens = base.encode_image(module, image)
+    return tokens, base.contrastive_features(module, tokens, None, self.config.data.frames)[0]
+
+  def _text(self, module, ids):
+    """i32[B, L] -> (tokens dtype[B, L, D], bool[B, L], unit vectors f32[B, E])."""
+    mask = ids != self.tokenizer.pad_id
+    tokens = module.encode_text(ids, mask)
+    return tokens, mask, base.contrastive_features(module, None, tokens)[1]
+
+  def encode(self, module, batch):
+    """Batch -> `_image` of its images, `_text` of its captions."""
+    return self._image(module, batch["image"]), self._text(module, batch["caption"])
+
+  def forward(self, module, batch):
+    """Batch -> logits f32[B, 3, 2] of `match`, without negatives: the third text is the first."""
+    (image, _), (text, mask, _) = self.encode(module, batch)
+    module.contrastive_temperature()
+    return match(module, image, text, mask, image, text, mask)[0]
+
+  # ---- the loss
+
+  def _ids(self, batch):
+    """i32[B]: rows with the same number are no negatives of each other."""
+    return batch["id"] if self.config.task.match == "image" else jnp.arange(len(batch["id"]), dtype=jnp.int32)
+
+  def _rows(self, batch):
+    """(bool[B] rows that count, bool[B] those that have hard negatives)."""
+    valid = batch["mask"] & ~batch["corrupt"]
+    return valid, negatives.present(self._ids(batch), valid, self._group)
+
+  def weights(self, batch, rng):
+    """Pairs in the batch; right and wrong pairs that are matched."""
+    valid, hard = self._rows(batch)
+    return {"itc": valid.sum(dtype=jnp.float32), "itm": (valid + 2.0 * hard).sum()}
+
+  def loss(self, params, state, batch, rng):
+    """See base.Task.loss."""
+    encode_rng, contrast_rng, match_rng = jax.random.split(rng, 3)
+    image, text = self.apply(params, self.encode, batch, rng=encode_rng)
+    teacher = self.apply(state.ema_params, self.encode, batch)
+    terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher, contrast_rng)
+    logits = self.apply(params, match, image[0], *pairs, rng=match_rng)[0]
+    itm, itm_metrics = self.matching(logits, batch)
+    return terms | itm, metrics | itm_metrics, extra
+
+  def ramped(self, alpha, step):
+    """alpha, reached linearly after config.task.ramp_steps updates."""
+    return alpha * jnp.minimum(1.0, step / max(self.config.task.ramp_steps, 1))
+
+  def contrast(self, params, state, batch, image, text, teacher_image, teacher_text, rng):
+    """The term "itc", and hard negatives by its similarities.
+
+    Args:
+      image, teacher_image: see `_image`. text, teacher_text: see `_text`.
+
+    Returns:
+      (terms, metrics, the queues with this batch, arguments of `match` behind the image).
+    """
+    options, (valid, _), ids = self.config.task, self._rows(batch), self._ids(batch)
+    temperature, alpha = params["temp"]["value"], self.ramped(options.alpha, state.step)
+    (image, image_feature), (text, mask, text_feature), image_teacher, text_teacher = image, text, teacher_image[1], teacher_text[2]
+    i2t, t2i, similarities = contrastive.image_text_losses(
+        image_feature, text_feature, image_teacher, text_teacher, batch["id"], valid, state.extra, temperature, alpha, options.match)
+
+    def other(features, others, key):
+      noise = None if options.negatives.greedy else negatives.gumbel_noise(key, len(ids), self._group)
+      return negatives.draw(features, others, ids, valid, temperature, self._group, noise)
+
+    image_rng, text_rng = jax.random.split(rng)
+    other_image, other_text = other(text_feature, image_teacher, image_rng), other(image_feature, text_teacher, text_rng)
+    others = [negatives.take(x, numbers, self._group) for x, numbers in ((image, other_image), (text, other_text), (mask, other_text))]
+    metrics = {"itc_accuracy": _contrastive_accuracy(similarities, batch["id"], state.extra["idx_queue"][0], valid),
+               "temperature": (temperature, jnp.float32(1.0)),
+               "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
+    return terms, metrics, contrastive.enqueue(state.extra, image_teacher, text_teacher, batch["id"], valid), (text, mask, *others)
+
+  def matching(self, logits, batch):
+    """The term "itm" of the logits of `match` -> (terms, metrics)."""
+    valid, hard = self._rows(batch)
+    counted = jnp.stack([valid, hard, hard], axis=1)
+    right = (logits.argmax(-1) == MATCH_LABELS) & counted
+    return ({"itm": jnp.where(counted, matching_losses(logits), 0.0).sum()},
+            {"itm_accuracy": (right.sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))})
+
+  # ---- evaluation
+
+  def predict_fns(self):
+    """The last one reads what the two before it leave on the devices."""
+    return {"embed_image": self._embed_image, "embed_texts": self._embed_texts, "image_memory": self._image_memory, "rerank": self._rerank}
+
+  def predict_sample(self, name, params, sample):
+    """See base.Task.predict_sample."""
+    if name != "rerank":
+      return sample
+    memory, texts = (jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts))
+    return {"memory": memory, "texts": texts, "pair_text": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+
+  def _embed_image(self, params, batch):
+    """-> {"feature": f32[B, E]}."""
+    return {"feature": self.apply(params, self._image, batch["image"])[1]}
+
+  def _embed_texts(self, params, batch):
+    """All texts of a split at once, T of them -> {"tokens": dtype[T, L, D], "text_mask": bool[T, L], "feature": f32[T, E]}, whole on every
+    device, since any image may be matched with any text.
+
+    They are encoded in parts of config.eval.batch_size; T is a multiple of it, or smaller.
+    """
+    ids = batch["caption"]
+    parts = max(1, len(ids) // self.config.eval.batch_size)
+    strided = ids.reshape(-1, parts, ids.shape[1]).swapaxes(0, 1)  # so that every part has rows of every device
+    out = jax.lax.map(lambda part: self.apply(params, self._text, part), strided)
+    out = jax.tree.map(lambda x: _replicate(x.swapaxes(0, 1).reshape((len(ids),) + x.shape[2:])), out)
+    return dict(zip(("tokens", "text_mask", "feature"), out))
+
+  def _image_memory(self, params, batch):
+    """-> `image_memory` of the images."""
+    def memory(module, image):
+      return image_memory(module, base.encode_image(module, image))
+    return jax.tree.map(sharding.constrain, self.apply(params, memory, batch["image"]))
+
+  def _rerank(self, params, batch):
+    """The memory of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
+    {"score": f32[G, P]}."""
+    texts, index = batch["texts"], batch["pair_text"]
+    return {"score": self.apply(params, match_scores, batch["memory"], texts["tokens"], texts["text_mask"], index)}
+
+
+def image_memory(module, image):
+  """What the fusion encoder reads of images, whatever the text.
+
+  Args:
+    image: dtype[G, N, D], tokens.
+
+  Returns:
+    {"keys_values": a (key, value) pair for each layer before the first connected one, dtype[G, H, N, Dh], "tokens": `image` for the
+    layers from there on, None when there are none}.
+  """
+  fusion = module.fusion_encoder
+  return {"keys_values": fusion.image_keys_values(image), "tokens": image if fusion.connected else None}
+
+
+def match_scores(module, memory, tokens, mask, pair_text):
+  """Logits of a match. `image_memory` of G images; of all texts dtype[T, L, D] and bool[T, L]; the texts to match each image with,
+  i32[G, P] -> f32[G, P]."""
+  index = pair_text.reshape(-1)
+  _, fused = module.fusion_encoder(sharding.constrain(tokens[index]), mask[index], memory["tokens"], memory["keys_values"])
+  return module.match_logits(fused)[:, 1].reshape(pair_text.shape)
+
+
+def match(module, image, text, mask, other_image, other_text, other_mask, more=()):
+  """Fuses every image with its own text and with another, and its text with another image.
+
+  The two pairs of the first kind share the image, whose keys and values are computed once for both; a second pass reads the other
+  image. Three pairs for two images' worth of keys and values.
+
+  Args:
+    image: f[B, N, D]. text: f[B, L, D]. mask: bool[B, L]. other_image, other_text, other_mask: the same, row by row.
+    more: (text, mask) pairs, further texts to fuse with the own image in the first pass.
+
+  Returns:
+    (logits f32[B, 3, 2], fused texts dtype[B, 3, L, D]): own pair, own image with the other text, other image with the own text;
+    the fused texts dtype[B, L, D] of each of `more`, and the image tokens as the last of them leaves them, dtype[B, N, D].
+  """
+  texts, masks = zip((text, mask), (other_text, other_mask), *more)
+  count = len(texts)
+  side_by_side = lambda x: jnp.stack(x, axis=1).reshape((-1,) + x[0].shape[1:])  # noqa: E731
+  image_read, first = module.fuse(side_by_side(texts), side_by_side(masks), image)
+  _, second = module.fuse(text, mask, other_image)
+  first = first.reshape((-1, count) + first.shape[1:])
+  fused = jnp.concatenate([first[:, :2], second[:, None]], axis=1)
+  logits = module.match_logits(fused.reshape((-1,) + fused.shape[2:])).reshape(-1, 3, 2)
+  if image_read.shape[0] != image.shape[0]:  # connected layers gave every text an image of its own
+    image_read = image_read.reshape((-1, count) + image_read.shape[1:])[:, -1]
+  return logits, fused, [first[:, i] for i in range(2, count)], image_read
+
+
+def matching_losses(logits):
+  """Cross-entropy of the pairs of `match`. f32[B, 3, 2] -> f32[B, 3]."""
+  return losses.token_cross_entropy(logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2]))
+
+
+def _contrastive_accuracy(similarities, ids, queue_ids, valid):
+  """(sum, count): how often the most similar column of batch and queue belongs to the row's image; both directions."""
+  columns = jnp.concatenate([ids, queue_ids])
+  candidates = jnp.concatenate([valid, jnp.ones(queue_ids.shape, bool)])
+  right = sum((columns[jnp.where(candidates, x, -jnp.inf).argmax(1)] == ids) & valid for x in similarities.values())
+  return right.sum(dtype=jnp.float32), 2.0 * valid.sum()
+
+
+def _divisor(rows):
+  """The largest divisor of `rows` up to _GROUP."""
+  return max(n for n in range(1, min(rows, _GROUP) + 1) if rows % n == 0)
+
+
+def _replicate(x):
+  """Keeps x whole on every device of the mesh; does nothing outside of one."""
+  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
