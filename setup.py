@@ -29,7 +29,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "convert": ["torch", "safetensors"],

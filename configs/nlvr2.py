@@ -50,6 +50,11 @@ def get_config(arg=""):
   return _shared.finish(c, arg)
 
 
+def _scenes(c, arg):
+  _shared.scenes(c, arg)
+  c.batch_size = 16              # pairs, each with four statements: two images cost twice the time
+
+
 def _nlvr2(c, arg):
   _shared.read_files(c, arg, "nlvr_train.json", "nlvr_dev.json", "nlvr_test.json", "")
   c.data.swap = 0.5
@@ -66,7 +71,7 @@ def _scene_captions(c, arg):
   c.data.update({"max_text": 40, "mirror": 0.0, "sentences_per_row": 1})
 
 
-_DATA = {"scenes": _shared.scenes, "nlvr2": _nlvr2, "jsonl": _shared.own_data, "captions": _captions, "scene_captions": _scene_captions}
+_DATA = {"scenes": _scenes, "nlvr2": _nlvr2, "jsonl": _shared.own_data, "captions": _captions, "scene_captions": _scene_captions}
 
 
 def _unknown(c, arg):

@@ -43,7 +43,6 @@ def classification(c, arg, images, labels):
       "max_words": 30, "max_text": 24, "sentences_per_row": 1,
       "swap": 0.0, "mirror": 0.0,  # see data/classification.py
       "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()}})
-  c.model.pairing = "shared"     # or "duplicated": two layers for two images, see models/fusion.py
 
 
 def scenes(c, arg):

@@ -74,8 +74,8 @@ def defaults(task, size):
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
   c.tensorboard = False          # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
-  c.model = ConfigDict({"dtype": "float32", "remat": "none", "fusion": "released", "dropout": 0.1, "attention_dropout": 0.1,
-                        "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02, "classes": 2,
+  c.model = ConfigDict({"dtype": "float32", "remat": "none", "fusion": "released", "pairing": "shared", "dropout": 0.1,
+                        "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02, "classes": 2,
                         "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
   c.tokenizer = ConfigDict({
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
@@ -100,6 +100,7 @@ def defaults(task, size):
   c.init = ConfigDict({
       "paths": (),               # start from these: results of tools.convert_checkpoint, or runs; the first that has a parameter counts
       "new": (), "unused": (),   # regexes of parameters that may stay random; of those found that the model may lack
+      "copies": (),              # (regex, replacement) pairs: a parameter that is nowhere found starts as the one of the other name
   })
   c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -47,7 +47,7 @@ def init_from(state, options):
     state: TrainState, newly made.
     options: config.init: paths (results of convert_checkpoint or runs; where two hold a parameter, the first counts), new
       (regexes of whole parameter names that may keep their random values), unused (of those in a checkpoint that
-      the model may lack), and optionally copies ((regex, replacement), ...: a parameter that is nowhere found starts as the
+      the model may lack), copies ((regex, replacement), ...: a parameter that is nowhere found starts as the
       one with the replaced name). A parameter of `new` whose shape is another one in a checkpoint keeps its random values too.
 
   Returns:
@@ -61,7 +61,7 @@ def init_from(state, options):
   wanted = traverse_util.flatten_dict(state.params, sep="/")
   found, averages, report = {}, {}, {}
   for name, leaf in wanted.items():
-    match = _find(name, sources, options.get("copies", ()))
+    match = _find(name, sources, options.copies)
     path, tree, original = match or (None, None, None)
     if match is None or name != POSITIONS and tree["params"][original].shape != leaf.shape and _matches(options.new, name):
       report[name] = "new"

@@ -299,14 +299,12 @@ def train(config, workdir):
 
 
 def _tokenizer_of(config, workdir, path):
-  """The tokenizer that a checkpoint carries; of a converted one the vocabulary in config.tokenizer.path, copied to `workdir`."""
-  folder = os.path.join(path, "tokenizer")
-  if os.path.exists(folder):
-    tokenizer = tokenizers.load(folder)
+  """The tokenizer that a run carries; of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`."""
+  if os.path.isdir(os.path.join(path, checkpoint.DIRECTORY)):
+    tokenizer = tokenizers.load(os.path.join(path, "tokenizer"))
     tokenizers.check_same(tokenizer, checkpoint.load_extra(path)["tokenizer"], f"the checkpoint in {path}")
     return tokenizer
-  if not os.path.exists(path):
-    raise FileNotFoundError(f"No such checkpoint or run directory: {path}.")
+  checkpoint.array_shapes(path)  # whether there is a checkpoint at all
   if not config.tokenizer.path:
     raise ValueError(f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path.")
   return prepare_tokenizer(config, workdir, None)

@@ -135,7 +135,8 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
           "The tokenizer (28 tokens", "is not the one recorded in the checkpoint in", "use the files saved there")
   shutil.rmtree(copy / "tokenizer")
   refused(lambda: train.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer")
-  refused(lambda: train.evaluate(config, str(tmp_path), str(tmp_path / "nothing")), f"No tokenizer in {tmp_path}/nothing/tokenizer")
+  nothing = str(tmp_path / "nothing")
+  refused(lambda: train.evaluate(config, str(tmp_path), nothing), f"No such checkpoint or run directory: {nothing}")
 
 
 # ---- config

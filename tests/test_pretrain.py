@@ -154,6 +154,7 @@ def placed(tokenizer):
   return run
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
   gradients, loss, extra = placed(1, 1, 1)
   assert not [name for name, g in gradients.items() if np.abs(g).max() < 1e-6 and not name.endswith("key/bias")]
@@ -176,6 +177,7 @@ def run(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
   c = config(**SMALL, checkpoint__every=2)
   real, calls = pipeline.train_batches, []
@@ -214,6 +216,7 @@ def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path)
   assert np.isfinite(result[metric]) and (tmp_path / "predictions.json").exists()
 
 
+@pytest.mark.slow
 def test_it_starts_other_tasks_and_starts_from_two_checkpoints(run, tmp_path):
   c = config(f"tiny,data=scenes,init={run}", "vqa", **SMALL, total_steps=1)
   assert train.train(c, tmp_path / "vqa") == 0

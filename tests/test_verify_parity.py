@@ -6,7 +6,7 @@ import numpy as np
 import parity
 import pytest
 
-from mplug_jax.parity import beams, retrieval, rows, verify, vqa
+from mplug_jax.parity import beams, rows, verify, vqa
 from tools import verify_parity
 
 SOURCE = parity.FOLDERS[0] / "caption_G5.npz"
@@ -172,12 +172,3 @@ def test_updates_are_compared_where_the_gradient_has_a_direction():
   assert passed(1.0, 1.002) == [True, True]
   assert passed(1.0, 1.01) == [True, False]
   assert passed(1.002, 1.0) == [False, True]
-
-
-def test_ranks_of_ties():
-  """Unranked pairs are equal: the worst and the best rank that an order of theirs can give."""
-  scores = np.array([[3.0, -100, -100, 1], [-100, 2, 1, -100], [1, 1, 1, 0]])
-  correct = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], bool)
-  worst, best = retrieval._ranks(scores, correct)
-  assert worst[:2].tolist() == [3, 0] and best[:2].tolist() == [2, 0]
-  assert worst[2] == best[2] == np.inf  # without a partner it is never found

@@ -1,8 +1,8 @@
 """Statements about one or two images and their classes: SNLI-VE, NLVR2, one's own data, generated scenes.
 
 A record is {"images": [image, ...], "id": str | int, "sentence": str, "label": str, "" when unknown}, an image as
-`image_ops.decode_image` takes it; of generated scenes it also has "more", a function (rng, count) -> [(sentence, label), ...] about
-the same images. A source has `len(source)`, `source[i]`, and without pixels `source.row(i)` (the record
+`image_ops.decode_image` takes it; of generated scenes it also has "more", a function (rng, count) -> at most so many
+(sentence, label) about the same images. A source has `len(source)`, `source[i]`, and without pixels `source.row(i)` (the record
 but for its images), `source.groups(i)` (names of subsets that the record belongs to).
 """
 
@@ -10,7 +10,8 @@ import os
 
 import numpy as np
 
-from mplug_jax.data import image_reader, json_records, scene_pairs, scene_sources, scene_statements, text_assignment, text_ops, token_rows
+from mplug_jax.data import (
+    image_reader, json_records, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops, token_rows)
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
@@ -30,7 +31,7 @@ def get_source(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"nlvr2": _nlvr2, "snli_ve": _snli_ve, "jsonl": _jsonl, "captions": _captions, "scenes": _scenes,
+  builders = {"nlvr2": _nlvr2, "snli_ve": _snli_ve, "jsonl": _jsonl, "captions": _captions, "scenes": _scene_statements,
               "scene_captions": _scene_captions}
   if data.name not in builders:
     raise ValueError(f"config.data.name={data.name!r} is not one of {', '.join(builders)}.")
@@ -74,29 +75,30 @@ class Records:
 
 
 class _SceneRecords:
-  """Records made by scene_sources.py; what a subclass adds comes without rendering."""
+  """Records of scene_pairs.py, which a subclass finds by number."""
 
-  def __init__(self, config, split, source):
-    self._config, self._split, self._source = config, split, source
+  def __init__(self, config, split):
+    self._config, self._split = config, split
 
   def __len__(self):
-    return len(self._source)
+    return scenes.split_size(self._split)
 
   def row(self, index):
-    found = self._found(index)
+    """A record without its images."""
+    return self._row(index, self._found(index))
+
+  def _row(self, index, found):
     return {"id": f"{self._split}-{index}", "sentence": found.text, "label": str(found.label)}
 
 
 class _Pairs(_SceneRecords):
   """Labels "True" and "False"; subsets by the quantity that a statement is about and by what it says of it."""
 
-  def __init__(self, config, split):
-    super().__init__(config, split, scene_sources.ScenePairs(config, split))
-
   def __getitem__(self, index):
-    record, pair = self._source[index], self._found(index)
-    return {name: record[name] for name in ("images", "id", "sentence")} | {
-        "label": str(record["label"]), "more": lambda rng, count: scene_statements.pair_statements(rng, pair.left, pair.right, count)}
+    pair = self._found(index)
+    return self._row(index, pair) | {
+        "images": [scenes.render(scene, self._config) for scene in (pair.left, pair.right)],
+        "more": lambda rng, count: scene_statements.pair_statements(rng, pair.left, pair.right, count)}
 
   def _found(self, index):
     return scene_pairs.pair(self._config, self._split, index)
@@ -110,12 +112,10 @@ class _Pairs(_SceneRecords):
 class _Hypotheses(_SceneRecords):
   """Labels of scene_pairs.LABELS; subsets by the relation."""
 
-  def __init__(self, config, split):
-    super().__init__(config, split, scene_sources.SceneEntailment(config, split))
-
   def __getitem__(self, index):
-    record, found = self._source[index], self._found(index)
-    return {"images": [record["image"]]} | {name: record[name] for name in ("id", "sentence", "label")} | {
+    found = self._found(index)
+    return self._row(index, found) | {
+        "images": [scenes.render(found.premise, self._config)],
         "more": lambda rng, count: scene_statements.hypotheses(rng, found.premise, count)}
 
   def _found(self, index):
@@ -133,7 +133,7 @@ def _novelty(found):
   return ("unseen",) if found.unseen else ("seen",)
 
 
-def _scenes(data, split):
+def _scene_statements(data, split):
   kinds = {1: _Hypotheses, 2: _Pairs}
   if data.images_per_text not in kinds:
     raise ValueError(f"config.data.images_per_text={data.images_per_text} must be 1 or 2 for generated scenes.")
@@ -242,6 +242,7 @@ class ClassificationTransform:
       if "more" not in record:
         raise ValueError(f"config.data.sentences_per_row={self._sentences} needs generated scenes; other data has one sentence a row.")
       said += record["more"](rng, self._sentences - 1)
+      said += [("", "")] * (self._sentences - len(said))  # without a label, and so without weight
     texts = [text_ops.pre_caption(text, self._max_words) for text, _ in said]
     for _ in range(int(swap) + int(mirror)):
       texts, images = [_turned(text) for text in texts], images[::-1]

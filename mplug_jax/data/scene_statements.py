@@ -5,53 +5,70 @@ from random initialisation, a relation between two objects teaches nothing until
 """
 
 from mplug_jax.data import scene_pairs, scenes
-from mplug_jax.data.scene_text import Desc, Words, describe, matching, pick, with_article
+from mplug_jax.data.scene_text import Desc, Words, matching, pick, with_article
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
+_KINDS = 10  # tried for each statement: images that look alike allow very few
 
 
 # ---- two images
 
 
 def pair_statements(rng, left, right, count):
-  """`count` statements [(text, "True" or "False"), ...] about two scenes of one split, each true with probability 1/2."""
+  """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split.
+
+  Of every kind of statement a true and a false one are looked for, and one of them is taken at random: a kind of which these
+  images allow one alone is left out, or its words would tell the label.
+  """
   found = []
-  for _ in range(count):
-    label, make = bool(rng.integers(2)), pick(rng, (_pair_statement, _shown_on_one_side))
-    found.append((make(rng, left, right, label), str(label)))
+  for _ in range(_KINDS * count):
+    if len(found) == count:
+      break
+    texts = pick(rng, (_like_the_records, _shown))(rng, left, right)
+    if len(texts) == 2:
+      label = bool(rng.integers(2))
+      found.append((texts[label], str(label)))
   return found
 
 
-def _pair_statement(rng, left, right, label):
-  """A statement by a template of the records, with values that theirs have."""
-  while True:
-    kind, content, template = pick(rng, scene_pairs._PAIR_TEMPLATES)
-    cases = (scene_pairs._SHOWN | scene_pairs._COUNTED)[kind][1 if label else 2]
-    for _ in range(_TRIES):
-      _, words, value = scene_pairs._content(rng, left.config, left.split, content)
-      if (value(left), value(right)) in cases:
-        return template.format(x=words)
+def _like_the_records(rng, left, right):
+  """{truth: text} by a template of the records, with values that theirs have."""
+  kind, content, template = pick(rng, scene_pairs._PAIR_TEMPLATES)
+  _, true, false = (scene_pairs._SHOWN | scene_pairs._COUNTED)[kind]
+  texts = {}
+  for _ in range(_TRIES):
+    _, words, value = scene_pairs._content(rng, left.config, left.split, content)
+    values = value(left), value(right)
+    if values in true or values in false:
+      texts.setdefault(values in true, template.format(x=words))
+    if len(texts) == 2:
+      break
+  return texts
 
 
-def _shown_on_one_side(rng, left, right, label):
-  """"the left image shows a red thing", true or false; the other image does not matter."""
-  side, scene = pick(rng, (("left", left), ("right", right)))
-  while True:
-    names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
-    shape, colour = pick(rng, scenes.allowed_pairs(scene.config, scene.split))
-    value = {"shape": shape, "colour": colour}
-    desc = describe(pick(rng, scene.objects), names) if label else Desc(**{name: value[name] for name in names})
-    if bool(matching(scene, desc)) == label:
-      return f"the {side} image shows {with_article(Words(rng).say(desc))}"
+def _shown(rng, left, right):
+  """{truth: text} of whether both or any of the images show something, told by colour, shape or both."""
+  names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
+  templates, true, false = scene_pairs._SHOWN[pick(rng, ("any", "both"))]
+  template, words, texts = pick(rng, templates), Words(rng), {}
+  pairs = scenes.allowed_pairs(left.config, left.split)
+  for i in rng.permutation(len(pairs)):
+    desc = Desc(**{name: value for name, value in zip(("shape", "colour"), pairs[i]) if name in names})
+    values = bool(matching(left, desc)), bool(matching(right, desc))
+    if values in true or values in false:
+      texts.setdefault(values in true, template.format(x=with_article(words.say(desc))))
+  return texts
 
 
 # ---- one image
 
 
 def hypotheses(rng, scene, count):
-  """`count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene, the labels equally often where they are possible."""
+  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene, labels equally often where they are possible."""
   found = []
-  while len(found) < count:
+  for _ in range(_KINDS * count):
+    if len(found) == count:
+      break
     label, make = pick(rng, scene_pairs.LABELS), pick(rng, (_relation, _colour))
     if text := make(rng, scene, label):
       found.append((text, label))

@@ -49,7 +49,7 @@ def _step(params, model, teacher, batch, queues, alpha, given):
 
   images, texts = given
   mates = encoded["image_embeds"][images], encoded["text_embeds"][texts], mask[texts]
-  logits, fused = apply(params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates)
+  logits, fused, *_ = apply(params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates)
   itm = retrieval.matching_losses(logits).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
