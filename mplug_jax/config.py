@@ -75,8 +75,8 @@ def defaults(task, size):
   c.tensorboard = False          # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
   c.model = ConfigDict({"dtype": "float32", "remat": "none", "fusion": "released", "pairing": "shared", "dropout": 0.1,
-                        "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02, "classes": 2,
-                        "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
+                        "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02,
+                        "classes": 2, "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
   c.tokenizer = ConfigDict({
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
       "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
