@@ -161,6 +161,9 @@ def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=F
 # ---- the way back
 
 
+_OFFICIAL_TASKS = {"scst": "caption"}  # a run's task -> whose official model is the same
+
+
 class _Exported:
   """A checkpoint of ours as PyTorch tensors: what each one is, and its value when it is asked for."""
 
@@ -170,7 +173,7 @@ class _Exported:
     if not any(name.startswith("params/") for name in self._shapes):
       raise ValueError(f"{path} holds no parameters.")
     self.geometry, rows, run_task = _what_it_is(pathlib.Path(path), self._shapes)
-    self.task = task or run_task
+    self.task = task or _OFFICIAL_TASKS.get(run_task, run_task)
     self.tensors = self._tensors({} if task else rows)
     self._converters = {m: convert.Converter(convert.online_names(self.tensors, m), self.geometry) for m in (False, True)}
     self._rng = np.random.default_rng(0)
@@ -180,7 +183,8 @@ class _Exported:
     """{PyTorch name: Tensor}: of the source when this was converted from one, else of the official model of the task."""
     if rows:
       return {row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows}
-    return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]))
+    _, columns = self._shapes.get("extra/image_queue", (0, torch_inventory.QUEUE))
+    return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]), queue=columns)
 
   def _leaf(self, path):
     """An array of the checkpoint; its part of the model is in memory until another part is asked for."""

@@ -71,6 +71,7 @@ def test_what_a_run_on_scenes_leaves_and_prints(unbroken):
   assert len(losses) == 4 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(cache, unbroken, tmp_path, monkeypatch):
   update = metrics.Progress.update
   with monkeypatch.context() as patch:

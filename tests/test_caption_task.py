@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
   assert metrics["corrupt_images"][0] == 1
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", [pytest.param(MESHES[0], marks=pytest.mark.slow), MESHES[1]])
 def test_loss_and_gradients_are_those_of_one_device(case, reference, shape):
   gradients, loss, metrics = case.gradients(shape)
   assert loss == pytest.approx(float(reference[1]), rel=1e-5)

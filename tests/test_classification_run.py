@@ -51,6 +51,7 @@ def state(config, workdir):
     return tiny_run.flat(checkpoint.Manager(workdir).restore(built.abstract)[0])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(settings, run, tmp_path, capsys, monkeypatch):
   class Interrupt(train.Interrupt):
     checks = 0

@@ -305,7 +305,7 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
   state = TrainState(step=0, params=nested(fresh), opt_state=(), ema_params=nested(fresh), extra=(), rng=None)
   new_leaves = (".*crossattention.*", "(vision_proj|text_proj|itm_head|temp)/.*")
   paths = (str(tmp_path / "clip"), str(tmp_path / "bert"))
-  options = ml_collections.ConfigDict(dict(paths=paths, new=new_leaves, unused=()))
+  options = ml_collections.ConfigDict(dict(paths=paths, new=new_leaves, unused=(), copies=()))
   started, report = init_from.init_from(state, options)
 
   from_clip, from_bert = clip_leaves(clip()), bert_leaves(text, 4, 4, 8)
@@ -318,7 +318,7 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
   assert new_parts == {"fusion_encoder", "text_decoder", "vision_proj", "text_proj", "itm_head", "temp"}
   assert not any("layer_3/crossattention" in path for path in shapes)  # connected
   with pytest.raises(ValueError, match="parameters are in none of the checkpoints"):
-    init_from.init_from(state, ml_collections.ConfigDict(dict(paths=paths, new=new_leaves[1:], unused=())))
+    init_from.init_from(state, ml_collections.ConfigDict(dict(paths=paths, new=new_leaves[1:], unused=(), copies=())))
 
 
 def nest(leaves):

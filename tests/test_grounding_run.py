@@ -77,6 +77,7 @@ def test_what_a_run_reports(cache, unbroken):
   assert [row["train/loss"] for row in logged if "train/loss" in row][-1] > 0 and logged[-1]["test/acc@0.5"] == result["metrics"]["acc@0.5"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
   update = metrics.Progress.update
 

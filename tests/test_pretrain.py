@@ -201,6 +201,7 @@ def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
   assert tiny_run.lines(tmp_path)[-1] == tiny_run.lines(run)[-1]
 
 
+@pytest.mark.slow
 def test_it_reports_zero_shot_retrieval(run):
   result = json.loads((run / "result.json").read_text())
   assert result["metric"] == "r_mean" and 0 <= result["metrics"]["r_mean"] <= 100 and (run / "predictions.png").exists()
@@ -208,6 +209,7 @@ def test_it_reports_zero_shot_retrieval(run):
   assert {f"train/loss_{name}" for name in ("itc", "itm", "mlm", "prefix_lm")} <= losses_seen.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, changes, metric", [("vqa", {}, "accuracy"), ("caption", {}, "CIDEr-D"), ("retrieval", {}, "r_mean"),
                                                    ("video_qa", {}, "accuracy")])
 def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path):

@@ -55,6 +55,7 @@ def state(config, workdir):
     return tiny_run.flat(manager.restore(built.abstract)[0])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(settings, run, tmp_path, capsys):
   """Queues included, which have gone around their end by then."""
   copy = shutil.copytree(run, tmp_path / "run")

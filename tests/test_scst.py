@@ -111,7 +111,7 @@ def test_without_normalisation_the_score_is_the_log_probability():
   np.testing.assert_allclose(scst.policy_losses(scores, lengths, advantage, "official"), -scores / lengths * advantage)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_loss_and_gradients_are_those_of_one_device(case, reference, shape):
   gradients, loss, _ = case.gradients(shape)
   assert loss == pytest.approx(float(reference[1]), rel=1e-4, abs=1e-6)  # a sum of both signs

@@ -63,6 +63,7 @@ def _state(folder, config):
     return tiny_run.flat(manager.restore(built.abstract)[0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
   folder, out = unbroken
   start = settings().init.paths[0]
@@ -77,6 +78,7 @@ def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
     assert 1 <= row["train/length"] <= 12 and 0 <= row["train/unfinished"] <= 1
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(settings, unbroken, tmp_path, monkeypatch):
   update = metrics.Progress.update
   with monkeypatch.context() as patch:

@@ -190,7 +190,7 @@ def test_a_run_starts_from_either_form(ours, tmp_path):
   weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / ours, **GIVEN)
   expected = [convert.params_from_torch(tensors, geometry(), momentum, dtype=np.float32) for momentum in (False, True)]
   zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), place), expected[0])
-  options = ml_collections.ConfigDict({"paths": (str(tmp_path / ours),), "new": (), "unused": ()})
+  options = ml_collections.ConfigDict({"paths": (str(tmp_path / ours),), "new": (), "unused": (), "copies": ()})
   state, report = init_from.init_from(State(zeros, zeros), options)
   jax.tree.map(np.testing.assert_array_equal, [state.params, state.ema_params], expected)
   assert set(report.values()) == {str(tmp_path / ours)}
@@ -250,6 +250,22 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
   exported = read(tmp_path / "run.pth")
   assert exported.keys() == torch_inventory.inventory("vqa", g).keys()
   jax.tree.map(np.testing.assert_array_equal, convert.params_from_torch(exported, g), params)
+
+
+@pytest.mark.parametrize("run_task, task", [("retrieval", "retrieval"), ("scst", "caption")])
+def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tmp_path):
+  g, tensors = geometry(), state_dict(task)
+  queues = {name: tensors[name] for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr") if name in tensors}
+  ours = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
+  manager = checkpoint.Manager(tmp_path / "run")
+  manager.save(1, {"params": convert.params_from_torch(tensors, g, dtype=np.float32), "ema_params": (), "extra": ours or ()}, {})
+  manager.close()
+  model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
+  (tmp_path / "run" / "config.json").write_text(json.dumps({"task": {"name": run_task}, "model": model}))
+  assert weights.export_torch(tmp_path / "run", tmp_path / "run.pth")["task"] == task
+  exported = read(tmp_path / "run.pth")
+  assert exported.keys() == torch_inventory.inventory(task, g).keys()
+  assert_same_bytes({name: exported[name] for name in queues}, queues)
 
 
 # ---- refusals
