@@ -3,11 +3,12 @@
 import caption_run
 import jax
 import jax.numpy as jnp
+import mesh_case
 import numpy as np
 import pytest
 import tiny_run
 
-from mplug_jax import data, sharding, train, train_step
+from mplug_jax import data, train
 from mplug_jax.tasks import caption as caption_task
 
 MESHES = ((8, 1, 1), (2, 2, 2))
@@ -18,7 +19,7 @@ def tokenizer(tmp_path_factory):
   return caption_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), caption_run.config())
 
 
-class Case:
+class Case(mesh_case.MeshCase):
   """The tiny task without dropout, a batch whose rows count unequally, and its gradients on any mesh, in any number of parts."""
 
   def __init__(self, tokenizer):
@@ -31,22 +32,6 @@ class Case:
     self.batch["caption"][~self.batch["caption_valid"]] = tokenizer.pad_id
     self.built = train.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
     self.state = jax.device_get(self.built.init().replace(rng=()))
-    self._compiled = {}
-
-  def gradients(self, shape=(1, 1, 1), parts=1, batch=None):
-    """-> (gradients, loss, {metric: (sum, count)})."""
-    built = self.built
-    if np.prod(shape) > 1:
-      c = self.config.copy_and_resolve_references()
-      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      built = train.build(c, self.tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
-    with jax.set_mesh(built.mesh):
-      state = self.state.replace(rng=jax.random.key(3))
-      state = jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract)
-      placed = sharding.put_batch(self.batch if batch is None else batch, built.mesh)
-      if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = jax.jit(train_step.make_gradients(built.task, parts)).lower(state, placed).compile()
-      return jax.device_get(self._compiled[shape, parts](state, placed)[:3])
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import classification_run
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import mesh_case
 import numpy as np
 import pytest
 import tiny_run
 
-from mplug_jax import checkpoint, data, init_from, sharding, train, train_step
+from mplug_jax import checkpoint, data, init_from, train
 from mplug_jax.models.bert import TextEncoder
 
 
@@ -23,7 +24,7 @@ def no_dropout(**changes):
   return {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__vision_attention_dropout": 0.0, **changes}
 
 
-class Case:
+class Case(mesh_case.MeshCase):
   """The tiny task of two images and its gradients on any mesh, in any number of parts; some rows do not count."""
 
   def __init__(self, tokenizer, pairing):
@@ -42,22 +43,6 @@ class Case:
     state = self.built.init()
     teacher = jax.tree.map(lambda x: 1.2 * x, state.params)
     self.state = jax.device_get(state.replace(rng=(), ema_params=teacher))
-    self._compiled = {}
-
-  def gradients(self, shape=(1, 1, 1), parts=1, batch=None):
-    """-> (gradients, loss, {metric: (sum, count)})."""
-    built = self.built
-    if np.prod(shape) > 1:
-      c = self.config.copy_and_resolve_references()
-      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      built = train.build(c, self.tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
-    with jax.set_mesh(built.mesh):
-      state = self.state.replace(rng=jax.random.key(3))
-      state = jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract)
-      placed = sharding.put_batch(self.batch if batch is None else batch, built.mesh)
-      if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = jax.jit(train_step.make_gradients(built.task, parts)).lower(state, placed).compile()
-      return jax.device_get(self._compiled[shape, parts](state, placed)[:3])
 
 
 @pytest.fixture(scope="module", params=["shared", "duplicated"])

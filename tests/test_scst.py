@@ -5,11 +5,12 @@ import types
 import caption_run
 import jax
 import jax.numpy as jnp
+import mesh_case
 import numpy as np
 import pytest
 import tiny_run
 
-from mplug_jax import data, sharding, train, train_step
+from mplug_jax import data, train
 from mplug_jax.build import build_model, Host
 from mplug_jax.evaluators import text_metrics
 from mplug_jax.tasks import scst
@@ -27,7 +28,7 @@ def tokenizer(tmp_path_factory):
   return caption_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), config())
 
 
-class Case:
+class Case(mesh_case.MeshCase):
   """The tiny task, wide initialisation, a batch with a corrupt row prepared by real candidates; gradients on any mesh."""
 
   def __init__(self, tokenizer):
@@ -40,22 +41,6 @@ class Case:
     # Untrained captions match nothing: rewards that differ, so that there is a gradient.
     self.batch["reward"] = np.random.default_rng(0).uniform(0, 2, self.batch["reward"].shape).astype(np.float32)
     self.batch["candidate_length"][2, 1] = 0  # an empty place in a beam
-    self._compiled = {}
-
-  def gradients(self, shape=(1, 1, 1), parts=1, batch=None):
-    """-> (gradients, loss, {metric: (sum, count)})."""
-    built = self.built
-    if np.prod(shape) > 1:
-      c = self.config.copy_and_resolve_references()
-      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      built = train.build(c, self.tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
-    with jax.set_mesh(built.mesh):
-      state = self.state.replace(rng=jax.random.key(3))
-      state = jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract)
-      placed = sharding.put_batch(self.batch if batch is None else batch, built.mesh)
-      if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = jax.jit(train_step.make_gradients(built.task, parts)).lower(state, placed).compile()
-      return jax.device_get(self._compiled[shape, parts](state, placed)[:3])
 
 
 @pytest.fixture(scope="module")
