@@ -53,6 +53,7 @@ def get_config(arg=""):
 def _scenes(c, arg):
   _shared.scenes(c, arg)
   c.batch_size = 16              # pairs, each with four statements: two images cost twice the time
+  c.data.max_text = 24
 
 
 def _nlvr2(c, arg):

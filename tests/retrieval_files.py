@@ -33,16 +33,16 @@ def write(folder):
   return folder
 
 
-def config(arg="tiny", **changes):
-  """configs/retrieval.py with `arg`; `changes` are written section__field=value."""
-  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", "retrieval").get_config(arg)
+def config(arg="tiny", name="retrieval", **changes):
+  """configs/`name`.py with `arg`; `changes` are written section__field=value."""
+  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", name).get_config(arg)
   c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
   return c
 
 
-def files_config(folder, **changes):
-  """The tiny preset on the files of `write`."""
-  return config(f"tiny,data=coco,root={folder}", **{
+def files_config(folder, name="retrieval", **changes):
+  """The tiny preset of configs/`name`.py on the files of `write`."""
+  return config(f"tiny,data={'coco' if name == 'retrieval' else 'files'},root={folder}", name, **{
       "tokenizer__kind": "wordpiece", "tokenizer__path": str(folder / "vocab.txt"), "compilation_cache": "",
       "data__max_caption": 6, "data__augment__scale": (1.0, 1.0), **changes})
 
