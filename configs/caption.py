@@ -43,37 +43,17 @@ def get_config(arg=""):
       "max_caption": 40,         # tokens, [CLS], prompt and [SEP] included
       "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()},
   })
-  _DATA.get(arg.data, _unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c)
   else:
-    # From random initialisation on little data: dropout would only slow the image encoder down.
-    c.optim.update({"name": "muon", "lr": 1e-3, "b2": 0.98})
-    c.optim.schedule.warmup_steps = 50
-    c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
-  if arg.size == "tiny":
-    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
-    c.eval.update({"batch_size": 8, "limit": 16})
-    c.optim.schedule.warmup_steps = 1
-  if arg.res:
-    c.model.image_size = arg.res
-  if arg.steps:
-    c.total_steps = arg.steps
-  if arg.init:
-    # Pre-trained weights have parts that captioning does without.
-    c.init.update({"paths": (arg.init,),
-                   "unused": ("(vision_proj|text_proj|itm_head|temp|text_encoder|fusion_encoder)/.*",)})
-  return c.lock()
+    config.from_scratch(c, 1e-3, 0.05)
+  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|text_encoder|fusion_encoder)/.*")
 
 
 def _scenes(c, arg):
-  """Scenes name sides, so nothing is mirrored, and every object counts, so nothing is cropped."""
-  c.total_steps = 3000
-  c.data.update({"size": arg.res or 96, "seed": 0, "difficulty": "default", "records": 64 if arg.size == "tiny" else 0,
-                 "max_caption": 32})
+  config.scenes(c, arg, steps=3000, records=64 if arg.size == "tiny" else 0, max_caption=32)
   c.task.max_length = 31
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
-  c.model.image_size = arg.res or 96
 
 
 def _files(c, arg, prefix, images, suffix):
@@ -104,20 +84,12 @@ def _jsonl(c, arg):
 _DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl}
 
 
-def _unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-
-
 def _paper(c):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, beam search."""
-  c.update({"batch_size": 1024, "log_every": 50})
+  # One unit of warm-up: of the official four, three pass in iterations that only accumulate.
+  config.official(c, 1024, lr=1e-5, visual_lr=5e-6, epochs=5, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
   c.task.update({"beams": 5, "min_length": 8, "max_length": 25, "beam_mode": "reference"})
   c.data.update({"captions_per_image": 1, "max_caption": 25})
   if c.data.name != "scenes":
     c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
-  c.model.update({"dtype": "bfloat16", "remat": "none" if c.model.vision_layers == 12 else "full"})
-  c.optim.update({"lr": 1e-5, "visual_lr": 5e-6, "groups": "official"})
-  # Assigned, for `update` would keep the fields of the default schedule. One unit: of the official four, three pass in
-  # iterations that only accumulate.
-  c.optim.schedule = {"name": "official", "epochs": 5, "warmup_units": 1, "warmup_lr": 1e-5, "min_lr": 1e-6}
-  c.checkpoint.every = 500
+  c.model.remat = "none" if c.model.vision_layers == 12 else "full"

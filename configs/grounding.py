@@ -48,42 +48,26 @@ def get_config(arg=""):
       "augment": {"long_sides": _SIDES, "crop": 0.5, "official_crop": False, "jitter": 0.8, "flip": 0.5,
                   "position_words": ("left", "right", "top", "bottom", "middle"), "official_words": False},
   })
-  _DATA.get(arg.data, _unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg.size)
   else:
     _small(c)
-  if arg.size == "tiny":
-    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
-    c.eval.update({"batch_size": 8, "limit": 16})
-    c.optim.schedule.warmup_steps = 1
-  if arg.res:
-    c.model.image_size = arg.res
-  if arg.steps:
-    c.total_steps = arg.steps
-  if arg.init:
-    c.init.update({"paths": (arg.init,), "unused": ("(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*",)})
-  return c.lock()
+  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*")
 
 
 def _small(c):
   """From random initialisation on two CPU cores."""
-  c.optim.update({"name": "muon", "lr": 7e-4, "b2": 0.98})
-  c.optim.schedule.warmup_steps = 50
-  # Dropout would only slow down what learns from little, and weights that fade as boxes get right as well. With smaller initial
-  # weights, or finer bins, hundreds of updates pass before words and image tokens meet at all.
-  c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0, "initializer_range": 0.1})
-  c.task.box_weights = "none"
+  config.from_scratch(c, 7e-4, 0.1)
+  c.task.box_weights = "none"    # those that fade as boxes get right slow it down
 
 
 def _scenes(c, arg):
-  size = arg.res or (48 if arg.size == "tiny" else 96)
-  c.total_steps = 3000
-  c.data.update({"size": size, "seed": 0, "difficulty": "default", "expressions_per_image": 4, "max_phrase": 22})
+  config.scenes(c, arg, steps=3000, expressions_per_image=4, max_phrase=22)
+  if arg.size == "tiny":
+    c.data.size = c.model.image_size = arg.res or 48
   # Sizes and places are what the phrases speak of, and every scene is new: mirroring is all that is done to it.
   c.data.augment.update({"long_sides": (1.0,), "crop": 0.0, "jitter": 0.0})
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
-  c.model.image_size = size
 
 
 def _files(c, arg):
@@ -119,15 +103,8 @@ def _refcoco(c, arg):
 _DATA = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco}
 
 
-def _unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-
-
 def _paper(c, size):
   """The official fine-tuning: learning rates, schedule, batch, in float32 as there."""
-  c.update({"batch_size": 192, "log_every": 50})
+  config.official(c, 192, lr=2e-5, visual_lr=5e-6, dtype="float32", epochs=120, warmup_units=20, warmup_lr=1e-6, min_lr=1e-6)
   c.model.update({"image_size": 336 if size != "base" else 384, "remat": "none" if size == "base" else "full"})
-  c.optim.update({"lr": 2e-5, "visual_lr": 5e-6, "groups": "official", "clip": 0.0})
-  # Assigned, for `update` would keep the fields of the default schedule.
-  c.optim.schedule = {"name": "official", "epochs": 120, "warmup_units": 20, "warmup_lr": 1e-6, "min_lr": 1e-6}
-  c.checkpoint.every = 500
+  c.optim.clip = 0.0

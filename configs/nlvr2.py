@@ -38,7 +38,7 @@ def get_config(arg=""):
   assignment = arg.data in ("captions", "scene_captions")
   c = config.defaults("nlvr2", arg.size)
   _shared.classification(c, arg, images=2, labels=("first", "second", "neither") if assignment else ("False", "True"))
-  _DATA.get(arg.data, _unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   c.model.pairing = arg.pairing or ("duplicated" if assignment else "shared")
   if arg.size in ("base", "large", "huge"):
     _shared.paper(c, arg.size, batch_size=256 if assignment else 128, epochs=1 if assignment else 10)
@@ -73,7 +73,3 @@ def _scene_captions(c, arg):
 
 
 _DATA = {"scenes": _scenes, "nlvr2": _nlvr2, "jsonl": _shared.own_data, "captions": _captions, "scene_captions": _scene_captions}
-
-
-def _unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")

@@ -29,12 +29,11 @@ _DATA = ("scenes", "files", "jsonl")
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", clip="", bert="", init="", res=0, steps=0, blank=False)
-  if arg.data not in _DATA:
-    raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
   if bool(arg.clip) != bool(arg.bert):
     raise ValueError("Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them.")
-  options = {"data": "jsonl" if arg.data == "files" else arg.data, "root": arg.root, "res": arg.res, "steps": arg.steps, "blank": arg.blank}
-  c = config.sibling(__file__, "retrieval").get_config(",".join([arg.size, *(f"{k}={v}" for k, v in options.items() if v)])).unlock()
+  files = config.choose(_DATA, arg.data) == "files"
+  c = config.variant(__file__, "retrieval", arg, data="jsonl" if files else arg.data, root=arg.root, res=arg.res, steps=arg.steps,
+                     blank=arg.blank)
   c.name = "pretrain"
   c.task.update({
       "name": "pretrain",
@@ -46,7 +45,7 @@ def get_config(arg=""):
       "mask_probability": 0.15, "whole_words": False,  # of a token, or of a word, to be hidden
       "weights": (),             # shares of train_files; (): by their sizes
   })
-  if arg.data == "files":
+  if files:
     c.data.update({"train_files": tuple(os.path.join(arg.root, f"{name}.json") for name in ("coco", "vg", "cc", "sbu")),
                    "val_file": os.path.join(arg.root, "coco_val.json"), "test_file": os.path.join(arg.root, "coco_test.json")})
   if arg.size in ("base", "large", "huge"):

@@ -48,37 +48,19 @@ def get_config(arg=""):
       "max_words": 30, "max_caption": 30,  # words; tokens with [CLS]
       "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()},
   })
-  _DATA.get(arg.data, _unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c)
   else:
-    # From random initialisation on little data: dropout would only slow the image encoder down.
-    c.optim.update({"name": "muon", "lr": 1e-3, "b2": 0.98})
-    c.optim.schedule.warmup_steps = 50
-    c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
+    config.from_scratch(c, 7e-4, 0.1)
   if arg.size == "tiny":
-    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
     c.task.update({"queue": 12, "ramp_steps": 2, "rerank_k": 6, "rerank_texts": 4})
-    c.eval.update({"batch_size": 8, "limit": 16})
-    c.optim.schedule.warmup_steps = 1
-  if arg.res:
-    c.model.image_size = arg.res
-  if arg.steps:
-    c.total_steps = arg.steps
-  if arg.init:
-    # Pre-trained weights have parts that retrieval does without.
-    c.init.update({"paths": (arg.init,), "unused": ("(text_decoder|fusion_encoder/mlm_head)/.*",)})
-  return c.lock()
+  return config.finish(c, arg, unused="(text_decoder|fusion_encoder/mlm_head)/.*")
 
 
 def _scenes(c, arg):
-  """Scenes name sides, so nothing is mirrored, and every object counts, so nothing is cropped."""
-  c.total_steps = 2000
+  config.scenes(c, arg, steps=2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
   c.eval.limit = 500
-  c.data.update({"size": arg.res or 96, "seed": 0, "difficulty": "default", "records": 64 if arg.size == "tiny" else 0,
-                 "max_caption": 28})
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
-  c.model.image_size = arg.res or 96
 
 
 def _files(c, arg, prefix, suffix):
@@ -108,17 +90,9 @@ def _jsonl(c, arg):
 _DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl}
 
 
-def _unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-
-
 def _paper(c):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, queues, re-ranking."""
-  c.update({"batch_size": 1024, "log_every": 50})
+  config.official(c, 1024, lr=1e-5, visual_lr=2e-6, epochs=8, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
   c.task.update({"queue": 65536, "rerank_k": 256})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
-  c.model.update({"dtype": "bfloat16", "remat": "full"})
-  c.optim.update({"lr": 1e-5, "visual_lr": 2e-6, "groups": "official"})
-  # Assigned, for `update` would keep the fields of the default schedule.
-  c.optim.schedule = {"name": "official", "epochs": 8, "warmup_units": 1, "warmup_lr": 1e-5, "min_lr": 1e-6}
-  c.checkpoint.every = 500
+  c.model.remat = "full"

@@ -25,7 +25,7 @@ def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False)
   c = config.defaults("snli_ve", arg.size)
   classification(c, arg, images=1, labels=("contradiction", "neutral", "entailment"))
-  _DATA.get(arg.data, unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     paper(c, arg.size, batch_size=256, epochs=5)
   return finish(c, arg)
@@ -47,17 +47,10 @@ def classification(c, arg, images, labels):
 
 def scenes(c, arg):
   """Generated scenes; the mirror image of everything keeps every label."""
-  c.total_steps = 4000
-  c.data.update({"size": arg.res or 96, "seed": 0, "difficulty": "default", "mirror": 0.5, "max_text": 16})
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
-  c.model.image_size = arg.res or 96
+  config.scenes(c, arg, steps=4000, mirror=0.5, max_text=16)
   if arg.size == "small":
-    c.optim.update({"name": "muon", "lr": 7e-4, "b2": 0.98})
-    c.optim.schedule.warmup_steps = 50
+    config.from_scratch(c, 7e-4, 0.1)
     c.data.sentences_per_row = 4
-    # From random initialisation on little data: dropout would only slow the image encoder down, and with smaller initial weights, or
-    # a larger learning rate, hundreds of updates pass before words and image tokens meet at all.
-    c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0, "initializer_range": 0.1})
 
 
 def read_files(c, arg, train, val, test, images):
@@ -80,35 +73,18 @@ def _snli_ve(c, arg):
 _DATA = {"scenes": scenes, "snli_ve": _snli_ve, "jsonl": own_data}
 
 
-def unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-
-
 def paper(c, size, batch_size, epochs):
   """ALBEF's fine-tuning; mPLUG's own settings are not published."""
-  c.update({"batch_size": batch_size, "total_epochs": epochs, "log_every": 50})
+  config.official(c, batch_size, lr=2e-5, visual_lr=2e-5, epochs=epochs, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
+  c.total_epochs = epochs
   c.task.distill.alpha = 0.4
   c.ema.update({"decay": 0.995, "use": "teacher"})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
-  c.model.update({"dtype": "bfloat16", "remat": "none" if size == "base" else "full"})
-  c.optim.update({"lr": 2e-5, "visual_lr": 2e-5, "groups": "official"})
-  # Assigned, for `update` would keep the fields of the default schedule.
-  c.optim.schedule = {"name": "official", "epochs": epochs, "warmup_units": 1, "warmup_lr": 1e-5, "min_lr": 1e-6}
-  c.checkpoint.every = 500
+  c.model.remat = "none" if size == "base" else "full"
 
 
 def finish(c, arg):
-  """The tiny size, and what the argument says, after everything else."""
+  """See config.finish."""
   c.model.classes = len(c.data.labels)
-  if arg.size == "tiny":
-    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
-    c.eval.update({"batch_size": 8, "limit": 16})
-    c.optim.schedule.warmup_steps = 1
-  if arg.res:
-    c.model.image_size = arg.res
-  if arg.steps:
-    c.total_steps = arg.steps
-  if arg.init:
-    c.init.update({"paths": (arg.init,), "new": ("cls_head/.*",),
-                   "unused": ("(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*",)})
-  return c.lock()
+  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*",
+                       new=("cls_head/.*",))

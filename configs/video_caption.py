@@ -21,12 +21,9 @@ _DATA = ("clips", "vatex")
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
-  if arg.data not in _DATA:
-    raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-  paper = arg.data == "vatex"
-  options = {"data": "jsonl" if paper else "scenes", "root": arg.root, "res": arg.res or (448 if paper else 0), "steps": arg.steps,
-             "blank": arg.blank}
-  c = config.sibling(__file__, "caption").get_config(",".join([arg.size, *(f"{k}={v}" for k, v in options.items() if v)])).unlock()
+  paper = config.choose(_DATA, arg.data) == "vatex"
+  c = config.variant(__file__, "caption", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (448 if paper else 0),
+                     steps=arg.steps, blank=arg.blank)
   c.name = "video_caption"
   c.data.update({"name": arg.data, "frames": arg.frames or 8, "frame_sampling": arg.sampling or ("official" if paper else "centres")})
   if paper:

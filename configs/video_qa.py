@@ -21,12 +21,9 @@ _DATA = ("clips", "video_qa")
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
-  if arg.data not in _DATA:
-    raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-  paper = arg.data == "video_qa"
-  options = {"data": "jsonl" if paper else "scenes", "root": arg.root, "res": arg.res or (480 if paper else 0), "steps": arg.steps,
-             "blank": arg.blank}
-  c = config.sibling(__file__, "vqa").get_config(",".join([arg.size, *(f"{k}={v}" for k, v in options.items() if v)])).unlock()
+  paper = config.choose(_DATA, arg.data) == "video_qa"
+  c = config.variant(__file__, "vqa", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (480 if paper else 0),
+                     steps=arg.steps, blank=arg.blank)
   c.name = "video_qa"
   c.data.update({"name": arg.data, "frames": arg.frames or (16 if paper else 8), "questions_per_image": 1 if paper else 5,
                  "frame_sampling": arg.sampling or ("official" if paper else "centres")})

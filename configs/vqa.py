@@ -38,39 +38,27 @@ def get_config(arg=""):
       "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank,
       "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": ()},
   })
-  _DATA.get(arg.data, _unknown)(c, arg)
+  config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg.size)
-  if arg.size == "tiny":
-    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
-    c.eval.update({"batch_size": 8, "limit": 16})
-    c.optim.schedule.warmup_steps = 1
-  if arg.res:
-    c.model.image_size = arg.res
-  if arg.steps:
-    c.total_steps = arg.steps
-  if arg.init:
-    c.init.update({"paths": (arg.init,), "unused": ("(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*",)})
-  return c.lock()
+  elif arg.size == "small" and arg.data != "easy_vqa":
+    config.from_scratch(c, 7e-4, 0.1)
+  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*")
 
 
 def _easy_vqa(c, arg):
   c.total_steps = 3000
   c.data.val_every = 0
   if arg.size == "small":
-    c.optim.update({"name": "muon", "lr": 1e-3, "b2": 0.98})
-    c.optim.schedule.warmup_steps = 50
+    config.from_scratch(c, 1e-3, 0.05)
     c.data.update({"questions_per_image": 4, "max_question": 12, "max_answer_tokens": 4})
     c.data.augment.scale = (0.7, 1.0)
-    # From random initialisation on little data: dropout would only slow the image encoder down.
-    c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0})
 
 
 def _scenes(c, arg):
-  c.total_steps = 3000
-  c.data.update({"size": arg.res or 96, "seed": 0, "difficulty": "default", "max_question": 24})
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
-  c.model.image_size = arg.res or 96
+  config.scenes(c, arg, steps=3000, max_question=24)
+  if arg.size == "small":
+    c.data.questions_per_image = 4
 
 
 def _files(c, arg, train, val, test):
@@ -102,17 +90,10 @@ def _jsonl(c, arg):
 _DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl}
 
 
-def _unknown(c, arg):
-  raise ValueError(f"The config argument data={arg.data!r} is unknown; there are {', '.join(_DATA)}.")
-
-
 def _paper(c, size):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, beam search."""
-  c.update({"batch_size": 1024 if size == "base" else 2048, "log_every": 50})
+  batch_size = 1024 if size == "base" else 2048
+  config.official(c, batch_size, lr=3e-5, visual_lr=5e-6, epochs=8, warmup_units=4, warmup_lr=1e-5, min_lr=1e-6)
   c.task.update({"beams": 5, "max_length": 10})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
-  c.model.update({"dtype": "bfloat16", "remat": "none" if size == "base" else "full"})
-  c.optim.update({"lr": 3e-5, "visual_lr": 5e-6, "groups": "official"})
-  # Assigned, for `update` would keep the fields of the default schedule.
-  c.optim.schedule = {"name": "official", "epochs": 8, "warmup_units": 4, "warmup_lr": 1e-5, "min_lr": 1e-6}
-  c.checkpoint.every = 500
+  c.model.remat = "none" if size == "base" else "full"

@@ -45,6 +45,79 @@ def sibling(file, name):
   return module
 
 
+def choose(table, data):
+  """The entry of `table` for the config argument data=..., or the name itself if `table` only lists names.
+
+  Raises:
+    ValueError: lists what there is.
+  """
+  if data not in table:
+    raise ValueError(f"The config argument data={data!r} is unknown; there are {', '.join(table)}.")
+  return table[data] if isinstance(table, dict) else data
+
+
+def variant(file, name, arg, **options):
+  """The unlocked config `name` beside the config `file`, of the size arg.size and with those `options` that are not empty."""
+  given = [f"{key}={value}" for key, value in options.items() if value]
+  return sibling(file, name).get_config(",".join([arg.size, *given])).unlock()
+
+
+def scenes(c, arg, steps, **fields):
+  """Training on the generated scenes of data/scenes.py, `fields` of `c.data` included.
+
+  Scenes name sides, and every object counts: a config mirrors and crops only where its data can.
+  """
+  size = arg.res or 96
+  c.total_steps = steps
+  c.data.update({"size": size, "seed": 0, "difficulty": "default", **fields})
+  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
+  c.model.image_size = size
+
+
+def from_scratch(c, lr, initializer_range):
+  """From random initialisation on little data, as two CPU cores can learn from it; `initializer_range` of all but the image encoder.
+
+  Dropout would only slow that down. Where a sentence must meet an image before anything can be learnt, 0.1 and a small rate do it
+  hundreds of updates sooner than 0.05: cross-attention then adds as much as it finds, and noise does not wash it away.
+  """
+  c.optim.update({"name": "muon", "lr": lr, "b2": 0.98})
+  c.optim.schedule.warmup_steps = 50
+  c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0, "initializer_range": initializer_range})
+
+
+def official(c, batch_size, lr, visual_lr, dtype="bfloat16", **schedule):
+  """What the official recipes share: groups and schedule of the optimizer, in `dtype`."""
+  c.update({"batch_size": batch_size, "log_every": 50})
+  c.model.dtype = dtype
+  c.optim.update({"lr": lr, "visual_lr": visual_lr, "groups": "official"})
+  # Assigned, for `update` would keep the fields of the default schedule.
+  c.optim.schedule = {"name": "official", **schedule}
+  c.checkpoint.every = 500
+
+
+def finish(c, arg, unused, new=()):
+  """The tiny size, and what the config argument says, after everything else.
+
+  Args:
+    unused: pattern of the parameters that the task does without, should arg.init have them.
+    new: patterns of those it adds to what arg.init has.
+
+  Returns:
+    The locked config.
+  """
+  if arg.size == "tiny":
+    c.update({"batch_size": 8, "total_steps": 4, "log_every": 2})
+    c.eval.update({"batch_size": 8, "limit": 16})
+    c.optim.schedule.warmup_steps = 1
+  if arg.res:
+    c.model.image_size = arg.res
+  if arg.steps:
+    c.total_steps = arg.steps
+  if arg.init:
+    c.init.update({"paths": (arg.init,), "new": new, "unused": (unused,)})
+  return c.lock()
+
+
 def _typed(name, text, default):
   """`text` as the type of `default`."""
   if isinstance(default, bool):

@@ -8,6 +8,7 @@ import functools
 import io
 import math
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from mplug_jax.metrics import read_metrics
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
 _INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"
 _FRAME = "#c9ced6"
+_PANELS = {"loss": "loss", "accuracy (%)": "acc", "score (%)": "iou$|^CIDEr-D$|^r_mean$|^true$",
+           "reward": "reward$"}
 _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a logarithmic axis
 
 
@@ -34,21 +37,21 @@ class Sample(NamedTuple):
 
 
 def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
-  """Draws every loss and every accuracy of a metrics.jsonl against the step, as one PNG.
+  """Draws every loss, every accuracy and the chief scores of a metrics.jsonl against the step, as one PNG.
 
-  A name belongs to a panel when its part behind the last "/" contains "loss" or "acc". Accuracies
-  are drawn in percent: a series that never exceeds 1 is taken for a fraction. When a step stands
-  twice, the later line counts. The loss axis is logarithmic if the loss spans a factor of 20.
+  The part of a name behind the last "/" tells its panel, see _PANELS. Accuracies and scores are drawn in percent: a series that
+  never exceeds 1 is taken for a fraction. When a step stands twice, the later line counts. The loss axis is logarithmic if the loss
+  spans a factor of 20.
 
   Raises:
     FileNotFoundError: there is no metrics file.
-    ValueError: it holds neither a loss nor an accuracy.
+    ValueError: it holds nothing to draw.
   """
-  series = _series(metrics_path)
-  losses = {k: v for k, v in series.items() if "loss" in k.rsplit("/", 1)[-1]}
-  accuracies = {k: _percent(v) for k, v in series.items() if "acc" in k.rsplit("/", 1)[-1]}
-  panels = [(title, group) for title, group in (("loss", losses), ("accuracy (%)", accuracies))
-            if group]
+  series, panels = _series(metrics_path), []
+  for title, pattern in _PANELS.items():
+    group = {name: points for name, points in series.items() if re.search(pattern, name.rsplit("/", 1)[-1])}
+    if group:
+      panels.append((title, {name: _percent(points) for name, points in group.items()} if "%" in title else group))
   if not panels:
     raise ValueError(f"{metrics_path}: no finite loss or accuracy to draw; names present: "
                      f"{', '.join(sorted(series)) or 'none'}.")

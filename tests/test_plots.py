@@ -46,6 +46,14 @@ def test_curves_of_a_single_panel_and_point(tmp_path):
     assert image.size == (806, 546)
 
 
+def test_scores_and_rewards_have_panels_of_their_own(tmp_path):
+  path = write_lines(tmp_path / "m.jsonl", [{"step": 0, "train/loss": 1.0, "train/reward": 1.3, "train/iou": 0.2, "test/CIDEr-D": 80.0,
+                                             "test/CIDEr-D_seen": 90.0}])
+  plots.curves(path, tmp_path / "curves.png")
+  with Image.open(tmp_path / "curves.png") as image:
+    assert image.size == (3 * 806, 546)
+
+
 def test_curves_without_anything_to_draw(tmp_path):
   path = write_lines(tmp_path / "m.jsonl", [{"step": 0, "loss": None, "speed": 1.0}])
   with pytest.raises(ValueError, match="no finite loss or accuracy.*speed"):
