@@ -24,7 +24,7 @@ _CHUNK = 1 << 24
 _MAX_HEADER = 100_000_000  # of safetensors, the format's own limit
 _MAX_PICKLE = 1 << 29  # of data.pkl, unpacked: the largest models have a few MB
 
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 # First bytes -> what people download instead of a checkpoint.
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"),
@@ -114,7 +114,7 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
     head = file.read(64)
   if head.startswith(b"PK\x03\x04"):
     return _open_archive(path)
-  if head.startswith(_LEGACY_MAGIC):
+  if head.startswith(LEGACY_MAGIC):
     return _open_legacy(path)
   if head[8:9] == b"{":
     return _open_safetensors(path)
@@ -256,7 +256,7 @@ def _load_safetensors(file, offset, shape, dtype, where):
 # torch.save and torch.jit.save: a zip archive of a pickle and one record for each storage.
 
 
-class _Archive:
+class Archive:
   """The zip archive: records under one folder, stored ones read by their place in the file."""
 
   def __init__(self, path, file):
@@ -322,7 +322,7 @@ class _Archive:
 
 def _open_archive(path):
   with contextlib.ExitStack() as stack:
-    archive = _Archive(path, stack.enter_context(open(path, "rb")))
+    archive = Archive(path, stack.enter_context(open(path, "rb")))
     if archive.root + "byteorder" in archive.zip.namelist() and (order := archive.whole("byteorder")) != b"little":
       raise ValueError(f"{path}: byte order {order[:20]!r} is not supported; save it on a little-endian machine.")
     root, placeholders = torch_pickle.load(archive.whole("data.pkl"), path)

@@ -68,7 +68,7 @@ _FUNCTIONS = {"_codecs.encode": _bytes, "numpy.dtype": lambda name="", *unused: 
 for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
   _FUNCTIONS |= {f"{_core}.multiarray._reconstruct": lambda *unused: Array(),
                  f"{_core}.multiarray.scalar": lambda dtype, data: dtype.read(data, 1)[0]}
-_NAMES = {name: torch_pickle._Function(function) for name, function in _FUNCTIONS.items()}
+_NAMES = {name: torch_pickle.Function(function) for name, function in _FUNCTIONS.items()}
 
 
 def _legacy_pickle(data, path):
@@ -99,8 +99,8 @@ def load(path):
   with open(path, "rb") as file:
     data = file.read(64)
     if data.startswith(b"PK\x03\x04"):
-      data = torch_files._Archive(path, file).whole("data.pkl")
-    elif data.startswith(torch_files._LEGACY_MAGIC):
+      data = torch_files.Archive(path, file).whole("data.pkl")
+    elif data.startswith(torch_files.LEGACY_MAGIC):
       data = _legacy_pickle(data + file.read(), path)
     else:
       raise ValueError(f"{path} is not a file that torch.save wrote.")

@@ -229,7 +229,7 @@ def _parameter(data, *unused):
 
 def _from_type(function, _type, args, *unused):
   """A tensor with attributes: function(*args), where only the functions below count."""
-  if not isinstance(function, _Function):
+  if not isinstance(function, Function):
     raise ValueError(f"it is made by {describe(function)}")
   return function(*args)
 
@@ -238,7 +238,7 @@ def _unknown(*unused):
   raise ValueError("quantized, sparse and other special tensors are not supported")
 
 
-class _Function(_Fixed):
+class Function(_Fixed):
   """One of the functions above under the name a pickle knows; gives `Broken` for what cannot be rebuilt."""
 
   def __init__(self, function):
@@ -253,14 +253,14 @@ class _Function(_Fixed):
 
 _NAMES = {
     "collections.OrderedDict": StateDict,
-    "torch.Size": _Function(lambda sizes=(): tuple(sizes)),
-    "torch.device": _Function(lambda *unused: "device"),  # not its text: an argument's may be endless
-    "torch._utils._rebuild_tensor": _Function(_tensor),
-    "torch._utils._rebuild_tensor_v2": _Function(_tensor),
-    "torch._utils._rebuild_tensor_v3": _Function(_tensor_v3),
-    "torch._utils._rebuild_parameter": _Function(_parameter),
-    "torch._utils._rebuild_parameter_with_state": _Function(_parameter),
-    "torch._tensor._rebuild_from_type_v2": _Function(_from_type),
+    "torch.Size": Function(lambda sizes=(): tuple(sizes)),
+    "torch.device": Function(lambda *unused: "device"),  # not its text: an argument's may be endless
+    "torch._utils._rebuild_tensor": Function(_tensor),
+    "torch._utils._rebuild_tensor_v2": Function(_tensor),
+    "torch._utils._rebuild_tensor_v3": Function(_tensor_v3),
+    "torch._utils._rebuild_parameter": Function(_parameter),
+    "torch._utils._rebuild_parameter_with_state": Function(_parameter),
+    "torch._tensor._rebuild_from_type_v2": Function(_from_type),
     "torch.UntypedStorage": _StorageType(None),
     "torch.storage.UntypedStorage": _StorageType(None),
     **{f"torch.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
@@ -285,7 +285,7 @@ class _Unpickler(pickle.Unpickler):
     self.counts[full] += 0  # mentioned
     if full.startswith("torch._utils._rebuild"):
       self.counts[full] += 1
-      return _Function(_unknown)
+      return Function(_unknown)
     if full not in self._placeholders:
       # A class for each name, since some instructions need a class; made for this file, so that nothing outlives it.
       self._placeholders[full] = type("_Placeholder", (Placeholder,), {"__slots__": (), "qualified_name": full, "counts": self.counts})

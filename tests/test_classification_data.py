@@ -223,7 +223,7 @@ def claimed(text):
 
 def pair_form(text):
   """The form that a statement about two images has by its template."""
-  for kind, content, template in scene_pairs._PAIR_TEMPLATES:
+  for kind, content, template in scene_pairs.PAIR_TEMPLATES:
     if match := re.fullmatch(template.format(x="(.*)"), text):
       return kind, described(match[1]) if content == "count" else claimed(match[1])
   raise AssertionError(text)

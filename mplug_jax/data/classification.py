@@ -105,7 +105,7 @@ class _Pairs(_SceneRecords):
 
   def groups(self, index):
     pair = self._found(index)
-    kind, content, _ = scene_pairs._PAIR_TEMPLATES[pair.template]
+    kind, content, _ = scene_pairs.PAIR_TEMPLATES[pair.template]
     return content, kind, *(_novelty(pair) if content == "object" else ())  # others name no pair of shape and colour
 
 

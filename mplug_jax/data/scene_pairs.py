@@ -33,7 +33,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 # kind -> (templates, image values (left, right) of true records, of false ones). Values: whether
 # the image shows {x}, or the number of {x}.
-_SHOWN = {
+SHOWN = {
   "both": (("both images show {x}", "each of the two images shows {x}"),
            ((True, True),), ((True, False), (False, True))),
   "one": (("exactly one of the two images shows {x}", "only one of the images shows {x}"),
@@ -47,7 +47,7 @@ _SHOWN = {
   "neither": (("neither image shows {x}", "none of the two images shows {x}"),
               ((False, False),), ((True, False), (False, True))),
 }
-_COUNTED = {
+COUNTED = {
   "more_left": (("there are more {x} in the left image than in the right image",
                  "the left image has more {x} than the right one"),
                 ((1, 0), (2, 0), (2, 1)), ((0, 1), (0, 2), (1, 2))),
@@ -61,11 +61,11 @@ _COUNTED = {
   "three": (("there are three {x} in the two images together",),
             ((1, 2), (2, 1), (0, 3), (3, 0)), ((0, 2), (1, 1), (2, 0), (2, 2))),
 }
-_PAIR_TEMPLATES = [  # (kind, what {x} is, template)
-  *((kind, content, text) for kind, entry in _SHOWN.items() for text in entry[0]
+PAIR_TEMPLATES = [  # (kind, what {x} is, template)
+  *((kind, content, text) for kind, entry in SHOWN.items() for text in entry[0]
     for content in ("object", "relation")),
-  *((kind, "count", text) for kind, entry in _COUNTED.items() for text in entry[0])]
-PAIR_TEMPLATE_COUNT = len(_PAIR_TEMPLATES)
+  *((kind, "count", text) for kind, entry in COUNTED.items() for text in entry[0])]
+PAIR_TEMPLATE_COUNT = len(PAIR_TEMPLATES)
 
 
 class Pair(NamedTuple):
@@ -113,7 +113,7 @@ def _relation_value(scene, statement):
   return False if ways and all(OPPOSITE[direction] in w for w in ways) else None
 
 
-def _content(rng, config, split, kind):
+def content_of(rng, config, split, kind):
   """(form, words, value: scene -> bool, int or None) of what a statement is about."""
   words = Words(rng)
   name = pick(rng, ("shape", "colour"))
@@ -142,9 +142,9 @@ def pair(config: scenes.SceneConfig, split: str, index: int) -> Pair:
   rng = scenes.generator(config, split, index, "pair")
   label = index % 2 == 0
   number = index // 2 % PAIR_TEMPLATE_COUNT
-  kind, content, template = _PAIR_TEMPLATES[number]
-  form, words, value = _content(rng, config, split, content)
-  cases = (_SHOWN | _COUNTED)[kind][1 if label else 2]
+  kind, content, template = PAIR_TEMPLATES[number]
+  form, words, value = content_of(rng, config, split, content)
+  cases = (SHOWN | COUNTED)[kind][1 if label else 2]
   wanted_left, wanted_right = pick(rng, cases)
   left = _find(rng, config, split, lambda s: value(s) is not None and value(s) == wanted_left)
   right = _find(rng, config, split, lambda s: value(s) is not None and value(s) == wanted_right,
@@ -153,7 +153,7 @@ def pair(config: scenes.SceneConfig, split: str, index: int) -> Pair:
   return Pair(template.format(x=words), label, (kind, form), left, right, number, unseen)
 
 
-def _hypothesis(rng: np.random.Generator, scene: scenes.Scene, truth: bool) -> Statement | None:
+def hypothesis(rng: np.random.Generator, scene: scenes.Scene, truth: bool) -> Statement | None:
   """A claim about two objects of the scene, each the only one of its colour and shape."""
   things = [o for o in scene.objects
             if len(matching(scene, describe(o, ("colour", "shape")))) == 1]
@@ -179,7 +179,7 @@ def entailment(config: scenes.SceneConfig, split: str, index: int) -> Entailment
   form = None
   while form is None:
     source = scenes.scene(config, split, int(rng.integers(scenes.split_size(split))))
-    form = _hypothesis(rng, source, truth)
+    form = hypothesis(rng, source, truth)
   words = Words(rng)
   first, second = ("the " + words.say(d) for d in form.objects)
   text = f"{first} is {words.relation(form.relations[0][0])} {second}"

@@ -11,7 +11,7 @@ _SLOT = re.compile(r"\{(\w)\}")
 
 def _meanings(words):
   """{word or synonym: the plain word}."""
-  return {synonym: word for word in words for synonym in scene_text._SYNONYMS.get(word, (word,))}
+  return {synonym: word for word in words for synonym in scene_text.SYNONYMS.get(word, (word,))}
 
 
 _SIZES, _COLOURS, _SHAPES = map(_meanings, (scenes.SIZES, scenes.COLOURS, (*scenes.SHAPES, "object")))
@@ -28,7 +28,7 @@ def _patterns():
   thing = rf"an? (?:(?:{_any(_SIZES)}) )?(?:(?:{_any(_COLOURS)}) )?(?:{_any(_SHAPES)})"
   slots = dict.fromkeys("abc", thing) | dict.fromkeys("rsR", _any(_RELATIONS)) | {"x": "larger|bigger|smaller"}
   found = []
-  for kind, templates in scene_text._TEMPLATES.items():
+  for kind, templates in scene_text.TEMPLATES.items():
     for template in templates:
       parts = _SLOT.split(template)  # text and slots by turns
       found.append((kind, re.compile("".join(f"(?P<{part}>{slots[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts)))))

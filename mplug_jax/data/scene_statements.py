@@ -33,11 +33,11 @@ def pair_statements(rng, left, right, count):
 
 def _like_the_records(rng, left, right):
   """{truth: text} by a template of the records, with values that theirs have."""
-  kind, content, template = pick(rng, scene_pairs._PAIR_TEMPLATES)
-  _, true, false = (scene_pairs._SHOWN | scene_pairs._COUNTED)[kind]
+  kind, content, template = pick(rng, scene_pairs.PAIR_TEMPLATES)
+  _, true, false = (scene_pairs.SHOWN | scene_pairs.COUNTED)[kind]
   texts = {}
   for _ in range(_TRIES):
-    _, words, value = scene_pairs._content(rng, left.config, left.split, content)
+    _, words, value = scene_pairs.content_of(rng, left.config, left.split, content)
     values = value(left), value(right)
     if values in true or values in false:
       texts.setdefault(values in true, template.format(x=words))
@@ -49,7 +49,7 @@ def _like_the_records(rng, left, right):
 def _shown(rng, left, right):
   """{truth: text} of whether both or any of the images show something, told by colour, shape or both."""
   names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
-  templates, true, false = scene_pairs._SHOWN[pick(rng, ("any", "both"))]
+  templates, true, false = scene_pairs.SHOWN[pick(rng, ("any", "both"))]
   template, words, texts = pick(rng, templates), Words(rng), {}
   pairs = scenes.allowed_pairs(left.config, left.split)
   for i in rng.permutation(len(pairs)):
@@ -77,7 +77,7 @@ def hypotheses(rng, scene, count):
 
 def _relation(rng, scene, label):
   """A hypothesis as the records have, or None: the scene may lack two objects that can be named."""
-  form = _neutral(rng, scene) if label == "neutral" else scene_pairs._hypothesis(rng, scene, label == "entailment")
+  form = _neutral(rng, scene) if label == "neutral" else scene_pairs.hypothesis(rng, scene, label == "entailment")
   if form is None:
     return None
   words = Words(rng)
@@ -89,7 +89,7 @@ def _neutral(rng, scene):
   """A claim about another scene's objects, exactly one of which this scene shows; None when none is soon found."""
   for _ in range(_TRIES):
     other = scenes.scene(scene.config, scene.split, int(rng.integers(scenes.split_size(scene.split))))
-    form = scene_pairs._hypothesis(rng, other, bool(rng.integers(2)))
+    form = scene_pairs.hypothesis(rng, other, bool(rng.integers(2)))
     if form and sorted(len(matching(scene, desc)) for desc in form.objects) == [0, 1]:
       return form
   return None

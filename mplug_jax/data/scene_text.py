@@ -24,7 +24,7 @@ PHRASES = {  # the first is the one of questions
   "larger": ("larger than", "bigger than"),
   "smaller": ("smaller than",),
 }
-_SYNONYMS = {
+SYNONYMS = {
   "small": ("small", "little", "tiny"), "large": ("large", "big"),
   "purple": ("purple", "violet"), "circle": ("circle", "disc"),
   "diamond": ("diamond", "rhombus"), "cross": ("cross", "plus sign"),
@@ -32,7 +32,7 @@ _SYNONYMS = {
 }
 
 # a, b, c: objects; r, s: relation phrases; R: the opposite of r. Kind -> templates.
-_TEMPLATES = {
+TEMPLATES = {
   "pair": (  # a r b
     "{a} is {r} {b}",
     "there is {a} {r} {b}",
@@ -100,7 +100,7 @@ _TEMPLATES = {
     "{r} {c} there are {a} and {b}",
   ),
 }
-TEMPLATE_COUNT = sum(map(len, _TEMPLATES.values()))
+TEMPLATE_COUNT = sum(map(len, TEMPLATES.values()))
 _CAPTION_DETAILS = (  # with repetition: how often
   *[("size", "colour", "shape")] * 3, *[("colour", "shape")] * 2, ("size", "shape"))
 _DETAILS = (("colour", "shape"), ("size", "shape"), ("size", "colour", "shape"))
@@ -148,7 +148,7 @@ class Words:
     self._chosen = {}
 
   def _word(self, word):
-    options = _SYNONYMS.get(word, (word,))
+    options = SYNONYMS.get(word, (word,))
     if self._rng is None:
       return options[0]
     if word not in self._chosen:
@@ -223,7 +223,7 @@ def _draw_statement(rng, scene, kind):
 
 
 def _draw_caption(rng, scene):
-  kind, number = pick(rng, [(k, i) for k, t in _TEMPLATES.items() for i in range(len(t))])
+  kind, number = pick(rng, [(k, i) for k, t in TEMPLATES.items() for i in range(len(t))])
   drawn = _draw_statement(rng, scene, kind)
   if drawn is None:
     return None
@@ -237,7 +237,7 @@ def _draw_caption(rng, scene):
     first, last = relations[0][0], relations[-1][0]
     slots["r"], slots["s"] = words.relation(first), words.relation(last)
     slots["R"], slots["x"] = words.relation(OPPOSITE[first]), slots["r"].split()[0]
-  text = _TEMPLATES[kind][number].format(**slots)
+  text = TEMPLATES[kind][number].format(**slots)
   return Caption(text, form, (kind, number), any(d.held_out for d in form.objects))
 
 
