@@ -8,6 +8,7 @@ import signal
 
 import caption_run
 import numpy as np
+from PIL import Image
 import pytest
 import tiny_run
 import vqa_files
@@ -157,6 +158,28 @@ def test_domains_are_scored_by_themselves_and_unreadable_images_counted(tokenize
   _, result = evaluate(c, tokenizer, tmp_path, [*texts[:2], "a square"])
   assert METRICS | {"CIDEr-D_in-domain", "CIDEr-D_out-domain", "shuffled_CIDEr-D", "corrupt_images"} == set(result) - JAVA
   assert result["corrupt_images"] == 1 and result["CIDEr-D_out-domain"] == 0 < result["CIDEr-D_in-domain"]
+
+
+def test_nocaps_domains_score_what_a_hand_gets(tokenizer, tmp_path):
+  """CIDEr-D, where every n-gram is in one caption alone and so weighs the same. In-domain: equal to the reference. Near-domain: one
+  caption has a word too many, so that 4, 3, 2, 1 of its 5, 4, 3, 2 n-grams are the reference's, the other shares nothing. Out of domain:
+  nothing is right."""
+  (tmp_path / "images").mkdir()
+  domains = ["in-domain"] * 2 + ["near-domain"] * 2 + ["out-domain"] * 2
+  references = ["a red star", "big blue squares", "small green circle", "two orange triangle", "there is one", "picture shows purple"]
+  references = [f"{text} {word}" for text, word in zip(references, ("above", "below", "left", "right", "yellow", "object"))]
+  said = [*references[:2], references[2] + " violet", "the", "", "of the"]
+  for i in range(6):
+    Image.new("RGB", (8, 8)).save(tmp_path / f"images/{i}.png")
+  content = {"images": [{"id": i, "file_name": f"{i}.png", "domain": domain} for i, domain in enumerate(domains)],
+             "annotations": [{"image_id": i, "caption": text} for i, text in enumerate(references)]}
+  (tmp_path / "caption_val.json").write_text(json.dumps(content))
+  _, result = evaluate(caption_run.config(f"tiny,data=nocaps,root={tmp_path}"), tokenizer, tmp_path, said)
+  near = np.exp(-1 / 72) * (4 / 20**0.5 + 3 / 12**0.5 + 2 / 6**0.5 + 1 / 2**0.5) / 4
+  assert result["CIDEr-D_in-domain"] == pytest.approx(1000)
+  assert result["CIDEr-D_near-domain"] == pytest.approx(1000 * near / 2)
+  assert result["CIDEr-D_out-domain"] == 0
+  assert result["CIDEr-D"] == pytest.approx(1000 * (2 + near) / 6)
 
 
 def test_training_and_reported_images_differ():
