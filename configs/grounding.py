@@ -38,7 +38,8 @@ def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", dataset="unc", root="", init="", res=0, steps=0, blank=False)
   c = config.defaults("grounding", arg.size)
   c.task.update({
-      "bins": 32 if arg.size in ("tiny", "small") else 336,
+      "bins": {"tiny": 96, "small": 32}.get(arg.size, 336),
+      "rounding": "down",              # of coordinates to bins, as official; or "nearest"
       "box_weights": "own",            # or "batch", as the official code computes them, or "none"
       "eval_normalisation": "clip",    # "imagenet": as the official evaluation
   })
@@ -59,7 +60,8 @@ def get_config(arg=""):
 def _small(c):
   """From random initialisation on two CPU cores."""
   config.from_scratch(c, 7e-4, 0.1)
-  c.task.box_weights = "none"    # those that fade as boxes get right slow it down
+  # Weights that fade as boxes get right slow it down, and half of a wide bin is much.
+  c.task.update({"box_weights": "none", "rounding": "nearest"})
 
 
 def _scenes(c, arg):

@@ -46,13 +46,17 @@ def generalised_iou(a, b):
   return shared / (union + _EPSILON) - (hull - union) / (hull + _EPSILON)
 
 
-def quantise(shares, bins):
-  """Shares of the image, any float shape -> i32 of that shape in 0..bins: rounded down, and clipped to the image.
+ROUNDINGS = ("down", "nearest")
 
-  Both ends have a bin, so there are `bins` + 1.
+
+def quantise(shares, bins, rounding="down"):
+  """Shares of the image, any float shape -> i32 of that shape in 0..bins: rounded, and clipped to the image.
+
+  Both ends have a bin, so there are `bins` + 1. `rounding` is one of ROUNDINGS; "down", the official one, moves boxes up and to the
+  left by half a bin on average.
   """
   xp = shares.__array_namespace__()
-  return xp.floor(xp.clip(shares, 0, 1) * bins).astype(xp.int32)
+  return xp.floor(xp.clip(shares, 0, 1) * bins + (0.5 if rounding == "nearest" else 0)).astype(xp.int32)
 
 
 def dequantise(numbers, bins):

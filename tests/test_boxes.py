@@ -66,3 +66,6 @@ def test_bins_round_down_and_both_ends_have_one():
   inside = np.random.default_rng(1).random(1000)
   lost = inside - boxes.dequantise(boxes.quantise(inside, 48), 48)
   assert lost.min() > -1e-6 and lost.max() < 1 / 48
+  np.testing.assert_array_equal(boxes.quantise(shares, 336, "nearest"), [0, 0, 1, 1, 168, 336, 336, 336])
+  lost = inside - boxes.dequantise(boxes.quantise(inside, 48, "nearest"), 48)
+  assert -1e-6 < lost.min() + 0.5 / 48 and lost.max() < 0.5 / 48 + 1e-6 and abs(lost.mean()) < 1e-3

@@ -1,11 +1,11 @@
 """Further statements about the scenes that a record of scene_pairs.py shows, for training: half of them like the records', half easier.
 
 Encoding an image costs more than another sentence about it. The easier ones, about single objects, are there to be learnt first:
-from random initialisation, a relation between two objects teaches nothing until both are found.
+from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere.
 """
 
 from mplug_jax.data import scene_pairs, scenes
-from mplug_jax.data.scene_text import Desc, Words, matching, pick, with_article
+from mplug_jax.data.scene_text import DIRECTIONS, OPPOSITE, Desc, Words, matching, pick, related, with_article
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
 _KINDS = 10  # tried for each statement: images that look alike allow very few
@@ -69,7 +69,7 @@ def hypotheses(rng, scene, count):
   for _ in range(_KINDS * count):
     if len(found) == count:
       break
-    label, make = pick(rng, scene_pairs.LABELS), pick(rng, (_relation, _colour))
+    label, make = pick(rng, scene_pairs.LABELS), pick(rng, (_relation, _relation, _colour, _side))
     if text := make(rng, scene, label):
       found.append((text, label))
   return found
@@ -92,6 +92,23 @@ def _neutral(rng, scene):
     form = scene_pairs.hypothesis(rng, other, bool(rng.integers(2)))
     if form and sorted(len(matching(scene, desc)) for desc in form.objects) == [0, 1]:
       return form
+  return None
+
+
+def _side(rng, scene, label):
+  """"the red star is left of the middle": every such star is, every one is on the other side, or there is none; or None as below."""
+  middle = scene.config.size / 2
+  middle = scenes.Object("", "", "", (middle,) * 4, 0, ())
+  for _ in range(_TRIES):
+    shape, colour = pick(rng, scenes.allowed_pairs(scene.config, scene.split))
+    direction = pick(rng, DIRECTIONS)
+    desc = Desc(colour=colour, shape=shape)
+    ways = [related(scene, thing, middle) for thing in matching(scene, desc)]
+    truth = ("neutral" if not ways else "entailment" if all(direction in w for w in ways)
+             else "contradiction" if all(OPPOSITE[direction] in w for w in ways) else None)
+    if truth == label:
+      words = Words(rng)
+      return f"the {words.say(desc)} is {words.relation(direction)} the middle"
   return None
 
 

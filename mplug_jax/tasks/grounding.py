@@ -96,13 +96,13 @@ def in_image_pixels(box, placed, size, canvas):
 class Task(base.Task):
   """Cross-entropy of the location tokens, weighted by the error of the predicted box.
 
-  config.task: `bins` (docs/official.md item 14), `box_weights` (see `box_losses`), `eval_normalisation` ("clip", or "imagenet" as
-  the official evaluation, item 13).
+  config.task: `bins` and `rounding` (docs/official.md item 14), `box_weights` (see `box_losses`), `eval_normalisation` ("clip", or
+  "imagenet" as the official evaluation, item 13).
   """
 
   def __init__(self, model, config, tokenizer):
     super().__init__(model, config, tokenizer)
-    for name, known in (("box_weights", BOX_WEIGHTS), ("eval_normalisation", _EVAL_NORMALISATIONS)):
+    for name, known in (("box_weights", BOX_WEIGHTS), ("eval_normalisation", _EVAL_NORMALISATIONS), ("rounding", boxes.ROUNDINGS)):
       if config.task[name] not in known:
         raise ValueError(f"config.task.{name}={config.task[name]!r} is not one of {', '.join(known)}.")
     self._bins = config.task.bins
@@ -134,9 +134,13 @@ class Task(base.Task):
     image, text = module.fuse(module.encode_text(ids, mask), mask, image)
     return module.memory(image, text, mask)
 
+  def _quantise(self, box):
+    """Shares f32[..., 4] -> bins i32[..., 4]."""
+    return boxes.quantise(box, self._bins, self.config.task.rounding)
+
   def _targets(self, batch):
     """i32[R, 4] token ids of the boxes."""
-    return jnp.asarray(self._locations)[boxes.quantise(batch["box"].reshape(-1, COORDINATES), self._bins)]
+    return jnp.asarray(self._locations)[self._quantise(batch["box"].reshape(-1, COORDINATES))]
 
   def forward(self, module, batch):
     """Batch -> logits f32[R, 4, V] of the location tokens under teacher forcing, those of words lowered."""
@@ -198,4 +202,4 @@ class Task(base.Task):
       return in_image_pixels(boxes.dequantise(numbers, self._bins), batch["placed"], batch["size"], self.model.image_size)
 
     return {"box": pixels(bins), "bins": bins, "score": best.scores[:, 0].reshape(rows),
-            "nearest": pixels(boxes.quantise(batch["box"], self._bins)), "size": batch["size"]}
+            "nearest": pixels(self._quantise(batch["box"])), "size": batch["size"]}
