@@ -234,7 +234,12 @@ def judged_hypothesis(text, scene):
     of_shape, right = ({o for o in scene.objects if (o.shape, o.colour) in pairs} for pairs in (
         [(_SHAPES[match[1]], colour) for colour in scenes.COLOURS], [(_SHAPES[match[1]], _COLOURS[match[2]])]))
     return "neutral" if not of_shape else {len(of_shape): "entailment", 0: "contradiction"}[len(right)]
+  if text.endswith(" the middle"):
+    middle = scenes.Object("", "", "middle", (scene.config.size / 2,) * 4, 0, ())
+    scene = scene._replace(objects=(*scene.objects, middle))
   form = claimed(text.replace(" is ", " "))
+  if text.endswith(" the middle"):
+    form = form._replace(objects=(form.objects[0], scene_text.Desc(shape="middle")))
   assert not any(desc.held_out for desc in form.objects)
   return scene_oracle.judge_entailment(form, scene)
 
@@ -259,7 +264,7 @@ def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held
     for text, label in scene_statements.hypotheses(rng, left, 4):
       assert judged_hypothesis(text, left) == label, text
       labels[label, "relation" if len(text.split()) > 5 else "colour"] += 1
-  assert min(labels.values()) > 25 and len(labels) == 2 * 2 + 3 * 2
+  assert min(labels.values()) > 10 and len(labels) == 2 * 2 + 3 * 2
 
 
 # ---- text assignment

@@ -1,14 +1,28 @@
 """Further statements about the scenes that a record of scene_pairs.py shows, for training: half of them like the records', half easier.
 
 Encoding an image costs more than another sentence about it. The easier ones, about single objects, are there to be learnt first:
-from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere.
+from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere. And
+statements come in sets that differ in little but their labels, so that what they have in common cancels from the gradient.
 """
+
+import functools
 
 from mplug_jax.data import scene_pairs, scenes
 from mplug_jax.data.scene_text import DIRECTIONS, OPPOSITE, Desc, Words, matching, pick, related, with_article
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
-_KINDS = 10  # tried for each statement: images that look alike allow very few
+_KINDS = 10  # sets tried for each statement: images that look alike allow very few
+
+
+def _collect(rng, makers, count):
+  """At most `count` (text, label) of the sets that functions () -> [(text, label), ...] make, one of `makers` at a time."""
+  found = []
+  for _ in range(_KINDS * count):
+    if len(found) >= count:
+      break
+    some = pick(rng, makers)()
+    found += [some[i] for i in rng.permutation(len(some))]
+  return found[:count]
 
 
 # ---- two images
@@ -17,18 +31,14 @@ _KINDS = 10  # tried for each statement: images that look alike allow very few
 def pair_statements(rng, left, right, count):
   """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split.
 
-  Of every kind of statement a true and a false one are looked for, and one of them is taken at random: a kind of which these
-  images allow one alone is left out, or its words would tell the label.
+  A true and a false one of a kind are a set; a kind of which these images allow one alone is left out, or its words would tell the
+  label.
   """
-  found = []
-  for _ in range(_KINDS * count):
-    if len(found) == count:
-      break
-    texts = pick(rng, (_like_the_records, _shown))(rng, left, right)
-    if len(texts) == 2:
-      label = bool(rng.integers(2))
-      found.append((texts[label], str(label)))
-  return found
+  def both(make):
+    texts = make(rng, left, right)
+    return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
+
+  return _collect(rng, [functools.partial(both, make) for make in (_like_the_records, _shown)], count)
 
 
 def _like_the_records(rng, left, right):
@@ -64,60 +74,57 @@ def _shown(rng, left, right):
 
 
 def hypotheses(rng, scene, count):
-  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene, labels equally often where they are possible."""
-  found = []
-  for _ in range(_KINDS * count):
-    if len(found) == count:
-      break
-    label, make = pick(rng, scene_pairs.LABELS), pick(rng, (_relation, _relation, _colour, _side))
-    if text := make(rng, scene, label):
-      found.append((text, label))
-  return found
+  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene; a set has one of each label."""
+  return _collect(rng, [functools.partial(make, rng, scene) for make in (_relation, _relation, _side, _colour)], count)
 
 
-def _relation(rng, scene, label):
-  """A hypothesis as the records have, or None: the scene may lack two objects that can be named."""
-  form = _neutral(rng, scene) if label == "neutral" else scene_pairs.hypothesis(rng, scene, label == "entailment")
+def _relation(rng, scene):
+  """As the records have: "the red star is above the blue disc", the opposite, and either with an object that is not there."""
+  form = scene_pairs.hypothesis(rng, scene, True)
   if form is None:
-    return None
-  words = Words(rng)
+    return []
+  words, ((relation, _, _),) = Words(rng), form.relations
   first, second = ("the " + words.say(desc) for desc in form.objects)
-  return f"{first} is {words.relation(form.relations[0][0])} {second}"
+  holds, fails = (f" is {words.relation(r)} " for r in (relation, OPPOSITE[relation]))
+  absent, verb = "the " + words.say(_absent(rng, scene)), pick(rng, (holds, fails))
+  return [(first + holds + second, "entailment"), (first + fails + second, "contradiction"),
+          (pick(rng, (first + verb + absent, absent + verb + second)), "neutral")]
 
 
-def _neutral(rng, scene):
-  """A claim about another scene's objects, exactly one of which this scene shows; None when none is soon found."""
-  for _ in range(_TRIES):
-    other = scenes.scene(scene.config, scene.split, int(rng.integers(scenes.split_size(scene.split))))
-    form = scene_pairs.hypothesis(rng, other, bool(rng.integers(2)))
-    if form and sorted(len(matching(scene, desc)) for desc in form.objects) == [0, 1]:
-      return form
-  return None
+def _absent(rng, scene):
+  """Shape and colour of an object that the scene does not show."""
+  shown = {(thing.shape, thing.colour) for thing in scene.objects}
+  shape, colour = pick(rng, [pair for pair in scenes.allowed_pairs(scene.config, scene.split) if pair not in shown])
+  return Desc(colour=colour, shape=shape)
 
 
-def _side(rng, scene, label):
-  """"the red star is left of the middle": every such star is, every one is on the other side, or there is none; or None as below."""
-  middle = scene.config.size / 2
-  middle = scenes.Object("", "", "", (middle,) * 4, 0, ())
-  for _ in range(_TRIES):
-    shape, colour = pick(rng, scenes.allowed_pairs(scene.config, scene.split))
-    direction = pick(rng, DIRECTIONS)
-    desc = Desc(colour=colour, shape=shape)
-    ways = [related(scene, thing, middle) for thing in matching(scene, desc)]
-    truth = ("neutral" if not ways else "entailment" if all(direction in w for w in ways)
-             else "contradiction" if all(OPPOSITE[direction] in w for w in ways) else None)
-    if truth == label:
-      words = Words(rng)
-      return f"the {words.say(desc)} is {words.relation(direction)} the middle"
-  return None
+def _side(rng, scene):
+  """"the red star is left of the middle": every such star is; then the opposite, and an object that is not there."""
+  middle = scenes.Object("", "", "", (scene.config.size / 2,) * 4, 0, ())
+  thing = pick(rng, scene.objects)
+  desc = Desc(colour=thing.colour, shape=thing.shape)
+  ways = [related(scene, other, middle) for other in matching(scene, desc)]
+  sides = [direction for direction in DIRECTIONS if all(direction in w for w in ways)]
+  if not sides:
+    return []
+  words, direction = Words(rng), pick(rng, sides)
+  said = [f" is {words.relation(d)} the middle" for d in (direction, OPPOSITE[direction])]
+  shown, absent = ("the " + words.say(d) for d in (desc, _absent(rng, scene)))
+  return [(shown + said[0], "entailment"), (shown + said[1], "contradiction"), (absent + pick(rng, said), "neutral")]
 
 
-def _colour(rng, scene, label):
-  """"the star is red": every star is, none is, or there is no star; None when no such claim is soon found."""
-  for _ in range(_TRIES):
-    shape, colour = pick(rng, scenes.allowed_pairs(scene.config, scene.split))
-    colours = {thing.colour for thing in matching(scene, Desc(shape=shape))}
-    truth = "neutral" if not colours else "entailment" if colours == {colour} else "contradiction" if colour not in colours else None
-    if truth == label:
-      return f"the {Words(rng).say(Desc(shape=shape))} is {colour}"
-  return None
+def _colour(rng, scene):
+  """"the star is red": every star is; then another colour, which no star has, and a shape that is not there."""
+  pairs = scenes.allowed_pairs(scene.config, scene.split)
+  colours = {shape: {thing.colour for thing in matching(scene, Desc(shape=shape))} for shape in scene.config.shapes}
+  plain = [shape for shape, found in colours.items() if len(found) == 1]
+  missing = [shape for shape, found in colours.items() if not found]
+  if not plain or not missing:
+    return []
+  shape, none = pick(rng, plain), pick(rng, missing)
+  (right,) = colours[shape]
+  wrong = pick(rng, [colour for name, colour in pairs if name == shape and colour != right])
+  other = pick(rng, [colour for name, colour in pairs if name == none])
+  words = Words(rng)
+  shown, absent = (f"the {words.say(Desc(shape=name))} is " for name in (shape, none))
+  return [(shown + right, "entailment"), (shown + wrong, "contradiction"), (absent + other, "neutral")]
