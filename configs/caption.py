@@ -22,7 +22,9 @@ captions NoCaps (caption_val.json, caption_test.json in its own format, images/)
     python -m mplug_jax.main --config=configs/caption.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list, optionally "image_id"} for
-each image.
+each image, or train.json, .csv, .tsv or .parquet; data=jsonl:/my/data/train.csv is the same. Keys that are called otherwise:
+--config.data.fields=caption=text. A name of an image may lead into an archive, as photos.zip/a.jpg. data=folder,root=/my/images needs
+no such file: it reads the images under train/, val/ and test/, and the captions of a.jpg from a.txt, one a line.
 """
 
 import os
@@ -56,32 +58,33 @@ def _scenes(c, arg):
   c.task.max_length = 31
 
 
-def _files(c, arg, prefix, images, suffix):
-  """Sources read from files under `root`."""
-  def under_root(name):
-    return os.path.join(arg.root, name)
+def _files(c, **files):
+  """Sources read from files."""
   c.total_epochs = 5
-  c.data.update({
-      "train_files": (under_root(f"{prefix}train.{suffix}"),), "val_file": under_root(f"{prefix}val.{suffix}"),
-      "test_file": under_root(f"{prefix}test.{suffix}"), "image_root": under_root(images)})
+  c.data.update(files)
   c.tokenizer.vocab_size = 4000  # of a fitted one
 
 
-def _karpathy(c, arg):
-  _files(c, arg, "caption_", "", "json")
+def _karpathy(c, arg, images=""):
+  train, val, test = (os.path.join(arg.root, f"caption_{split}.json") for split in ("train", "val", "test"))
+  _files(c, train_files=(train,), val_file=val, test_file=test, image_root=os.path.join(arg.root, images))
 
 
 def _nocaps(c, arg):
   """Also other data in the format of COCO captions. NoCaps has no training split, and its test split no captions."""
-  _files(c, arg, "caption_", "images", "json")
+  _karpathy(c, arg, "images")
   c.eval.split = "val"
 
 
 def _jsonl(c, arg):
-  _files(c, arg, "", "", "jsonl")
+  _files(c, **config.own_files(arg))
 
 
-_DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl}
+def _folder(c, arg):
+  _files(c, image_root=arg.root)
+
+
+_DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "folder": _folder}
 
 
 def _paper(c):

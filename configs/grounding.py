@@ -23,7 +23,8 @@ with tools.convert_checkpoint and add init=FOLDER. Hardware: TPU v5e-16 or the l
 
     python -m mplug_jax.main --config=configs/grounding.py:data=jsonl,root=/my/data
 
-reads train.jsonl and val.jsonl under `root`, a line {"image", "text", "box": [x1, y1, x2, y2]} in pixels for each phrase;
+reads train.jsonl and val.jsonl under `root`, a line {"image", "text", "box": [x1, y1, x2, y2]} in pixels for each phrase (other
+formats, data=jsonl:FILE, other keys and archives: as in configs/vqa.py);
 data=refcoco reads train.json and val.json, lists of {"image", "bbox": [x, y, width, height], "sentences": [...]}.
 """
 
@@ -89,10 +90,9 @@ def _transvg(c, arg):
 
 
 def _jsonl(c, arg):
-  """One's own data: a line {"image", "text", "box", optionally "id"} for each phrase."""
-  under_root = _files(c, arg)
-  c.data.update({"train_files": (under_root("train.jsonl"),), "val_file": under_root("val.jsonl"), "test_file": under_root("test.jsonl"),
-                 "image_root": under_root("")})
+  """One's own data: {"image", "text", "box", optionally "id"} for each phrase."""
+  _files(c, arg)
+  c.data.update(config.own_files(arg))
 
 
 def _refcoco(c, arg):

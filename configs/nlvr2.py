@@ -25,7 +25,8 @@ It reads train.json, val.json and test.json under `root`, lists of {"image", "ca
 
     python -m mplug_jax.main --config=configs/nlvr2.py:data=jsonl,root=/my/data,labels=same/different
 
-reads train.jsonl and val.jsonl under `root`, a line {"images": [first, second], "sentence", "label"} for each example.
+reads train.jsonl and val.jsonl under `root`, a line {"images": [first, second], "sentence", "label"} for each example. Other formats,
+data=jsonl:FILE, other keys and archives: as in configs/vqa.py.
 """
 
 from mplug_jax import config

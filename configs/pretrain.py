@@ -15,7 +15,8 @@ coco_test.json as for retrieval. Hardware: TPU v5e-64 or the like.
 
     python -m mplug_jax.main --config=configs/pretrain.py:data=jsonl,root=/my/data
 
-reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list} for each image.
+reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list} for each image. Other formats,
+data=jsonl:FILE, other keys, archives and data=folder: as in configs/caption.py.
 """
 
 import os
@@ -24,7 +25,7 @@ from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
 _NEW = ("(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*", "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*")
-_DATA = ("scenes", "files", "jsonl")
+_DATA = ("scenes", "files", "jsonl", "folder")
 
 
 def get_config(arg=""):
@@ -32,8 +33,8 @@ def get_config(arg=""):
   if bool(arg.clip) != bool(arg.bert):
     raise ValueError("Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them.")
   files = config.choose(_DATA, arg.data) == "files"
-  c = config.variant(__file__, "retrieval", arg, data="jsonl" if files else arg.data, root=arg.root, res=arg.res, steps=arg.steps,
-                     blank=arg.blank)
+  source = "jsonl" if files else f"{arg.data}:{arg.file}" if arg.file else arg.data
+  c = config.variant(__file__, "retrieval", arg, data=source, root=arg.root, res=arg.res, steps=arg.steps, blank=arg.blank)
   c.name = "pretrain"
   c.task.update({
       "name": "pretrain",

@@ -19,7 +19,7 @@ values of eval.batch_size images (10.6 MB each for large), spread over the devic
     python -m mplug_jax.main --config=configs/retrieval.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list, optionally "image_id"} for
-each image.
+each image. Other formats, data=jsonl:FILE, other keys, archives and data=folder: as in configs/caption.py.
 """
 
 import os
@@ -63,31 +63,38 @@ def _scenes(c, arg):
   c.eval.limit = 500
 
 
-def _files(c, arg, prefix, suffix):
-  """Sources read from files under `root`."""
+def _files(c, **files):
+  """Sources read from files."""
   c.total_epochs = 8
-  names = {split: os.path.join(arg.root, f"{prefix}{split}.{suffix}") for split in ("train", "val", "test")}
-  c.data.update({"train_files": (names["train"],), "val_file": names["val"], "test_file": names["test"],
-                 "image_root": arg.root})
+  c.data.update(files)
   c.data.augment.scale = (0.5, 1.0)
   c.tokenizer.vocab_size = 4000  # of a fitted one
 
 
+def _official(c, arg, prefix):
+  train, val, test = (os.path.join(arg.root, f"{prefix}{split}.json") for split in ("train", "val", "test"))
+  _files(c, train_files=(train,), val_file=val, test_file=test, image_root=arg.root)
+
+
 def _coco(c, arg):
-  _files(c, arg, "coco_", "json")
+  _official(c, arg, "coco_")
   c.task.ramp_steps = 553        # of batches of 1,024
 
 
 def _flickr30k(c, arg):
-  _files(c, arg, "flickr30k_", "json")
+  _official(c, arg, "flickr30k_")
   c.task.ramp_steps = 141
 
 
 def _jsonl(c, arg):
-  _files(c, arg, "", "jsonl")
+  _files(c, **config.own_files(arg))
 
 
-_DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl}
+def _folder(c, arg):
+  _files(c, image_root=arg.root)
+
+
+_DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl, "folder": _folder}
 
 
 def _paper(c):

@@ -13,7 +13,8 @@ and 89.29 (test) for the large model, from its pre-trained weights: convert them
 
     python -m mplug_jax.main --config=configs/snli_ve.py:data=jsonl,root=/my/data,labels=yes/no/perhaps
 
-reads train.jsonl and val.jsonl under `root`, a line {"image", "sentence", "label"} for each example, with classes of your own.
+reads train.jsonl and val.jsonl under `root`, a line {"image", "sentence", "label"} for each example, with classes of your own. Other
+formats, data=jsonl:FILE, other keys and archives: as in configs/vqa.py.
 """
 
 import os
@@ -56,14 +57,18 @@ def scenes(c, arg):
 def read_files(c, arg, train, val, test, images):
   """Examples read from json files under `root`, images from its folder `images`."""
   train, val, test, images = (os.path.join(arg.root, name) for name in (train, val, test, images))
-  c.total_epochs = 5
-  c.data.update({"train_files": (train,), "val_file": val, "test_file": test, "image_root": images, "max_text": 48})
+  _files(c, train_files=(train,), val_file=val, test_file=test, image_root=images)
 
 
 def own_data(c, arg):
-  """One's own data: a line {"image" or "images", "sentence", "label", optionally "id"} for each example."""
-  read_files(c, arg, "train.jsonl", "val.jsonl", "test.jsonl", "")
+  """One's own data: {"image" or "images", "sentence", "label", optionally "id"} for each example."""
+  _files(c, **config.own_files(arg))
   c.eval.split = "val"
+
+
+def _files(c, **files):
+  c.total_epochs = 5
+  c.data.update({"max_text": 48, **files})
 
 
 def _snli_ve(c, arg):

@@ -16,7 +16,9 @@ weights: convert them with tools.convert_checkpoint and add init=FOLDER behind b
 
     python -m mplug_jax.main --config=configs/vqa.py:data=jsonl,root=/my/data
 
-reads train.jsonl and val.jsonl under `root`, a line {"image", "question", "answer"} for each question.
+reads train.jsonl and val.jsonl under `root`, a line {"image", "question", "answer"} for each question, or train.json, .csv, .tsv or
+.parquet; data=jsonl:/my/data/train.csv is the same. Keys that are called otherwise: --config.data.fields=question=q,image=file. A name
+of an image may lead into an archive, as photos.zip/a.jpg, and root= with data=jsonl:FILE may be one.
 """
 
 import os
@@ -61,30 +63,28 @@ def _scenes(c, arg):
     c.data.questions_per_image = 4
 
 
-def _files(c, arg, train, val, test):
-  """Sources read from json files under `root`."""
-  def under_root(name):
-    return os.path.join(arg.root, name)
+def _files(c, **files):
+  """Sources read from files."""
   c.total_epochs = 8
   c.eval.split = "val"
   c.data.update({
-      "train_files": tuple(map(under_root, train)), "val_file": under_root(val), "test_file": under_root(test),
       "answer_list": "",         # json list of candidates, for task.predict="rank"
-      "questions_per_image": 1, "max_question": 80, "max_answers": 10, "max_answer_tokens": 12})
-  return under_root
+      "questions_per_image": 1, "max_question": 80, "max_answers": 10, "max_answer_tokens": 12, **files})
 
 
 def _vqa_v2(c, arg):
   """The official json files; unlike the official recipe it does not train on the validation split (docs/official.md item 22)."""
-  under_root = _files(c, arg, ("vqa_train.json", "vg_qa.json"), "vqa_val.json", "vqa_test.json")
+  def under_root(name):
+    return os.path.join(arg.root, name)
+  _files(c, train_files=(under_root("vqa_train.json"), under_root("vg_qa.json")), val_file=under_root("vqa_val.json"),
+         test_file=under_root("vqa_test.json"))
   c.data.update({"vqa_root": under_root("coco"), "vg_root": under_root("vg"), "gqa_root": under_root("gqa"), "label_file": "",
                  "add_ocr": True, "add_objects": True})
 
 
 def _jsonl(c, arg):
-  """One's own data: a line {"image", "question", "answer", optionally "question_id"} for each question."""
-  under_root = _files(c, arg, ("train.jsonl",), "val.jsonl", "test.jsonl")
-  c.data.update({"image_root": under_root(""), "max_question": 32})
+  """One's own data: {"image", "question", "answer", optionally "question_id"} for each question."""
+  _files(c, **config.own_files(arg), max_question=32)
 
 
 _DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl}

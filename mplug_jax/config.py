@@ -7,6 +7,7 @@ import os
 import ml_collections
 from ml_collections import config_dict, ConfigDict
 
+from mplug_jax.data import tables
 from mplug_jax.models.presets import PRESETS
 
 
@@ -14,10 +15,11 @@ def parse_arg(arg, **spec):
   """Parses "base,res=384,data=vqa_v2" against `spec`, {name: default}, whose values also give the types.
 
   The first part without "=" is the size, a name in PRESETS. Booleans are written true or false, and a name alone, after
-  the size, means true.
+  the size, means true. Where `spec` has `data`, its value may go on behind a colon: data=jsonl:FILE, see own_files, or
+  data=folder:ROOT.
 
   Returns:
-    ConfigDict of `spec` with the given values, and `size`.
+    ConfigDict of `spec` with the given values, and `size`; with `data` also `file`, what data=jsonl: names, or "".
 
   Raises:
     ValueError: an unknown name or size, or a value of another type; the message lists what there is.
@@ -34,6 +36,14 @@ def parse_arg(arg, **spec):
     values[name] = _typed(name, text if equals else "true", spec.get(name, ""))
   if values.size not in PRESETS:
     raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
+  if "data" in spec:
+    values.file = ""
+    given, (values.data, colon, path) = values.data, values.data.partition(":")
+    if colon:
+      place = {"jsonl": "file", "folder": "root"}.get(values.data)
+      if not place or not path:
+        raise ValueError(f"The config argument data={given!r} must be data=jsonl:FILE or data=folder:FOLDER; others take root=.")
+      values[place] = path
   return values.lock()
 
 
@@ -54,6 +64,24 @@ def choose(table, data):
   if data not in table:
     raise ValueError(f"The config argument data={data!r} is unknown; there are {', '.join(table)}.")
   return table[data] if isinstance(table, dict) else data
+
+
+def own_files(arg):
+  """One's own data, of data=jsonl: the fields of config.data that name the files and the folder of the images.
+
+  data=jsonl,root=FOLDER: train, val and test under FOLDER, each with the first of tables.SUFFIXES with which it exists, else .jsonl, so
+  that a message names it. data=jsonl:FILE trains on FILE; what is called alike but with val or test for train lies beside it, and the
+  images in its folder, unless root= says otherwise.
+  """
+  folder = (os.path.dirname(arg.file) or ".") if arg.file else arg.root
+  name = os.path.basename(arg.file) if arg.file else "train.jsonl"
+  suffix = next((suffix for suffix in sorted(tables.SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
+  stem, found = name.removesuffix(suffix), {}
+  for split in ("train", "val", "test"):
+    paths = [os.path.join(folder, (stem.replace("train", split) if "train" in stem else split) + end) for end in (suffix, *tables.SUFFIXES)]
+    found[split] = next(filter(os.path.isfile, paths), paths[0])
+  return {"train_files": (arg.file or found["train"],), "val_file": found["val"], "test_file": found["test"],
+          "image_root": arg.root or folder}
 
 
 def variant(file, name, arg, **options):
@@ -160,6 +188,8 @@ def defaults(task, size):
   c.data = ConfigDict({
       "frames": 0,               # of a clip that an example shows instead of an image; 0: images
       "frame_sampling": "centres",  # or "official", or the number of one frame: see data/video.py
+      "fields": "",              # what annotation files call our keys, "question=q,image=file": see data/json_records.py
+      "allow_overlap": False,    # val_file and test_file may be trained on, and be one file
   })
   c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
   c.optim = ConfigDict({
@@ -223,6 +253,10 @@ def flat(config):
   return out
 
 
+# Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
+_LATER = {"data.fields": "", "data.allow_overlap": False}
+
+
 def resume_conflicts(old, new):
   """Differences between the config of a run and the one it shall be resumed with.
 
@@ -233,7 +267,7 @@ def resume_conflicts(old, new):
   Returns:
     (differences that forbid resuming, differences to tell the user), as "optim.lr: 0.001 -> 0.01".
   """
-  old, new = flat(old), flat(json.loads(json.dumps(new)))
+  old, new = _LATER | flat(old), _LATER | flat(json.loads(json.dumps(new)))
   refuse, notice = [], []
   for name in sorted(old.keys() | new.keys()):
     before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))

@@ -109,6 +109,35 @@ def test_a_wrong_line_is_located_before_anything_is_computed(broken, cache, tmp_
   assert name == "val" or not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("changes, message", [
+    ({"data__val_file": "linked.json"}, "config.data.train_files and config.data.val_file both name {}/linked.json: to train and validate"),
+    ({"data__test_file": "vg_qa.json"}, "config.data.train_files and config.data.test_file both name {}/vg_qa.json: to train and test on"),
+    ({"data__val_file": "vqa_test.json"}, "config.data.val_file and config.data.test_file both name {}/vqa_test.json: to validate"),
+])
+def test_splits_of_one_file_are_refused_unless_the_config_says_so(broken, cache, tmp_path, changes, message):
+  shutil.copytree(broken, tmp_path / "data")
+  (tmp_path / "data" / "linked.json").symlink_to(tmp_path / "data" / "vqa_train.json")
+  config = vqa_files.config(tmp_path / "data", cache, **{name: f"{tmp_path}/data/{value}" for name, value in changes.items()})
+  refused(lambda: train.train(config, str(tmp_path / "run")), message.format(tmp_path / "data"), "set config.data.allow_overlap=True")
+  assert not (tmp_path / "run").exists()
+  config.data.allow_overlap = True
+  assert len(data.get_source(config, "train")) == 11
+
+
+def test_a_file_that_says_the_splits_of_its_images_serves_for_all(tmp_path):
+  entry = {"filename": "a.png", "sentences": [{"raw": "it"}]}
+  (tmp_path / "a.png").write_bytes(b"")
+  path = tmp_path / "all.json"
+  for content, allowed in (({"images": [entry | {"split": "train"}]}, True), ([entry], False)):
+    path.write_text("\n" + json.dumps(content))
+    config = config_lib.sibling(str(tiny_run.ROOT / "configs" / "x.py"), "caption").get_config(f"tiny,data=karpathy,root={tmp_path}")
+    config.data.train_files, config.data.val_file = (str(path),), str(path)
+    if allowed:
+      assert len(data.get_source(config, "train")) == 1
+    else:
+      refused(lambda config=config: data.get_source(config, "train"), "both name")
+
+
 def test_the_sentence_reaches_the_terminal(broken, cache, tmp_path):
   (tmp_path / "train.jsonl").write_text('{"image": "a.png"\n')
   result = start(vqa_files.config(tmp_path, cache, "jsonl"), tmp_path)

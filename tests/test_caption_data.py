@@ -6,8 +6,9 @@ import caption_run
 import ml_collections
 import numpy as np
 import pytest
+import tiny_run
 
-from mplug_jax import data as data_lib
+from mplug_jax import config as config_lib, data as data_lib
 from mplug_jax.data import caption, image_reader
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
@@ -167,6 +168,34 @@ def test_own_lines_of_one_image_are_put_together(tmp_path):
   source = caption.images(caption_run.config(f"tiny,data=jsonl,root={tmp_path}").data, "train")
   assert [(source[i]["image_id"], source.captions(i)) for i in range(len(source))] == [
       ("a.png", ["one dog", "a dog", "a dog"]), ("x", ["no cat"])]
+
+
+def test_a_folder_with_captions_beside_the_images(tmp_path):
+  for name in ("train/b.JPG", "train/deep/a.png", "train/c.txt", "train/notes.md", "val/x.webp"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+  (tmp_path / "train/b.txt").write_bytes("\ufeffA Dog, é \r\n\r\n two dogs".encode())
+  (tmp_path / "train/deep/a.txt").write_text("A cat\n")
+  c = caption_run.config(f"tiny,data=folder:{tmp_path}")
+  source = data_lib.get_source(c, "train").images
+  assert [(source[i]["image"], source[i]["image_id"], source.captions(i)) for i in range(len(source))] == [
+      (f"{tmp_path}/{name}", name, captions) for name, captions in (
+          ("train/b.JPG", ["a dog, é", "two dogs"]), ("train/deep/a.png", ["a cat"]))]
+  for name in ("retrieval", "pretrain"):
+    config = config_lib.sibling(str(tiny_run.ROOT / "configs/x.py"), name).get_config(f"data=folder:{tmp_path}")
+    pairs = data_lib.get_source(config, "train")
+    assert [pairs[i]["caption"] for i in range(len(pairs))] == ["a dog, é", "two dogs", "a cat"]
+  assert caption.images(c.data, "val").counts().tolist() == [0]
+  (tmp_path / "train/deep/a.txt").unlink()
+  with pytest.raises(ValueError, match="train/deep/a.png: there is no caption; a training image needs at least one"):
+    caption.images(c.data, "train")
+  with pytest.raises(FileNotFoundError, match=f"{tmp_path}/test does not exist or is not a folder; source folder reads the images"):
+    caption.images(c.data, "test")
+  (tmp_path / "test").mkdir()
+  with pytest.raises(ValueError, match=f"{tmp_path}/test holds no image whose name ends with .jpg, "):
+    caption.images(c.data, "test")
+  with pytest.raises(ValueError, match="data.image_root is not set; source folder reads its folders train, val and test"):
+    caption.images(caption_run.config("tiny,data=folder").data, "train")
 
 
 GOOD = {"filename": "a.png", "filepath": "", "sentences": [{"raw": "a dog"}]}

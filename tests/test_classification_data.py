@@ -150,9 +150,10 @@ def test_own_classes_numbers_and_truth_values_and_no_labels_outside_training(tmp
 
 
 @pytest.mark.parametrize("line, message", [
-    ({"sentence": "s", "label": "no"}, "train.jsonl, line 1: key 'images' is missing."),
-    ({"images": ["a.png"], "label": "no"}, "line 1: key 'sentence' is missing."),
-    ({"images": ["a.png", "a.png"], "sentence": "s"}, "line 1: key 'label' is missing."),
+    ({"sentence": "s", "label": "no"},
+     "train.jsonl, line 1: key 'images' is missing; it has sentence, label; name it with --config.data.fields=images=..."),
+    ({"images": ["a.png"], "label": "no"}, "line 1: key 'sentence' is missing; it has images, label; name it with"),
+    ({"images": ["a.png", "a.png"], "sentence": "s"}, "line 1: key 'label' is missing; it has images, sentence; name it with"),
     ({"images": ["a.png", "a.png"], "sentence": 5, "label": "no"}, "line 1: sentence must be a string."),
     ({"images": ["a.png"], "sentence": "s", "label": "no"}, "line 1: images names 1 images, but config.data.images_per_text is 2."),
     ({"images": [1, 2], "sentence": "s", "label": "no"}, "line 1: images must be a string or a list of strings."),

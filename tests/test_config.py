@@ -52,6 +52,40 @@ def test_every_size_and_source_builds_a_locked_config_of_plain_values(path):
   assert get_config().to_dict() == get_config("small").to_dict()
 
 
+OWN_DATA = [path for path in CONFIGS if path.stem == "caption_scst" or "jsonl" in runpy.run_path(str(path))["_DATA"]]
+
+
+@pytest.mark.parametrize("path", OWN_DATA, ids=lambda p: p.stem)
+def test_one_s_own_data_is_one_argument(path, tmp_path):
+  def files(arg):
+    data = module["get_config"](",".join(filter(None, ("tiny", arg, module.get("_REQUIRED", ""))))).data
+    return [name.removeprefix(f"{tmp_path}/") for name in (*data.train_files, data.val_file, data.test_file)], data.name, data.image_root
+
+  module = runpy.run_path(str(path))
+  assert files(f"data=jsonl,root={tmp_path}") == (["train.jsonl", "val.jsonl", "test.jsonl"], "jsonl", str(tmp_path))
+  for name in ("train.parquet", "train.csv", "val.tsv", "test.json.gz", "my_train.csv", "my_val.csv", "my_val.jsonl", "my_test.tsv"):
+    (tmp_path / name).write_text("")
+  assert files(f"data=jsonl,root={tmp_path}") == (["train.csv", "val.tsv", "test.json.gz"], "jsonl", str(tmp_path))
+  mine = ["my_train.csv", "my_val.csv", "my_test.tsv"]
+  assert files(f"data=jsonl:{tmp_path}/my_train.csv") == (mine, "jsonl", str(tmp_path))
+  assert files(f"data=jsonl:{tmp_path}/my_train.csv,root=/photos.zip") == (mine, "jsonl", "/photos.zip")
+  assert files(f"data=jsonl:{tmp_path}/all.json.gz") == (["all.json.gz", "val.tsv", "test.json.gz"], "jsonl", str(tmp_path))
+  assert files("data=jsonl:train.xyz") == (["train.xyz", "./val.xyz", "./test.xyz"], "jsonl", ".")
+  for arg in ("data=scenes:/x", "data=jsonl:"):
+    with pytest.raises(ValueError, match="must be data=jsonl:FILE or data=folder:FOLDER"):
+      files(arg)
+
+
+def test_a_folder_of_images_is_one_argument():
+  for name in ("caption", "retrieval", "pretrain"):
+    module = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{name}.py"))
+    for arg in ("data=folder,root=/my/images", "data=folder:/my/images"):
+      data = module["get_config"](arg).data
+      assert (data.name, data.image_root, "train_files" in data) == ("folder", "/my/images", False)
+  with pytest.raises(ValueError, match="data='folder' is unknown; there are easy_vqa"):
+    tiny_run.config("data=folder:/x")
+
+
 def test_sizes_alone_decide_the_recipe():
   paper = tiny_run.config("base,data=vqa_v2,root=/r")
   assert (paper.batch_size, paper.total_epochs, paper.model.image_size, paper.task.beams) == (1024, 8, 384, 5)
@@ -142,6 +176,15 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
   path.write_text("\n".join(SPECIAL) + "\n")
   with pytest.raises(ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"):
     train.build(tiny_run.config("base"), tokenizers.WordPieceTokenizer(path))
+
+
+def test_a_run_from_before_a_key_existed_can_be_resumed():
+  new = json.loads(config_lib.to_json(tiny_run.config()))
+  old = json.loads(config_lib.to_json(tiny_run.config()))
+  del old["data"]["fields"], old["data"]["allow_overlap"]
+  assert config_lib.resume_conflicts(old, new) == ([], [])
+  new["data"]["fields"] = "question=q"
+  assert config_lib.resume_conflicts(old, new) == (['data.fields: "" -> "question=q"'], [])
 
 
 def test_resume_conflicts():

@@ -161,8 +161,10 @@ def test_own_data_as_json_lines(tmp_path):
   source = json_source(tmp_path, entries, "val")
   assert source.expressions(0) == [{"id": "first", "text": "red", "box": (10, 10, 30, 30.5)}]
   assert source.expressions(1) == [{"id": "1", "text": "blue", "box": None}]
-  with pytest.raises(ValueError, match="train.jsonl, line 2: it has no box; a training expression needs one"):
+  with pytest.raises(ValueError, match="train.jsonl, line 2: key 'box' is missing; it has image, text; name it with"):
     json_source(tmp_path, entries)
+  with pytest.raises(ValueError, match="train.jsonl, line 2: it has no box; a training expression needs one"):
+    json_source(tmp_path, [entries[0], entries[1] | {"box": None}])
 
 
 @pytest.mark.parametrize("changes,message", [

@@ -71,8 +71,8 @@ def test_an_unreadable_image_is_black_and_said_so(folder, tmp_path):
 
 
 @pytest.mark.parametrize("rows, message", [
-    ([{"image": "pictures/0.png"}], "train.json, entry 1: there is no caption; a training image needs at least one"),
-    ([{"image": "pictures/0.png", "caption": []}], "train.json, entry 1: there is no caption"),
+    ([{"image": "pictures/0.png"}], "train.json, entry 1: key 'caption' is missing; it has image; name it with"),
+    ([{"image": "pictures/0.png", "caption": []}], "train.json, entry 1: there is no caption; a training image needs at least one"),
     ([{"image": "pictures/0.png", "caption": [1]}], "train.json, entry 1: caption must be a string or a list of strings"),
     ([{"image": "pictures/0.png", "caption": "a", "image_id": 1}, {"image": "pictures/1.png", "caption": "b", "image_id": 1}],
      "train.json, entry 2: image_id 1 is that of another image"),

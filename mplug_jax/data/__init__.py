@@ -8,6 +8,7 @@
 """
 
 import importlib
+import os
 
 
 def examples(config):
@@ -16,8 +17,40 @@ def examples(config):
 
 
 def get_source(config, split):
-  """The records of one split: "train", "val" or "test"; errors as of the module."""
+  """The records of one split: "train", "val" or "test"; errors as of the module, for "train" also those of `check_splits`."""
+  if split == "train":
+    check_splits(config.data)
   return examples(config).get_source(config.data, split)
+
+
+def check_splits(data):
+  """Refuses to train on the file of another split, or to validate on the file of the test, unless data.allow_overlap says so.
+
+  Links count as what they lead to. A file in which every image says its split, dataset_coco.json, may serve for all.
+
+  Raises:
+    ValueError: names the two keys of config.data and the file.
+  """
+  if data.get("allow_overlap"):
+    return
+  used = [("train_files", path) for path in data.get("train_files", ())]
+  used += [(key, data[key]) for key in ("val_file", "test_file") if data.get(key)]
+  found = {}  # what a path leads to -> the key that names it
+  for key, path in used:
+    other = found.setdefault(os.path.realpath(path), key)
+    if other != key and not _says_splits(data, path):
+      why = "measures nothing" if other == "train_files" else "leaves nothing to test on"
+      raise ValueError(f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and {_USES[key]} on the same file "
+                       f"{why}; give them files of their own, or set config.data.allow_overlap=True.")
+
+
+_USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
+
+
+def _says_splits(data, path):
+  """Whether a file says of its images which split they belong to."""
+  from mplug_jax.data import caption
+  return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 
 
 def texts(config, source):

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mplug_jax.data import image_reader, json_records, scene_oracle, scene_parse, scene_sources, scene_text, scenes, token_rows
+from mplug_jax.data import (
+    folder, image_reader, json_records, scene_oracle, scene_parse, scene_sources, scene_text, scenes, tables, token_rows)
 
 _SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
 PROMPT_MODES = ("mended", "official")
@@ -116,11 +117,13 @@ def images(data, split):
         object whose "images" are those and say their "split" (dataset_coco.json); image_root.
       nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id", "file_name", optionally "domain"}],
         "annotations": [{"image_id", "caption"}]}; image_root.
-      jsonl: train_files, val_file, test_file, a line {"image", "caption" (one or a list), optionally "image_id"} for each image;
-        lines of one image are put together; image_root.
+      jsonl: train_files, val_file, test_file in any format of json_records.entries, a line or row {"image", "caption" (one or a list),
+        optionally "image_id"} for each image; those of one image are put together; image_root.
+      folder: image_root with folders train, val and test, see folder.py.
       clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file, test_file: lists of {"videoID", "enCap":
         captions}; msrvtt: a line {"clip_name", "caption"} for each text; both: image_root, video_suffix. Their "images" are clips, see
         data.frames.
+      All sources of files but nocaps: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on captions.
 
   Raises:
@@ -128,7 +131,7 @@ def images(data, split):
     FileNotFoundError: a file or one of the first images is missing.
   """
   builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "clips": _clips,
-              "vatex": _vatex, "msrvtt": _msrvtt}
+              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}.")
   if split not in _SPLITS:
@@ -162,20 +165,18 @@ def _clips(data, split):
 
 def _vatex(data, split):
   records = _Records(data, split)
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("videoID",)):
-      json_records.require_texts(entry, ("videoID",), where)
-      captions = json_records.text_list(entry, "enCap", where) if "enCap" in entry else []
-      records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, where)
+  for entry, where in json_records.split_entries(data, split, ("videoID",), ("enCap",)):
+    json_records.require_texts(entry, ("videoID",), where)
+    captions = json_records.text_list(entry, "enCap", where) if "enCap" in entry else []
+    records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, where)
   return CaptionRecords(records.records)
 
 
 def _msrvtt(data, split):
   texts = {}  # of every clip, in order of appearance: where it stands first, captions
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("clip_name", "caption")):
-      json_records.require_texts(entry, ("clip_name",), where)
-      texts.setdefault(entry["clip_name"], (where, []))[1].extend(json_records.text_list(entry, "caption", where))
+  for entry, where in json_records.split_entries(data, split, ("clip_name", "caption")):
+    json_records.require_texts(entry, ("clip_name",), where)
+    texts.setdefault(entry["clip_name"], (where, []))[1].extend(json_records.text_list(entry, "caption", where))
   records = _Records(data, split)
   for name, (where, captions) in texts.items():
     records.add(name + data["video_suffix"], name, captions, where)
@@ -184,35 +185,44 @@ def _msrvtt(data, split):
 
 def _karpathy(data, split):
   records, folders = _Records(data, split), {}
-  for path in json_records.split_files(data, split):
-    for entry, where in _image_entries(path, split):
-      json_records.require_texts(entry, ("filename", "filepath"), where)
-      sentences = entry.get("sentences", [])
-      if not isinstance(sentences, list):
-        raise ValueError(f"{where}: sentences must be a list of objects with 'raw'.")
-      for sentence in sentences:
-        json_records.require(sentence, ("raw",), f"{where}, sentences")
-      folder = entry.get("filepath", "")
-      if folder not in folders:  # the official folder of COCO's two is called so, where it exists
-        official = pathlib.Path(data["image_root"], f"{folder}_img")
-        folders[folder] = official.name if folder in ("train2014", "val2014") and official.is_dir() else folder
-      image = str(pathlib.PurePath(folders[folder], entry["filename"]))
-      records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
+  for entry, where in _image_entries(data, split):
+    json_records.require_texts(entry, ("filename", "filepath"), where)
+    sentences = entry.get("sentences", [])
+    if not isinstance(sentences, list):
+      raise ValueError(f"{where}: sentences must be a list of objects with 'raw'.")
+    for sentence in sentences:
+      json_records.require(sentence, ("raw",), f"{where}, sentences")
+    name = entry.get("filepath", "")
+    if name not in folders:  # the official folder of COCO's two is called so, where it exists
+      official = pathlib.Path(data["image_root"], f"{name}_img")
+      folders[name] = official.name if name in ("train2014", "val2014") and official.is_dir() else name
+    image = str(pathlib.PurePath(folders[name], entry["filename"]))
+    records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
   return CaptionRecords(records.records)
 
 
-def _image_entries(path, split):
-  """(entry, where) of a list, or of those "images" of an object (dataset_coco.json) that belong to the split."""
-  content = [] if str(path).endswith(".jsonl") else json_records.read_json(path)
-  if not isinstance(content, dict):
-    yield from json_records.entries(path, ("filename",))
-    return
-  json_records.require(content, ("images",), path)
-  for number, entry in enumerate(content["images"], 1):
-    where = f"{path}, image {number}"
-    json_records.require(entry, ("filename", "split"), where)
-    if entry["split"] in _SPLITS[split]:
-      yield entry, where
+def _image_entries(data, split):
+  """(entry, where) of lists, or of those "images" of an object (dataset_coco.json) that belong to the split."""
+  fields = json_records.Fields(data, ("filename",), ("filepath", "sentences", "cocoid", "split"))
+  for path in json_records.split_files(data, split):
+    if not says_splits(path):
+      yield from json_records.entries(path, fields)
+      continue
+    content = json_records.read_json(path)
+    json_records.require(content, ("images",), path)
+    for number, entry in enumerate(content["images"], 1):
+      where = f"{path}, image {number}"
+      entry = fields.rename(entry, where)
+      json_records.require(entry, ("split",), where)
+      if entry["split"] in _SPLITS[split]:
+        yield entry, where
+
+
+def says_splits(path):
+  """Whether a file of source karpathy is an object whose images say their split, so that one file can hold all splits."""
+  if tables.kind(path) != "json":
+    return False
+  return next((line.lstrip()[0] for line in tables.lines(path) if line.strip()), "") == "{"
 
 
 def _coco_id(entry):
@@ -222,6 +232,8 @@ def _coco_id(entry):
 
 
 def _nocaps(data, split):
+  if data.get("fields"):
+    raise ValueError("config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO captions.")
   records = _Records(data, split)
   for path in json_records.split_files(data, split):
     content = json_records.read_json(path)
@@ -243,17 +255,24 @@ def _nocaps(data, split):
 
 def _jsonl(data, split):
   found = {}  # of every image: where it stands first, its path, captions
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("image",)):
-      json_records.require_texts(entry, ("image",), where)
-      captions = json_records.text_list(entry, "caption", where) if "caption" in entry else []
-      first = found.setdefault(entry.get("image_id", entry["image"]), (where, entry["image"], []))
-      if first[1] != entry["image"]:
-        raise ValueError(f"{where}: image_id {entry['image_id']!r} is that of another image in {first[0]}.")
-      first[2].extend(captions)
+  keys = ("image", "caption") if split == "train" else ("image",)
+  for entry, where in json_records.split_entries(data, split, keys, ("caption", "image_id")):
+    json_records.require_texts(entry, ("image",), where)
+    captions = json_records.text_list(entry, "caption", where) if "caption" in entry else []
+    first = found.setdefault(entry.get("image_id", entry["image"]), (where, entry["image"], []))
+    if first[1] != entry["image"]:
+      raise ValueError(f"{where}: image_id {entry['image_id']!r} is that of another image in {first[0]}.")
+    first[2].extend(captions)
   records = _Records(data, split)
   for image_id, (where, image, captions) in found.items():
     records.add(image, image_id, captions, where)
+  return CaptionRecords(records.records)
+
+
+def _folder(data, split):
+  records = _Records(data, split)
+  for name, captions, where in folder.images(data["image_root"], split):
+    records.add(name, name, captions, where)
   return CaptionRecords(records.records)
 
 

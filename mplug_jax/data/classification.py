@@ -22,9 +22,11 @@ def get_source(data, split):
   Args:
     data: config.data with `name`, `labels` (the classes), `images_per_text`, and the keys of that source:
       nlvr2, snli_ve: train_files (list), val_file, test_file in the official json format, image_root.
-      jsonl: the same keys; one object a line: image or images, sentence, label, and optionally id.
+      jsonl: the same keys, any format of json_records.entries; an object a line or row: image or images, sentence, label, and
+        optionally id.
       captions: the same keys; entries {"image", "caption": str or list of str}, see text_assignment.py; seed.
       scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`.
+      All sources of files: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on labels.
 
   Raises:
@@ -153,11 +155,10 @@ def _images(entry, key, count, where):
   return names
 
 
-def _label(entry, data, split, where):
-  """The class of an entry as text; "" when it has none, which training does not accept."""
-  if "label" not in entry and split != "train":
+def _label(entry, data, where):
+  """The class of an entry as text; "" when it has none."""
+  if "label" not in entry:
     return ""
-  json_records.require(entry, ("label",), where)
   label = str(entry["label"])  # json's true is "True", as the official files write it
   if label not in data.labels:
     raise ValueError(f"{where}: label {label!r} is not one of config.data.labels, {', '.join(data.labels)}.")
@@ -167,12 +168,12 @@ def _label(entry, data, split, where):
 def _read(data, split, key, rename=lambda names: names):
   """The split's files -> Records. `key`: the field that names the images. `rename`: those names -> below config.data.image_root."""
   records, path_of = [], json_records.ImagePaths()
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("sentence", key)):
-      json_records.require_texts(entry, ("sentence",), where)
-      names = rename(_images(entry, key, data.images_per_text, where))
-      records.append({"images": [path_of(data.image_root, "image_root", name, where) for name in names],
-                      "id": entry.get("id", len(records)), "sentence": entry["sentence"], "label": _label(entry, data, split, where)})
+  keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
+  for entry, where in json_records.split_entries(data, split, keys, ("label", "id")):
+    json_records.require_texts(entry, ("sentence",), where)
+    names = rename(_images(entry, key, data.images_per_text, where))
+    records.append({"images": [path_of(data.image_root, "image_root", name, where) for name in names],
+                    "id": entry.get("id", len(records)), "sentence": entry["sentence"], "label": _label(entry, data, where)})
   return Records(records)
 
 
@@ -192,14 +193,13 @@ def _jsonl(data, split):
 
 def _captions(data, split):
   records, path_of = [], json_records.ImagePaths()
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("image", "caption")):
-      json_records.require_texts(entry, ("image",), where)
-      captions = json_records.text_list(entry, "caption", where)
-      if not captions:
-        raise ValueError(f"{where}: the list of captions is empty.")
-      records.append({"image": path_of(data.image_root, "image_root", entry["image"], where), "image_id": entry["image"],
-                      "captions": captions})
+  for entry, where in json_records.split_entries(data, split, ("image", "caption")):
+    json_records.require_texts(entry, ("image",), where)
+    captions = json_records.text_list(entry, "caption", where)
+    if not captions:
+      raise ValueError(f"{where}: the list of captions is empty.")
+    records.append({"image": path_of(data.image_root, "image_root", entry["image"], where), "image_id": entry["image"],
+                    "captions": captions})
   return text_assignment.TextAssignment(records, data.labels, data.seed)
 
 

@@ -48,10 +48,11 @@ def get(data, split):
       transvg: dataset (unc, unc+, gref_umd, referit, flickr, or vg_uni = the training lists of the four but flickr, with
         unc for the other splits), split_root with {dataset}/{dataset}_{split}.pth, image_root, and test_name, the list of
         split "test" (testA, testB or test).
-      jsonl: train_files, val_file, test_file with a line {"image", "text", "box": [x1, y1, x2, y2], optionally "id"} for each
-        expression; image_root.
+      jsonl: train_files, val_file, test_file with a line or row {"image", "text", "box": [x1, y1, x2, y2], optionally "id"} for each
+        expression, in any format of json_records.entries; image_root.
       refcoco: the same files as json lists of {"image" or "file_name", "bbox": [x, y, width, height], "sentences": a list of
         strings or of {"sent"}, optionally "ref_id"}, as of the REFER tool; image_root.
+        Both: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on boxes.
 
   Returns:
@@ -134,24 +135,23 @@ def _empty(box):
 
 def _jsonl(data, split):
   found = _Collector(data, split == "train")
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("image", "text")):
-      box = None if entry.get("box") is None else corners(entry["box"], where, "corners")
-      found.add(entry["image"], entry["text"], box, where, entry.get("id"))
+  keys = ("image", "text", "box") if split == "train" else ("image", "text")
+  for entry, where in json_records.split_entries(data, split, keys, ("box", "id")):
+    box = None if entry.get("box") is None else corners(entry["box"], where, "corners")
+    found.add(entry["image"], entry["text"], box, where, entry.get("id"))
   return found.source()
 
 
 def _refcoco(data, split):
   found = _Collector(data, split == "train")
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("sentences",)):
-      box = None if entry.get("bbox") is None else corners(entry["bbox"], where, "sizes")
-      if not isinstance(entry["sentences"], list):
-        raise ValueError(f"{where}: sentences must be a list of strings or of objects with the key sent.")
-      for i, sentence in enumerate(entry["sentences"]):
-        text = sentence.get("sent") if isinstance(sentence, dict) else sentence
-        number = f"{entry['ref_id']}-{i}" if "ref_id" in entry else None
-        found.add(entry.get("file_name", entry.get("image")), text, box, where, number)
+  for entry, where in json_records.split_entries(data, split, ("sentences",), ("image", "file_name", "bbox", "ref_id")):
+    box = None if entry.get("bbox") is None else corners(entry["bbox"], where, "sizes")
+    if not isinstance(entry["sentences"], list):
+      raise ValueError(f"{where}: sentences must be a list of strings or of objects with the key sent.")
+    for i, sentence in enumerate(entry["sentences"]):
+      text = sentence.get("sent") if isinstance(sentence, dict) else sentence
+      number = f"{entry['ref_id']}-{i}" if "ref_id" in entry else None
+      found.add(entry.get("file_name", entry.get("image")), text, box, where, number)
   return found.source()
 
 

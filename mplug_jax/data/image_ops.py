@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mplug_jax.data import randaugment as randaugment_lib
+from mplug_jax.data import archives, randaugment as randaugment_lib
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -43,7 +43,7 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   frame is taken.
 
   Args:
-    image: path, encoded bytes, PIL image, or array u8/u16 [H, W], [H, W, 1], [H, W, 3], [H, W, 4].
+    image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16 [H, W], [H, W, 1], [H, W, 3], [H, W, 4].
     name: what error messages call the image; default its path or its kind.
 
   Returns:
@@ -55,8 +55,7 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   try:
     if isinstance(image, (str, os.PathLike)):
       name = name or os.fspath(image)
-      with open(image, "rb") as file:
-        return _decode_bytes(file.read())
+      return _decode_bytes(archives.open_bytes(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
       name = name or f"({len(image)} encoded bytes)"
       return _decode_bytes(bytes(image))

@@ -1,33 +1,142 @@
-"""Reading annotation files: json lists, and jsonl with one object a line. Messages say which file, and which entry or line.
+"""Reading annotation files: json lists, jsonl with one object a line, CSV, TSV and Parquet with one a row.
 
-Entries and lines are counted from 1.
+Messages say which file, and which entry, line or row; entries and lines are counted from 1, rows as tables.py says. Keys that are
+called otherwise in a file are renamed here, for every source.
 """
 
 import json
+import os
 import pathlib
+import re
 from collections.abc import Iterator
 
+from mplug_jax.data import archives, tables
 
-def entries(path, keys=()) -> Iterator[tuple[dict, str]]:
-  """The objects of a json list, or of a jsonl file if the name ends so, each with where it stands.
+_NUMBERS = ("question_id", "image_id", "id", "ref_id")  # what json writes as a number, though CSV knows only text
+_LISTED = 12  # keys of an entry that a message names
+
+
+class Fields:
+  """The keys of entries, as the source knows them and as config.data.fields renames them.
 
   Args:
-    keys: every object must have these.
+    data: config.data; `fields` is "OURS=THEIRS,...": key THEIRS of the files is what the source knows as OURS.
+    keys: every entry must have these.
+    optional: what else the source knows.
 
   Raises:
-    ValueError: not UTF-8, not json, not a list of objects, or a key is missing.
+    ValueError: `fields` is malformed, or names a key that the source does not know.
   """
-  if str(path).endswith(".jsonl"):
-    numbered = ((_parse(line, path, number), f"{path}, line {number}")
-                for number, line in enumerate(_read_text(path).split("\n"), 1) if line.strip())
-  else:
+
+  def __init__(self, data, keys, optional=()):
+    self.keys = tuple(keys)
+    self.known = tuple(dict.fromkeys((*keys, *optional)))
+    self._theirs = {}
+    for part in filter(None, map(str.strip, data.get("fields", "").split(","))):
+      ours, equals, theirs = (text.strip() for text in part.partition("="))
+      if not (ours and equals and theirs):
+        raise ValueError(f"config.data.fields: {part!r} must be written OURS=THEIRS, with a comma before the next.")
+      if ours not in self.known:
+        raise ValueError(f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows {', '.join(self.known)}.")
+      if ours in self._theirs:
+        raise ValueError(f"config.data.fields names {ours!r} twice.")
+      self._theirs[ours] = theirs
+    self._unseen = set(self._theirs.values())
+
+  def theirs(self, key):
+    """What the files call a key."""
+    return self._theirs.get(key, key)
+
+  def rename(self, entry, where, table=False) -> dict:
+    """An entry of a file -> under our keys, those that every entry must have among them.
+
+    Args:
+      where: its place, for messages. table: it is a row of a table, whose empty cells are None and are left out.
+
+    Raises:
+      ValueError: it is no object, or a key is missing.
+    """
+    if not isinstance(entry, dict):
+      raise ValueError(f"{where}: must be an object with {', '.join(self.keys)}, not a {type(entry).__name__}.")
+    found = entry
+    if self._theirs:
+      self._unseen -= entry.keys()
+      renamed = self._theirs.keys() | self._theirs.values()
+      found = {key: value for key, value in entry.items() if key not in renamed}
+      found |= {ours: entry[theirs] for ours, theirs in self._theirs.items() if theirs in entry}
+    if table:
+      found = {key: value for key, value in found.items() if value is not None}
+    for key in self.keys:
+      if key not in found:
+        raise ValueError(f"{where}: {self._missing(key, entry)}")
+    return found
+
+  def check_columns(self, columns, path) -> None:
+    """Raises ValueError for a table that lacks the column of a key that every entry must have."""
+    self._unseen -= set(columns)
+    for key in self.keys:
+      if self.theirs(key) not in columns:
+        raise ValueError(f"{path}: {self._missing(key, columns)}")
+
+  def check_used(self, paths) -> None:
+    """Raises ValueError if no entry so far had one of the keys that config.data.fields names."""
+    for ours, theirs in self._theirs.items():
+      if theirs in self._unseen:
+        raise ValueError(f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which config.data.fields names for {ours!r}.")
+
+  def _missing(self, key, there):
+    """What is to be said of a key that an entry with the keys `there` lacks."""
+    theirs, names = self.theirs(key), list(map(str, there))
+    if isinstance(there, dict) and there.get(theirs, "") is None:  # of a table
+      return f"{theirs!r} is empty."
+    has = f"it has {', '.join(names[:_LISTED])}{' ...' * (len(names) > _LISTED)}" if names else "it is empty"
+    if theirs != key:
+      return f"key {theirs!r}, which config.data.fields names for {key!r}, is missing; {has}."
+    return f"key {key!r} is missing; {has}; name it with --config.data.fields={key}=..."
+
+
+def entries(path, fields) -> Iterator[tuple[dict, str]]:
+  """The objects of a json list, or of the lines or rows of another format (see tables.kind), each with where it stands.
+
+  Args:
+    fields: Fields of the entries.
+
+  Raises:
+    ValueError: not UTF-8, not in its format, not a list of objects, or a key is missing.
+  """
+  kind = tables.kind(path)
+  if kind == "jsonl":
+    for number, line in enumerate(tables.lines(path), 1):
+      if line.strip():
+        where = f"{path}, line {number}"
+        yield fields.rename(_parse(line.rstrip("\r\n"), path, number), where), where
+  elif kind == "json":
     values = read_json(path)
     if not isinstance(values, list):
       raise ValueError(f"{path} must hold a json list of objects, not a {type(values).__name__}.")
-    numbered = ((value, f"{path}, entry {number}") for number, value in enumerate(values, 1))
-  for entry, where in numbered:
-    require(entry, keys, where)
-    yield entry, where
+    for number, value in enumerate(values, 1):
+      where = f"{path}, entry {number}"
+      yield fields.rename(value, where), where
+  else:
+    columns, rows = tables.open_table(path, {fields.theirs(key) for key in fields.known})
+    fields.check_columns(columns, path)
+    for row, where in rows:
+      entry = fields.rename(row, where, table=True)
+      yield entry if kind == "parquet" else entry | {key: _number(entry[key]) for key in _NUMBERS if key in entry}, where
+
+
+def _number(value):
+  """A whole number written as text -> int, if it is written as numbers are; anything else as it is."""
+  return int(value) if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) else value
+
+
+def split_entries(data, split, keys, optional=()) -> Iterator[tuple[dict, str]]:
+  """The entries of all files of a split, renamed by config.data.fields; arguments and errors as of Fields, split_files and entries."""
+  fields, paths = Fields(data, keys, optional), split_files(data, split)
+  for path in paths:
+    yield from entries(path, fields)
+  if split == "train":  # what evaluation can do without, a test split's answers say, need not be there
+    fields.check_used(paths)
 
 
 def require(entry, keys, where) -> None:
@@ -84,7 +193,8 @@ def _existing(path, key):
 class ImagePaths:
   """Image names of annotations -> paths under a root. The first few must exist, for a wrong root shows there.
 
-  The others are found missing when they are read: a million look-ups on a network disk take minutes.
+  The root, or the beginning of a name, may be an archive, see archives.py. The other images are found missing when they are read: a
+  million look-ups on a network disk take minutes.
   """
 
   _CHECKED = 3
@@ -93,32 +203,41 @@ class ImagePaths:
     self._left = self._CHECKED
 
   def __call__(self, root, key, image, where) -> str:
-    """root: folder, of data[key]. Raises ValueError: no root; FileNotFoundError: one of the first images is missing."""
-    if not root:
+    """root: folder or archive, of data[key]. A name that is an absolute path needs none.
+
+    Raises:
+      ValueError: no root, or an archive in which nothing can be found.
+      FileNotFoundError: one of the first images is missing.
+    """
+    if not root and not os.path.isabs(image):
       raise ValueError(f"{where}: its image {image!r} needs data.{key}, which is not set.")
-    path = pathlib.Path(root, image)
+    path = os.path.join(root or "", image)
+    if "//" in path or "./" in path or path.endswith(("/", "/.")):  # the same file has one name; pathlib takes long for a million
+      path = str(pathlib.PurePath(path))
     if self._left > 0:
       self._left -= 1
-      if not path.is_file():
+      try:
+        there = archives.is_file(path)
+      except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+      if not there:
         raise FileNotFoundError(f"{where}: image {path} does not exist; check data.{key}.")
-    return str(path)
-
-
-def _read_text(path):
-  try:
-    return pathlib.Path(path).read_text(encoding="utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    return path
 
 
 def read_json(path):
   """The value of a json file. Raises ValueError with line and column."""
-  return _parse(_read_text(path), path, 1)
+  return _parse("".join(tables.lines(path)), path, 1)
 
 
 def _parse(text, path, first_line):
   try:
     return json.loads(text)
+  except RecursionError:
+    raise ValueError(f"{path}, line {first_line}: lists or objects are nested too deeply.") from None
   except json.JSONDecodeError as error:
     line = first_line + error.lineno - 1
-    raise ValueError(f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg}).") from None
+    message = f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg})"
+    if error.msg == "Extra data" and tables.kind(path) == "json":
+      message += "; a file with an object on every line must be called .jsonl"
+    raise ValueError(f"{message}.") from None

@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from mplug_jax.data import image_reader, retrieval, text_ops
+from mplug_jax.data import image_reader, json_records, retrieval, text_ops
 from mplug_jax.data.masking import mask_tokens
 from mplug_jax.data.mixture import Mixture
 from mplug_jax.data.tokenizer import pad_ids
@@ -17,10 +17,10 @@ _CACHED_WORDS = 1 << 17
 
 def get_source(data, split):
   """Pairs of an image and a caption; errors as of retrieval.get_images, and of Mixture."""
-  if split != "train" or data.name == "scenes":
+  if split != "train" or not data.get("train_files"):
     return retrieval.get_source(data, split)
   sources = []
-  for file in data.train_files:
+  for file in json_records.split_files(data, split):
     one = data.copy_and_resolve_references().unlock()
     one.train_files = (file,)
     sources.append(retrieval.get_source(one, split))

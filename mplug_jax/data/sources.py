@@ -48,9 +48,10 @@ def get(data, split: str):
       vqa_v2: train_files (list), val_file, test_file in the official json format, label_file
         (soft labels of val_file, optional), vqa_root, vg_root, gqa_root (folders of images, each
         needed only if the files name that dataset, docs/official.md item 21), questions_per_image.
-      jsonl: train_files, val_file, test_file with one object a line: image, question, answer (a
-        string or the list of all annotators' answers), and optionally question_id, ocr,
-        object_label; image_root, questions_per_image.
+        All sources of files: fields, see `json_records.Fields`.
+      jsonl: train_files, val_file, test_file in any format of `json_records.entries`, an object a
+        line or row: image, question, answer (a string or the list of all annotators' answers), and
+        optionally question_id, ocr, object_label; image_root, questions_per_image.
       video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have them: video_id, question,
         answer; video_root, video_suffix (".mp4"). Its "images" are clips, see data.frames.
       scenes, clips: size, seed, difficulty of `mplug_jax.data.scenes.SceneConfig`; images, or clips of data.frames.
@@ -142,23 +143,27 @@ def _clips(data, split):
   return scene_sources.SceneClips(scene_sources.scene_config(data), split, frames=max(8, data.frames))
 
 
+def _entries(data, split, *keys):
+  """The entries of a split, which have `keys`; those of training have answers as well."""
+  optional = ("question_id", "answer", "dataset", "ocr", "object_label")
+  return json_records.split_entries(data, split, (*keys, "answer") if split == "train" else keys, optional)
+
+
 def _video_qa(data, split):
-  rows = []
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("video_id", "question")):
-      question = _parse_question(entry, len(rows), where, split == "train")
+  def rows():
+    for number, (entry, where) in enumerate(_entries(data, split, "video_id", "question")):
       json_records.require_texts(entry, ("video_id",), where)
-      rows.append(("video_root", entry["video_id"] + data.video_suffix, question, where))
-  return _records(rows, data)
+      yield "video_root", entry["video_id"] + data.video_suffix, _parse_question(entry, number, where, split == "train"), where
+  return _records(rows(), data)
 
 
 def _vqa_v2(data, split):
   labels = None
   if split == "val" and data.get("label_file"):
     labels = _read_labels(json_records.configured_file(data, "label_file"))
-  rows = []
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("question_id", "question", "image", "dataset")):
+
+  def rows():
+    for entry, where in _entries(data, split, "question_id", "question", "image", "dataset"):
       root_key = _ROOT_KEYS.get(entry["dataset"])
       if root_key is None:
         raise ValueError(f"{where}: dataset {entry['dataset']!r} is not one of "
@@ -166,18 +171,15 @@ def _vqa_v2(data, split):
       question = _parse_question(entry, entry["question_id"], where, split == "train")
       if labels is not None:
         _apply_labels(question, labels, where)
-      rows.append((root_key, entry["image"], question, where))
-  return _records(rows, data)
+      yield root_key, entry["image"], question, where
+  return _records(rows(), data)
 
 
 def _jsonl(data, split):
-  rows = []
-  for path in json_records.split_files(data, split):
-    for entry, where in json_records.entries(path, ("question", "image")):
-      question = _parse_question(entry, entry.get("question_id", len(rows)), where,
-                                 split == "train")
-      rows.append(("image_root", entry["image"], question, where))
-  return _records(rows, data)
+  def rows():
+    for number, (entry, where) in enumerate(_entries(data, split, "question", "image")):
+      yield "image_root", entry["image"], _parse_question(entry, entry.get("question_id", number), where, split == "train"), where
+  return _records(rows(), data)
 
 
 def _question(question_id, text, answers, dataset, ocr="", objects=""):
@@ -191,8 +193,7 @@ def _parse_question(entry, question_id, where, training):
   """One entry of a file -> question. `ocr` is a list of [position, word] or a string."""
   answers = json_records.text_list(entry, "answer", where) if "answer" in entry else []
   if training and not answers:
-    missing = "the list of answers is empty" if "answer" in entry else "key 'answer' is missing"
-    raise ValueError(f"{where}: {missing}; a training question needs at least one answer.")
+    raise ValueError(f"{where}: the list of answers is empty; a training question needs at least one answer.")
   json_records.require_texts(entry, ("question", "image", "object_label"), where)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
@@ -222,7 +223,7 @@ def _records(rows, data):
 def _read_labels(path):
   """Soft labels [{"question_id": id, "label": {answer: score}}, ...] -> {id: label}."""
   labels = {}
-  for entry, _ in json_records.entries(path, ("question_id", "label")):
+  for entry, _ in json_records.entries(path, json_records.Fields({}, ("question_id", "label"))):
     labels[entry["question_id"]] = entry["label"]
   return labels
 

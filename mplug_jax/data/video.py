@@ -7,7 +7,7 @@ import os
 import cv2
 import numpy as np
 
-from mplug_jax.data import image_ops
+from mplug_jax.data import archives, image_ops
 
 SAMPLINGS = ("centres", "official")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a file that cannot be read is reported by the caller, once
@@ -41,7 +41,7 @@ def read_clip(video, count, sampling="centres", name=None):
   """Frames of a clip.
 
   Args:
-    video: path of a video file, or u8[T, H, W, 3].
+    video: path of a video file, which may lie in an archive (see archives.py), or u8[T, H, W, 3].
     count, sampling: see `frame_numbers`.
     name: what messages call it; default its path.
 
@@ -55,14 +55,24 @@ def read_clip(video, count, sampling="centres", name=None):
     return list(video[frame_numbers(len(video), count, sampling)])
   path = os.fspath(video)
   name = name or path
-  if not os.path.isfile(path):
-    raise image_ops.ImageError(f"Video {name} does not exist.")
-  read = _read_with_opencv(path, count, sampling)
-  if read is None and importlib.util.find_spec("av"):
-    read = _read_with_pyav(path, count, sampling)
+  with contextlib.ExitStack() as stack:
+    local = _local_file(path, name, stack)
+    read = _read_with_opencv(local, count, sampling)
+    if read is None and importlib.util.find_spec("av"):
+      read = _read_with_pyav(local, count, sampling)
   if read is None:
     raise image_ops.ImageError(f"Video {name} cannot be read: no frame can be decoded.")
   return read
+
+
+def _local_file(path, name, stack):
+  """The path of a file that decoders can open, until `stack` ends. Raises ImageError."""
+  try:
+    if archives.is_file(path):
+      return stack.enter_context(archives.local_file(path))
+  except (ValueError, OSError) as error:  # of the archive
+    raise image_ops.ImageError(f"Video {name} cannot be read: {str(error).rstrip('.')}.") from error
+  raise image_ops.ImageError(f"Video {name} does not exist.")
 
 
 def _read_with_opencv(path, count, sampling):

@@ -1,0 +1,97 @@
+"""One's own data, before training: `python -m tools.prepare_data check FILE --task=vqa` reads all of it and says what training would meet.
+
+FILE is an annotation file in any format (.json, .jsonl, .csv, .tsv, .parquet), or a folder with train/, val/ and test/ full of images
+with their captions beside them. Reported are counts, missing and corrupt images, duplicate ids, empty texts, lengths, answers or
+labels, boxes outside their image, and what other files share with this one. Exit status: 0 training can begin, whatever the warnings
+say; 1 it would fail; 2 wrong arguments, or the sheet could not be written.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from mplug_jax import data_check
+from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.models.presets import PRESETS
+
+TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest="command", required=True)
+  check = commands.add_parser("check", help="read everything and report", description=__doc__,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+  check.add_argument("file", metavar="FILE")
+  check.add_argument("--task", required=True, choices=TASKS, help="whose config and source read it")
+  check.add_argument("--data", default="jsonl", metavar="NAME", help="the config argument data=: the format, where it is an official one")
+  check.add_argument("--split", default="train", choices=("train", "val", "test"), help="only of train are answers, boxes, labels needed")
+  check.add_argument("--size", default="small", choices=PRESETS, help="of the config that sets the limits")
+  check.add_argument("--image_root", default="", metavar="DIR", help="folder or archive of the images; default: the folder of FILE")
+  check.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="config.data.fields")
+  check.add_argument("--labels", default="", metavar="A/B/...", help="the classes, for nlvr2 and snli_ve")
+  check.add_argument("--tokenizer", default="", metavar="PATH", help="vocab.txt, a SentencePiece .model, or the tokenizer folder of a run")
+  check.add_argument("--against", nargs="+", default=[], metavar="FILE", help="other files, that should share no image and no id")
+  check.add_argument("--sheet", default="", metavar="FILE.png", help="write a picture of some images with their texts")
+  check.add_argument("--limit", type=int, default=0, help="read at most so many records, evenly spaced; 0: all")
+  options = parser.parse_args(argv)
+  if options.limit < 0:
+    parser.error(f"--limit={options.limit} must be at least 0.")
+  if options.labels and options.task not in ("nlvr2", "snli_ve"):
+    parser.error(f"--labels are those of nlvr2 and snli_ve, not of {options.task}.")
+  return options
+
+
+def _config(options, file, split):
+  """The task's config with `file` as its split. Raises ValueError: the task has no such data."""
+  is_folder = os.path.isdir(file)
+  argument = [options.size, f"data={'folder' if is_folder else options.data}"] + [f"labels={options.labels}"] * bool(options.labels)
+  config = importlib.import_module(f"configs.{options.task}").get_config(",".join(argument)).unlock()
+  data = config.data
+  data.fields = options.fields
+  root = options.image_root or (file if is_folder else os.path.dirname(file) or ".")
+  for key in [key for key in data if key.endswith("_root")]:
+    data[key] = os.path.join(root, data[key])  # some are folders below it
+  if not is_folder:
+    data.update({"train_files": (file,)} if split == "train" else {f"{split}_file": file})
+  return config
+
+
+def _tokenizer(path):
+  """Raises ValueError, FileNotFoundError."""
+  if os.path.isdir(path):
+    return tokenizers.load(path)
+  return (tokenizers.SentencePieceTokenizer if path.endswith(".model") else tokenizers.WordPieceTokenizer)(path)
+
+
+def check(options):
+  """Runs the command `check`; returns the exit status."""
+  try:
+    config = _config(options, options.file, options.split)
+    others = [(name, _config(options, name, "val"), "val") for name in options.against]
+    tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
+    report = data_check.check(config, options.split, tokenizer, others, options.limit)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(f"{options.file}, read as {config.data.name} for {options.task}")
+  print("\n".join(data_check.lines(report)))
+  if options.sheet:
+    try:
+      written = data_check.write_sheet(report, options.sheet, config.data.frames)
+    except OSError as error:
+      print(f"error: the sheet could not be written: {error}", file=sys.stderr)
+      return 2
+    print(f"sheet     {options.sheet if written else 'none, for no image can be read'}")
+  return 1 if report.errors else 0
+
+
+def main(argv=None):
+  """Returns the exit status."""
+  options = _parse(argv)
+  return {"check": check}[options.command](options)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
