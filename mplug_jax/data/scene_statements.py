@@ -56,10 +56,16 @@ def _like_the_records(rng, left, right):
   return texts
 
 
+# As scene_pairs.SHOWN, of one image.
+_ONE_SHOWS = {
+    "left": (("the left image shows {x}",), ((True, True), (True, False)), ((False, True), (False, False))),
+    "right": (("the right image shows {x}",), ((True, True), (False, True)), ((True, False), (False, False)))}
+
+
 def _shown(rng, left, right):
-  """{truth: text} of whether both or any of the images show something, told by colour, shape or both."""
+  """{truth: text} of whether one, both or any of the images show something, told by colour, shape or both."""
   names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
-  templates, true, false = scene_pairs.SHOWN[pick(rng, ("any", "both"))]
+  templates, true, false = (_ONE_SHOWS | scene_pairs.SHOWN)[pick(rng, ("left", "right", "any", "both"))]
   template, words, texts = pick(rng, templates), Words(rng), {}
   pairs = scenes.allowed_pairs(left.config, left.split)
   for i in rng.permutation(len(pairs)):
