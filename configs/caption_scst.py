@@ -11,9 +11,6 @@ is the paper's recipe: batch 128 (large: 256), 5 epochs, five beams without drop
 official, docs/official.md item 46). The paper reports CIDEr 150.4 (base) and 155.1 (large).
 """
 
-import json
-import os
-
 from mplug_jax import config
 
 _DATA = config.sibling(__file__, "caption")._DATA
@@ -33,7 +30,6 @@ def get_config(arg=""):
         "normalise": "none",                      # "official": divided by the length penalty and by the length
         "sample_dropout": False,
     })
-    c.tokenizer.path = _tokenizer_of(arg.init) if arg.init else ""
     if arg.size in ("base", "large", "huge"):
       _paper(c, arg.size)
     elif arg.size == "small":
@@ -41,15 +37,6 @@ def get_config(arg=""):
       if arg.data == "scenes":
         c.total_steps = arg.steps or 600
   return c.lock()
-
-
-def _tokenizer_of(run):
-  """The file of the tokenizer in a run's folder, "" if there is none (converted checkpoints have none)."""
-  path = os.path.join(run, "tokenizer", "tokenizer_config.json")
-  if not os.path.exists(path):
-    return ""
-  with open(path) as file:
-    return os.path.join(run, "tokenizer", json.load(file)["file"])
 
 
 def _paper(c, size):

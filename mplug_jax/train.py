@@ -28,8 +28,14 @@ class StopTraining(RuntimeError):
 
 
 def prepare_tokenizer(config, workdir, source):
-  """The run's tokenizer: the one in its folder, else a given vocabulary, else one fitted to the training texts by process 0."""
+  """The run's tokenizer: the one in its folder, else a given vocabulary, else that of the first run in config.init.paths that has one, for
+  its token embeddings are of no use with another, else one fitted to the training texts by process 0.
+
+  Raises:
+    ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a run in config.init.paths.
+  """
   folder = os.path.join(workdir, "tokenizer")
+  starts = [path for path in config.init.paths if os.path.exists(os.path.join(path, "tokenizer", tokenizers.CONFIG_FILE))]
   if jax.process_index() == 0 and not os.path.exists(os.path.join(folder, tokenizers.CONFIG_FILE)):
     kind, path = config.tokenizer.kind, config.tokenizer.path
     given = {"wordpiece": tokenizers.WordPieceTokenizer, "sentencepiece": tokenizers.SentencePieceTokenizer}
@@ -37,13 +43,18 @@ def prepare_tokenizer(config, workdir, source):
       raise ValueError(f"config.tokenizer.kind={kind!r} is not one of {', '.join(given)}.")
     if path:
       given[kind](path).save(folder)
+    elif starts:
+      shutil.copytree(os.path.join(starts[0], "tokenizer"), folder)
     elif kind == "wordpiece":
       raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
     else:
       tokenizers.train_sentencepiece(data.texts(config, source), config.tokenizer.vocab_size, folder,
                                      tokenizers.location_names(config.tokenizer.locations))
   multihost_utils.sync_global_devices("tokenizer")
-  return tokenizers.load(folder)
+  tokenizer = tokenizers.load(folder)
+  for path in starts:
+    tokenizers.check_same(tokenizer, tokenizers.load(os.path.join(path, "tokenizer")).fingerprint, f"config.init.paths, {path}")
+  return tokenizer
 
 
 def _open_workdir(config, workdir, resuming):

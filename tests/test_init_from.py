@@ -6,6 +6,7 @@ import pytest
 import tiny_run
 
 from mplug_jax import checkpoint, init_from, train
+from mplug_jax.data import tokenizer as tokenizers
 from mplug_jax.position_resize import resize_positions
 
 
@@ -103,3 +104,19 @@ def test_what_does_not_fit_is_named(run, fresh, tmp_path):
     init_from.init_from(state, options(c, wide))
   with pytest.raises(FileNotFoundError, match="nowhere"):
     init_from.init_from(state, options(c, tmp_path / "nowhere"))
+
+
+# ---- the tokenizer
+
+
+def test_a_run_reads_with_the_tokenizer_of_the_one_it_starts_from(tmp_path):
+  """Token embeddings mean nothing to another tokenizer."""
+  first = tokenizers.train_sentencepiece(["a red star is above a blue disc"] * 3, 60, tmp_path / "first" / "tokenizer")
+  other = tokenizers.train_sentencepiece(["quite another text, and longer"] * 3, 60, tmp_path / "other")
+  c = tiny_run.config(init__paths=(str(tmp_path / "converted"), str(tmp_path / "first")))
+  found = train.prepare_tokenizer(c, str(tmp_path / "new"), None)
+  assert found.fingerprint == first.fingerprint != other.fingerprint
+  assert train.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint  # on resumption
+  c.tokenizer.path = str(tmp_path / "other" / "tokenizer.model")
+  with pytest.raises(ValueError, match=r"The tokenizer \(.*\) is not the one recorded in config.init.paths, .*first"):
+    train.prepare_tokenizer(c, str(tmp_path / "refused"), None)
