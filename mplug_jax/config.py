@@ -98,7 +98,7 @@ def scenes(c, arg, steps, **fields):
   size = arg.res or 96
   c.total_steps = steps
   c.data.update({"size": size, "seed": 0, "difficulty": "default", **fields})
-  c.tokenizer.records = 2000     # of 20,000: few words, often repeated
+  c.tokenizer.update({"records": 500, "vocab_size": 512})  # of 20,000: few words, often repeated; all of them whole
   c.model.image_size = size
 
 

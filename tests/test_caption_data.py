@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 
 from mplug_jax import config as config_lib, data as data_lib
-from mplug_jax.data import caption, image_reader
+from mplug_jax.data import caption, image_reader, tokenizer as tokenizers
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
 PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
@@ -109,8 +109,20 @@ def test_scenes_train_on_five_captions_and_are_scored_by_what_they_show():
   assert {test.group(i) for i in range(20)} == {"seen", "unseen"}
   assert all((test.group(i) == "unseen") == test[i]["unseen"] for i in range(5))
   assert all(test.another_caption(i) not in test.captions(i) for i in range(20))
-  texts = list(data_lib.texts(caption_run.config(tokenizer__records=8), data_lib.get_source(caption_run.config(), "train")))
+  texts = list(caption.texts(data_lib.get_source(c, "train"), 8))
   assert len(texts) == 5 * 8 and all(isinstance(text, str) for text in texts)
+
+
+def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
+  """So that a run can start from that of another task."""
+  found = set()
+  for name, says in (("caption", "a drawing of a tiny disc"), ("nlvr2", "exactly one of the two images shows"),
+                     ("vqa", "what is bottommost")):
+    c = config_lib.sibling(tiny_run.ROOT / "configs" / "x.py", name).get_config("small,data=scenes")
+    tokenizer = tokenizers.train_sentencepiece(data_lib.texts(c, None), c.tokenizer.vocab_size, tmp_path / name)
+    found.add(tokenizer.fingerprint)
+    assert len(tokenizer.encode(says)) == 1 + len(says.split())
+  assert len(found) == 1
 
 
 def test_an_epoch_of_the_official_recipe_has_a_record_for_every_sentence(tmp_path):

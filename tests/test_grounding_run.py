@@ -57,7 +57,7 @@ def test_what_a_run_reports(cache, unbroken):
   rows = json.loads((folder / "predictions.json").read_text())
   source = data.get_source(settings(cache), "test")
   expressions = [e for i in range(20) for e in source.expressions(i)]
-  assert [row["expression"] for row in rows] == [e["text"] for e in expressions] and len({row["id"] for row in rows}) == 40
+  assert [row["expression"] for row in rows] == [e["text"] for e in expressions] and len({row["id"] for row in rows}) == 80
   truth, found = (np.array([x["box"] for x in values], np.float64) for values in (expressions, rows))
   overlaps = boxes.iou(found, truth)
   np.testing.assert_allclose([row["iou"] for row in rows], overlaps, atol=1e-6)

@@ -54,7 +54,10 @@ def _says_splits(data, path):
 
 
 def texts(config, source):
-  """The texts that the run's tokenizer is fitted to."""
+  """The texts that the run's tokenizer is fitted to: of scenes those of every task, see scene_corpus.py."""
+  if config.data.name in ("scenes", "scene_captions"):
+    from mplug_jax.data import scene_corpus, scene_sources
+    return scene_corpus.texts(scene_sources.scene_config(config.data), config.tokenizer.records)
   return examples(config).texts(source, config.tokenizer.records)
 
 
