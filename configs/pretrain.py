@@ -25,15 +25,14 @@ from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
 _NEW = ("(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*", "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*")
-_DATA = ("scenes", "files", "jsonl", "folder")
+_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder"}  # what configs/retrieval.py calls it
 
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", clip="", bert="", init="", res=0, steps=0, blank=False)
   if bool(arg.clip) != bool(arg.bert):
     raise ValueError("Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them.")
-  files = config.choose(_DATA, arg.data) == "files"
-  source = "jsonl" if files else f"{arg.data}:{arg.file}" if arg.file else arg.data
+  source = config.choose(_DATA, arg.data) + (f":{arg.file}" if arg.file else "")
   c = config.variant(__file__, "retrieval", arg, data=source, root=arg.root, res=arg.res, steps=arg.steps, blank=arg.blank)
   c.name = "pretrain"
   c.task.update({
@@ -46,7 +45,7 @@ def get_config(arg=""):
       "mask_probability": 0.15, "whole_words": False,  # of a token, or of a word, to be hidden
       "weights": (),             # shares of train_files; (): by their sizes
   })
-  if files:
+  if arg.data == "files":
     c.data.update({"train_files": tuple(os.path.join(arg.root, f"{name}.json") for name in ("coco", "vg", "cc", "sbu")),
                    "val_file": os.path.join(arg.root, "coco_val.json"), "test_file": os.path.join(arg.root, "coco_test.json")})
   if arg.size in ("base", "large", "huge"):

@@ -16,12 +16,12 @@ import os
 
 from mplug_jax import config
 
-_DATA = ("clips", "video_qa")
+_DATA = {"clips": False, "video_qa": True}  # whether it is the paper's setting
 
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
-  paper = config.choose(_DATA, arg.data) == "video_qa"
+  paper = config.choose(_DATA, arg.data)
   c = config.variant(__file__, "vqa", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (480 if paper else 0),
                      steps=arg.steps, blank=arg.blank)
   c.name = "video_qa"

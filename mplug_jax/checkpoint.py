@@ -19,7 +19,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from mplug_jax import torch_files
+from mplug_jax import orbax_log, torch_files
 
 DIRECTORY = "checkpoints"
 
@@ -32,22 +32,6 @@ class CheckpointError(RuntimeError):
 
 class _Mismatch(ValueError):
   """The checkpoint is whole, but of another model or optimizer."""
-
-
-def _quiet_orbax(record: logging.LogRecord) -> bool:
-  """Log filter: no progress lines of Orbax, no tracebacks of errors that the caller gets anyway."""
-  return "/orbax/" not in record.pathname or record.levelno == logging.WARNING
-
-
-def _quiet_asyncio(record: logging.LogRecord) -> bool:
-  """Log filter: no tracebacks of writes that failed beside the one that the caller gets."""
-  return "never retrieved" not in record.getMessage()
-
-
-def quiet_orbax() -> None:
-  """Keeps progress lines of Orbax, and errors that the caller gets anyway, out of the log."""
-  logging.getLogger("absl").addFilter(_quiet_orbax)
-  logging.getLogger("asyncio").addFilter(_quiet_asyncio)
 
 
 def reason(error: BaseException) -> str:
@@ -122,7 +106,7 @@ class Manager:
   ):
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
-    quiet_orbax()
+    orbax_log.quiet()
     self._directory = epath.Path(workdir).absolute() / DIRECTORY
     self._metric = best_metric
     self._pending = None
@@ -309,7 +293,7 @@ def array_shapes(path, step: int | None = None) -> dict[str, tuple[int, ...]]:
   if os.path.isfile(path):
     with open_file(path) as file:
       return {name: file.shape(name) for name in file}
-  quiet_orbax()
+  orbax_log.quiet()
   state_dir = _state_dir(path, step)
   try:
     return _saved_shapes(state_dir)
@@ -337,7 +321,7 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
   """
   if os.path.isfile(path):
     return _load_params_of_file(path, abstract_params, which)
-  quiet_orbax()
+  orbax_log.quiet()
   state_dir = _state_dir(path, step)
   target = {which: abstract_params}
   restore_args = ocp.checkpoint_utils.construct_restore_args(target)
@@ -382,7 +366,7 @@ def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarr
   if os.path.isfile(path):
     with open_file(path) as file:
       return {name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")}
-  quiet_orbax()
+  orbax_log.quiet()
   state_dir, parts = _state_dir(path, step), which.split("/")
   try:
     tree = functools.reduce(lambda tree, part: tree.get(part) or {}, parts, ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)

@@ -56,14 +56,14 @@ def sibling(file, name):
 
 
 def choose(table, data):
-  """The entry of `table` for the config argument data=..., or the name itself if `table` only lists names.
+  """The entry of `table` for the config argument data=...
 
   Raises:
     ValueError: lists what there is.
   """
   if data not in table:
     raise ValueError(f"The config argument data={data!r} is unknown; there are {', '.join(table)}.")
-  return table[data] if isinstance(table, dict) else data
+  return table[data]
 
 
 def own_files(arg):

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mplug_jax import checkpoint, files, torch_files, torch_write
+from mplug_jax import checkpoint, files, orbax_log, torch_files, torch_write
 
 _DEAD_FILE = "dead_weights.safetensors"
 # Leaves that are written together: each waits for the disk once, which takes as long as some megabytes.
@@ -130,7 +130,7 @@ def save(dest, leaves, manifest, dead=()):
     ValueError: a leaf could not be made; nothing remains either.
   """
   dest = pathlib.Path(dest)
-  checkpoint.quiet_orbax()
+  orbax_log.quiet()
   try:
     dest.parent.mkdir(parents=True, exist_ok=True)
     (_save_file if is_file(dest) else _save_folder)(dest, leaves, manifest, dead)

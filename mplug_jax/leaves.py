@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mplug_jax import checkpoint, convert, converted, torch_files
+from mplug_jax import checkpoint, convert, converted, orbax_log, torch_files
 from mplug_jax.convert_names import config_beside, infer_geometry, official_names
 from mplug_jax.data.tokenizer import CONFIG_FILE
 from mplug_jax.models.presets import PRESETS
@@ -159,7 +159,7 @@ def _tokenizer(path, file):
 
 
 def _open_orbax(path, kind, facts=None, geometry=None, config=None):
-  checkpoint.quiet_orbax()
+  orbax_log.quiet()
   try:
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny_run
+from tiny_run import refused
 import vqa_files
 
 from mplug_jax import config as config_lib, data, train
@@ -37,15 +38,6 @@ def run(broken, cache, tmp_path_factory):
   workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(broken, cache)
   assert train.train(config, str(workdir)) == 0
   return workdir, config
-
-
-def refused(call, *messages):
-  """`call` raises ValueError or FileNotFoundError with a sentence that holds all the messages."""
-  with pytest.raises((ValueError, FileNotFoundError)) as error:
-    call()
-  assert "\n" not in str(error.value)
-  for message in messages:
-    assert message in str(error.value), str(error.value)
 
 
 # ---- images

@@ -11,6 +11,7 @@ from PIL import Image
 import pyarrow
 from pyarrow import parquet
 import pytest
+from tiny_run import refused
 
 from mplug_jax.data import caption, classification, grounding_sources, json_records, sources, tables
 
@@ -63,15 +64,6 @@ def config(folder, *names, **changes):
   return ml_collections.ConfigDict({
       "name": "jsonl", "train_files": paths, "val_file": paths[0], "test_file": paths[0], "image_root": str(folder), "fields": "",
       "questions_per_image": 1, "expressions_per_image": 1, "images_per_text": 1, "labels": ("yes", "no"), **changes})
-
-
-def refused(call, *messages):
-  """`call` raises ValueError or FileNotFoundError with one sentence that holds the messages."""
-  with pytest.raises((ValueError, FileNotFoundError)) as error:
-    call()
-  assert "\n" not in str(error.value)
-  for message in messages:
-    assert message in str(error.value), str(error.value)
 
 
 # ---- formats

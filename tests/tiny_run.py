@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from mplug_jax import data, metrics
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
@@ -97,3 +98,12 @@ def lines(workdir):
   """The lines of metrics.jsonl without what depends on the speed of the machine."""
   rows = metrics.read_metrics(os.path.join(workdir, "metrics.jsonl"))
   return [{k: v for k, v in row.items() if k.removeprefix("train/") not in _SPEEDS} for row in rows]
+
+
+def refused(call, *messages):
+  """`call` raises ValueError or FileNotFoundError with a sentence that holds all the messages."""
+  with pytest.raises((ValueError, FileNotFoundError)) as error:
+    call()
+  assert "\n" not in str(error.value)
+  for message in messages:
+    assert message in str(error.value), str(error.value)
