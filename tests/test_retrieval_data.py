@@ -75,7 +75,7 @@ def test_an_unreadable_image_is_black_and_said_so(folder, tmp_path):
     ([{"image": "pictures/0.png", "caption": []}], "train.json, entry 1: there is no caption; a training image needs at least one"),
     ([{"image": "pictures/0.png", "caption": [1]}], "train.json, entry 1: caption must be a string or a list of strings"),
     ([{"image": "pictures/0.png", "caption": "a", "image_id": 1}, {"image": "pictures/1.png", "caption": "b", "image_id": 1}],
-     "train.json, entry 2: image_id 1 is that of another image"),
+     "train.json, entry 2: image_id 1 is already that of .*0.png"),
     ([{"image": "pictures/9.png", "caption": "a"}], "train.json, entry 1: image .*9.png does not exist; check data.image_root"),
 ])
 def test_a_wrong_entry_is_located(rows, message, tmp_path, folder):

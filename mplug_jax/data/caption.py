@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mplug_jax.data import (
-    folder, image_reader, json_records, scene_oracle, scene_parse, scene_sources, scene_text, scenes, tables, token_rows)
+    folder, image_reader, json_records, packed, scene_oracle, scene_parse, scene_sources, scene_text, scenes, tables, token_rows)
 
 _SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
 PROMPT_MODES = ("mended", "official")
@@ -26,7 +26,7 @@ PROMPT_MODES = ("mended", "official")
 
 
 class CaptionRecords:
-  """A list of records as a source of images."""
+  """A sequence of records as a source of images."""
 
   def __init__(self, records):
     self._records = records
@@ -42,6 +42,8 @@ class CaptionRecords:
 
   def counts(self):
     """i64[N]: captions of every image."""
+    if isinstance(self._records, packed.Grouped):
+      return self._records.counts()
     return np.array([len(record["captions"]) for record in self._records], np.int64)
 
   def group(self, index):
@@ -169,18 +171,15 @@ def _vatex(data, split):
     json_records.require_texts(entry, ("videoID",), where)
     captions = json_records.text_list(entry, "enCap", where) if "enCap" in entry else []
     records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, where)
-  return CaptionRecords(records.records)
+  return records.source()
 
 
 def _msrvtt(data, split):
-  texts = {}  # of every clip, in order of appearance: where it stands first, captions
+  records = _Records(data, split)
   for entry, where in json_records.split_entries(data, split, ("clip_name", "caption")):
     json_records.require_texts(entry, ("clip_name",), where)
-    texts.setdefault(entry["clip_name"], (where, []))[1].extend(json_records.text_list(entry, "caption", where))
-  records = _Records(data, split)
-  for name, (where, captions) in texts.items():
-    records.add(name + data["video_suffix"], name, captions, where)
-  return CaptionRecords(records.records)
+    records.add(entry["clip_name"] + data["video_suffix"], entry["clip_name"], json_records.text_list(entry, "caption", where), where)
+  return records.source()
 
 
 def _karpathy(data, split):
@@ -198,7 +197,7 @@ def _karpathy(data, split):
       folders[name] = official.name if name in ("train2014", "val2014") and official.is_dir() else name
     image = str(pathlib.PurePath(folders[name], entry["filename"]))
     records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
-  return CaptionRecords(records.records)
+  return records.source()
 
 
 def _image_entries(data, split):
@@ -250,47 +249,49 @@ def _nocaps(data, split):
       captions[entry["image_id"]].append(entry["caption"])
     for number, entry in enumerate(content["images"], 1):
       records.add(entry["file_name"], entry["id"], captions[entry["id"]], f"{path}, image {number}", entry.get("domain"))
-  return CaptionRecords(records.records)
+  return records.source()
 
 
 def _jsonl(data, split):
-  found = {}  # of every image: where it stands first, its path, captions
+  records = _Records(data, split)
   keys = ("image", "caption") if split == "train" else ("image",)
   for entry, where in json_records.split_entries(data, split, keys, ("caption", "image_id")):
     json_records.require_texts(entry, ("image",), where)
     captions = json_records.text_list(entry, "caption", where) if "caption" in entry else []
-    first = found.setdefault(entry.get("image_id", entry["image"]), (where, entry["image"], []))
-    if first[1] != entry["image"]:
-      raise ValueError(f"{where}: image_id {entry['image_id']!r} is that of another image in {first[0]}.")
-    first[2].extend(captions)
-  records = _Records(data, split)
-  for image_id, (where, image, captions) in found.items():
-    records.add(image, image_id, captions, where)
-  return CaptionRecords(records.records)
+    records.add(entry["image"], entry.get("image_id", entry["image"]), captions, where)
+  return records.source()
 
 
 def _folder(data, split):
   records = _Records(data, split)
   for name, captions, where in folder.images(data["image_root"], split):
     records.add(name, name, captions, where)
-  return CaptionRecords(records.records)
+  return records.source()
 
 
 class _Records:
-  """Collects records of files, checked."""
+  """Collects records of files, checked; what is added of one image_id is one record."""
 
   def __init__(self, data, split):
-    self._root, self._training, self._paths, self.records = data["image_root"], split == "train", json_records.ImagePaths(), []
+    self._root, self._training, self._paths = data["image_root"], split == "train", json_records.ImagePaths()
+    self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
 
   def add(self, image, image_id, captions, where, domain=None):
     """image: path under data.image_root."""
     if not all(isinstance(caption, str) for caption in captions):
       raise ValueError(f"{where}: every caption must be a string.")
+    path, number = self._paths(self._root, "image_root", image, where), self._records.find(image_id)
+    if number is None:
+      number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, image_id)
+    elif (other := self._records.head(number)["image"]) != path:
+      raise ValueError(f"{where}: image_id {image_id!r} is already that of {other}.")
     if self._training and not captions:
       raise ValueError(f"{where}: there is no caption; a training image needs at least one.")
-    record = {"image": self._paths(self._root, "image_root", image, where), "image_id": image_id,
-              "captions": [caption.lower() for caption in captions]}
-    self.records.append(record if domain is None else record | {"domain": domain})
+    for caption in captions:
+      self._records.add_item(number, caption.lower())
+
+  def source(self):
+    return CaptionRecords(self._records.close())
 
 
 # ---- examples

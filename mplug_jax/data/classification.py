@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from mplug_jax.data import (
-    image_reader, json_records, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops, token_rows)
+    image_reader, json_records, packed, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops, token_rows)
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
@@ -55,7 +55,7 @@ def texts(source, records=0):
 
 
 class Records:
-  """A list of records as a source."""
+  """A sequence of records as a source."""
 
   def __init__(self, records):
     self._records = records
@@ -167,7 +167,7 @@ def _label(entry, data, where):
 
 def _read(data, split, key, rename=lambda names: names):
   """The split's files -> Records. `key`: the field that names the images. `rename`: those names -> below config.data.image_root."""
-  records, path_of = [], json_records.ImagePaths()
+  records, path_of = packed.Packed(("images", "id", "sentence", "label")), json_records.ImagePaths()
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   for entry, where in json_records.split_entries(data, split, keys, ("label", "id")):
     json_records.require_texts(entry, ("sentence",), where)
@@ -192,7 +192,7 @@ def _jsonl(data, split):
 
 
 def _captions(data, split):
-  records, path_of = [], json_records.ImagePaths()
+  records, path_of = packed.Packed(("image", "image_id", "captions")), json_records.ImagePaths()
   for entry, where in json_records.split_entries(data, split, ("image", "caption")):
     json_records.require_texts(entry, ("image",), where)
     captions = json_records.text_list(entry, "caption", where)

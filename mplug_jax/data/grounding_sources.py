@@ -14,7 +14,7 @@ import math
 import pathlib
 
 from mplug_jax import torch_lists
-from mplug_jax.data import json_records
+from mplug_jax.data import json_records, packed
 
 TRANSVG_SETS = ("unc", "unc+", "gref_umd", "referit", "flickr")
 _UNION = ("referit", "unc", "unc+", "gref_umd")  # what "vg_uni" trains on
@@ -24,7 +24,7 @@ _COCO_FOLDER = "other/images/mscoco/images/train2014"
 
 
 class ExpressionRecords:
-  """A list of records as a source."""
+  """A sequence of records as a source."""
 
   def __init__(self, records):
     self._records = records
@@ -80,8 +80,8 @@ class _Collector:
 
   def __init__(self, data, training):
     self._data, self._training = data, training
-    self._paths, self._records, self._by_path = json_records.ImagePaths(), [], {}
-    self._count = 0
+    self._paths, self._count = json_records.ImagePaths(), 0
+    self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
 
   def add(self, image, text, box, where, number=None, folder=""):
     """box: corners, or None. number: the expression's id. Raises ValueError for a wrong type or a missing box."""
@@ -92,17 +92,15 @@ class _Collector:
       raise ValueError(f"{where}: it has no box; a training expression needs one.")
     root = self._data.get("image_root")
     path = self._paths(root and str(pathlib.Path(root, folder)), "image_root", image, where)
-    record = self._by_path.get(path)
+    grouped = self._data["expressions_per_image"] > 1
+    record = self._records.find(path) if grouped else None
     if record is None:
-      record = {"image": path, "image_id": image, "expressions": []}
-      self._records.append(record)
-      if self._data["expressions_per_image"] > 1:
-        self._by_path[path] = record
-    record["expressions"].append({"id": str(self._count if number is None else number), "text": text, "box": box})
+      record = self._records.add({"image": path, "image_id": image}, path if grouped else None)
+    self._records.add_item(record, {"id": str(self._count if number is None else number), "text": text, "box": box})
     self._count += 1
 
   def source(self):
-    return ExpressionRecords(self._records)
+    return ExpressionRecords(self._records.close())
 
 
 def corners(values, where, form, whole=False):

@@ -15,7 +15,7 @@ import importlib.util
 import pathlib
 from collections.abc import Iterator
 
-from mplug_jax.data import json_records
+from mplug_jax.data import json_records, packed
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
 # These have one answer a question, on which nobody voted; the official fine-tuning halves it.
@@ -23,7 +23,7 @@ _SINGLE_ANSWER_WEIGHT = {"vg": 0.5, "gqa": 0.5}
 
 
 class VqaRecords:
-  """A list of VQA records as a source."""
+  """A sequence of VQA records as a source."""
 
   def __init__(self, records: list[dict]):
     self._records = records
@@ -72,6 +72,9 @@ def get(data, split: str):
   if split not in ("train", "val", "test"):
     raise ValueError(f"Split {split!r} does not exist; known splits: train, val, test.")
   return builders[data["name"]](data, split)
+
+
+_QUESTION_KEYS = ("question_id", "question", "answers", "weights", "ocr", "objects", "dataset")
 
 
 def questions_of(source, index: int) -> list[dict]:
@@ -207,17 +210,17 @@ def _parse_question(entry, question_id, where, training):
 
 def _records(rows, data):
   """Rows (root key, image, question, where) -> source, grouped by image if so configured."""
-  records, by_path, path_of = [], {}, json_records.ImagePaths()
-  group = data.get("questions_per_image", 1) > 1
+  records, path_of = packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS), json_records.ImagePaths()
+  group, roots = data.get("questions_per_image", 1) > 1, {}
   for root_key, image, question, where in rows:
-    record = by_path.get((root_key, image))
-    if record is None:
-      record = {"image": path_of(data.get(root_key), root_key, image, where), "image_id": image, "questions": []}
-      records.append(record)
-      if group:
-        by_path[root_key, image] = record
-    record["questions"].append(question)
-  return VqaRecords(records)
+    key = (root_key, image) if group else None
+    number = records.find(key) if group else None
+    if number is None:
+      if root_key not in roots:
+        roots[root_key] = data.get(root_key)
+      number = records.add({"image": path_of(roots[root_key], root_key, image, where), "image_id": image}, key)
+    records.add_item(number, question)
+  return VqaRecords(records.close())
 
 
 def _read_labels(path):

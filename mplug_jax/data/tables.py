@@ -6,6 +6,7 @@ Lines are counted from 1, rows of CSV and TSV as a spreadsheet shows them (the h
 import contextlib
 import csv
 import gzip
+import io
 import json
 import pathlib
 import zlib
@@ -35,15 +36,24 @@ def open_binary(path):
 
 def lines(path) -> Iterator[str]:
   """The lines of a UTF-8 text, with or without a byte order mark, each with its line end. Raises ValueError: it is no such text."""
+  with open_binary(path) as file:
+    try:
+      yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+    except UnicodeDecodeError:
+      raise ValueError(f"{path} is not UTF-8 text (byte {_first_wrong_byte(path)}).") from None
+
+
+def _first_wrong_byte(path):
+  """Where a file that is not UTF-8 stops to be so, from 0."""
   offset = 0
   with open_binary(path) as file:
     for line in file:
       try:
-        text = line.decode("utf-8")
+        line.decode("utf-8")
       except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {offset + error.start}).") from None
-      yield text if offset else text.removeprefix("\ufeff")
+        return offset + error.start
       offset += len(line)
+  return offset
 
 
 def open_table(path, wanted=None) -> tuple[list[str], Iterator[tuple[dict, str]]]:
