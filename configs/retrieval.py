@@ -32,7 +32,7 @@ def get_config(arg=""):
   c = config.defaults("retrieval", arg.size)
   c.batch_size = 64
   c.task.update({
-      "queue": 4096,             # columns of past features, which the batch is compared with too
+      "queue": 4096,             # columns of past features, which the batch is compared with too; 0: no teacher, the batch alone
       "alpha": 0.4,              # weight of the teacher's targets, reached after
       "ramp_steps": 500,         # updates; the official first epoch
       "match": "image",          # or "row": other captions of an image are wrong
@@ -53,8 +53,12 @@ def get_config(arg=""):
     _paper(c)
   else:
     config.from_scratch(c, 7e-4, 0.1)
+    # Features that still change much are better compared with each other than with those of a teacher, let alone of the past.
+    c.task.update({"queue": 0, "alpha": 0.0})
+    c.ema.decay = 0.0
   if arg.size == "tiny":
-    c.task.update({"queue": 12, "ramp_steps": 2, "rerank_k": 6, "rerank_texts": 4})
+    c.ema.decay = 0.995
+    c.task.update({"queue": 12, "alpha": 0.4, "ramp_steps": 2, "rerank_k": 6, "rerank_texts": 4})
   return config.finish(c, arg, unused="(text_decoder|fusion_encoder/mlm_head)/.*")
 
 

@@ -60,7 +60,8 @@ def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queu
   """Both directions of the loss over the batch and the queues.
 
   Args:
-    image, text, teacher_image, teacher_text: f32[B, E]. ids: i32[B], of the images. queues: see `init_queues`.
+    image, text, teacher_image, teacher_text: f32[B, E]; without a teacher, image and text again. ids: i32[B], of the images.
+    queues: see `init_queues`; {}: the batch alone.
     valid: bool[B]; texts and images of other rows are no candidates of anyone.
     temperature: f32[], similarities are divided by it. alpha: f32[], weight of the teacher.
     match: "image": texts (images) with the same image id match, in the queue too; "row": each row's own alone, as the
@@ -74,6 +75,7 @@ def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queu
   """
   if match not in ("image", "row"):
     raise ValueError(f"config.task.match={match!r} is not one of image, row.")
+  queues = queues or init_queues(image.shape[1], 0)
   rows, size = len(ids), queues["idx_queue"].shape[1]
   own = jnp.eye(rows, rows + size, dtype=bool)
   candidates = jnp.concatenate([valid, jnp.ones((size,), bool)])

@@ -77,10 +77,16 @@ def test_the_batch_is_what_the_transform_gives(case):
   assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {name: (x.shape, x.dtype) for name, x in spec.items()}
 
 
-def features(task, params, batch):
+def features_of(task, params, batch):
   """Image and text tokens, mask and features, of one model."""
   (image, image_feature), (text, mask, text_feature) = task.apply(params, task.encode, batch)
-  return image, text, mask, np.asarray(image_feature, np.float64), np.asarray(text_feature, np.float64)
+  return image, text, mask, image_feature, text_feature
+
+
+def features(task, params, batch):
+  """As `features_of`, the features in double precision."""
+  *tokens, x, y = features_of(task, params, batch)
+  return *tokens, np.asarray(x, np.float64), np.asarray(y, np.float64)
 
 
 def by_hand(case, noises):
@@ -193,13 +199,48 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
     ({"ema__decay": 0.0}, "Retrieval learns from a teacher: set config.ema.decay"),
     ({"ema__use": "eval"}, "config.ema.use=teacher or both"),
     ({"optim__microbatches": 2}, "config.optim.microbatches=2: the contrastive loss compares all rows of the batch"),
-    ({"task__queue": 0}, "config.task.queue=0 must be at least 1 column"),
+    ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must not be negative"),
+    ({"task__queue": 0}, "config.task.alpha=0.4 weighs the targets of a teacher, and config.task.queue=0 has none"),
     ({"task__negatives__group": 3}, "config.task.negatives.group=3 must be at least 2 and divide config.batch_size=8"),
     ({"task__rerank_texts": 0}, "config.task.rerank_texts=0 must be at least 1"),
     ({"task__rerank_k": -1}, "config.task.rerank_k=-1 must not be negative")])
 def test_values_that_cannot_work_are_refused(changes, message, folder):
   with pytest.raises(ValueError, match=message):
     retrieval_files.built(config(folder, **changes), retrieval_files.tokenizer(folder), jax.devices()[:1])
+
+
+def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(folder):
+  """The loss that CLIP has: nothing but the batch, and gradients through both features of every similarity; on any mesh."""
+  c = config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
+  tokenizer = retrieval_files.tokenizer(folder)
+  batch = retrieval_files.first_batch(c, tokenizer)
+  batch["id"][5], batch["corrupt"][2] = batch["id"][4], True
+  counted = np.flatnonzero(~batch["corrupt"])
+  same = jnp.asarray(batch["id"][counted][:, None] == batch["id"][counted])
+
+  def by_hand(params, task):
+    *_, x, y = features_of(task, params, {name: batch[name][counted] for name in ("image", "caption")})
+    scores, target = x @ y.T / params["temp"]["value"], same / same.sum(1, keepdims=True)
+    return -sum((jax.nn.log_softmax(s) * target).sum() for s in (scores, scores.T)) / 2 / len(counted)
+
+  def loss(params, state, batch, task):
+    terms, _, extra = task.loss(params, state, batch, jax.random.key(0))
+    return terms["itc"] / len(counted), extra
+
+  expected = None
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+    built = retrieval_files.built(c, tokenizer, jax.devices()[:np.prod(shape)])
+    state = built.init()
+    assert state.extra == {} and not jax.tree.leaves(state.ema_params)
+    if expected is None:
+      expected = jax.device_get(jax.value_and_grad(by_hand)(state.params, built.task))
+    with jax.set_mesh(built.mesh):
+      placed = sharding.put_batch(batch, built.mesh)
+      gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
+      (value, extra), gradient = gradients(state.params, state, placed, built.task)
+    assert extra == {} and float(value) == pytest.approx(float(expected[0]), rel=1e-5)
+    tiny_run.assert_gradients_equal(tiny_run.flat(jax.device_get(gradient)), tiny_run.flat(expected[1]))
 
 
 def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):

@@ -22,6 +22,9 @@ class Task(retrieval.Task):
   def __init__(self, model, config, tokenizer):
     super().__init__(model, config, tokenizer)
     self.coefficients = dict(config.task.coefficients)
+    if config.task.mlm_alpha and not self.has_teacher:
+      raise ValueError(f"config.task.mlm_alpha={config.task.mlm_alpha} weighs the words of a teacher, and config.task.queue=0 has none: "
+                       "set it to 0.")
 
   def batch_spec(self, batch_size):
     length = self.config.data.max_caption
@@ -75,7 +78,7 @@ class Task(retrieval.Task):
     """See base.Task.loss."""
     encode_rng, fuse_rng, contrast_rng = jax.random.split(rng, 3)
     image, text, masked, prefix = self.apply(params, self.encode_all, batch, rng=encode_rng)
-    teacher = self.apply(state.ema_params, self._teach, batch)
+    teacher = self.apply(state.ema_params, self._teach, batch) if self.has_teacher else (image, text, None)
     terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher[:2], contrast_rng)
     logits, masked_logits, decoded = self.apply(params, self.fuse_all, image[0], pairs, masked, prefix, batch["target"], rng=fuse_rng)
     itm, itm_metrics = self.matching(logits, batch)

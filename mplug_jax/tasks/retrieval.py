@@ -1,4 +1,5 @@
-"""Image-text retrieval: contrastive features and matching of fused pairs, with a momentum teacher and queues (paper section 4.2.3).
+"""Image-text retrieval: contrastive features and matching of fused pairs, with a momentum teacher and queues (paper section 4.2.3),
+or without.
 
 Shapes: B images and their texts, over the global batch; L text tokens, D width, E feature width; G images with P texts each.
 """
@@ -19,7 +20,8 @@ class Task(base.Task):
   """Two terms: "itc", cross-entropy of the similarities over batch and queues (both directions, halved), and "itm", cross-entropy of
   right and wrong pairs, two hard negatives for each right one.
 
-  config.task: `queue` (columns), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
+  config.task: `queue` (columns; 0: the rows of a batch are compared with each other alone, without a teacher, and both sides of a
+  pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
   `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy} (item 24; group
   0: the largest divisor of the batch up to 64). The evaluator reads `rerank_k`, `rerank_texts` and `rerank_add_similarity`.
 
@@ -29,13 +31,18 @@ class Task(base.Task):
 
   def __init__(self, model, config, tokenizer):
     super().__init__(model, config, tokenizer)
-    if not (config.ema.decay and config.ema.use in ("teacher", "both")):
-      raise ValueError("Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+    self.has_teacher = config.task.queue > 0
+    if self.has_teacher and not (config.ema.decay and config.ema.use in ("teacher", "both")):
+      raise ValueError("Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both; or "
+                       "config.task.queue=0 and config.task.alpha=0, which need none.")
+    if config.task.alpha and not self.has_teacher:
+      raise ValueError(f"config.task.alpha={config.task.alpha} weighs the targets of a teacher, and config.task.queue=0 has none: set it "
+                       "to 0.")
     if config.optim.microbatches > 1:
       raise ValueError(f"config.optim.microbatches={config.optim.microbatches}: the contrastive loss compares all rows of the batch, which "
                        "parts of it cannot; set it to 1 and use more devices or a smaller batch.")
-    if config.task.queue < 1:
-      raise ValueError(f"config.task.queue={config.task.queue} must be at least 1 column.")
+    if config.task.queue < 0:
+      raise ValueError(f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone.")
     if config.task.rerank_k < 0:
       raise ValueError(f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone.")
     if config.task.rerank_texts < 1:
@@ -51,8 +58,8 @@ class Task(base.Task):
     return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
 
   def init_extra(self):
-    """The queues, always fresh (docs/official.md item 48)."""
-    return contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
+    """The queues, always fresh (docs/official.md item 48); {} without."""
+    return {} if not self.has_teacher else contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
 
   def project(self, params):
     return contrastive.clamp_temperature(params) if self.config.task.clamp_temperature else params
@@ -100,7 +107,7 @@ class Task(base.Task):
     """See base.Task.loss."""
     encode_rng, contrast_rng, match_rng = jax.random.split(rng, 3)
     image, text = self.apply(params, self.encode, batch, rng=encode_rng)
-    teacher = self.apply(state.ema_params, self.encode, batch)
+    teacher = self.apply(state.ema_params, self.encode, batch) if self.has_teacher else (image, text)
     terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher, contrast_rng)
     logits = self.apply(params, match, image[0], *pairs, rng=match_rng)[0]
     itm, itm_metrics = self.matching(logits, batch)
@@ -132,11 +139,12 @@ class Task(base.Task):
     image_rng, text_rng = jax.random.split(rng)
     other_image, other_text = other(text_feature, image_teacher, image_rng), other(image_feature, text_teacher, text_rng)
     others = [negatives.take(x, numbers, self._group) for x, numbers in ((image, other_image), (text, other_text), (mask, other_text))]
-    metrics = {"itc_accuracy": _contrastive_accuracy(similarities, batch["id"], state.extra["idx_queue"][0], valid),
+    metrics = {"itc_accuracy": _contrastive_accuracy(similarities, batch["id"], state.extra, valid),
                "temperature": (temperature, jnp.float32(1.0)),
                "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
     terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
-    return terms, metrics, contrastive.enqueue(state.extra, image_teacher, text_teacher, batch["id"], valid), (text, mask, *others)
+    extra = contrastive.enqueue(state.extra, image_teacher, text_teacher, batch["id"], valid) if self.has_teacher else state.extra
+    return terms, metrics, extra, (text, mask, *others)
 
   def matching(self, logits, batch):
     """The term "itm" of the logits of `match` -> (terms, metrics)."""
@@ -243,8 +251,9 @@ def matching_losses(logits):
   return losses.token_cross_entropy(logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2]))
 
 
-def _contrastive_accuracy(similarities, ids, queue_ids, valid):
+def _contrastive_accuracy(similarities, ids, queues, valid):
   """(sum, count): how often the most similar column of batch and queue belongs to the row's image; both directions."""
+  queue_ids = queues["idx_queue"][0] if queues else ids[:0]
   columns = jnp.concatenate([ids, queue_ids])
   candidates = jnp.concatenate([valid, jnp.ones(queue_ids.shape, bool)])
   right = sum((columns[jnp.where(candidates, x, -jnp.inf).argmax(1)] == ids) & valid for x in similarities.values())
