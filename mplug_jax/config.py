@@ -55,6 +55,18 @@ def sibling(file, name):
   return module
 
 
+def load(name):
+  """The config that a command line calls `name`: FILE, or FILE:ARGUMENT.
+
+  Raises:
+    FileNotFoundError: no such file. ValueError: what its get_config says of the argument.
+  """
+  file, _, arg = name.partition(":")
+  if not os.path.isfile(file):
+    raise FileNotFoundError(f"The config {file} does not exist.")
+  return sibling(file, os.path.basename(file).removesuffix(".py")).get_config(arg)
+
+
 def choose(table, data):
   """The entry of `table` for the config argument data=...
 

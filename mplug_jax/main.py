@@ -8,7 +8,7 @@ import warnings
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with an argument behind a colon.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with an argument behind a colon.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate a checkpoint alone.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Run folder whose weights --mode=evaluate reads; default: the workdir.")
@@ -49,13 +49,13 @@ def _unknown_key(argv):
   return None
 
 
-def _parse_flags(argv):
+def parse_flags(argv):
   """Parses the command line; returns what is left of it. Anything wrong with it, or with the config file, is one sentence."""
   try:
     rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
+    if CONFIG.value is None:
       _refuse("--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags.")
-    _CONFIG.value.name  # noqa: B018 - a file that could not be read raises here
+    CONFIG.value.name  # noqa: B018 - a file that could not be read raises here
   except flags.Error as error:
     cause = error
     while "\n" in str(cause) and cause.__context__:  # the message of a config's own error is wrapped in tracebacks
@@ -72,6 +72,11 @@ def _parse_flags(argv):
   return rest
 
 
+def workdir(config):
+  """The folder of the run that the flags describe."""
+  return _WORKDIR.value or os.path.join("runs", config.name)
+
+
 def _quiet_other_writes():
   """When a write fails, Orbax closes the event loop that its other writes report to, and drops them; one error is enough."""
   def hook(problem):
@@ -84,15 +89,15 @@ def _quiet_other_writes():
 def main(argv):
   """Runs what the parsed flags say. Exits with status 0 when it is done, 1 and one sentence on stderr when it cannot be."""
   del argv
-  config = _CONFIG.value
-  workdir = _WORKDIR.value or os.path.join("runs", config.name)
+  config = CONFIG.value
+  folder = workdir(config)
   _start_distributed()
   from mplug_jax import checkpoint, train
   _quiet_other_writes()
   try:
     if _MODE.value == "train":
-      sys.exit(train.train(config, workdir))
-    train.evaluate(config, workdir, _CHECKPOINT.value or workdir)
+      sys.exit(train.train(config, folder))
+    train.evaluate(config, folder, _CHECKPOINT.value or folder)
   except (ValueError, OSError, checkpoint.CheckpointError, train.StopTraining) as error:
     logging.debug("Traceback:", exc_info=True)
     _refuse(error)
@@ -100,4 +105,4 @@ def main(argv):
 
 if __name__ == "__main__":
   logging.set_verbosity(logging.WARNING)
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=parse_flags)

@@ -27,6 +27,15 @@ class StopTraining(RuntimeError):
   """Training cannot go on; the message says why and where the last good state is."""
 
 
+def count_steps(config, source):
+  """(updates of the whole run, updates of an epoch). Raises ValueError: there are none."""
+  steps_per_epoch = max(1, len(source) // config.batch_size)
+  total_steps = config.total_steps or int(config.total_epochs * steps_per_epoch)
+  if total_steps < 1:
+    raise ValueError("Set config.total_steps or config.total_epochs: the run has no updates to do.")
+  return total_steps, steps_per_epoch
+
+
 def prepare_tokenizer(config, workdir, source):
   """The run's tokenizer: the one in its folder, else a given vocabulary, else that of the first run in config.init.paths that has one, for
   its token embeddings are of no use with another, else one fitted to the training texts by process 0.
@@ -80,7 +89,7 @@ def _open_workdir(config, workdir, resuming):
     files.write_atomic(path, text.encode())
 
 
-def _compile_step(built, batch_size):
+def compile_step(built, batch_size):
   """Traces and compiles the train step on abstract arrays -> (compiled step, seconds it took)."""
   start = time.perf_counter()
   with jax.set_mesh(built.mesh):  # the mesh is a thread's own
@@ -171,10 +180,7 @@ def train(config, workdir):
   primary = jax.process_index() == 0
   tasks.get(config.task.name)  # an unknown one is refused before anything is written
   source = data.get_source(config, "train")
-  steps_per_epoch = max(1, len(source) // config.batch_size)
-  total_steps = config.total_steps or int(config.total_epochs * steps_per_epoch)
-  if total_steps < 1:
-    raise ValueError("Set config.total_steps or config.total_epochs: the run has no updates to do.")
+  total_steps, steps_per_epoch = count_steps(config, source)
   os.makedirs(workdir, exist_ok=True)
   manager = checkpoint.Manager(workdir, keep=config.checkpoint.keep, best_metric=evaluators.get(config.task.name).metric)
   _open_workdir(config, workdir, resuming=manager.latest_step() is not None)
@@ -189,7 +195,7 @@ def train(config, workdir):
   evaluation = Evaluation(config, tokenizer, workdir, built)
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
     lowered = built.init.lower() if manager.latest_step() is None else None  # before the step's tracing, which holds Python's lock
-    compilation = beside.submit(_compile_step, built, config.batch_size)  # takes as long as making the state
+    compilation = beside.submit(compile_step, built, config.batch_size)  # takes as long as making the state
     if lowered:
       state, start = lowered.compile()(), 0
       if config.init.paths:

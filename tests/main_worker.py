@@ -36,4 +36,4 @@ if __name__ == "__main__":
   if seconds:
     _sleep_after_updates(seconds)
   logging.set_verbosity(logging.WARNING)
-  app.run(main.main, flags_parser=main._parse_flags)
+  app.run(main.main, flags_parser=main.parse_flags)

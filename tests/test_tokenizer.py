@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 from mplug_jax.data import tokenizer as tokenizer_lib
 
@@ -111,6 +112,43 @@ def test_vocabulary_with_windows_line_ends_and_exotic_separators(tmp_path):
   tokenizer = tokenizer_lib.WordPieceTokenizer(path)
   assert tokenizer.vocab_size == len(VOCAB) + 3
   assert tokenizer.encode("last") == [tokenizer.bos_id, len(VOCAB) + 2]
+
+
+def as_json(**changes):
+  """The tokenizer.json that Hugging Face's library writes of VOCAB; `changes` replace parts of it."""
+  backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]"))
+  backend.normalizer, backend.pre_tokenizer = tokenizers.normalizers.BertNormalizer(), tokenizers.pre_tokenizers.BertPreTokenizer()
+  backend.add_special_tokens(["[CLS]", "[SEP]", "[new]"])
+  content = json.loads(backend.to_str())
+  for name, value in changes.items():
+    part, key = name.split("__")
+    content[part][key] = value
+  return json.dumps(content)
+
+
+def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
+  (tmp_path / "tokenizer.json").write_text(as_json())
+  (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
+  ours, same = (tokenizer_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt"))
+  assert ours.fingerprint == same.fingerprint and ours.token_id("[new]") == len(VOCAB)
+  text = "A MAN on Horses, riding the中文s! [SEP]"
+  assert ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
+  ours.save(tmp_path / "saved")
+  assert tokenizer_lib.load(tmp_path / "saved").fingerprint == ours.fingerprint
+
+
+@pytest.mark.parametrize("text, message", [
+    (as_json(normalizer__lowercase=False), "no uncased WordPiece tokenizer: normalizer.lowercase is False, and must be True"),
+    (as_json(normalizer__strip_accents=False), "keeps accents: normalizer.strip_accents is false"),
+    (as_json(model__type="BPE"), "model.type is 'BPE', and must be 'WordPiece'"),
+    (as_json(model__vocab={"a": 0, "b": 2}), "ids of its 5 tokens are not 0 to 4"),
+    (as_json()[:-1], "neither a vocabulary nor a tokenizer.json"),
+    ('{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}}', "normalizer.type is None"),
+    ("[1, 2]", "Token '.PAD.' is not in")])  # a vocabulary of one token
+def test_another_tokenizer_json_is_refused(text, message, tmp_path):
+  (tmp_path / "tokenizer.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    tokenizer_lib.WordPieceTokenizer(tmp_path / "tokenizer.json")
 
 
 def test_sentencepiece_round_trip_and_special_ids(sentencepiece):

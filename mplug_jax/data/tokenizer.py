@@ -1,4 +1,4 @@
-"""Tokenizers behind one small protocol: WordPiece over a vocabulary file, and SentencePiece.
+"""Tokenizers behind one small protocol: WordPiece over a vocabulary file or a tokenizer.json, and SentencePiece.
 
 Both read the literal strings "[CLS]", "[SEP]", "[MASK]", "[PAD]" and "[UNK]" inside a text as the
 special tokens, with or without spaces around them. Ids are looked up by name.
@@ -70,6 +70,7 @@ class _FileTokenizer:
         raise FileNotFoundError(f"Tokenizer file {self._where} does not exist.") from error
     if not self._data:
       raise ValueError(f"Tokenizer file {self._where} is empty.")
+    self._data = self._read(self._data)
     self._options = options
     described = json.dumps({"kind": self.kind, **options}, sort_keys=True).encode()
     self.fingerprint = hashlib.sha256(described + b"\0" + self._data).hexdigest()
@@ -77,6 +78,10 @@ class _FileTokenizer:
     self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.mask_id = map(
         self.token_id, SPECIAL_TOKENS)
     self._cached = functools.lru_cache(_CACHED_TEXTS)(self._encode)
+
+  def _read(self, data):
+    """The bytes of the file -> those that define the tokenizer and are saved."""
+    return data
 
   def __reduce__(self):  # Data workers get the bytes, not the path; caches are not shared.
     return functools.partial(type(self), self._data, **self._options), ()
@@ -103,8 +108,8 @@ class WordPieceTokenizer(_FileTokenizer):
   """BERT's uncased WordPiece: lower case, no accents, Chinese characters one by one.
 
   Args:
-    source: path of a vocab.txt (one token per line, the line number from 0 is the id), or its
-      bytes.
+    source: path of a vocab.txt (one token per line, the line number from 0 is the id) or of a tokenizer.json of such a
+      tokenizer, or the bytes of either.
     append_sep: end every text with [SEP], as the ModelScope release does.
   """
 
@@ -112,6 +117,9 @@ class WordPieceTokenizer(_FileTokenizer):
 
   def __init__(self, source, append_sep: bool = False):
     super().__init__(source, append_sep=append_sep)
+
+  def _read(self, data):
+    return _vocabulary_of_json(data, self._where) if data.lstrip().startswith(b"{") else data
 
   def _build(self):
     # Not splitlines: vocabularies contain exotic line separators as tokens.
@@ -145,6 +153,39 @@ class WordPieceTokenizer(_FileTokenizer):
     for name in (EOS, BOS, PAD):
       text = text.replace(name, "")
     return text.strip()
+
+
+# What the parts of a tokenizer.json must say for it to be this tokenizer; keys that are missing count as their defaults.
+_JSON_PARTS = {
+    "model": ({"type": "WordPiece", "unk_token": UNK, "continuing_subword_prefix": "##"}, {"type": "WordPiece"}),
+    "normalizer": ({"type": "BertNormalizer", "lowercase": True, "clean_text": True, "handle_chinese_chars": True},
+                   {"clean_text": True, "handle_chinese_chars": True, "lowercase": True}),
+    "pre_tokenizer": ({"type": "BertPreTokenizer"}, {}),
+}
+
+
+def _vocabulary_of_json(data, where):
+  """The tokenizer.json of an uncased WordPiece tokenizer -> its vocab.txt, bytes.
+
+  Raises:
+    ValueError: no json, another kind of tokenizer, or ids with gaps.
+  """
+  try:
+    content = json.loads(data)
+    for part, (expected, defaults) in _JSON_PARTS.items():
+      said = defaults | (content.get(part) or {})
+      for key, value in expected.items():
+        if said.get(key) != value:
+          raise ValueError(f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and must be {value!r} here.")
+    if content["normalizer"].get("strip_accents") is False:
+      raise ValueError(f"{where} keeps accents: normalizer.strip_accents is false, and must be true or null here.")
+    tokens = {int(number): token for token, number in content["model"]["vocab"].items()}
+    tokens |= {int(added["id"]): added["content"] for added in content.get("added_tokens", ())}
+  except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    raise ValueError(f"{where} is neither a vocabulary nor a tokenizer.json ({error!r}).") from error
+  if sorted(tokens) != list(range(len(tokens))):
+    raise ValueError(f"{where}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}.")
+  return "".join(f"{tokens[number]}\n" for number in range(len(tokens))).encode()
 
 
 class SentencePieceTokenizer(_FileTokenizer):
