@@ -66,4 +66,7 @@ def report(results):
   if "data" in results:
     x = results["data"]
     lines.append(f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, {x['image_size']} px")
+  for name, x in results.get("loader", {}).items():
+    lines.append(f"JPEG pipeline, {name}: {x['examples_per_second']:.0f} examples/s, PyTorch and torchvision "
+                 f"{x['pytorch_examples_per_second']:.0f}: {x['ratio']:.2f} x")
   return lines + list(_comparison_lines(results))

@@ -1,0 +1,111 @@
+"""Training examples a second, read from JPEG files: this package's pipeline beside a PyTorch DataLoader with torchvision's transforms.
+
+Both decode, crop at random, resize (bicubic), mirror, apply RandAugment (2 operations, magnitude 7) and tokenise a caption, with the
+same number of worker processes and the same files, in turns. PyTorch's transforms end with normalised floats; here the device does
+that. Needs torch and torchvision.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+from configs import retrieval as retrieval_config
+from mplug_jax import data
+from mplug_jax.data import image_ops, pipeline, tokenizer as tokenizers
+
+IMAGES, WIDTH, HEIGHT = 256, 640, 480
+SIZES, WORKERS = (224, 384), (1, 2)
+BATCH, WARM_UP = 32, 4  # batches that start the processes and fill the caches
+_WORDS = 12  # of a caption
+
+
+def _write(folder, rng, vocabulary):
+  """JPEG files with as much detail as photographs have at this quality, about 100 kB each, and train.jsonl."""
+  with open(os.path.join(folder, "train.jsonl"), "w") as file:
+    for number in range(IMAGES):
+      coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+      noise = rng.normal(0, 8, (HEIGHT, WIDTH, 1))
+      pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
+      Image.fromarray(pixels).save(os.path.join(folder, f"{number}.jpg"), quality=90)
+      file.write(json.dumps({"image": f"{number}.jpg", "caption": " ".join(rng.choice(vocabulary, _WORDS))}) + "\n")
+
+
+def _ours(folder, vocab_file, size, workers):
+  """An endless iterator of batches, and what ends it."""
+  config = retrieval_config.get_config(f"base,data=jsonl,root={folder},res={size}")
+  transform = data.make_transform(config, tokenizers.WordPieceTokenizer(vocab_file), train=True)
+  batches = pipeline.train_batches(data.get_source(config, "train"), transform, batch_size=BATCH, seed=0, workers=workers)
+  return batches, batches.close
+
+
+def _pytorch(folder, vocab_file, size, workers):
+  """As `_ours`."""
+  import tokenizers as hugging_face
+  import torch
+  from torchvision import transforms
+  torch.set_num_threads(1)
+  transform = transforms.Compose([
+      transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+      transforms.RandomHorizontalFlip(), transforms.RandAugment(2, 7), transforms.ToTensor(),
+      transforms.Normalize(image_ops.MEAN.tolist(), image_ops.STD.tolist())])
+  tokenizer = hugging_face.BertWordPieceTokenizer(vocab_file)
+  tokenizer.enable_truncation(30)
+  tokenizer.enable_padding(length=30)
+  with open(os.path.join(folder, "train.jsonl")) as file:
+    rows = [json.loads(line) for line in file]
+
+  class Pairs(torch.utils.data.Dataset):
+
+    def __len__(self):
+      return len(rows)
+
+    def __getitem__(self, index):
+      image = Image.open(os.path.join(folder, rows[index]["image"])).convert("RGB")
+      return transform(image), torch.tensor(tokenizer.encode(rows[index]["caption"]).ids)
+
+  loader = torch.utils.data.DataLoader(Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+
+  def endless():
+    while True:
+      yield from loader
+
+  batches = endless()
+  return batches, batches.close
+
+
+def _rate(make, *args, batches):
+  """Examples a second."""
+  iterator, close = make(*args)
+  for _ in range(WARM_UP):
+    next(iterator)
+  start = time.perf_counter()
+  for _ in range(batches):
+    next(iterator)
+  seconds = time.perf_counter() - start
+  close()
+  return batches * BATCH / seconds
+
+
+def loader(options):
+  """{"224 px, 1 worker": {"examples_per_second", "pytorch_examples_per_second", "ratio"}, ...}; medians of options.repeats turns."""
+  rng, result = np.random.default_rng(0), {}
+  words = [f"word{i}" for i in range(500)]
+  with tempfile.TemporaryDirectory() as folder:
+    _write(folder, rng, words)
+    vocab_file = os.path.join(folder, "vocab.txt")
+    with open(vocab_file, "w") as file:
+      file.write("\n".join([*tokenizers.SPECIAL_TOKENS, *words]))
+    for size in SIZES:
+      for workers in WORKERS:
+        rates = [[_rate(make, folder, vocab_file, size, workers, batches=8 * workers) for make in (_ours, _pytorch)]
+                 for _ in range(options.repeats)]
+        ours, theirs = (statistics.median(column) for column in zip(*rates))
+        result[f"{size} px, {workers} worker{'s' * (workers > 1)}"] = {
+            "examples_per_second": ours, "pytorch_examples_per_second": theirs,
+            "ratio": statistics.median(a / b for a, b in rates)}
+  return result
