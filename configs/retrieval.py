@@ -37,7 +37,11 @@ def get_config(arg=""):
       "ramp_steps": 500,         # updates; the official first epoch
       "match": "image",          # or "row": other captions of an image are wrong
       "clamp_temperature": True,
-      "negatives": {"group": 0, "greedy": False},  # rows that hard negatives are drawn from, 0: up to 64; greedy: the hardest
+      "negatives": {
+          "group": 0,            # rows that hard negatives are drawn from, 0: up to 64
+          "greedy": False,       # True: the hardest row instead of a draw
+          "ramp_steps": 0,       # updates until negatives are as hard as features can find; any rows at first
+      },
       "rerank_k": 32,            # candidates of every query that are re-ranked; 0: similarity alone
       "rerank_texts": 16,        # an image is matched with so many texts at a time
       "rerank_add_similarity": False,
@@ -56,8 +60,11 @@ def get_config(arg=""):
     # Features that still change much are better compared with each other than with those of a teacher, let alone of the past.
     c.task.update({"queue": 0, "alpha": 0.0})
     c.ema.decay = 0.0
+    # What only a trained model could tell apart teaches nothing: with hard negatives from the start, matching stays at chance.
+    c.task.negatives.ramp_steps = 1000
   if arg.size == "tiny":
     c.ema.decay = 0.995
+    c.task.negatives.ramp_steps = 0
     c.task.update({"queue": 12, "alpha": 0.4, "ramp_steps": 2, "rerank_k": 6, "rerank_texts": 4})
   return config.finish(c, arg, unused="(text_decoder|fusion_encoder/mlm_head)/.*")
 

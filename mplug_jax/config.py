@@ -266,7 +266,7 @@ def flat(config):
 
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
-_LATER = {"data.fields": "", "data.allow_overlap": False}
+_LATER = {"data.fields": "", "data.allow_overlap": False, "task.negatives.ramp_steps": 0}
 
 
 def resume_conflicts(old, new):

@@ -30,8 +30,8 @@ def config(folder, **changes):
 class Case:
   """The tiny task on any mesh: the same state and batch, and a compiled gradient function for each."""
 
-  def __init__(self, folder):
-    self.config, self.tokenizer = config(folder), retrieval_files.tokenizer(folder)
+  def __init__(self, folder, **changes):
+    self.config, self.tokenizer = config(folder, **changes), retrieval_files.tokenizer(folder)
     self.batch = retrieval_files.first_batch(self.config, self.tokenizer)
     self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
     self.batch["corrupt"][2], self.batch["image"][2] = True, 0
@@ -89,7 +89,7 @@ def features(task, params, batch):
   return *tokens, np.asarray(x, np.float64), np.asarray(y, np.float64)
 
 
-def by_hand(case, noises):
+def by_hand(case, noises, hardness=1.0):
   """(itc, itm, pairs matched) of the case, row by row; alpha is half of 0.4 at step 1 of a ramp of 2."""
   task, state = case.built((1, 1, 1)).task, case.state
   image, text, mask, x, y = features(task, state.params, case.batch)
@@ -111,7 +111,7 @@ def by_hand(case, noises):
       group = range(i // 4 * 4, i // 4 * 4 + 4)
       allowed = [j for j in group if j in rows and ids[j] != ids[i]]
       if allowed:
-        given[side, i] = max(allowed, key=lambda j: student_scores[j] + noises[side][i, j % 4])
+        given[side, i] = max(allowed, key=lambda j: hardness * student_scores[j] + noises[side][i, j % 4])
   pairs = [(i, i, 1) for i in rows] + [(i, j, 0) if side == 0 else (j, i, 0) for (side, i), j in given.items()]
   images, texts, labels = map(np.array, zip(*pairs))
   logits = task.apply(state.params, lambda m: m.match_logits(m.fuse(text[texts], mask[texts], image[images])[1]))
@@ -120,12 +120,14 @@ def by_hand(case, noises):
   return np.sum(itc), itm.sum(), len(pairs)
 
 
-def test_the_loss_is_what_the_formulas_give(case, one_device):
-  """Both terms, in double precision, with every pair of the matching term fused alone."""
-  _, loss, metrics, _ = one_device
+@pytest.mark.parametrize("hardness", [1.0, 0.5])
+def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
+  """Both terms, in double precision, with every pair of the matching term fused alone; also half-way to hard negatives."""
+  ramped = Case(folder, task__negatives__ramp_steps=2) if hardness < 1 else None
+  _, loss, metrics, _ = ramped.gradients() if ramped else request.getfixturevalue("one_device")
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
   image_noise, text_noise = (np.asarray(jax.random.gumbel(k, (8, 4))) for k in jax.random.split(jax.random.split(key, 3)[1]))
-  itc, itm, pairs = by_hand(case, (text_noise, image_noise))
+  itc, itm, pairs = by_hand(case, (text_noise, image_noise), hardness)
   np.testing.assert_allclose(metrics["loss_itc"], (itc, 7), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
   assert pairs == 7 + 2 * 7
@@ -202,6 +204,7 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
     ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must not be negative"),
     ({"task__queue": 0}, "config.task.alpha=0.4 weighs the targets of a teacher, and config.task.queue=0 has none"),
     ({"task__negatives__group": 3}, "config.task.negatives.group=3 must be at least 2 and divide config.batch_size=8"),
+    ({"task__negatives__ramp_steps": 5, "task__negatives__greedy": True}, "config.task.negatives.ramp_steps=5 makes drawn"),
     ({"task__rerank_texts": 0}, "config.task.rerank_texts=0 must be at least 1"),
     ({"task__rerank_k": -1}, "config.task.rerank_k=-1 must not be negative")])
 def test_values_that_cannot_work_are_refused(changes, message, folder):

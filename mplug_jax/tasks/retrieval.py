@@ -22,8 +22,9 @@ class Task(base.Task):
 
   config.task: `queue` (columns; 0: the rows of a batch are compared with each other alone, without a teacher, and both sides of a
   pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
-  `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy} (item 24; group
-  0: the largest divisor of the batch up to 64). The evaluator reads `rerank_k`, `rerank_texts` and `rerank_add_similarity`.
+  `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy, ramp_steps}
+  (item 24; group 0: the largest divisor of the batch up to 64; ramp_steps: updates until they are hard, from any rows on). The evaluator
+  reads `rerank_k`, `rerank_texts` and `rerank_add_similarity`.
 
   Raises:
     ValueError: a value that cannot work; names its key.
@@ -48,6 +49,9 @@ class Task(base.Task):
     if config.task.rerank_texts < 1:
       raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
     self._group = config.task.negatives.group or _divisor(config.batch_size)
+    if config.task.negatives.ramp_steps and config.task.negatives.greedy:
+      raise ValueError(f"config.task.negatives.ramp_steps={config.task.negatives.ramp_steps} makes drawn negatives harder and harder, and "
+                       "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False.")
     if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
       negatives.check_group(self._group, config.batch_size)
 
@@ -113,9 +117,10 @@ class Task(base.Task):
     itm, itm_metrics = self.matching(logits, batch)
     return terms | itm, metrics | itm_metrics, extra
 
-  def ramped(self, alpha, step):
-    """alpha, reached linearly after config.task.ramp_steps updates."""
-    return alpha * jnp.minimum(1.0, step / max(self.config.task.ramp_steps, 1))
+  def ramped(self, value, step, updates=None):
+    """`value`, reached linearly after so many updates, by default config.task.ramp_steps; 0: at once."""
+    updates = self.config.task.ramp_steps if updates is None else updates
+    return value * (jnp.minimum(1.0, step / updates) if updates else 1.0)
 
   def contrast(self, params, state, batch, image, text, teacher_image, teacher_text, rng):
     """The term "itc", and hard negatives by its similarities.
@@ -132,9 +137,11 @@ class Task(base.Task):
     i2t, t2i, similarities = contrastive.image_text_losses(
         image_feature, text_feature, image_teacher, text_teacher, batch["id"], valid, state.extra, temperature, alpha, options.match)
 
+    hardness = self.ramped(1.0, state.step, options.negatives.ramp_steps)
+
     def other(features, others, key):
       noise = None if options.negatives.greedy else negatives.gumbel_noise(key, len(ids), self._group)
-      return negatives.draw(features, others, ids, valid, temperature, self._group, noise)
+      return negatives.draw(features, others, ids, valid, temperature / hardness, self._group, noise)
 
     image_rng, text_rng = jax.random.split(rng)
     other_image, other_text = other(text_feature, image_teacher, image_rng), other(image_feature, text_teacher, text_rng)
