@@ -307,13 +307,14 @@ def _check_memo(data):
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 
-def load(data: bytes, path: str, names=None) -> tuple[object, dict[str, int]]:
+def load(data: bytes, path: str, names=None, what: str = "checkpoint") -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
   Args:
     data: the pickle.
     path: its file, for the error.
     names: {qualified name: what stands for it} beside those of PyTorch; nothing in it may act on anything but itself.
+    what: what the file should be, for the error.
 
   Returns:
     (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class or function: number of
@@ -328,7 +329,7 @@ def load(data: bytes, path: str, names=None) -> tuple[object, dict[str, int]]:
     value = unpickler.load()
   except Exception as error:  # instructions of a stranger fail in any way
     problem = f"{type(error).__name__}: {error}".replace("\n", " ")
-    raise ValueError(f"{path}: its pickle cannot be read ({problem}); the file is damaged or no checkpoint.") from error
+    raise ValueError(f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}.") from error
   return value, {name: max(count, 1) for name, count in unpickler.counts.items()}
 
 
