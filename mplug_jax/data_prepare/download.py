@@ -65,14 +65,16 @@ class Images:
     what: the official download they belong to, in words.
     folders: where they may be below the root; a name may lead into a zip.
     image_root: where the config looks for them. They are named relative to it, or by their whole path if they lie elsewhere.
+    skip_missing: leave out those that are missing; None: as the download says.
 
   Attributes:
     missing: number of images asked for that are not there.
     folder: where the last one was.
   """
 
-  def __init__(self, download, what, folders, image_root):
+  def __init__(self, download, what, folders, image_root, skip_missing=None):
     self._download, self._what, self._names = download, what, tuple(folders)
+    self._skip = download.skip_missing if skip_missing is None else skip_missing
     self._folders = [download.path(folder) for folder in folders]
     self._base = os.path.join(os.path.abspath(image_root), "")
     self._listed = {}  # folder -> the names in it: a look-up for each of a million images takes minutes on a network disk
@@ -95,7 +97,7 @@ class Images:
         return self.relative(path)
     self.missing += 1
     self._first_missing = self._first_missing or name
-    if not self._found and not self._download.skip_missing:
+    if not self._found and not self._skip:
       raise FileNotFoundError(f"{self._download.root}: {name} is not in {' or '.join(n or '.' for n in self._names)} "
                               f"({self._what}); its records can be left out with --skip_missing.")
     return None
@@ -107,7 +109,7 @@ class Images:
 
   def finish(self, out):
     """Says how many are missing. Raises FileNotFoundError: some are, and --skip_missing was not given; or all are."""
-    if self.missing and not (self._found and self._download.skip_missing):
+    if self.missing and not (self._found and self._skip):
       raise FileNotFoundError(
           f"{self._download.root}: {self.missing:,} of {self.missing + self._found:,} images that annotations speak of are missing, for "
           f"instance {self._first_missing}; complete the download ({self._what})"

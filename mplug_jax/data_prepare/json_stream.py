@@ -9,14 +9,23 @@ from mplug_jax.data import json_records, tables
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+_KINDS = {int: "a whole number", str: "a string", list: "a list", dict: "an object"}
 
 
-def entries(path, keys, key=None, others=None):
+def check(entry, types, where):
+  """Raises ValueError unless `entry` is an object with the keys of `types`, {key: int, str, list, dict, or object for anything}."""
+  json_records.require(entry, types, where)
+  for key, kind in types.items():
+    if not isinstance(entry[key], kind) or isinstance(entry[key], bool) and kind is not object:
+      raise ValueError(f"{where}: {key} must be {_KINDS[kind]}.")
+
+
+def entries(path, types, key=None, others=None):
   """The entries of a json list of objects.
 
   Args:
     path: the file, which may lie in an archive, see archives.py.
-    keys: every entry must have these.
+    types: what every entry must have, see `check`.
     key: the list is under this key of the file's one object; None: the file is the list.
     others: dict that takes the other values of that object, but for lists, which are passed over.
 
@@ -24,18 +33,18 @@ def entries(path, keys, key=None, others=None):
     (entry, where it stands, for messages).
 
   Raises:
-    ValueError: not UTF-8, not json, cut off, not such a list, or a key is missing; names file and entry.
+    ValueError: not UTF-8, not json, cut off, not such a list, or an entry that `check` refuses; names file and entry.
   """
   with tables.open_binary(path) as file:
     text = _Text(file, path)
     if key is None:
-      yield from _checked(text.items(), keys, f"{path}, entry")
+      yield from _checked(text.items(), types, f"{path}, entry")
     else:
       found = False
       for name in text.names():
         if name == key:
           found = True
-          yield from _checked(text.items(), keys, f"{path}, {key}, entry")
+          yield from _checked(text.items(), types, f"{path}, {key}, entry")
         elif text.peek() == "[":
           for _ in text.items():
             pass
@@ -48,21 +57,21 @@ def entries(path, keys, key=None, others=None):
     text.end()
 
 
-def members(path, keys):
-  """(name, entry, where) of a json object whose values are objects with `keys`; otherwise as `entries`."""
+def members(path, types):
+  """(name, entry, where) of a json object whose values are objects that have `types`; otherwise as `entries`."""
   with tables.open_binary(path) as file:
     text = _Text(file, path)
     for name in text.names():
       entry, where = text.value(), f"{path}, key {name!r}"
-      json_records.require(entry, keys, where)
+      check(entry, types, where)
       yield name, entry, where
     text.end()
 
 
-def _checked(items, keys, place):
+def _checked(items, types, place):
   for number, entry in enumerate(items, 1):
     where = f"{place} {number}"
-    json_records.require(entry, keys, where)
+    check(entry, types, where)
     yield entry, where
 
 

@@ -8,50 +8,48 @@ import shlex
 from mplug_jax import files
 
 
-class Output:
-  """A context in which annotation files are written to a folder; they take their names when it ends without an error.
+@contextlib.contextmanager
+def writing(folder, overwrite=False):
+  """Files in a folder that take their names when the block ends without an error; otherwise nothing is left of them.
 
   Args:
-    folder: where; made if need be.
+    folder: made if need be.
     overwrite: replace files that are there.
 
+  Yields:
+    an Output.
+
+  Raises:
+    ValueError: a file would have no entry. FileExistsError: see Output.entries.
+  """
+  made, missing = [], os.path.abspath(folder)
+  while not os.path.isdir(missing):
+    made.append(missing)
+    missing = os.path.dirname(missing)
+  os.makedirs(folder, exist_ok=True)
+  try:
+    with contextlib.ExitStack() as stack:
+      out = Output(folder, overwrite, stack)
+      yield out
+      out.end()
+  except BaseException:
+    with contextlib.suppress(OSError):  # something else is in them
+      for path in made:
+        os.rmdir(path)
+    raise
+
+
+class Output:
+  """What `writing` yields.
+
   Attributes:
-    lines: what is to be printed about it.
+    folder: where files are written.
+    lines: what is to be printed about them, in the end.
   """
 
-  def __init__(self, folder, overwrite=False):
-    self.folder, self._overwrite = folder, overwrite
-    self._stack, self._lists, self._made, self.lines = contextlib.ExitStack(), [], [], []
-
-  def __enter__(self):
-    folder = self.folder
-    while folder and not os.path.isdir(folder):
-      self._made.append(folder)
-      folder = os.path.dirname(folder)
-    os.makedirs(self.folder, exist_ok=True)
-    return self
-
-  def __exit__(self, kind, value, trace):
-    empty = [] if kind else [entries.path for entries in self._lists if not entries.count]
-    if not kind:
-      for entries in self._lists:
-        entries.end()
-    try:
-      if empty:
-        raise ValueError(f"Nothing would be in {empty[0]}: the annotations hold no record for it.")
-    except ValueError as error:
-      self._stack.__exit__(ValueError, error, None)
-      self._remove_folders()
-      raise
-    self._stack.__exit__(kind, value, trace)
-    if kind:
-      self._remove_folders()
-    self.lines = [f"wrote {entries.path}: {entries.count:,} {entries.what}" for entries in self._lists] + self.lines
-
-  def _remove_folders(self):
-    with contextlib.suppress(OSError):  # something else is in them
-      for folder in self._made:
-        os.rmdir(folder)
+  def __init__(self, folder, overwrite, stack):
+    self.folder, self._overwrite, self._stack = folder, overwrite, stack
+    self._files, self.lines = [], []
 
   def entries(self, name, what):
     """A file of entries, a json list or, called .jsonl, one a line: see Entries. `what`: what they are called.
@@ -59,12 +57,30 @@ class Output:
     Raises:
       FileExistsError: it is there, and may not be overwritten.
     """
+    path, file = self._open(name)
+    self._files.append(Entries(file, path, what))
+    return self._files[-1]
+
+  def value(self, name, value, what):
+    """A file of one json value. `what`: what is in it. Raises FileExistsError as `entries`."""
+    path, file = self._open(name)
+    file.write(json.dumps(value).encode() + b"\n")
+    self.lines.append(f"wrote {path}: {what}")
+
+  def _open(self, name):
+    """-> (path, file that takes its place)."""
     path = os.path.join(self.folder, name)
     if os.path.exists(path) and not self._overwrite:
       raise FileExistsError(f"{path} exists; remove it, give --overwrite to replace it, or another folder as --out.")
-    entries = Entries(self._stack.enter_context(files.open_atomic(path)), path, what)
-    self._lists.append(entries)
-    return entries
+    return path, self._stack.enter_context(files.open_atomic(path))
+
+  def end(self):
+    """All files are complete. Raises ValueError if one has no entry."""
+    for entries in self._files:
+      if not entries.count:
+        raise ValueError(f"{entries.path} would have no entry: the annotations, or the images that are there, hold none for it.")
+      entries.end()
+    self.lines = [f"wrote {entries.path}: {entries.count:,} {entries.what}" for entries in self._files] + self.lines
 
   def note(self, text):
     """A line to print."""
@@ -100,4 +116,4 @@ class Entries:
   def end(self):
     """The file is complete."""
     if not self._by_line:
-      self._file.write(b"\n]\n" if self.count else b"[]\n")
+      self._file.write(b"\n]\n")
