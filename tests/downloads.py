@@ -1,5 +1,6 @@
 """Small downloads of data sets in the layout in which they are distributed, and what the tests of tools.prepare_data do with them."""
 
+import contextlib
 import io
 import json
 import runpy
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 import tiny_run
 
-from mplug_jax import data
+from mplug_jax import data, train
 from tools import prepare_data
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -55,23 +56,36 @@ def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
-def prepare(capsys, name, root, *options):
+def _tool(name, root, *options):
+  """-> (exit status, what the tool printed, what went to stderr)."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    status = prepare_data.main([name, f"--root={root}", *map(str, options)])
+  return status, out.getvalue(), err.getvalue()
+
+
+def prepare(name, root, *options):
   """Runs the tool, which must end well -> lines it printed."""
-  status = prepare_data.main([name, f"--root={root}", *map(str, options)])
-  printed = capsys.readouterr()
-  assert (status, printed.err) == (0, "")
-  return printed.out.splitlines()
+  status, printed, err = _tool(name, root, *options)
+  assert (status, err) == (0, "")
+  return printed.splitlines()
 
 
-def refused(capsys, name, root, *messages, options=()):
+def refused(name, root, *messages, options=()):
   """Runs the tool, which must refuse with one sentence that holds the messages, and leave the folder as it is."""
   before = _files(root)
-  status = prepare_data.main([name, f"--root={root}", *map(str, options)])
-  printed = capsys.readouterr()
-  assert (status, printed.out) == (1, "") and printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+  status, printed, err = _tool(name, root, *options)
+  assert (status, printed) == (1, "") and err.startswith("error: ") and err.count("\n") == 1, err
   for message in messages:
-    assert message in printed.err, printed.err
+    assert message in err, err
   assert _files(root) == before
+
+
+def run(config, workdir):
+  """A whole run in this process -> the last line it printed."""
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert train.train(config, str(workdir)) == 0
+  return out.getvalue().splitlines()[-1]
 
 
 def _files(root):

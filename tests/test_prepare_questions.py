@@ -1,15 +1,12 @@
 """tools.prepare_data on VQA v2, Visual Genome's questions and GQA, from what is distributed to a run."""
 
-import contextlib
-import io
 import json
 
 import downloads
-from downloads import configs, picture, prepare, read, records, refused, write, write_zip
+from downloads import configs, picture, prepare, read, records, refused, run, write, write_zip
 import pytest
 import vqa_files
 
-from mplug_jax import train
 from mplug_jax.data import image_ops, sources
 
 TEN = ["yes"] * 6 + ["no"] * 3 + ["a dog"]
@@ -55,7 +52,8 @@ def zipped(tmp_path_factory):
     asked, said = vqa_files_of(part, ids).items()
     write_zip(folder / f"v2_Questions_{part.removesuffix('2014').title()}_mscoco.zip", dict([asked]))
     write_zip(folder / f"v2_Annotations_{part.removesuffix('2014').title()}_mscoco.zip", dict([said]))
-  write_zip(folder / "v2_Questions_Test_mscoco.zip", {**vqa_files_of("test2015", TEST, False), **vqa_files_of("test-dev2015", TEST[1:], False)})
+  write_zip(folder / "v2_Questions_Test_mscoco.zip",
+            {**vqa_files_of("test2015", TEST, False), **vqa_files_of("test-dev2015", TEST[1:], False)})
   for part, numbers in (("train2014", (9, 10, 11)), ("val2014", (42, 43)), ("test2015", (123, 124))):
     write_zip(folder / "coco" / f"{part}.zip", images(part, numbers, f"{part}/"))
   write_zip(folder / "question_answers.json.zip", {"question_answers.json": [
@@ -74,8 +72,8 @@ def cache(tmp_path_factory):
     yield folder
 
 
-def test_loose_files(loose, capsys):
-  printed = prepare(capsys, "vqa_v2", loose)
+def test_loose_files(loose):
+  printed = prepare("vqa_v2", loose)
   assert printed[:3] == [f"wrote {loose}/vqa_train.json: 4 questions", f"wrote {loose}/vqa_val.json: 3 questions",
                          f"wrote {loose}/answer_list.json: 2 answers"]
   assert printed[-1] == (f"train: python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2,root={loose},vg=false "
@@ -90,8 +88,8 @@ def test_loose_files(loose, capsys):
   assert image_ops.decode_image(train_records[0]["image"]).shape == (24, 32, 3)
 
 
-def test_a_run_on_what_was_downloaded(zipped, cache, capsys, tmp_path):
-  printed = prepare(capsys, "vqa_v2", zipped)
+def test_a_run_on_what_was_downloaded(zipped, cache, tmp_path):
+  printed = prepare("vqa_v2", zipped)
   assert [line.split(": ")[1] for line in printed[:6]] == [
       "4 questions", "3 questions", "2 questions", "1 questions", "2 questions of Visual Genome", "2 answers"]
   assert read(zipped / "vqa_train.json")[0]["image"] == "train2014.zip/train2014/COCO_train2014_000000000011.jpg"
@@ -106,19 +104,17 @@ def test_a_run_on_what_was_downloaded(zipped, cache, capsys, tmp_path):
   assert [len(split) for split in splits] == [6, 3, 2] and splits[2][0]["questions"][0]["answers"] == []
   assert splits[0][4]["questions"][0]["weights"] == [0.5]
   assert sources.answer_list({"name": "vqa_v2", "answer_list": str(zipped / "answer_list.json")}) == ["yes", "dog"]
-  with contextlib.redirect_stdout(io.StringIO()) as out:
-    assert train.train(c, str(tmp_path / "run")) == 0
-  assert out.getvalue().splitlines()[-1].startswith("final: accuracy ")
+  assert run(c, tmp_path / "run").startswith("final: accuracy ")
   assert sorted(row["question_id"] for row in json.loads((tmp_path / "run/predictions.json").read_text())) == VAL
 
 
-def test_gqa(tmp_path, capsys):
+def test_gqa(tmp_path):
   def asked(answer):
     return {f"0{n}": {"semantic": [{"operation": "select"}], "imageId": str(n), "question": "Is it a dog?", "isBalanced": True,
                       "answer": answer, "fullAnswer": "Yes."} for n in (1, 2)}
   write_zip(tmp_path / "questions1.2.zip", {f"{name}_balanced_questions.json": asked("yes") for name in ("train", "val", "testdev")})
   write(tmp_path, {f"images/{n}.jpg": picture(n) for n in (1, 2)})
-  c, = configs(prepare(capsys, "gqa", tmp_path))
+  c, = configs(prepare("gqa", tmp_path))
   for split in records(c, "train", "val", "test"):
     assert [r["questions"][0]["question_id"] for r in split] == ["01", "02"] and split[0]["questions"][0]["answers"] == ["yes"]
   assert read(tmp_path / "gqa_train.json")[0]["image"] == "1.jpg"
@@ -127,38 +123,37 @@ def test_gqa(tmp_path, capsys):
 # ---- refusals
 
 
-def test_missing_downloads_are_named(loose, capsys):
+def test_missing_downloads_are_named(loose):
   (loose / "v2_mscoco_val2014_annotations.json").unlink()
-  refused(capsys, "vqa_v2", loose, f"{loose} lacks v2_mscoco_val2014_annotations.json or v2_Annotations_Val_mscoco.zip/",
+  refused("vqa_v2", loose, f"{loose} lacks v2_mscoco_val2014_annotations.json or v2_Annotations_Val_mscoco.zip/",
           "(the val2014 annotations of VQA v2, Balanced Real Images)")
-  refused(capsys, "vqa_v2", loose / "train2014", "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_val2014_annotations.json")
-  refused(capsys, "gqa", loose, "train_balanced_questions.json", "the questions of GQA, version 1.2")
-  assert downloads.prepare_data.main(["vqa_v2", "--root=/nowhere"]) == 1
-  assert capsys.readouterr().err.startswith("error: /nowhere does not exist or is not a folder; --root names")
+  refused("vqa_v2", loose / "train2014", "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_val2014_annotations.json")
+  refused("gqa", loose, "train_balanced_questions.json", "the questions of GQA, version 1.2")
+  refused("vqa_v2", loose / "none", "none does not exist or is not a folder; --root names the folder of what was downloaded.")
 
 
-def test_questions_and_annotations_must_belong_together(loose, capsys):
+def test_questions_and_annotations_must_belong_together(loose):
   asked, said = (loose / f"v2_{name}.json" for name in ("OpenEnded_mscoco_train2014_questions", "mscoco_train2014_annotations"))
   write(loose, {said.name: annotations("train2014", [90, 91, 100, 118])})
-  refused(capsys, "vqa_v2", loose, f"{said}, annotations, entry 4: question_id 118 is no question of {asked}; get both files again.")
+  refused("vqa_v2", loose, f"{said}, annotations, entry 4: question_id 118 is no question of {asked}; get both files again.")
   write(loose, {said.name: annotations("train2014", [90, 91])})
-  refused(capsys, "vqa_v2", loose, f"{said} has no annotation of 2 questions of {asked}, for instance of 100;")
+  refused("vqa_v2", loose, f"{said} has no annotation of 2 questions of {asked}, for instance of 100;")
   write(loose, {said.name: annotations("train2014", [90, 90])})
-  refused(capsys, "vqa_v2", loose, f"{said}, annotations, entry 2: question_id 90 is annotated twice")
+  refused("vqa_v2", loose, f"{said}, annotations, entry 2: question_id 90 is annotated twice")
   write(loose, {said.name: annotations("val2014", TRAIN)})
-  refused(capsys, "vqa_v2", loose, f"{said} says of itself that it is about val2014, not train2014")
+  refused("vqa_v2", loose, f"{said} says of itself that it is about val2014, not train2014")
   changed = annotations("train2014", TRAIN)
   changed["annotations"][1]["image_id"] = 12
   write(loose, {said.name: changed})
-  refused(capsys, "vqa_v2", loose, "entry 2: question 91 is about image 12 here and about 9 in")
+  refused("vqa_v2", loose, "entry 2: question 91 is about image 12 here and about 9 in")
   changed["annotations"][1].update(image_id=9, answers=[])
   write(loose, {said.name: changed})
-  refused(capsys, "vqa_v2", loose, "entry 2: the list of answers is empty")
+  refused("vqa_v2", loose, "entry 2: the list of answers is empty")
   changed["annotations"][1]["answers"] = [{"answer": 3}]
   write(loose, {said.name: changed})
-  refused(capsys, "vqa_v2", loose, "entry 2, answers: answer must be a string")
+  refused("vqa_v2", loose, "entry 2, answers: answer must be a string")
   write(loose, {asked.name: questions("train2014", [90, 90])})
-  refused(capsys, "vqa_v2", loose, f"{asked}, questions, entry 2: question_id 90 stands there twice")
+  refused("vqa_v2", loose, f"{asked}, questions, entry 2: question_id 90 stands there twice")
 
 
 @pytest.mark.parametrize("text, message", [
@@ -174,45 +169,45 @@ def test_questions_and_annotations_must_belong_together(loose, capsys):
     ("\xff\xfe", "is not UTF-8 text."),
     ("<html>", "character 1: not valid JSON ({ should be here)"),
 ])
-def test_damaged_files(loose, capsys, text, message):
+def test_damaged_files(loose, text, message):
   name = "v2_OpenEnded_mscoco_val2014_questions.json"
   (loose / name).write_bytes(text.encode("latin-1"))
-  refused(capsys, "vqa_v2", loose, f"{loose}/{name}", message)
+  refused("vqa_v2", loose, f"{loose}/{name}", message)
 
 
-def test_damaged_zip(zipped, capsys, tmp_path):
+def test_damaged_zip(zipped, tmp_path):
   data = (zipped / "v2_Questions_Train_mscoco.zip").read_bytes()
   (tmp_path / "v2_Questions_Train_mscoco.zip").write_bytes(data[:-40])
-  refused(capsys, "vqa_v2", tmp_path, "v2_Questions_Train_mscoco.zip is not a zip file, or is cut off")
+  refused("vqa_v2", tmp_path, "v2_Questions_Train_mscoco.zip is not a zip file, or is cut off")
 
 
-def test_missing_images(loose, capsys, tmp_path_factory):
+def test_missing_images(loose, tmp_path_factory):
   (loose / "train2014/COCO_train2014_000000000009.jpg").unlink()
-  refused(capsys, "vqa_v2", loose, f"{loose}: 2 of 4 images that annotations speak of are missing, for instance "
+  refused("vqa_v2", loose, f"{loose}: 2 of 4 images that annotations speak of are missing, for instance "
           "COCO_train2014_000000000009.jpg; complete the download (the train2014 images of COCO), or leave their records out")
   out = tmp_path_factory.mktemp("out") / "new" / "folder"
-  printed = prepare(capsys, "vqa_v2", loose, "--skip_missing", f"--out={out}")
+  printed = prepare("vqa_v2", loose, "--skip_missing", f"--out={out}")
   assert any("2 images are missing, for instance COCO_train2014_000000000009.jpg" in line for line in printed)
   assert [row["question_id"] for row in read(out / "vqa_train.json")] == [119, 100]
   c, = configs(printed)
   assert [len(split) for split in records(c, "train", "val")] == [2, 3]
   for path in (loose / "train2014").iterdir():
     path.unlink()
-  refused(capsys, "vqa_v2", loose, "COCO_train2014_000000000011.jpg is not in coco/train2014 or train2014 or ",
+  refused("vqa_v2", loose, "COCO_train2014_000000000011.jpg is not in coco/train2014 or train2014 or ",
           "(the train2014 images of COCO)")
-  refused(capsys, "vqa_v2", loose, "images that annotations speak of are missing", options=["--skip_missing"])
+  refused("vqa_v2", loose, "images that annotations speak of are missing", options=["--skip_missing"])
 
 
-def test_files_that_exist_stay(loose, capsys):
-  prepare(capsys, "vqa_v2", loose)
-  refused(capsys, "vqa_v2", loose, f"{loose}/vqa_train.json exists; remove it, give --overwrite to replace it, or another folder as --out.")
+def test_files_that_exist_stay(loose):
+  prepare("vqa_v2", loose)
+  refused("vqa_v2", loose, f"{loose}/vqa_train.json exists; remove it, give --overwrite to replace it, or another folder as --out.")
   write(loose, vqa_files_of("train2014", TRAIN[:2]))
-  prepare(capsys, "vqa_v2", loose, "--overwrite")
+  prepare("vqa_v2", loose, "--overwrite")
   assert len(read(loose / "vqa_train.json")) == 2
 
 
-def test_a_refusal_leaves_no_folder(loose, capsys, tmp_path_factory):
+def test_a_refusal_leaves_no_folder(loose, tmp_path_factory):
   (loose / "v2_mscoco_val2014_annotations.json").write_text("{}")
   out = tmp_path_factory.mktemp("out")
-  refused(capsys, "vqa_v2", loose, "key 'annotations' is missing.", options=[f"--out={out}/a/b"])
+  refused("vqa_v2", loose, "key 'annotations' is missing.", options=[f"--out={out}/a/b"])
   assert list(out.iterdir()) == []

@@ -71,7 +71,7 @@ def coco_captions(download, out, options):
 
 def _karpathy_images(path):
   """(entry, split, captions, where) of a file of Karpathy's. Raises ValueError, also if it has fewer captions than it lists ids of."""
-  for entry, where in json_stream.entries(path, {"filename": str, "split": str, "sentences": list}, "images"):
+  for entry, where in json_stream.entries(path, {"filename": str, "split": str, "sentences": list, "sentids": list}, "images"):
     if entry["split"] not in _SPLIT_OF:
       raise ValueError(f"{where}: split {entry['split']!r} is not one of {', '.join(_SPLIT_OF)}.")
     if not entry["sentences"]:
@@ -79,7 +79,7 @@ def _karpathy_images(path):
     for sentence in entry["sentences"]:
       json_stream.check(sentence, {"raw": str}, f"{where}, sentences")
     texts = [sentence["raw"].strip() for sentence in entry["sentences"]]
-    if len(entry.get("sentids", texts)) != len(texts):
+    if len(entry["sentids"]) != len(texts):
       raise ValueError(f"{where}: it lists {len(entry['sentids'])} sentids and has {len(texts)} sentences; get the file again.")
     yield entry, _SPLIT_OF[entry["split"]], texts, where
 
