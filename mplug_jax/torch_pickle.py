@@ -302,8 +302,18 @@ class _Unpickler(pickle.Unpickler):
 
 def _check_memo(data):
   """Python's unpickler allocates a list as long as the largest memo index, up to 64 GiB for one damaged byte."""
-  for opcode, argument, position in pickletools.genops(data):
-    if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:  # picklers count from 0
+  file, name = io.BytesIO(data), ""
+  while name != "STOP":
+    position = file.tell()
+    opcode = pickletools.code2op.get(file.read(1).decode("latin-1"))
+    if opcode is None:
+      raise pickle.UnpicklingError(f"no instruction after {position} bytes")
+    name = opcode.name
+    if name == "STRING":  # a byte string of Python 2, a line of any bytes; pickletools insists on ASCII
+      file.readline()
+      continue
+    argument = opcode.arg.reader(file) if opcode.arg else None
+    if name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:  # picklers count from 0
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 

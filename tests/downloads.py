@@ -67,7 +67,7 @@ def _tool(name, root, *options):
 def prepare(name, root, *options):
   """Runs the tool, which must end well -> lines it printed."""
   status, printed, err = _tool(name, root, *options)
-  assert (status, err) == (0, "")
+  assert (status, err) == (0, ""), err
   return printed.splitlines()
 
 
