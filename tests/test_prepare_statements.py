@@ -30,25 +30,35 @@ def nlvr2_images(name, folder, count=2):
   return {f"{folder}{name}-10{n}-0-img{side}.png": picture(n + side) for n in range(count) for side in (0, 1)}
 
 
-def test_a_run_on_nlvr2(cache, tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+  """NLVR2 as distributed, dev images in their zip; vocab.txt."""
   write(tmp_path, {f"data/{name}.json": lines(nlvr2(name)) for name in ("train", "dev", "test1")})
   write(tmp_path, nlvr2_images("train", "images/train/12/"))
   write_zip(tmp_path / "dev_img.zip", nlvr2_images("dev", "dev/"))
   write(tmp_path, nlvr2_images("test1", "test1/") | {"vocab.txt": "\n".join([*downloads.SPECIAL, *WORDS]) + "\n"})
-  printed = prepare("nlvr2", tmp_path)
-  assert printed == [*(f"wrote {tmp_path}/nlvr_{split}.json: 2 statements" for split in ("train", "dev", "test")),
-                     f"train: python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root={tmp_path} "
+  return tmp_path
+
+
+def test_nlvr2(folder):
+  printed = prepare("nlvr2", folder)
+  assert printed == [*(f"wrote {folder}/nlvr_{split}.json: 2 statements" for split in ("train", "dev", "test")),
+                     f"train: python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root={folder} "
                      "--config.tokenizer.path=vocab.txt"]
-  assert read(tmp_path / "nlvr_train.json")[1] == {
+  assert read(folder / "nlvr_train.json")[1] == {
       "id": "train-101-0-1", "sentence": "The left image shows a red cat.", "label": "True",
       "images": [f"images/train/12/train-101-0-img{side}.png" for side in (0, 1)]}
-  c, = configs(printed, tokenizer__kind="wordpiece", tokenizer__path=str(tmp_path / "vocab.txt"), compilation_cache=str(cache),
-               total_steps=2, data__max_text=10)
-  train, val, test = records(c, "train", "val", "test")
-  assert [image.removeprefix(f"{tmp_path}/") for image in train[0]["images"] + val[0]["images"] + test[0]["images"]] == [
+  train, val, test = records(*configs(printed), "train", "val", "test")
+  assert [image.removeprefix(f"{folder}/") for image in train[0]["images"] + val[0]["images"] + test[0]["images"]] == [
       *(f"images/train/12/train-100-0-img{side}.png" for side in (0, 1)),
       *(f"dev_img.zip/dev/dev-100-0-img{side}.png" for side in (0, 1)), *(f"test1/test1-100-0-img{side}.png" for side in (0, 1))]
-  assert run(c, tmp_path / "run").startswith("final: accuracy ")
+
+
+@pytest.mark.slow
+def test_a_run_on_nlvr2(folder, cache):
+  c, = configs(prepare("nlvr2", folder), tokenizer__kind="wordpiece", tokenizer__path=str(folder / "vocab.txt"),
+               compilation_cache=str(cache), total_steps=2, data__max_text=10)
+  assert run(c, folder / "run").startswith("final: accuracy ")
 
 
 def test_nlvr2_is_checked(tmp_path):
