@@ -154,7 +154,7 @@ def test_cocos_own_splits(tmp_path):
     ({"sentids": [1, 2, 3]}, "entry 2: it lists 3 sentids and has 2 sentences; get the file again."),
     ({"sentences": [{"tokens": []}]}, "entry 2, sentences: key 'raw' is missing."),
     ({"cocoid": "8"}, "entry 2: cocoid must be a whole number."),
-    ({"filename": "x.jpg"}, "1 of 5 images that annotations speak of are missing, for instance train2014/x.jpg"),
+    ({"filename": "x.jpg"}, "1 of 5 files that annotations speak of are missing, for instance train2014/x.jpg"),
     ({"split": "val", "sentids": None}, "entry 2: sentids must be a list."),
 ])
 def test_karpathys_file_is_checked(tmp_path, change, message):
@@ -210,7 +210,8 @@ def test_nocaps(tmp_path):
 def test_visual_genome_without_karpathys_splits(tmp_path):
   write(tmp_path, {"image_data.json": [{"image_id": 1, "coco_id": 5}], "vg/VG_100K/1.jpg": picture(1),
                    "region_descriptions.json": [{"id": 1, "regions": [{"phrase": "a cat"}]}]})
-  assert any("images of COCO's val and test splits were kept" in line for line in prepare("visual_genome", tmp_path))
+  printed = "\n".join(prepare("visual_genome", tmp_path))
+  assert "images of COCO's val and test splits were kept" in printed and "pre-training is evaluated on COCO, whose files" in printed
   write(tmp_path, {"region_descriptions.json": [{"id": 2, "regions": []}]})
   refused("visual_genome", tmp_path, "region_descriptions.json, entry 1: image id 2 is not in", options=["--overwrite"])
 
@@ -225,9 +226,11 @@ def test_conceptual_captions_and_sbu(tmp_path):
                    "coco_train.json": [{"image": "cc/images/1.jpg", "caption": "a cat", "image_id": "coco_1"}]})
   printed = prepare("cc", tmp_path)
   assert read(tmp_path / "cc.json") == [{"image": "cc/images/cat.jpg", "caption": "a red cat"}]  # two are called 1.jpg
-  assert "1 images are missing, for instance none.jpg; what is said of them was left out" in printed[1]
+  assert "1 files are missing, for instance none.jpg; what is said of them was left out" in printed[1]
   assert len(records(*configs(printed), "train")[0]) == 2
-  assert len(records(*configs(prepare("sbu", tmp_path)), "train")[0]) == 2
+  printed = prepare("sbu", tmp_path)
+  assert "sets=coco_train/cc/sbu," in printed[-1]  # with what was written before
+  assert len(records(*configs(printed), "train")[0]) == 3
   assert read(tmp_path / "sbu.json") == [{"image": "sbu/images/2_b.jpg", "caption": "a dog"}]
   write(tmp_path, {"dataset/SBU_captioned_photo_dataset_urls.txt": "http://s.f/1_a.jpg\n", "Train_GCC-training.tsv": "a cat\n"})
   refused("sbu", tmp_path, "must have a line for each other, and one of them has more", options=["--overwrite"])

@@ -183,11 +183,11 @@ def test_damaged_zip(zipped, tmp_path):
 
 def test_missing_images(loose, tmp_path_factory):
   (loose / "train2014/COCO_train2014_000000000009.jpg").unlink()
-  refused("vqa_v2", loose, f"{loose}: 2 of 4 images that annotations speak of are missing, for instance "
+  refused("vqa_v2", loose, f"{loose}: 2 of 4 files that annotations speak of are missing, for instance "
           "COCO_train2014_000000000009.jpg; complete the download (the train2014 images of COCO), or leave their records out")
   out = tmp_path_factory.mktemp("out") / "new" / "folder"
   printed = prepare("vqa_v2", loose, "--skip_missing", f"--out={out}")
-  assert any("2 images are missing, for instance COCO_train2014_000000000009.jpg" in line for line in printed)
+  assert any("2 files are missing, for instance COCO_train2014_000000000009.jpg" in line for line in printed)
   assert [row["question_id"] for row in read(out / "vqa_train.json")] == [119, 100]
   c, = configs(printed)
   assert [len(split) for split in records(c, "train", "val")] == [2, 3]
@@ -195,7 +195,7 @@ def test_missing_images(loose, tmp_path_factory):
     path.unlink()
   refused("vqa_v2", loose, "COCO_train2014_000000000011.jpg is not in coco/train2014 or train2014 or ",
           "(the train2014 images of COCO)")
-  refused("vqa_v2", loose, "images that annotations speak of are missing", options=["--skip_missing"])
+  refused("vqa_v2", loose, "files that annotations speak of are missing", options=["--skip_missing"])
 
 
 def test_files_that_exist_stay(loose):

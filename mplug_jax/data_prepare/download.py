@@ -111,11 +111,11 @@ class Images:
     """Says how many are missing. Raises FileNotFoundError: some are, and --skip_missing was not given; or all are."""
     if self.missing and not (self._found and self._skip):
       raise FileNotFoundError(
-          f"{self._download.root}: {self.missing:,} of {self.missing + self._found:,} images that annotations speak of are missing, for "
+          f"{self._download.root}: {self.missing:,} of {self.missing + self._found:,} files that annotations speak of are missing, for "
           f"instance {self._first_missing}; complete the download ({self._what})"
           f"{', or leave their records out with --skip_missing' if self._found else ''}.")
     if self.missing:
-      out.note(f"{self.missing:,} images are missing, for instance {self._first_missing}; what is said of them was left out")
+      out.note(f"{self.missing:,} files are missing, for instance {self._first_missing}; what is said of them was left out")
 
   def _there(self, path):
     if archives.split(path) is not None:

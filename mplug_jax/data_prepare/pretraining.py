@@ -42,7 +42,15 @@ def visual_genome(download, out, options):
       texts += len(phrases)
   images.finish(out)
   out.note(f"{texts:,} different descriptions of these images; {left_out:,} images of COCO's val and test splits were left out")
-  out.command("pretrain", "base", "data=files", f"root={out.folder}", "sets=coco_train/vg", "clip=CLIP", "bert=BERT", mode="train")
+  _command(out, "vg")
+
+
+def _command(out, name):
+  """The command that trains on the set `name` and on those that were written to the same folder before."""
+  sets = [one for one in ("coco_train", "vg", "cc", "sbu") if one == name or os.path.isfile(os.path.join(out.folder, f"{one}.json"))]
+  if "coco_train" not in sets:
+    out.note("pre-training is evaluated on COCO, whose files coco_captions writes; give it the same --out")
+  out.command("pretrain", "base", "data=files", f"root={out.folder}", f"sets={'/'.join(sets)}", "clip=CLIP", "bert=BERT", mode="train")
 
 
 def _evaluated(download, out):
@@ -83,7 +91,7 @@ def _web(download, out, name, pairs):
     if caption.strip() and (found := images(image)):
       entries.add({"image": found, "caption": caption.strip()})
   images.finish(out)
-  out.command("pretrain", "base", "data=files", f"root={out.folder}", f"sets=coco_train/{name}", "clip=CLIP", "bert=BERT", mode="train")
+  _command(out, name)
 
 
 def _shards(paths):
