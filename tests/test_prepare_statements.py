@@ -61,6 +61,13 @@ def test_a_run_on_nlvr2(folder, cache):
   assert run(c, folder / "run").startswith("final: accuracy ")
 
 
+def test_nlvr2_with_training_images_in_one_folder(folder):
+  for path in (folder / "images/train/12").iterdir():
+    path.rename(folder / "images/train" / path.name)
+  train, = records(*configs(prepare("nlvr2", folder)), "train")
+  assert train[0]["images"][1] == f"{folder}/images/train/train-100-0-img1.png"
+
+
 def test_nlvr2_is_checked(tmp_path):
   write(tmp_path, {f"{name}.json": lines(nlvr2(name)) for name in ("train", "dev")})
   refused("nlvr2", tmp_path, "lacks test1.json or data/test1.json or nlvr2/data/test1.json (NLVR2's test1 split).")
@@ -110,7 +117,8 @@ def write_clips(folder, *names):
 
 def test_msrvtt(tmp_path):
   write(tmp_path, {"MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\nret0,msr7,video7,\"a cat, a dog\"\nret1,msr8,video8,a dog\n",
-                   "test_videodatainfo.json": {"info": {}, "videos": [{"video_id": "video7", "split": "test", "id": 7}], "sentences": [
+                   "test_videodatainfo.json": {"info": {}, "videos": [{"video_id": f"video{n}", "split": split, "id": n} for n, split in (
+                       (7, "test"), (6, "train"))], "sentences": [{"caption": "no", "video_id": "video6", "sen_id": 0},
                        {"caption": "a cat", "video_id": "video7", "sen_id": 1}, {"caption": "it", "video_id": "video7", "sen_id": 2}]}})
   write_clips(tmp_path / "videos", "video7.mp4", "video8.mp4")
   printed = prepare("msrvtt", tmp_path)

@@ -7,10 +7,11 @@ from mplug_jax.data import archives, tables
 from mplug_jax.data_prepare import json_stream
 from mplug_jax.data_prepare.download import Images, Wanted, zipped
 
-_MSRVTT_CLIPS = ("videos", "TestVideo", "videos/all", "MSRVTT_Videos", "TrainValVideo")
-_PAIRS = zipped("MSRVTT_JSFUSION_test.csv", "the 1,000 test pairs of MSR-VTT", "MSRVTT.zip", folders=("", "annotation"))
-_INFO = zipped("test_videodatainfo.json", "the test annotations of MSR-VTT", "test_videodatainfo.json.zip", "test_videodatainfo.zip",
-               folders=("", "annotation"))
+_MSRVTT_CLIPS = ("videos", "TestVideo", "videos/all", "MSRVTT/videos/all", "MSRVTT_Videos", "TrainValVideo")
+_PAIRS = zipped("MSRVTT_JSFUSION_test.csv", "the 1,000 test pairs of MSR-VTT", "msrvtt_data.zip", folders=("", "msrvtt_data"),
+                inner="msrvtt_data")
+_INFO = Wanted("the test annotations of MSR-VTT", ("test_videodatainfo.json", "test_videodatainfo.zip/test_videodatainfo.json",
+                                                   "MSRVTT_data.json", "msrvtt_data/MSRVTT_data.json"))
 
 
 class _Clips:
@@ -76,12 +77,13 @@ def _jsfusion(path):
 
 
 def _sentences(path):
-  """(clip, caption) of test_videodatainfo.json, of clips that it lists. Raises ValueError."""
-  listed = {entry["video_id"] for entry, _ in json_stream.entries(path, {"video_id": str}, "videos")}
+  """(clip, caption) of the clips of split "test" that a file of MSR-VTT's lists. Raises ValueError."""
+  split_of = {entry["video_id"]: entry["split"] for entry, _ in json_stream.entries(path, {"video_id": str, "split": str}, "videos")}
   for entry, where in json_stream.entries(path, {"video_id": str, "caption": str}, "sentences"):
-    if entry["video_id"] not in listed:
+    if entry["video_id"] not in split_of:
       raise ValueError(f"{where}: video_id {entry['video_id']!r} is not among the videos of the file; get it again.")
-    yield entry["video_id"], entry["caption"]
+    if split_of[entry["video_id"]] == "test":
+      yield entry["video_id"], entry["caption"]
 
 
 def _qa_files(name):

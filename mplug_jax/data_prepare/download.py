@@ -87,20 +87,22 @@ class Images:
     Raises:
       FileNotFoundError: the first image is missing.
     """
-    for folder in self._folders:
-      path = os.path.join(folder, name)
-      if self._there(path):
-        if folder != self._folders[0]:  # the next one is likely to be there as well
-          self._folders.remove(folder)
-          self._folders.insert(0, folder)
-        self._found, self.folder = self._found + 1, folder
-        return self.relative(path)
+    folder = self._folder_of(name)
+    if folder is not None:
+      self._found, self.folder = self._found + 1, folder
+      self._folders.remove(folder)
+      self._folders.insert(0, folder)  # the next one is likely to be there as well
+      return self.relative(os.path.join(folder, name))
     self.missing += 1
     self._first_missing = self._first_missing or name
     if not self._found and not self._skip:
       raise FileNotFoundError(f"{self._download.root}: {name} is not in {' or '.join(n or '.' for n in self._names)} "
                               f"({self._what}); its records can be left out with --skip_missing.")
     return None
+
+  def has(self, name):
+    """Whether an image is there; it is not counted."""
+    return self._folder_of(name) is not None
 
   def relative(self, path):
     """A path as the config needs it."""
@@ -116,6 +118,9 @@ class Images:
           f"{', or leave their records out with --skip_missing' if self._found else ''}.")
     if self.missing:
       out.note(f"{self.missing:,} files are missing, for instance {self._first_missing}; what is said of them was left out")
+
+  def _folder_of(self, name):
+    return next((folder for folder in self._folders if self._there(os.path.join(folder, name))), None)
 
   def _there(self, path):
     if archives.split(path) is not None:

@@ -41,7 +41,7 @@ def vqa_v2(download, out, options):
     _annotated(questions, annotations, part, _coco(download, out, part), out, entries[split], counts if split == "train" else None)
   for name, path in tests.items():
     images = _coco(download, out, "test2015")
-    for question_id, (image_id, text) in _read_questions(path, "test2015" if name == "test" else "test-dev2015").items():
+    for question_id, (image_id, text) in _read_questions(path, "test2015").items():
       if image := images(f"COCO_test2015_{image_id:012d}.jpg"):
         entries[name].add({"question_id": question_id, "question": text, "image": image, "dataset": "vqa"})
     images.finish(out)
@@ -73,7 +73,7 @@ def _read_questions(path, part):
 
 
 def _check_part(path, said, part):
-  if said.get("data_subtype", part) != part:
+  if said.get("data_subtype", part).replace("test-dev", "test") != part:  # test-dev is a part of test
     raise ValueError(f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file has this name.")
 
 
@@ -125,10 +125,12 @@ def _visual_genome(download, out, path, entries):
   images.finish(out)
 
 
-_GQA = {split: Wanted(f"the questions of GQA, version 1.2: {name}", (name, f"questions1.2/{name}", f"questions1.2.zip/{name}",
-                                                                    f"questions1.2.zip/questions1.2/{name}"))
-        for split, name in (("train", "train_balanced_questions.json"), ("val", "val_balanced_questions.json"),
-                            ("test", "testdev_balanced_questions.json"))}
+def _gqa_file(name):
+  places = ("", "questions/", "questions1.2/", "questions1.2.zip/", "questions1.2.zip/questions1.2/")
+  return Wanted(f"the questions of GQA, version 1.2: {name}", tuple(place + name for place in places))
+
+
+_GQA = {split: _gqa_file(f"{name}_balanced_questions.json") for split, name in (("train", "train"), ("val", "val"), ("test", "testdev"))}
 
 
 def gqa(download, out, options):

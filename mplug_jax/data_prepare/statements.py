@@ -26,8 +26,10 @@ def nlvr2(download, out, options):
         raise ValueError(f"{where}: identifier {entry['identifier']!r} is not of the form {name}-1-2-3.")
       if entry["label"] not in ("True", "False"):
         raise ValueError(f"{where}: label {entry['label']!r} must be True or False.")
-      folder = f"{entry['directory']}/" if split == "train" and "directory" in entry else ""
-      pair = [images(f"{folder}{match[1]}-img{side}.png") for side in (0, 1)]
+      stem = f"{entry['directory']}/{match[1]}" if split == "train" and "directory" in entry else match[1]
+      if not images.has(f"{stem}-img0.png") and images.has(f"{match[1]}-img0.png"):  # many put all of them into one folder
+        stem = match[1]
+      pair = [images(f"{stem}-img{side}.png") for side in (0, 1)]
       if all(pair):
         entries[split].add({"id": entry["identifier"], "sentence": entry["sentence"], "label": entry["label"], "images": pair})
     images.finish(out)
