@@ -154,7 +154,7 @@ def test_cocos_own_splits(tmp_path):
     ({"sentids": [1, 2, 3]}, "entry 2: it lists 3 sentids and has 2 sentences; get the file again."),
     ({"sentences": [{"tokens": []}]}, "entry 2, sentences: key 'raw' is missing."),
     ({"cocoid": "8"}, "entry 2: cocoid must be a whole number."),
-    ({"filename": "x.jpg"}, "1 of 5 files that annotations speak of are missing, for instance train2014/x.jpg"),
+    ({"filename": "x.jpg"}, "1 of the train2014 and val2014 images of COCO are missing, for instance train2014/x.jpg"),
     ({"split": "val", "sentids": None}, "entry 2: sentids must be a list."),
 ])
 def test_karpathys_file_is_checked(tmp_path, change, message):
@@ -204,6 +204,8 @@ def test_nocaps(tmp_path):
                          f"--config=configs/caption.py:base,data=nocaps,root={tmp_path} --config.tokenizer.path=vocab.txt")
   val, test = records(*configs(printed), "val", "test")
   assert [(r["image_id"], r["domain"], len(r["captions"])) for r in val] == [(7, "in-domain", 2), (8, "out-domain", 2)]
+  (tmp_path / "test" / name_of(2)).rename(tmp_path / "x.jpg")
+  assert "note: the test images are not there, and so no test split" in prepare("nocaps", tmp_path, "--overwrite")
   assert test[0]["captions"] == [] and test[0]["image"] == f"{tmp_path}/test/{name_of(2)}"
 
 
@@ -226,7 +228,7 @@ def test_conceptual_captions_and_sbu(tmp_path):
                    "coco_train.json": [{"image": "cc/images/1.jpg", "caption": "a cat", "image_id": "coco_1"}]})
   printed = prepare("cc", tmp_path)
   assert read(tmp_path / "cc.json") == [{"image": "cc/images/cat.jpg", "caption": "a red cat"}]  # two are called 1.jpg
-  assert "1 files are missing, for instance none.jpg; what is said of them was left out" in printed[1]
+  assert "1 of the images of cc that were to be downloaded are missing, for instance none.jpg; what is said of them" in printed[1]
   assert len(records(*configs(printed), "train")[0]) == 2
   printed = prepare("sbu", tmp_path)
   assert "sets=coco_train/cc/sbu," in printed[-1]  # with what was written before

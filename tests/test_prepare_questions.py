@@ -78,7 +78,8 @@ def test_loose_files(loose):
                          f"wrote {loose}/answer_list.json: 2 answers"]
   assert printed[-1] == (f"train: python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2,root={loose},vg=false "
                          "--config.tokenizer.path=vocab.txt")
-  assert any("Visual Genome is not there" in line for line in printed) and any("test questions are not there" in line for line in printed)
+  assert any("Visual Genome is not there" in line for line in printed)
+  assert any("test questions (v2_Questions_Test_mscoco.zip) are not there" in line for line in printed)
   assert read(loose / "vqa_train.json")[0] == {"question_id": 119, "question": "Is there a dog 119?", "dataset": "vqa", "answer": TEN,
                                                "image": f"{loose}/train2014/COCO_train2014_000000000011.jpg"}
   assert read(loose / "answer_list.json") == ["yes", "dog"]  # normalised as the benchmark does
@@ -124,6 +125,8 @@ def test_gqa(tmp_path):
 
 
 def test_missing_downloads_are_named(loose):
+  write(loose, vqa_files_of("test2015", TEST, False))
+  assert any("the test2015 images of COCO are not there, so there is no test split" in line for line in prepare("vqa_v2", loose))
   (loose / "v2_mscoco_val2014_annotations.json").unlink()
   refused("vqa_v2", loose, f"{loose} lacks v2_mscoco_val2014_annotations.json or v2_Annotations_Val_mscoco.zip/",
           "(the val2014 annotations of VQA v2, Balanced Real Images)")
@@ -183,11 +186,11 @@ def test_damaged_zip(zipped, tmp_path):
 
 def test_missing_images(loose, tmp_path_factory):
   (loose / "train2014/COCO_train2014_000000000009.jpg").unlink()
-  refused("vqa_v2", loose, f"{loose}: 2 of 4 files that annotations speak of are missing, for instance "
-          "COCO_train2014_000000000009.jpg; complete the download (the train2014 images of COCO), or leave their records out")
+  refused("vqa_v2", loose, f"{loose}: 1 of the train2014 images of COCO are missing, for instance "
+          "COCO_train2014_000000000009.jpg; complete the download, or leave out what is said of them with --skip_missing.")
   out = tmp_path_factory.mktemp("out") / "new" / "folder"
   printed = prepare("vqa_v2", loose, "--skip_missing", f"--out={out}")
-  assert any("2 files are missing, for instance COCO_train2014_000000000009.jpg" in line for line in printed)
+  assert any("1 of the train2014 images of COCO are missing, for instance COCO_train2014_000000000009.jpg" in line for line in printed)
   assert [row["question_id"] for row in read(out / "vqa_train.json")] == [119, 100]
   c, = configs(printed)
   assert [len(split) for split in records(c, "train", "val")] == [2, 3]
@@ -195,7 +198,7 @@ def test_missing_images(loose, tmp_path_factory):
     path.unlink()
   refused("vqa_v2", loose, "COCO_train2014_000000000011.jpg is not in coco/train2014 or train2014 or ",
           "(the train2014 images of COCO)")
-  refused("vqa_v2", loose, "files that annotations speak of are missing", options=["--skip_missing"])
+  refused("vqa_v2", loose, "3 of the train2014 images of COCO are missing", options=["--skip_missing"])
 
 
 def test_files_that_exist_stay(loose):

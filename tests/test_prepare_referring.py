@@ -105,7 +105,8 @@ class Hostile:
     (pickle.dumps([refs()[0] | {"sentences": [{"raw": "x"}]}]), "entry 1, sentences: key 'sent' is missing."),
     (pickle.dumps(refs() + [refs()[0] | {"ann_id": 5}]), "entry 6: no annotation of"),
     (pickle.dumps(refs() + [refs()[0] | {"image_id": 9}]), "entry 6: image_id 9 is not that of its annotation, 7,"),
-    (pickle.dumps(refs() + [refs()[0] | {"ann_id": 108, "image_id": 15}]), "1 of 6 files that annotations speak of are missing"),
+    (pickle.dumps(refs() + [refs()[0] | {"ann_id": 108, "image_id": 15}]),
+     "1 of the train2014 images of COCO are missing, for instance COCO_train2014_000000000015.jpg"),
 ])
 def test_refusals(folder, capsys, data, message):
   write(folder, {"refcoco/refs(unc).p": data})

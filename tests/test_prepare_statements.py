@@ -174,8 +174,9 @@ def test_vatex(tmp_path):
                                                   for n in range(2)]})
   write_clips(tmp_path / "videos", "abc_000000_000011.mp4")
   printed = prepare("vatex", tmp_path)
-  assert printed[:2] == [f"wrote {tmp_path}/test.json: 1 clips", "note: 1 files are missing, for instance abc_000001_000011.mp4; "
-                         "what is said of them was left out"]
+  assert printed[:2] == [
+      f"wrote {tmp_path}/test.json: 1 clips",
+      "note: 1 of the clips of VATEX are missing, for instance abc_000001_000011.mp4; what is said of them was left out"]
   assert [r["captions"] for r in records(*configs(printed), "test")[0]] == [["a cat.", "it runs"]]
   write(tmp_path, {"vatex_validation_v1.0.json": [{"videoID": "abc", "enCap": []}]})
   refused("vatex", tmp_path, "entry 1: enCap must be a list of at least one string.", options=["--overwrite"])

@@ -68,7 +68,6 @@ class Images:
     skip_missing: leave out those that are missing; None: as the download says.
 
   Attributes:
-    missing: number of images asked for that are not there.
     folder: where the last one was.
   """
 
@@ -78,26 +77,25 @@ class Images:
     self._folders = [download.path(folder) for folder in folders]
     self._base = os.path.join(os.path.abspath(image_root), "")
     self._listed = {}  # folder -> the names in it: a look-up for each of a million images takes minutes on a network disk
-    self._found = self._known = 0
-    self.missing, self._first_missing, self.folder = 0, "", ""
+    self._missing, self.folder = {}, ""  # names in order of appearance
 
   def __call__(self, name):
     """The name of an image for the config; None if it is missing.
 
     Raises:
-      FileNotFoundError: the first image is missing.
+      FileNotFoundError: the first one is missing, and missing ones may not be left out.
     """
     folder = self._folder_of(name)
     if folder is not None:
-      self._found, self.folder = self._found + 1, folder
+      self.folder = folder
       self._folders.remove(folder)
       self._folders.insert(0, folder)  # the next one is likely to be there as well
       return self.relative(os.path.join(folder, name))
-    self.missing += 1
-    self._first_missing = self._first_missing or name
-    if not self._found and not self._skip:
-      raise FileNotFoundError(f"{self._download.root}: {name} is not in {' or '.join(n or '.' for n in self._names)} "
-                              f"({self._what}); its records can be left out with --skip_missing.")
+    self._missing[name] = None
+    if not self.folder and not self._skip:
+      places = " or ".join(folder or "." for folder in self._names)
+      raise FileNotFoundError(f"{self._download.root}: {name} is not in {places} ({self._what}); complete the download or, if others are "
+                              "there, leave out what is said of this one with --skip_missing.")
     return None
 
   def has(self, name):
@@ -111,13 +109,13 @@ class Images:
 
   def finish(self, out):
     """Says how many are missing. Raises FileNotFoundError: some are, and --skip_missing was not given; or all are."""
-    if self.missing and not (self._found and self._skip):
-      raise FileNotFoundError(
-          f"{self._download.root}: {self.missing:,} of {self.missing + self._found:,} files that annotations speak of are missing, for "
-          f"instance {self._first_missing}; complete the download ({self._what})"
-          f"{', or leave their records out with --skip_missing' if self._found else ''}.")
-    if self.missing:
-      out.note(f"{self.missing:,} files are missing, for instance {self._first_missing}; what is said of them was left out")
+    if not self._missing:
+      return
+    problem = f"{len(self._missing):,} of {self._what} are missing, for instance {next(iter(self._missing))}"
+    if not (self.folder and self._skip):
+      raise FileNotFoundError(f"{self._download.root}: {problem}; complete the download"
+                              f"{', or leave out what is said of them with --skip_missing' if self.folder else ''}.")
+    out.note(f"{problem}; what is said of them was left out")
 
   def _folder_of(self, name):
     return next((folder for folder in self._folders if self._there(os.path.join(folder, name))), None)

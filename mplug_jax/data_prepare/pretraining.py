@@ -86,7 +86,7 @@ def _web(download, out, name, pairs):
   if not folders:
     raise FileNotFoundError(f"{download.root} has no folder {name}/images or images; put the downloaded images there.")
   shards = sorted(glob.glob(os.path.join(glob.escape(download.path(folders[0])), "*.parquet")))
-  images = Images(download, f"images of {name}, as they were downloaded", folders, out.folder, skip_missing=True)
+  images = Images(download, f"the images of {name} that were to be downloaded", folders, out.folder, skip_missing=True)
   for caption, image in _shards(shards) if shards else _by_address(pairs()):
     if caption.strip() and (found := images(image)):
       entries.add({"image": found, "caption": caption.strip()})

@@ -30,7 +30,7 @@ def vqa_v2(download, out, options):
   del options
   found = iter(download.require(*(wanted for _, *files in _PARTS.values() for wanted in files)))
   paths = {split: (next(found), next(found)) for split in _PARTS}
-  tests = {name: path for name, wanted in _TESTS.items() if (path := download.find(wanted))}
+  tests = _tests(download, out)
   vg = download.find(_VG)
   entries = {name: out.entries(f"vqa_{name}.json", "questions") for name in (*paths, *tests)}
   vg_entries = out.entries("vg_qa.json", "questions of Visual Genome") if vg else None
@@ -39,21 +39,34 @@ def vqa_v2(download, out, options):
   for split, (questions, annotations) in paths.items():
     part = _PARTS[split][0]
     _annotated(questions, annotations, part, _coco(download, out, part), out, entries[split], counts if split == "train" else None)
-  for name, path in tests.items():
-    images = _coco(download, out, "test2015")
-    for question_id, (image_id, text) in _read_questions(path, "test2015").items():
-      if image := images(f"COCO_test2015_{image_id:012d}.jpg"):
+  images = _coco(download, out, "test2015")
+  for name, questions in tests.items():
+    for question_id, (image_id, text) in questions.items():
+      if image := images(_coco_name("test2015", image_id)):
         entries[name].add({"question_id": question_id, "question": text, "image": image, "dataset": "vqa"})
-    images.finish(out)
+  images.finish(out)
   for answer, _ in counts.most_common(ANSWERS):
     candidates.add(answer)
   if vg:
     _visual_genome(download, out, vg, vg_entries)
   else:
     out.note("question_answers.json of Visual Genome is not there, which the paper's recipe trains on as well")
-  if not tests:
-    out.note("the test questions are not there (v2_Questions_Test_mscoco.zip)")
   out.command("vqa", "base", "data=vqa_v2", f"root={out.folder}", *(() if vg else ("vg=false",)), mode="train")
+
+
+def _tests(download, out):
+  """{name: questions} of test and test-dev, neither of which training needs."""
+  tests = {name: _read_questions(path, "test2015") for name, wanted in _TESTS.items() if (path := download.find(wanted))}
+  images = _coco(download, out, "test2015")
+  if any(images.has(_coco_name("test2015", image_id)) for questions in tests.values() for image_id, _ in [*questions.values()][:1]):
+    return tests
+  out.note(f"the {'test2015 images of COCO' if tests else 'test questions (v2_Questions_Test_mscoco.zip)'} are not there, so there is no "
+           "test split")
+  return {}
+
+
+def _coco_name(part, image_id):
+  return f"COCO_{part}_{image_id:012d}.jpg"
 
 
 def _coco(download, out, part):
@@ -91,7 +104,7 @@ def _annotated(questions_path, annotations_path, part, images, out, entries, cou
     image_id, text = questions[number]
     if entry["image_id"] != image_id:
       raise ValueError(f"{where}: question {number} is about image {entry['image_id']} here and about {image_id} in {questions_path}.")
-    image = images(f"COCO_{part}_{image_id:012d}.jpg")
+    image = images(_coco_name(part, image_id))
     if image is None:
       continue
     entries.add({"question_id": number, "question": text, "image": image, "dataset": "vqa", "answer": _answers(entry, where)})
