@@ -12,6 +12,7 @@ from PIL import Image
 import tiny_run
 
 from mplug_jax import data, train
+from mplug_jax.data import video
 from tools import prepare_data
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,6 +45,13 @@ def _bytes(value):
   if isinstance(value, bytes):
     return value
   return (value if isinstance(value, str) else json.dumps(value)).encode()
+
+
+def write_clips(folder, *names):
+  """Clips of four frames."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    video.write_mp4(folder / name, np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
 
 
 def lines(rows):

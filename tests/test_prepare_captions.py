@@ -5,9 +5,11 @@ import json
 import tarfile
 
 import downloads
-from downloads import configs, picture, prepare, read, records, refused, run, write, write_zip
+from downloads import configs, picture, prepare, read, records, refused, run, write, write_clips, write_zip
 import pytest
 import vqa_files
+
+from mplug_jax import train
 
 WORDS = "a red blue green cat dog on the mat sits runs".split()
 SPLITS = ("train", "train", "restval", "val", "test")
@@ -114,10 +116,19 @@ def test_pretraining_reads_visual_genome(folder, printed):
 
 
 @pytest.mark.slow
-def test_runs_of_retrieval_and_pretraining(folder, printed, cache, tmp_path):
+def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, cache, tmp_path):
+  """Clips are what a pre-trained model is evaluated on."""
   _, retrieval, pretrain = configs([*printed[0], *printed[1]], **settings(folder, cache))
   assert run(retrieval, tmp_path / "retrieval").startswith("final: r_mean ")
   assert run(pretrain, tmp_path / "pretrain").startswith("final: r_mean ")
+  write_clips(tmp_path / "videos", "video7.mp4", "video8.mp4")
+  asked = [{"answer": WORDS[4 + n], "category_id": 1, "id": n, "question": "the cat runs", "video_id": 7 + n} for n in range(2)]
+  write(tmp_path, {"MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\nret0,msr7,video7,a cat\nret1,msr8,video8,a dog\n",
+                   "train_qa.json": asked, "test_qa.json": asked,
+                   "vatex_public_test_english_v1.1.json": [{"videoID": f"video{n}", "enCap": ["A cat.", "it runs"]} for n in (7, 8)]})
+  for name, metric, changes in (("msrvtt", "r_mean", {}), ("msrvtt_qa", "accuracy", {}), ("vatex", "CIDEr-D", {"task__max_length": 20})):
+    c, = configs(prepare(name, tmp_path), data__frames=2, compilation_cache=str(cache), model__image_size=32, **changes)
+    assert metric in train.evaluate(c, str(tmp_path / f"out_{name}"), str(tmp_path / "pretrain"))
 
 
 def test_cocos_own_splits(tmp_path):

@@ -1,8 +1,7 @@
 """tools.prepare_data on NLVR2, SNLI-VE and clips, from what is distributed to a run or an evaluation."""
 
 import downloads
-from downloads import configs, lines, picture, prepare, read, records, refused, run, write, write_zip
-import numpy as np
+from downloads import configs, lines, picture, prepare, read, records, refused, run, write, write_clips, write_zip
 import pytest
 import vqa_files
 
@@ -107,12 +106,6 @@ def test_snli_ve(tmp_path):
 
 
 # ---- clips
-
-
-def write_clips(folder, *names):
-  folder.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    video.write_mp4(folder / name, np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
 
 
 def test_msrvtt(tmp_path):
