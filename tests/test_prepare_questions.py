@@ -209,6 +209,11 @@ def test_files_that_exist_stay(loose):
   assert len(read(loose / "vqa_train.json")) == 2
 
 
+def test_a_folder_with_a_comma(tmp_path):
+  (tmp_path / "a,b").mkdir()
+  refused("vqa_v2", tmp_path / "a,b", "a,b has a comma in its name, behind which the argument of a config ends;")
+
+
 def test_a_refusal_leaves_no_folder(loose, tmp_path_factory):
   (loose / "v2_mscoco_val2014_annotations.json").write_text("{}")
   out = tmp_path_factory.mktemp("out")

@@ -32,6 +32,8 @@ def prepare(options):
   """
   download = Download(options.root, options.skip_missing)
   folder = options.out or (os.path.join(options.root, options.name) if options.name in _OWN_FOLDER else options.root)
+  if "," in folder:
+    raise ValueError(f"{folder} has a comma in its name, behind which the argument of a config ends; rename it, or name another as --out.")
   with writing(folder, options.overwrite) as out:
     RECIPES[options.name](download, out, options)
   return out.lines

@@ -74,13 +74,13 @@ def _karpathy_images(path):
   for entry, where in json_stream.entries(path, {"filename": str, "split": str, "sentences": list, "sentids": list}, "images"):
     if entry["split"] not in _SPLIT_OF:
       raise ValueError(f"{where}: split {entry['split']!r} is not one of {', '.join(_SPLIT_OF)}.")
-    if not entry["sentences"]:
-      raise ValueError(f"{where}: the list of sentences is empty; get the file again.")
     for sentence in entry["sentences"]:
       json_stream.check(sentence, {"raw": str}, f"{where}, sentences")
-    texts = [sentence["raw"].strip() for sentence in entry["sentences"]]
-    if len(entry["sentids"]) != len(texts):
-      raise ValueError(f"{where}: it lists {len(entry['sentids'])} sentids and has {len(texts)} sentences; get the file again.")
+    if len(entry["sentids"]) != len(entry["sentences"]):
+      raise ValueError(f"{where}: it lists {len(entry['sentids'])} sentids and has {len(entry['sentences'])} sentences; get the file again.")
+    texts = [text for sentence in entry["sentences"] if (text := sentence["raw"].strip())]
+    if not texts:
+      raise ValueError(f"{where}: the image has no caption; get the file again.")
     yield entry, _SPLIT_OF[entry["split"]], texts, where
 
 
@@ -94,7 +94,8 @@ def _coco_images(path):
   for entry, where in json_stream.entries(path, {"image_id": int, "caption": str}, "annotations"):
     if entry["image_id"] not in found:
       raise ValueError(f"{where}: image_id {entry['image_id']!r} is no image of the file; get the file again.")
-    found[entry["image_id"]][1].append(entry["caption"].strip())
+    if text := entry["caption"].strip():
+      found[entry["image_id"]][1].append(text)
   return found.values()
 
 

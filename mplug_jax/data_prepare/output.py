@@ -86,17 +86,18 @@ class Output:
     """A line to print."""
     self.lines.append(f"note: {text}")
 
-  def command(self, config, *arguments, flags=(), mode=""):
+  def command(self, config, *arguments, mode, flags=None):
     """The command that reads what was written, as a line to print.
 
     Args:
-      config: name of a config. arguments: of it, behind the colon. flags: {"data.x": value} behind it.
+      config: name of a config. arguments: of it, behind the colon.
       mode: what it does, "train" or "evaluate"; an evaluation needs a run.
+      flags: {"data.x": value}, further settings.
     """
     words = ["python", "-m", "mplug_jax.main"]
     words += ["--mode=evaluate", "--checkpoint=RUN"] if mode == "evaluate" else []
     words += [f"--config=configs/{config}.py:{','.join(arguments)}"]
-    words += [f"--config.{name}={value}" for name, value in dict(flags).items()]
+    words += [f"--config.{name}={value}" for name, value in (flags or {}).items()]
     self.lines.append(f"{mode}: {shlex.join([*words, '--config.tokenizer.path=vocab.txt'])}")
 
 

@@ -25,7 +25,7 @@ def visual_genome(download, out, options):
   del options
   regions, image_data = download.require(_REGIONS, _IMAGE_DATA)
   evaluated = _evaluated(download, out)
-  coco = {entry["image_id"]: entry["coco_id"] for entry, _ in json_stream.entries(image_data, {"image_id": int, "coco_id": object})}
+  coco = {entry["image_id"]: str(entry["coco_id"]) for entry, _ in json_stream.entries(image_data, {"image_id": int, "coco_id": object})}
   entries, images = out.entries("vg.json", "images"), vg_images(download, out.folder)
   texts = left_out = 0
   for entry, where in json_stream.entries(regions, {"id": int, "regions": list}):
@@ -54,13 +54,13 @@ def _command(out, name):
 
 
 def _evaluated(download, out):
-  """COCO ids of Karpathy's val and test images."""
+  """COCO ids, as text, of Karpathy's val and test images."""
   path = download.find(_KARPATHY)
   if path is None:
     out.note("dataset_coco.json of caption_datasets.zip is not there, so images of COCO's val and test splits were kept")
     return frozenset()
   entries = json_stream.entries(path, {"cocoid": int, "split": str}, "images")
-  return {entry["cocoid"] for entry, _ in entries if entry["split"] in ("val", "test")}
+  return {str(entry["cocoid"]) for entry, _ in entries if entry["split"] in ("val", "test")}
 
 
 def cc(download, out, options):

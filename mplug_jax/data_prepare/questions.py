@@ -86,7 +86,7 @@ def _read_questions(path, part):
 
 
 def _check_part(path, said, part):
-  if said.get("data_subtype", part).replace("test-dev", "test") != part:  # test-dev is a part of test
+  if str(said.get("data_subtype", part)).replace("test-dev", "test") != part:  # test-dev is a part of test
     raise ValueError(f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file has this name.")
 
 
@@ -133,8 +133,8 @@ def _visual_genome(download, out, path, entries):
     for question in image_entry["qas"] if image else ():
       json_stream.check(question, {"qa_id": int, "question": str, "answer": str}, f"{where}, qas")
       # Answers are sentences there, with a full stop, and those of VQA are not.
-      entries.add({"question_id": question["qa_id"], "question": question["question"], "image": image, "dataset": "vg",
-                   "answer": question["answer"].strip().removesuffix(".")})
+      if answer := question["answer"].strip().removesuffix("."):
+        entries.add({"question_id": question["qa_id"], "question": question["question"], "image": image, "dataset": "vg", "answer": answer})
   images.finish(out)
 
 
