@@ -135,11 +135,18 @@ def test_cocos_own_splits(tmp_path):
   write_zip(tmp_path / "annotations_trainval2014.zip", {
       "annotations/captions_train2014.json": coco((0, 1)), "annotations/captions_val2014.json": coco((2, 3, 4))})
   write(tmp_path, coco_images())
+  own = coco((0, 1))
+  own["annotations"].append({"image_id": 7, "id": 99, "caption": " \n"})  # COCO has such
+  write(tmp_path, {"captions_train2014.json": own, "captions_val2014.json": coco((2, 3, 4))})
   printed = prepare("coco_captions", tmp_path)
   assert any("these are COCO's own splits" in line for line in printed) and not (tmp_path / "caption_test.json").exists()
   caption, retrieval = configs(printed)
   assert caption.eval.split == retrieval.eval.split == "val"
-  assert [len(split) for split in records(caption, "train", "val")] == [2, 3]
+  assert [len(split) for split in records(caption, "train", "val")] == [2, 3] and len(read(tmp_path / "coco_train.json")) == 4
+  for part in ("train", "val"):
+    (tmp_path / f"captions_{part}2014.json").unlink()
+  prepare("coco_captions", tmp_path, "--overwrite")
+  assert len(read(tmp_path / "coco_train.json")) == 4
   assert [[r["caption"] for r in split] for split in records(retrieval, "val")][0][:2] == [text.strip().lower() for text in texts(2)]
   (tmp_path / "caption_train.json").unlink()
   refused("coco_captions", tmp_path, "caption_val.json exists")

@@ -5,8 +5,10 @@ import json
 import downloads
 from downloads import configs, picture, prepare, read, records, refused, run, write, write_zip
 import pytest
+import tiny_run
 import vqa_files
 
+from mplug_jax import data_prepare
 from mplug_jax.data import image_ops, sources
 
 TEN = ["yes"] * 6 + ["no"] * 3 + ["a dog"]
@@ -59,7 +61,8 @@ def zipped(tmp_path_factory):
   write_zip(folder / "question_answers.json.zip", {"question_answers.json": [
       {"id": 1, "qas": [{"a_objects": [], "question": "What colour is the clock?", "image_id": 1, "qa_id": 986769, "answer": "Green.",
                          "q_objects": []}]},
-      {"id": 2, "qas": [{"question": "Who is it?", "image_id": 2, "qa_id": 986770, "answer": "a dog"}]}, {"id": 3, "qas": []}]})
+      {"id": 2, "qas": [{"question": "Who is it?", "image_id": 2, "qa_id": 986770, "answer": "a dog"},
+                          {"question": "Why?", "image_id": 2, "qa_id": 986771, "answer": " ."}]}, {"id": 3, "qas": []}]})
   write_zip(folder / "vg" / "images.zip", {f"VG_100K/{n}.jpg": picture(n) for n in (1, 3)})
   write_zip(folder / "vg" / "images2.zip", {"VG_100K_2/2.jpg": picture(2)})
   write(folder, {"vocab.txt": "\n".join([*downloads.SPECIAL, *vqa_files.WORDS]) + "\n"})
@@ -212,6 +215,11 @@ def test_files_that_exist_stay(loose):
 def test_a_folder_with_a_comma(tmp_path):
   (tmp_path / "a,b").mkdir()
   refused("vqa_v2", tmp_path / "a,b", "a,b has a comma in its name, behind which the argument of a config ends;")
+
+
+def test_every_set_is_documented():
+  text = (tiny_run.ROOT / "docs" / "data.md").read_text()
+  assert [name for name in data_prepare.RECIPES if f"`{name}`" not in text] == []
 
 
 def test_a_refusal_leaves_no_folder(loose, tmp_path_factory):

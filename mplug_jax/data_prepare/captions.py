@@ -77,7 +77,8 @@ def _karpathy_images(path):
     for sentence in entry["sentences"]:
       json_stream.check(sentence, {"raw": str}, f"{where}, sentences")
     if len(entry["sentids"]) != len(entry["sentences"]):
-      raise ValueError(f"{where}: it lists {len(entry['sentids'])} sentids and has {len(entry['sentences'])} sentences; get the file again.")
+      raise ValueError(f"{where}: it lists {len(entry['sentids'])} sentids and has {len(entry['sentences'])} sentences; get the file "
+                       "again.")
     texts = [text for sentence in entry["sentences"] if (text := sentence["raw"].strip())]
     if not texts:
       raise ValueError(f"{where}: the image has no caption; get the file again.")
