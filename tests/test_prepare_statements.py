@@ -1,5 +1,7 @@
 """tools.prepare_data on NLVR2, SNLI-VE and clips, from what is distributed to a run or an evaluation."""
 
+import tarfile
+
 import downloads
 from downloads import configs, lines, picture, prepare, read, records, refused, run, write, write_clips, write_zip
 import pytest
@@ -154,10 +156,15 @@ def test_msvd_names_its_clips_elsewhere(tmp_path):
   c, = configs(prepare("msvd_qa", tmp_path))
   found, = records(c, "test")
   assert found[0]["image"] == f"{tmp_path}/YouTubeClips/-4ws_5_15.avi" and len(video.read_clip(found[0]["image"], 2)) == 2
+  with tarfile.open(tmp_path / "YouTubeClips.tar", "w") as file:
+    file.add(tmp_path / "YouTubeClips", "YouTubeClips")
+  (tmp_path / "YouTubeClips/-4ws_5_15.avi").unlink()
+  found, = records(*configs(prepare("msvd_qa", tmp_path, "--overwrite")), "test")
+  assert found[0]["image"] == f"{tmp_path}/YouTubeClips.tar/YouTubeClips/-4ws_5_15.avi" and len(video.read_clip(found[0]["image"], 2)) == 2
   write(tmp_path, {"test_qa.json": qa((1302, "cat"))})
   refused("msvd_qa", tmp_path, "test_qa.json, entry 1:", "youtube_mapping.txt has no clip vid1302", options=["--overwrite"])
   (tmp_path / "youtube_mapping.txt").unlink()
-  refused("msvd_qa", tmp_path, "vid1302.mp4 is not in YouTubeClips or videos or video (the clips of MSVD)", options=["--overwrite"])
+  refused("msvd_qa", tmp_path, "vid1302.mp4 is not in YouTubeClips or videos or video or", "(the clips of MSVD)", options=["--overwrite"])
   (tmp_path / "train_qa.json").unlink()
   refused("msvd_qa", tmp_path, "lacks train_qa.json or", "(MSVD-QA, the train questions)", options=["--overwrite"])
 

@@ -6,7 +6,7 @@ from mplug_jax.data_prepare import captions, clips, pretraining, questions, refe
 from mplug_jax.data_prepare.download import Download
 from mplug_jax.data_prepare.output import writing
 
-RECIPES = {  # name -> function (Download, Output, options with the attributes name and split_by)
+RECIPES = {  # name -> function (Download, Output); that of the sets of the REFER tool takes name and split_by as well
     "vqa_v2": questions.vqa_v2, "gqa": questions.gqa,
     "coco_captions": captions.coco_captions, "flickr30k": captions.flickr30k, "nocaps": captions.nocaps,
     "visual_genome": pretraining.visual_genome, "cc": pretraining.cc, "sbu": pretraining.sbu,
@@ -35,5 +35,6 @@ def prepare(options):
   if "," in folder:
     raise ValueError(f"{folder} has a comma in its name, behind which the argument of a config ends; rename it, or name another as --out.")
   with writing(folder, options.overwrite) as out:
-    RECIPES[options.name](download, out, options)
+    recipe = RECIPES[options.name]
+    recipe(download, out, *((options.name, options.split_by) if recipe is referring.refcoco else ()))
   return out.lines

@@ -41,9 +41,8 @@ class _Writer:
       self._pairs[split].add({"image": image, "caption": texts})
 
 
-def coco_captions(download, out, options):
+def coco_captions(download, out):
   """COCO captions in Karpathy's splits, or in COCO's own without a test split, for captioning and retrieval."""
-  del options
   own = [_coco_captions(part) for part in ("train2014", "val2014")]
   path = download.find(_karpathy("coco"))
   # Without either, the message is about what the paper uses.
@@ -105,9 +104,8 @@ _LISTS = [Wanted("the splits of Flickr30k Entities", (f"{split}.txt", f"flickr30
           for split in ("train", "val", "test")]
 
 
-def flickr30k(download, out, options):
+def flickr30k(download, out):
   """Flickr30k in Karpathy's splits, or its own captions in the splits of Flickr30k Entities, for retrieval."""
-  del options
   path = download.find(_karpathy("flickr30k"))
   paths = None if path else download.require(*((_TOKENS, *_LISTS) if download.find(_TOKENS) else (_karpathy("flickr30k"),)))
   folders = ("flickr30k-images", "flickr30k_images", "images", "flickr30k-images.zip/flickr30k-images", "")
@@ -146,9 +144,8 @@ _NOCAPS = (Wanted("the validation captions of NoCaps", ("nocaps_val_4500_caption
            Wanted("the test images of NoCaps", ("nocaps_test_image_info.json",)))
 
 
-def nocaps(download, out, options):
+def nocaps(download, out):
   """NoCaps, to evaluate captioning outside COCO's objects; its test split has no captions."""
-  del options
   paths = {"val": download.require(_NOCAPS[0])[0], "test": download.find(_NOCAPS[1])}
   for split, path in paths.items():
     if path is None:

@@ -7,7 +7,8 @@ from mplug_jax.data import archives, tables
 from mplug_jax.data_prepare import json_stream
 from mplug_jax.data_prepare.download import Images, Wanted, zipped
 
-_MSRVTT_CLIPS = ("videos", "TestVideo", "videos/all", "MSRVTT/videos/all", "MSRVTT_Videos", "TrainValVideo")
+_MSRVTT_CLIPS = ("videos", "TestVideo", "videos/all", "MSRVTT/videos/all", "MSRVTT_Videos", "TrainValVideo", "test_videos.zip/TestVideo",
+                 "MSRVTT.zip/MSRVTT/videos/all")
 _PAIRS = zipped("MSRVTT_JSFUSION_test.csv", "the 1,000 test pairs of MSR-VTT", "msrvtt_data.zip", folders=("", "msrvtt_data"),
                 inner="msrvtt_data")
 _INFO = Wanted("the test annotations of MSR-VTT", ("test_videodatainfo.json", "test_videodatainfo.zip/test_videodatainfo.json",
@@ -50,9 +51,8 @@ class _Clips:
     return flags | ({"data.video_suffix": self.suffix} if self.suffix != ".mp4" else {})
 
 
-def msrvtt(download, out, options):
+def msrvtt(download, out):
   """MSR-VTT for retrieval: the 1,000 test pairs, or all clips and captions of the test split if the list of pairs is not there."""
-  del options
   path = download.find(_PAIRS)
   if path is None:
     path = download.require(Wanted(f"{_INFO.what}, or MSRVTT_JSFUSION_test.csv, {_PAIRS.what}", _INFO.names))[0]
@@ -92,16 +92,14 @@ def _qa_files(name):
           for split in ("train", "test")]
 
 
-def msrvtt_qa(download, out, options):
+def msrvtt_qa(download, out):
   """MSR-VTT-QA: the test questions, and the answers of training to choose from."""
-  del options
   clips = _Clips(download, "the clips of MSR-VTT", _MSRVTT_CLIPS, "video_root")
   _questions(download.require(*_qa_files("MSRVTT-QA")), out, clips, lambda number, where: f"video{number}")
 
 
-def msvd_qa(download, out, options):
+def msvd_qa(download, out):
   """MSVD-QA: the test questions, and the answers of training to choose from."""
-  del options
   train, test = download.require(*_qa_files("MSVD-QA"))
   mapping = download.find(Wanted("the names of MSVD's clips", ("youtube_mapping.txt", "MSVD-QA/youtube_mapping.txt",
                                                                "MSVD-QA.zip/MSVD-QA/youtube_mapping.txt")))
@@ -112,7 +110,7 @@ def msvd_qa(download, out, options):
       raise ValueError(f"{where}: {mapping} has no clip vid{number}; get both files again.")
     return f"vid{number}" if names is None else names[f"vid{number}"]
 
-  clips = _Clips(download, "the clips of MSVD", ("YouTubeClips", "videos", "video"), "video_root")
+  clips = _Clips(download, "the clips of MSVD", ("YouTubeClips", "videos", "video", "YouTubeClips.tar/YouTubeClips"), "video_root")
   _questions((train, test), out, clips, name)
 
 
@@ -135,9 +133,8 @@ _VATEX = [Wanted("the public test captions of VATEX", ("vatex_public_test_englis
           Wanted("the validation captions of VATEX", ("vatex_validation_v1.0.json",))]
 
 
-def vatex(download, out, options):
+def vatex(download, out):
   """VATEX for captioning: the public test split, or the validation split if that is not there; such clips as could be downloaded."""
-  del options
   path = download.find(_VATEX[0]) or download.find(_VATEX[1]) or download.require(_VATEX[0])[0]
   entries = out.entries("test.json", "clips")
   clips = _Clips(download, "the clips of VATEX", ("videos", "clips"), "image_root", skip_missing=True)

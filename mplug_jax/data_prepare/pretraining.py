@@ -20,9 +20,8 @@ def vg_images(download, image_root):
   return Images(download, "the images of Visual Genome, parts 1 and 2", [top + name for name in folders for top in ("vg/", "")], image_root)
 
 
-def visual_genome(download, out, options):
+def visual_genome(download, out):
   """Region descriptions of Visual Genome for pre-training, without images that COCO captioning is evaluated on."""
-  del options
   regions, image_data = download.require(_REGIONS, _IMAGE_DATA)
   evaluated = _evaluated(download, out)
   coco = {entry["image_id"]: str(entry["coco_id"]) for entry, _ in json_stream.entries(image_data, {"image_id": int, "coco_id": object})}
@@ -63,16 +62,14 @@ def _evaluated(download, out):
   return {str(entry["cocoid"]) for entry, _ in entries if entry["split"] in ("val", "test")}
 
 
-def cc(download, out, options):
+def cc(download, out):
   """Conceptual Captions, such images of it as were downloaded."""
-  del options
   names = ("Train_GCC-training.tsv", "Train-GCC-training.tsv")
   _web(download, out, "cc", lambda: _tsv(*download.require(Wanted("the training captions of Conceptual Captions", names))))
 
 
-def sbu(download, out, options):
+def sbu(download, out):
   """SBU captions, such images of it as were downloaded."""
-  del options
   names = [f"SBU_captioned_photo_dataset_{part}.txt" for part in ("captions", "urls")]
   wanted = [Wanted("the captions of SBU, SBUCaptionedPhotoDataset.tar.gz unpacked", (name, f"dataset/{name}", f"sbu/{name}"))
             for name in names]

@@ -25,9 +25,8 @@ _TESTS = {name: _questions(part, "v2_Questions_Test_mscoco.zip") for name, part 
 _VG = zipped("question_answers.json", "the question answers of Visual Genome", "question_answers.json.zip", folders=("", "vg"))
 
 
-def vqa_v2(download, out, options):
+def vqa_v2(download, out):
   """VQA v2 and, where it is there, the questions of Visual Genome as more training data."""
-  del options
   found = iter(download.require(*(wanted for _, *files in _PARTS.values() for wanted in files)))
   paths = {split: (next(found), next(found)) for split in _PARTS}
   tests = _tests(download, out)
@@ -146,9 +145,8 @@ def _gqa_file(name):
 _GQA = {split: _gqa_file(f"{name}_balanced_questions.json") for split, name in (("train", "train"), ("val", "val"), ("test", "testdev"))}
 
 
-def gqa(download, out, options):
+def gqa(download, out):
   """GQA's balanced questions; its test-dev, which has answers, is the test split."""
-  del options
   paths = dict(zip(_GQA, download.require(*_GQA.values())))
   entries = {split: out.entries(f"gqa_{split}.json", "questions") for split in paths}
   images = Images(download, "the images of GQA", ("images", "gqa", "images.zip/images"), f"{out.folder}/images")

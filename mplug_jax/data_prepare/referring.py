@@ -9,12 +9,12 @@ SPLIT_BY = ("unc", "google", "umd")
 _TESTS = {"testA": "images with several people", "testB": "images of other things", "test": "the test split"}
 
 
-def refcoco(download, out, options):
+def refcoco(download, out, name, split_by=""):
   """Referring expressions: refs(...).p and instances.json -> train, val and the test splits, each expression with its object's box.
 
-  options.name: refcoco, refcoco+ or refcocog. options.split_by: whose splits; "": umd for refcocog, else unc.
+  name: refcoco, refcoco+ or refcocog. split_by: whose splits; "": umd for refcocog, else unc.
   """
-  name, split_by = options.name, options.split_by or ("umd" if options.name == "refcocog" else "unc")
+  split_by = split_by or ("umd" if name == "refcocog" else "unc")
   folders = ("", name, f"refer/data/{name}")
   what = f"{name}.zip of the REFER tool"
   refs_path, instances = download.require(*(zipped(file, what, f"{name}.zip", folders=folders, inner=name)

@@ -10,9 +10,8 @@ _NLVR2 = {split: (name, Wanted(f"NLVR2's {name} split", tuple(f"{folder}{name}.j
           for split, name in (("train", "train"), ("dev", "dev"), ("test", "test1"))}
 
 
-def nlvr2(download, out, options):
+def nlvr2(download, out):
   """NLVR2: lines of json and two images for each statement; split test is test1, the public one (test-P)."""
-  del options
   paths = dict(zip(_NLVR2, download.require(*(wanted for _, wanted in _NLVR2.values()))))
   entries = {split: out.entries(f"nlvr_{split}.json", "statements") for split in paths}
   for split, path in paths.items():
@@ -41,9 +40,8 @@ _SNLI_VE = {split: Wanted(f"SNLI-VE's {split} split", tuple(f"{folder}snli_ve_{s
 _LABELS = ("contradiction", "neutral", "entailment")
 
 
-def snli_ve(download, out, options):
+def snli_ve(download, out):
   """SNLI-VE: lines of json, with the images of Flickr30k."""
-  del options
   paths = dict(zip(_SNLI_VE, download.require(*_SNLI_VE.values())))
   folders = ("flickr30k-images", "flickr30k_images", "images", "flickr30k-images.zip/flickr30k-images")
   images = Images(download, "the images of Flickr30k", folders, f"{out.folder}/flickr30k-images")
