@@ -11,13 +11,15 @@ captions get that tell nothing of their image. configs/caption_scst.py goes on f
 is the paper's recipe: 384 px, batch 1,024 (docs/official.md item 51), 5 epochs of a record for every sentence, from the weights
 that tools.convert_checkpoint left in FOLDER. It reads the official json files under `root` (caption_train.json, caption_val.json,
 caption_test.json; other names: --config.data.train_files and so on, which may all be Karpathy's dataset_coco.json), images
-in train2014_img/ and val2014_img/, or train2014/ and val2014/. It evaluates the test split once, at the end; to choose among
+in train2014_img/ and val2014_img/, or train2014/ and val2014/; `tools.prepare_data coco_captions` makes them of what COCO and Karpathy
+distribute. It evaluates the test split once, at the end; to choose among
 epochs, set eval.split=val and eval.every. The paper reports CIDEr 137.5 (base) and 141.0 (large). Hardware: TPU v5e-16 or the like;
 on less, raise config.optim.microbatches.
 
     python -m mplug_jax.main --mode=evaluate --checkpoint=RUN --config=configs/caption.py:base,data=nocaps,root=/data/nocaps
 
-captions NoCaps (caption_val.json, caption_test.json in its own format, images/) with a trained run, and scores its domains apart.
+captions NoCaps (caption_val.json, caption_test.json in its own format, images/; from `tools.prepare_data nocaps`) with a trained run,
+and scores its domains apart.
 
     python -m mplug_jax.main --config=configs/caption.py:data=jsonl,root=/my/data
 

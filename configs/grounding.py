@@ -25,7 +25,8 @@ with tools.convert_checkpoint and add init=FOLDER. Hardware: TPU v5e-16 or the l
 
 reads train.jsonl and val.jsonl under `root`, a line {"image", "text", "box": [x1, y1, x2, y2]} in pixels for each phrase (other
 formats, data=jsonl:FILE, other keys and archives: as in configs/vqa.py);
-data=refcoco reads train.json and val.json, lists of {"image", "bbox": [x, y, width, height], "sentences": [...]}.
+data=refcoco reads train.json, val.json and, with test=testA, testA.json (default test.json), lists of {"image", "bbox": [x, y, width,
+height], "sentences": [...]}, which `tools.prepare_data refcoco` makes of the files of the REFER tool.
 """
 
 import os
@@ -36,7 +37,7 @@ _SIDES = tuple((21 - i) / 21 for i in range(7))  # 336, 320, ..., 240 pixels of 
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", dataset="unc", root="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(arg, data="scenes", dataset="unc", test="", root="", init="", res=0, steps=0, blank=False)
   c = config.defaults("grounding", arg.size)
   c.task.update({
       "bins": {"tiny": 96, "small": 32}.get(arg.size, 336),
@@ -86,7 +87,7 @@ def _transvg(c, arg):
   """The lists of TransVG, which the official code reads."""
   under_root = _files(c, arg)
   c.data.update({"dataset": arg.dataset, "split_root": under_root("data"), "image_root": under_root("ln_data"),
-                 "test_name": "testA" if arg.dataset in ("unc", "unc+", "vg_uni") else "test"})
+                 "test_name": arg.test or ("testA" if arg.dataset in ("unc", "unc+", "vg_uni") else "test")})
 
 
 def _jsonl(c, arg):
@@ -98,8 +99,8 @@ def _jsonl(c, arg):
 def _refcoco(c, arg):
   """Json lists of {"image" or "file_name", "bbox", "sentences"}."""
   under_root = _files(c, arg)
-  c.data.update({"train_files": (under_root("train.json"),), "val_file": under_root("val.json"), "test_file": under_root("test.json"),
-                 "image_root": under_root("")})
+  c.data.update({"train_files": (under_root("train.json"),), "val_file": under_root("val.json"),
+                 "test_file": under_root(f"{arg.test or 'test'}.json"), "image_root": under_root("")})
 
 
 _DATA = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco}

@@ -8,10 +8,10 @@ trains the small preset from random initialisation on pairs of generated scenes 
     python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=FOLDER --config.tokenizer.path=vocab.txt
 
 is ALBEF's recipe: 384 px, batch 128, 10 epochs, distillation from the averaged weights. It reads nlvr_train.json, nlvr_dev.json and
-nlvr_test.json under `root`, lists of {"sentence", "label": "True" or "False", "images": [left, right]}, images under `root`. The
-paper reports 84.58 (dev) and 84.95 (test-P) for the large model, from its pre-trained weights: convert them with
-tools.convert_checkpoint for `init`. What mPLUG's own model for two images was is not published: by default a sentence is fused with
-each image by the same layers.
+nlvr_test.json under `root`, lists of {"sentence", "label": "True" or "False", "images": [left, right]}, images under `root`, which
+`tools.prepare_data nlvr2` makes of what is distributed. The paper reports 84.58 (dev) and 84.95 (test-P) for the large model, from its
+pre-trained weights: convert them with tools.convert_checkpoint for `init`. What mPLUG's own model for two images was is not published:
+by default a sentence is fused with each image by the same layers.
 
 `pairing=duplicated` is ALBEF's model, with a layer for each of the two images. ALBEF prepares it by text assignment: which of two
 images does a caption describe, the first, the second or neither?

@@ -10,8 +10,8 @@ test scenes. `:blank=true` shows black images instead. What it leaves is a start
 
 is the paper's recipe: 256 px (large: 224), batch 1,024, 30 epochs, from the weights of CLIP and BERT that tools.convert_checkpoint
 left in two folders; cross-attention and the heads are new. It reads the official json files under `root` (coco.json, vg.json, cc.json,
-sbu.json; others: --config.data.train_files, their shares: --config.data.weights) with image names under `root`, and coco_val.json and
-coco_test.json as for retrieval. Hardware: TPU v5e-64 or the like.
+sbu.json; sets=coco_train/vg: others; their shares: --config.data.weights) with image names under `root`, and coco_val.json and
+coco_test.json as for retrieval; `tools.prepare_data` coco_captions, visual_genome, cc and sbu write them. Hardware: TPU v5e-64 or the like.
 
     python -m mplug_jax.main --config=configs/pretrain.py:data=jsonl,root=/my/data
 
@@ -29,7 +29,7 @@ _DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "fold
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", root="", clip="", bert="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(arg, data="scenes", root="", sets="coco/vg/cc/sbu", clip="", bert="", init="", res=0, steps=0, blank=False)
   if bool(arg.clip) != bool(arg.bert):
     raise ValueError("Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them.")
   source = config.choose(_DATA, arg.data) + (f":{arg.file}" if arg.file else "")
@@ -46,7 +46,7 @@ def get_config(arg=""):
       "weights": (),             # shares of train_files; (): by their sizes
   })
   if arg.data == "files":
-    c.data.update({"train_files": tuple(os.path.join(arg.root, f"{name}.json") for name in ("coco", "vg", "cc", "sbu")),
+    c.data.update({"train_files": tuple(os.path.join(arg.root, f"{name}.json") for name in arg.sets.split("/")),
                    "val_file": os.path.join(arg.root, "coco_val.json"), "test_file": os.path.join(arg.root, "coco_test.json")})
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg)

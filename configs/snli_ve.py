@@ -8,8 +8,9 @@ other; an object that is not there makes it neutral. `:blank=true` shows black i
     python -m mplug_jax.main --config=configs/snli_ve.py:base,data=snli_ve,root=/data/snli_ve,init=FOLDER --config.tokenizer.path=vocab.txt
 
 is ALBEF's recipe: 384 px, batch 256, 5 epochs, distillation from the averaged weights. It reads ve_train.json, ve_dev.json and
-ve_test.json under `root`, lists of {"image", "sentence", "label"}, and flickr30k-images/<image>.jpg. The paper reports 89.45 (dev)
-and 89.29 (test) for the large model, from its pre-trained weights: convert them with tools.convert_checkpoint for `init`.
+ve_test.json under `root`, lists of {"image", "sentence", "label"}, from `tools.prepare_data snli_ve`, and flickr30k-images/<image>.jpg.
+The paper reports 89.45 (dev) and 89.29 (test) for the large model, from its pre-trained weights: convert them with
+tools.convert_checkpoint for `init`.
 
     python -m mplug_jax.main --config=configs/snli_ve.py:data=jsonl,root=/my/data,labels=yes/no/perhaps
 

@@ -9,7 +9,7 @@ captions 200 rendered clips in which objects move. `frames=1,sampling=3` shows f
         --config.tokenizer.path=vocab.txt
 
 is the paper's setting for VATEX: 8 frames at 448 px, the prompt "a picture of", beam 10. It reads test.json under `root`, a list of
-{"videoID", "enCap": captions}, and videos/<videoID>.mp4. The paper reports CIDEr 42.0 for large.
+{"videoID", "enCap": captions}, and videos/<videoID>.mp4; `tools.prepare_data vatex` writes it. The paper reports CIDEr 42.0 for large.
 """
 
 import os

@@ -7,9 +7,9 @@ asks about 200 rendered clips in which objects move. `frames=1,sampling=3` shows
 
     python -m mplug_jax.main --config=configs/video_qa.py:base,data=video_qa,root=/data/msrvtt --mode=evaluate --checkpoint=FOLDER
 
-is the paper's setting: 16 frames at 480 px, the most probable of the answers in answers.json. It reads test.jsonl under `root`, a
-line {"video_id", "question", "answer"} for each question, and videos/<video_id>.mp4. The paper reports 21.1 (MSR-VTT) and 37.2
-(MSVD) for the base model; docs/official.md item 19 says why these figures are uncertain.
+is the paper's setting: 16 frames at 480 px, the most probable of the answers in answers.json. It reads test.jsonl under `root`, a line
+{"video_id", "question", "answer"} for each question, and videos/<video_id>.mp4; `tools.prepare_data` msrvtt_qa and msvd_qa write both.
+The paper reports 21.1 (MSR-VTT) and 37.2 (MSVD) for the base model; docs/official.md item 19 says why these figures are uncertain.
 """
 
 import os

@@ -9,8 +9,8 @@ searches among 200 rendered clips in which objects move. `frames=1,sampling=3` s
         --config.tokenizer.path=vocab.txt
 
 is the paper's setting for the 1,000 test clips of MSR-VTT: 12 frames at 224 px, the best 128 candidates re-ranked by the sum of match
-score and similarity. It reads test.jsonl under `root`, a line {"clip_name", "caption"} for each text, and videos/<clip_name>.mp4. The
-paper reports a text-to-video R@1 of 38.1 for large.
+score and similarity. It reads test.jsonl under `root`, a line {"clip_name", "caption"} for each text, and videos/<clip_name>.mp4;
+`tools.prepare_data msrvtt` writes it. The paper reports a text-to-video R@1 of 38.1 for large.
 """
 
 import os

@@ -10,7 +10,8 @@ what the questions alone give away.
 
 is the paper's recipe: 384 px, batch 1,024, 8 epochs on VQA v2 and Visual Genome with OCR words and object labels. It reads
 the official json files under `root` (vqa_train.json, vg_qa.json, vqa_val.json, vqa_test.json, images in coco/ and vg/;
-other names: --config.data.train_files and so on). Hardware: TPU v5e-16 or the like; on less, raise
+other names: --config.data.train_files and so on), which `tools.prepare_data vqa_v2` makes of what VQA v2 and Visual Genome distribute;
+vg=false trains without Visual Genome, data=gqa on GQA. Hardware: TPU v5e-16 or the like; on less, raise
 config.optim.microbatches. The paper reports 79.79 (base) and 81.27 (large) on test-dev, starting from its pre-trained
 weights: convert them with tools.convert_checkpoint and add init=FOLDER behind base.
 
@@ -27,7 +28,7 @@ from mplug_jax import config
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="easy_vqa", root="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(arg, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, blank=False)
   c = config.defaults("vqa", arg.size)
   c.task.update({
       "beams": 1, "min_length": 1, "max_length": 8, "beam_mode": "reference",
@@ -76,10 +77,17 @@ def _vqa_v2(c, arg):
   """The official json files; unlike the official recipe it does not train on the validation split (docs/official.md item 22)."""
   def under_root(name):
     return os.path.join(arg.root, name)
-  _files(c, train_files=(under_root("vqa_train.json"), under_root("vg_qa.json")), val_file=under_root("vqa_val.json"),
+  _files(c, train_files=(under_root("vqa_train.json"), *(under_root("vg_qa.json"),) * arg.vg), val_file=under_root("vqa_val.json"),
          test_file=under_root("vqa_test.json"))
   c.data.update({"vqa_root": under_root("coco"), "vg_root": under_root("vg"), "gqa_root": under_root("gqa"), "label_file": "",
                  "add_ocr": True, "add_objects": True})
+
+
+def _gqa(c, arg):
+  """GQA in the official json format."""
+  train, val, test = (os.path.join(arg.root, f"gqa_{split}.json") for split in ("train", "val", "test"))
+  _files(c, train_files=(train,), val_file=val, test_file=test, max_question=40, max_answers=1)
+  c.data.update({"gqa_root": os.path.join(arg.root, "images"), "label_file": ""})
 
 
 def _jsonl(c, arg):
@@ -87,7 +95,7 @@ def _jsonl(c, arg):
   _files(c, **config.own_files(arg), max_question=32)
 
 
-_DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl}
+_DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "gqa": _gqa}
 
 
 def _paper(c, size):

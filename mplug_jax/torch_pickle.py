@@ -302,18 +302,29 @@ class _Unpickler(pickle.Unpickler):
 
 def _check_memo(data):
   """Python's unpickler allocates a list as long as the largest memo index, up to 64 GiB for one damaged byte."""
-  for opcode, argument, position in pickletools.genops(data):
-    if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:  # picklers count from 0
+  file, name = io.BytesIO(data), ""
+  while name != "STOP":
+    position = file.tell()
+    opcode = pickletools.code2op.get(file.read(1).decode("latin-1"))
+    if opcode is None:
+      raise pickle.UnpicklingError(f"no instruction after {position} bytes")
+    name = opcode.name
+    if name == "STRING":  # a byte string of Python 2, a line of any bytes; pickletools insists on ASCII
+      file.readline()
+      continue
+    argument = opcode.arg.reader(file) if opcode.arg else None
+    if name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:  # picklers count from 0
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 
-def load(data: bytes, path: str, names=None) -> tuple[object, dict[str, int]]:
+def load(data: bytes, path: str, names=None, what: str = "checkpoint") -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
   Args:
     data: the pickle.
     path: its file, for the error.
     names: {qualified name: what stands for it} beside those of PyTorch; nothing in it may act on anything but itself.
+    what: what the file should be, for the error.
 
   Returns:
     (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class or function: number of
@@ -328,7 +339,7 @@ def load(data: bytes, path: str, names=None) -> tuple[object, dict[str, int]]:
     value = unpickler.load()
   except Exception as error:  # instructions of a stranger fail in any way
     problem = f"{type(error).__name__}: {error}".replace("\n", " ")
-    raise ValueError(f"{path}: its pickle cannot be read ({problem}); the file is damaged or no checkpoint.") from error
+    raise ValueError(f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}.") from error
   return value, {name: max(count, 1) for name, count in unpickler.counts.items()}
 
 

@@ -121,7 +121,8 @@ def test_parse_arg():
 @pytest.mark.parametrize("arguments,message", [
     ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
     (["--config=configs/nothing.py"], "The config cannot be read: [Errno 2] No such file or directory: 'configs/nothing.py'."),
-    (["--config=configs/vqa.py:tiny,data=coco"], "The config argument data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl."),
+    (["--config=configs/vqa.py:tiny,data=coco"],
+     "The config argument data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl, gqa."),
     (["--config=configs/vqa.py", "--config.optim.lr=1", "--config.optim.lrr=1"],
      "--config.optim.lrr=1: config.optim has no key 'lrr'; it has accumulate, b1, b2, clip, eps, groups, lr, "),
     (["--config", "configs/vqa.py", "--config.optm.lr", "1"], "--config.optm.lr: config has no key 'optm'; it has batch_size, "),

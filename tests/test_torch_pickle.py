@@ -185,3 +185,12 @@ def test_a_pickle_cannot_change_what_it_names(target, state, tmp_path):
 def test_a_tensor_that_cannot_be_rebuilt_is_named(value, message, tmp_path):
   path = archive(tmp_path / "file", {"model": {"a.w": value, "ok": tensor("0", (3,))}}, {"0": floats(3)})
   refused(lambda: open_tensors(path), str(path), message, "tensor 'a.w'")
+
+
+def test_byte_strings_of_python_2():
+  """Of protocol 0, which Python's own pickletools cannot read when they are not ASCII; what follows them is still checked."""
+  assert torch_pickle.load(b"S'caf\\xc3\\xa9'\np0\n.", "a.p") == ("caf\xc3\xa9", {})
+  assert torch_pickle.load(b"S'a\xe9'\np0\n.", "a.p") == ("a\xe9", {})
+  for data in (b"S'\\xc3'\np99999999999\n.", b"S'\\xc3'\np0\n", b"S'\\xc3'\n\xff."):
+    with pytest.raises(ValueError, match="a.p: its pickle cannot be read .* damaged or no list of refs"):
+      torch_pickle.load(data, "a.p", what="list of refs")

@@ -1,9 +1,19 @@
-"""One's own data, before training: `python -m tools.prepare_data check FILE --task=vqa` reads all of it and says what training would meet.
+"""Data before training.
 
-FILE is an annotation file in any format (.json, .jsonl, .csv, .tsv, .parquet), or a folder with train/, val/ and test/ full of images
-with their captions beside them. Reported are counts, missing and corrupt images, duplicate ids, empty texts, lengths, answers or
-labels, boxes outside their image, and what other files share with this one. Exit status: 0 training can begin, whatever the warnings
-say; 1 it would fail; 2 wrong arguments, or the sheet could not be written.
+    python -m tools.prepare_data vqa_v2 --root=/data/vqa
+
+reads a data set as it is distributed, loose files or the zip files they come in, writes the annotation files that training reads (all of
+them, or none), and prints the commands that read them. docs/data.md says for every NAME which files it expects under --root.
+
+    python -m tools.prepare_data check FILE --task=vqa
+
+reads all of one's own data, or of what was written, and says what training would meet. FILE is an annotation file in any format (.json,
+.jsonl, .csv, .tsv, .parquet), or a folder with train/, val/ and test/ full of images with their captions beside them.
+Reported are counts, missing and corrupt images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image, and
+what other files share with this one.
+
+Exit status: 0 training can begin, whatever the warnings say; 1 it would fail, or nothing was written; 2 wrong arguments, or the sheet
+could not be written.
 """
 
 import argparse
@@ -11,8 +21,9 @@ import importlib
 import os
 import sys
 
-from mplug_jax import data_check
+from mplug_jax import data_check, data_prepare
 from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.data_prepare import referring
 from mplug_jax.models.presets import PRESETS
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
@@ -35,12 +46,29 @@ def _parse(argv):
   check.add_argument("--against", nargs="+", default=[], metavar="FILE", help="other files, that should share no image and no id")
   check.add_argument("--sheet", default="", metavar="FILE.png", help="write a picture of some images with their texts")
   check.add_argument("--limit", type=int, default=0, help="read at most so many records, evenly spaced; 0: all")
+  for name, recipe in data_prepare.RECIPES.items():
+    _add_recipe(commands, name, recipe)
   options = parser.parse_args(argv)
+  if options.command != "check":
+    return options
   if options.limit < 0:
     parser.error(f"--limit={options.limit} must be at least 0.")
   if options.labels and options.task not in ("nlvr2", "snli_ve"):
     parser.error(f"--labels are those of nlvr2 and snli_ve, not of {options.task}.")
   return options
+
+
+def _add_recipe(commands, name, recipe):
+  """The command that prepares the data set `name`."""
+  summary = recipe.__doc__.splitlines()[0]
+  command = commands.add_parser(name, help=summary, description=f"{summary} See docs/data.md.")
+  command.add_argument("--root", required=True, metavar="DIR", help="folder of what was downloaded")
+  command.add_argument("--out", default="", metavar="DIR", help="where to write; default: see docs/data.md, mostly --root")
+  command.add_argument("--overwrite", action="store_true", help="replace files that are there")
+  command.add_argument("--skip_missing", action="store_true", help="leave out what is said of images that are not there")
+  splits = ("", *referring.SPLIT_BY) if recipe is referring.refcoco else ("",)
+  command.add_argument("--split_by", default="", choices=splits, help="of refcoco, refcoco+ and refcocog: whose splits")
+  command.set_defaults(name=name)
 
 
 def _config(options, file, split):
@@ -87,10 +115,21 @@ def check(options):
   return 1 if report.errors else 0
 
 
+def prepare(options):
+  """Runs the command that prepares a data set; returns the exit status."""
+  try:
+    lines = data_prepare.prepare(options)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print("\n".join(lines))
+  return 0
+
+
 def main(argv=None):
   """Returns the exit status."""
   options = _parse(argv)
-  return {"check": check}[options.command](options)
+  return (check if options.command == "check" else prepare)(options)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import os
 import numpy as np
 
 from mplug_jax.data import (
-    image_reader, json_records, packed, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops, token_rows)
+    archives, image_reader, json_records, packed, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops,
+    token_rows)
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
@@ -178,8 +179,15 @@ def _read(data, split, key, rename=lambda names: names):
 
 
 def _nlvr2(data, split):
-  def rename(names):  # all training images lie in one folder
-    return [f"train/{os.path.basename(name)}" for name in names] if "train" in names[0] else names
+  there = None  # whether training images are where they are said to be; the first one answers for all
+
+  def rename(names):  # the official code reads all training images from one folder, whatever the names say
+    nonlocal there
+    if "train" not in names[0]:
+      return names
+    if there is None:
+      there = archives.is_file(os.path.join(data.image_root or "", names[0]))
+    return names if there else [f"train/{os.path.basename(name)}" for name in names]
   return _read(data, split, "images", rename)
 
 

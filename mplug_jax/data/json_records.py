@@ -105,10 +105,8 @@ def entries(path, fields) -> Iterator[tuple[dict, str]]:
   """
   kind = tables.kind(path)
   if kind == "jsonl":
-    for number, line in enumerate(tables.lines(path), 1):
-      if line.strip():
-        where = f"{path}, line {number}"
-        yield fields.rename(_parse_line(line, path, number), where), where
+    for value, where in lines(path):
+      yield fields.rename(value, where), where
   elif kind == "json":
     values = read_json(path)
     if not isinstance(values, list):
@@ -122,6 +120,13 @@ def entries(path, fields) -> Iterator[tuple[dict, str]]:
     for row, where in rows:
       entry = fields.rename(row, where, table=True)
       yield entry if kind == "parquet" else entry | {key: _number(entry[key]) for key in _NUMBERS if key in entry}, where
+
+
+def lines(path) -> Iterator[tuple[object, str]]:
+  """The json value on every line that is not blank, and where it stands. Raises ValueError: not UTF-8, or not JSON."""
+  for number, line in enumerate(tables.lines(path), 1):
+    if line.strip():
+      yield _parse_line(line, path, number), f"{path}, line {number}"
 
 
 def _number(value):

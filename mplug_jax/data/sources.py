@@ -45,7 +45,7 @@ def get(data, split: str):
     data: config.data, a mapping with `name` and the keys of that source:
       easy_vqa: val_every (0 = no validation split; n = images of the training set whose number
         divides by n are split "val" and no longer in "train").
-      vqa_v2: train_files (list), val_file, test_file in the official json format, label_file
+      vqa_v2, gqa: train_files (list), val_file, test_file in the official json format, label_file
         (soft labels of val_file, optional), vqa_root, vg_root, gqa_root (folders of images, each
         needed only if the files name that dataset, docs/official.md item 21), questions_per_image.
         All sources of files: fields, see `json_records.Fields`.
@@ -66,7 +66,7 @@ def get(data, split: str):
     FileNotFoundError: a file, one of the first images or the package is missing.
   """
   builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes, "clips": _clips,
-              "video_qa": _video_qa}
+              "video_qa": _video_qa, "gqa": _vqa_v2}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):

@@ -12,6 +12,8 @@ import pathlib
 import zlib
 from collections.abc import Iterator
 
+from mplug_jax.data import archives
+
 # In the order in which a config looks for files.
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -26,9 +28,13 @@ def kind(path) -> str:
 
 @contextlib.contextmanager
 def open_binary(path):
-  """The bytes of a file, unpacked if its name ends with ".gz". Raises ValueError when a block meets damaged gzip data."""
+  """The bytes of a file, unpacked if its name ends with ".gz"; it may lie in an archive, see archives.py.
+
+  Raises ValueError when a block meets damaged gzip data, else as archives.open_bytes.
+  """
+  unpack = gzip.open if str(path).lower().endswith(".gz") else open
   try:
-    with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb") as file:
+    with archives.local_file(path) as local, unpack(local, "rb") as file:
       yield file
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise ValueError(f"{path} is not a complete gzip file ({str(error).rstrip('.')}); write it anew.") from None
