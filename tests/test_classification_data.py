@@ -273,7 +273,7 @@ def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held
     for text, label in scene_statements.hypotheses(rng, left, 4):
       assert judged_hypothesis(text, left) == label, text
       labels[label, "relation" if len(text.split()) > 5 else "colour"] += 1
-  assert min(labels.values()) > 10 and len(labels) == 2 * 2 + 3 * 2
+  assert min(labels.values()) > 5 and len(labels) == 2 * 2 + 3 * 2, labels
 
 
 # ---- text assignment

@@ -1,4 +1,4 @@
-"""Further statements about the scenes that a record of scene_pairs.py shows, for training: half of them like the records', half easier.
+"""Further statements about the scenes that a record of scene_pairs.py shows, for training: some like the records', most of them easier.
 
 Encoding an image costs more than another sentence about it. The easier ones, about single objects, are there to be learnt first:
 from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere. And
@@ -38,7 +38,7 @@ def pair_statements(rng, left, right, count):
     texts = make(rng, left, right)
     return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
 
-  return _collect(rng, [functools.partial(both, make) for make in (_like_the_records, _shown)], count)
+  return _collect(rng, [functools.partial(both, make) for make in (_like_the_records, _shown, _shown)], count)
 
 
 def _like_the_records(rng, left, right):
