@@ -31,7 +31,8 @@ from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
 _NEW = ("(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*", "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*")
-_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder", "shards": "shards", "tfds": "tfds"}  # what configs/retrieval.py calls it
+# What configs/retrieval.py calls it.
+_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder", "shards": "shards", "tfds": "tfds"}
 
 
 def get_config(arg=""):

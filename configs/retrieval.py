@@ -19,7 +19,8 @@ the fusion encoder's keys and values of eval.batch_size images (10.6 MB each for
     python -m mplug_jax.main --config=configs/retrieval.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list, optionally "image_id"} for
-each image. Other formats, data=jsonl:FILE, other keys, archives, data=folder, data=shards:PATTERN and data=tfds:NAME: as in configs/caption.py.
+each image. Other formats, data=jsonl:FILE, other keys, archives, data=folder, data=shards:PATTERN and data=tfds:NAME: as in
+configs/caption.py.
 """
 
 import os

@@ -100,8 +100,8 @@ def own_files(arg):
 def own_shards(arg):
   """The fields of config.data for data=shards:PATTERN: train on what PATTERN names; if "train" is in it, val and test are called alike."""
   head, train, tail = arg.file.rpartition("train")
-  return {"train_files": (arg.file,) if arg.file else (), **{f"{split}_file": head + split + tail if train else "" for split in ("val", "test")},
-          "image_root": arg.root}
+  val, test = (head + split + tail if train else "" for split in ("val", "test"))
+  return {"train_files": (arg.file,) if arg.file else (), "val_file": val, "test_file": test, "image_root": arg.root}
 
 
 def own_tfds(arg):

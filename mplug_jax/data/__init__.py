@@ -27,7 +27,8 @@ def get_source(config, split):
 def check_splits(data):
   """Refuses to train on the file of another split, or to validate on the file of the test, unless data.allow_overlap says so.
 
-  Links count as what they lead to, and patterns of shards as all they name. A file in which every image says its split, dataset_coco.json, may serve for all.
+  Links count as what they lead to, and patterns of shards as all they name. A file in which every image says its split,
+  dataset_coco.json, may serve for all.
 
   Raises:
     ValueError: names the two keys of config.data and the file.

@@ -17,6 +17,7 @@ its package reads it.
 
 import bisect
 from concurrent.futures import ThreadPoolExecutor
+import itertools
 import json
 import re
 
@@ -47,16 +48,17 @@ class ShardImages:
 
   Args:
     parts: one TarPairs or ArrayRecordPairs for each shard.
+    left_out: sentences on what the shards hold beside their pairs.
   """
 
-  def __init__(self, parts):
-    self.parts = list(parts)
+  def __init__(self, parts, left_out=()):
+    self.parts, self.left_out = list(parts), tuple(left_out)
     self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
 
   def __len__(self):
     return self._ends[-1]
 
-  def _place(self, index):
+  def place(self, index):
     """Number of an image -> (its shard, its number there)."""
     if not 0 <= index < len(self):
       raise IndexError(f"pair {index} is not among the {len(self)} of the shards")
@@ -64,7 +66,7 @@ class ShardImages:
     return self.parts[number], int(index) - (self._ends[number - 1] if number else 0)
 
   def __getitem__(self, index):
-    part, number = self._place(index)
+    part, number = self.place(index)
     try:
       key, image, caption = part.read(number)
     except ImageError as error:
@@ -72,7 +74,7 @@ class ShardImages:
     return {"image": image, "image_id": f"{part.path}/{key}", "captions": [caption.lower()]}
 
   def captions(self, index):
-    part, number = self._place(index)
+    part, number = self.place(index)
     try:
       return [part.text(number).lower()]
     except ImageError:
@@ -187,35 +189,34 @@ def load(patterns, strict=False) -> ShardImages:
     FileNotFoundError: nothing matches, or a file does not exist. OSError: one cannot be read.
     ValueError: one is no shard, there is no pair in any, or, if strict, something was left out.
   """
+  for pattern in patterns:
+    if _is_array_record(pattern) and storage.is_remote(pattern) and not pattern.startswith("gs://"):
+      raise ValueError(f"{pattern}: ArrayRecord files are read from a disk or gs:// only; copy or mount them.")
   paths = [path for pattern in patterns for path in storage.expand(pattern)]
-  for path in paths:
-    if not is_pattern(path):
-      raise ValueError(f"{path} is no shard: their names end with .tar or .array_record.")
-    if _is_array_record(path) and storage.is_remote(path) and not path.startswith("gs://"):
-      raise ValueError(f"{path}: ArrayRecord files are read from a disk or gs:// only; copy or mount it.")
+  if other := next(itertools.filterfalse(is_pattern, paths), None):
+    raise ValueError(f"{other} is no shard: their names end with .tar or .array_record.")
   indices = tar_index.load([path for path in paths if not _is_array_record(path)])
   parts = {index.path: TarPairs(index) for index in indices}
   with ThreadPoolExecutor(_THREADS) as pool:
     others = [path for path in dict.fromkeys(paths) if _is_array_record(path)]
     parts |= zip(others, pool.map(ArrayRecordPairs, others))
-  source = ShardImages(parts[path] for path in paths)
-  left_out = problems(indices)
-  if left_out and strict:
-    raise ValueError(f"{left_out[0]} config.data.strict=True allows no such thing.")
-  for sentence in left_out:
+  source = ShardImages((parts[path] for path in paths), _left_out(indices))
+  if source.left_out and strict:
+    raise ValueError(f"{source.left_out[0]} config.data.strict=True allows no such thing.")
+  for sentence in source.left_out:
     logging.warning("%s", sentence)
   if not len(source):
-    raise ValueError(f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, .webp) beside KEY.txt or "
-                     f"KEY.json.{' ' * bool(left_out)}{' '.join(left_out)}")
+    raise ValueError(" ".join((f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, .webp) beside "
+                               "KEY.txt or KEY.json.", *source.left_out)))
   logging.info("%s: %d pairs in %d shards.", ", ".join(patterns), len(source), len(paths))
   return source
 
 
-def problems(indices) -> list[str]:
+def _left_out(indices):
   """What a list of TarIndex says of members that are no pairs, as sentences."""
   found = [index.damage for index in indices if index.damage]
   for what in (tar_index.NO_IMAGE, tar_index.NO_TEXT):
     if count := sum(index.skipped.get(what, 0) for index in indices):
       index = next(index for index in indices if what in index.named)
-      found.append(f"{count} keys have {what} beside them and are left out, the first {index.path}/{index.named[what][0]}.")
+      found.append(f"Keys without {what}: {count} left out, the first {index.path}/{index.named[what][0]}.")
   return found

@@ -24,7 +24,7 @@ from mplug_jax.data import archives, storage
 
 # Offsets and sizes of the data in the tar; the end of the key in `keys`; whether the text is that of a .json.
 PAIR = np.dtype([("image", "<u8"), ("text", "<u8"), ("image_size", "<u4"), ("text_size", "<u4"), ("key_end", "<u4"), ("is_json", "?")])
-NO_IMAGE, NO_TEXT = "no image", "no text"
+NO_IMAGE, NO_TEXT = "an image", "a text"
 
 _VERSION = 1  # of the files that are kept
 _BLOCK = 512
@@ -41,7 +41,7 @@ class TarIndex:
 
   Attributes:
     pairs: PAIR[N]. keys: their keys, one behind the other.
-    skipped: {NO_IMAGE or NO_TEXT: number of keys}. named: {the same: a few of those keys}.
+    skipped: {NO_IMAGE or NO_TEXT: number of keys without it}. named: {the same: a few of those keys}.
     damage: "" or, of a tar that cannot be read to its end, the sentence that says so; `pairs` are those before.
   """
   path: str
