@@ -124,6 +124,7 @@ def images(data, split):
       shards: train_files, val_file, test_file name shards, see shards.py; strict. Any of them may also be a file of jsonl, and what source
         jsonl names may be shards, but the files of one split are all the same.
       folder: image_root with folders train, val and test, see folder.py.
+      tfds: builder, data_dir, splits; see tfds_source.py.
       clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file, test_file: lists of {"videoID", "enCap":
         captions}; msrvtt: a line {"clip_name", "caption"} for each text; both: image_root, video_suffix. Their "images" are clips, see
         data.frames.
@@ -135,7 +136,7 @@ def images(data, split):
     FileNotFoundError: a file or one of the first images is missing.
   """
   builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "shards": _jsonl, "clips": _clips,
-              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder}
+              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder, "tfds": _tfds}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}.")
   if split not in _SPLITS:
@@ -280,6 +281,11 @@ def _folder(data, split):
   for name, captions, where in folder.images(data["image_root"], split):
     records.add(name, name, captions, where)
   return records.source()
+
+
+def _tfds(data, split):
+  from mplug_jax.data import tfds_source
+  return tfds_source.Captions(data, split)
 
 
 class _Records:
