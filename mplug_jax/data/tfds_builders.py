@@ -16,7 +16,7 @@ from mplug_jax.data import archives, caption, grounding_sources, image_ops, sour
 _TEXT, _SEQUENCE = tfds.features.Text, tfds.features.Sequence
 
 
-class _Records(tfds.core.GeneratorBasedBuilder):
+class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the builders share.
 
   Args:
@@ -80,7 +80,8 @@ class MplugBoxes(_Records):
                         for number, found in enumerate(record["expressions"])]}
 
 
-_TASKS = {"caption": (MplugCaptions, caption.images), "vqa": (MplugQuestions, sources.get), "grounding": (MplugBoxes, grounding_sources.get)}
+_TASKS = {"caption": (MplugCaptions, caption.images), "vqa": (MplugQuestions, sources.get),
+          "grounding": (MplugBoxes, grounding_sources.get)}
 TASKS = tuple(_TASKS)
 
 

@@ -59,20 +59,19 @@ class _Split:
     self.name, self.split = builder.info.full_name, _split_name(data, split, builder)
     self._records = builder.as_data_source(self.split, file_format="array_record", deserialize_method=decode.DeserializeMethod.RAW_BYTES)
     self._paths = self._find_fields(builder.info.features, data, required, optional)
-    parts = {key: decode.PartialDecoding(_nested(path)).extract_features(builder.info.features) for key, path in self._paths.items()}
-    image = _at(builder.info.features, self._paths["image"])
-    skip = _nested(self._paths["image"], decode.SkipDecoding()) if isinstance(image, features.Image) else None
-    self._features = {key: (part, skip if key == "image" else None) for key, part in parts.items()}
+    image = _find(builder.info.features, self._paths["image"])
+    if not isinstance(image, features.Image):
+      raise ValueError(f"{self.name}: {self._paths['image']} is no Image but a {type(image).__name__}.")
 
   def _find_fields(self, features, data, required, optional):
-    """{our key: path as a tuple of names} of the fields that are there."""
+    """{our key: path} of the fields that are there."""
     fields = json_records.Fields({"fields": data["fields"] or "", "name": "tfds"}, required, ("image", *optional))
     defaults, found = FIELDS.get(self.name.split("/")[0], {}), {}
     for key in fields.known:
       named = fields.theirs(key)
       path = named if named != key else defaults.get(key, key)
-      if (names := _find(features, path)) is not None:
-        found[key] = names
+      if _find(features, path) is not None:
+        found[key] = path
       elif key in required or named != key:
         known = list(_paths(features))
         raise ValueError(f"{self.name} has no field {path!r} for our {key}; it has {', '.join(known[:_LISTED])}"
@@ -82,16 +81,28 @@ class _Split:
   def __len__(self):
     return len(self._records)
 
-  def has(self, key):
-    return key in self._paths
+  def read(self, index, *keys):
+    """{our key: list of the values} of those fields of a record that exist; of a sequence in a sequence, a list of lists.
 
-  def read(self, index, keys):
-    """{our key: value} of the fields of a record that exist; texts are bytes, sequences arrays or lists."""
-    raw = self._records[index]
+    The record is a tf.train.Example, in which a sequence is a list, and one in another a list with the lengths of its parts.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    from google.protobuf import message
+    from tensorflow_datasets.proto import tf_example_pb2
+    try:
+      there = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+    except (RuntimeError, message.DecodeError) as error:
+      raise ValueError(f"Record {index} of {self.name}, split {self.split}, is damaged ({str(error).splitlines()[0].rstrip('.')}).") from None
     found = {}
-    for key in filter(self.has, keys):
-      features, decoders = self._features[key]
-      found[key] = _at(features.deserialize_example_np(raw, decoders=decoders), self._paths[key])
+    for key in filter(self._paths.get, keys):
+      path = self._paths[key]
+      if path in there:
+        found[key] = _values(there[path])
+      elif f"{path}/ragged_flat_values" in there:
+        values = iter(_values(there[f"{path}/ragged_flat_values"]))
+        found[key] = [list(itertools.islice(values, length)) for length in _values(there[f"{path}/ragged_row_lengths_0"])]
     return found
 
 
@@ -116,7 +127,9 @@ def _builder(data):
 
 def _split_name(data, split, builder):
   """The split of a set that serves as ours, checked."""
-  named = dict(zip(("train", "val", "test"), data["splits"], strict=True))[split]
+  if len(data["splits"]) != 3:
+    raise ValueError(f"config.data.splits={data['splits']!r} must name three splits, those to train, validate and test on.")
+  named = dict(zip(("train", "val", "test"), data["splits"]))[split]
   if named == split:
     named = next((name for name in _ALIASES.get(split, ()) if name in builder.info.splits), named)
   try:
@@ -134,16 +147,12 @@ def _inner(feature):
 
 
 def _find(features, path):
-  """A path as it is written, "captions/text" or "image/id" -> its names ("captions", "text") or ("image/id",); None: no such field."""
-  inside = _inner(features)
-  if inside is None:
-    return None
-  for name in inside:
-    if name == path:
-      return (name,)
-    if path.startswith(f"{name}/") and (rest := _find(inside[name], path[len(name) + 1:])) is not None:
-      return (name, *rest)
-  return None
+  """The feature at a path, whose names may themselves be written with "/", as image/id is; None if there is none."""
+  inside = _inner(features) or {}
+  if path in inside:
+    return inside[path]
+  return next((found for name in inside if path.startswith(f"{name}/")
+               and (found := _find(inside[name], path[len(name) + 1:])) is not None), None)
 
 
 def _paths(features):
@@ -155,61 +164,48 @@ def _paths(features):
       yield from (f"{name}/{rest}" for rest in _paths(feature))
 
 
-def _nested(names, value=True):
-  """("a", "b") -> {"a": {"b": value}}."""
-  for name in reversed(names):
-    value = {name: value}
-  return value
+def _values(feature):
+  """A tf.train.Feature -> list."""
+  return list(getattr(feature, feature.WhichOneof("kind") or "bytes_list").value)
 
 
-def _at(features, names):
-  """The feature, or the value, at a path."""
-  for name in names:
-    features = (_inner(features) or features)[name]
-  return features
-
-
-def _text(value, where):
-  """A text of a record as a string. Raises ValueError."""
-  value = value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value
+def _texts(values, where):
+  """Values of a field -> list of strings. Raises ValueError."""
   try:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values]
   except UnicodeDecodeError:
     raise ValueError(f"{where}: a text is not UTF-8.") from None
-
-
-def _texts(value, where):
-  """One text or a sequence of them -> list of strings."""
-  return [_text(value, where)] if isinstance(value, bytes | str) or np.ndim(value) == 0 else [_text(part, where) for part in value]
 
 
 class _Source:
   """Records {"image", "image_id", what a subclass adds}, of whole examples or, if `each`, of every entry of them alone."""
 
   def __init__(self, split, each=False):
-    self._split, self._example, self._entry = split, None, None
+    self._split, self._record, self._entry = split, None, None
     if each:
-      counts = np.array([len(self._entries(index)) for index in range(len(split))], np.int64)
-      self._example = np.repeat(np.arange(len(split)), counts)
-      self._entry = np.arange(len(self._example)) - np.repeat(np.cumsum(counts) - counts, counts)
+      counts = np.array([len(self._entries(number)) for number in range(len(split))], np.int64)
+      self._record = np.repeat(np.arange(len(split)), counts)
+      self._entry = np.arange(len(self._record)) - np.repeat(np.cumsum(counts) - counts, counts)
 
   def __len__(self):
-    return len(self._split) if self._example is None else len(self._example)
+    return len(self._split if self._record is None else self._record)
+
+  def _number(self, index):
+    return int(index if self._record is None else self._record[index])
 
   def _where(self, number):
     return f"{self._split.name}, split {self._split.split}, record {number}"
 
   def _entries_of(self, index):
     """The entries of a record."""
-    if self._example is None:
-      return self._entries(int(index))
-    return [self._entries(int(self._example[index]))[self._entry[index]]]
+    entries = self._entries(self._number(index))
+    return entries if self._record is None else [entries[self._entry[index]]]
 
   def _image(self, index):
-    number = int(index if self._example is None else self._example[index])
-    found = self._split.read(number, ("image", "image_id"))
-    return {"image": found["image"], "image_id": _text(found["image_id"], self._where(number)) if "image_id" in found else
-            f"{self._split.name}/{self._split.split}/{number}"}
+    number = self._number(index)
+    found = self._split.read(number, "image", "image_id")
+    ids = _texts(found.get("image_id", ()), self._where(number)) or [f"{self._split.name}/{self._split.split}/{number}"]
+    return {"image": found["image"][0], "image_id": ids[0]}
 
 
 class Captions(_Source):
@@ -222,7 +218,7 @@ class Captions(_Source):
     return self._image(index) | {"captions": self.captions(index)}
 
   def _entries(self, number):
-    return [text.lower() for text in _texts(self._split.read(number, ("caption",)).get("caption", ()), self._where(number))]
+    return [text.lower() for text in _texts(self._split.read(number, "caption").get("caption", ()), self._where(number))]
 
   def captions(self, index):
     return self._entries_of(index)
@@ -249,11 +245,11 @@ class Questions(_Source):
     return self._entries_of(index)
 
   def _entries(self, number):
-    where, found = self._where(number), {}
-    read = self._split.read(number, ("question", "answer", "question_id"))
-    columns = [_texts(read[key], where) if key in read else [] for key in ("question_id", "question", "answer")]
-    for row, (number_, text, answer) in enumerate(itertools.zip_longest(*columns)):
-      key = f"{number}-{row}" if number_ is None else number_
+    read = self._split.read(number, "question_id", "question", "answer")
+    columns = (_texts(read.get(key, ()), self._where(number)) for key in ("question_id", "question", "answer"))
+    found = {}
+    for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
+      key = f"{number}-{row}" if key is None else key
       question = found.setdefault(key, {"question_id": key, "question": text, "answers": [], "weights": None, "ocr": "", "objects": "",
                                         "dataset": "tfds"})
       question["answers"] += [answer] if answer else []
@@ -264,8 +260,8 @@ class Expressions(_Source):
   """A source of referring expressions, see grounding_sources.py. An empty box means that it is not known."""
 
   def __init__(self, data, split):
-    keys = ("image", "text", "box") if split == "train" else ("image", "text")
     self._training = split == "train"
+    keys = ("image", "text", "box") if self._training else ("image", "text")
     super().__init__(_Split(data, split, keys, ("box", "id", "image_id")), each=data["expressions_per_image"] == 1)
 
   def __getitem__(self, index):
@@ -276,25 +272,24 @@ class Expressions(_Source):
 
   def _entries(self, number):
     where, found = self._where(number), []
-    read = self._split.read(number, ("image", "text", "box", "id"))
-    size = _size(read["image"], where)
-    texts = [read["text"]] if np.ndim(read.get("box", ((),))) == 1 else read["text"]
-    boxes = np.reshape(read["box"], (-1, 4)) if "box" in read else [None] * len(texts)
-    ids = read.get("id")
-    for i, (said, box) in enumerate(zip(texts, boxes, strict=True)):
-      box = None if box is None else _corners(box, *size)
+    read = self._split.read(number, "image", "text", "box", "id")
+    size, texts = _size(read["image"][0]), read["text"]
+    shares = np.reshape(read["box"], (-1, 4)) if "box" in read else np.zeros((len(texts), 4))
+    if len(shares) != len(texts):
+      raise ValueError(f"{where} has {len(shares)} boxes and {len(texts)} texts.")
+    for row, said in enumerate(texts):
+      box = _corners(shares[row], *size)
       if box is None and self._training:
-        raise ValueError(f"{where}: object {i} has an empty box; a training expression needs one.")
-      said = _texts(said, where)
-      numbers = [f"{number}-{i}-{j}" for j in range(len(said))] if ids is None else _texts(ids if np.ndim(ids) == 0 else ids[i], where)
-      found += [{"id": key, "text": text, "box": box} for key, text in zip(numbers, said)]
+        raise ValueError(f"{where}: box {row} is empty; a training expression needs one.")
+      said = _texts(said if isinstance(said, list) else [said], where)
+      ids = read["id"][row] if "id" in read else [f"{number}-{row}-{i}" for i in range(len(said))]
+      ids = _texts(ids if isinstance(ids, list) else [ids], where)
+      found += [{"id": key, "text": text, "box": box} for key, text in zip(ids, said)]
     return found
 
 
-def _size(image, where):
-  """(width, height) of an encoded image, by its header, or of an array. One that cannot be read is left to the reader of images."""
-  if isinstance(image, np.ndarray):
-    return image.shape[1], image.shape[0]
+def _size(image):
+  """(width, height) of an encoded image, by its header. One that cannot be read is left to the reader of images."""
   try:
     with Image.open(io.BytesIO(image)) as opened:
       return opened.size
@@ -304,5 +299,5 @@ def _size(image, where):
 
 def _corners(box, width, height):
   """BBoxFeature (top, left, bottom, right) as shares -> (x1, y1, x2, y2) in pixels; None if it is empty."""
-  top, left, bottom, right = (float(x) for x in box)
+  top, left, bottom, right = map(float, box)
   return (left * width, top * height, right * width, bottom * height) if bottom > top and right > left else None
