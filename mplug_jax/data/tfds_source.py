@@ -73,7 +73,7 @@ class _Split:
       if _find(features, path) is not None:
         found[key] = path
       elif key in required or named != key:
-        known = list(_paths(features))
+        known = sorted(_paths(features))
         raise ValueError(f"{self.name} has no field {path!r} for our {key}; it has {', '.join(known[:_LISTED])}"
                          f"{' ...' * (len(known) > _LISTED)}; name it with --config.data.fields={key}=...")
     return found
@@ -94,7 +94,8 @@ class _Split:
     try:
       there = tf_example_pb2.Example.FromString(self._records[index]).features.feature
     except (RuntimeError, message.DecodeError) as error:
-      raise ValueError(f"Record {index} of {self.name}, split {self.split}, is damaged ({str(error).splitlines()[0].rstrip('.')}).") from None
+      what = str(error).splitlines()[0].rstrip(".")
+      raise ValueError(f"Record {index} of {self.name}, split {self.split}, is damaged ({what}).") from None
     found = {}
     for key in filter(self._paths.get, keys):
       path = self._paths[key]
