@@ -16,7 +16,7 @@ from shard_files import caption, numbered, pair, picture, tar_bytes
 import tiny_run
 import vqa_files
 
-from mplug_jax import config as config_lib, data, train
+from mplug_jax import config as config_lib, data, data_check, train
 from mplug_jax.data import (
     caption as captions, image_ops, image_reader, mixture, pipeline, retrieval, shards, storage, tar_index, tokenizer as tokenizers)
 from tools import prepare_data
@@ -118,6 +118,15 @@ def test_pairs_that_cannot_be_used_are_counted_by_the_reader(tmp_path):
               "its caption is empty.", "its caption is no text.", "no json object with a caption.")
   for index, message in enumerate(messages, 1):
     tiny_run.refused(lambda index=index: strict(source[index]["image"], source[index]["image_id"]), message)
+
+
+def test_the_check_of_a_config_opens_the_images_of_shards(tmp_path):
+  members = numbered(range(4)) | {"00001": pair(1, jpg=b"no image"), "00002": pair(2, txt=b" ")}
+  (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+  report = data_check.check(config("caption", f"data=shards:{tmp_path}/x.tar"))
+  assert (report.records, report.images, report.missing) == (4, 4, []) and len(report.samples) == 2
+  assert report.corrupt == [f"Image of record {tmp_path}/x.tar/00001 cannot be read: not an image of a known format.",
+                            f"Pair 00002 of {tmp_path}/x.tar cannot be used: its caption is empty."]
 
 
 # ---- indices
