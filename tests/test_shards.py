@@ -70,10 +70,10 @@ def test_pairs_come_as_they_were_written(pattern, records, tmp_path):
   assert tars[8]["image_id"] == f"{tmp_path}/pairs/00002.tar/00008"
   assert converted[8]["image_id"] == f"{tmp_path}/records/pairs-00002-of-00003.array_record/00002/00008"
   assert len({source[i]["image_id"] for source in (tars, converted) for i in range(11)}) == 22
-  both = shards.load([records, f"{tmp_path}/pairs/*1.tar"])
-  assert content(both) == expected(11) + expected(8)[1:] and both.counts().tolist() == [1] * 18
-  for index in (-1, 18):
-    with pytest.raises(IndexError, match="not among the 18"):
+  both = shards.load([records, *[f"{tmp_path}/pairs/*1.tar"] * 2])
+  assert content(both) == expected(11) + expected(8)[1:] * 2 and both.counts().tolist() == [1] * 25
+  for index in (-1, 25):
+    with pytest.raises(IndexError, match="not among the 25"):
       both[index]
 
 

@@ -200,8 +200,8 @@ def test_our_own_files_become_sets(own):
                           ("grounding", "mplug_boxes", grounding_sources.get)):
     ours, theirs = (get(config(task, f"data={arg}").data, "train") for arg in (f"jsonl:{own}/train.jsonl", f"tfds:{name},root={own}/tfds"))
     assert len(ours) == len(theirs) == (4 if task == "caption" else 5)
-    by_id[task] = [sorted((record | {"image": ""} for record in map(source.__getitem__, range(len(source)))), key=str)
-                   for source in (ours, theirs)]
+    keys = "image_id", theirs.NAME
+    by_id[task] = [sorted(({key: source[i][key] for key in keys} for i in range(len(source))), key=str) for source in (ours, theirs)]
     assert theirs[0]["image"] in [shard_files.picture(i) for i in range(4)]
   for record in itertools.chain(*by_id["vqa"]):
     for question in record["questions"]:

@@ -195,11 +195,12 @@ def load(patterns, strict=False) -> ShardImages:
   paths = [path for pattern in patterns for path in storage.expand(pattern)]
   if other := next(itertools.filterfalse(is_pattern, paths), None):
     raise ValueError(f"{other} is no shard: their names end with .tar or .array_record.")
-  indices = tar_index.load([path for path in paths if not _is_array_record(path)])
+  different = dict.fromkeys(paths)
+  indices = tar_index.load([path for path in different if not _is_array_record(path)])
   parts = {index.path: TarPairs(index) for index in indices}
   with ThreadPoolExecutor(_THREADS) as pool:
-    others = [path for path in dict.fromkeys(paths) if _is_array_record(path)]
-    parts |= zip(others, pool.map(ArrayRecordPairs, others))
+    records = list(filter(_is_array_record, different))
+    parts |= zip(records, pool.map(ArrayRecordPairs, records))
   source = ShardImages((parts[path] for path in paths), _left_out(indices))
   if source.left_out and strict:
     raise ValueError(f"{source.left_out[0]} config.data.strict=True allows no such thing.")

@@ -60,7 +60,7 @@ class TarIndex:
 
 
 def load(paths) -> list[TarIndex]:
-  """The indices of several files, read or made by threads.
+  """The indices of several files, each named once, read or made by threads.
 
   Raises:
     FileNotFoundError: there is no such file. ValueError: it is compressed, or no tar at all. OSError: it cannot be read.
@@ -75,12 +75,12 @@ def _load(path):
   with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, of another tar, or not whole
     with np.load(kept, allow_pickle=False) as found:
       about = json.loads(found["about"].tobytes())
-      if about.pop("stamp") == [_VERSION, path, stamp]:
+      if about.pop("stamp") == [_VERSION, stamp]:
         return TarIndex(path, found["pairs"].astype(PAIR, copy=False), found["keys"].tobytes(), **about)
   index = _make(path, size)
   with contextlib.suppress(OSError):  # no place to keep it: it is made anew each time
     os.makedirs(os.path.dirname(kept), exist_ok=True)
-    about = {"stamp": [_VERSION, path, stamp], "skipped": index.skipped, "named": index.named, "damage": index.damage}
+    about = {"stamp": [_VERSION, stamp], "skipped": index.skipped, "named": index.named, "damage": index.damage}
     with files.open_atomic(kept) as file:
       np.savez(file, pairs=index.pairs, keys=np.frombuffer(index.keys, np.uint8), about=np.frombuffer(json.dumps(about).encode(), np.uint8))
   return index
