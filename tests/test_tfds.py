@@ -133,7 +133,7 @@ def test_coco_captions(coco, name):
 
 
 def test_ref_coco(ref_coco):
-  c = config("grounding", f"data=tfds:ref_coco/refcoco_unc,root={ref_coco}", data__splits=("train", "val", "testA"))
+  c = config("grounding", f"data=tfds:ref_coco/refcoco_unc,root={ref_coco},test=testA")
   source = grounding_sources.get(c.data, "train")
   found = sorted(((record["image_id"], *record["expressions"]) for record in map(source.__getitem__, range(len(source)))), key=str)
   assert [(number, entry["text"], entry["id"]) for number, entry in found] == [
