@@ -20,6 +20,8 @@ setup(
         "ml_collections>=1.0",
         "clu>=0.0.12",
         "grain>=0.2.12",
+        "fsspec",
+        "msgpack>=1.0",
         "numpy>=2.0",
         "tokenizers>=0.21",
         "easy-vqa>=1.0",

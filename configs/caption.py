@@ -27,6 +27,8 @@ reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "capt
 each image, or train.json, .csv, .tsv or .parquet; data=jsonl:/my/data/train.csv is the same. Keys that are called otherwise:
 --config.data.fields=caption=text. A name of an image may lead into an archive, as photos.zip/a.jpg. data=folder,root=/my/images needs
 no such file: it reads the images under train/, val/ and test/, and the captions of a.jpg from a.txt, one a line.
+data=shards:/data/train-*.tar reads shards of image-text pairs, data=tfds:coco_captions,root=DATA_DIR a prepared set of TensorFlow
+Datasets: docs/shards.md.
 """
 
 import os
@@ -86,7 +88,16 @@ def _folder(c, arg):
   _files(c, image_root=arg.root)
 
 
-_DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "folder": _folder}
+def _shards(c, arg):
+  _files(c, **config.own_shards(arg))
+  c.tokenizer.records = 20_000
+
+
+def _tfds(c, arg):
+  _files(c, **config.own_tfds(arg))
+
+
+_DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "folder": _folder, "shards": _shards, "tfds": _tfds}
 
 
 def _paper(c):

@@ -26,7 +26,8 @@ with tools.convert_checkpoint and add init=FOLDER. Hardware: TPU v5e-16 or the l
 reads train.jsonl and val.jsonl under `root`, a line {"image", "text", "box": [x1, y1, x2, y2]} in pixels for each phrase (other
 formats, data=jsonl:FILE, other keys and archives: as in configs/vqa.py);
 data=refcoco reads train.json, val.json and, with test=testA, testA.json (default test.json), lists of {"image", "bbox": [x, y, width,
-height], "sentences": [...]}, which `tools.prepare_data refcoco` makes of the files of the REFER tool.
+height], "sentences": [...]}, which `tools.prepare_data refcoco` makes of the files of the REFER tool;
+data=tfds:ref_coco/refcoco_unc,root=DATA_DIR,test=testA reads a prepared set of TensorFlow Datasets: docs/shards.md.
 """
 
 import os
@@ -103,7 +104,14 @@ def _refcoco(c, arg):
                  "test_file": under_root(f"{arg.test or 'test'}.json"), "image_root": under_root("")})
 
 
-_DATA = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco}
+def _tfds(c, arg):
+  """A prepared set of TensorFlow Datasets; RefCOCO and RefCOCO+ have the splits testA and testB."""
+  _files(c, arg)
+  train, val, test = config.own_tfds(arg)["splits"]
+  c.data.update({**config.own_tfds(arg), "splits": (train, val, arg.test or test)})
+
+
+_DATA = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco, "tfds": _tfds}
 
 
 def _paper(c, size):

@@ -17,6 +17,12 @@ coco_test.json as for retrieval; `tools.prepare_data` coco_captions, visual_geno
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list} for each image. Other formats,
 data=jsonl:FILE, other keys, archives and data=folder: as in configs/caption.py.
+
+    python -m mplug_jax.main --config=configs/pretrain.py:base,data=shards:/data/cc3m/{00000..00331}.tar,clip=...,bert=... \\
+        --config.tokenizer.path=vocab.txt --config.data.test_file=/data/pretrain/coco_test.json
+
+reads shards of image-text pairs: tars in the WebDataset layout, or ArrayRecord, also at gs:// and the like; data=tfds:NAME reads a
+prepared set of TensorFlow Datasets: docs/shards.md. Several patterns and json files mix in --config.data.train_files.
 """
 
 import os
@@ -25,7 +31,8 @@ from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
 _NEW = ("(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*", "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*")
-_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder"}  # what configs/retrieval.py calls it
+# What configs/retrieval.py calls it.
+_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder", "shards": "shards", "tfds": "tfds"}
 
 
 def get_config(arg=""):

@@ -19,7 +19,8 @@ the fusion encoder's keys and values of eval.batch_size images (10.6 MB each for
     python -m mplug_jax.main --config=configs/retrieval.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, a line {"image", "caption": one or a list, optionally "image_id"} for
-each image. Other formats, data=jsonl:FILE, other keys, archives and data=folder: as in configs/caption.py.
+each image. Other formats, data=jsonl:FILE, other keys, archives, data=folder, data=shards:PATTERN and data=tfds:NAME: as in
+configs/caption.py.
 """
 
 import os
@@ -105,7 +106,16 @@ def _folder(c, arg):
   _files(c, image_root=arg.root)
 
 
-_DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl, "folder": _folder}
+def _shards(c, arg):
+  _files(c, **config.own_shards(arg))
+  c.tokenizer.records = 20_000
+
+
+def _tfds(c, arg):
+  _files(c, **config.own_tfds(arg))
+
+
+_DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl, "folder": _folder, "shards": _shards, "tfds": _tfds}
 
 
 def _paper(c):

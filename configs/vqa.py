@@ -20,6 +20,7 @@ weights: convert them with tools.convert_checkpoint and add init=FOLDER behind b
 reads train.jsonl and val.jsonl under `root`, a line {"image", "question", "answer"} for each question, or train.json, .csv, .tsv or
 .parquet; data=jsonl:/my/data/train.csv is the same. Keys that are called otherwise: --config.data.fields=question=q,image=file. A name
 of an image may lead into an archive, as photos.zip/a.jpg, and root= with data=jsonl:FILE may be one.
+data=tfds:NAME,root=DATA_DIR reads a prepared set of TensorFlow Datasets: docs/shards.md.
 """
 
 import os
@@ -95,7 +96,11 @@ def _jsonl(c, arg):
   _files(c, **config.own_files(arg), max_question=32)
 
 
-_DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "gqa": _gqa}
+def _tfds(c, arg):
+  _files(c, **config.own_tfds(arg), max_question=32)
+
+
+_DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "gqa": _gqa, "tfds": _tfds}
 
 
 def _paper(c, size):

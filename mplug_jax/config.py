@@ -15,11 +15,11 @@ def parse_arg(arg, **spec):
   """Parses "base,res=384,data=vqa_v2" against `spec`, {name: default}, whose values also give the types.
 
   The first part without "=" is the size, a name in PRESETS. Booleans are written true or false, and a name alone, after
-  the size, means true. Where `spec` has `data`, its value may go on behind a colon: data=jsonl:FILE, see own_files, or
-  data=folder:ROOT.
+  the size, means true. Where `spec` has `data`, its value may go on behind a colon: data=jsonl:FILE, see own_files, data=folder:ROOT,
+  data=shards:PATTERN, see own_shards, or data=tfds:NAME, see own_tfds.
 
   Returns:
-    ConfigDict of `spec` with the given values, and `size`; with `data` also `file`, what data=jsonl: names, or "".
+    ConfigDict of `spec` with the given values, and `size`; with `data` also `file`, what jsonl, shards or tfds: names, or "".
 
   Raises:
     ValueError: an unknown name or size, or a value of another type; the message lists what there is.
@@ -40,9 +40,10 @@ def parse_arg(arg, **spec):
     values.file = ""
     given, (values.data, colon, path) = values.data, values.data.partition(":")
     if colon:
-      place = {"jsonl": "file", "folder": "root"}.get(values.data)
+      place = {"jsonl": "file", "folder": "root", "shards": "file", "tfds": "file"}.get(values.data)
       if not place or not path:
-        raise ValueError(f"The config argument data={given!r} must be data=jsonl:FILE or data=folder:FOLDER; others take root=.")
+        raise ValueError(f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or "
+                         "data=tfds:NAME; others take root=.")
       values[place] = path
   return values.lock()
 
@@ -94,6 +95,19 @@ def own_files(arg):
     found[split] = next(filter(os.path.isfile, paths), paths[0])
   return {"train_files": (arg.file or found["train"],), "val_file": found["val"], "test_file": found["test"],
           "image_root": arg.root or folder}
+
+
+def own_shards(arg):
+  """The fields of config.data for data=shards:PATTERN: train on what PATTERN names; if "train" is in it, val and test are called alike."""
+  head, train, tail = arg.file.rpartition("train")
+  val, test = (head + split + tail if train else "" for split in ("val", "test"))
+  return {"train_files": (arg.file,) if arg.file else (), "val_file": val, "test_file": test, "image_root": arg.root}
+
+
+def own_tfds(arg):
+  """The fields of config.data for data=tfds:NAME, prepared in the folder root=, else where TFDS puts it."""
+  train = "train+restval" if arg.file.startswith("coco_captions") else "train"  # Karpathy's split has both
+  return {"builder": arg.file, "data_dir": arg.root, "splits": (train, "val", "test")}
 
 
 def variant(file, name, arg, **options):
@@ -202,6 +216,7 @@ def defaults(task, size):
       "frame_sampling": "centres",  # or "official", or the number of one frame: see data/video.py
       "fields": "",              # what annotation files call our keys, "question=q,image=file": see data/json_records.py
       "allow_overlap": False,    # val_file and test_file may be trained on, and be one file
+      "shuffle_block": 0,        # so many neighbouring records stay near each other, for slow disks: see data/pipeline.py; 0: none
   })
   c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
   c.optim = ConfigDict({
@@ -266,7 +281,7 @@ def flat(config):
 
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
-_LATER = {"data.fields": "", "data.allow_overlap": False, "task.negatives.ramp_steps": 0}
+_LATER = {"data.fields": "", "data.allow_overlap": False, "data.shuffle_block": 0, "task.negatives.ramp_steps": 0}
 
 
 def resume_conflicts(old, new):

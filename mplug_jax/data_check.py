@@ -190,7 +190,7 @@ def _samples(items, unreadable):
   """Items with images that can be read, evenly spaced; the texts of one image together, unless they have boxes."""
   found = {}
   for item in items:
-    if not any(_is_path(image) and image in unreadable for image in item.images):
+    if not any(not isinstance(image, np.ndarray) and image in unreadable for image in item.images):
       key = item.boxes, *(image if _is_path(image) else id(image) for image in item.images)
       first = found.setdefault(key, item._replace(shown=[]))
       first.shown.extend(item.shown)
@@ -217,40 +217,41 @@ def _lengths(counts, data, key):
 
 
 def _open_images(report, items, data, threads):
-  """Opens every image that is a file; notes in `report` what cannot be read, and boxes outside. Returns the names of those images."""
-  boxes = {}  # of every file
+  """Opens every file and encoded image; notes in `report` what cannot be read, and boxes outside. Returns those that cannot be read."""
+  boxes, called = {}, {}  # of every image
   for item in items:
     for image in item.images:
-      if _is_path(image):
-        boxes.setdefault(image, []).extend(item.boxes)
-      else:
+      if isinstance(image, np.ndarray):
         report.images += 1  # made by the source itself
+        continue
+      boxes.setdefault(image, []).extend(item.boxes)
+      called[image] = image if _is_path(image) else f"of record {item.ids[0]}"
   report.images += len(boxes)
-  unreadable, names = set(), iter(boxes)
+  unreadable, images = set(), iter(boxes)
   with ThreadPoolExecutor(threads) as pool:
-    while part := list(itertools.islice(names, _AT_A_TIME)):
-      for name, (size, problem) in zip(part, pool.map(lambda image: _open(image, data), part)):
+    while part := list(itertools.islice(images, _AT_A_TIME)):
+      for image, (size, problem) in zip(part, pool.map(lambda image: _open(image, called[image], data), part)):
         if size:
-          _check_boxes(report, name, boxes[name], *size)
+          _check_boxes(report, called[image], boxes[image], *size)
           continue
-        unreadable.add(name)
+        unreadable.add(image)
         if problem:
           report.corrupt.append(problem)
         else:
-          report.missing.append(name)
+          report.missing.append(image)
   return unreadable
 
 
-def _open(image, data):
+def _open(image, name, data):
   """-> ((height, width), ""), or (None, what is wrong: "" if the file is missing)."""
   try:
-    if not archives.is_file(image):
+    if _is_path(image) and not archives.is_file(image):
       return None, ""
-    pixels = video.read_clip(image, data.frames, data.frame_sampling)[0] if data.frames else image_ops.decode_image(image)
+    pixels = video.read_clip(image, data.frames, data.frame_sampling, name)[0] if data.frames else image_ops.decode_image(image, name)
   except (image_ops.ImageError, OSError) as error:
     return None, str(error)
   except ValueError as error:  # the archive
-    return None, f"Image {image} cannot be read: {error}"
+    return None, f"Image {name} cannot be read: {error}"
   return pixels.shape[:2], ""
 
 

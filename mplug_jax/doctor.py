@@ -128,7 +128,7 @@ def _batch(screen, config, tokenizer, source):
   from mplug_jax.data import pipeline
   with contextlib.closing(pipeline.train_batches(
       source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
-      workers=config.loader.workers, threads=config.loader.threads)) as batches:
+      workers=config.loader.workers, threads=config.loader.threads, block=config.data.shuffle_block)) as batches:
     start = time.perf_counter()
     first = next(batches)
     begin, count = time.perf_counter(), 0

@@ -211,7 +211,7 @@ def train(config, workdir):
     batches = pipeline.train_batches(
         source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
-        workers=config.loader.workers, threads=config.loader.threads)
+        workers=config.loader.workers, threads=config.loader.threads, block=config.data.shuffle_block)
     healthy = jax.device_put(jnp.bool_(True), sharding.replicated(built.mesh))
     if primary:
       _say_parameters(workdir, state.params)

@@ -72,7 +72,7 @@ def test_one_s_own_data_is_one_argument(path, tmp_path):
   assert files(f"data=jsonl:{tmp_path}/all.json.gz") == (["all.json.gz", "val.tsv", "test.json.gz"], "jsonl", str(tmp_path))
   assert files("data=jsonl:train.xyz") == (["train.xyz", "./val.xyz", "./test.xyz"], "jsonl", ".")
   for arg in ("data=scenes:/x", "data=jsonl:"):
-    with pytest.raises(ValueError, match="must be data=jsonl:FILE or data=folder:FOLDER"):
+    with pytest.raises(ValueError, match="must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or data=tfds:NAME"):
       files(arg)
 
 
@@ -122,7 +122,7 @@ def test_parse_arg():
     ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
     (["--config=configs/nothing.py"], "The config cannot be read: [Errno 2] No such file or directory: 'configs/nothing.py'."),
     (["--config=configs/vqa.py:tiny,data=coco"],
-     "The config argument data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl, gqa."),
+     "The config argument data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl, gqa, tfds."),
     (["--config=configs/vqa.py", "--config.optim.lr=1", "--config.optim.lrr=1"],
      "--config.optim.lrr=1: config.optim has no key 'lrr'; it has accumulate, b1, b2, clip, eps, groups, lr, "),
     (["--config", "configs/vqa.py", "--config.optm.lr", "1"], "--config.optm.lr: config has no key 'optm'; it has batch_size, "),

@@ -89,6 +89,23 @@ def test_random_draws_differ_between_rows_epochs_and_seeds():
   assert not np.intersect1d(noise, np.concatenate([b["noise"] for b in take(10, seed=4)])).size
 
 
+@pytest.mark.parametrize("records, block", [(100, 1), (100, 3), (101, 5), (7, 5), (7, 100)])
+def test_blocks_of_neighbours_hold_every_record_once_too(records, block):
+  order = np.concatenate([batch["index"] for batch in take(3, source=Squares(records), batch_size=records, block=block)])
+  order = order.reshape(3, records)
+  np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(records), (3, 1)))
+  assert len({tuple(epoch) for epoch in order}) == 3 and (np.diff(order) != 1).any()
+
+
+def test_blocks_keep_neighbours_near_each_other():
+  """Of 16 blocks that are shuffled together, all records come before those of the next 16."""
+  batches = take(10, source=Squares(6400), batch_size=640, block=40)
+  for batch in batches:
+    assert len(np.unique((batch["index"] - batches[0]["index"].min()) // 40)) <= 33
+  assert len(np.unique(np.concatenate([batch["index"] for batch in batches]))) == 6400
+  assert np.median(np.abs(np.diff(batches[0]["index"]))) > 400
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_global_batch_does_not_depend_on_the_number_of_processes(process_count):
   parts = [take(6, process_index=p, process_count=process_count) for p in range(process_count)]
@@ -155,7 +172,7 @@ def test_examples_of_different_shapes_are_an_error():
     ({"batch_size": 0}, "positive multiple"),
     ({"batch_size": 6, "process_count": 4}, "batch_size 6 must be a positive multiple"),
     ({"process_index": 2, "process_count": 2}, "process_index 2 is not in"),
-    ({"start_step": -1}, "start_step"),
+    ({"start_step": -1}, "start_step"), ({"block": -1}, "block must be at least 0"),
 ])
 def test_impossible_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):

@@ -12,6 +12,11 @@ reads all of one's own data, or of what was written, and says what training woul
 Reported are counts, missing and corrupt images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image, and
 what other files share with this one.
 
+    python -m tools.prepare_data shards PATTERN --out=FOLDER
+    python -m tools.prepare_data tfds --task=vqa --data=jsonl:FILE --out=DATA_DIR
+
+write the image-text pairs of tar shards as ArrayRecord, and any data as a set of TensorFlow Datasets: docs/shards.md.
+
 Exit status: 0 training can begin, whatever the warnings say; 1 it would fail, or nothing was written; 2 wrong arguments, or the sheet
 could not be written.
 """
@@ -22,11 +27,12 @@ import os
 import sys
 
 from mplug_jax import data_check, data_prepare
-from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.data import shard_convert, shards as shards_lib, tokenizer as tokenizers
 from mplug_jax.data_prepare import referring
 from mplug_jax.models.presets import PRESETS
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
+_NAMED = 20  # bad pairs that are named
 
 
 def _parse(argv):
@@ -46,9 +52,12 @@ def _parse(argv):
   check.add_argument("--against", nargs="+", default=[], metavar="FILE", help="other files, that should share no image and no id")
   check.add_argument("--sheet", default="", metavar="FILE.png", help="write a picture of some images with their texts")
   check.add_argument("--limit", type=int, default=0, help="read at most so many records, evenly spaced; 0: all")
+  _add_writers(commands)
   for name, recipe in data_prepare.RECIPES.items():
     _add_recipe(commands, name, recipe)
   options = parser.parse_args(argv)
+  if options.command == "shards" and min(options.records_per_shard, options.workers) < 1:
+    parser.error("--records_per_shard and --workers must be at least 1.")
   if options.command != "check":
     return options
   if options.limit < 0:
@@ -56,6 +65,22 @@ def _parse(argv):
   if options.labels and options.task not in ("nlvr2", "snli_ve"):
     parser.error(f"--labels are those of nlvr2 and snli_ve, not of {options.task}.")
   return options
+
+
+def _add_writers(commands):
+  """The commands that write data in other formats."""
+  shards_parser = commands.add_parser("shards", help="tar shards to ArrayRecord", description=(
+      "Write the image-text pairs of tar shards as ArrayRecord, for reading at random; a command that was interrupted goes on."))
+  shards_parser.add_argument("patterns", nargs="+", metavar="PATTERN", help="tars: paths, '*.tar', '{00000..00331}.tar', gs://...")
+  shards_parser.add_argument("--out", required=True, metavar="FOLDER")
+  shards_parser.add_argument("--records_per_shard", type=int, default=10_000, metavar="N")
+  shards_parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; default: one a core")
+  shards_parser.add_argument("--verify", action="store_true", help="decode every image, and leave out those that cannot be")
+  tfds_parser = commands.add_parser("tfds", help="a set of TensorFlow Datasets", description="Write data as a set of TensorFlow Datasets.")
+  tfds_parser.add_argument("--task", required=True, choices=("caption", "vqa", "grounding"), help="whose config and source read it")
+  tfds_parser.add_argument("--data", default="jsonl", metavar="ARG", help="the config argument data=, and others: jsonl:FILE,root=IMAGES")
+  tfds_parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=("train", "val", "test"))
+  tfds_parser.add_argument("--out", required=True, metavar="DATA_DIR")
 
 
 def _add_recipe(commands, name, recipe):
@@ -73,6 +98,8 @@ def _add_recipe(commands, name, recipe):
 
 def _config(options, file, split):
   """The task's config with `file` as its split. Raises ValueError: the task has no such data."""
+  if shards_lib.is_pattern(file):
+    raise ValueError(f"{file} names shards, which the command shards --verify checks.")
   is_folder = os.path.isdir(file)
   argument = [options.size, f"data={'folder' if is_folder else options.data}"] + [f"labels={options.labels}"] * bool(options.labels)
   config = importlib.import_module(f"configs.{options.task}").get_config(",".join(argument)).unlock()
@@ -126,10 +153,43 @@ def prepare(options):
   return 0
 
 
+def shards(options):
+  """Runs the command `shards`; returns the exit status."""
+  def say(shard):
+    print(f"{shard.name}.array_record  {shard.pairs:,} pairs" + f", {shard.bad:,} bad" * bool(shard.bad), flush=True)
+
+  try:
+    written, left_out = shard_convert.convert(
+        options.patterns, options.out, options.records_per_shard, options.workers, options.verify, say)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  for sentence in [*left_out, *(sentence for shard in written for sentence in shard.named)][:_NAMED]:
+    print(f"  {sentence}")
+  pairs, bad = (sum(getattr(shard, name) for shard in written) for name in ("pairs", "bad"))
+  print(f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad ones left out\ntrain on them with\n"
+        f"  python -m mplug_jax.main --config='configs/pretrain.py:data=shards:{options.out}/*.array_record' --config.data.test_file=...")
+  return 0 if pairs else 1
+
+
+def tfds(options):
+  """Runs the command `tfds`; returns the exit status."""
+  from mplug_jax.data import tfds_builders
+  try:
+    config = importlib.import_module(f"configs.{options.task}").get_config(f"small,data={options.data}")
+    name, examples = tfds_builders.prepare(options.task, config.data, options.splits, options.out)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(f"{name}: " + ", ".join(f"{split} {count:,}" for split, count in examples.items()) + "\ntrain on it with\n"
+        f"  python -m mplug_jax.main --config=configs/{options.task}.py:data=tfds:{name},root={options.out}")
+  return 0
+
+
 def main(argv=None):
   """Returns the exit status."""
   options = _parse(argv)
-  return (check if options.command == "check" else prepare)(options)
+  return {"check": check, "shards": shards, "tfds": tfds}.get(options.command, prepare)(options)
 
 
 if __name__ == "__main__":

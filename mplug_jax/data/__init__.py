@@ -7,6 +7,7 @@
   make_transform(config, tokenizer, train): records to examples of fixed shape, see pipeline.py.
 """
 
+import contextlib
 import importlib
 import os
 
@@ -26,15 +27,16 @@ def get_source(config, split):
 def check_splits(data):
   """Refuses to train on the file of another split, or to validate on the file of the test, unless data.allow_overlap says so.
 
-  Links count as what they lead to. A file in which every image says its split, dataset_coco.json, may serve for all.
+  Links count as what they lead to, and patterns of shards as all they name. A file in which every image says its split,
+  dataset_coco.json, may serve for all.
 
   Raises:
     ValueError: names the two keys of config.data and the file.
   """
   if data.get("allow_overlap"):
     return
-  used = [("train_files", path) for path in data.get("train_files", ())]
-  used += [(key, data[key]) for key in ("val_file", "test_file") if data.get(key)]
+  used = [("train_files", path) for name in data.get("train_files", ()) for path in _paths(name)]
+  used += [(key, path) for key in ("val_file", "test_file") if data.get(key) for path in _paths(data[key])]
   found = {}  # what a path leads to -> the key that names it
   for key, path in used:
     other = found.setdefault(os.path.realpath(path), key)
@@ -45,6 +47,15 @@ def check_splits(data):
 
 
 _USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
+
+
+def _paths(name):
+  """The files that a name of config.data stands for; the name itself if there are none, which the source will say."""
+  from mplug_jax.data import shards, storage
+  if shards.is_pattern(name):
+    with contextlib.suppress(OSError, ValueError):
+      return storage.expand(name)
+  return [name]
 
 
 def _says_splits(data, path):

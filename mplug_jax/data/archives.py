@@ -19,7 +19,7 @@ import zlib
 from typing import NamedTuple
 
 _IN_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz)(?=/)", re.IGNORECASE)
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz and zstd
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz and zstd
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field, which its data follow
 
 
@@ -121,7 +121,7 @@ def _list_zip(archive, file):
 
 
 def _list_tar(archive, file):
-  if file.read(6).startswith(_COMPRESSED):
+  if file.read(6).startswith(COMPRESSED):
     raise ValueError(f"{archive} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it, or pack "
                      "its files as zip.")
   file.seek(0)

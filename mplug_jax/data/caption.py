@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mplug_jax.data import (
-    folder, image_reader, json_records, packed, scene_oracle, scene_parse, scene_sources, scene_text, scenes, tables, token_rows)
+    folder, image_reader, json_records, packed, scene_oracle, scene_parse, scene_sources, scene_text, scenes, shards, tables, token_rows)
 
 _SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
 PROMPT_MODES = ("mended", "official")
@@ -121,7 +121,10 @@ def images(data, split):
         "annotations": [{"image_id", "caption"}]}; image_root.
       jsonl: train_files, val_file, test_file in any format of json_records.entries, a line or row {"image", "caption" (one or a list),
         optionally "image_id"} for each image; those of one image are put together; image_root.
+      shards: train_files, val_file, test_file name shards, see shards.py; strict. Any of them may also be a file of jsonl, and what source
+        jsonl names may be shards, but the files of one split are all the same.
       folder: image_root with folders train, val and test, see folder.py.
+      tfds: builder, data_dir, splits; see tfds_source.py.
       clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file, test_file: lists of {"videoID", "enCap":
         captions}; msrvtt: a line {"clip_name", "caption"} for each text; both: image_root, video_suffix. Their "images" are clips, see
         data.frames.
@@ -132,8 +135,8 @@ def images(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "clips": _clips,
-              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder}
+  builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "shards": _jsonl, "clips": _clips,
+              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder, "tfds": _tfds}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}.")
   if split not in _SPLITS:
@@ -253,6 +256,9 @@ def _nocaps(data, split):
 
 
 def _jsonl(data, split):
+  names = json_records.split_names(data, split)
+  if any(map(shards.is_pattern, names)):
+    return _shards(data, names)
   records = _Records(data, split)
   keys = ("image", "caption") if split == "train" else ("image",)
   for entry, where in json_records.split_entries(data, split, keys, ("caption", "image_id")):
@@ -262,11 +268,24 @@ def _jsonl(data, split):
   return records.source()
 
 
+def _shards(data, names):
+  if data.get("fields"):
+    raise ValueError("config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md names.")
+  if not all(map(shards.is_pattern, names)):
+    raise ValueError(f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes them.")
+  return shards.load(names, data.get("strict", False))
+
+
 def _folder(data, split):
   records = _Records(data, split)
   for name, captions, where in folder.images(data["image_root"], split):
     records.add(name, name, captions, where)
   return records.source()
+
+
+def _tfds(data, split):
+  from mplug_jax.data import tfds_source
+  return tfds_source.Captions(data, split)
 
 
 class _Records:

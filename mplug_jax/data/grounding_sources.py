@@ -53,6 +53,7 @@ def get(data, split):
       refcoco: the same files as json lists of {"image" or "file_name", "bbox": [x, y, width, height], "sentences": a list of
         strings or of {"sent"}, optionally "ref_id"}, as of the REFER tool; image_root.
         Both: fields, see json_records.Fields.
+      tfds: builder, data_dir, splits, fields; see tfds_source.py.
     split: "train", "val" or "test". Only "train" insists on boxes.
 
   Returns:
@@ -62,7 +63,7 @@ def get(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco}
+  builders = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco, "tfds": _tfds}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
@@ -73,6 +74,11 @@ def get(data, split):
 def _scenes(data, split):
   from mplug_jax.data import scene_sources
   return scene_sources.SceneExpressions(scene_sources.scene_config(data), split, expressions=data["expressions_per_image"])
+
+
+def _tfds(data, split):
+  from mplug_jax.data import tfds_source
+  return tfds_source.Expressions(data, split)
 
 
 class _Collector:

@@ -43,7 +43,8 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   frame is taken.
 
   Args:
-    image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16 [H, W], [H, W, 1], [H, W, 3], [H, W, 4].
+    image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16 [H, W], [H, W, 1], [H, W, 3], [H, W, 4];
+      or an ImageError, which is raised: what a source says of a record that it could not read.
     name: what error messages call the image; default its path or its kind.
 
   Returns:
@@ -52,6 +53,8 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   Raises:
     ImageError: names the image and says what is wrong with it.
   """
+  if isinstance(image, ImageError):
+    raise image
   try:
     if isinstance(image, (str, os.PathLike)):
       name = name or os.fspath(image)

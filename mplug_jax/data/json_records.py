@@ -169,23 +169,32 @@ def text_list(entry, key, where) -> list[str]:
 
 
 def split_files(data, split) -> list[str]:
-  """The files of a split: data.train_files (a list), data.val_file or data.test_file.
+  """The files of a split: data.train_files (a list), data.val_file or data.test_file; errors as of `split_names`.
 
   Raises:
-    ValueError: the key is not set. FileNotFoundError: it names no file.
+    FileNotFoundError: a name is that of no file.
   """
+  return [_existing(path, "train_files" if split == "train" else f"{split}_file") for path in split_names(data, split)]
+
+
+def split_names(data, split) -> list[str]:
+  """What data.train_files (a list), data.val_file or data.test_file names, be it a file or a pattern. Raises ValueError: it is not set."""
   if split != "train":
-    return [configured_file(data, f"{split}_file")]
+    return [_configured(data, f"{split}_file")]
   if not data.get("train_files") or isinstance(data["train_files"], str):
     raise ValueError("data.train_files must be a list of at least one file.")
-  return [_existing(path, "train_files") for path in data["train_files"]]
+  return list(data["train_files"])
 
 
 def configured_file(data, key) -> str:
   """The file that data[key] names; errors as of `split_files`."""
+  return _existing(_configured(data, key), key)
+
+
+def _configured(data, key):
   if not data.get(key):
     raise ValueError(f"data.{key} is not set, and source {data['name']} needs it here.")
-  return _existing(data[key], key)
+  return data[key]
 
 
 def _existing(path, key):

@@ -5,15 +5,58 @@ arrays whose shapes and dtypes are the same for every record:
 
     transform(index: int, record, rng: np.random.Generator | None) -> dict[str, array]
 
-Training order: record numbers -> shuffle (anew every epoch) -> repeat -> transform with a random
-generator keyed by (seed, position in the global order) -> this process's rows -> batch. The
-position in the data is therefore the step alone: batch n is a pure function of (seed, n), whatever
-the number of processes, worker processes or threads, and resuming is slicing.
+Training order: record numbers -> shuffle (anew every epoch; as a whole, or block by block) -> repeat
+-> transform with a random generator keyed by (seed, position in the global order) -> this process's
+rows -> batch. The position in the data is therefore the step alone: batch n is a pure function of
+(seed, n), whatever the number of processes, worker processes or threads, and resuming is slicing.
 """
+
+import functools
+import sys
 
 import grain
 import numpy as np
 from absl import flags
+
+_BLOCKS = 16  # blocks that are shuffled together
+
+
+class _BlockShuffle(grain.MapDataset):
+  """Every epoch all records once, neighbours near each other: endless, and record i a pure function of (seed, i).
+
+  Blocks of `block` consecutive records come in a random order, and the records of each _BLOCKS blocks are shuffled among themselves. Where
+  blocks begin changes with the epoch.
+  """
+
+  def __init__(self, parent, block: int, seed: int):
+    super().__init__(parent)
+    self._block, self._seed = block, seed
+
+  def __len__(self):
+    return sys.maxsize
+
+  def __getitem__(self, index):
+    count, block = len(self._parent), self._block
+    epoch, place = divmod(index, count)
+    window, inside = divmod(place, block * _BLOCKS)
+    start = window * block * _BLOCKS
+    place = start + int(_permutation(min(block * _BLOCKS, count - start), self._seed, epoch, 1 + window)[inside])
+    number, inside = divmod(place, block)
+    if number < count // block:  # what makes no whole block stays last
+      place = int(_permutation(count // block, self._seed, epoch, 0)[number]) * block + inside
+    return self._parent[(place + _offset(count, self._seed, epoch)) % count]
+
+
+@functools.lru_cache(8)
+def _permutation(size, *key):
+  """The numbers below `size` in an order that the key alone decides, i64[size]."""
+  return np.random.default_rng(key).permutation(size)
+
+
+@functools.lru_cache(8)
+def _offset(size, *key):
+  """A number below `size` that the key alone decides."""
+  return int(np.random.default_rng(key).integers(size))
 
 
 class _ProcessRows(grain.MapDataset):
@@ -58,7 +101,7 @@ class _Example:
 
 def train_batches(source, transform, *, batch_size: int, seed: int, process_index: int = 0,
                   process_count: int = 1, start_step: int = 0, workers: int = 0, threads: int = 2,
-                  buffer: int = 4):
+                  buffer: int = 4, block: int = 0):
   """Endless shuffled batches: this process's b = batch_size / process_count rows of each.
 
   Args:
@@ -72,6 +115,9 @@ def train_batches(source, transform, *, batch_size: int, seed: int, process_inde
     workers: Grain worker processes; 0 = threads of this process.
     threads: threads that make batches when workers is 0; 0 = made when asked for.
     buffer: batches made ahead.
+    block: 0: all records are shuffled. Otherwise blocks of so many consecutive ones, and the
+      records of 16 blocks among themselves: less random, but neighbours in the source, as those of
+      a shard, are read at about the same time.
 
   Returns:
     An iterator of {key: array[b, ...]}, the transform's keys and mask bool[b] (all True), with a
@@ -84,8 +130,11 @@ def train_batches(source, transform, *, batch_size: int, seed: int, process_inde
   _check(source, batch_size, process_index, process_count)
   if start_step < 0:
     raise ValueError(f"start_step must be at least 0, got {start_step}.")
+  if block < 0:
+    raise ValueError(f"block must be at least 0, got {block}.")
   rows = batch_size // process_count
-  dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  dataset = grain.MapDataset.range(len(source)).seed(seed)
+  dataset = _BlockShuffle(dataset, block, seed) if block else dataset.shuffle().repeat()
   dataset = dataset.random_map(_Example(source, transform, len(source)))
   dataset = _ProcessRows(dataset, rows, process_index, process_count)
   dataset = dataset.batch(rows, drop_remainder=True, batch_fn=_stack)

@@ -1,6 +1,7 @@
 """Images with captions -> examples for pre-training: as for retrieval, with the caption masked, and split into a prefix and the rest.
 
-Sources: those of retrieval.py. With several train_files each is a source of a mixture, in the proportions of data.weights.
+Sources: those of retrieval.py. With several train_files each file, or pattern of shards, is a source of a mixture, in the proportions of
+data.weights.
 """
 
 import functools
@@ -20,7 +21,7 @@ def get_source(data, split):
   if split != "train" or not data.get("train_files"):
     return retrieval.get_source(data, split)
   sources = []
-  for file in json_records.split_files(data, split):
+  for file in json_records.split_names(data, split):
     one = data.copy_and_resolve_references().unlock()
     one.train_files = (file,)
     sources.append(retrieval.get_source(one, split))

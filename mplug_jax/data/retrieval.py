@@ -2,7 +2,7 @@
 
 The sources are those of captioning (see caption.images), and "coco", "flickr30k" and "files": the official files of retrieval and
 pre-training, json lists of {"image", "caption", "image_id"} with one caption in training and the list of them in evaluation, and with
-the keys of source "jsonl".
+the keys of source "jsonl". Any file may be a pattern of shards, see shards.py.
 """
 
 import numpy as np

@@ -54,6 +54,7 @@ def get(data, split: str):
         optionally question_id, ocr, object_label; image_root, questions_per_image.
       video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have them: video_id, question,
         answer; video_root, video_suffix (".mp4"). Its "images" are clips, see data.frames.
+      tfds: builder, data_dir, splits, fields, questions_per_image; see tfds_source.py.
       scenes, clips: size, seed, difficulty of `mplug_jax.data.scenes.SceneConfig`; images, or clips of data.frames.
     split: "train", "val" or "test". Only "train" insists on answers.
 
@@ -66,7 +67,7 @@ def get(data, split: str):
     FileNotFoundError: a file, one of the first images or the package is missing.
   """
   builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes, "clips": _clips,
-              "video_qa": _video_qa, "gqa": _vqa_v2}
+              "video_qa": _video_qa, "gqa": _vqa_v2, "tfds": _tfds}
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
@@ -144,6 +145,11 @@ def _scenes(data, split):
 def _clips(data, split):
   from mplug_jax.data import scene_sources
   return scene_sources.SceneClips(scene_sources.scene_config(data), split, frames=max(8, data.frames))
+
+
+def _tfds(data, split):
+  from mplug_jax.data import tfds_source
+  return tfds_source.Questions(data, split)
 
 
 def _entries(data, split, *keys):

@@ -1,0 +1,58 @@
+"""Shards of painted pictures with captions, shared by tests: tars as img2dataset writes them."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+COLOURS = "red green blue grey white black".split()
+THINGS = "cat dog bird tree house".split()
+
+
+def picture(number, kind="JPEG"):
+  """Encoded bytes of an image that differs from all others."""
+  file = io.BytesIO()
+  pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
+  Image.fromarray(pixels).resize((40, 32), Image.NEAREST).save(file, kind)
+  return file.getvalue()
+
+
+def caption(number):
+  return f"A {COLOURS[number % 6]} {THINGS[number % 5]}, number {number}"
+
+
+def pair(number, **changes):
+  """The members {extension: bytes} of pair `number` as img2dataset writes them; None takes one away."""
+  about = {"key": f"{number:05d}", "caption": caption(number), "status": "success", "width": 40}
+  members = {"jpg": picture(number), "json": json.dumps(about).encode(), "txt": caption(number).encode()} | changes
+  return {extension: data for extension, data in members.items() if data is not None}
+
+
+def tar_bytes(pairs, form=tarfile.USTAR_FORMAT):
+  """A tar of {key: members} or of a list of (name, bytes)."""
+  file = io.BytesIO()
+  members = pairs if isinstance(pairs, list) else [(f"{key}.{extension}", data) for key, members in pairs.items()
+                                                   for extension, data in members.items()]
+  with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+    for name, data in members:
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      tar.addfile(member, io.BytesIO(data))
+  return file.getvalue()
+
+
+def numbered(numbers):
+  """{key: members} of pairs."""
+  return {f"{number:05d}": pair(number) for number in numbers}
+
+
+def write(folder, sizes=(1, 7, 3), first=0):
+  """00000.tar, 00001.tar, ... with so many pairs, numbered from `first` on; returns the pattern of all."""
+  folder.mkdir(exist_ok=True)
+  for shard, size in enumerate(sizes):
+    (folder / f"{shard:05d}.tar").write_bytes(tar_bytes(numbered(range(first, first + size))))
+    (folder / f"{shard:05d}.parquet").write_bytes(b"statistics of img2dataset")
+    first += size
+  return f"{folder}/{{00000..{len(sizes) - 1:05d}}}.tar"
