@@ -47,7 +47,7 @@ def get_config(arg=""):
       "name": arg.data, "examples": "caption",
       "captions_per_image": 5,   # of a training record: an epoch has every caption once; 1: a record a sentence, as official
       "max_caption": 40,         # tokens, [CLS], prompt and [SEP] included
-      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()},
+      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
   })
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):

@@ -51,7 +51,7 @@ def get_config(arg=""):
   c.data.update({
       "name": arg.data, "examples": "retrieval",
       "max_words": 30, "max_caption": 30,  # words; tokens with [CLS]
-      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()},
+      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
   })
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):

@@ -44,7 +44,8 @@ def classification(c, arg, images, labels):
       "labels": tuple(arg.labels.split("/")) if arg.labels else labels,
       "max_words": 30, "max_text": 24, "sentences_per_row": 1,
       "swap": 0.0, "mirror": 0.0,  # see data/classification.py
-      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": ()}})
+      "strict": False, "blank_image": arg.blank,
+      "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False}})
 
 
 def scenes(c, arg):

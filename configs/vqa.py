@@ -40,7 +40,7 @@ def get_config(arg=""):
   c.data.update({
       "name": arg.data, "examples": "vqa", "questions_per_image": 8, "max_question": 16, "max_answers": 1, "max_answer_tokens": 6,
       "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank,
-      "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": ()},
+      "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": (), "sharpness_wraps": False},
   })
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):

@@ -14,13 +14,14 @@ from mplug_jax.data import packed
 VALUES = [None, True, 3, 2**70, -1.5, "", "naïve ☃", ["a", ["b"]], (1.0, 2.0), {"key": [1, None]}]
 
 
-def test_values_come_back_as_they_were():
-  values = packed.Packed()
-  for value in VALUES:
+@pytest.mark.parametrize("times", [0, 1, 5])  # more than a block, and not a whole number of them
+def test_values_come_back_as_they_were(times):
+  values, given = packed.Packed(), VALUES * times
+  for value in given:
     values.append(value)
-  assert list(values) == VALUES and list(map(type, values)) == list(map(type, VALUES))
-  assert list(pickle.loads(pickle.dumps(values))) == VALUES
-  for index in (-1, len(VALUES)):
+  assert list(values) == given and list(map(type, values)) == list(map(type, given))
+  assert list(pickle.loads(pickle.dumps(values))) == given and len(values) == len(given)
+  for index in (-1, len(given)):
     with pytest.raises(IndexError):
       values[index]
 
@@ -57,6 +58,7 @@ def test_many_records_take_little_more_memory_than_their_file(tmp_path):
       row = {"question_id": number, "image": "a.png", "question": f"what is number {number} of all these things?", "answer": "a thing"}
       file.write(json.dumps(row) + "\n")
   config = runpy.run_path(str(tiny_run.ROOT / "configs" / "vqa.py"))["get_config"](f"tiny,data=jsonl:{path}")
+  data.get_source(config, "train")  # imports what it needs
   tracemalloc.start()
   source = data.get_source(config, "train")
   kept, _ = tracemalloc.get_traced_memory()

@@ -9,7 +9,7 @@ import pytest
 import retrieval_files
 
 from mplug_jax import data
-from mplug_jax.data import image_ops, pipeline
+from mplug_jax.data import image_ops, image_reader, pipeline
 
 IMAGES, STEPS, BATCH = 13, 30, 8
 
@@ -52,6 +52,21 @@ def test_twenty_stops_continue_the_unbroken_stream(examples):
       assert ours.keys() == expected.keys()
       for key in ours:
         np.testing.assert_array_equal(ours[key], expected[key], err_msg=f"{key}, step {start}, {processes} processes, {workers} workers")
+
+
+def test_the_official_overflow_of_sharpness_is_an_option_of_every_config():
+  picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+  different = {}
+  for name in ("caption", "retrieval", "pretrain", "vqa", "snli_ve", "nlvr2"):
+    c = retrieval_files.config("tiny", name)
+    c.data.augment.update({"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (2, 7)})
+    c.model.image_size = 24
+    views = []
+    for wraps in (False, True):
+      c.data.augment.sharpness_wraps = wraps
+      views.append([image_reader.reader(c)(picture, "x", np.random.default_rng(seed))[0] for seed in range(40)])
+    different[name] = sum(bool((a != b).any()) for a, b in zip(*views))
+  assert set(different.values()) == {different["vqa"]} and 0 < different["vqa"] < 15  # one operation of ten, applied half the time
 
 
 def damaged(tmp_path, strict):

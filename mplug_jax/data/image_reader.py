@@ -64,7 +64,7 @@ class ImageReader:
 
 
 def reader(config):
-  """The ImageReader that config.data and config.model describe; data.augment has scale, flip and randaugment."""
+  """The ImageReader that config.data and config.model describe; data.augment has what image_ops.train_transform takes."""
   data, augment = config.data, config.data.augment
-  augment = dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None)
+  augment = dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None, sharpness_wraps=augment.sharpness_wraps)
   return ImageReader(config.model.image_size, augment, data.strict, data.blank_image, data.frames, data.frame_sampling)
