@@ -201,7 +201,7 @@ def defaults(task, size):
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
   c.tensorboard = False          # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
-  c.model = ConfigDict({"dtype": "float32", "remat": "none", "fusion": "released", "pairing": "shared", "dropout": 0.1,
+  c.model = ConfigDict({"dtype": "float32", "remat": "none", "loss_chunk": 0, "fusion": "released", "pairing": "shared", "dropout": 0.1,
                         "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02,
                         "classes": 2, "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
   c.tokenizer = ConfigDict({
@@ -282,7 +282,7 @@ def flat(config):
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
 _LATER = {"data.fields": "", "data.allow_overlap": False, "data.shuffle_block": 0, "data.augment.sharpness_wraps": False,
-          "task.negatives.ramp_steps": 0}
+          "model.loss_chunk": 0, "task.negatives.ramp_steps": 0}
 
 
 def resume_conflicts(old, new):

@@ -47,6 +47,43 @@ def test_soft_cross_entropy_with_a_certain_teacher_is_the_hard_one(case):
   np.testing.assert_allclose(losses.soft_cross_entropy(student, certain), losses.token_cross_entropy(student, ids), rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
+def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
+  """Values, gradients of everything, and which words are right; chunks need not divide the positions."""
+  rng = np.random.default_rng(1)
+  hidden, table, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 4), (7, 4), (7,)))
+  labels, weights = rng.integers(0, 7, (3, 5)), rng.normal(size=(3, 5)).astype(np.float32)
+  logits = log_softmax(hidden @ table.T + bias)
+  each, right = losses.vocabulary_losses(hidden, table, bias, labels, chunk)
+  np.testing.assert_allclose(each, -np.take_along_axis(logits, labels[..., None], -1)[..., 0], rtol=1e-5)
+  np.testing.assert_array_equal(right, logits.argmax(-1) == labels)
+  assert 0 < right.sum() < right.size
+
+  def total(hidden, table, bias, chunk):
+    return (losses.vocabulary_losses(hidden, table, bias, labels, chunk)[0] * weights).sum()
+
+  gradients = jax.grad(total, argnums=(0, 1, 2))
+  for ours, expected in zip(gradients(hidden, table, bias, chunk), gradients(hidden, table, bias, 0)):
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_keep_all_logits_from_existing_at_once():
+  """In the compiled gradient, temporaries are a fraction of the logits, which are 16 MB."""
+  hidden, table, bias = jnp.zeros((16, 32, 8)), jnp.zeros((8192, 8)), jnp.zeros((8192,))
+  labels = jnp.zeros((16, 32), jnp.int32)
+
+  def size(chunk):
+    loss = lambda *args: losses.vocabulary_losses(*args, labels, chunk)[0].sum()  # noqa: E731
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, table, bias).compile().memory_analysis().temp_size_in_bytes
+
+  logits = 16 * 32 * 8192 * 4
+  assert size(0) > logits and size(4) < logits / 3
+
+
+def test_next_ids():
+  np.testing.assert_array_equal(losses.next_ids(jnp.asarray([[5, 6, 7], [8, 2, 2]])), [[6, 7, 0], [2, 2, 0]])
+
+
 @pytest.mark.parametrize("alpha,axis", [(0.0, -1), (0.4, -1), (0.4, 1)])
 def test_answer_cross_entropy_by_hand(case, alpha, axis):
   """Position t predicts token t + 1; the last position predicts nothing; pads do not count; a sum, not a mean."""

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mplug_jax import losses
 from mplug_jax.models import layers
 from mplug_jax.sharding import constrain
 
@@ -28,6 +29,7 @@ class BertConfig(NamedTuple):
   initializer_range: float
   dtype: jnp.dtype
   remat: str
+  loss_chunk: int
 
   @property
   def kernel_init(self):
@@ -154,12 +156,14 @@ class LanguageModelHead(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, table):
-    """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]."""
+  def __call__(self, x, table, labels=None):
+    """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]; with labels i32[B, L] their losses instead, see losses.vocabulary_losses."""
     c = self.config
     x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, name="dense")(x)))
-    logits = jnp.einsum("bld,vd->blv", x, table.astype(c.dtype), preferred_element_type=jnp.float32)
-    return logits + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+    bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+    if labels is None:
+      return losses.vocabulary_logits(x, table.astype(c.dtype), bias)
+    return losses.vocabulary_losses(x, table, bias, labels, c.loss_chunk)
 
 
 class TextEncoder(nn.Module):
@@ -184,13 +188,14 @@ class TextDecoder(nn.Module):
     self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(self.config, cross=True)
     self.head = LanguageModelHead(self.config)
 
-  def __call__(self, ids, mask, memory):
-    """Teacher forcing. ids: i32[B, L]; mask: bool[B, L]; memory: `Memory`, M rows with B = M * R -> f32[B, L, V]."""
+  def __call__(self, ids, mask, memory, labels=None):
+    """Teacher forcing. ids: i32[B, L]; mask: bool[B, L]; memory: `Memory`, M rows with B = M * R; labels: see LanguageModelHead ->
+    f32[B, L, V], or losses."""
     length = ids.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
     x = constrain(self.embeddings(ids, jnp.arange(length)))
     x, _ = self.layers(x, causal, memory, memory.mask)
-    return self.head(x, self.embeddings.word.embedding)
+    return self.head(x, self.embeddings.word.embedding, labels)
 
   def init_cache(self, memory, beams, length):
     """What incremental decoding reads and writes, each of these a tuple with an entry per layer.

@@ -90,17 +90,17 @@ class FusionEncoder(nn.Module):
         text, _ = self.second[j](text, own, layer.cross_keys_values(Memory((second,), (None,))))
     return text
 
-  def mlm_logits(self, text):
-    """f[B, L, D] -> f32[B, L, V]: masked language modelling over the fused text."""
-    return self.mlm_head(text)
+  def mlm_logits(self, text, labels=None):
+    """f[B, L, D] -> f32[B, L, V]: masked language modelling over the fused text; labels: see LanguageModelHead."""
+    return self.mlm_head(text, labels)
 
 
 class MaskedLanguageModelHead(nn.Module):
-  """Language model head with a word table of its own, as the fusion encoder's in pre-training. f[B, L, D] -> f32[B, L, V]."""
+  """Language model head with a word table of its own, as the fusion encoder's in pre-training: see LanguageModelHead."""
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, labels=None):
     c = self.config
     table = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word").embedding
-    return LanguageModelHead(c, name="head")(x, table)
+    return LanguageModelHead(c, name="head")(x, table, labels)

@@ -63,10 +63,12 @@ class MPlug(nn.Module):
   initializer_range: float = 0.02
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
+  loss_chunk: int = 0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
 
   def setup(self):
     bert = BertConfig(self.vocab_size, self.hidden_size, self.heads, self.mlp_dim, self.max_positions, self.pad_id,
-                      self.dropout, self.attention_dropout, self.initializer_range, self.dtype, self.remat)
+                      self.dropout, self.attention_dropout, self.initializer_range, self.dtype, self.remat,
+                      self.loss_chunk)
     self.visual_encoder = VisionTransformer(
         self.image_size, self.patch_size, self.vision_width, self.vision_layers, self.vision_heads or self.vision_width // 64,
         self.vision_attention_dropout, self.dtype, self.remat)
@@ -126,6 +128,10 @@ class MPlug(nn.Module):
     """Teacher forcing. i32[R, T], bool[R, T], Memory of M rows (R = M * answers) -> f32[R, T, V]."""
     return self.text_decoder(ids, mask, memory)
 
+  def decode_losses(self, ids, mask, memory, labels):
+    """As `decode`, with labels i32[R, T] -> (losses f32[R, T], right bool[R, T]), see losses.vocabulary_losses."""
+    return self.text_decoder(ids, mask, memory, labels)
+
   def init_cache(self, memory, beams, length):
     """Cache for decoding `length` positions of `beams` sequences per memory row, see TextDecoder.init_cache."""
     return self.text_decoder.init_cache(memory, beams, length)
@@ -149,6 +155,10 @@ class MPlug(nn.Module):
   def mlm_logits(self, text):
     """Fused text f[B, L, D] -> f32[B, L, V]."""
     return self.fusion_encoder.mlm_logits(text)
+
+  def mlm_losses(self, text, labels):
+    """Fused text f[B, L, D], i32[B, L] -> (losses f32[B, L], right bool[B, L])."""
+    return self.fusion_encoder.mlm_logits(text, labels)
 
   def class_logits(self, features):
     """f[B, F] -> f32[B, classes]."""

@@ -49,6 +49,12 @@ class Task(base.Task):
     ids, mask = self._captions(batch)
     return module.decode(ids, mask, self.encode(module, batch))
 
+  def predictions(self, module, batch):
+    """Batch -> (losses f32[B * C, T - 1], right bool[B * C, T - 1]) of the token behind each, see losses.vocabulary_losses."""
+    ids, mask = self._captions(batch)
+    found = module.decode_losses(ids, mask, self.encode(module, batch), losses.next_ids(ids))
+    return tuple(x[:, :-1] for x in found)
+
   def _captions(self, batch):
     """-> ids i32[B * C, T], mask bool[B * C, T]: True = token of a caption that counts."""
     ids = batch["caption"].reshape(-1, batch["caption"].shape[-1])
@@ -63,12 +69,11 @@ class Task(base.Task):
 
   def loss(self, params, state, batch, rng):
     """See base.Task.loss."""
-    logits = self.apply(params, self.forward, batch, rng=rng)
-    ids, counted = self._captions(batch)[0], self._targets(batch)
-    right = ((logits[:, :-1].argmax(-1) == ids[:, 1:]) & counted).sum(dtype=jnp.float32)
-    metrics = {"token_accuracy": (right, counted.sum(dtype=jnp.float32)),
+    each, right = self.apply(params, self.predictions, batch, rng=rng)
+    counted = self._targets(batch)
+    metrics = {"token_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32)),
                "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
-    return {"caption": cross_entropy(logits, ids, counted)}, metrics, state.extra
+    return {"caption": jnp.where(counted, each, 0.0).sum()}, metrics, state.extra
 
   def predict_fns(self):
     """"generate": one caption for each image as token ids."""

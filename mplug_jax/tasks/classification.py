@@ -52,11 +52,11 @@ class Task(base.Task):
     """See base.Task.loss."""
     distill, label, counted = self.config.task.distill, jnp.maximum(batch["label"], 0), _counted(batch)
     logits = self.apply(params, self.forward, batch, rng=rng)
-    loss = losses.token_cross_entropy(logits, label)
     if distill.alpha:
       alpha = distill.alpha * jnp.minimum(1.0, (state.step + 1) / (distill.ramp_steps + 1))
-      teacher = jax.lax.stop_gradient(self.apply(state.ema_params, self.forward, batch))
-      loss = (1.0 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, teacher)
+      loss = losses.distilled_cross_entropy(logits, label, self.apply(state.ema_params, self.forward, batch), alpha)
+    else:
+      loss = losses.token_cross_entropy(logits, label)
     metrics = {"accuracy": (((logits.argmax(-1) == label) * counted).sum(), counted.sum()),
                "corrupt_rows": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
     return {"class": (loss * counted).sum()}, metrics, state.extra

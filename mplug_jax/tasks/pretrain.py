@@ -45,18 +45,24 @@ class Task(retrieval.Task):
     caption, masked, prefix = ((tokens[:, i], mask[:, i]) for i in range(3))
     return self._image(module, batch["image"]), (*caption, features[:, 0]), masked, prefix
 
-  def fuse_all(self, module, image, pairs, masked, prefix, target):
+  def fuse_all(self, module, image, pairs, masked, prefix, target, masked_label=None):
     """Everything behind the encoders.
 
     Args:
       image: f[B, N, D]. pairs: other arguments of retrieval.match. masked, prefix: see `encode_all`. target: i32[B, T].
+      masked_label: i32[B, L], or None for logits.
 
     Returns:
-      (match logits f32[B, 3, 2], masked logits f32[B, L, V], decoder logits f32[B, T, V]).
+      (match logits f32[B, 3, 2], masked logits f32[B, L, V], decoder logits f32[B, T, V]); with `masked_label` instead of the last two the
+      (losses, right) of masked_label and of the token behind each of target, see losses.vocabulary_losses. With a teacher's distribution
+      in "mlm", the masked logits come as they are.
     """
     logits, _, (masked_read, prefix_read), image_read = retrieval.match(module, image, *pairs, more=(masked, prefix))
-    decoded = module.decode(target, self._tokens(target), module.memory(image_read, prefix_read, prefix[1]))
-    return logits, module.mlm_logits(masked_read), decoded
+    decoder = target, self._tokens(target), module.memory(image_read, prefix_read, prefix[1])
+    if masked_label is None:
+      return logits, module.mlm_logits(masked_read), module.decode(*decoder)
+    hidden = module.mlm_logits(masked_read) if self.config.task.mlm_alpha else module.mlm_losses(masked_read, masked_label)
+    return logits, hidden, module.decode_losses(*decoder, losses.next_ids(target))
 
   def forward(self, module, batch):
     """Batch -> logits of `fuse_all`, each image and caption in the place of the negatives."""
@@ -80,19 +86,18 @@ class Task(retrieval.Task):
     image, text, masked, prefix = self.apply(params, self.encode_all, batch, rng=encode_rng)
     teacher = self.apply(state.ema_params, self._teach, batch) if self.has_teacher else (image, text, None)
     terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher[:2], contrast_rng)
-    logits, masked_logits, decoded = self.apply(params, self.fuse_all, image[0], pairs, masked, prefix, batch["target"], rng=fuse_rng)
+    logits, words, next_token = self.apply(
+        params, self.fuse_all, image[0], pairs, masked, prefix, batch["target"], batch["masked_label"], rng=fuse_rng)
     itm, itm_metrics = self.matching(logits, batch)
     hidden, target = self._counted(batch)
-    mlm = losses.token_cross_entropy(masked_logits, batch["masked_label"])
     if self.config.task.mlm_alpha:
       alpha = self.ramped(self.config.task.mlm_alpha, state.step)
-      mlm = (1.0 - alpha) * mlm + alpha * losses.soft_cross_entropy(masked_logits, teacher[2])
-    next_token = losses.token_cross_entropy(decoded[:, :-1], batch["target"][:, 1:])
-    terms |= itm | {"mlm": jnp.where(hidden, mlm, 0.0).sum(), "prefix_lm": jnp.where(target, next_token, 0.0).sum()}
-    right = {"mlm_accuracy": (masked_logits.argmax(-1) == batch["masked_label"], hidden),
-             "prefix_lm_accuracy": (decoded[:, :-1].argmax(-1) == batch["target"][:, 1:], target)}
+      words = losses.distilled_cross_entropy(words, batch["masked_label"], teacher[2], alpha), words.argmax(-1) == batch["masked_label"]
+    found = {"mlm": (*words, hidden), "prefix_lm": (*(x[:, :-1] for x in next_token), target)}
+    terms |= itm | {name: jnp.where(counted, each, 0.0).sum() for name, (each, _, counted) in found.items()}
     return terms, metrics | itm_metrics | {
-        name: ((x & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32)) for name, (x, counted) in right.items()}, extra
+        f"{name}_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))
+        for name, (_, right, counted) in found.items()}, extra
 
   def _teach(self, module, batch):
     """Teacher's (`_image`, `_text`, logits of the masked captions f32[B, L, V] or None)."""

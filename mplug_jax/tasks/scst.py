@@ -20,9 +20,13 @@ LENGTH_PENALTY = 0.6  # of decode.beam_search
 
 def log_probabilities(logits, ids, lengths, start):
   """Log-probability of what was generated behind a prompt of `start` tokens. f32[..., T, V], i32[..., T], i32[...] -> f32[...]."""
-  position = jnp.arange(1, ids.shape[-1])
-  generated = (position >= start) & (position < lengths[..., None])
-  return jnp.where(generated, -losses.token_cross_entropy(logits[..., :-1, :], ids[..., 1:]), 0.0).sum(-1)
+  return sum_generated(-losses.token_cross_entropy(logits[..., :-1, :], ids[..., 1:]), lengths, start)
+
+
+def sum_generated(each, lengths, start):
+  """The sum of what belongs to generated tokens: f32[..., T - 1] of positions 1 on, i32[...] -> f32[...]."""
+  position = jnp.arange(1, each.shape[-1] + 1)
+  return jnp.where((position >= start) & (position < lengths[..., None]), each, 0.0).sum(-1)
 
 
 def length_penalties(lengths, start, width):
@@ -124,9 +128,16 @@ class Task(caption.Task):
 
   def forward(self, module, batch):
     """Batch -> logits f32[B * K, T, V] of its candidates under teacher forcing."""
-    lengths = batch["candidate_length"].reshape(-1, 1)
-    ids = batch["candidates"].reshape(-1, self._width)
-    return module.decode(ids, jnp.arange(self._width) < lengths, self.encode(module, batch))
+    return module.decode(*self._candidates(batch), self.encode(module, batch))
+
+  def predictions(self, module, batch):
+    """Batch -> (losses f32[B * K, T - 1], right bool[B * K, T - 1]) of the token behind each, see losses.vocabulary_losses."""
+    ids, mask = self._candidates(batch)
+    return tuple(x[:, :-1] for x in module.decode_losses(ids, mask, self.encode(module, batch), losses.next_ids(ids)))
+
+  def _candidates(self, batch):
+    """-> ids i32[B * K, T], mask bool[B * K, T]."""
+    return batch["candidates"].reshape(-1, self._width), jnp.arange(self._width) < batch["candidate_length"].reshape(-1, 1)
 
   def weights(self, batch, rng):
     """Candidates in the batch."""
@@ -135,19 +146,19 @@ class Task(caption.Task):
   def loss(self, params, state, batch, rng):
     """See base.Task.loss."""
     options, lengths, start = self.config.task, batch["candidate_length"], len(self.prompt.start)
-    logits = self.apply(params, self.forward, batch, rng=rng)
-    scores = log_probabilities(logits.reshape(lengths.shape + logits.shape[1:]), batch["candidates"], lengths, start)
+    each, _ = self.apply(params, self.predictions, batch, rng=rng)
+    scores = sum_generated(-each.reshape(lengths.shape + each.shape[1:]), lengths, start)
     if options.normalise == "official":
       scores = scores / length_penalties(lengths, start, self._width)
     counted = lengths > 0
-    each = policy_losses(scores, lengths, batch["reward"] - batch["baseline"][:, None], options.normalise)
+    policy = policy_losses(scores, lengths, batch["reward"] - batch["baseline"][:, None], options.normalise)
     last = jnp.take_along_axis(batch["candidates"], jnp.maximum(lengths - 1, 0)[..., None], axis=-1)[..., 0]
     count = counted.sum(dtype=jnp.float32)
     means = {"reward": batch["reward"], "baseline": jnp.broadcast_to(batch["baseline"][:, None], lengths.shape),
              "length": (lengths - start).astype(jnp.float32), "unfinished": (last != self.tokenizer.eos_id).astype(jnp.float32)}
     metrics = {name: (jnp.where(counted, x, 0.0).sum(), count) for name, x in means.items()}
     metrics["corrupt_images"] = (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))
-    return {"policy": jnp.where(counted, each, 0.0).sum()}, metrics, state.extra
+    return {"policy": jnp.where(counted, policy, 0.0).sum()}, metrics, state.extra
 
   def predict_fns(self):
     """Captioning's, and "sample": the candidates."""

@@ -53,6 +53,12 @@ class Task(base.Task):
     ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
     return module.decode(ids, ids != self.tokenizer.pad_id, self.encode(module, batch))
 
+  def predictions(self, module, batch):
+    """Batch -> (losses f32[R, T - 1], right bool[R, T - 1]) of the token behind each, R = B * Q * A, see losses.vocabulary_losses."""
+    ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
+    found = module.decode_losses(ids, ids != self.tokenizer.pad_id, self.encode(module, batch), losses.next_ids(ids))
+    return tuple(x[:, :-1] for x in found)
+
   def weights(self, batch, rng):
     """Questions in the batch."""
     return {"answer": batch["question_valid"].sum(dtype=jnp.float32)}
@@ -60,18 +66,18 @@ class Task(base.Task):
   def loss(self, params, state, batch, rng):
     """See base.Task.loss."""
     distill = self.config.task.distill
-    logits = self.apply(params, self.forward, batch, rng=rng)
-    ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
-    weight = batch["answer_weight"].reshape(-1)
-    options = {}
+    labels = batch["answer"].reshape(-1, batch["answer"].shape[-1])[:, 1:]
+    weight = batch["answer_weight"].reshape(-1, 1)
     if distill.alpha:
+      logits = self.apply(params, self.forward, batch, rng=rng)
       alpha = distill.alpha * jnp.minimum(1.0, state.step / max(distill.ramp_steps, 1))
       teacher = self.apply(state.ema_params, self.forward, batch)
-      options = dict(teacher_logits=teacher, alpha=alpha, axis=_DISTILL_AXES[distill.axis])
-    total = (weight * losses.answer_cross_entropy(logits, ids, self.tokenizer.pad_id, **options)).sum()
-    labels = ids[:, 1:]
-    counted = jnp.where(labels != self.tokenizer.pad_id, weight[:, None], 0.0)
-    right = (logits[:, :-1].argmax(-1) == labels) * counted
+      each = losses.distilled_cross_entropy(logits[:, :-1], labels, teacher[:, :-1], alpha, _DISTILL_AXES[distill.axis])
+      right = logits[:, :-1].argmax(-1) == labels
+    else:
+      each, right = self.apply(params, self.predictions, batch, rng=rng)
+    counted = jnp.where(labels != self.tokenizer.pad_id, weight, 0.0)
+    total, right = (each * counted).sum(), right * counted
     metrics = {"token_accuracy": (right.sum(), counted.sum()),
                "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
     return {"answer": total}, metrics, state.extra
