@@ -1,8 +1,11 @@
 """Statements about two images: true or false?
 
-    python -m mplug_jax.main --config=configs/nlvr2.py
+    python -m mplug_jax.main --config=configs/grounding.py
+    python -m mplug_jax.main --config=configs/snli_ve.py:init=runs/grounding
+    python -m mplug_jax.main --config=configs/nlvr2.py:init=runs/snli_ve
 
-trains the small preset from random initialisation on pairs of generated scenes ("exactly one of the two images shows a red square").
+trains the small preset on pairs of generated scenes ("exactly one of the two images shows a red square"). Without init= it begins at
+random and stays at chance for long, and from grounding alone as well: entailment teaches whether something is there.
 `:blank=true` shows black images instead: nothing but chance is left.
 
     python -m mplug_jax.main --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=FOLDER --config.tokenizer.path=vocab.txt
@@ -53,6 +56,7 @@ def get_config(arg=""):
 
 def _scenes(c, arg):
   _shared.scenes(c, arg)
+  c.total_steps = 1500
   c.batch_size = 16              # pairs, each with four statements: two images cost twice the time
   c.data.max_text = 24
 

@@ -1,9 +1,11 @@
 """Visual entailment: does an image entail a sentence, contradict it, or neither?
 
-    python -m mplug_jax.main --config=configs/snli_ve.py
+    python -m mplug_jax.main --config=configs/grounding.py
+    python -m mplug_jax.main --config=configs/snli_ve.py:init=runs/grounding
 
-trains the small preset from random initialisation on generated scenes, of which a sentence says how two objects stand to each
-other; an object that is not there makes it neutral. `:blank=true` shows black images instead: nothing but chance is left.
+trains the small preset on generated scenes, of which a sentence says how two objects stand to each other; an object that is not there
+makes it neutral. Without init= it begins at random, and learns in thousands of updates what is absent, but no relation: grounding
+teaches where things are. `:blank=true` shows black images instead: nothing but chance is left.
 
     python -m mplug_jax.main --config=configs/snli_ve.py:base,data=snli_ve,root=/data/snli_ve,init=FOLDER --config.tokenizer.path=vocab.txt
 
@@ -50,9 +52,9 @@ def classification(c, arg, images, labels):
 
 def scenes(c, arg):
   """Generated scenes; the mirror image of everything keeps every label."""
-  config.scenes(c, arg, steps=4000, mirror=0.5, max_text=16)
+  config.scenes(c, arg, steps=2500, mirror=0.5, max_text=16, easier=0.5)
   if arg.size == "small":
-    config.from_scratch(c, 7e-4, 0.1)
+    config.from_scratch(c, 5e-4 if arg.init else 7e-4, 0.1)
     c.data.sentences_per_row = 4
 
 

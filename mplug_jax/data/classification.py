@@ -26,7 +26,7 @@ def get_source(data, split):
       jsonl: the same keys, any format of json_records.entries; an object a line or row: image or images, sentence, label, and
         optionally id.
       captions: the same keys; entries {"image", "caption": str or list of str}, see text_assignment.py; seed.
-      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`.
+      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`; scenes: easier, a share, see scene_statements.py.
       All sources of files: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on labels.
 
@@ -80,8 +80,8 @@ class Records:
 class _SceneRecords:
   """Records of scene_pairs.py, which a subclass finds by number."""
 
-  def __init__(self, config, split):
-    self._config, self._split = config, split
+  def __init__(self, config, split, easier):
+    self._config, self._split, self._easier = config, split, easier
 
   def __len__(self):
     return scenes.split_size(self._split)
@@ -101,7 +101,7 @@ class _Pairs(_SceneRecords):
     pair = self._found(index)
     return self._row(index, pair) | {
         "images": [scenes.render(scene, self._config) for scene in (pair.left, pair.right)],
-        "more": lambda rng, count: scene_statements.pair_statements(rng, pair.left, pair.right, count)}
+        "more": lambda rng, count: scene_statements.pair_statements(rng, pair.left, pair.right, count, self._easier)}
 
   def _found(self, index):
     return scene_pairs.pair(self._config, self._split, index)
@@ -119,7 +119,7 @@ class _Hypotheses(_SceneRecords):
     found = self._found(index)
     return self._row(index, found) | {
         "images": [scenes.render(found.premise, self._config)],
-        "more": lambda rng, count: scene_statements.hypotheses(rng, found.premise, count)}
+        "more": lambda rng, count: scene_statements.hypotheses(rng, found.premise, count, self._easier)}
 
   def _found(self, index):
     return scene_pairs.entailment(self._config, self._split, index)
@@ -140,7 +140,7 @@ def _scene_statements(data, split):
   kinds = {1: _Hypotheses, 2: _Pairs}
   if data.images_per_text not in kinds:
     raise ValueError(f"config.data.images_per_text={data.images_per_text} must be 1 or 2 for generated scenes.")
-  return kinds[data.images_per_text](scene_sources.scene_config(data), split)
+  return kinds[data.images_per_text](scene_sources.scene_config(data), split, data.easier)
 
 
 def _scene_captions(data, split):

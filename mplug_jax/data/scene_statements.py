@@ -1,4 +1,4 @@
-"""Further statements about the scenes that a record of scene_pairs.py shows, for training: some like the records', most of them easier.
+"""Further statements about the scenes that a record of scene_pairs.py shows, for training: some like the records', some easier.
 
 Encoding an image costs more than another sentence about it. The easier ones, about single objects, are there to be learnt first:
 from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere. And
@@ -14,13 +14,14 @@ _TRIES = 40  # of one kind of statement on the given images, before another one 
 _KINDS = 10  # sets tried for each statement: images that look alike allow very few
 
 
-def _collect(rng, makers, count):
-  """At most `count` (text, label) of the sets that functions () -> [(text, label), ...] make, one of `makers` at a time."""
+def _collect(rng, alike, simple, easier, count):
+  """At most `count` (text, label) of the sets that functions () -> [(text, label), ...] make, with the probability `easier` one of
+  `simple`, else `alike`."""
   found = []
   for _ in range(_KINDS * count):
     if len(found) >= count:
       break
-    some = pick(rng, makers)()
+    some = (pick(rng, simple) if rng.random() < easier else alike)()
     found += [some[i] for i in rng.permutation(len(some))]
   return found[:count]
 
@@ -28,8 +29,8 @@ def _collect(rng, makers, count):
 # ---- two images
 
 
-def pair_statements(rng, left, right, count):
-  """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split.
+def pair_statements(rng, left, right, count, easier=0.5):
+  """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split, a share `easier` of them easier.
 
   A true and a false one of a kind are a set; a kind of which these images allow one alone is left out, or its words would tell the
   label.
@@ -38,7 +39,7 @@ def pair_statements(rng, left, right, count):
     texts = make(rng, left, right)
     return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
 
-  return _collect(rng, [functools.partial(both, make) for make in (_like_the_records, _shown, _shown)], count)
+  return _collect(rng, functools.partial(both, _like_the_records), [functools.partial(both, _shown)], easier, count)
 
 
 def _like_the_records(rng, left, right):
@@ -79,9 +80,11 @@ def _shown(rng, left, right):
 # ---- one image
 
 
-def hypotheses(rng, scene, count):
-  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene; a set has one of each label."""
-  return _collect(rng, [functools.partial(make, rng, scene) for make in (_relation, _relation, _side, _colour)], count)
+def hypotheses(rng, scene, count, easier=0.5):
+  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene, a share `easier` of them easier; a set has one of
+  each label."""
+  alike, *simple = (functools.partial(make, rng, scene) for make in (_relation, _side, _colour))
+  return _collect(rng, alike, simple, easier, count)
 
 
 def _relation(rng, scene):
