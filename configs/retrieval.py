@@ -1,8 +1,9 @@
 """Image-text retrieval: contrastive learning and image-text matching, evaluated with re-ranking.
 
-    python -m mplug_jax.main --config=configs/retrieval.py
+    python -m mplug_jax.main --config=configs/pretrain.py
+    python -m mplug_jax.main --config=configs/retrieval.py:init=runs/pretrain
 
-trains the small preset on generated scenes of coloured shapes (20,000 images with five captions each) from random
+trains the small preset on generated scenes of coloured shapes (20,000 images with five captions each), without init= from random
 initialisation, and reports recall on 500 test scenes and their 2,500 captions, beside what chance and an oracle get: several
 scenes fit most captions. `:blank=true` shows black images instead.
 
@@ -57,12 +58,12 @@ def get_config(arg=""):
   if arg.size in ("base", "large", "huge"):
     _paper(c)
   else:
-    config.from_scratch(c, 7e-4, 0.1)
+    config.from_scratch(c, 5e-4 if arg.init else 7e-4, 0.1)
     # Features that still change much are better compared with each other than with those of a teacher, let alone of the past.
     c.task.update({"queue": 0, "alpha": 0.0})
     c.ema.decay = 0.0
     # What only a trained model could tell apart teaches nothing: with hard negatives from the start, matching stays at chance.
-    c.task.negatives.ramp_steps = 1000
+    c.task.negatives.ramp_steps = 0 if arg.init else 1000
   if arg.size == "tiny":
     c.ema.decay = 0.995
     c.task.negatives.ramp_steps = 0
@@ -71,7 +72,7 @@ def get_config(arg=""):
 
 
 def _scenes(c, arg):
-  config.scenes(c, arg, steps=2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
+  config.scenes(c, arg, steps=900 if arg.init else 2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
   c.eval.limit = 500
 
 
