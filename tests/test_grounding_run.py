@@ -37,7 +37,7 @@ def program(c, workdir, mode="train", checkpoint=""):
   """mplug_jax.main with this config -> (exit status, lines it printed)."""
   out = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-    for name, value in dict(_CONFIG=c, _WORKDIR=str(workdir), _MODE=mode, _CHECKPOINT=str(checkpoint), _COORDINATOR="").items():
+    for name, value in dict(CONFIG=c, _WORKDIR=str(workdir), _MODE=mode, _CHECKPOINT=str(checkpoint), _COORDINATOR="").items():
       patch.setattr(main, name, types.SimpleNamespace(value=value))
     with pytest.raises(SystemExit) if mode == "train" else contextlib.nullcontext() as stop:
       main.main(["main"])

@@ -362,7 +362,7 @@ def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path
 
 def _main(monkeypatch, config, workdir, mode="train", checkpoint=""):
   """Exit status of mplug_jax.main with these flags."""
-  for name, value in dict(_CONFIG=config, _WORKDIR=str(workdir), _MODE=mode, _CHECKPOINT=str(checkpoint)).items():
+  for name, value in dict(CONFIG=config, _WORKDIR=str(workdir), _MODE=mode, _CHECKPOINT=str(checkpoint)).items():
     monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
   monkeypatch.setattr(main, "_COORDINATOR", types.SimpleNamespace(value=""))
   try:
