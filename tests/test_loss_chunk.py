@@ -23,7 +23,7 @@ def gradients(c, tokenizer, batch, shape, chunk):
   return tiny_run.flat(jax.device_get(found)), float(loss), jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("task", ["caption", "vqa", "pretrain"])
+@pytest.mark.parametrize("task", ["caption", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vqa", "pretrain"))])
 def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
   """With vocabulary and rows spread over eight devices, against one device without chunks."""
   c = retrieval_files.config("tiny" + ",data=scenes" * (task == "vqa"), task, model__dropout=0.0, model__attention_dropout=0.0,

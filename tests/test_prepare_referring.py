@@ -43,6 +43,7 @@ def cache(tmp_path_factory):
     yield compiled
 
 
+@pytest.mark.slow
 def test_a_run_on_refcoco(folder, cache, tmp_path_factory):
   printed = prepare("refcoco", folder)
   where = folder / "refcoco"
