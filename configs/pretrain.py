@@ -50,6 +50,7 @@ def get_config(arg=""):
   c.data.update({
       "name": arg.data, "examples": "pretrain",
       "mask_probability": 0.15, "whole_words": False,  # of a token, or of a word, to be hidden
+      "empty_prefix": 0.0 if arg.size in ("base", "large", "huge") else 0.2,  # share of captions to be told from the image alone
       "weights": (),             # shares of train_files; (): by their sizes
   })
   if arg.data == "files":

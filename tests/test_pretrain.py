@@ -57,6 +57,9 @@ def test_masked_caption_prefix_and_target_are_parts_of_the_caption(tokenizer):
     assert (batch["masked_label"][i][hidden] == caption[hidden]).all() and (batch["masked"][i][~hidden] == caption[~hidden]).all()
     cuts.add(len(whole(batch["prefix"][i])))
   assert 0 in cuts and len(cuts) > 3
+  c.data.empty_prefix = 1.0
+  assert (batch_of(c, tokenizer, 32)["prefix"][:, 1] == pad).all()
+  c.data.empty_prefix = 0.2
   assert (batch["masked"] == tokenizer.mask_id).sum() > 0.6 * (batch["masked_label"] != pad).sum() > 20
   spec = train.build(c, tokenizer).task.batch_spec(32)
   assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {name: (x.shape, np.dtype(x.dtype)) for name, x in spec.items()}
@@ -103,6 +106,7 @@ def case(request, tokenizer):
   state = state.replace(step=jnp.int32(1), ema_params=jax.tree.map(lambda x: x * 1.1, state.params))
   batch = batch_of(c, tokenizer)
   batch["corrupt"][3], batch["id"][5] = True, batch["id"][4]
+  batch["prefix"][:2, 1:] = tokenizer.pad_id
   return c, built, state, {name: jnp.asarray(x) for name, x in batch.items()}
 
 
@@ -120,7 +124,9 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
     tokens = lambda ids: ids != tokenizer.pad_id  # noqa: E731
     fused = {name: m.fuse(m.encode_text(batch[name], tokens(batch[name])), tokens(batch[name]), image) for name in ("masked", "prefix")}
     memory = m.memory(*fused["prefix"], tokens(batch["prefix"]))
-    return m.mlm_logits(fused["masked"][1]), m.decode(batch["target"], tokens(batch["target"]), memory)
+    decoded = [m.decode(batch["target"], tokens(batch["target"]), read) for read in (memory, m.memory(image))]
+    alone = tokens(batch["prefix"]).sum(axis=1) == 1  # then the decoder reads what it reads in captioning
+    return m.mlm_logits(fused["masked"][1]), jnp.where(alone[:, None, None], *decoded[::-1])
 
   masked, decoded = model.apply({"params": state.params}, method=passes)
   teacher, _ = model.apply({"params": state.ema_params}, method=passes)

@@ -44,13 +44,15 @@ class PretrainTransform(retrieval.PairTransform):
     images: an ImageReader. tokenizer: see tokenizer.py.
     max_words, max_caption: see CaptionRows; L = max_caption.
     mask_probability, whole_words: see masking.py.
+    empty_prefix: share of examples whose prefix is [bos] alone, beside those that draw it: all cuts before a word are equally likely.
   """
 
-  def __init__(self, images, tokenizer, *, max_words, max_caption, mask_probability, whole_words):
+  def __init__(self, images, tokenizer, *, max_words, max_caption, mask_probability, whole_words, empty_prefix):
     super().__init__(images, retrieval.CaptionRows(tokenizer, max_words, max_caption))
     self._tokenizer, self._max_words, self._length = tokenizer, max_words, max_caption
     self._mask = dict(probability=mask_probability, whole_words=whole_words, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id,
                       pad_id=tokenizer.pad_id)
+    self._empty_prefix = empty_prefix
     self._make_cache()
 
   def _make_cache(self):
@@ -76,7 +78,7 @@ class PretrainTransform(retrieval.PairTransform):
     numbers = [-1, *(n for n, word in enumerate(words) for _ in word)][:self._length]
     numbers = np.array(numbers + [-1] * (self._length - len(numbers)))
     masked, label = mask_tokens(example["caption"], numbers, rng, **self._mask)
-    cut = int(rng.integers(len(words)))
+    cut = 0 if self._empty_prefix and rng.random() < self._empty_prefix else int(rng.integers(len(words)))
     return example | {"masked": masked, "masked_label": label, "prefix": self._row(words[:cut], self._length),
                       "target": self._row(words[cut:], self._length + 1, self._tokenizer.eos_id)}
 
@@ -91,4 +93,4 @@ def make_transform(config, tokenizer, train):
   if not train:
     return retrieval.make_transform(config, tokenizer, train)
   return PretrainTransform(image_reader.reader(config), tokenizer,
-                           **{name: config.data[name] for name in ("max_words", "max_caption", "mask_probability", "whole_words")})
+                           **{name: config.data[name] for name in ("max_words", "max_caption", "mask_probability", "whole_words", "empty_prefix")})

@@ -11,7 +11,7 @@ PRESETS = {
                  mlp_dim=64, max_positions=64, text_layers=1, fusion_layers=2, stride=1, decoder_layers=1, embed_dim=32),
     "small": dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4, vocab_size=0,
                   hidden_size=128, heads=4, mlp_dim=512, max_positions=128, text_layers=2, fusion_layers=2, stride=1,
-                  decoder_layers=1, embed_dim=64, initializer_range=0.05),
+                  decoder_layers=1, embed_dim=128, initializer_range=0.05),
     "base": dict(image_size=384, **_CLIP_B16, **_BERT_BASE, text_layers=6, fusion_layers=6, stride=3, decoder_layers=12),
     "large": dict(image_size=336, **_CLIP_L14, **_BERT_BASE, text_layers=6, fusion_layers=6, stride=6, decoder_layers=12),
     # Never released: the published 24 text layers and 1.1 billion parameters fit BERT-large's width.

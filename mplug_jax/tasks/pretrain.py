@@ -58,11 +58,20 @@ class Task(retrieval.Task):
       in "mlm", the masked logits come as they are.
     """
     logits, _, (masked_read, prefix_read), image_read = retrieval.match(module, image, *pairs, more=(masked, prefix))
-    decoder = target, self._tokens(target), module.memory(image_read, prefix_read, prefix[1])
+    decoder = target, self._tokens(target), self._decoder_memory(module, image, image_read, prefix_read, prefix[1])
     if masked_label is None:
       return logits, module.mlm_logits(masked_read), module.decode(*decoder)
     hidden = module.mlm_logits(masked_read) if self.config.task.mlm_alpha else module.mlm_losses(masked_read, masked_label)
     return logits, hidden, module.decode_losses(*decoder, losses.next_ids(target))
+
+  @staticmethod
+  def _decoder_memory(module, image, image_read, prefix_read, mask):
+    """What the decoder reads: fused image and prefix, or, where the prefix is [bos] alone, the image as captioning has it.
+
+    image, image_read: dtype[B, N, D], before and after fusion. prefix_read: dtype[B, L, D]. mask: bool[B, L].
+    """
+    empty = mask.sum(axis=1, keepdims=True) < 2
+    return module.memory(jnp.where(empty[..., None], image, image_read), prefix_read, mask & ~empty)
 
   def forward(self, module, batch):
     """Batch -> logits of `fuse_all`, each image and caption in the place of the negatives."""
