@@ -92,5 +92,5 @@ def make_transform(config, tokenizer, train):
   """The transform that config.data and config.model describe: for training; evaluation is that of retrieval."""
   if not train:
     return retrieval.make_transform(config, tokenizer, train)
-  return PretrainTransform(image_reader.reader(config), tokenizer,
-                           **{name: config.data[name] for name in ("max_words", "max_caption", "mask_probability", "whole_words", "empty_prefix")})
+  fields = ("max_words", "max_caption", "mask_probability", "whole_words", "empty_prefix")
+  return PretrainTransform(image_reader.reader(config), tokenizer, **{name: config.data[name] for name in fields})
