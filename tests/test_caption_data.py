@@ -10,6 +10,7 @@ import tiny_run
 
 from mplug_jax import config as config_lib, data as data_lib
 from mplug_jax.data import caption, image_reader, tokenizer as tokenizers
+from mplug_jax.data.chunked import Chunked
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
 PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
@@ -95,9 +96,9 @@ def test_an_image_that_cannot_be_read_has_no_captions():
 def test_every_caption_is_in_one_training_record(size):
   counts = [3, 1, 5, 2]
   texts = [[f"{i}-{n}" for n in range(count)] for i, count in enumerate(counts)]
-  chunked = caption.ChunkedCaptions(caption.CaptionRecords([record(*each) for each in texts]), size)
+  chunked = Chunked(caption.CaptionRecords([record(*each) for each in texts]), size, "captions")
   expected = [(i, each[first:first + size]) for i, each in enumerate(texts) for first in range(0, len(each), size)]
-  assert [(chunked.image[n], chunked[n]["captions"]) for n in range(len(chunked))] == expected
+  assert [(chunked.record[n], chunked[n]["captions"]) for n in range(len(chunked))] == expected
   assert [chunked.captions(n) for n in range(len(chunked))] == [part for _, part in expected]
 
 
@@ -189,7 +190,7 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
   (tmp_path / "train/b.txt").write_bytes("\ufeffA Dog, é \r\n\r\n two dogs".encode())
   (tmp_path / "train/deep/a.txt").write_text("A cat\n")
   c = caption_run.config(f"tiny,data=folder:{tmp_path}")
-  source = data_lib.get_source(c, "train").images
+  source = data_lib.get_source(c, "train").source
   assert [(source[i]["image"], source[i]["image_id"], source.captions(i)) for i in range(len(source))] == [
       (f"{tmp_path}/{name}", name, captions) for name, captions in (
           ("train/b.JPG", ["a dog, é", "two dogs"]), ("train/deep/a.png", ["a cat"]))]

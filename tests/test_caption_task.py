@@ -26,7 +26,7 @@ class Case(mesh_case.MeshCase):
     # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
     self.config, self.tokenizer = caption_run.config(model__initializer_range=0.1), tokenizer
     self.batch = caption_run.batch(self.config, tokenizer)
-    for row in range(8):  # as ChunkedCaptions leaves rows that are not full; a corrupt image has none
+    for row in range(8):  # as Chunked leaves rows that are not full; a corrupt image has none
       self.batch["caption_valid"][row, row % 5 + 1:] = False
     self.batch["corrupt"][3], self.batch["caption_valid"][3] = True, False
     self.batch["caption"][~self.batch["caption_valid"]] = tokenizer.pad_id

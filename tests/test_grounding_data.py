@@ -11,6 +11,7 @@ import torch_pickles
 
 from mplug_jax import boxes, torch_lists
 from mplug_jax.data import grounding, grounding_sources, image_ops
+from mplug_jax.data.chunked import Chunked
 
 PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
 AUGMENT = dict(long_sides=(1.0,), crop=0.0, official_crop=False, jitter=0.0, flip=0.0, position_words=(), official_words=False)
@@ -204,7 +205,7 @@ def test_chunks_hold_every_expression_once():
       {"image": f"{i}.png", "image_id": str(i), "expressions": [expression(number=f"{i}-{n}") for n in range(count)]}
       for i, count in enumerate([3, 1, 0, 4, 2])])
   for size in (1, 2, 3, 5):
-    chunked = grounding.ChunkedExpressions(source, size)
+    chunked = Chunked(source, size, "expressions")
     rows = [chunked[i]["expressions"] for i in range(len(chunked))]
     assert rows == [chunked.expressions(i) for i in range(len(chunked))] and max(map(len, rows)) <= size
     assert [e["id"] for row in rows for e in row] == [f"{i}-{n}" for i, count in enumerate([3, 1, 0, 4, 2]) for n in range(count)]

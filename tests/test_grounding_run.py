@@ -16,7 +16,8 @@ import tiny_run
 import vqa_files
 
 from mplug_jax import boxes, checkpoint, data, main, metrics, train
-from mplug_jax.data import grounding, tokenizer as tokenizers
+from mplug_jax.data import grounding_sources, tokenizer as tokenizers
+from mplug_jax.data.chunked import Chunked
 from mplug_jax.evaluators import grounding as evaluator
 
 STEPS = 4
@@ -143,8 +144,7 @@ class Known:
 def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
   c = settings(cache, eval__limit=0, eval__batch_size=64)
   evaluation = evaluator.Evaluator(c, types.SimpleNamespace(pad_id=0, bos_id=2, eos_id=3, encode=lambda text: [2]), str(tmp_path))
-  evaluation.source = grounding.ChunkedExpressions(grounding.grounding_sources.ExpressionRecords([
-      data.get_source(c, "test")[i] for i in range(30)]), 2)
+  evaluation.source = Chunked(grounding_sources.ExpressionRecords([data.get_source(c, "test")[i] for i in range(30)]), 2, "expressions")
   result = evaluation.run({"locate": Known(evaluation.source, shift)})
   assert result["acc@0.5"] == accuracy and result["mean_iou"] == pytest.approx(overlap, abs=1e-3)
   assert {result[f"acc@0.5_{name}"] for name in ("relation", "plain")} == {accuracy}

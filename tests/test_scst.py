@@ -158,7 +158,7 @@ def test_a_candidate_is_rewarded_by_the_captions_of_its_own_image(tokenizer):
   batch = caption_run.batch(config(), tokenizer)
   own, other = (source.captions(int(i))[0] for i in batch["index"][:2])
   _, out = _prepare(tokenizer, [[own, other, ""], [other, own, "a red circle"]], batch)
-  references = [text_metrics.tokenize(source.images.captions(i)) for i in range(len(source.images))]
+  references = [text_metrics.tokenize(source.source.captions(i)) for i in range(len(source.source))]
   metric = text_metrics.CiderD(references)
   for row, texts in enumerate([[own, other, ""], [other, own, "a red circle"]]):
     expected = metric.score(text_metrics.tokenize(texts), [references[batch["index"][row]]] * 3)

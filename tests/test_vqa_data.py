@@ -9,6 +9,7 @@ from absl import logging
 from PIL import Image
 
 from mplug_jax.data import image_ops, image_reader, pipeline, sources, text_ops, vqa
+from mplug_jax.data.chunked import Chunked
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "what", "color", "is", "it", "red", "dark", "blue", "stop",
          "sign", "one", "two", "three"]
@@ -137,7 +138,7 @@ def test_chunks_hold_every_question_once():
                                                               for _ in range(count)]}
       for i, count in enumerate(counts)])
   for size in (1, 2, 3, 5):
-    chunked = vqa.ChunkedQuestions(source, size)
+    chunked = Chunked(source, size, "questions")
     expected = [(str(i), [sum(counts[:i]) + n for n in range(first, min(first + size, count))])
                 for i, count in enumerate(counts) for first in range(0, count, size)]
     found = [(r["image_id"], [q["question_id"] for q in r["questions"]])
@@ -212,7 +213,7 @@ class Hashing(WordTokenizer):
 
 
 def test_easy_vqa_through_the_pipeline():
-  source = vqa.ChunkedQuestions(sources.get({"name": "easy_vqa"}, "test"), 4)
+  source = Chunked(sources.get({"name": "easy_vqa"}, "test"), 4, "questions")
   make = transform(tokenizer=Hashing(), image_size=64, questions_per_image=4, max_question=16,
                    train=False)
   seen = {}

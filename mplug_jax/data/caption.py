@@ -17,6 +17,7 @@ import numpy as np
 
 from mplug_jax.data import (
     folder, image_reader, json_records, packed, scene_oracle, scene_parse, scene_sources, scene_text, scenes, shards, tables, token_rows)
+from mplug_jax.data.chunked import Chunked
 
 _SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
 PROMPT_MODES = ("mended", "official")
@@ -79,36 +80,6 @@ class ClipCaptions(scene_sources.SceneClips):
     return "unseen" if self.shows_unseen(index) else "seen"
 
 
-class ChunkedCaptions:
-  """The training records: every caption of `images` once, at most `size` of them in a record.
-
-  Image by image and in order; n captions become ceil(n / size) records that share their image. With size 1 an epoch has a
-  record for every sentence, as the official one; with as many as an image has, one for every image.
-
-  Attributes:
-    images: the source of images. image: i64[N], the number of each record's image in it.
-  """
-
-  def __init__(self, images, size):
-    self.images, self._size = images, size
-    chunks = -(-images.counts() // size)
-    self.image = np.repeat(np.arange(len(images)), chunks)
-    self._first = (np.arange(len(self.image)) - np.repeat(chunks.cumsum() - chunks, chunks)) * size
-
-  def __len__(self):
-    return len(self.image)
-
-  def __getitem__(self, index):
-    record = self.images[int(self.image[index])]
-    return {**record, "captions": self._chunk(record["captions"], index)}
-
-  def captions(self, index):
-    return self._chunk(self.images.captions(int(self.image[index])), index)
-
-  def _chunk(self, captions, index):
-    return captions[self._first[index]:self._first[index] + self._size]
-
-
 def images(data, split):
   """The images of a split, each once, with all their captions.
 
@@ -151,7 +122,7 @@ def get_source(data, split):
     return source
   if data["captions_per_image"] < 1:
     raise ValueError(f"data.captions_per_image={data['captions_per_image']} must be at least 1.")
-  return ChunkedCaptions(source, data["captions_per_image"])
+  return Chunked(source, data["captions_per_image"], "captions", source.counts())
 
 
 def texts(source, records=0):
@@ -357,7 +328,7 @@ class CaptionTransform:
     tokenizer: as in `mplug_jax.data.tokenizer`.
     images: an ImageReader.
     prompt: a Prompt.
-    captions_per_image: C; captions beyond it are left out, which happens in evaluation alone (see ChunkedCaptions).
+    captions_per_image: C; captions beyond it are left out, which happens in evaluation alone (see Chunked).
     max_caption: T.
   """
 

@@ -18,29 +18,6 @@ def texts(source, records=0):
       yield expression["text"].lower()
 
 
-class ChunkedExpressions:
-  """A source whose records carry at most `size` expressions: each expression of `source` once, in order.
-
-  A record with n expressions becomes ceil(n / size) records that share its image.
-  """
-
-  def __init__(self, source, size):
-    self._source, self._size = source, size
-    self._rows = [(index, first) for index in range(len(source)) for first in range(0, len(source.expressions(index)), size)]
-
-  def __len__(self):
-    return len(self._rows)
-
-  def __getitem__(self, index):
-    record, first = self._rows[index]
-    record = self._source[record]
-    return {**record, "expressions": record["expressions"][first:first + self._size]}
-
-  def expressions(self, index):
-    record, first = self._rows[index]
-    return self._source.expressions(record)[first:first + self._size]
-
-
 class WholeImages(image_reader.ImageReader):
   """Images of any size as they are; an image that cannot be read is black, as of an ImageReader."""
 
@@ -71,7 +48,7 @@ class GroundingTransform:
     blank: images are black, to measure what the texts alone give away.
 
   Raises (when called):
-    ValueError: a box that lies outside its image, or, in evaluation, more expressions than E (use `ChunkedExpressions`).
+    ValueError: a box that lies outside its image, or, in evaluation, more expressions than E (use `chunked.Chunked`).
     ImageError: a strict WholeImages met an image that cannot be read.
   """
 
@@ -101,7 +78,7 @@ class GroundingTransform:
       return expressions
     if not self._train:
       raise ValueError(f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the source in "
-                       "ChunkedExpressions, so that none is left out.")
+                       "Chunked, so that none is left out.")
     return [expressions[i] for i in rng.choice(len(expressions), self._count, replace=False)]
 
   def _fill(self, example, image, expressions, texts, rng):

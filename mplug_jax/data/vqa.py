@@ -34,36 +34,6 @@ def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
   return unique, weights
 
 
-class ChunkedQuestions:
-  """A source whose records carry at most `size` questions: each question of `source` once.
-
-  Record by record and in order; a record with n questions becomes ceil(n / size) records that
-  share its image.
-  """
-
-  def __init__(self, source, size: int):
-    self._source, self._size = source, size
-    counts = np.array([len(sources.questions_of(source, index)) for index in range(len(source))],
-                      np.int64)
-    chunks = -(-counts // size)
-    self._record = np.repeat(np.arange(len(source)), chunks)
-    first_chunk = np.repeat(chunks.cumsum() - chunks, chunks)
-    self._first = (np.arange(len(self._record)) - first_chunk) * size
-
-  def __len__(self) -> int:
-    return len(self._record)
-
-  def __getitem__(self, index: int) -> dict:
-    record = self._source[int(self._record[index])]
-    return {**record, "questions": self._chunk(record["questions"], index)}
-
-  def questions(self, index: int) -> list[dict]:
-    return self._chunk(sources.questions_of(self._source, int(self._record[index])), index)
-
-  def _chunk(self, questions, index):
-    return questions[self._first[index]:self._first[index] + self._size]
-
-
 class VqaTransform:
   """A transform for `pipeline`: called with (index, record, rng), returns an example.
 
@@ -90,7 +60,7 @@ class VqaTransform:
 
   Raises (when called):
     ValueError: more unique answers than A, a training question without answers, or, in evaluation,
-      more questions than Q (use `ChunkedQuestions`).
+      more questions than Q (use `chunked.Chunked`).
     ImageError: a strict ImageReader met an image that cannot be read.
   """
 
@@ -138,7 +108,7 @@ class VqaTransform:
       return questions
     if not self._train:
       raise ValueError(f"it has {len(questions)} questions, more than the {count} of a row; wrap "
-                       "the source in ChunkedQuestions, so that none is left out.")
+                       "the source in Chunked, so that none is left out.")
     return [questions[i] for i in rng.choice(len(questions), count, replace=False)]
 
   def _fill(self, example, slot, question):

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from mplug_jax import boxes, files, plots
 from mplug_jax.data import box_transforms, grounding, image_ops
+from mplug_jax.data.chunked import Chunked
 from mplug_jax.evaluators import common
 
 _RED, _GREEN = (214, 40, 40), (0, 170, 60)
@@ -21,7 +22,7 @@ class Evaluator:
   def __init__(self, config, tokenizer, workdir):
     self.config, self.workdir = config, workdir
     data = config.data
-    self.source = grounding.ChunkedExpressions(grounding.get_source(data, config.eval.split), data.expressions_per_image)
+    self.source = Chunked(grounding.get_source(data, config.eval.split), data.expressions_per_image, "expressions")
     self.transform = grounding.make_transform(config, tokenizer, train=False)
     self.samples = []  # of the last run, one line of text each
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from mplug_jax import plots
 from mplug_jax.data import sources, vqa
+from mplug_jax.data.chunked import Chunked
 from mplug_jax.evaluators import common, vqa_accuracy
 
 SHEET_QUESTIONS = 4
@@ -30,7 +31,7 @@ class Evaluator:
   def __init__(self, config, tokenizer, workdir):
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     data = config.data
-    self.source = vqa.ChunkedQuestions(sources.get(data, config.eval.split), data.questions_per_image)
+    self.source = Chunked(sources.get(data, config.eval.split), data.questions_per_image, "questions")
     self.transform = vqa.make_transform(config, tokenizer, train=False)
     self._candidates = vqa.candidate_answers(config)
     self.samples = []  # of the last run, one line of text each

@@ -49,13 +49,14 @@ class Rewards:
   """CIDEr-D of candidates against the captions of their image, words weighted by their document frequency in all training captions.
 
   Args:
-    source: the training records, see ChunkedCaptions.
+    source: the training records, see data/chunked.py.
   """
 
   def __init__(self, source):
-    self._image = source.image
-    counts = source.images.counts()
-    tokens = text_metrics.tokenize([text for i in range(len(source.images)) for text in source.images.captions(i)])
+    self._image = source.record
+    images = source.source
+    counts = images.counts()
+    tokens = text_metrics.tokenize([text for i in range(len(images)) for text in images.captions(i)])
     ends = counts.cumsum()
     self._references = [tokens[end - count:end] for end, count in zip(ends, counts)]
     self._metric = text_metrics.CiderD(self._references)
