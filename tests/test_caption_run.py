@@ -184,4 +184,4 @@ def test_nocaps_domains_score_what_a_hand_gets(tokenizer, tmp_path):
 
 def test_training_and_reported_images_differ():
   c = caption_run.config("small")
-  assert c.eval.split == "test" and data.get_source(c, "train").images.split == "train"
+  assert c.eval.split == "test" and data.get_source(c, "train").source.split == "train"
