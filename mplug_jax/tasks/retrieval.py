@@ -176,7 +176,8 @@ class Task(base.Task):
     if name != "rerank":
       return sample
     memory, texts = (jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts))
-    return {"memory": memory, "texts": texts, "pair_text": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+    pairs = jax.ShapeDtypeStruct(sample["index"].shape + (self.config.task.rerank_texts,), jnp.int32)
+    return {"memory": memory, "texts": texts, "pair_text": pairs}
 
   def _embed_image(self, params, batch):
     """-> {"feature": f32[B, E]}."""
