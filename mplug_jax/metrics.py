@@ -197,19 +197,24 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 
 
 class StepTimer:
-  """Speed of the train loop between two reports, with the time it waited for data.
+  """Speed of the train loop between two reports, with the time it waited for data, and that of the host's own work.
 
       with timer.data_wait():
         batch = next(batches)
+      with timer.host():
+        batch = prepare(batch)
       ...                        # the step
       timer.step()
       with timer.paused():       # evaluation, checkpoint: not part of the speed
         evaluate()
   """
 
-  def __init__(self, examples_per_step: int, clock: Callable[[], float] = time.perf_counter):
-    """Starts timing. `examples_per_step` counts the global batch; `clock` gives seconds."""
+  def __init__(self, examples_per_step: int, clock: Callable[[], float] = time.perf_counter, flops: float = 0.0,
+               peak: float | None = None):
+    """Starts timing. `examples_per_step` counts the global batch; `clock` gives seconds. `flops`: model operations of a step; `peak`:
+    operations a second that all devices together could do, None where that is unknown."""
     self._examples = examples_per_step
+    self._utilised = flops / peak if peak else None
     self._clock = clock
     self.reset()
 
@@ -217,7 +222,14 @@ class StepTimer:
     """Forgets what was timed, for example the first step, which compiles."""
     self._start = self._clock()
     self._steps = 0
-    self._waited = self._paused = 0.0
+    self._waited = self._hosted = self._paused = 0.0
+
+  @contextlib.contextmanager
+  def host(self):
+    """Times the host's own work for a step: rewards, the way to the devices."""
+    start = self._clock()
+    yield
+    self._hosted += self._clock() - start
 
   @contextlib.contextmanager
   def data_wait(self):
@@ -241,16 +253,19 @@ class StepTimer:
     """Speed since the last report or reset, which it then starts again.
 
     Returns:
-      steps_per_sec, examples_per_sec, data_wait_sec (the sum) and data_wait_share (of the
-      elapsed time, in [0, 1]); empty when no step was counted.
+      steps_per_sec, examples_per_sec, data_wait_sec (the sum); shares of the elapsed time, in [0, 1]: data_wait_share,
+      host_share, and compute_share, the rest, in which the devices worked while nothing else kept them waiting; with a known
+      peak also mfu, model FLOPs utilisation in [0, 1]. Empty when no step was counted.
     """
     elapsed = max(self._clock() - self._start - self._paused, 1e-9)
-    steps, waited = self._steps, self._waited
+    steps, waited, hosted = self._steps, self._waited, self._hosted
     self.reset()
     if not steps:
       return {}
-    return {"steps_per_sec": steps / elapsed, "examples_per_sec": steps * self._examples / elapsed,
-            "data_wait_sec": waited, "data_wait_share": waited / elapsed}
+    utilisation = {} if self._utilised is None else {"mfu": self._utilised * steps / elapsed}
+    return {"steps_per_sec": steps / elapsed, "examples_per_sec": steps * self._examples / elapsed, "data_wait_sec": waited,
+            "data_wait_share": waited / elapsed, "host_share": hosted / elapsed, "compute_share": 1.0 - (waited + hosted) / elapsed,
+            **utilisation}
 
 
 class Progress:
@@ -258,6 +273,9 @@ class Progress:
 
   On a terminal the line is redrawn at most ten times a second; in a log a line is printed every
   `log_seconds`, and for the first and the last step.
+
+  Attributes:
+    mfu: what StepTimer.report says of it, shown once it is set.
   """
 
   _WINDOW = 30.0  # seconds over which the speed is averaged
@@ -274,7 +292,7 @@ class Progress:
     self._interval = self._REDRAW if self._is_terminal else log_seconds
     self._window: collections.deque[tuple[float, int]] = collections.deque()
     self._printed_at = -math.inf
-    self._speed = self._loss = None
+    self._speed = self._loss = self.mfu = None
     self._line_open = False
 
   def update(self, step: int, loss: float | None = None) -> None:
@@ -325,6 +343,8 @@ class Progress:
     if self._speed:
       slow = self._speed < 1
       parts.append(f"{1 / self._speed:.2f} s/step" if slow else f"{self._speed:.2f} steps/s")
+      if self.mfu is not None:
+        parts.append(f"MFU {100 * self.mfu:.1f}%")
       parts.append(f"{_duration((self._total - step) / self._speed)} left")
     return "  ".join(parts)
 

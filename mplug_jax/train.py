@@ -17,7 +17,8 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 
-from mplug_jax import checkpoint, config as config_lib, data, evaluators, files, host, init_from, metrics, plots, sharding, tasks
+from mplug_jax import (
+  checkpoint, chips, config as config_lib, data, evaluators, files, host, init_from, metrics, plots, sharding, task_flops, tasks)
 from mplug_jax.build import Host, build
 from mplug_jax.data import pipeline, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
@@ -223,7 +224,9 @@ def train(config, workdir):
     # ---- the loop
     writer = metrics.Writer(workdir, enabled=primary, tensorboard=config.tensorboard, resume_step=start)
     progress = metrics.Progress(total_steps, enabled=primary)
-    timer = metrics.StepTimer(config.batch_size)
+    peak = chips.peak_flops(built.mesh.devices.flat[0].device_kind)
+    timer = metrics.StepTimer(config.batch_size, flops=task_flops.train_step_flops(built.task, config.batch_size) if peak else 0,
+                              peak=peak and peak * built.mesh.size)
     pending, health, result = [], None, {}
 
     def save(step, result):
@@ -280,7 +283,8 @@ def train(config, workdir):
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
       batch = next_batch(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        batch = sharding.put_batch(built.task.prepare(state, batch, Host(built.predict)), built.mesh)
+        with timer.host():
+          batch = sharding.put_batch(built.task.prepare(state, batch, Host(built.predict)), built.mesh)
         check_health()  # of the update before, while this one's batch was made
         state, step_metrics, health = step_fn(state, batch, healthy)
       healthy = health["ok"]
@@ -300,7 +304,9 @@ def train(config, workdir):
         means = metrics.reduce_metrics(jax.device_get(pending))
         pending = []
         rates = {f"lr_{name}": float(schedule(step)) for name, schedule in built.schedules.items()}
-        writer.write_scalars(step + 1, {f"train/{k}": v for k, v in (means | rates | timer.report()).items()})
+        speed = timer.report()
+        writer.write_scalars(step + 1, {f"train/{k}": v for k, v in (means | rates | speed).items()})
+        progress.mfu = speed.get("mfu")
         progress.update(step + 1, means["loss"])
 
     # ---- the end

@@ -159,24 +159,29 @@ def test_read_metrics_needs_a_file(tmp_path):
 
 def test_step_timer():
   clock = Clock()
-  timer = metrics.StepTimer(examples_per_step=32, clock=clock)
+  timer = metrics.StepTimer(examples_per_step=32, clock=clock, flops=3e12, peak=6e12)
   clock.now += 7.0
   timer.reset()
   for _ in range(4):
     with timer.data_wait():
       clock.now += 0.5
-    clock.now += 1.5
+    with timer.host():
+      clock.now += 0.25
+    clock.now += 1.25
     timer.step()
   with timer.paused():
     clock.now += 100.0
   assert timer.report() == pytest.approx({
       "steps_per_sec": 0.5, "examples_per_sec": 16.0, "data_wait_sec": 2.0,
-      "data_wait_share": 0.25})
+      "data_wait_share": 0.25, "host_share": 0.125, "compute_share": 0.625, "mfu": 0.25})
   clock.now += 3.0
   assert timer.report() == {}
   clock.now += 2.0
   timer.step()
   assert timer.report()["steps_per_sec"] == pytest.approx(0.5)
+  timer = metrics.StepTimer(1, clock=clock)
+  timer.step()
+  assert "mfu" not in timer.report()
 
 
 class Terminal(io.StringIO):
@@ -190,10 +195,11 @@ def test_progress_in_a_log():
   for step in range(1, 42):
     progress.update(step, loss=0.25 if step % 10 == 0 else None)
     clock.now += 0.5
+    progress.mfu = None if step < 40 else 0.3125
   lines = stream.getvalue().splitlines()
   assert lines == ["step    1/1000",
                    "step   21/1000  loss 0.2500  2.00 steps/s  8:10 left",
-                   "step   41/1000  loss 0.2500  2.00 steps/s  8:00 left"]
+                   "step   41/1000  loss 0.2500  2.00 steps/s  MFU 31.2%  8:00 left"]
   assert "\r" not in stream.getvalue()
 
 

@@ -9,8 +9,9 @@ import pytest
 import test_flops
 import tiny_run
 
-from mplug_jax import config as config_lib, flops, task_flops, tasks
+from mplug_jax import config as config_lib, flops, metrics, task_flops, tasks, train
 from mplug_jax.build import build_model
+from mplug_jax.data import tokenizer as tokenizers
 from mplug_jax.data.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.models import layers
 
@@ -66,3 +67,15 @@ def test_generation_counts_its_loop_as_often_as_it_runs():
     expected = flops.image_encoder(model, images) + flops.beam_generation(model, memory, beams, steps, length)
     found = task_flops.predict_flops(task, "generate", images, steps)
     assert expected <= found <= 1.1 * expected + flops.beam_generation(model, memory, beams, len(task.prompt.start), length)
+
+
+def test_utilisation_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(train.chips, "peak_flops", lambda kind: 1e9)
+  c = tiny_run.config(total_steps=4, log_every=2, eval__limit=8)
+  assert train.train(c, str(tmp_path)) == 0
+  rows = [row for row in metrics.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]
+  last = rows[-1]
+  flops = task_flops.train_step_flops(train.build(c, tokenizers.load(tmp_path / "tokenizer")).task, c.batch_size)
+  assert last["train/mfu"] == pytest.approx(flops * last["train/steps_per_sec"] / (1e9 * len(jax.devices())))
+  assert last["train/data_wait_share"] + last["train/host_share"] + last["train/compute_share"] == pytest.approx(1.0)
+  assert "MFU " in capsys.readouterr().out.split("step 4/4")[1].splitlines()[0]

@@ -91,7 +91,7 @@ def assert_gradients_equal(ours, reference):
     assert np.abs(ours[name] - expected).max() <= bound, name
 
 
-_SPEEDS = ("steps_per_sec", "examples_per_sec", "data_wait_sec", "data_wait_share")
+_SPEEDS = ("steps_per_sec", "examples_per_sec", "data_wait_sec", "data_wait_share", "host_share", "compute_share", "mfu")
 
 
 def lines(workdir):
