@@ -58,6 +58,11 @@ class Predictor:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _COMPILATION_WORTH_KEEPING)
     return cls(restored.restore(checkpoint, config, tokenizer, devices), batch_size)
 
+  @property
+  def batch_size(self):
+    """Most images, and most texts, that are computed at a time."""
+    return self._programs.sizes[-1]
+
   def can(self, method):
     """Whether the checkpoint has what the method of this name needs."""
     return not self._refusal(method)
@@ -144,6 +149,12 @@ class Predictor:
       return found[0] if inputs.is_one(images) else found
 
     return Match(matrix(out["similarity"]), matrix(out["probability"]))
+
+  def match_pairs(self, images, texts, *, truncate=False):
+    """Compares each image with its own texts; arguments as of `answer`. -> Match, or (nested) list of them, one for each text."""
+    images, texts, requests, shape = inputs.pairs(images, texts, "text")
+    out = self._ask("match", "match", images, requests, {"caption": self.text_rows("match")(texts, truncate)})
+    return shape([Match(float(s), float(p)) for s, p in zip(out["similarity"], out["probability"])])
 
   def index(self, images, *, rerank=True):
     """Images to `search` in -> Index.
