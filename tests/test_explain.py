@@ -1,0 +1,161 @@
+"""Maps of where a model looked: against finite differences, and for images whose answer is known beforehand."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from test_serving import made
+
+from mplug_jax import explain
+from mplug_jax.tasks import base
+
+
+def rows(tokenizer, texts, length):
+  """i32[len(texts), length]: [bos] pieces [eos] pad..."""
+  ids = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
+  return np.array([(row + [tokenizer.pad_id] * length)[:length] for row in ids], np.int32)
+
+
+def looker(task):
+  return jax.jit(lambda params, batch: explain.look(task, params, batch))
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory):
+  """(task, parameters, batch of 2 rows, jitted look). 2 x 2 patches, one decoder layer of two heads."""
+  task, params = made(tmp_path_factory.mktemp("tokenizer"), "caption", model__image_size=32)
+  batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8),
+           "caption": rows(task.tokenizer, ["a red circle on the left", "a dog"], 12)[:, None], "caption_valid": np.ones((2, 1), bool)}
+  return task, params, batch, looker(task)
+
+
+def test_maps_are_relu_of_attention_times_its_gradient(captions):
+  task, params, batch, look = captions
+  looked = jax.tree.map(np.asarray, look(params, batch))
+  words = int((batch["caption"][1] != task.tokenizer.pad_id).sum()) - 1
+  assert looked.score.shape == (2, 11) and looked.gradient.shape == looked.attention.shape == (2, 11, 1, 2, 2)
+  losses, _ = jax.jit(lambda b: task.apply(params, task.predictions, b))(batch)
+  np.testing.assert_allclose(looked.score[1, :words], -losses[1, :words], atol=1e-5)
+  assert not looked.score[1, words:].any() and not looked.gradient[1, words:].any(), "padding was explained"
+  assert (looked.gradient >= 0).all() and looked.gradient[:, :words].sum((2, 3, 4)).all()
+  shares = looked.attention.sum((2, 3, 4))
+  assert (shares > 0).all() and (shares < 1).all(), "the class token has the rest"
+
+  @jax.jit
+  def score(added):  # of the second word of row 0, with `added` f32[heads, tokens] to the probabilities that its position reads with
+    cross = np.zeros((1, 2, 2, 12, 5), np.float32)
+    tree = {"text_decoder": {"layers": {"crossattention": {"probabilities": jax.numpy.asarray(cross).at[0, 0, :, 1].set(added)}}}}
+    logits, seen = task.model.apply({"params": params, "perturbations": tree}, batch, method=task.forward, mutable=["intermediates"])
+    probabilities = seen["intermediates"]["text_decoder"]["layers"]["crossattention"]["probabilities"][0, 0, :, 1]
+    return jax.nn.log_softmax(logits[0, 1])[batch["caption"][0, 0, 2]], probabilities
+
+  _, probabilities = score(np.zeros((2, 5), np.float32))
+  gradients = np.zeros((2, 5))
+  for place in np.ndindex(2, 5):
+    step = np.zeros((2, 5), np.float32)
+    step[place] = 1e-2
+    gradients[place] = (score(step)[0] - score(-step)[0]) / 2e-2
+  expected = np.maximum(np.asarray(probabilities) * gradients, 0).mean(0)[1:].reshape(2, 2)
+  np.testing.assert_allclose(looked.gradient[0, 1, 0], expected, atol=2e-2 * expected.max())
+
+
+def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
+  task, params, batch, look = captions
+  params = jax.tree.map(np.array, params)
+  encoder, cross = params["visual_encoder"], params["text_decoder"]["layers"]["crossattention"]
+  for x in encoder["blocks"]["attention"]["out"].values():  # a token depends on its own patch alone
+    x[:] = 0
+  encoder["position_embedding"][:] = 0
+  image = np.zeros((2, 32, 32, 3), np.uint8)
+  image[0, :16, 16:], image[1, 16:, :16] = 255, 90
+  tokens = task.apply(params, base.encode_image, image)
+  black = np.asarray(tokens[0, 1])
+  cross["value"]["bias"][:] = -black @ cross["value"]["kernel"][0]  # nothing is read of black patches
+  found = np.asarray(look(params, batch | {"image": image}).gradient)[:, :3, 0]
+  for row, place in ((0, (0, 1)), (1, (1, 0))):
+    other = found[row].copy()
+    other[:, *place] = 0
+    assert found[row][:, *place].max() > 0 and other.max() < 1e-4 * found[row].max()
+
+
+def stream(depth, **options):
+  model = types.SimpleNamespace(fusion_layers=depth, image_size=4, patch_size=2)
+  return explain._Stream(model, np.zeros((1, 4, 4, 3)), 1, **{"separate": False, **options})
+
+
+def one_hot(shape, *places):
+  x = np.zeros(shape, np.float32)
+  for place in places:
+    x[place] = 1
+  return {"probabilities": x}
+
+
+def test_what_connected_layers_mixed_is_handed_back():
+  # Token 2 of the image takes from token 4 in the connected layer; later text reads token 2, and so does the decoder.
+  text = one_hot((1, 1, 3, 3), (0, 0, 0, 1))
+  connected = {"layer_0": {"attention": one_hot((1, 1, 8, 8), (0, 0, 2, 4), (0, 0, 6, 1))},
+               "layer_1": {"attention": text, "crossattention": one_hot((1, 1, 3, 5), (0, 0, 1, 2))}}
+  crossed = one_hot((1, 1, 1, 2, 8), (0, 0, 0, 1, 2), (0, 0, 0, 1, 5))
+  decoder = {"layers": {"attention": one_hot((1, 1, 1, 2, 2)), "crossattention": crossed}}
+  found = stream(2).read({"fusion_encoder": connected, "text_decoder": decoder})
+  np.testing.assert_allclose(found, [[0, 1, 1, 0, 1]])  # 1: text read it; 2 and 4: half each of what two readers had of 2
+  shares = stream(2).rollout({"fusion_encoder": connected, "text_decoder": decoder}, 2)
+  # The second position holds image token 2 (2 and 4, half each) and text token 0, which has image token 1 from text token 1.
+  np.testing.assert_allclose(shares, [[[0, 0, 0, 0, 0], [0, 0.5, 0.25, 0, 0.25]]], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_answers(tmp_path):
+  task, params = made(tmp_path, "vqa", data__questions_per_image=1)
+  batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8),
+           "question": rows(task.tokenizer, ["is there a red dog?", "what"], 16)[:, None],
+           "answer": rows(task.tokenizer, ["yes", "no"], 6)[:, None, None]}
+  looked = jax.tree.map(np.asarray, looker(task)(params, batch))
+  losses, _ = task.apply(params, task.predictions, batch)
+  words = (batch["answer"][:, 0, 0, 1:] != task.tokenizer.pad_id)
+  np.testing.assert_allclose(looked.score, np.where(words, -losses, 0), atol=1e-5)
+  assert ((looked.gradient.sum((2, 3, 4)) > 0) == words).all() and looked.gradient.shape == (2, 5, 1, 2, 2)
+  # A row does not depend on its neighbour, nor on padding behind its question.
+  batch["question"][0] = rows(task.tokenizer, ["there is no yes on the left, in the image"], 16)
+  np.testing.assert_allclose(looker(task)(params, batch).gradient[1], looked.gradient[1], atol=1e-6)
+  batch["question"] = batch["question"][..., :int((batch["question"][1, 0] != task.tokenizer.pad_id).sum())]
+  np.testing.assert_allclose(looker(task)(params, batch).gradient[1], looked.gradient[1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_matches_boxes_classes_and_clips(tmp_path):
+  rng = np.random.default_rng(0)
+  task, params = made(tmp_path / "a", "pretrain")
+  size = task.model.image_size
+  batch = {"image": rng.integers(0, 256, (2, size, size, 3), np.uint8),
+           "caption": rows(task.tokenizer, ["a red dog", "no"], task.config.data.max_caption)}
+  looked = looker(task)(params, batch)
+  assert looked.score.shape == (2, 1) and looked.gradient.shape == (2, 1, 1, size // 16, size // 16) and looked.gradient.sum() > 0
+
+  task, params = made(tmp_path / "b", "grounding", data__expressions_per_image=1)
+  size, bins = task.model.image_size, rng.integers(0, 97, (2, 1, 4))
+  image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+  batch = {"image": image, "placed": np.array([[0, 0, size, size]] * 2, np.int32), "bins": bins, "size": np.ones((2, 2), np.int32),
+           "phrase": rows(task.tokenizer, ["red dog", "circle"], task.config.data.max_phrase)[:, None],
+           "box": explain.box_of_bins(bins, 96).astype(np.float32)}
+  looked = looker(task)(params, batch)
+  assert looked.score.shape == (2, 4) and (looked.gradient.sum((2, 3, 4)) > 0).all()
+  batch["box"] = np.roll(batch["box"], 1, 0)  # other tokens before the ones that are scored
+  assert np.abs(looker(task)(params, batch).score - looked.score)[:, 1:].max() > 1e-4
+
+  for name, pairing in (("snli_ve", "shared"), ("nlvr2", "shared"), ("nlvr2", "duplicated")):
+    task, params = made(tmp_path / name, name, model__pairing=pairing)
+    count, size = task.config.data.images_per_text, task.model.image_size
+    batch = {"image": rng.integers(0, 256, (2, count, size, size, 3), np.uint8), "label": np.array([[0], [1]]),
+             "sentence": rows(task.tokenizer, ["red dog", "no"], task.config.data.max_text)[:, None]}
+    looked = looker(task)(params, batch)
+    assert looked.gradient.shape[:3] == (2, 1, count) and (looked.gradient.sum((3, 4)) > 0).all()
+    assert (looked.attention.sum((3, 4)) > 0).all()
+
+  task, params = made(tmp_path / "c", "video_qa", data__questions_per_image=1)
+  frames, size = task.config.data.frames, task.model.image_size
+  batch = {"image": rng.integers(0, 256, (2, frames, size, size, 3), np.uint8),
+           "question": rows(task.tokenizer, ["is there", "what"], task.config.data.max_question)[:, None],
+           "answer": rows(task.tokenizer, ["yes", "no"], 4)[:, None, None]}
+  assert looker(task)(params, batch).gradient.shape == (2, 3, frames, size // 16, size // 16)
