@@ -22,6 +22,7 @@ from mplug_jax.metrics import read_metrics
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
 _INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"
 _FRAME = "#c9ced6"
+_BOX = "#3df56b"
 _PANELS = {"loss": "loss", "accuracy (%)": "acc", "score (%)": "iou$|^CIDEr-D$|^r_mean$|^true$",
            "reward": "reward$"}
 _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a logarithmic axis
@@ -147,6 +148,32 @@ def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
   buffer = io.BytesIO()
   sheet.save(buffer, format="PNG")
   write_atomic(out_path, buffer.getvalue())
+
+def overlay(image: np.ndarray, heat: np.ndarray, boxes: Sequence[Sequence[float]] = ()) -> np.ndarray:
+  """An image, the brighter and the more coloured the more of the heat is there, with boxes drawn on it.
+
+  Args:
+    image: u8[H, W, 3]; a small one is enlarged by a whole factor.
+    heat: f32[G, G'], not negative, a grid over the whole image; its largest value gets the full colour, whatever it is.
+    boxes: corners (x1, y1, x2, y2) in pixels of `image`.
+
+  Returns:
+    u8[H', W', 3].
+  """
+  import matplotlib
+  from PIL import Image, ImageDraw
+  factor = max(1, _CELL // max(image.shape[:2]))
+  picture = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.NEAREST)
+  heat = np.asarray(heat, np.float32)
+  heat = heat / heat.max() if heat.max() > 0 else heat
+  smooth = np.clip(np.asarray(Image.fromarray(heat).resize(picture.size, Image.BICUBIC)), 0, 1)[..., None]
+  colour = 255 * matplotlib.colormaps["inferno"](smooth[..., 0])[..., :3]
+  pixels = np.asarray(picture, np.float32)
+  mixed = Image.fromarray(np.uint8((pixels * 0.35 + 0.65 * (smooth * pixels)) * (1 - 0.45 * smooth) + 0.45 * smooth * colour))
+  for x1, y1, x2, y2 in boxes:
+    corners = (x1 * factor, y1 * factor, max(x1, x2) * factor, max(y1, y2) * factor)
+    ImageDraw.Draw(mixed).rectangle(corners, outline=_BOX, width=max(2, round(max(mixed.size) / 150)))
+  return np.asarray(mixed)
 
 _CELL = 288  # width of a cell in pixels, images being at most that wide and high
 _GAP = 26

@@ -125,8 +125,8 @@ def _image(config):
   inside = "inside the functions: (image / 255 - mean) / std"
   return {"size": config.model.image_size, "resize": "fit" if fit else "stretch", "filter": "bilinear" if fit else "bicubic",
           "about": "RGB, 8 bits. stretch: Pillow's antialiased resize to a square, proportions not kept. fit: the long side becomes "
-                   "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, right, bottom) there, input "
-                   "`size` its own width and height.",
+                   "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, right, bottom) "
+                   "there, input `size` its own width and height.",
           "frames": config.data.get("frames", 0), "normalised": inside, "mean": image_ops.MEAN.tolist(), "std": image_ops.STD.tolist()}
 
 
