@@ -1,6 +1,15 @@
 """mPLUG (Li et al., EMNLP 2022) in JAX/Flax: cross-modal skip-connected vision-language models.
 
-This file imports nothing, so that data workers start without JAX.
+This file imports nothing until it is asked for `Predictor`, so that data workers start without JAX.
 """
 
 __version__ = "0.1.0"
+
+_LAZY = {"Predictor": "predictor", "Clip": "prediction_inputs"}
+
+
+def __getattr__(name):
+  if name not in _LAZY:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  import importlib
+  return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -20,7 +20,12 @@ def image_shape(config, size):
 
 
 def encode_image(module, image):
-  """u8[B, S, S, 3] -> f[B, N, D] tokens; of clips u8[B, F, S, S, 3] -> f[B, F * N, D], the frames' tokens one after another."""
+  """u8[B, S, S, 3] -> f[B, N, D] tokens; of clips u8[B, F, S, S, 3] -> f[B, F * N, D], the frames' tokens one after another.
+
+  Tokens f[B, N, D] come back as they are: an image that was encoded before.
+  """
+  if image.ndim == 3:
+    return image
   tokens = module.encode_image(normalise(image.reshape((-1,) + image.shape[-3:])))
   return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
 

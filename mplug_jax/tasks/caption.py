@@ -81,19 +81,32 @@ class Task(base.Task):
 
   def _generate(self, params, batch):
     """-> {"tokens": i32[B, P + max_length] from [bos] on, prompt included, "length": i32[B], "score": f32[B]}."""
-    options = self.config.task
-    best = self.search(params, self.apply(params, self.encode, batch), options.beams, n_best=1, mode=options.beam_mode)
-    return {"tokens": best.tokens[:, 0], "length": best.lengths[:, 0], "score": best.scores[:, 0]}
+    return {name: x[:, 0] for name, x in self.captions(params, batch, 1).items()}
 
-  def search(self, params, memory, beams, **options):
-    """Beam search behind the prompt with the cached decoder -> decode.Generation; options: n_best, mode of decode.beam_search."""
+  def search(self, params, memory, beams, starts=None, **options):
+    """Beam search behind the prompt with the cached decoder -> decode.Generation.
+
+    starts: other prompts than the config's, see `starts`. options: n_best, mode of decode.beam_search.
+    """
     step, reorder = decoding_fns(self.model, params)
-    return decode.beam_search(step, reorder, self.cache(params, memory, beams), *self.starts(memory.rows), beams=beams,
+    starts = starts or self.starts(memory.rows)
+    return decode.beam_search(step, reorder, self.cache(params, memory, beams, starts[0].shape[1]), *starts, beams=beams,
                               no_repeat_ngram=self.config.task.no_repeat_ngram, **self.limits(), **options)
 
-  def cache(self, params, memory, sequences):
-    """The decoder's cache for so many sequences of each memory row."""
-    return self.apply(params, type(self.model).init_cache, memory, sequences, len(self.prompt.start) + self.config.task.max_length)
+  def captions(self, params, batch, count):
+    """The `count` best captions of each image -> {"tokens": i32[B, K, P + max_length], "length": i32[B, K], "score": f32[B, K]}.
+
+    A batch may have a "prompt" for every image, i32[B, P], and its "prompt_length", i32[B].
+    """
+    options, memory = self.config.task, self.apply(params, self.encode, batch)
+    starts = (batch["prompt"], batch["prompt_length"]) if "prompt" in batch else None
+    best = self.search(params, memory, max(options.beams, count), starts, n_best=count, mode=options.beam_mode)
+    return {"tokens": best.tokens, "length": best.lengths, "score": best.scores}
+
+  def cache(self, params, memory, sequences, width=0):
+    """The decoder's cache for so many sequences of each memory row, behind prompts of `width` tokens; 0: the config's."""
+    length = (width or len(self.prompt.start)) + self.config.task.max_length
+    return self.apply(params, type(self.model).init_cache, memory, sequences, length)
 
   def starts(self, rows):
     """-> prompt i32[rows, P], prompt_length i32[rows] of mplug_jax.decode."""

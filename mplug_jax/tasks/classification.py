@@ -39,7 +39,7 @@ class Task(base.Task):
   def forward(self, module, batch):
     """Batch -> logits f32[B, Q, C]. An image is encoded once for its sentences, a sentence once for its images."""
     image, ids = batch["image"], batch["sentence"].reshape(-1, batch["sentence"].shape[-1])
-    image = module.encode_image(base.normalise(image.reshape((-1,) + image.shape[2:])))
+    image = base.encode_image(module, image.reshape((-1,) + image.shape[2:]))
     mask = ids != self.tokenizer.pad_id
     logits = module.class_logits(module.fuse_images(module.encode_text(ids, mask), mask, image, batch["image"].shape[1]))
     return logits.reshape(batch["label"].shape + (-1,))

@@ -126,9 +126,18 @@ class Task(base.Task):
     rows = (at >= placed[:, 1]) & (at < placed[:, 3])
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], normal, 0.0)
 
+  def encode_image(self, module, batch, imagenet=False):
+    """Batch -> tokens f[B, N, D]; a batch may have them as its image."""
+    image = batch["image"]
+    return image if image.ndim == 3 else module.encode_image(self._normalise(image, batch["placed"], imagenet))
+
+  def evaluated_image(self, module, batch):
+    """`encode_image` with the pixels normalised as for evaluation."""
+    return self.encode_image(module, batch, self.config.task.eval_normalisation == "imagenet")
+
   def encode(self, module, batch, imagenet=False):
     """Batch -> Memory of R rows: [image; phrase] after fusion. The image is encoded once for its phrases."""
-    image = module.encode_image(self._normalise(batch["image"], batch["placed"], imagenet))
+    image = self.encode_image(module, batch, imagenet)
     ids = batch["phrase"].reshape(-1, batch["phrase"].shape[-1])
     mask = ids != self.tokenizer.pad_id
     image, text = module.fuse(module.encode_text(ids, mask), mask, image)

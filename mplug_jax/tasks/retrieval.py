@@ -85,6 +85,14 @@ class Task(base.Task):
     tokens = module.encode_text(ids, mask)
     return tokens, mask, base.contrastive_features(module, None, tokens)[1]
 
+  def image_features(self, module, image):
+    """Images, clips, or tokens f[B, N, D] of either -> unit vectors f32[B, E]."""
+    return self._image(module, image)[1]
+
+  def text_features(self, module, ids):
+    """i32[B, L] -> unit vectors f32[B, E]."""
+    return self._text(module, ids)[2]
+
   def encode(self, module, batch):
     """Batch -> `_image` of its images, `_text` of its captions."""
     return self._image(module, batch["image"]), self._text(module, batch["caption"])
@@ -210,6 +218,17 @@ class Task(base.Task):
     return {"score": self.apply(params, match_scores, batch["memory"], batch["texts"], batch["pair_text"], temperature,
                                 self.config.task.rerank_similarity)}
 
+  def match_pairs(self, params, batch):
+    """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
+    see `match_scores`}."""
+    def pairs(module, batch):
+      (image, image_feature), (text, mask, text_feature) = self.encode(module, batch)
+      _, fused = module.fuse(text, mask, image)
+      return module.match_logits(fused), (image_feature * text_feature).sum(-1)
+    logits, products = self.apply(params, pairs, batch)
+    score = _match_score(logits, products, params["temp"]["value"], self.config.task.rerank_similarity)
+    return {"similarity": products, "probability": jax.nn.softmax(logits)[:, 1], "score": score}
+
 
 def image_memory(module, image):
   """What the fusion encoder reads of images, whatever the text.
@@ -243,9 +262,14 @@ def match_scores(module, memory, texts, pair_text, temperature, similarity):
   _, fused = module.fusion_encoder(
       sharding.constrain(texts["tokens"][index]), texts["text_mask"][index], memory["tokens"], memory["keys_values"])
   logits = module.match_logits(fused).reshape(pair_text.shape + (2,))
+  products = 0.0 if similarity == "none" else jnp.einsum("ge,gpe->gp", memory["feature"], texts["feature"][pair_text])
+  return _match_score(logits, products, temperature, similarity)
+
+
+def _match_score(logits, products, temperature, similarity):
+  """Logits f32[..., 2] of a match and products f32[...] of features -> f32[...], see `match_scores`."""
   if similarity == "none":
     return logits[..., 1]
-  products = jnp.einsum("ge,gpe->gp", memory["feature"], texts["feature"][pair_text])
   return logits[..., 1] + products if similarity == "add" else logits[..., 1] - logits[..., 0] + products / temperature
 
 

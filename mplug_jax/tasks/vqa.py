@@ -29,7 +29,7 @@ class Task(base.Task):
       raise ValueError("config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
     if config.task.distill.axis not in _DISTILL_AXES:
       raise ValueError(f"config.task.distill.axis={config.task.distill.axis!r} is not one of {', '.join(_DISTILL_AXES)}.")
-    self._answers = data.candidate_answers(config)
+    self.answers = data.candidate_answers(config)
 
   def batch_spec(self, batch_size):
     c = self.config.data
@@ -85,7 +85,7 @@ class Task(base.Task):
   def predict_fns(self):
     """"generate": answers as token ids; "rank": indices into the candidate answers, when there are any."""
     fns = {"generate": self._generate}
-    if self._answers:
+    if self.answers:
       fns["rank"] = self._rank
     return fns
 
@@ -105,7 +105,7 @@ class Task(base.Task):
 
   def _candidates(self):
     """i32[N, T]: the candidate answers as [bos] pieces [eos] pad..."""
-    ids = [self.tokenizer.encode(answer) + [self.tokenizer.eos_id] for answer in self._answers]
+    ids = [self.tokenizer.encode(answer) + [self.tokenizer.eos_id] for answer in self.answers]
     out = np.full((len(ids), max(map(len, ids))), self.tokenizer.pad_id, np.int32)
     for row, answer in zip(out, ids):
       row[:len(answer)] = answer
