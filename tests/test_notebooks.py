@@ -22,7 +22,7 @@ def cells(name):
 def execute(name, tmp_path):
   """Runs the code cells one after another in one process -> what they print."""
   code = ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
-  program = "import json, sys\nspace = {'__name__': '__main__'}\nfor text in json.load(sys.stdin):\n  exec(compile(text, 'cell', 'exec'), space)"
+  program = "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  exec(compile(text, 'cell', 'exec'), space)"
   done = subprocess.run(
       [sys.executable, "-c", program], input=json.dumps(code), capture_output=True, text=True, cwd=tiny_run.ROOT / "notebooks", timeout=600,
       env=os.environ | {"MPLUG_NOTEBOOK_TINY": "1", "PYTHONPATH": str(tiny_run.ROOT), "MPLUG_NOTEBOOK_RUNS": str(tmp_path)})

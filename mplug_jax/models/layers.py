@@ -292,7 +292,7 @@ class Attention(nn.Module):
 
   def _observed(self, query, key, value, mask):
     """`attention` without dropout that shows its probabilities f32[B, H, L, S]: they are sown in "intermediates", and what stands in
-    "perturbations" is added to them, so that a gradient with respect to it is theirs. See explain.py."""
+    "perturbations" is added to them, so that a gradient with respect to it is theirs. See attention_maps.py."""
     probabilities = jax.nn.softmax(_scores(query, key, mask))
     self.sow("intermediates", "probabilities", probabilities, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     if self.has_variable("perturbations", "probabilities"):

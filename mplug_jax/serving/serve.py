@@ -1,6 +1,6 @@
 """An example that runs what tools.export_serving wrote, without mplug_jax:
 
-    python serve.py generate dog.jpg "what is this?"
+    python serve.py answer dog.jpg "what is this?"
 
 Needs jax, flatbuffers, numpy, Pillow, and tokenizers or sentencepiece, whichever serving.json names. A batch of a new size is compiled
 when it comes, so a server pads to a few sizes.
@@ -25,4 +25,5 @@ if __name__ == "__main__":
   out = function(weights, make_batch(about, name, tokenizer, [image], text))
   print({key: value.tolist() for key, value in out.items()})
   if "tokens" in out:
-    print(tokenizer.decode(out["tokens"].reshape(-1, out["tokens"].shape[-1])[0]).removeprefix(about.get("prompt", "")).strip())
+    said = tokenizer.decode(out["tokens"].reshape(-1, out["tokens"].shape[-1])[0])
+    print(said.removeprefix(about["functions"][name].get("prompt", "")).strip())

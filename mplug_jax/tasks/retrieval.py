@@ -197,11 +197,10 @@ class Task(base.Task):
     They are encoded in parts of config.eval.batch_size; T is a multiple of it, or smaller.
     """
     ids = batch["caption"]
-    count = ids.shape[0]  # len() refuses the symbolic one of an export
-    parts = max(1, count // self.config.eval.batch_size)
+    parts = max(1, len(ids) // self.config.eval.batch_size)
     strided = ids.reshape(-1, parts, ids.shape[1]).swapaxes(0, 1)  # so that every part has rows of every device
     out = jax.lax.map(lambda part: self.apply(params, self._text, part), strided)
-    out = jax.tree.map(lambda x: _replicate(x.swapaxes(0, 1).reshape((count,) + x.shape[2:])), out)
+    out = jax.tree.map(lambda x: _replicate(x.swapaxes(0, 1).reshape((len(ids),) + x.shape[2:])), out)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):

@@ -5,10 +5,16 @@ import types
 import jax
 import numpy as np
 import pytest
-from test_serving import made
+import tiny_predictor
 
-from mplug_jax import explain
+from mplug_jax import attention_maps
 from mplug_jax.tasks import base
+
+
+def made(folder, method, name, **changes):
+  """(Task behind a method of the tiny Predictor of configs/<name>.py, random parameters)."""
+  predictor = tiny_predictor.predictor(folder, name, **changes)
+  return predictor.task(method, predictor.config.data.get("frames", 0)), predictor.params
 
 
 def rows(tokenizer, texts, length):
@@ -18,13 +24,13 @@ def rows(tokenizer, texts, length):
 
 
 def looker(task):
-  return jax.jit(lambda params, batch: explain.look(task, params, batch))
+  return jax.jit(lambda params, batch: attention_maps.look(task, params, batch))
 
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
   """(task, parameters, batch of 2 rows, jitted look). 2 x 2 patches, one decoder layer of two heads."""
-  task, params = made(tmp_path_factory.mktemp("tokenizer"), "caption", model__image_size=32)
+  task, params = made(tmp_path_factory.mktemp("tokenizer"), "caption", "caption", model__image_size=32)
   batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8),
            "caption": rows(task.tokenizer, ["a red circle on the left", "a dog"], 12)[:, None], "caption_valid": np.ones((2, 1), bool)}
   return task, params, batch, looker(task)
@@ -81,7 +87,7 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
 
 def stream(depth, **options):
   model = types.SimpleNamespace(fusion_layers=depth, image_size=4, patch_size=2)
-  return explain._Stream(model, np.zeros((1, 4, 4, 3)), 1, **{"separate": False, **options})
+  return attention_maps._Stream(model, np.zeros((1, 4, 4, 3)), 1, **{"separate": False, **options})
 
 
 def one_hot(shape, *places):
@@ -107,7 +113,7 @@ def test_what_connected_layers_mixed_is_handed_back():
 
 @pytest.mark.slow
 def test_answers(tmp_path):
-  task, params = made(tmp_path, "vqa", data__questions_per_image=1)
+  task, params = made(tmp_path, "answer", "vqa", data__questions_per_image=1)
   batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8),
            "question": rows(task.tokenizer, ["is there a red dog?", "what"], 16)[:, None],
            "answer": rows(task.tokenizer, ["yes", "no"], 6)[:, None, None]}
@@ -126,26 +132,26 @@ def test_answers(tmp_path):
 @pytest.mark.slow
 def test_matches_boxes_classes_and_clips(tmp_path):
   rng = np.random.default_rng(0)
-  task, params = made(tmp_path / "a", "pretrain")
+  task, params = made(tmp_path / "a", "match", "pretrain")
   size = task.model.image_size
   batch = {"image": rng.integers(0, 256, (2, size, size, 3), np.uint8),
            "caption": rows(task.tokenizer, ["a red dog", "no"], task.config.data.max_caption)}
   looked = looker(task)(params, batch)
   assert looked.score.shape == (2, 1) and looked.gradient.shape == (2, 1, 1, size // 16, size // 16) and looked.gradient.sum() > 0
 
-  task, params = made(tmp_path / "b", "grounding", data__expressions_per_image=1)
+  task, params = made(tmp_path / "b", "locate", "grounding", data__expressions_per_image=1)
   size, bins = task.model.image_size, rng.integers(0, 97, (2, 1, 4))
   image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
   batch = {"image": image, "placed": np.array([[0, 0, size, size]] * 2, np.int32), "bins": bins, "size": np.ones((2, 2), np.int32),
            "phrase": rows(task.tokenizer, ["red dog", "circle"], task.config.data.max_phrase)[:, None],
-           "box": explain.box_of_bins(bins, 96).astype(np.float32)}
+           "box": attention_maps.box_of_bins(bins, 96).astype(np.float32)}
   looked = looker(task)(params, batch)
   assert looked.score.shape == (2, 4) and (looked.gradient.sum((2, 3, 4)) > 0).all()
   batch["box"] = np.roll(batch["box"], 1, 0)  # other tokens before the ones that are scored
   assert np.abs(looker(task)(params, batch).score - looked.score)[:, 1:].max() > 1e-4
 
-  for name, pairing in (("snli_ve", "shared"), ("nlvr2", "shared"), ("nlvr2", "duplicated")):
-    task, params = made(tmp_path / name, name, model__pairing=pairing)
+  for method, name, pairing in (("entails", "snli_ve", "shared"), ("compare", "nlvr2", "shared"), ("compare", "nlvr2", "duplicated")):
+    task, params = made(tmp_path / name, method, name, model__pairing=pairing)
     count, size = task.config.data.images_per_text, task.model.image_size
     batch = {"image": rng.integers(0, 256, (2, count, size, size, 3), np.uint8), "label": np.array([[0], [1]]),
              "sentence": rows(task.tokenizer, ["red dog", "no"], task.config.data.max_text)[:, None]}
@@ -153,7 +159,7 @@ def test_matches_boxes_classes_and_clips(tmp_path):
     assert looked.gradient.shape[:3] == (2, 1, count) and (looked.gradient.sum((3, 4)) > 0).all()
     assert (looked.attention.sum((3, 4)) > 0).all()
 
-  task, params = made(tmp_path / "c", "video_qa", data__questions_per_image=1)
+  task, params = made(tmp_path / "c", "answer", "video_qa", data__questions_per_image=1)
   frames, size = task.config.data.frames, task.model.image_size
   batch = {"image": rng.integers(0, 256, (2, frames, size, size, 3), np.uint8),
            "question": rows(task.tokenizer, ["is there", "what"], task.config.data.max_question)[:, None],

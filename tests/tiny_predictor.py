@@ -1,0 +1,45 @@
+"""A Predictor of any config in its tiny form, with random parameters, for tests of what one does with predictors."""
+
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import tiny_run
+
+from mplug_jax import sharding, tasks
+from mplug_jax.build import build_model
+from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.predictor import Predictor
+from mplug_jax.restored import Restored
+
+WORDS = "what is the blue shape ? there a circle not red in image yes no on of left two dog <person> , . -"
+
+
+def config(name, **changes):
+  """configs/<name>.py:tiny, its parameters wide enough for answers to differ; `changes` are written section__field=value."""
+  c = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{name}.py"))["get_config"]("tiny").unlock()
+  c.update_from_flattened_dict({"model.initializer_range": 0.2} | {key.replace("__", "."): value for key, value in changes.items()})
+  return c
+
+
+def predictor(folder, name, **changes):
+  """The Predictor of `config`, with a tokenizer of the WORDS in `folder`."""
+  c = config(name, **changes)
+  if c.tokenizer.kind == "wordpiece":
+    tokenizer = tokenizers.WordPieceTokenizer("\n".join([*tokenizers.SPECIAL_TOKENS, *WORDS.split(), "##s", "##h"]).encode())
+  else:
+    tokenizer = tokenizers.train_sentencepiece(WORDS.split(), 400, folder, tokenizers.location_names(c.tokenizer.locations))
+  model, mesh = build_model(c, tokenizer), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  task = tasks.get(c.task.name)(model, c, tokenizer)
+  batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))
+  params = jax.jit(task.init)(jax.random.key(0), batch)
+  return Predictor(Restored(f"runs/{name}", c, tokenizer, model, mesh, params), batch_size=4)
+
+
+def photograph(path, width, height):
+  """A picture of no square shape, saved without loss."""
+  pixels = np.random.default_rng(width).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+  Image.fromarray(pixels).resize((width, height), Image.BICUBIC).save(path)
+  return path
