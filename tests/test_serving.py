@@ -47,7 +47,7 @@ def test_answers_of_the_export_are_those_of_the_predictor(tmp_path, images):
   with pytest.warns(UserWarning, match="cut"):
     expected = predictor.answer(images, texts, truncate=True)
   found = run("answer", images, texts)
-  assert [list(map(tokenizer.decode, row)) for row in found["tokens"]] == [[answer.text for answer in row] for row in expected]
+  assert [list(map(tokenizer.decode, row)) for row in found["tokens"]] == [[answer.text.strip() for answer in row] for row in expected]
   close(found["score"], [[answer.score for answer in row] for row in expected])
   one = run("answer", images[1:2], texts[1][:1])
   assert (one["tokens"][0] == found["tokens"][1, :1]).all()
@@ -67,7 +67,7 @@ def test_wordpieces_and_ranked_answers(tmp_path, images):
   about, tokenizer, run = served(tmp_path / "served")
   assert about["functions"]["answer"]["answers"] == ["yes", "no", "red dogs"]
   expected, found = predictor.answer(images, TEXTS), run("answer", images, TEXTS)
-  assert [["yes", "no", "red dogs"][n] for n in found["answer"][:, 0, 0]] == [answer.text for answer in expected]
+  assert [["yes", "no", "red dogs"][n] for n in found["answer"][:, 0, 0]] == [answer.text.strip() for answer in expected]
   close(found["probability"][:, 0, 0], [answer.score for answer in expected])
   ids = predictor.tokenizer.encode("is there no red dogs? isn't it two's")
   assert tokenizer.decode(ids) == predictor.tokenizer.decode(ids)
@@ -86,7 +86,7 @@ def test_all_that_a_pre_trained_model_does(tmp_path, images):
   close(found["similarity"], np.diag(expected.similarity))
   assert [tokenizer.decode(row) for row in run("caption", images)["tokens"]] == [caption.text for caption in predictor.caption(images)]
   found, expected = run("answer", images, TEXTS), predictor.answer(images, TEXTS)
-  assert [tokenizer.decode(row[0]) for row in found["tokens"]] == [answer.text for answer in expected]
+  assert [tokenizer.decode(row[0]) for row in found["tokens"]] == [answer.text.strip() for answer in expected]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A Predictor of any config in its tiny form, with random parameters, for tests of what one does with predictors."""
+"""A Predictor of any config in its tiny form, its random parameters wide enough for answers to differ."""
 
 import runpy
 
@@ -18,9 +18,9 @@ WORDS = "what is the blue shape ? there a circle not red in image yes no on of l
 
 
 def config(name, **changes):
-  """configs/<name>.py:tiny, its parameters wide enough for answers to differ; `changes` are written section__field=value."""
+  """configs/<name>.py:tiny; `changes` are written section__field=value."""
   c = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{name}.py"))["get_config"]("tiny").unlock()
-  c.update_from_flattened_dict({"model.initializer_range": 0.2} | {key.replace("__", "."): value for key, value in changes.items()})
+  c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return c
 
 
@@ -33,8 +33,10 @@ def predictor(folder, name, **changes):
     tokenizer = tokenizers.train_sentencepiece(WORDS.split(), 400, folder, tokenizers.location_names(c.tokenizer.locations))
   model, mesh = build_model(c, tokenizer), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   task = tasks.get(c.task.name)(model, c, tokenizer)
-  batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))
-  params = jax.jit(task.init)(jax.random.key(0), batch)
+  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))))
+  draw, fixed = np.random.default_rng(0), {"scale": 1.0, "bias": 0.0, "value": 0.07}  # of norms and layers, and the temperature
+  params = jax.tree.map_with_path(lambda path, x: jnp.full(x.shape, fixed[path[-1].key]) if path[-1].key in fixed and x.ndim < 3 else
+                                  jnp.asarray(0.2 * draw.standard_normal(x.shape), jnp.float32), shapes)
   return Predictor(Restored(f"runs/{name}", c, tokenizer, model, mesh, params), batch_size=4)
 
 

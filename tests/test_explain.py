@@ -1,13 +1,14 @@
-"""Maps of where a model looked: against finite differences, and for images whose answer is known beforehand."""
+"""Where a model looked: maps against finite differences and for images whose answer is known beforehand, and what explain makes of them."""
 
 import types
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import tiny_predictor
 
-from mplug_jax import attention_maps
+from mplug_jax import Clip, attention_maps, explain
 from mplug_jax.tasks import base
 
 
@@ -28,29 +29,41 @@ def looker(task):
 
 
 @pytest.fixture(scope="module")
-def captions(tmp_path_factory):
-  """(task, parameters, batch of 2 rows, jitted look). 2 x 2 patches, one decoder layer of two heads."""
-  task, params = made(tmp_path_factory.mktemp("tokenizer"), "caption", "caption", model__image_size=32)
-  batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8),
-           "caption": rows(task.tokenizer, ["a red circle on the left", "a dog"], 12)[:, None], "caption_valid": np.ones((2, 1), bool)}
-  return task, params, batch, looker(task)
+def image(tmp_path_factory):
+  return tiny_predictor.photograph(tmp_path_factory.mktemp("image") / "wide.png", 96, 48)
+
+
+@pytest.fixture(scope="module")
+def explainer(tmp_path_factory):
+  """Of captions; images of 2 x 2 patches, one decoder layer of two heads."""
+  changes = {"model__image_size": 32, "task__beams": 1, "task__max_length": 7}
+  return explain.Explainer(tiny_predictor.predictor(tmp_path_factory.mktemp("tokenizer"), "caption", **changes))
+
+
+@pytest.fixture(scope="module")
+def captions(explainer):
+  """(task, parameters, a batch as the explainer makes it, its jitted look)."""
+  task = explainer._predictor.task("caption")
+  batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8),
+           "caption": rows(task.tokenizer, ["a dog"], 8)[:, None], "caption_valid": np.ones((1, 1), bool)}
+  return task, explainer._predictor.params, batch, lambda params, batch: explainer._look("caption", 0)(params, batch)[0]
 
 
 def test_maps_are_relu_of_attention_times_its_gradient(captions):
   task, params, batch, look = captions
   looked = jax.tree.map(np.asarray, look(params, batch))
-  words = int((batch["caption"][1] != task.tokenizer.pad_id).sum()) - 1
-  assert looked.score.shape == (2, 11) and looked.gradient.shape == looked.attention.shape == (2, 11, 1, 2, 2)
+  words = int((batch["caption"][0] != task.tokenizer.pad_id).sum()) - 1
+  assert words < 6 and looked.score.shape == (1, 7) and looked.gradient.shape == looked.attention.shape == (1, 7, 1, 2, 2)
   losses, _ = jax.jit(lambda b: task.apply(params, task.predictions, b))(batch)
-  np.testing.assert_allclose(looked.score[1, :words], -losses[1, :words], atol=1e-5)
-  assert not looked.score[1, words:].any() and not looked.gradient[1, words:].any(), "padding was explained"
+  np.testing.assert_allclose(looked.score[0, :words], -losses[0, :words], atol=1e-5)
+  assert not looked.score[0, words:].any() and not looked.gradient[0, words:].any(), "padding was explained"
   assert (looked.gradient >= 0).all() and looked.gradient[:, :words].sum((2, 3, 4)).all()
   shares = looked.attention.sum((2, 3, 4))
   assert (shares > 0).all() and (shares < 1).all(), "the class token has the rest"
 
   @jax.jit
-  def score(added):  # of the second word of row 0, with `added` f32[heads, tokens] to the probabilities that its position reads with
-    cross = np.zeros((1, 2, 2, 12, 5), np.float32)
+  def score(added):  # of the second word, with `added` f32[heads, tokens] to the probabilities that its position reads with
+    cross = np.zeros((1, 1, 2, 8, 5), np.float32)
     tree = {"text_decoder": {"layers": {"crossattention": {"probabilities": jax.numpy.asarray(cross).at[0, 0, :, 1].set(added)}}}}
     logits, seen = task.model.apply({"params": params, "perturbations": tree}, batch, method=task.forward, mutable=["intermediates"])
     probabilities = seen["intermediates"]["text_decoder"]["layers"]["crossattention"]["probabilities"][0, 0, :, 1]
@@ -73,16 +86,28 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   for x in encoder["blocks"]["attention"]["out"].values():  # a token depends on its own patch alone
     x[:] = 0
   encoder["position_embedding"][:] = 0
-  image = np.zeros((2, 32, 32, 3), np.uint8)
-  image[0, :16, 16:], image[1, 16:, :16] = 255, 90
+  image = np.zeros((1, 32, 32, 3), np.uint8)
+  image[0, :16, 16:] = 255
   tokens = task.apply(params, base.encode_image, image)
   black = np.asarray(tokens[0, 1])
   cross["value"]["bias"][:] = -black @ cross["value"]["kernel"][0]  # nothing is read of black patches
-  found = np.asarray(look(params, batch | {"image": image}).gradient)[:, :3, 0]
-  for row, place in ((0, (0, 1)), (1, (1, 0))):
-    other = found[row].copy()
-    other[:, *place] = 0
-    assert found[row][:, *place].max() > 0 and other.max() < 1e-4 * found[row].max()
+  found = np.array(look(params, batch | {"image": image}).gradient)[0, :3, 0]
+  lit = found[:, 0, 1].copy()
+  found[:, 0, 1] = 0
+  assert lit.max() > 0 and found.max() < 1e-4 * lit.max()
+
+
+def test_every_word_of_a_caption_has_its_maps(explainer, image, tmp_path):
+  found = explainer.caption(image)
+  assert " ".join(word.text for word in found.words) == " ".join(found.result.text.split())
+  assert all(word.gradient.shape == word.attention.shape == (1, 2, 2) and word.gradient.max() > 0 for word in found.words)
+  np.testing.assert_allclose(found.map(), sum(word.gradient for word in found.words))
+  assert found.images[0].shape == (48, 96, 3) and found.overlay().shape == (144, 288, 3)
+  found.save(tmp_path / "looked.png")
+  with Image.open(tmp_path / "looked.png") as sheet:
+    assert sheet.size[1] > 144
+  with pytest.raises(ValueError, match="'heat' is not a map"):
+    found.map("heat")
 
 
 def stream(depth, **options):
@@ -165,3 +190,39 @@ def test_matches_boxes_classes_and_clips(tmp_path):
            "question": rows(task.tokenizer, ["is there", "what"], task.config.data.max_question)[:, None],
            "answer": rows(task.tokenizer, ["yes", "no"], 4)[:, None, None]}
   assert looker(task)(params, batch).gradient.shape == (2, 3, frames, size // 16, size // 16)
+
+
+@pytest.mark.slow
+def test_explanations_of_everything_else(tmp_path, image):
+  clip = Clip((image,) * 3)
+  answers = explain.Explainer(tiny_predictor.predictor(tmp_path / "a", "vqa"))
+  for shown, frames in ((image, 1), (clip, 8)):
+    found = answers.answer(shown, "is there a red dog?")
+    assert found.result == answers._predictor.answer(shown, "is there a red dog?") and found.map().shape == (frames, 2, 2)
+  other = answers.answer(image, "is there a red dog?", "yes no")
+  assert [word.text for word in other.words] == ["yes", "no"] and other.result.text == "yes no"
+  other.save(tmp_path / "answer.png", "attention")
+
+  pre_trained = explain.Explainer(tiny_predictor.predictor(tmp_path / "b", "pretrain"))
+  found = pre_trained.match(image, "a red dog")
+  odds = found.result.probability / (1 - found.result.probability)
+  np.testing.assert_allclose(found.words[0].score, np.log(odds), atol=1e-4)
+  assert pre_trained.answer(image, "what").map().max() > 0 and pre_trained.caption(image).map().max() > 0
+
+  grounding = explain.Explainer(tiny_predictor.predictor(tmp_path / "c", "grounding"))
+  found = grounding.locate(image, "the red dog")
+  expected = grounding._predictor.locate(image, "the red dog")
+  np.testing.assert_allclose(found.result, expected, rtol=1e-5)
+  np.testing.assert_allclose(sum(word.score for word in found.words), expected.score, atol=1e-4)
+  size = grounding._predictor.config.model.image_size
+  assert found.map().shape == (1, size // 2, size) and found.boxes
+  found.save(tmp_path / "box.png")
+
+  entails = explain.Explainer(tiny_predictor.predictor(tmp_path / "d", "snli_ve"))
+  found = entails.entails(image, "a red dog")
+  np.testing.assert_allclose(np.exp(found.words[0].score), found.result.score, rtol=1e-4)
+  compare = explain.Explainer(tiny_predictor.predictor(tmp_path / "e", "nlvr2"))
+  found = compare.compare((image, image), "no dogs")
+  np.testing.assert_allclose(np.exp(found.words[0].score), found.result.score, rtol=1e-4)
+  assert len(found.images) == 2 and found.map().shape[0] == 2
+  found.save(tmp_path / "pair.png")
