@@ -45,6 +45,10 @@ class Explanation(NamedTuple):
       raise ValueError(f"{kind!r} is not a map; there are {', '.join(MAPS)}.")
     return sum(getattr(one, kind) for one in (self.words if word is None else [self.words[word]]))
 
+  def picture(self, image=0):
+    """One image with the boxes alone -> u8[H', W', 3], see plots.overlay."""
+    return plots.overlay(self.images[image], None, self.boxes if image == 0 else ())
+
   def overlay(self, kind="gradient", word=None, image=0):
     """One image with the map over it and the boxes -> u8[H', W', 3], see plots.overlay."""
     return plots.overlay(self.images[image], self.map(kind, word)[image], self.boxes if image == 0 else ())
@@ -52,7 +56,7 @@ class Explanation(NamedTuple):
   def save(self, path, kind="gradient"):
     """Writes a sheet as PNG: the images, the map of everything, and those of the words where there are several."""
     said, numbers = _said(self.result), range(len(self.images))
-    cells = [(plots.overlay(self.images[i], None, () if i else self.boxes), plots.Sample(self.asked, said, "", "open")) for i in numbers]
+    cells = [(self.picture(i), plots.Sample(self.asked, said, "", "open")) for i in numbers]
     cells += [(self.overlay(kind, None, i), plots.Sample("where it looked", said, "", "open")) for i in numbers]
     if len(self.words) > 1:
       cells += [(self.overlay(kind, n, i), plots.Sample("", f"{word.text} ({np.exp(word.score):.2f})", "", "open"))
