@@ -1,4 +1,4 @@
-"""What users give to a Predictor -> rows of arrays: images and clips in any form, and texts, as evaluation prepares them. Imports no JAX."""
+"""What users give to a Predictor -> rows of arrays: images and clips in any form, and texts, as evaluation prepares them. No JAX."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

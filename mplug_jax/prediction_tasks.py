@@ -74,9 +74,9 @@ def make_task(name, model, config, tokenizer, frames=0, **changes):
     frames: of clips; 0: images. changes: of config.task.
   """
   wanted = METHODS[name].task
-  # The config of weights from elsewhere says nothing but the task's name.
-  own = len(config.task) > 1 and config.task.name in (wanted, _SAME_SETTINGS.get(wanted))
-  task, data = (config.task.to_dict(), config.data.to_dict()) if own else _ZERO_SHOT[wanted]
+  task, data = _ZERO_SHOT.get(wanted, ({}, {}))
+  if config.task.name in (wanted, _SAME_SETTINGS.get(wanted)):
+    task, data = task | config.task.to_dict(), data | config.data.to_dict()
   settings = ConfigDict({
       "task": {**task, "name": wanted, **changes}, "data": {**data, "frames": frames},
       "ema": config.ema, "optim": config.optim, "batch_size": config.batch_size, "model": config.model, "eval": config.eval})

@@ -5,7 +5,6 @@ Images are paths, encoded bytes, PIL images or arrays u8[H, W], [H, W, 3 | 4]; c
 """
 
 import functools
-from typing import NamedTuple
 
 import flax
 import jax
@@ -14,60 +13,11 @@ import numpy as np
 from mplug_jax import host, prediction_inputs as inputs, prediction_tasks, restored
 from mplug_jax.data import caption as caption_data
 from mplug_jax.prediction_batches import Programs, padded
+from mplug_jax.prediction_results import Answer, Box, Caption, Hit, Index, Label, Match
 from mplug_jax.tasks import base
 
 _COMPILATION_WORTH_KEEPING = 0.1  # seconds
 _PROMPT_WIDTHS = 8  # prompts are padded to a multiple of it
-
-
-class Answer(NamedTuple):
-  """score: log-probability, divided by the length penalty of decode.beam_search; the probability among `candidates` if these are given."""
-  text: str
-  score: float
-
-
-class Caption(NamedTuple):
-  """score: as of Answer."""
-  text: str
-  score: float
-
-
-class Match(NamedTuple):
-  """similarity: of the features, -1 to 1. probability: that the text describes the image, of a model that reads both. Numbers for one image
-  and one text; lists, a row for each image, where there are several."""
-  similarity: float | list
-  probability: float | list
-
-
-class Hit(NamedTuple):
-  """A found image: its number and itself as they were given to `index`; `score` decides the order; similarity as of Match."""
-  number: int
-  image: object
-  score: float
-  similarity: float
-
-
-class Box(NamedTuple):
-  """Corners in pixels of the upright image, ends exclusive. score: log-probability."""
-  x0: float
-  y0: float
-  x1: float
-  y1: float
-  score: float
-
-
-class Label(NamedTuple):
-  """A class, its probability, and {class: probability} of all."""
-  label: str
-  score: float
-  scores: dict
-
-
-class Index(NamedTuple):
-  """Images to search in. features: f32[N, E]. tokens: [N] of dtype[T, D] in the host's memory, or None: not to be re-ranked."""
-  images: list
-  features: np.ndarray
-  tokens: list | None
 
 
 class Predictor:
@@ -108,6 +58,11 @@ class Predictor:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _COMPILATION_WORTH_KEEPING)
     return cls(restored.restore(checkpoint, config, tokenizer, devices), batch_size)
 
+  @property
+  def batch_size(self):
+    """Most images, and most texts, that are computed at a time."""
+    return self._programs.sizes[-1]
+
   def can(self, method):
     """Whether the checkpoint has what the method of this name needs."""
     return not self._refusal(method)
@@ -128,9 +83,8 @@ class Predictor:
     changes = {} if candidates is None else {"predict": "rank", "rank_answers": _candidates(candidates)}
     task = self.task("answer", **changes)
     rank = task.config.task.predict == "rank"
-    texts = inputs.TextRows("question", self.tokenizer, task.config.data.max_question)
     images, questions, requests, shape = inputs.pairs(images, questions, "question")
-    batch = {"question": texts(questions, truncate)[:, None]}
+    batch = {"question": self.text_rows("answer")(questions, truncate)[:, None]}
     out = self._ask("answer", "rank" if rank else "generate", images, requests, batch, **changes)
     if rank:
       return shape([Answer(task.answers[answers[0, 0]], float(scores[0, 0])) for answers, scores in zip(out["answer"], out["probability"])])
@@ -174,8 +128,8 @@ class Predictor:
     if (images is None) == (texts is None):
       raise ValueError("embed takes images= or texts=, one of them.")
     if texts is not None:
-      task, many = self.task("embed"), [texts] if isinstance(texts, str) else list(texts)
-      batch = {"caption": self._caption_rows(task)(many, truncate)}
+      task, many = self.task("embed"), _texts(texts)
+      batch = {"caption": self.text_rows("embed")(many, truncate)}
       feature = self._programs.rows("embed_texts", lambda: lambda params, batch: {
           "feature": task.apply(params, task.text_features, batch["caption"])}, batch)["feature"]
       return feature[0] if isinstance(texts, str) else feature
@@ -184,9 +138,8 @@ class Predictor:
 
   def match(self, images, texts, *, truncate=False):
     """Compares every image with every text -> Match."""
-    task = self.task("match")
-    given, many = inputs.as_list(images), [texts] if isinstance(texts, str) else list(texts)
-    captions = self._caption_rows(task)(many, truncate)
+    given, many = inputs.as_list(images), _texts(texts)
+    captions = self.text_rows("match")(many, truncate)
     requests = [(i,) for i in range(len(given)) for _ in many]
     out = self._ask("match", "match", given, requests, {"caption": np.tile(captions, (len(given), 1))})
 
@@ -196,6 +149,12 @@ class Predictor:
       return found[0] if inputs.is_one(images) else found
 
     return Match(matrix(out["similarity"]), matrix(out["probability"]))
+
+  def match_pairs(self, images, texts, *, truncate=False):
+    """Compares each image with its own texts; arguments as of `answer`. -> Match, or (nested) list of them, one for each text."""
+    images, texts, requests, shape = inputs.pairs(images, texts, "text")
+    out = self._ask("match", "match", images, requests, {"caption": self.text_rows("match")(texts, truncate)})
+    return shape([Match(float(s), float(p)) for s, p in zip(out["similarity"], out["probability"])])
 
   def index(self, images, *, rerank=True):
     """Images to `search` in -> Index.
@@ -227,7 +186,7 @@ class Predictor:
     scores = similarity
     if isinstance(query, str) and index.tokens is not None:
       task, chosen = self.task("match"), best[:max(k, candidates)]
-      caption = self._caption_rows(task)([query], True)
+      caption = self.text_rows("match")([query], truncate)
       rows = {"image": np.stack([index.tokens[i] for i in chosen]), "caption": np.repeat(caption, len(chosen), axis=0)}
       scores = similarity.copy()
       scores[chosen] = self._programs.rows("search", lambda: task.match_pairs, rows)["score"]
@@ -239,10 +198,6 @@ class Predictor:
     self.task("embed")
     return self._ask("embed", "tokens" if tokens else "features", images, [(i,) for i in range(len(images))], {})
 
-  def _caption_rows(self, task):
-    data = task.config.data
-    return inputs.TextRows("text", self.tokenizer, data.max_caption, data.max_words)
-
   # ---- boxes and classes
 
   def locate(self, images, phrases, *, truncate=False):
@@ -251,11 +206,9 @@ class Predictor:
     Returns:
       Box in pixels of the image, or (nested) list of them, one for each phrase.
     """
-    task = self.task("locate")
-    texts = inputs.TextRows("phrase", self.tokenizer, task.config.data.max_phrase, lower=True, ends=True)
     images, phrases, requests, shape = inputs.pairs(images, phrases, "phrase")
     _no_clips(images, "locate")
-    batch = {"phrase": texts(phrases, truncate)[:, None], "box": np.zeros((len(phrases), 1, 4), np.float32)}
+    batch = {"phrase": self.text_rows("locate")(phrases, truncate)[:, None], "box": np.zeros((len(phrases), 1, 4), np.float32)}
     out = self._ask("locate", "locate", images, requests, batch)
     return shape([Box(*box[0].tolist(), float(score[0])) for box, score in zip(out["box"], out["score"])])
 
@@ -278,13 +231,10 @@ class Predictor:
     return shape(self._classify("compare", images, requests, statements, truncate))
 
   def _classify(self, method, images, requests, statements, truncate):
-    task = self.task(method)
-    data = task.config.data
     _no_clips(images, method)
-    texts = inputs.TextRows("statement", self.tokenizer, data.max_text, data.max_words)
-    batch = {"sentence": texts(statements, truncate)[:, None], "label": np.full((len(statements), 1), -1, np.int32)}
+    batch = {"sentence": self.text_rows(method)(statements, truncate)[:, None], "label": np.full((len(statements), 1), -1, np.int32)}
     out = self._ask(method, "classify", images, requests, batch)
-    found = [dict(zip(data.labels, row.tolist())) for row in out["probability"]]
+    found = [dict(zip(self.config.data.labels, row.tolist())) for row in out["probability"]]
     return [Label(label := max(scores, key=scores.get), scores[label], scores) for scores in found]
 
   # ---- the model
@@ -304,6 +254,17 @@ class Predictor:
 
   def _make_task(self, method, frames, **changes):
     return prediction_tasks.make_task(method, self.model, self.config, self.tokenizer, frames, **changes)
+
+  def text_rows(self, method):
+    """The inputs.TextRows of the texts that a method takes. Raises ValueError as `task`."""
+    data = self.task(method).config.data
+    if method == "answer":
+      return inputs.TextRows("question", self.tokenizer, data.max_question)
+    if method == "locate":
+      return inputs.TextRows("phrase", self.tokenizer, data.max_phrase, lower=True, ends=True)
+    if method in ("match", "embed"):
+      return inputs.TextRows("text", self.tokenizer, data.max_caption, data.max_words)
+    return inputs.TextRows("statement", self.tokenizer, data.max_text, data.max_words)
 
   def image_rows(self, method, images):
     """Images as the method shows them to the model -> {"image": u8[B, S, S, 3], ...}; clips, if there are no images among them, as
@@ -360,6 +321,14 @@ def _program(task, what):
     return lambda params, batch: {"feature": task.apply(params, task.image_features, batch["image"])} | (
         {"tokens": batch["image"]} if what == "tokens" else {})
   return task.predict_fns()[what]
+
+
+def _texts(texts):
+  """One text or many -> list. Raises ValueError for none."""
+  found = [texts] if isinstance(texts, str) else list(texts)
+  if not found:
+    raise ValueError("There is no text: the list is empty.")
+  return found
 
 
 def _candidates(texts):
