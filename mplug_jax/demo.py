@@ -92,10 +92,10 @@ class Pages:
     else:
       raise ValueError("Upload the images to search in.")
     hits = self.predictor.search(query or "", index, k=_HITS)
-    shown = [(hit.image, f"{place}. similarity {hit.similarity:.2f}") for place, hit in enumerate(hits, 1)]
+    shown = [(hit.image, f"{place}: {hit.similarity:.2f}") for place, hit in enumerate(hits, 1)]
     if hits and self.predictor.can("match"):
-      shown.insert(1, (self.explainer.match(hits[0].image, query).overlay(), "where it looked in the first"))
-    return f"{len(index.images)} images searched", shown
+      shown.insert(1, (self.explainer.match(hits[0].image, query).overlay(), "seen in 1"))
+    return f"{len(index.images)} images searched; their similarity to the text is given", shown
 
 
 def _pictures(found):

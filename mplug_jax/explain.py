@@ -7,6 +7,7 @@ See attention_maps.py for what the maps are, and for what "gradient" and "attent
 """
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from mplug_jax import attention_maps, plots, prediction_inputs as inputs, predictor
+from mplug_jax import attention_maps, plots, prediction_inputs as inputs
 from mplug_jax.data import image_ops
+from mplug_jax.prediction_results import Answer, Box, Label, Match
 
 MAPS = ("gradient", "attention")
 _WIDTH = 8  # answers and captions are padded to a multiple of it
@@ -66,11 +68,11 @@ class Explanation(NamedTuple):
 
 def _said(result):
   """A result of a Predictor in words."""
-  if isinstance(result, predictor.Label):
+  if isinstance(result, Label):
     return f"{result.label} ({result.score:.2f})"
-  if isinstance(result, predictor.Match):
+  if isinstance(result, Match):
     return f"match {result.probability:.2f}"
-  if isinstance(result, predictor.Box):
+  if isinstance(result, Box):
     return f"box {', '.join(f'{x:.0f}' for x in result[:4])}"
   return result.text
 
@@ -111,10 +113,9 @@ class Explainer:
 
   def answer(self, image, question, answer=None, *, truncate=False):
     """answer: one to explain instead of the Predictor's own."""
-    result = self._predictor.answer(image, question, truncate=truncate) if answer is None else predictor.Answer(answer, float("nan"))
+    result = self._predictor.answer(image, question, truncate=truncate) if answer is None else Answer(answer, float("nan"))
     rows, frames, shown = self._images("answer", [image])
-    task = self._predictor.task("answer", frames)
-    asked = inputs.TextRows("question", self._predictor.tokenizer, task.config.data.max_question)([question], True)
+    asked = self._predictor.text_rows("answer")([question], truncate)
     ids = self._ids(result.text)
     looked, _ = self._run("answer", frames, rows | {"question": asked[:, None], "answer": self._padded(ids)[None, None, None]})
     return Explanation(result, question, shown, self._words(ids, looked, 1))
@@ -158,33 +159,30 @@ class Explainer:
     """The log-odds that the text describes the image."""
     result = self._predictor.match(image, text, truncate=truncate)
     rows, frames, shown = self._images("match", [image])
-    data = self._predictor.task("match", frames).config.data
-    caption = inputs.TextRows("text", self._predictor.tokenizer, data.max_caption, data.max_words)([text], True)
+    caption = self._predictor.text_rows("match")([text], truncate)
     return Explanation(result, text, shown, _whole(text, self._run("match", frames, rows | {"caption": caption})[0]))
 
   def entails(self, image, statement, *, truncate=False):
     """The class that the Predictor chose."""
-    return self._label("entails", (image,), statement, self._predictor.entails(image, statement, truncate=truncate))
+    return self._label("entails", (image,), statement, truncate, self._predictor.entails(image, statement, truncate=truncate))
 
   def compare(self, pair, statement, *, truncate=False):
     """The class that the Predictor chose, with a map for each of the two images."""
-    return self._label("compare", tuple(pair), statement, self._predictor.compare(pair, statement, truncate=truncate))
+    return self._label("compare", tuple(pair), statement, truncate, self._predictor.compare(pair, statement, truncate=truncate))
 
-  def _label(self, method, images, statement, result):
+  def _label(self, method, images, statement, truncate, result):
     rows, _, shown = self._images(method, images)
-    data = self._predictor.task(method).config.data
-    sentence = inputs.TextRows("statement", self._predictor.tokenizer, data.max_text, data.max_words)([statement], True)
-    label = np.array([[list(data.labels).index(result.label)]], np.int32)
+    sentence = self._predictor.text_rows(method)([statement], truncate)
+    label = np.array([[list(result.scores).index(result.label)]], np.int32)
     looked, _ = self._run(method, 0, {"image": rows["image"][None], "sentence": sentence[:, None], "label": label})
     return Explanation(result, statement, shown, _whole(result.label, looked))
 
   def locate(self, image, phrase, *, truncate=False):
     """The four numbers of the box. Maps are grids of pixels here: of the part of the square canvas that shows the image."""
     rows, _, shown = self._images("locate", [image])
-    data = self._predictor.task("locate").config.data
-    texts = inputs.TextRows("phrase", self._predictor.tokenizer, data.max_phrase, lower=True, ends=True)
-    looked, found = self._run("locate", 0, rows | {"phrase": texts([phrase], truncate)[:, None]})
-    box = predictor.Box(*np.asarray(found["box"])[0, 0].tolist(), float(found["score"][0, 0]))
+    phrases = self._predictor.text_rows("locate")([phrase], truncate)
+    looked, found = self._run("locate", 0, rows | {"phrase": phrases[:, None]})
+    box = Box(*np.asarray(found["box"])[0, 0].tolist(), float(found["score"][0, 0]))
     maps = [_cut(x, rows["placed"][0], rows["image"].shape[1]) for x in (looked.gradient, looked.attention)]
     names = "centre x", "centre y", "width", "height"
     words = [Word(name, float(score), *each) for name, score, *each in zip(names, looked.score, *maps)]
@@ -201,3 +199,18 @@ def _cut(maps, placed, size):
   left, top, right, bottom = placed.tolist()
   grown = [[np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC)) for grid in grids] for grids in maps]
   return np.maximum(np.array(grown), 0)[..., top:bottom, left:right]
+
+
+def save_rows(explainer, method, rows, folder, first, **options):
+  """Writes a sheet for each row of a command's batch: `folder`/000012.png, ... -> [its path or None].
+
+  Args:
+    method: of Explainer. rows: [(image or pair, text or None)], None for a row that cannot be explained. first: number of the first row.
+    options: of the method.
+  """
+  os.makedirs(folder, exist_ok=True)
+  paths = [os.path.join(folder, f"{number:06d}.png") if row else None for number, row in enumerate(rows, first)]
+  for path, row in zip(paths, rows):
+    if row:
+      getattr(explainer, method)(*(x for x in row if x is not None), **options).save(path)
+  return paths
