@@ -31,11 +31,14 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "flatbuffers"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "convert": ["torch", "safetensors"],
         "eval": ["pycocoevalcap"],  # METEOR and SPICE, which need Java
         "video": ["av"],  # codecs that OpenCV lacks
+        "export": ["flatbuffers"],  # tools/export_serving.py
+        "demo": ["gradio>=5"],  # mplug_jax/demo.py
+        "notebooks": ["scikit-image>=0.25"],  # its photographs
     },
 )

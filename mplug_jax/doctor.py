@@ -19,6 +19,7 @@ import time
 from absl import app, flags, logging
 
 from mplug_jax import main as command
+from mplug_jax.accelerators import unused_accelerator
 
 _RECORDS = flags.DEFINE_integer("records", 300, "Records of each split that are read, evenly spaced; 0: all.", lower_bound=0)
 
@@ -29,8 +30,6 @@ _UPDATES = 3  # timed behind the first
 _DATA_SECONDS = 5.0  # that reading batches is timed for, at most
 _STALL = 1.1  # of the time of an update that a batch may take
 _SPLITS = {"train": "train_files", "val": "val_file", "test": "test_file"}
-# What shows that a machine has an accelerator, though JAX may not see it.
-_ACCELERATORS = {"gpu": ("/dev/nvidia0", "/dev/kfd"), "tpu": ("/dev/accel0", "/dev/vfio/0")}
 _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
 
 
@@ -61,19 +60,6 @@ class _Screen:
     except (ValueError, OSError, checkpoint.CheckpointError) as error:
       logging.debug("Traceback:", exc_info=True)
       self.error(error)
-
-
-def unused_accelerator(backend, environment=os.environ, exists=os.path.exists):
-  """The kind of accelerator, "gpu" or "tpu", that is there though JAX runs on the CPU, or "".
-
-  Args:
-    backend: what jax.default_backend() says. environment, exists: how to find out.
-  """
-  if backend != "cpu" or environment.get("JAX_PLATFORMS") == "cpu":  # asked for
-    return ""
-  if "TPU_NAME" in environment or "COLAB_TPU_ADDR" in environment or any(map(exists, _ACCELERATORS["tpu"])):
-    return "tpu"
-  return "gpu" if any(map(exists, _ACCELERATORS["gpu"])) else ""
 
 
 def available_memory():

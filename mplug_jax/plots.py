@@ -22,6 +22,7 @@ from mplug_jax.metrics import read_metrics
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
 _INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"
 _FRAME = "#c9ced6"
+_BOX = "#3df56b"
 _PANELS = {"loss": "loss", "accuracy (%)": "acc", "score (%)": "iou$|^CIDEr-D$|^r_mean$|^true$",
            "reward": "reward$"}
 _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a logarithmic axis
@@ -119,7 +120,7 @@ def _save(figure, out_path: str | os.PathLike) -> None:
   figure.savefig(buffer, format="png", facecolor="white")
   write_atomic(out_path, buffer.getvalue())
 
-def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
+def sample_sheet(images: Sequence[np.ndarray], lines: Sequence[Sequence[Sample]],
                  out_path: str | os.PathLike) -> None:
   """Draws a grid of images, each with its questions, answers and truths beneath, as one PNG.
 
@@ -129,17 +130,18 @@ def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
   cut with an ellipsis.
 
   Args:
-    images: u8[N, H, W, 3], N >= 1.
+    images: u8[N, H, W, 3], N >= 1, or a list of u8[H, W, 3].
     lines: for each image its Samples, or tuples of their fields.
     out_path: the PNG; replaced atomically.
 
   Raises:
     ValueError: wrong dtype or shape, or `lines` has not one entry per image.
   """
-  images = np.asarray(images)
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-    raise ValueError("sample_sheet: images must be u8[N, H, W, 3] with N >= 1, not "
-                     f"{images.dtype}{list(images.shape)}.")
+  images = [np.asarray(image) for image in images]
+  wrong = next((x for x in images if x.dtype != np.uint8 or x.ndim != 3 or x.shape[-1] != 3), None)
+  if wrong is not None or not images:
+    found = "none" if wrong is None else f"{wrong.dtype}{list(wrong.shape)}"
+    raise ValueError(f"sample_sheet: images must be u8[H, W, 3], at least one, not {found}.")
   if len(images) != len(lines):
     raise ValueError(f"sample_sheet: {len(images)} images but texts for {len(lines)}.")
   cells = [_cell(image, samples) for image, samples in zip(images, lines, strict=True)]
@@ -147,6 +149,37 @@ def sample_sheet(images: np.ndarray, lines: Sequence[Sequence[Sample]],
   buffer = io.BytesIO()
   sheet.save(buffer, format="PNG")
   write_atomic(out_path, buffer.getvalue())
+
+def overlay(image: np.ndarray, heat: np.ndarray | None, boxes: Sequence[Sequence[float]] = ()) -> np.ndarray:
+  """An image, the brighter and the more coloured the more of the heat is there, with boxes drawn on it.
+
+  Args:
+    image: u8[H, W, 3]; a small one is enlarged by a whole factor.
+    heat: f32[G, G'], not negative, a grid over the whole image; its largest value gets the full colour, whatever it is. None: the boxes
+      alone.
+    boxes: corners (x1, y1, x2, y2) in pixels of `image`.
+
+  Returns:
+    u8[H', W', 3].
+  """
+  from PIL import Image, ImageDraw
+  factor = max(1, _CELL // max(image.shape[:2]))
+  picture = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.NEAREST)
+  picture = picture if heat is None else _heated(picture, np.asarray(heat, np.float32))
+  for x1, y1, x2, y2 in boxes:
+    corners = (x1 * factor, y1 * factor, max(x1, x2) * factor, max(y1, y2) * factor)
+    ImageDraw.Draw(picture).rectangle(corners, outline=_BOX, width=max(2, round(max(picture.size) / 150)))
+  return np.asarray(picture)
+
+def _heated(picture, heat):
+  """An RGB Pillow image under a map f32[G, G'] that is smoothed to its size: dark where there is none."""
+  import matplotlib
+  from PIL import Image
+  heat = heat / heat.max() if heat.max() > 0 else heat
+  smooth = np.clip(np.asarray(Image.fromarray(heat).resize(picture.size, Image.BICUBIC)), 0, 1)
+  colour = 255 * matplotlib.colormaps["inferno"](smooth)[..., :3]
+  smooth, pixels = smooth[..., None], np.asarray(picture, np.float32)
+  return Image.fromarray(np.uint8(pixels * (0.35 + 0.65 * smooth) * (1 - 0.45 * smooth) + 0.45 * smooth * colour))
 
 _CELL = 288  # width of a cell in pixels, images being at most that wide and high
 _GAP = 26

@@ -102,6 +102,7 @@ def _parse(argv):
   parser.add_argument("--output", metavar="FILE", help="JSONL file of results; default: stdout")
   parser.add_argument("--batch_size", type=int, default=0, help="most rows at a time; default: config.eval.batch_size")
   parser.add_argument("--truncate", action="store_true", help="cut texts that are too long, instead of refusing them")
+  parser.add_argument("--explain", metavar="DIR", help="write a picture of where the model looked for every row, see mplug_jax/explain.py")
   parser.add_argument("--strict", action="store_true", help="exit status 1 if a row has no result")
   return parser.parse_args(argv)
 
@@ -195,6 +196,23 @@ def _results(predictor, kind, options, rows, batch):
   return lines, len(errors)
 
 
+def _explaining(predictor, kind, options):
+  """A function (lines, what a Reader made, number of the first row) that writes pictures for --explain and names them in the lines."""
+  if not options.explain:
+    return lambda lines, made, first: None
+  if kind.method == "embed":
+    raise ValueError("--explain shows where an answer came from; --task=embed gives none.")
+  from mplug_jax import explain
+  explainer = explain.Explainer(predictor)
+  given = {"prompt": options.prompt} if kind.method == "caption" else {"truncate": options.truncate}
+
+  def write(lines, made, first):
+    rows = [None if "error" in line or isinstance(text, list) else (image, text) for line, image, text in zip(lines, *made[:2])]
+    for line, path in zip(lines, explain.save_rows(explainer, kind.method, rows, options.explain, first, **given)):
+      line |= {"explained": path} if path else {}
+  return write
+
+
 def _batches(rows, size):
   while batch := list(itertools.islice(rows, size)):
     yield batch
@@ -222,7 +240,8 @@ def run(options):
   predictor.task(kind.method)  # a checkpoint that cannot is refused before anything is read
   texts = predictor.text_rows(kind.method) if kind.text else None
   read = Reader(kind, options, texts and (lambda text: texts([text], options.truncate)),
-                0 if kind.method == "locate" else predictor.config.model.image_size)
+                0 if kind.method == "locate" or options.explain else predictor.config.model.image_size)
+  explained = _explaining(predictor, kind, options)
   progress, failed, shown = metrics.Progress(total, enabled=total > 1, stream=sys.stderr), 0, []
   with ThreadPoolExecutor(1) as beside:
     batches = _batches(remaining, predictor.batch_size)
@@ -232,6 +251,7 @@ def run(options):
       following = next(batches, None)
       made, ahead = ahead.result(), beside.submit(read, following) if following else None
       lines, bad = _results(predictor, kind, options, batch, made)
+      explained(lines, made, done)
       if out:
         out.write(lines)
       else:

@@ -2,13 +2,14 @@
 
 import re
 
-_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+SPACED, DELETED = "-/", ",.'!?\"()*#:;~"
+_CLEANED = str.maketrans(SPACED, "  ", DELETED)
 _SPACES = re.compile(r"\s{2,}")
 
 
 def _clean(text: str) -> str:
   """Lower case, punctuation deleted, `-` and `/` become spaces."""
-  return text.lower().translate(_DELETED)
+  return text.lower().translate(_CLEANED)
 
 
 def pre_question(text: str, max_words: int) -> str:

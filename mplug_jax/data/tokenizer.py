@@ -25,7 +25,7 @@ CONFIG_FILE = "tokenizer_config.json"
 
 _CACHED_TEXTS = 32_768
 # The official detokenisation, in this order.
-_CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
              (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
@@ -141,13 +141,17 @@ class WordPieceTokenizer(_FileTokenizer):
         [tokenizers.AddedToken(name, normalized=False) for name in SPECIAL_TOKENS])
     self._backend = backend
 
+  def to_json(self) -> str:
+    """The same tokenizer for the tokenizers library, the contents of a tokenizer.json; without the options of this one."""
+    return self._backend.to_str()
+
   def _encode(self, text: str) -> tuple[int, ...]:
     ids = self._backend.encode(text, add_special_tokens=False).ids
     return self.bos_id, *ids, *([self.eos_id] if self._options["append_sep"] else [])
 
   def decode(self, ids: Iterable[int]) -> str:
     text = " ".join(self._tokens[i] for i in ids).replace(" ##", "").strip()
-    for old, new in _CLEAN_UP:
+    for old, new in CLEAN_UP:
       text = text.replace(old, new)
     # After the clean-up, as in the official code: "a. [SEP]" and not "a .".
     for name in (EOS, BOS, PAD):

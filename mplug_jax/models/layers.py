@@ -285,8 +285,19 @@ class Attention(nn.Module):
     rows, length, _ = x.shape
     query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * L, D]
     rng = self.make_rng("dropout") if self.rate > 0.0 and self.has_rng("dropout") else None
-    out = attention(split_heads(query, self.heads), key, value, mask, self.rate, rng)
+    query = split_heads(query, self.heads)
+    observed = self.is_mutable_collection("intermediates")
+    out = self._observed(query, key, value, mask) if observed else attention(query, key, value, mask, self.rate, rng)
     return self.out(merge_heads(out)).reshape(rows, length, self.width)
+
+  def _observed(self, query, key, value, mask):
+    """`attention` without dropout that shows its probabilities f32[B, H, L, S]: they are sown in "intermediates", and what stands in
+    "perturbations" is added to them, so that a gradient with respect to it is theirs. See attention_maps.py."""
+    probabilities = jax.nn.softmax(_scores(query, key, mask))
+    self.sow("intermediates", "probabilities", probabilities, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    if self.has_variable("perturbations", "probabilities"):
+      probabilities += self.get_variable("perturbations", "probabilities")
+    return jnp.einsum("bhls,bhsd->bhld", probabilities.astype(value.dtype), value, preferred_element_type=jnp.float32).astype(value.dtype)
 
   def __call__(self, x, mask=None):
     """Self-attention. x: f[B, L, D]; mask: bool, broadcastable to [B, H, L, L] -> dtype[B, L, D]."""
@@ -319,6 +330,7 @@ def scan(layer, depth, remat_policy="none", broadcast=0):
     layer: a Module class whose `__call__(carry, ...)` returns (carry, output).
     broadcast: number of arguments behind the carry; every layer gets the same ones.
   """
-  return nn.scan(remat(layer, remat_policy, looped=True), variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+  stacked = {"params": 0, "intermediates": 0, "perturbations": 0}  # the last two: see Attention._observed
+  return nn.scan(remat(layer, remat_policy, looped=True), variable_axes=stacked, split_rngs={"params": True, "dropout": True},
                  in_axes=(nn.broadcast,) * broadcast, length=depth,
                  unroll=depth if depth <= UNROLLED_DEPTH and remat_policy == "none" else 1)

@@ -1,0 +1,1 @@
+"""Export for serving: export.py writes a folder, into which inputs.py and serve.py are copied; those two import nothing of mplug_jax."""
