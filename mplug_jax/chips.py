@@ -16,13 +16,13 @@ class Chip(NamedTuple):
 
 
 # Pages named "Cloud TPU documentation" are those of docs.cloud.google.com/tpu/docs; their interconnect is for both directions together,
-# half of it is here.
+# half of it is here. Their memory is in GiB, as the page of TPU7x says and as the compiler's own limits have it.
 CHIPS = {
     # The page of v4 says nothing of links: six of 50 GB/s, Jouppi et al., "TPU v4", ISCA 2023, section 2.
     "v4": Chip(275 * TERA, 32 * GIB, 1200 * GB, 300 * GB, "Cloud TPU documentation, TPU v4"),
-    "v5e": Chip(197 * TERA, 16 * GB, 819 * GB, 200 * GB, "Cloud TPU documentation, TPU v5e"),
-    "v5p": Chip(459 * TERA, 95 * GB, 2765 * GB, 600 * GB, "Cloud TPU documentation, TPU v5p"),
-    "v6e": Chip(918 * TERA, 32 * GB, 1638 * GB, 400 * GB, "Cloud TPU documentation, TPU v6e"),
+    "v5e": Chip(197 * TERA, 16 * GIB, 819 * GB, 200 * GB, "Cloud TPU documentation, TPU v5e"),
+    "v5p": Chip(459 * TERA, 95 * GIB, 2765 * GB, 600 * GB, "Cloud TPU documentation, TPU v5p"),
+    "v6e": Chip(918 * TERA, 32 * GIB, 1638 * GB, 400 * GB, "Cloud TPU documentation, TPU v6e"),
     "tpu7x": Chip(2307 * TERA, 192 * GIB, 7380 * GB, 600 * GB, "Cloud TPU documentation, TPU7x"),
 }
 
