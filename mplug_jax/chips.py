@@ -16,7 +16,7 @@ class Chip(NamedTuple):
 
 
 # Pages named "Cloud TPU documentation" are those of docs.cloud.google.com/tpu/docs; their interconnect is for both directions together,
-# half of it is here.
+# half of it is here. Their memory is in GiB, as the page of TPU7x says and as the compiler's own limits have it.
 CHIPS = {
     # The page of v4 says nothing of links: six of 50 GB/s, Jouppi et al., "TPU v4", ISCA 2023, section 2.
     "v4": Chip(275 * TERA, 32 * GIB, 1200 * GB, 300 * GB, "Cloud TPU documentation, TPU v4"),
