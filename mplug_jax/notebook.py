@@ -57,8 +57,10 @@ def check(kind):
                "says if it stays so.")
 
 
-def run(*arguments, accept=(0,)):
+def run(*arguments, accept=(0,), until=None):
   """`python arguments...` in this clone, its output shown line by line -> its exit status.
+
+  until: text of a line behind which the process gets SIGTERM, as one whose machine is taken away.
 
   Raises:
     Stop: another status than those of `accept`.
@@ -67,6 +69,9 @@ def run(*arguments, accept=(0,)):
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, bufsize=1)
   for line in process.stdout:
     print(line, end="", flush=True)
+    if until and until in line:
+      process.terminate()
+      until = None
   if process.wait() not in accept:
     raise Stop(f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines say why.")
   return process.returncode

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -19,27 +20,72 @@ def cells(name):
   return content["cells"]
 
 
+def code(name):
+  return ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
+
+
 def execute(name, tmp_path):
-  """Runs the code cells one after another in one process -> what they print."""
-  code = ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
+  """Runs the code cells one after another in one process, on one device -> what they print."""
   program = "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  exec(compile(text, 'cell', 'exec'), space)"
+  flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
   done = subprocess.run(
-      [sys.executable, "-c", program], input=json.dumps(code), capture_output=True, text=True, cwd=tiny_run.ROOT / "notebooks", timeout=600,
-      env=os.environ | {"MPLUG_NOTEBOOK_TINY": "1", "PYTHONPATH": str(tiny_run.ROOT), "MPLUG_NOTEBOOK_RUNS": str(tmp_path)})
+      [sys.executable, "-c", program], input=json.dumps(code(name)), capture_output=True, text=True, cwd=tiny_run.ROOT / "notebooks",
+      env=os.environ | {"MPLUG_NOTEBOOK_TINY": "1", "MPLUG_NOTEBOOK_RUNS": str(tmp_path), "XLA_FLAGS": flags,
+                        "PYTHONPATH": os.pathsep.join([str(tiny_run.ROOT), os.environ.get("PYTHONPATH", "")])})
   assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
   return done.stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_notebooks_carry_no_outputs_and_begin_alike(name):
-  code = [cell for cell in cells(name) if cell["cell_type"] == "code"]
-  assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
-  def first(name):
-    return [line for line in next(c for c in cells(name) if c["cell_type"] == "code")["source"] if "notebook.setup" not in line]
-  assert first(name) == first(NAMES[0])
+def test_notebooks_carry_no_outputs_and_begin_alike():
+  assert NAMES == ["ask", "fine_tune", "pod", "weights"]
+  first = {re.sub(r"setup\(.*?\)", "setup()", code(name)[0]) for name in NAMES}
+  assert len(first) == 1 and "notebook.setup()" in first.pop()
+  for name in NAMES:
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(name) if cell["cell_type"] == "code")
+    for text in code(name):
+      compile(text, name, "exec")
+
+
+def test_the_first_cell_stops_where_there_is_no_clone(tmp_path):
+  done = subprocess.run([sys.executable, "-c", code("ask")[0]], capture_output=True, text=True, cwd=tmp_path)
+  assert done.returncode == 1 and done.stderr.splitlines() == [
+      "This runtime has no clone of the repository: put its address into REPOSITORY above."]
+
+
+def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
+  with pytest.raises(notebook.Stop, match="has a TPU, but JAX runs on cpu") as stopped:
+    notebook.check("tpu")
+  assert stopped.value._render_traceback_() == [f"stopped: {stopped.value}"]  # what Jupyter shows
+  notebook.check("cpu")
+  with pytest.raises(notebook.Stop, match="ended with status 3"):
+    notebook.run("-c", "print('one line', flush=True); raise SystemExit(3)")
+  assert notebook.run("-c", "raise SystemExit(3)", accept=(0, 3)) == 3
+  waits = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(5)); print('ready', flush=True); time.sleep(60)"
+  assert notebook.run("-c", waits, accept=(5,), until="ready") == 5
+  assert "one line\n" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_ask(tmp_path):
+  pytest.importorskip("skimage")
+  out = execute("ask", tmp_path)
+  assert "['answer', 'caption', 'match', 'embed']" in out and "Box(x0=" in out
+
+
+@pytest.mark.slow
+def test_fine_tune(tmp_path):
+  pytest.importorskip("skimage")
+  assert "(taught: an astronaut)" in execute("fine_tune", tmp_path)
+  assert (tmp_path / "fine_tuned" / "looked.png").exists()
+
+
+@pytest.mark.slow
+def test_weights(tmp_path):
+  pytest.importorskip("skimage")
+  assert "to the last digit" in execute("weights", tmp_path)
 
 
 @pytest.mark.slow
 def test_pod(tmp_path):
-  pytest.importorskip("tools.compile_tpu")
-  assert "updates logged" in execute("pod", tmp_path)
+  out = execute("pod", tmp_path)
+  assert re.search(r"saved and stopped behind update [1-5], then trained to update 6", out), out[-2000:]
