@@ -141,7 +141,7 @@ def sample_sheet(images: Sequence[np.ndarray], lines: Sequence[Sequence[Sample]]
   wrong = next((x for x in images if x.dtype != np.uint8 or x.ndim != 3 or x.shape[-1] != 3), None)
   if wrong is not None or not images:
     found = "none" if wrong is None else f"{wrong.dtype}{list(wrong.shape)}"
-    raise ValueError(f"sample_sheet: images must be u8[H, W, 3], at least one, not {found}.")
+    raise ValueError(f"sample_sheet: images must be u8[N, H, W, 3] with N >= 1, or a list of u8[H, W, 3], not {found}.")
   if len(images) != len(lines):
     raise ValueError(f"sample_sheet: {len(images)} images but texts for {len(lines)}.")
   cells = [_cell(image, samples) for image, samples in zip(images, lines, strict=True)]

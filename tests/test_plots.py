@@ -130,3 +130,13 @@ def test_sample_sheet_refuses_wrong_input(tmp_path):
   with pytest.raises(ValueError, match=r"u8\[N, H, W, 3\].*float32"):
     plots.sample_sheet(images.astype(np.float32), [[], []], tmp_path / "s.png")
   assert os.listdir(tmp_path) == []
+
+
+def test_an_overlay_is_bright_where_the_heat_is_and_has_the_box():
+  image = np.full((48, 96, 3), 120, np.uint8)
+  found = plots.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
+  assert found.shape == (144, 288, 3)
+  brightness = found.astype(int).sum(-1)
+  assert brightness[100:, 220:].mean() > 2 * brightness[60:100, :80].mean()
+  assert (found[18, 18:90] == (61, 245, 107)).all()
+  assert (plots.overlay(image, None)[:] == 120).all() and (plots.overlay(image, np.zeros((2, 2))) < 120).all()
