@@ -46,7 +46,7 @@ def get_config(arg=""):
       },
       "rerank_k": 32,            # candidates of every query that are re-ranked; 0: similarity alone
       "rerank_texts": 16,        # an image is matched with so many texts at a time
-      "rerank_add_similarity": False,
+      "rerank_similarity": "none",  # beside the logit of a match; "add", or "likelihood": what it adds up to after hard negatives
   })
   c.ema.update({"decay": 0.995, "use": "teacher"})
   c.data.update({
@@ -62,6 +62,7 @@ def get_config(arg=""):
     # Features that still change much are better compared with each other than with those of a teacher, let alone of the past.
     c.task.update({"queue": 0, "alpha": 0.0})
     c.ema.decay = 0.0
+    c.task.rerank_similarity = "likelihood"
     # What only a trained model could tell apart teaches nothing: with hard negatives from the start, matching stays at chance.
     c.task.negatives.ramp_steps = 0 if arg.init else 1000
   if arg.size == "tiny":

@@ -28,8 +28,8 @@ def get_config(arg=""):
   c.name = "video_retrieval"
   c.data.update({"name": arg.data, "frames": arg.frames or (12 if paper else 8),
                  "frame_sampling": arg.sampling or ("official" if paper else "centres")})
-  c.task.rerank_add_similarity = True
   if paper:
+    c.task.rerank_similarity = "add"
     c.data.update({"test_file": os.path.join(arg.root, "test.jsonl"), "image_root": os.path.join(arg.root, "videos"),
                    "video_suffix": ".mp4", "max_words": 40, "max_caption": 35})
     c.task.rerank_k = 128

@@ -205,6 +205,7 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
     ({"task__queue": 0}, "config.task.alpha=0.4 weighs the targets of a teacher, and config.task.queue=0 has none"),
     ({"task__negatives__group": 3}, "config.task.negatives.group=3 must be at least 2 and divide config.batch_size=8"),
     ({"task__negatives__ramp_steps": 5, "task__negatives__greedy": True}, "config.task.negatives.ramp_steps=5 makes drawn"),
+    ({"task__rerank_similarity": "sum"}, "rerank_similarity='sum' is not one of none, add, likelihood"),
     ({"task__rerank_texts": 0}, "config.task.rerank_texts=0 must be at least 1"),
     ({"task__rerank_k": -1}, "config.task.rerank_k=-1 must not be negative")])
 def test_values_that_cannot_work_are_refused(changes, message, folder):
@@ -259,7 +260,7 @@ def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
 @pytest.mark.parametrize("stride", [1, 3])
 def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
   """Keys and values of the layers before the first connected one are computed once for an image and all its texts."""
-  c = config(folder, model__stride=stride, model__fusion_layers=3)
+  c = config(folder, model__stride=stride, model__fusion_layers=3, task__rerank_similarity="none")
   task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
   batch = retrieval_files.first_batch(c, task.tokenizer)
   batch = {name: jnp.asarray(batch[name]) for name in ("image", "caption")}
@@ -278,6 +279,27 @@ def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
   expected = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
   np.testing.assert_allclose(shared.reshape(-1), expected, atol=1e-5)
   assert np.std(expected) > 1e-3
+
+
+def test_the_similarity_adds_to_the_score_of_a_match(folder):
+  c = config(folder, task__rerank_similarity="none")
+  tokenizer = retrieval_files.tokenizer(folder)
+  task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
+  batch = retrieval_files.first_batch(c, tokenizer)
+  params = task.init(jax.random.key(0), batch)
+  memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+  index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
+  logit, added, likelihood = (task.apply(params, retrieval.match_scores, memory, texts, index, temperature, name)
+                              for name in ("none", "add", "likelihood"))
+  images, captions = task._embed_image(params, batch)["feature"], texts["feature"][index]
+  similarity = np.einsum("ge,gpe->gp", images, captions)
+  np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
+  # Two logits shifted alike are the same match.
+  shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
+  again = task.apply(shifted, retrieval.match_scores, memory, texts, index, temperature, "likelihood")
+  np.testing.assert_allclose(again, likelihood, atol=1e-4)
+  odds = likelihood - similarity / temperature
+  assert np.abs(odds - logit).max() > 1e-3 and np.std(odds) > 1e-4
 
 
 def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):

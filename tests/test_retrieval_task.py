@@ -168,7 +168,7 @@ def test_several_processes_get_the_result_of_one(settings, folder, tmp_path):
   assert (tmp_path / "alone/predictions.json").read_bytes() == (tmp_path / "together/predictions.json").read_bytes()
 
 
-def test_the_similarity_may_be_added_or_be_all_there_is(settings, folder, tmp_path):
+def test_the_similarity_may_be_all_there_is(settings, folder, tmp_path):
   tokenizer, model = retrieval_files.tokenizer(folder), Model(6, 32 * 32 * 3)
 
   def listed(name, **changes):
@@ -179,13 +179,10 @@ def test_the_similarity_may_be_added_or_be_all_there_is(settings, folder, tmp_pa
     return result, [dict(zip(row["texts"], row["scores"])) for row in rows]
 
   _, matched = listed("matched", rerank_k=8)
-  _, added = listed("added", rerank_k=8, rerank_add_similarity=True)
   result, similar = listed("similar", rerank_k=0)
   assert "pairs_scored" not in result and "similarity_r_mean" not in result and result["r_mean"] > 0
-  for both, match, similarity in zip(added, matched, similar):
-    assert both.keys() == match.keys() <= similarity.keys()
-    for t, score in both.items():
-      assert score == pytest.approx(match[t] + similarity[t], abs=1e-5)
+  for match, similarity in zip(matched, similar):
+    assert match.keys() <= similarity.keys() and match != similarity
 
 
 def test_scenes_come_with_chance_an_oracle_and_unseen_pairs_apart(folder, tmp_path):

@@ -95,8 +95,6 @@ class Evaluator:
     numbers, owner = np.arange(self._count), self._texts[1]
     of_images = scores[table.positions(numbers[:, None], by_image.ids)]
     of_texts = scores[table.positions(by_text.ids, np.arange(len(owner))[:, None])]
-    if self.config.task.rerank_add_similarity:
-      of_images, of_texts = of_images + by_image.scores, of_texts + by_text.scores
     counts = {"pairs_scored": len(table), "pairs_shared": table.wanted - len(table), "images_encoded": self._count}
     return (reranking.rerank(by_image, of_images, numbers, owner), reranking.rerank(by_text, of_texts, owner, numbers)), counts
 

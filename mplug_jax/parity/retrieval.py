@@ -124,7 +124,8 @@ class _Case:
 
     @jax.jit
     def match(params, memory, tokens, mask, texts):
-      return r.model.apply({"params": params}, memory, tokens, mask, texts, method=retrieval.match_scores)
+      bank = {"tokens": tokens, "text_mask": mask}
+      return r.model.apply({"params": params}, memory, bank, texts, None, "none", method=retrieval.match_scores)
 
     ids, mask = r.text("in/eval/text")
     encoded, (image_feat, text_feat) = embed(r.params, r.image("in/eval/image"), ids, mask)

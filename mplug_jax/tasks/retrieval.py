@@ -13,6 +13,7 @@ from mplug_jax import contrastive, losses, negatives, sharding
 from mplug_jax.tasks import base
 
 MATCH_LABELS = np.array([1, 0, 0], np.int32)  # of the pairs of `match`
+_RERANK_SIMILARITY = ("none", "add", "likelihood")
 _GROUP = 64  # rows that negatives are drawn from by default: at most so many
 
 
@@ -24,7 +25,8 @@ class Task(base.Task):
   pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
   `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy, ramp_steps}
   (item 24; group 0: the largest divisor of the batch up to 64; ramp_steps: updates until they are hard, from any rows on). The evaluator
-  reads `rerank_k`, `rerank_texts` and `rerank_add_similarity`.
+  reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's score has beside the
+  logit of a match, see `match_scores`.
 
   Raises:
     ValueError: a value that cannot work; names its key.
@@ -46,6 +48,8 @@ class Task(base.Task):
       raise ValueError(f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone.")
     if config.task.rerank_k < 0:
       raise ValueError(f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone.")
+    if config.task.rerank_similarity not in _RERANK_SIMILARITY:
+      raise ValueError(f"config.task.rerank_similarity={config.task.rerank_similarity!r} is not one of {', '.join(_RERANK_SIMILARITY)}.")
     if config.task.rerank_texts < 1:
       raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
     self._group = config.task.negatives.group or _divisor(config.batch_size)
@@ -172,7 +176,8 @@ class Task(base.Task):
     if name != "rerank":
       return sample
     memory, texts = (jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts))
-    return {"memory": memory, "texts": texts, "pair_text": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+    pairs = jax.ShapeDtypeStruct(sample["index"].shape + (self.config.task.rerank_texts,), jnp.int32)
+    return {"memory": memory, "texts": texts, "pair_text": pairs}
 
   def _embed_image(self, params, batch):
     """-> {"feature": f32[B, E]}."""
@@ -192,16 +197,18 @@ class Task(base.Task):
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):
-    """-> `image_memory` of the images."""
+    """-> `image_memory` of the images, and their "feature" f32[G, E]."""
     def memory(module, image):
-      return image_memory(module, base.encode_image(module, image))
+      tokens, feature = self._image(module, image)
+      return image_memory(module, tokens) | {"feature": feature}
     return jax.tree.map(sharding.constrain, self.apply(params, memory, batch["image"]))
 
   def _rerank(self, params, batch):
-    """The memory of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
+    """`_image_memory` of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
     {"score": f32[G, P]}."""
-    texts, index = batch["texts"], batch["pair_text"]
-    return {"score": self.apply(params, match_scores, batch["memory"], texts["tokens"], texts["text_mask"], index)}
+    temperature = params["temp"]["value"]
+    return {"score": self.apply(params, match_scores, batch["memory"], batch["texts"], batch["pair_text"], temperature,
+                                self.config.task.rerank_similarity)}
 
 
 def image_memory(module, image):
@@ -218,12 +225,28 @@ def image_memory(module, image):
   return {"keys_values": fusion.image_keys_values(image), "tokens": image if fusion.connected else None}
 
 
-def match_scores(module, memory, tokens, mask, pair_text):
-  """Logits of a match. `image_memory` of G images; of all texts dtype[T, L, D] and bool[T, L]; the texts to match each image with,
-  i32[G, P] -> f32[G, P]."""
+def match_scores(module, memory, texts, pair_text, temperature, similarity):
+  """Scores of G images with P texts each.
+
+  Args:
+    memory: `image_memory` of the images, and their "feature" f32[G, E].
+    texts: of all T texts "tokens" dtype[T, L, D], "text_mask" bool[T, L], "feature" f32[T, E].
+    pair_text: i32[G, P], the texts to match each image with. temperature: f32[].
+    similarity: "none": the logit of a match, as the official retrieval; "add": plus the similarity, as the official video retrieval;
+      "likelihood": the log-odds of a match plus similarity / temperature. Wrong pairs were drawn by that in training, so a perfect
+      matcher tells only the ratio of the true pairs' density to it; their sum is the log-likelihood of the pair, up to a constant.
+
+  Returns:
+    f32[G, P].
+  """
   index = pair_text.reshape(-1)
-  _, fused = module.fusion_encoder(sharding.constrain(tokens[index]), mask[index], memory["tokens"], memory["keys_values"])
-  return module.match_logits(fused)[:, 1].reshape(pair_text.shape)
+  _, fused = module.fusion_encoder(
+      sharding.constrain(texts["tokens"][index]), texts["text_mask"][index], memory["tokens"], memory["keys_values"])
+  logits = module.match_logits(fused).reshape(pair_text.shape + (2,))
+  if similarity == "none":
+    return logits[..., 1]
+  products = jnp.einsum("ge,gpe->gp", memory["feature"], texts["feature"][pair_text])
+  return logits[..., 1] + products if similarity == "add" else logits[..., 1] - logits[..., 0] + products / temperature
 
 
 def match(module, image, text, mask, other_image, other_text, other_mask, more=()):
