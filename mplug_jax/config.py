@@ -201,9 +201,9 @@ def defaults(task, size):
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
   c.tensorboard = False          # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
-  c.model = ConfigDict({"dtype": "float32", "remat": "none", "loss_chunk": 0, "fusion": "released", "pairing": "shared", "dropout": 0.1,
-                        "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0, "initializer_range": 0.02,
-                        "classes": 2, "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
+  c.model = ConfigDict({"dtype": "float32", "remat": "none", "attention": "auto", "loss_chunk": 0, "fusion": "released",
+                        "pairing": "shared", "dropout": 0.1, "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0,
+                        "initializer_range": 0.02, "classes": 2, "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
   c.tokenizer = ConfigDict({
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
       "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
@@ -240,7 +240,9 @@ def defaults(task, size):
 
 
 _FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")  # sections that a resumed run shares with its beginning
-_CHOICES = {"model.dtype": ("float32", "bfloat16"), "optim.accumulate": ("global", "mean_of_means"), "ema.use": ("teacher", "eval", "both")}
+_FREE = ("model.attention",)  # of those, what changes rounding alone
+_CHOICES = {"model.dtype": ("float32", "bfloat16"), "model.attention": ("auto", "plain"),
+            "optim.accumulate": ("global", "mean_of_means"), "ema.use": ("teacher", "eval", "both")}
 _POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
 
 
@@ -282,7 +284,7 @@ def flat(config):
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
 _LATER = {"data.fields": "", "data.allow_overlap": False, "data.shuffle_block": 0, "data.augment.sharpness_wraps": False,
-          "data.easier": 0.5, "model.loss_chunk": 0, "task.negatives.ramp_steps": 0, "data.empty_prefix": 0.0}
+          "data.easier": 0.5, "model.loss_chunk": 0, "task.negatives.ramp_steps": 0, "data.empty_prefix": 0.0, "model.attention": "plain"}
 
 
 def resume_conflicts(old, new):
@@ -301,7 +303,7 @@ def resume_conflicts(old, new):
     before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))
     if before != after:
       section = name.split(".")[0]
-      (refuse if section in _FIXED else notice).append(f"{name}: {before} -> {after}")
+      (refuse if section in _FIXED and name not in _FREE else notice).append(f"{name}: {before} -> {after}")
   return refuse, notice
 
 

@@ -73,6 +73,14 @@ def connected_layer(model, texts, length):
   return transformer_layer(texts * joint, joint, model.hidden_size, model.mlp_dim)
 
 
+def co_attention_layer(model, rows, length):
+  """Image and text as two streams, each a layer that reads the other: `rows` pairs."""
+  tokens = image_tokens(model)
+  image, text = ((rows, tokens),), ((rows, length),)
+  streams = crossing_layer(model, rows * length, length, image) + crossing_layer(model, rows * tokens, tokens, text)
+  return streams + keys_values(model, image) + keys_values(model, text)
+
+
 def fusion_encoder(model, images, texts, length):
   """All fusion layers; from the first connected layer on, there is a row of image tokens per text."""
   connected = connected_layers(model.fusion_layers, model.stride, model.fusion)

@@ -188,6 +188,12 @@ def test_a_run_from_before_a_key_existed_can_be_resumed():
   assert config_lib.resume_conflicts(old, new) == (['data.fields: "" -> "question=q"'], [])
 
 
+def test_another_form_of_attention_is_told_not_refused():
+  new = config_lib.defaults("vqa", "tiny").to_dict()
+  old = {**new, "model": {k: v for k, v in new["model"].items() if k != "attention"}}
+  assert config_lib.resume_conflicts(old, new) == ([], ['model.attention: "plain" -> "auto"'])
+
+
 def test_resume_conflicts():
   old = {
     "seed": 0,

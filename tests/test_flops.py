@@ -12,7 +12,7 @@ import pytest
 from configs import vqa as vqa_config
 from mplug_jax import decode, flops, train
 from mplug_jax.build import build_model
-from mplug_jax.models import layers
+from mplug_jax.models import attention
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
@@ -29,7 +29,7 @@ GEOMETRIES = [
 @pytest.fixture(autouse=True)
 def without_recomputation(monkeypatch):
   """Attention computes its scores again in the backward pass; model operations do not count that."""
-  monkeypatch.setattr(layers, "_attention", lambda rate, *arrays: layers._attention_forward(rate, *arrays)[0])
+  monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
 
 
 def products(jaxpr):

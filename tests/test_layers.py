@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax.models import layers
+from mplug_jax.models import attention, dropout, layers
 
 
 def masks(keys, shape, rate):
-  return np.asarray(jax.jit(jax.vmap(lambda k: layers.keep_mask(k, shape, rate)))(keys))
+  return np.asarray(jax.jit(jax.vmap(lambda k: dropout.keep_mask(k, shape, rate)))(keys))
 
 
 def correlations(rows):
@@ -66,21 +66,21 @@ def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
 
 def test_keep_mask_does_not_depend_on_the_sharding():
   shape, key = (8, 16, 24), jax.random.key(3)
-  plain = np.asarray(layers.keep_mask(key, shape, 0.3))
+  plain = np.asarray(dropout.keep_mask(key, shape, 0.3))
   mesh = jax.make_mesh((2, 4), ("a", "b"))
   for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-    sharded = jax.jit(lambda: layers.keep_mask(key, shape, 0.3), out_shardings=sharding)()
+    sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
     assert len({str(s.index) for s in sharded.addressable_shards}) == 8 and np.array_equal(sharded, plain), spec
 
 
 def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
   x = jnp.linspace(1.0, 2.0, 200_000).reshape(400, 500)
-  out = np.asarray(layers.dropout(x, 0.2, jax.random.key(0)))
+  out = np.asarray(dropout.dropout(x, 0.2, jax.random.key(0)))
   kept = out != 0
   np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.8, rtol=1e-6)
   assert abs(out.mean() - 1.5) < 5 * 1.5 * np.sqrt(0.2 / 0.8 / x.size)
-  assert layers.dropout(x, 0.2, None) is x and layers.dropout(x, 0.0, jax.random.key(0)) is x
+  assert dropout.dropout(x, 0.2, None) is x and dropout.dropout(x, 0.0, jax.random.key(0)) is x
 
 
 class Probe(nn.Module):
@@ -143,7 +143,7 @@ def mask_of(kind):
 @pytest.mark.parametrize("kind", ["none", "keys", "full", "empty row"])
 def test_attention_equals_plain_softmax(qkv, kind):
   mask = mask_of(kind)
-  out = np.asarray(jax.jit(layers.attention)(*qkv, mask))
+  out = np.asarray(jax.jit(attention.attention)(*qkv, mask))
   np.testing.assert_allclose(out, reference_attention(*qkv, mask), atol=3e-6)
   if kind == "empty row":
     np.testing.assert_allclose(out[1, :, 2], qkv[2][1].mean(1), atol=1e-6)
@@ -157,7 +157,7 @@ def test_attention_gradient_equals_autodiff_of_softmax(qkv):
     scores = jnp.where(mask, jnp.einsum("bhld,bhsd->bhls", q, k) / np.sqrt(8), -1e9)
     return (jnp.einsum("bhls,bhsd->bhld", jax.nn.softmax(scores), v) * weights).sum()
 
-  ours = jax.jit(jax.grad(lambda *x: (layers.attention(*x, mask) * weights).sum(), (0, 1, 2)))(*qkv)
+  ours = jax.jit(jax.grad(lambda *x: (attention.attention(*x, mask) * weights).sum(), (0, 1, 2)))(*qkv)
   for a, b in zip(ours, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
     np.testing.assert_allclose(a, b, atol=2e-5)
   assert np.isfinite(ours[0]).all() and not np.any(ours[0][1, :, 2])  # nothing to attend to: no gradient to the query
@@ -165,11 +165,11 @@ def test_attention_gradient_equals_autodiff_of_softmax(qkv):
 
 def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
   key, mask = jax.random.key(4), mask_of("full")
-  keep = np.asarray(layers.keep_mask(key, (2, 3, 5, 7), 0.3)) / 0.7
-  out = jax.jit(lambda *x: layers.attention(*x, mask, 0.3, key))(*qkv)
+  keep = np.asarray(dropout.keep_mask(key, (2, 3, 5, 7), 0.3)) / 0.7
+  out = jax.jit(lambda *x: attention.attention(*x, mask, 0.3, key))(*qkv)
   np.testing.assert_allclose(out, reference_attention(*qkv, mask, keep), atol=3e-6)
   keys = jax.random.split(key, 4096)
-  mean = jax.jit(lambda *x: jax.vmap(lambda k: layers.attention(*x, mask, 0.3, k))(keys).mean(0))(*qkv)
+  mean = jax.jit(lambda *x: jax.vmap(lambda k: attention.attention(*x, mask, 0.3, k))(keys).mean(0))(*qkv)
   np.testing.assert_allclose(mean, reference_attention(*qkv, mask), atol=0.1)
 
 
@@ -178,7 +178,7 @@ def test_attention_scores_are_float32_whatever_the_inputs():
   q = jnp.full((1, 1, 1, 64), 8.0, jnp.bfloat16)
   k = jnp.full((1, 1, 2, 64), 4.6875, jnp.bfloat16).at[0, 0, 1, 0].add(0.5)
   v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, None, :, None]
-  out = layers.attention(q, k, v)
+  out = attention.attention(q, k, v)
   assert out.dtype == jnp.bfloat16
   assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
 

@@ -13,7 +13,7 @@ from mplug_jax import config as config_lib, flops, metrics, task_flops, tasks, t
 from mplug_jax.build import build_model
 from mplug_jax.data import tokenizer as tokenizers
 from mplug_jax.data.stand_in_tokenizer import StandInTokenizer
-from mplug_jax.models import layers
+from mplug_jax.models import attention
 
 TOKENIZER = StandInTokenizer(500)
 
@@ -45,7 +45,7 @@ OTHERS = [("caption", {}), ("caption_scst", {}), ("retrieval", {}), ("pretrain",
 
 @pytest.mark.parametrize("name,changes", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
 def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
-  monkeypatch.setattr(layers, "_attention", lambda rate, *arrays: layers._attention_forward(rate, *arrays)[0])
+  monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
   task = task_of(name, **changes)
   # Hard negatives are drawn by products that nothing differentiates.
   assert task_flops.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=1e-4)

@@ -1,8 +1,9 @@
-"""Speed and memory, beside the official PyTorch code: `python -m tools.benchmark [all|vqa_step|caption|startup|data|loader]`.
+"""Speed and memory, beside the official PyTorch code: `python -m tools.benchmark [all|PART]`.
 
 Every part runs in a process of its own, so that peak memory and compilations do not mix, on one device, in float32, with
 random weights and inputs. A plain matrix product, measured before and after, scales PyTorch's seconds to the machine. Run it
-on an idle machine: the load average at the start is in the results. `loader` needs torch and torchvision, and is no part of `all`.
+on an idle machine: the load average at the start is in the results. No part of `all`: `loader`, which needs torch and torchvision,
+`fusion`, the paper's efficiency study, `steps`, a train step of every task, and `rerank`, a pair of retrieval's re-ranking.
 """
 
 import argparse
@@ -22,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import vqa as vqa_config
-from mplug_jax import data as data_lib, decode, flops, host, sharding, train
+from mplug_jax import data as data_lib, decode, flops, fusion_benchmark, host, sharding, step_benchmark, train
 from mplug_jax.build import build_model
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.models.presets import PRESETS
+from mplug_jax.step_benchmark import timed
 from mplug_jax.tasks import base
 from tools import benchmark_loader, benchmark_report
 
@@ -41,7 +43,11 @@ def _parse(argv):
   parser.add_argument("--image_size", type=int, default=0, help="pixels; 0: the preset's")
   parser.add_argument("--repeats", type=int, default=5, help="train steps, and captionings of each batch size, to time")
   parser.add_argument("--caption_batches", type=int, nargs="+", default=[1, 4, 8])
+  parser.add_argument("--batch", type=int, default=2, help="of steps, rerank and fusion")
+  parser.add_argument("--tasks", nargs="+", default=list(step_benchmark.TASKS), choices=step_benchmark.TASKS, help="of steps")
+  parser.add_argument("--text_tokens", type=int, default=30, help="of fusion")
   parser.add_argument("--json", default="", help="file for the results")
+  parser.add_argument("--out", default="fusion", help="of fusion: the files are OUT.csv and OUT.png")
   return parser.parse_args(argv)
 
 
@@ -64,13 +70,6 @@ def _tokenizer(config):
   return tokenizers.WordPieceTokenizer(_vocabulary(config.model.vocab_size or 320))
 
 
-def _timed(function):
-  """(seconds until the result is computed, result)."""
-  start = time.perf_counter()
-  result = jax.block_until_ready(function())
-  return time.perf_counter() - start, result
-
-
 def _processor_seconds():
   """(in the program, in the system) of all threads of this process so far; the system's are mostly page faults."""
   usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -82,42 +81,29 @@ def _peak_memory():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
 
 
-def _random(shape, dtype, rng, vocabulary):
-  """Random array of a batch: ids that are no special tokens, pixels, weights of 1."""
-  if dtype == jnp.int32:
-    return rng.integers(5, vocabulary, shape, np.int32)
-  return rng.integers(0, 256, shape, np.uint8) if dtype == jnp.uint8 else np.ones(shape, dtype)
-
-
 def matmul(options):
   """Best rate of a plain float32 product, GFLOP/s."""
   del options
-  product, rates = jax.jit(jnp.matmul), {}
-  for m, k, n in ((2048, 2048, 2048), (1024, 768, 3072), (1154, 768, 3072)):
-    a, b = jnp.full((m, k), 0.5), jnp.full((k, n), 0.25)
-    jax.block_until_ready(product(a, b))
-    seconds = min(_timed(lambda a=a, b=b: product(a, b))[0] for _ in range(10))
-    rates[f"{m} x {k} x {n}"] = flops.linear(m, k, n) / seconds / 1e9
+  rates = step_benchmark.product_rates()
   return {"gflop_per_second": max(rates.values()), "rates": rates}
 
 
 def vqa_step(options):
   """The train step of train.py, dropout on, official optimizer groups."""
-  config, rng = _config(options), np.random.default_rng(0)
+  config = _config(options)
   config.optim.groups = "official"
   tokenizer = _tokenizer(config)
   built = train.build(config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1])
-  batch = {name: _random(x.shape, x.dtype, rng, tokenizer.vocab_size) for name, x in built.task.batch_spec(BATCH).items()}
-  batch["corrupt"][:] = False
+  batch = step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
   with jax.set_mesh(built.mesh):
-    init_seconds, state = _timed(built.init)
+    init_seconds, state = timed(built.init)
     batch, healthy = sharding.put_batch(batch, built.mesh), jnp.bool_(True)
-    compile_seconds, step = _timed(lambda: built.train_step.lower(state, batch, healthy).compile())
+    compile_seconds, step = timed(lambda: built.train_step.lower(state, batch, healthy).compile())
     host.release_freed_memory()
-    _, (state, _, health) = _timed(lambda: step(state, batch, healthy))
+    _, (state, _, health) = timed(lambda: step(state, batch, healthy))
     seconds, before = [], _processor_seconds()
     for _ in range(options.repeats):
-      elapsed, (state, _, health) = _timed(lambda: step(state, batch, healthy))  # noqa: B023
+      elapsed, (state, _, health) = timed(lambda: step(state, batch, healthy))  # noqa: B023
       seconds.append(elapsed)
   if not health["ok"]:
     raise RuntimeError("The train step's loss or gradients are not finite.")
@@ -150,8 +136,8 @@ def caption(options):
   result = {"gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9, "batches": {}}
   for size in options.caption_batches:
     image = rng.integers(0, 256, (size, task.model.image_size, task.model.image_size, 3), np.uint8)
-    compile_seconds, run = _timed(lambda: jax.jit(generate).lower(params, image).compile())  # noqa: B023
-    measured = [_timed(lambda: run(params, image)) for _ in range(options.repeats + 1)]  # noqa: B023
+    compile_seconds, run = timed(lambda: jax.jit(generate).lower(params, image).compile())  # noqa: B023
+    measured = [timed(lambda: run(params, image)) for _ in range(options.repeats + 1)]  # noqa: B023
     if not (measured[0][1].lengths == 1 + CAPTION_TOKENS).all():
       raise RuntimeError("The captions are shorter than the benchmark's.")
     seconds = statistics.median(elapsed for elapsed, _ in measured[1:]) / size
@@ -204,7 +190,27 @@ def data(options):
   return {"rows_per_second": rows, "questions_per_row": config.data.questions_per_image, "image_size": config.model.image_size}
 
 
-PARTS = {"vqa_step": vqa_step, "caption": caption, "startup": startup, "data": data, "loader": benchmark_loader.loader}
+def fusion(options):
+  """See fusion_benchmark.py; leaves a CSV and a picture."""
+  model = build_model(_config(options), _tokenizer(_config(options)))
+  rows = fusion_benchmark.measure(model, options.batch, options.text_tokens, options.repeats)
+  print(f"written: {', '.join(fusion_benchmark.write(rows, options.out))}", file=sys.stderr)
+  return rows
+
+
+def steps(options):
+  """See step_benchmark.steps."""
+  return step_benchmark.steps(options.tasks, options.preset, options.image_size, options.batch, options.repeats)
+
+
+def rerank(options):
+  """See step_benchmark.rerank."""
+  return step_benchmark.rerank(options.preset, options.image_size, options.batch, options.repeats)
+
+
+PARTS = {"vqa_step": vqa_step, "caption": caption, "startup": startup, "data": data, "loader": benchmark_loader.loader,
+         "fusion": fusion, "steps": steps, "rerank": rerank}
+_ALONE = ("loader", "fusion", "steps", "rerank")  # no part of "all"
 
 
 def _in_process(function, options):
@@ -218,7 +224,7 @@ def main(argv=None):
   results = {"preset": options.preset, "image_size": options.image_size or PRESETS[options.preset]["image_size"]}
   results["load_average"] = os.getloadavg()[0]
   before = _in_process(matmul, options)
-  for name in [name for name in PARTS if name != "loader"] if options.part == "all" else [options.part]:
+  for name in [name for name in PARTS if name not in _ALONE] if options.part == "all" else [options.part]:
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     results[name] = _in_process(PARTS[name], options)
   results["matmul"] = max(before, _in_process(matmul, options), key=lambda x: x["gflop_per_second"])

@@ -1,5 +1,7 @@
 """What tools/benchmark.py measured, as text, beside the official PyTorch code."""
 
+from mplug_jax import fusion_benchmark, step_benchmark
+
 # The official PyTorch code: base, 384 px, float32, 2 threads of an idle machine where a plain float32 matrix product ran at
 # 240 GFLOP/s in PyTorch and 195 in XLA. (seconds, limit: our seconds over PyTorch's scaled by 195 / XLA's rate here.)
 REFERENCE_MATMUL = 195.0
@@ -69,4 +71,7 @@ def report(results):
   for name, x in results.get("loader", {}).items():
     lines.append(f"JPEG pipeline, {name}: {x['examples_per_second']:.0f} examples/s, PyTorch and torchvision "
                  f"{x['pytorch_examples_per_second']:.0f}: {x['ratio']:.2f} x")
+  for name, lines_of in (("fusion", fusion_benchmark.table), ("steps", step_benchmark.steps_table), ("rerank", step_benchmark.rerank_table)):
+    if name in results:
+      lines += lines_of(results[name])
   return lines + list(_comparison_lines(results))

@@ -29,6 +29,7 @@ class BertConfig(NamedTuple):
   initializer_range: float
   dtype: jnp.dtype
   remat: str
+  kernels: str
   loss_chunk: int
 
   @property
@@ -48,7 +49,8 @@ class BertConfig(NamedTuple):
     return layers.LayerNorm(EPSILON, self.dtype, name=name)
 
   def attention(self, name=None):
-    return layers.Attention(self.hidden_size, self.heads, self.attention_dropout, self.dtype, self.kernel_init, name=name)
+    return layers.Attention(self.hidden_size, self.heads, self.attention_dropout, self.dtype, self.kernel_init, kernels=self.kernels,
+                            name=name)
 
 
 class Memory(NamedTuple):

@@ -12,8 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.models.attention import attention, masked_scores
+from mplug_jax.models.dropout import dropout, random_bits
+
 UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of saved activations costs a fifth of the step
-MASKED = -1e9  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
 
 
 class Activation:
@@ -44,29 +46,6 @@ quick_gelu = Activation(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivat
 gelu = Activation(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)
 
 
-def _mix(x):
-  """Finaliser of a 32-bit hash: two rounds of multiply and xor-shift. u32[...] -> u32[...]."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-@functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
-def random_bits(key, shape):
-  """u32[shape], uniform. Shape () is not one of them.
-
-  A counter-based hash of (key, element index) rather than `jax.random.bits`: a quarter of the arithmetic, it fuses into
-  its consumer instead of being stored, and an element's value does not depend on how the array is sharded.
-  """
-  seeds = jax.random.bits(key, (2,), jnp.uint32)
-  row, stride = jnp.zeros(shape[:-1] + (1,), jnp.uint32), 1
-  for axis in reversed(range(len(shape) - 1)):
-    row += jax.lax.broadcasted_iota(jnp.uint32, shape[:-1] + (1,), axis) * jnp.uint32(stride & 0xFFFFFFFF)
-    stride *= shape[axis]
-  column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-  return _mix(_mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
-
-
 def normal(stddev):
   """Initializer (key, shape, dtype) -> array: normal, mean 0. Through `random_bits`: five times faster on CPU than JAX's."""
   def init(key, shape, dtype=jnp.float32):
@@ -78,18 +57,6 @@ def normal(stddev):
 def _standard_normal(key, shape):
   uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (2.0**-24 - 1.0)  # inside (-1, 1), 2^24 values
   return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
-
-
-def keep_mask(key, shape, rate):
-  """bool[shape], True with probability 1 - rate."""
-  return random_bits(key, shape) >= jnp.uint32(int(rate * 2**32))
-
-
-def dropout(x, rate, key):
-  """Zeroes elements with probability `rate`, scales the rest by 1 / (1 - rate). key None or rate 0: identity."""
-  if key is None or rate == 0.0:
-    return x
-  return jnp.where(keep_mask(key, x.shape, rate), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
 
 
 class Dropout(nn.Module):
@@ -200,63 +167,6 @@ def merge_heads(x):
   return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
-def attention(query, key, value, mask=None, rate=0.0, rng=None):
-  """Scaled dot-product attention, heads first.
-
-  Args:
-    query: f[B, H, L, Dh]. key, value: f[B, H, S, Dh].
-    mask: bool, broadcastable to [B, H, L, S]; True = may be attended to. None = all.
-    rate, rng: dropout of the attention probabilities; rng None = off.
-
-  Returns:
-    dtype[B, H, L, Dh] in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked gives
-    the mean of all values.
-  """
-  return _attention(rate, query, key, value, mask, rng if rate > 0.0 else None)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(rate, query, key, value, mask, rng):
-  """Its own gradient rule keeps two numbers a row and computes the probabilities again: f32[B, H, L, S] costs more than that."""
-  return _attention_forward(rate, query, key, value, mask, rng)[0]
-
-
-def _scores(query, key, mask):
-  scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key, preferred_element_type=jnp.float32)
-  return scores if mask is None else jnp.where(mask, scores, MASKED)
-
-
-def _attention_forward(rate, query, key, value, mask, rng):
-  scores = _scores(query, key, mask)
-  largest = scores.max(-1, keepdims=True)
-  weights = jnp.exp(scores - largest)
-  total = weights.sum(-1, keepdims=True)
-  weights = dropout(weights, rate, rng).astype(value.dtype)
-  # Dividing after the product with the values touches L x Dh numbers instead of L x S.
-  out = jnp.einsum("bhls,bhsd->bhld", weights, value, preferred_element_type=jnp.float32) / total
-  out = out.astype(value.dtype)
-  return out, (query, key, value, mask, rng, out, largest, 1.0 / total)
-
-
-def _attention_backward(rate, saved, cotangent):
-  """With P the probabilities and dP their gradient, dS = P (dP - sum P dP), and the sum is the cotangent times the output."""
-  query, key, value, mask, rng, out, largest, inverse = saved
-  dtype, scale = value.dtype, 1.0 / math.sqrt(query.shape[-1])
-  weights = jnp.exp(_scores(query, key, mask) - largest) * inverse
-  d_value = jnp.einsum("bhls,bhld->bhsd", dropout(weights, rate, rng).astype(dtype), cotangent)
-  d_weights = dropout(jnp.einsum("bhld,bhsd->bhls", cotangent, value, preferred_element_type=jnp.float32), rate, rng)
-  inner = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-  d_scores = weights * (d_weights - inner)
-  if mask is not None:
-    d_scores = jnp.where(mask, d_scores, 0.0)  # of a row without any key; elsewhere it is 0 already
-  d_scores = d_scores.astype(dtype)
-  d_query = jnp.einsum("bhls,bhsd->bhld", d_scores, key * scale)
-  return d_query.astype(query.dtype), jnp.einsum("bhls,bhld->bhsd", d_scores, query * scale), d_value, None, None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
 class Attention(nn.Module):
   """Multi-head attention with separate query, key, value and output projections.
 
@@ -269,6 +179,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   kernel_init: Callable = normal(0.02)
   out_init: Callable | None = None  # default: kernel_init
+  kernels: str = "auto"  # see attention.KERNELS
 
   def setup(self):
     def dense(init):
@@ -286,14 +197,16 @@ class Attention(nn.Module):
     query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * L, D]
     rng = self.make_rng("dropout") if self.rate > 0.0 and self.has_rng("dropout") else None
     query = split_heads(query, self.heads)
-    observed = self.is_mutable_collection("intermediates")
-    out = self._observed(query, key, value, mask) if observed else attention(query, key, value, mask, self.rate, rng)
+    if self.is_mutable_collection("intermediates"):
+      out = self._observed(query, key, value, mask)
+    else:
+      out = attention(query, key, value, mask, self.rate, rng, self.kernels)
     return self.out(merge_heads(out)).reshape(rows, length, self.width)
 
   def _observed(self, query, key, value, mask):
     """`attention` without dropout that shows its probabilities f32[B, H, L, S]: they are sown in "intermediates", and what stands in
     "perturbations" is added to them, so that a gradient with respect to it is theirs. See attention_maps.py."""
-    probabilities = jax.nn.softmax(_scores(query, key, mask))
+    probabilities = jax.nn.softmax(masked_scores(query, key, mask))
     self.sow("intermediates", "probabilities", probabilities, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     if self.has_variable("perturbations", "probabilities"):
       probabilities += self.get_variable("perturbations", "probabilities")

@@ -63,15 +63,16 @@ class MPlug(nn.Module):
   initializer_range: float = 0.02
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
+  attention: str = "auto"  # or "plain", see models/attention.py
   loss_chunk: int = 0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
 
   def setup(self):
     bert = BertConfig(self.vocab_size, self.hidden_size, self.heads, self.mlp_dim, self.max_positions, self.pad_id,
                       self.dropout, self.attention_dropout, self.initializer_range, self.dtype, self.remat,
-                      self.loss_chunk)
+                      self.attention, self.loss_chunk)
     self.visual_encoder = VisionTransformer(
         self.image_size, self.patch_size, self.vision_width, self.vision_layers, self.vision_heads or self.vision_width // 64,
-        self.vision_attention_dropout, self.dtype, self.remat)
+        self.vision_attention_dropout, self.dtype, self.remat, self.attention)
     self.visn_fc = bert.dense(self.hidden_size)
     self.visn_layer_norm = bert.norm()
     self.visn_dropout = layers.Dropout(self.dropout)

@@ -30,13 +30,14 @@ class Block(nn.Module):
   depth: int
   attention_rate: float
   dtype: jnp.dtype
+  kernels: str
 
   @nn.compact
   def __call__(self, x):
     scale = self.width**-0.5
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
     x = x + layers.Attention(self.width, self.heads, self.attention_rate, self.dtype, layers.normal(scale),
-                             layers.normal(scale * (2 * self.depth) ** -0.5), name="attention")(normed)
+                             layers.normal(scale * (2 * self.depth) ** -0.5), self.kernels, name="attention")(normed)
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
     return constrain(x + Mlp(self.width, self.depth, self.dtype, name="mlp")(normed)), None
 
@@ -58,6 +59,7 @@ class VisionTransformer(nn.Module):
   attention_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, image):
@@ -80,5 +82,6 @@ class VisionTransformer(nn.Module):
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)
-    x, _ = blocks(self.width, self.heads, self.depth, self.attention_rate, self.dtype, name="blocks")(constrain(x))
+    x, _ = blocks(self.width, self.heads, self.depth, self.attention_rate, self.dtype, self.attention, name="blocks")(
+        constrain(x))
     return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)
