@@ -109,17 +109,12 @@ def build(pages):
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
   import gradio
 
-  class Upload(gradio.Image):
-    """An image as it was sent: gradio would decode it, and an image that is none would be an error of its own."""
-    is_template = True  # drawn as its base class
-
-    def preprocess(self, payload):
-      return payload and payload.path
-
   def image_and_text(label, example, button, function):
     with gradio.Row():
       with gradio.Column():
-        image = Upload(type="filepath", sources=["upload", "clipboard"], label="Image", height=320)
+        image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image", height=320)
+        # As it was sent: gradio would decode it, and an image that is none would be an error of its own.
+        image.preprocess = lambda payload: payload and payload.path
         inputs = [image, gradio.Textbox(label=label, placeholder=example)] if label else [image]
         pressed = gradio.Button(button, variant="primary")
       shown(inputs, pressed, function)
