@@ -12,7 +12,8 @@ def test_compiled_sizes():
   assert batches.sizes(64, 8) == (8, 32, 64) and batches.sizes(3, 2) == (2, 4)
 
 
-@pytest.mark.parametrize("count, expected", [(1, (1, 1)), (2, (2, 4)), (5, (4, 4)), (9, (9, 16)), (20, (16, 16)), (40, (40, 64)), (100, (64, 64))])
+@pytest.mark.parametrize("count, expected", [
+    (1, (1, 1)), (2, (2, 4)), (5, (4, 4)), (9, (9, 16)), (20, (16, 16)), (40, (40, 64)), (100, (64, 64))])
 def test_calls_are_at_least_half_full(count, expected):
   assert batches.fitting(count, (1, 4, 16, 64)) == expected
 
