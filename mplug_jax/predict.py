@@ -261,6 +261,8 @@ def run(options):
       progress.update(done)
       batch = following
   progress.pause()
+  if out:
+    out.close()
   if failed:
     print(f"{failed} of {total} rows have no result:", *shown, *(["..."] * (failed > len(shown))), sep="\n  ", file=sys.stderr)
   return int(options.strict and failed > 0)

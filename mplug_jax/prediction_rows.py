@@ -42,7 +42,7 @@ class Results:
   def __init__(self, path):
     self.path = path
     self.done, self._last = _mend(path)
-    self._file = open(path, "a", encoding="utf-8")
+    self._file = None
 
   def check(self, row):
     """The last row that was done before must be the one in the last line. Raises ValueError."""
@@ -51,12 +51,14 @@ class Results:
                        "remove it.")
 
   def write(self, lines):
-    """Appends objects; they are in the file when this returns."""
+    """Appends objects; they are in the file when this returns, and without a first one there is no file."""
+    self._file = self._file or open(self.path, "a", encoding="utf-8")
     self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     self._file.flush()
 
   def close(self):
-    self._file.close()
+    if self._file:
+      self._file.close()
 
 
 def _mend(path):

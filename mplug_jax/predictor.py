@@ -320,7 +320,10 @@ def _program(task, what):
   if what in ("features", "tokens"):
     return lambda params, batch: {"feature": task.apply(params, task.image_features, batch["image"])} | (
         {"tokens": batch["image"]} if what == "tokens" else {})
-  return task.predict_fns()[what]
+  fn = task.predict_fns()[what]
+  if what == "classify" and task.config.data.images_per_text == 1:
+    return lambda params, batch: fn(params, batch | {"image": batch["image"][:, None]})
+  return fn
 
 
 def _texts(texts):
