@@ -10,6 +10,7 @@ Shapes in serving.json: b rows (1 to LARGEST_BATCH), q texts about each, both op
 """
 
 from collections.abc import Callable
+import copy
 import os
 import pathlib
 import shutil
@@ -86,6 +87,8 @@ def export_function(task, params, name, platforms=PLATFORMS):
   Args:
     task: of Predictor.task. params: its parameters, or their shapes, as {"a/b": x}.
   """
+  task = copy.copy(task)
+  task.model = task.model.clone(attention="plain")  # kernels of one platform cannot be lowered for the others, nor for open sizes
   open_sizes = jax_export.symbolic_shape("b, q", scope=jax_export.SymbolicScope([f"b <= {LARGEST_BATCH}"]))
   fn = FUNCTIONS[name].make(task)
   given, truths = ({key: _struct(task, key, *open_sizes) for key in keys} for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ())))
