@@ -71,7 +71,8 @@ def report(results):
   for name, x in results.get("loader", {}).items():
     lines.append(f"JPEG pipeline, {name}: {x['examples_per_second']:.0f} examples/s, PyTorch and torchvision "
                  f"{x['pytorch_examples_per_second']:.0f}: {x['ratio']:.2f} x")
-  for name, lines_of in (("fusion", fusion_benchmark.table), ("steps", step_benchmark.steps_table), ("rerank", step_benchmark.rerank_table)):
+  tables = {"fusion": fusion_benchmark.table, "steps": step_benchmark.steps_table, "rerank": step_benchmark.rerank_table}
+  for name, lines_of in tables.items():
     if name in results:
       lines += lines_of(results[name])
   return lines + list(_comparison_lines(results))
