@@ -234,7 +234,10 @@ def defaults(task, size):
   })
   c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  c.checkpoint = ConfigDict({"every": 1000, "keep": 1})
+  c.checkpoint = ConfigDict({
+      "every": 1000,             # updates
+      "keep": 2,                 # the last ones, beside the best: should the newest be damaged, a run goes on from the one before
+  })
   c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})  # every 0: at the end; limit 0: all
   return c
 

@@ -3,10 +3,13 @@
 Shapes: B images and their texts, over the global batch; Q queue columns; E feature width. Features are unit vectors.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 NO_ID = -100  # of a queue column that no image has filled; ids of images are 0 or more
+_HIDDEN = -1e9  # added to the similarity of a column that is no candidate
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -56,19 +59,27 @@ def contrastive_loss(similarities, targets):
   return -(targets * jax.nn.log_softmax(similarities)).sum(1)
 
 
-def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queues, temperature, alpha, match="image"):
+def similarities(features, others, queue, temperature):
+  """f32[B, E], f32[B, E], f32[E, Q] -> f32[B, B + Q]: with the other side of the batch, then with the queue."""
+  return features @ jnp.concatenate([others.T, queue], axis=1) / temperature
+
+
+def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queues, temperature, alpha, match="image", chunk=0):
   """Both directions of the loss over the batch and the queues.
 
+  With `chunk` similarities exist for so many columns at a time, forwards and backwards, and are computed twice.
+
   Args:
-    image, text, teacher_image, teacher_text: f32[B, E]; without a teacher, image and text again. ids: i32[B], of the images.
+    image, text, teacher_image, teacher_text: f32[B, E]; without a teacher, image and text again, and alpha 0. ids: i32[B], of the images.
     queues: see `init_queues`; {}: the batch alone.
     valid: bool[B]; texts and images of other rows are no candidates of anyone.
     temperature: f32[], similarities are divided by it. alpha: f32[], weight of the teacher.
     match: "image": texts (images) with the same image id match, in the queue too; "row": each row's own alone, as the
       official pre-training (docs/official.md item 52).
+    chunk: columns at a time; 0: all.
 
   Returns:
-    (f32[B] image to text, f32[B] text to image, {"i2t", "t2i": f32[B, B + Q] similarities}).
+    (f32[B] image to text, f32[B] text to image, {"i2t", "t2i": i32[B], the most similar of the B + Q columns}).
 
   Raises:
     ValueError: an unknown `match`.
@@ -77,20 +88,78 @@ def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queu
     raise ValueError(f"config.task.match={match!r} is not one of image, row.")
   queues = queues or init_queues(image.shape[1], 0)
   rows, size = len(ids), queues["idx_queue"].shape[1]
-  own = jnp.eye(rows, rows + size, dtype=bool)
   candidates = jnp.concatenate([valid, jnp.ones((size,), bool)])
-  equal = own | (ids[:, None] == jnp.concatenate([ids, queues["idx_queue"][0]])[None]) & candidates if match == "image" else own
-  still = jax.lax.stop_gradient(temperature)
+  column_ids = jnp.concatenate([ids, queues["idx_queue"][0]])
 
-  def direction(features, teacher, others, queue):
-    columns = jnp.concatenate([others.T, queue], axis=1)
-    sims, soft = features @ columns / temperature, teacher @ columns / still
-    hidden = jnp.where(candidates | own, 0.0, -1e9)  # a row is its own candidate always: finite, and without weight if not valid
-    return contrastive_loss(sims + hidden, targets(equal, soft + hidden, alpha)), sims
+  def columns(start, count):
+    """(bool[B, count] which of these columns match, bool[B, count] which are candidates)."""
+    own = jnp.arange(rows)[:, None] == start + jnp.arange(count)
+    counts = jax.lax.dynamic_slice_in_dim(candidates, start, count)
+    if match == "row":
+      return own, counts | own
+    return own | (ids[:, None] == jax.lax.dynamic_slice_in_dim(column_ids, start, count)) & counts, counts | own
 
-  i2t, sims_i2t = direction(image, teacher_image, teacher_text, queues["text_queue"])
-  t2i, sims_t2i = direction(text, teacher_text, teacher_image, queues["image_queue"])
-  return i2t, t2i, {"i2t": sims_i2t, "t2i": sims_t2i}
+  if chunk:
+    direction = functools.partial(_chunked_direction, columns, temperature, alpha, chunk)
+  else:
+    direction = functools.partial(_direction, columns, temperature, alpha)
+  i2t, best_text = direction(image, teacher_image, teacher_text, queues["text_queue"])
+  t2i, best_image = direction(text, teacher_text, teacher_image, queues["image_queue"])
+  return i2t, t2i, {"i2t": best_text, "t2i": best_image}
+
+
+def _direction(columns, temperature, alpha, features, teacher, others, queue):
+  """(f32[B] loss, i32[B] most similar column) of one direction."""
+  sims = similarities(features, others, queue, temperature)
+  soft = jax.lax.stop_gradient(similarities(teacher, others, queue, temperature))
+  equal, counted = columns(0, sims.shape[1])
+  hidden = jnp.where(counted, 0.0, _HIDDEN)  # a row is its own candidate always: finite, and without weight if not valid
+  return contrastive_loss(sims + hidden, targets(equal, soft + hidden, alpha)), (sims + hidden).argmax(1)
+
+
+def _chunked_direction(columns, temperature, alpha, chunk, features, teacher, others, queue):
+  """As `_direction`, chunk by chunk: the loss is logsumexp(s) - alpha softmax(t) s - (1 - alpha) s_equal / matches, summed over columns."""
+  rows = len(features)
+  none, zero = jnp.full((rows,), -jnp.inf), jnp.zeros((rows,))
+  carry = {"student": (none, zero), "teacher": (none, zero, zero), "matches": (zero, zero), "best": (none, zero.astype(jnp.int32))}
+  for first, table in ((0, others.T), (rows, queue)):  # apart, for the queue has no gradient
+    if table.shape[1]:
+      carry = _scan_columns(columns, temperature, min(chunk, table.shape[1]), features, teacher, table, first, carry)
+  (top, total), (_, soft_total, soft_sum), (count, equal_sum) = carry["student"], carry["teacher"], carry["matches"]
+  return top + jnp.log(total) - alpha * soft_sum / soft_total - (1.0 - alpha) * equal_sum / count, carry["best"][1]
+
+
+def _scan_columns(columns, temperature, chunk, features, teacher, table, first, carry):
+  """The sums of `carry` with those over the columns `table` f32[E, C], which are numbered from `first` on."""
+  width = table.shape[1]
+
+  @jax.checkpoint
+  def add(carry, wanted):
+    start = jnp.minimum(wanted, width - chunk)  # the last chunk begins among columns that are counted already
+    part = jax.lax.dynamic_slice_in_dim(table, start, chunk, axis=1)
+    equal, counted = columns(first + start, chunk)
+    new = start + jnp.arange(chunk) >= wanted
+    hidden = jnp.where(counted & new, 0.0, _HIDDEN)
+    sims = features @ part / temperature
+    soft = jax.lax.stop_gradient(teacher @ part / temperature) + hidden
+    shown = jax.lax.stop_gradient(sims) + hidden
+
+    top, total = carry["student"]
+    higher = jnp.maximum(top, shown.max(1))
+    student = higher, total * jnp.exp(top - higher) + jnp.exp(sims + hidden - higher[:, None]).sum(1)
+    top, total, weighed = carry["teacher"]
+    higher = jnp.maximum(top, soft.max(1))
+    shrunk, weight = jnp.exp(top - higher), jnp.exp(soft - higher[:, None])
+    taught = higher, total * shrunk + weight.sum(1), weighed * shrunk + (weight * sims).sum(1)
+    equal = equal & new
+    count, equal_sum = carry["matches"]
+    matches = count + equal.sum(1), equal_sum + jnp.where(equal, sims, 0.0).sum(1)
+    best, number = carry["best"]
+    found = shown.max(1)
+    best = jnp.maximum(best, found), jnp.where(found > best, first + start + shown.argmax(1).astype(jnp.int32), number)
+    return {"student": student, "teacher": taught, "matches": matches, "best": best}, None
+
+  return jax.lax.scan(add, carry, jnp.arange(0, width, chunk))[0]
 
 
 def clamp_temperature(params):

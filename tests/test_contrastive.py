@@ -1,5 +1,7 @@
 """The contrastive loss, its queues and the drawing of hard negatives, against sums written out in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,12 +46,35 @@ def by_hand(case, alpha, match, temperature=0.1):
 @pytest.mark.parametrize("match", ["image", "row"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_the_loss_of_valid_rows(case, alpha, match):
-  i2t, t2i, sims = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
+  i2t, t2i, best = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
   for ours, expected in zip((i2t, t2i), by_hand(case, alpha, match)):
     np.testing.assert_allclose(ours[:3], expected, rtol=1e-5)
-  assert np.isfinite(i2t).all() and sims["i2t"].shape == sims["t2i"].shape == (4, 7)
+  assert np.isfinite(i2t).all() and np.isfinite(t2i).all()
+  sims = contrastive.similarities(case["text"], case["teacher_image"], case["queues"]["image_queue"], 0.1)
+  np.testing.assert_array_equal(best["t2i"][:3], np.delete(sims, 3, 1).argmax(1)[:3] + (np.delete(sims, 3, 1).argmax(1)[:3] > 2))
   with pytest.raises(ValueError, match="config.task.match='caption'"):
     contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match="caption")
+
+
+@pytest.mark.parametrize("match, queue", [("image", True), ("row", True), ("image", False)])
+@pytest.mark.parametrize("chunk", [2, 3, 100])
+def test_chunks_of_columns_change_nothing(case, chunk, match, queue):
+  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue. Without a queue both sides learn."""
+  case = case if queue else case | {"queues": {}}
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def both(changing, chunk):
+    def loss(changing):
+      arguments = case | changing
+      if not queue:
+        arguments |= {"teacher_image": arguments["image"], "teacher_text": arguments["text"]}
+      i2t, t2i, best = contrastive.image_text_losses(**arguments, alpha=0.4 * queue, match=match, chunk=chunk)
+      return (i2t * jnp.arange(4) + t2i).sum(), (i2t, t2i, best)
+    return jax.value_and_grad(loss, has_aux=True)(changing)
+
+  changing = {"image": case["image"], "text": case["text"], "temperature": jnp.float32(0.1)}
+  expected, found = both(changing, 0), both(changing, chunk)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6 * np.abs(y).max()), found, expected)
 
 
 def test_rows_that_are_not_valid_change_nobody_elses_loss(case):
@@ -63,12 +88,12 @@ def test_student_and_temperature_learn_and_the_targets_ignore_the_temperature_s_
     return contrastive.image_text_losses(**case | {"image": student}, temperature=temperature, alpha=0.4)[0][:3].mean()
 
   temperature, student = jax.grad(loss, argnums=(0, 1))(0.1, case["image"])
-  _, _, sims = contrastive.image_text_losses(**case, temperature=0.1, alpha=0.4)
+  sims = contrastive.similarities(case["image"], case["teacher_text"], case["queues"]["text_queue"], 0.1)
   soft = jnp.concatenate([case["teacher_text"].T, case["queues"]["text_queue"]], axis=1)
   hidden = jnp.where(jnp.arange(7) == 3, -1e9, 0.0)
   equal = jnp.asarray([[7, 8, 7, 9]]).T == jnp.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]])
   fixed = contrastive.targets(equal.at[3, 3].set(True), case["teacher_image"] @ soft / 0.1 + hidden, 0.4)
-  expected = jax.grad(lambda t: contrastive.contrastive_loss(sims["i2t"] * 0.1 / t + hidden, fixed)[:3].mean())(0.1)
+  expected = jax.grad(lambda t: contrastive.contrastive_loss(sims * 0.1 / t + hidden, fixed)[:3].mean())(0.1)
   np.testing.assert_allclose(temperature, expected, rtol=1e-5)
   assert np.abs(student[:3]).min() > 0
 

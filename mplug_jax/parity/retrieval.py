@@ -43,8 +43,10 @@ def _step(params, model, teacher, batch, queues, alpha, given):
   encoded = apply(params, encode, image, ids, mask)
   image_feat, text_feat = apply(params, type(model).contrastive_features, encoded["image_embeds"], encoded["text_embeds"])
   image_m, text_m = apply(teacher, _features, image, ids, mask)
-  i2t, t2i, sims = contrastive.image_text_losses(
+  i2t, t2i, _ = contrastive.image_text_losses(
       image_feat, text_feat, image_m, text_m, idx, jnp.ones(idx.shape, bool), queues, params["temp"]["value"], alpha)
+  sim_i2t, sim_t2i = (contrastive.similarities(*args, params["temp"]["value"]) for args in (
+      (image_feat, text_m, queues["text_queue"]), (text_feat, image_m, queues["image_queue"])))
   ita = (i2t.mean() + t2i.mean()) / 2
 
   images, texts = given
@@ -53,8 +55,8 @@ def _step(params, model, teacher, batch, queues, alpha, given):
   itm = retrieval.matching_losses(logits).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
-      "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sims["i2t"],
-      "sim_t2i": sims["t2i"], "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
+      "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sim_i2t,
+      "sim_t2i": sim_t2i, "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
       "itm_logits": jnp.concatenate([logits[:, 0], logits[:, 2], logits[:, 1]]), "loss_ita": ita, "loss_itm": itm}
 
 
