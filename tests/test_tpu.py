@@ -27,6 +27,54 @@ ENTRY %main.1 (a.1: bf16[16,12,80,64], b.1: bf16[16,12,577,64], c.1: bf16[16,576
 """
 
 
+# A turn of a loop as a TPU has it: the slice of stacked weights and its conversion are a fusion inside the product's; the second result is
+# written into a stack. Layout S(1): the chip's own memory.
+NESTED = """HloModule m
+%slice.1 (p.0: f32[24,64,128], p.1: s32[]) -> bf16[64,128] {
+  %p.0 = f32[24,64,128]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %cut.1 = f32[1,64,128]{2,1,0} dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}
+  %convert.1 = bf16[1,64,128]{2,1,0} convert(%cut.1)
+  ROOT %bitcast.1 = bf16[64,128]{1,0} bitcast(%convert.1)
+}
+%cast.1 (p.2: bf16[32,64]) -> bf16[32,64] {
+  %p.2 = bf16[32,64]{1,0} parameter(0)
+  ROOT %bitcast.2 = bf16[32,64]{1,0} bitcast(%p.2)
+}
+%product.1 (p.3: bf16[32,64], p.4: f32[24,64,128], p.5: s32[], p.6: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
+  %p.3 = bf16[32,64]{1,0} parameter(0)
+  %p.4 = f32[24,64,128]{2,1,0} parameter(1)
+  %p.5 = s32[] parameter(2)
+  %p.6 = bf16[24,32,128]{2,1,0} parameter(3)
+  %zero.2 = s32[] constant(0)
+  %left.1 = bf16[32,64]{1,0} fusion(%p.3), kind=kLoop, calls=%cast.1
+  %right.1 = bf16[64,128]{1,0} fusion(%p.4, %p.5), kind=kLoop, calls=%slice.1
+  %convolution.1 = bf16[32,128]{1,0} convolution(%left.1, %right.1), dim_labels=bf_io->bf
+  %bitcast.3 = bf16[1,32,128]{2,1,0} bitcast(%convolution.1)
+  %update.1 = bf16[24,32,128]{2,1,0} dynamic-update-slice(%p.6, %bitcast.3, %p.5, %zero.2, %zero.2)
+  ROOT %both.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) tuple(%convolution.1, %update.1)
+}
+ENTRY %main.1 (a.1: bf16[32,64], b.1: f32[24,64,128], c.1: s32[], d.1: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
+  %a.1 = bf16[32,64]{1,0} parameter(0)
+  %b.1 = f32[24,64,128]{2,1,0} parameter(1)
+  %c.1 = s32[]{S(6)} parameter(2)
+  %d.1 = bf16[24,32,128]{2,1,0} parameter(3)
+  ROOT %out.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) fusion(%a.1, %b.1, %c.1, %d.1), kind=kOutput, calls=%product.1
+}
+"""
+
+
+def test_of_a_stack_a_turn_reads_and_writes_a_slice():
+  found = hlo.cost(NESTED)
+  assert found.flops == 2 * 32 * 64 * 128
+  assert found.traffic == 2 * 32 * 64 + 4 * 64 * 128 + 2 * 2 * 32 * 128  # input, a layer's weights; the result, and its copy in the stack
+  whole = NESTED.replace("dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}", "negate(%p.0)")
+  assert hlo.cost(whole).traffic == found.traffic + 23 * 4 * 64 * 128  # what is not a slice is read whole
+  own = NESTED.replace("ROOT %out.1 = (bf16[32,128]{1,0}", "ROOT %out.1 = (bf16[32,128]{1,0:S(1)}")
+  assert hlo.cost(own).traffic == found.traffic - 2 * 32 * 128
+
+
 def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
   """Against what the program was made of: 5 turns of a product whose inner dimension is split over 8 devices, and one more."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("x",))
