@@ -164,15 +164,43 @@ class _Counter:
   def _sliced(self, fusion, read, written):
     """Of an operand that a fusion reads only slices of, the slices; of a result that it only updates, the update."""
     inner = self._computations.get(_called(fusion, "calls"), {})
-    numbers = {each.name: int(each.argument) for each in inner.values() if each.opcode == "parameter"}
-    for name, number in numbers.items():
-      users = [each for each in inner.values() if name in each.operands]
-      if users and number < len(read) and all(each.opcode == "dynamic-slice" and each.operands[0] == name for each in users):
-        read[number] = min(read[number], sum(size(each.type) for each in users))
-      elif users and number < len(read) and all(each.opcode == "dynamic-update-slice" and each.operands[0] == name for each in users):
-        updates = sum(size(inner[each.operands[1]].type) for each in users)
-        read[number], written = 0.0, min(written, updates)
-    return read, written
+    for each in inner.values():
+      if each.opcode == "parameter" and int(each.argument) < len(read):
+        number = int(each.argument)
+        read[number] = min(read[number], self._touched(inner, each))
+    root = next((each for each in inner.values() if each.root), None)
+    results = [inner.get(name) for name in root.operands] if root and root.opcode == "tuple" else [root]
+    outer = shapes(fusion.type)
+    if None in results or len(results) != len(outer):
+      return read, written
+    return read, sum(self._renewed(inner, each) for each, (_, _, in_memory) in zip(results, outer) if in_memory)
+
+  def _touched(self, table, array):
+    """Bytes that the users of an array inside a fusion read of it, infinite where one reads it whole. TPU fusions hold fusions: the slice
+    of a stack, and its conversion, is one of them."""
+    if array.root:
+      return math.inf
+    total = 0.0
+    for user in (each for each in table.values() if array.name in each.operands):
+      if user.opcode in ("dynamic-slice", "slice"):
+        total += size(user.type)
+      elif user.opcode == "bitcast":
+        total += self._touched(table, user)
+      elif user.opcode == "fusion":
+        inner = self._computations.get(_called(user, "calls"), {})
+        total += sum(self._touched(inner, each) for each in inner.values()
+                     if each.opcode == "parameter" and user.operands[int(each.argument)] == array.name)
+      elif user.opcode != "dynamic-update-slice" or array.name in user.operands[1:]:
+        return math.inf
+    return total
+
+  def _renewed(self, table, result):
+    """Bytes of a fusion's result that it writes: of a parameter that it updates in place, the update."""
+    if result.opcode == "bitcast" and result.operands[0] in table:
+      return self._renewed(table, table[result.operands[0]])
+    if result.opcode == "dynamic-update-slice" and table[result.operands[0]].opcode == "parameter":
+      return size(table[result.operands[1]].type)
+    return size(result.type)
 
 
 def _called(instruction, what):

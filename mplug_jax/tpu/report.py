@@ -22,11 +22,11 @@ def run(config, name, function, effort, planned, max_compiles, say):
     found = compiler.compile_for(config, place, function, effort)
   except compiler.DoesNotFit as error:
     return _too_large(error, config, place, function, effort, max_compiles, say)
-  say(lines(found, config, place, function), row(found, config, place, function, effort))
+  say(lines(found, config, place, function, effort), row(found, config, place, function, effort))
   return 0
 
 
-def lines(found, config, place, function):
+def lines(found, config, place, function, effort):
   """A Report as text."""
   chip, gib = place.chip, lambda x: f"{x / _GIB:.2f} GiB"
   out = [
@@ -38,7 +38,10 @@ def lines(found, config, place, function):
   for kind, (count, size, sent) in found.collectives.items():
     out.append(f"  {kind:<19} {count:,.0f} of {size / _GB:.3f} GB together, {sent / _GB:.3f} GB sent")
   times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found.seconds.items())
-  return out + [f"  at least    {times} at published rates: {found.bound} bounds it, MFU at most {100 * found.utilisation(chip):.0f}%"]
+  out.append(f"  at least    {times} at published rates: {found.bound} bounds it, MFU at most {100 * found.utilisation(chip):.0f}%")
+  if effort == "low" and found.bound == "memory":
+    out.append("              of this program; --effort=full compiles one that moves less memory")
+  return out
 
 
 def row(found, config, place, function, effort):
@@ -59,7 +62,8 @@ def _too_large(error, config, place, function, effort, max_compiles, say):
   elif fixed := plan.repair(config, place, function, effort, max_compiles):
     flags, found = fixed
     say(["this fits: " + " ".join(f"--config.{name}={value}" for name, value in flags.items()),
-         *lines(found, config, place, function)], row(found, plan.changed(config, flags), place, function, effort) | {"flags": flags})
+         *lines(found, config, place, function, effort)],
+        row(found, plan.changed(config, flags), place, function, effort) | {"flags": flags})
   else:
     say([f"nothing tried fits (of --max_compiles={max_compiles}): more chips, a smaller --batch, or fewer pixels do"], None)
   return 3
@@ -71,7 +75,7 @@ def _plan(config, place, effort, max_compiles, say):
     if isinstance(found, Exception):
       say([f"{candidate}: {found}"], None)
     else:
-      say([f"{candidate}:", *lines(found, config, place, "train")],
+      say([f"{candidate}:", *lines(found, config, place, "train", effort)],
           row(found, plan.changed(config, candidate.flags), place, "train", effort) | {"flags": candidate.flags})
   fitting = [(found.seconds[found.bound], str(candidate)) for candidate, found in tried if not isinstance(found, Exception)]
   if not fitting:
