@@ -9,6 +9,8 @@ import sys
 import pytest
 import tiny_run
 
+from mplug_jax import notebook
+
 
 NAMES = sorted(path.stem for path in (tiny_run.ROOT / "notebooks").glob("*.ipynb"))
 

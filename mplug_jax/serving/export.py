@@ -10,6 +10,7 @@ Shapes in serving.json: b rows (1 to LARGEST_BATCH), q texts about each, both op
 """
 
 from collections.abc import Callable
+import copy
 import os
 import pathlib
 import shutil
@@ -87,6 +88,8 @@ def export_function(task, params, name, platforms=PLATFORMS):
     task: of Predictor.task. params: its parameters, or their shapes, as {"a/b": x}.
   """
   open_sizes = jax_export.symbolic_shape("b, q", scope=jax_export.SymbolicScope([f"b <= {LARGEST_BATCH}"]))
+  task = copy.copy(task)
+  task.model = task.model.clone(attention="plain")  # kernels are chosen by the number of rows and texts, which is open here
   fn = FUNCTIONS[name].make(task)
   given, truths = ({key: _struct(task, key, *open_sizes) for key in keys} for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ())))
 
