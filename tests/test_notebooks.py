@@ -11,7 +11,6 @@ import tiny_run
 
 from mplug_jax import notebook
 
-
 NAMES = sorted(path.stem for path in (tiny_run.ROOT / "notebooks").glob("*.ipynb"))
 
 
