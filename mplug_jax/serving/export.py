@@ -87,11 +87,9 @@ def export_function(task, params, name, platforms=PLATFORMS):
   Args:
     task: of Predictor.task. params: its parameters, or their shapes, as {"a/b": x}.
   """
-  task = copy.copy(task)
-  task.model = task.model.clone(attention="plain")  # kernels of one platform cannot be lowered for the others, nor for open sizes
   open_sizes = jax_export.symbolic_shape("b, q", scope=jax_export.SymbolicScope([f"b <= {LARGEST_BATCH}"]))
   task = copy.copy(task)
-  task.model = task.model.clone(attention="plain")  # kernels are chosen by the number of rows and texts, which is open here
+  task.model = task.model.clone(attention="plain")  # kernels are of one platform, and chosen by numbers that are open here
   fn = FUNCTIONS[name].make(task)
   given, truths = ({key: _struct(task, key, *open_sizes) for key in keys} for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ())))
 
