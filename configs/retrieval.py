@@ -38,6 +38,7 @@ def get_config(arg=""):
       "alpha": 0.4,              # weight of the teacher's targets, reached after
       "ramp_steps": 500,         # updates; the official first epoch
       "match": "image",          # or "row": other captions of an image are wrong
+      "contrast_chunk": 0,       # columns whose similarities exist at a time; 0: all
       "clamp_temperature": True,
       "negatives": {
           "group": 0,            # rows that hard negatives are drawn from, 0: up to 64

@@ -287,7 +287,8 @@ def flat(config):
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
 _LATER = {"data.fields": "", "data.allow_overlap": False, "data.shuffle_block": 0, "data.augment.sharpness_wraps": False,
-          "data.easier": 0.5, "model.loss_chunk": 0, "task.negatives.ramp_steps": 0, "data.empty_prefix": 0.0, "model.attention": "plain"}
+          "data.easier": 0.5, "model.loss_chunk": 0, "task.negatives.ramp_steps": 0, "data.empty_prefix": 0.0, "model.attention": "plain",
+          "task.contrast_chunk": 0}
 
 
 def resume_conflicts(old, new):

@@ -44,7 +44,7 @@ _ZERO_SHOT = {
             {"max_question": 32}),
     "caption": ({"prompt": "", "prompt_mode": "mended", "beams": 3, "min_length": 1, "max_length": 25, "beam_mode": "standard",
                  "no_repeat_ngram": 0}, {"max_caption": 32}),
-    "retrieval": ({"queue": 0, "alpha": 0.0, "ramp_steps": 0, "match": "image", "clamp_temperature": True,
+    "retrieval": ({"queue": 0, "alpha": 0.0, "ramp_steps": 0, "match": "image", "contrast_chunk": 0, "clamp_temperature": True,
                    "negatives": {"group": 0, "greedy": False, "ramp_steps": 0}, "rerank_k": 32, "rerank_texts": 16,
                    "rerank_similarity": "none"}, {"max_words": 30, "max_caption": 30}),
 }

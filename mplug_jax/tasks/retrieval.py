@@ -23,10 +23,10 @@ class Task(base.Task):
 
   config.task: `queue` (columns; 0: the rows of a batch are compared with each other alone, without a teacher, and both sides of a
   pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
-  `match` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group, greedy, ramp_steps}
-  (item 24; group 0: the largest divisor of the batch up to 64; ramp_steps: updates until they are hard, from any rows on). The evaluator
-  reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's score has beside the
-  logit of a match, see `match_scores`.
+  `match` and `contrast_chunk` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group,
+  greedy, ramp_steps} (item 24; group 0: the largest divisor of the batch up to 64; ramp_steps: updates until they are hard, from any rows
+  on). The evaluator reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's score
+  has beside the logit of a match, see `match_scores`.
 
   Raises:
     ValueError: a value that cannot work; names its key.
@@ -46,6 +46,8 @@ class Task(base.Task):
                        "parts of it cannot; set it to 1 and use more devices or a smaller batch.")
     if config.task.queue < 0:
       raise ValueError(f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone.")
+    if config.task.contrast_chunk < 0:
+      raise ValueError(f"config.task.contrast_chunk={config.task.contrast_chunk} must not be negative; 0: all columns at once.")
     if config.task.rerank_k < 0:
       raise ValueError(f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone.")
     if config.task.rerank_similarity not in _RERANK_SIMILARITY:
@@ -146,8 +148,9 @@ class Task(base.Task):
     options, (valid, _), ids = self.config.task, self._rows(batch), self._ids(batch)
     temperature, alpha = params["temp"]["value"], self.ramped(options.alpha, state.step)
     (image, image_feature), (text, mask, text_feature), image_teacher, text_teacher = image, text, teacher_image[1], teacher_text[2]
-    i2t, t2i, similarities = contrastive.image_text_losses(
-        image_feature, text_feature, image_teacher, text_teacher, batch["id"], valid, state.extra, temperature, alpha, options.match)
+    i2t, t2i, nearest = contrastive.image_text_losses(
+        image_feature, text_feature, image_teacher, text_teacher, batch["id"], valid, state.extra, temperature, alpha, options.match,
+        options.contrast_chunk)
 
     hardness = self.ramped(1.0, state.step, options.negatives.ramp_steps)
 
@@ -158,7 +161,7 @@ class Task(base.Task):
     image_rng, text_rng = jax.random.split(rng)
     other_image, other_text = other(text_feature, image_teacher, image_rng), other(image_feature, text_teacher, text_rng)
     others = [negatives.take(x, numbers, self._group) for x, numbers in ((image, other_image), (text, other_text), (mask, other_text))]
-    metrics = {"itc_accuracy": _contrastive_accuracy(similarities, batch["id"], state.extra, valid),
+    metrics = {"itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
                "temperature": (temperature, jnp.float32(1.0)),
                "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
     terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
@@ -305,12 +308,10 @@ def matching_losses(logits):
   return losses.token_cross_entropy(logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2]))
 
 
-def _contrastive_accuracy(similarities, ids, queues, valid):
+def _contrastive_accuracy(nearest, ids, queues, valid):
   """(sum, count): how often the most similar column of batch and queue belongs to the row's image; both directions."""
-  queue_ids = queues["idx_queue"][0] if queues else ids[:0]
-  columns = jnp.concatenate([ids, queue_ids])
-  candidates = jnp.concatenate([valid, jnp.ones(queue_ids.shape, bool)])
-  right = sum((columns[jnp.where(candidates, x, -jnp.inf).argmax(1)] == ids) & valid for x in similarities.values())
+  columns = jnp.concatenate([ids, queues["idx_queue"][0] if queues else ids[:0]])
+  right = sum((columns[column] == ids) & valid for column in nearest.values())
   return right.sum(dtype=jnp.float32), 2.0 * valid.sum()
 
 
