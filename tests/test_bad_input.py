@@ -219,7 +219,7 @@ def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
   """A run of 12 updates goes on to 20 and cannot save update 16; with room again it goes on from 12."""
   shutil.copytree(run[0], tmp_path / "run")
   config = run[1].copy_and_resolve_references()
-  config.total_steps, config.checkpoint.every = 20, 4
+  config.total_steps, config.checkpoint.every, config.checkpoint.keep = 20, 4, 1
   result = start(config, tmp_path, limit="ulimit -f 400; ")
   assert result.returncode == 1 and "resumed at step 12" in result.stdout
   # TensorStore's threads may print a traceback of their own about asyncio's closed loop; ours is one sentence, the last.

@@ -92,6 +92,7 @@ def test_loose_files(loose):
   assert image_ops.decode_image(train_records[0]["image"]).shape == (24, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_run_on_what_was_downloaded(zipped, cache, tmp_path):
   printed = prepare("vqa_v2", zipped)
   assert [line.split(": ")[1] for line in printed[:6]] == [

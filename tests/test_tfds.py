@@ -246,7 +246,8 @@ print(len(sources.get(data, "train")[0]["questions"]), sorted({{"tensorflow", "j
 
 
 @pytest.mark.parametrize("name, builder, metric", [
-    ("grounding", "mplug_boxes", "acc@0.5"), pytest.param("vqa", "mplug_questions", "accuracy", marks=pytest.mark.slow),
+    pytest.param("grounding", "mplug_boxes", "acc@0.5", marks=pytest.mark.slow),
+    pytest.param("vqa", "mplug_questions", "accuracy", marks=pytest.mark.slow),
     pytest.param("caption", "mplug_captions", "CIDEr-D", marks=pytest.mark.slow)])
 def test_a_run_on_a_set(name, builder, metric, own, tmp_path, cache, capsys):
   c = config(name, f"data=tfds:{builder},root={own}/tfds", model__image_size=32, compilation_cache=str(cache), total_steps=2,
