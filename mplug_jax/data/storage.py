@@ -14,6 +14,7 @@ _GLOB = re.compile(r"[*?[]")
 
 
 def is_remote(path) -> bool:
+  """Whether a path is a URL, such as gs://bucket/file, and none of this machine."""
   return "://" in path
 
 
