@@ -15,9 +15,11 @@ FOLDERS = [pathlib.Path(__file__).parent / "golden"] + [pathlib.Path(p) for p in
 
 
 def recordings(*tasks):
-  """Decorator: the test runs once for each recorded file `path` of the tasks."""
+  """Decorator: the test runs once for each recorded file `path` of the tasks; of the two geometries beside the tests the first is slow."""
   found = {path.name: path for folder in reversed(FOLDERS) for task in tasks for path in sorted(folder.glob(f"{task}_*.npz"))}
-  return pytest.mark.parametrize("path", list(found.values()), ids=lambda path: path.stem)
+  slow = {FOLDERS[0] / f"{task}_G1.npz" for task in tasks}
+  paths = [pytest.param(path, marks=pytest.mark.slow) if path in slow else path for path in found.values()]
+  return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
 def check(path, least):

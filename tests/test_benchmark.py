@@ -27,6 +27,7 @@ def model(config):
   return build_model(config, SimpleNamespace(vocab_size=320, pad_id=0))
 
 
+@pytest.mark.slow
 def test_train_step(quick, tmp_path, capsys):
   benchmark.main(["vqa_step", "--preset=tiny", "--repeats=2", f"--json={tmp_path}/out.json"])
   results = json.loads((tmp_path / "out.json").read_text())

@@ -137,6 +137,7 @@ def test_subsets_of_scenes_are_reported_apart(tmp_path):
   assert result["accuracy"] == pytest.approx(100 * expected)
 
 
+@pytest.mark.slow
 def test_one_image_and_own_classes(files, cache, tmp_path, capsys):
   lines = [{"image": f"dev/dev-{i}-img0.png", "sentence": "a cat", "label": ["yes", "no", "perhaps"][i % 3]} for i in range(9)]
   for name in ("train.jsonl", "val.jsonl"):

@@ -121,6 +121,7 @@ def test_own_data_as_json_lines(folder, cache, tmp_path):
   assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["accuracy"] == pytest.approx(100 * expected)
 
 
+@pytest.mark.slow
 def test_generated_scenes(cache, tmp_path):
   """The tiny preset at the scenes' 96 pixels; results by family of questions."""
   source = sources.get(tiny_run.config("tiny,data=scenes").data, "train")
