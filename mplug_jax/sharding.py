@@ -17,6 +17,7 @@ MIN_SHARD = 128  # rows of a parameter per device below which more fsdp only cos
 # (regex on the end of the parameter path, axes of the trailing dimensions); first match wins. Depth is never sharded.
 RULES = (
     (r"(query|key|value|up|intermediate)/kernel", ("fsdp", "tensor")),
+    (r"cls_head/out/kernel", ("fsdp", None)),  # a column for each class
     (r"(out|down|output)/kernel", ("tensor", "fsdp")),
     (r"(query|key|value|up|intermediate)/bias", ("tensor",)),
     (r"word/embedding", ("tensor", "fsdp")),

@@ -26,7 +26,7 @@ def test_a_rule_matches_every_parameter(task, size, caplog, monkeypatch):
   At the published sizes every dimension divides over fsdp 4 and tensor 2 as well.
   """
   monkeypatch.setattr(sharding, "_said", set())
-  c = config_of(task, size)
+  c = config_of(task, size if size == "tiny" else f"{size},res=336" + ",init=x" * (task == "caption_scst"))
   tokenizer = StandInTokenizer(c.model.vocab_size or 500)
   mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   if size != "tiny":

@@ -48,7 +48,7 @@ def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
   task = task_of(name, **changes)
   # Hard negatives are drawn by products that nothing differentiates.
-  assert task_flops.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=1e-4)
+  assert task_flops.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=2e-4)
 
 
 @pytest.mark.parametrize("fields", test_flops.GEOMETRIES[:1])
