@@ -11,7 +11,8 @@ test scenes. `:blank=true` shows black images instead. What it leaves is a start
 is the paper's recipe: 256 px (large: 224), batch 1,024, 30 epochs, from the weights of CLIP and BERT that tools.convert_checkpoint
 left in two folders; cross-attention and the heads are new. It reads the official json files under `root` (coco.json, vg.json, cc.json,
 sbu.json; sets=coco_train/vg: others; their shares: --config.data.weights) with image names under `root`, and coco_val.json and
-coco_test.json as for retrieval; `tools.prepare_data` coco_captions, visual_genome, cc and sbu write them. Hardware: TPU v5e-64 or the like.
+coco_test.json as for retrieval; `tools.prepare_data` coco_captions, visual_genome, cc and sbu write them. Hardware: TPU v5e-64 or the like;
+on less, raise config.optim.microbatches: images and captions are still compared with the whole batch's.
 
     python -m mplug_jax.main --config=configs/pretrain.py:data=jsonl,root=/my/data
 

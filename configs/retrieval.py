@@ -14,7 +14,8 @@ that tools.convert_checkpoint left in FOLDER. It reads the official json files u
 coco_test.json; data=flickr30k: flickr30k_train.json and so on; other names: --config.data.train_files and so on) with image names under
 `root`; `tools.prepare_data coco_captions` and `flickr30k` write them. It evaluates the test split once, at the end; to choose among
 epochs, set eval.split=val and eval.every. The paper reports R@1 of 82.8 (texts) and 65.8 (images) on COCO's 5,000 test images for
-large. Hardware: TPU v5e-16 or the like. Re-ranking keeps the tokens of all texts on every device (25,000 texts: 1.2 GB in bfloat16) and
+large. Hardware: TPU v5e-16 or the like; on less, raise config.optim.microbatches: a pair
+is still compared with the whole batch. Re-ranking keeps the tokens of all texts on every device (25,000 texts: 1.2 GB in bfloat16) and
 the fusion encoder's keys and values of eval.batch_size images (10.6 MB each for large), spread over the devices.
 
     python -m mplug_jax.main --config=configs/retrieval.py:data=jsonl,root=/my/data

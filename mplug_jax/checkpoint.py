@@ -19,7 +19,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from mplug_jax import orbax_log, torch_files
+from mplug_jax import checkpoint_damage, orbax_log, torch_files
 
 DIRECTORY = "checkpoints"
 
@@ -128,12 +128,16 @@ class Manager:
     return -math.inf if math.isnan(value) else self._sign * value
 
   def _remove_leftovers(self) -> None:
-    """Deletes what interrupted saves left. Orbax's own option does it at some later time."""
+    """Deletes what interrupted saves left (Orbax's own option does it at some later time) and
+    damaged metrics, without which Orbax opens the rest."""
     if jax.process_index() == 0 and self._directory.exists():
-      for path in self._directory.iterdir():
+      for path in [*self._directory.iterdir(), *self._directory.glob("*/metrics/metrics")]:
         if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
           _log.warning("Removing %s, left by an interrupted save.", path)
           path.rmtree()
+        elif path.is_file() and not checkpoint_damage.is_json(path):
+          _log.warning("Removing %s, which cannot be read; the checkpoint stays.", path)
+          path.unlink()
     multihost_utils.sync_global_devices("checkpoint: leftovers removed")
 
   def latest_step(self) -> int | None:
@@ -225,6 +229,7 @@ class Manager:
       path = self._directory / str(s)
       try:
         _check_shapes(_shapes(abstract_state), _saved_shapes(path / "state"), f"Checkpoint {path}")
+        checkpoint_damage.check_metadatas(path / "state")
         restored = self._manager.restore(s, args=items)
       except _Mismatch:
         raise

@@ -7,6 +7,8 @@ import sys
 
 import jax
 
+from mplug_jax import last_words
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names and numbers of glibc's malloc.h
 
 
@@ -17,7 +19,8 @@ def _glibc():
 
 
 def prepare(compilation_cache=""):
-  """Sets up Python's garbage collection, the compilation cache and, on CPU alone, memory and execution.
+  """Sets up Python's garbage collection, the compilation cache, last words of one process of several and, on CPU alone, memory and
+  execution.
 
   Call it before the first computation.
 
@@ -38,6 +41,9 @@ def prepare(compilation_cache=""):
   # On CPU only process 0 finds its programs again, and gloo gives up when the others compile for 30 s more.
   if compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
+  if jax.process_count() > 1:
+    last_words.prepare(f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or because another one was "
+                       "lost: see above. Start all of them again with the same command; the run goes on from its last checkpoint.")
 
 
 def release_freed_memory():

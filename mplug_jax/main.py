@@ -92,14 +92,17 @@ def main(argv):
   config = CONFIG.value
   folder = workdir(config)
   _start_distributed()
-  from mplug_jax import checkpoint, train
+  from mplug_jax import checkpoint, last_words, train
   _quiet_other_writes()
   try:
     if _MODE.value == "train":
       sys.exit(train.train(config, folder))
     train.evaluate(config, folder, _CHECKPOINT.value or folder)
-  except (ValueError, OSError, checkpoint.CheckpointError, train.StopTraining) as error:
+  except Exception as error:
     logging.debug("Traceback:", exc_info=True)
+    last_words.leave_if_another_is_lost(error)
+    if not isinstance(error, (ValueError, OSError, checkpoint.CheckpointError, train.StopTraining)):
+      raise
     _refuse(error)
 
 

@@ -48,7 +48,7 @@ def take(x, numbers, group):
   return jnp.take_along_axis(grouped, index, axis=1).reshape(x.shape)
 
 
-def check_group(group, batch_size):
-  """Raises ValueError unless groups of this size fill the global batch."""
-  if group < 2 or batch_size % group:
-    raise ValueError(f"config.task.negatives.group={group} must be at least 2 and divide config.batch_size={batch_size}.")
+def check_group(group, rows, whole="config.batch_size"):
+  """Raises ValueError unless groups of this size fill the `rows` that `whole` names."""
+  if group < 2 or rows % group:
+    raise ValueError(f"config.task.negatives.group={group} must be at least 2 and divide {whole}={rows}.")

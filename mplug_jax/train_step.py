@@ -1,19 +1,35 @@
 """One update as a pure function: microbatches, loss division over the global batch, optimizer, EMA, finiteness."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from mplug_jax import sharding, train_state
+from mplug_jax.tasks import base
 
 
-def split_microbatches(batch, count):
-  """[B, ...] -> [count, B / count, ...] for every array; strided, so that no row changes its device."""
+def split_microbatches(batch, count, group=1):
+  """[B, ...] -> [count, B / count, ...] for every array, `group` consecutive rows together; strided, so that no row changes its device."""
   def split(x):
-    x = x.reshape((-1, count) + x.shape[1:]).swapaxes(0, 1)
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(None, sharding.BATCH_AXES))
+    x = x.reshape((-1, count, group) + x.shape[1:]).swapaxes(0, 1)
+    return _constrain(x.reshape((count, -1) + x.shape[3:]), None, sharding.BATCH_AXES)
   return jax.tree.map(split, batch)
+
+
+def _join_microbatches(parts, group):
+  """What `split_microbatches` split."""
+  def join(x):
+    count = len(x)
+    x = x.reshape((count, -1, group) + x.shape[2:]).swapaxes(0, 1)
+    return _constrain(x.reshape((-1,) + x.shape[3:]), sharding.BATCH_AXES)
+  return jax.tree.map(join, parts)
+
+
+def _constrain(x, *axes):
+  """x with its leading dimensions split over these axes of the mesh; as it is outside of one."""
+  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 def make_gradients(task, microbatches=1, accumulate="global"):
@@ -22,11 +38,14 @@ def make_gradients(task, microbatches=1, accumulate="global"):
   The loss is the sum over terms of coefficient x total / weight with totals and weights over the whole global batch,
   whatever the number of microbatches. `accumulate="mean_of_means"` divides inside each microbatch and averages, as the
   official accumulation does (docs/official.md item 51).
+  A task that compares the rows of a batch goes through its microbatches twice, see `_in_two_passes`.
   """
+  if microbatches > 1 and isinstance(task, base.ComparingTask):
+    return functools.partial(_in_two_passes, task, microbatches)
+
   def scaled_loss(params, state, batch, rng, weights):
     terms, metrics, extra = task.loss(params, state, batch, rng)
-    loss = sum(task.coefficients.get(k, 1.0) * total / jnp.where(weights[k] > 0, weights[k], 1.0) for k, total in terms.items())
-    shown = {k: (total, jnp.asarray(weights[k], jnp.float32)) for k, total in terms.items()}
+    loss, shown = _scale(task, terms, weights)
     return loss, (metrics, shown, extra)
 
   def gradients(state, batch):
@@ -61,6 +80,56 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     return grads, loss, metrics | _loss_metrics(shown), extra
 
   return gradients
+
+
+def _in_two_passes(task, microbatches, state, batch):
+  """As the function of `make_gradients`, for a base.ComparingTask.
+
+  The first pass keeps nothing of a microbatch but its features. They are compared over the whole batch, which gives the terms of the
+  comparison and their slopes: derivatives with respect to the features. The second pass adds to the other terms of a microbatch the
+  product of its features with these slopes, whose gradient is what the comparison's would be through all microbatches at once.
+  """
+  rng = jax.random.fold_in(state.rng, state.step)
+  whole_key = jax.random.fold_in(rng, 0)
+  weights, group = task.weights(batch, whole_key), task.row_group
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(jnp.arange(microbatches))  # as base.ComparingTask.loss
+  micro = split_microbatches(batch, microbatches, group)
+
+  def features_of(_, inputs):
+    part, key = inputs
+    return None, task.encode_rows(state.params, state, part, key[0])[1]
+
+  features = _join_microbatches(jax.lax.scan(features_of, None, (micro, keys))[1], group)
+
+  def compared(params, features):
+    terms, metrics, extra, drawn = task.compare(params, state, features, batch, jax.random.split(whole_key, 3)[1])
+    loss, shown = _scale(task, terms, weights)
+    return loss, (metrics, shown, extra, drawn)
+
+  (loss, (metrics, shown, extra, drawn)), (grads, slopes) = jax.value_and_grad(compared, (0, 1), has_aux=True)(state.params, features)
+
+  def part_loss(params, part, key, drawn, slopes):
+    encoded, features = task.encode_rows(params, state, part, key[0])
+    terms, metrics = task.rest(params, state, encoded, drawn, part, key[2])
+    loss, shown = _scale(task, terms, weights)
+    pull = sum(jnp.vdot(features[name], slope) for name, slope in slopes.items())
+    return loss + pull, (loss, metrics, shown)
+
+  def add(grads, inputs):
+    new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
+    return jax.tree.map(jnp.add, grads, new), out
+
+  drawn, slopes = split_microbatches((drawn, slopes), microbatches, group)
+  grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, drawn, slopes))
+  other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
+  shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}
+  return grads, loss + losses.sum(), metrics | other_metrics | _loss_metrics(shown), extra
+
+
+def _scale(task, terms, weights):
+  """-> (loss f32[], {term: (total, weight)})."""
+  loss = sum(task.coefficients.get(k, 1.0) * total / jnp.where(weights[k] > 0, weights[k], 1.0) for k, total in terms.items())
+  return loss, {k: (total, jnp.asarray(weights[k], jnp.float32)) for k, total in terms.items()}
 
 
 def _loss_metrics(shown):

@@ -147,7 +147,7 @@ def test_keep_counts_the_last(tmp_path):
   assert _steps(tmp_path) == ["2", "3", "4"]
 
 
-@pytest.mark.parametrize("damage", ["truncated arrays", "no metadata", "no json"])
+@pytest.mark.parametrize("damage", ["truncated arrays", "no metadata", "no metadata of arrays", "no json"])
 def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
   _saved(tmp_path, [1, 2], keep=2).close()
   newest = tmp_path / "checkpoints" / "2"
@@ -156,6 +156,8 @@ def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
       file.write_bytes(file.read_bytes()[:20])
   elif damage == "no metadata":
     (newest / "state" / "_METADATA").unlink()
+  elif damage == "no metadata of arrays":
+    (newest / "state" / "array_metadatas" / "process_0").unlink()
   else:
     next((newest / "data").iterdir()).write_text('{"posi')
   manager = checkpoint.Manager(tmp_path, keep=2)
@@ -168,6 +170,21 @@ def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
   assert manager.save(2, _state(2), {})  # the step can be saved again
   manager.close()
   assert _steps(tmp_path) == ["1", "2", "unreadable-2"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"acc', b"\x84\xff"])
+def test_damaged_metrics_cost_only_themselves(tmp_path, caplog, content):
+  manager = checkpoint.Manager(tmp_path, keep=2, best_metric="acc")
+  for step in (1, 2):
+    manager.save(step, _state(step), {}, {"acc": 0.5})
+  manager.close()
+  (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_bytes(content)
+  with caplog.at_level(logging.WARNING):
+    manager = checkpoint.Manager(tmp_path, keep=2, best_metric="acc")
+  assert "which cannot be read; the checkpoint stays" in caplog.text
+  _assert_same(manager.restore(_shard(_state(), _mesh(2, 1)))[0], _state(2))
+  assert manager.best_step() == 1 and manager.save(3, _state(3), {}, {"acc": 0.7})
+  manager.close()
 
 
 def test_all_unreadable_or_none_says_so(tmp_path):

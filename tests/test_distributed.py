@@ -1,9 +1,11 @@
-"""Two processes on this machine train as one does: the same losses, gradients and predictions, stopped and resumed together."""
+"""Several processes on this machine train as one does: the same losses, gradients and predictions, stopped and resumed together."""
 
 import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -44,14 +46,14 @@ def alone(tmp_path_factory):
   return folder
 
 
-def _start_two(workdir, devices, mesh, cache, sleep=0.0):
-  """Two processes with so many devices each; they find each other at a free port."""
+def _start(processes, workdir, devices, mesh, cache, sleep=0.0):
+  """So many processes with so many devices each; they find each other at a free port."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   settings = SETTINGS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)) | {"compilation_cache": cache}
-  return [tiny_run.start(workdir, settings, f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}", devices=devices,
-                         sleep=sleep) for i in range(2)]
+  return [tiny_run.start(workdir, settings, f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={i}",
+                         devices=devices, sleep=sleep) for i in range(processes)]
 
 
 def _assert_same_as(alone, folder):
@@ -70,7 +72,7 @@ def _assert_same_as(alone, folder):
 def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
   """Parameters split over both processes (fsdp) and inside each (tensor). SIGTERM goes to the second process alone."""
   folder, cache = tmp_path / "run", tmp_path / "compiled"
-  both = _start_two(folder, 2, (1, 2, 2), cache, sleep=0.5)
+  both = _start(2, folder, 2, (1, 2, 2), cache, sleep=0.5)
   tiny_run.wait_for_lines(folder / "metrics.jsonl", 2, both[0])
   both[1].send_signal(signal.SIGTERM)
   first, second = map(tiny_run.finish, both)
@@ -80,24 +82,33 @@ def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
   # What belongs to the run is said once.
   assert not [line for line in second if line.startswith(("devices", "parameters", "step"))]
 
-  first, second = map(tiny_run.finish, _start_two(folder, 2, (1, 2, 2), cache))
+  first, second = map(tiny_run.finish, _start(2, folder, 2, (1, 2, 2), cache))
   assert first[-1].startswith("final: accuracy") and not [line for line in second if line.startswith("final")]
   _assert_same_as(alone, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_two_processes_with_four_devices_each_equal_one(mesh, alone, tmp_path):
-  for process in _start_two(tmp_path / "run", 4, mesh, ""):
+@pytest.mark.parametrize("processes, mesh", [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))])
+def test_processes_with_eight_devices_together_equal_one(processes, mesh, alone, tmp_path):
+  for process in _start(processes, tmp_path / "run", 8 // processes, mesh, ""):
     tiny_run.finish(process)
   _assert_same_as(alone, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run(tmp_path):
-  """The survivor exits, not with 0, within twice the heartbeat timeout of 60 s, and says who is missing."""
-  both = _start_two(tmp_path, 1, (1, 2, 1), "", sleep=1.0)
+  """The survivor exits, not with 0, within twice the heartbeat timeout of 60 s, and says what to do."""
+  both = _start(2, tmp_path, 1, (1, 2, 1), "", sleep=1.0)
   tiny_run.wait_for_lines(tmp_path / "metrics.jsonl", 2, both[0])
   both[1].kill()
   _, err = both[0].communicate(timeout=120)
-  assert both[0].returncode != 0 and "Task 1 heartbeat timeout" in err
+  assert both[0].returncode != 0
+  assert err.strip().splitlines()[-1].startswith("error: process 0 of 2 was ended") and "Start all of them again" in err
+
+
+def test_last_words_are_for_ends_that_leave_no_time():
+  """A process that is killed has them said; one that ends by itself, or by an exception, has not."""
+  for ending, said in (("os.kill(os.getpid(), 9)", True), ("os.abort()", True), ("sys.exit(3)", False), ("1 / 0", False)):
+    code = f"import os, sys; from mplug_jax import last_words; last_words.prepare('that was all'); {ending}"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert out.returncode != 0 and ("that was all" in out.stderr) == said, ending

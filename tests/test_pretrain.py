@@ -147,18 +147,19 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
 
 @pytest.fixture(scope="module")
 def placed(tokenizer):
-  """Function mesh shape -> (gradients, loss, extra after the step) of the same state and batch, dropout and noise included."""
-  c = config(**SMALL, model__initializer_range=0.1, task__mlm_alpha=0.4, task__negatives__group=4)
-  batch, states = batch_of(c, tokenizer), []
+  """Function mesh shape, microbatches, changes of the config -> (gradients, loss, extra after the step) of the same state and batch, noise
+  included, and dropout too unless changed."""
+  states = {}
 
-  def run(*shape):
+  def run(*shape, parts=1, **changes):
+    c = config(**SMALL, **{"model__initializer_range": 0.1, "task__mlm_alpha": 0.4, "task__negatives__group": 4} | changes)
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+    batch = batch_of(c, tokenizer)
     built = train.build(c, tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
     with jax.set_mesh(built.mesh):
-      states.append(jax.device_get(built.init().replace(rng=())))
-      state = states[0].replace(rng=jax.random.key(3))
+      state = states.setdefault(str(changes), jax.device_get(built.init().replace(rng=()))).replace(rng=jax.random.key(3))
       state = jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract)
-      gradients, loss, _, extra = jax.jit(train_step.make_gradients(built.task))(state, sharding.put_batch(batch, built.mesh))
+      gradients, loss, _, extra = jax.jit(train_step.make_gradients(built.task, parts))(state, sharding.put_batch(batch, built.mesh))
       return tiny_run.flat(gradients), float(loss), tiny_run.flat(extra)
   return run
 
@@ -171,6 +172,21 @@ def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
     ours, our_loss, our_extra = placed(*shape)
     assert our_loss == pytest.approx(loss, rel=1e-5)
     tiny_run.assert_gradients_equal(ours, gradients)
+    for name, x in our_extra.items():
+      np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queue", [True, False])
+def test_two_microbatches_equal_one(queue, placed):
+  """With a teacher of features and words; and with none, where both sides of every similarity learn."""
+  steady = {f"model__{name}": 0.0 for name in ("dropout", "attention_dropout", "vision_attention_dropout")}
+  changes = steady if queue else steady | {"task__queue": 0, "task__alpha": 0.0, "task__mlm_alpha": 0.0}
+  gradients, loss, extra = placed(1, 1, 1, **changes)
+  for shape in ((1, 1, 1), (2, 2, 1)):
+    ours, our_loss, our_extra = placed(*shape, parts=2, **changes)
+    assert our_loss == pytest.approx(loss, rel=1e-5) and our_extra.keys() == extra.keys()
+    tiny_run.assert_gradients_equal(ours, gradients, 1e-5)
     for name, x in our_extra.items():
       np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
 

@@ -83,11 +83,11 @@ def flat(tree):
   return {jax.tree_util.keystr(path, simple=True, separator="/"): numpy(x) for path, x in jax.tree.leaves_with_path(tree)}
 
 
-def assert_gradients_equal(ours, reference):
-  """The bound on what a mesh may change: 1e-4 of each tensor's largest value, or 1e-7. Both are {path: array}."""
+def assert_gradients_equal(ours, reference, share=1e-4):
+  """The bound on what a mesh may change: a share of each tensor's largest value, or 1e-7. Both are {path: array}."""
   assert ours.keys() == reference.keys()
   for name, expected in reference.items():
-    bound = max(1e-4 * np.abs(expected).max(), 1e-7)
+    bound = max(share * np.abs(expected).max(), 1e-7)
     assert np.abs(ours[name] - expected).max() <= bound, name
 
 

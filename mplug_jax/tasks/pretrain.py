@@ -89,28 +89,33 @@ class Task(retrieval.Task):
     hidden, target = self._counted(batch)
     return super().weights(batch, rng) | {"mlm": hidden.sum(dtype=jnp.float32), "prefix_lm": target.sum(dtype=jnp.float32)}
 
-  def loss(self, params, state, batch, rng):
-    """See base.Task.loss."""
-    encode_rng, fuse_rng, contrast_rng = jax.random.split(rng, 3)
-    image, text, masked, prefix = self.apply(params, self.encode_all, batch, rng=encode_rng)
-    teacher = self.apply(state.ema_params, self._teach, batch) if self.has_teacher else (image, text, None)
-    terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher[:2], contrast_rng)
-    logits, words, next_token = self.apply(
-        params, self.fuse_all, image[0], pairs, masked, prefix, batch["target"], batch["masked_label"], rng=fuse_rng)
-    itm, itm_metrics = self.matching(logits, batch)
-    hidden, target = self._counted(batch)
-    if self.config.task.mlm_alpha:
-      alpha = self.ramped(self.config.task.mlm_alpha, state.step)
-      words = losses.distilled_cross_entropy(words, batch["masked_label"], teacher[2], alpha), words.argmax(-1) == batch["masked_label"]
-    found = {"mlm": (*words, hidden), "prefix_lm": (*(x[:, :-1] for x in next_token), target)}
-    terms |= itm | {name: jnp.where(counted, each, 0.0).sum() for name, (each, _, counted) in found.items()}
-    return terms, metrics | itm_metrics | {
-        f"{name}_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))
-        for name, (_, right, counted) in found.items()}, extra
-
-  def _teach(self, module, batch):
-    """Teacher's (`_image`, `_text`, logits of the masked captions f32[B, L, V] or None)."""
+  def encode_rows(self, params, state, batch, rng):
+    """As retrieval.Task; `encoded` is what `encode_all` gives, and with config.task.mlm_alpha what it gives by the teacher."""
+    encoded = self.apply(params, self.encode_all, batch, rng=rng)
     if not self.config.task.mlm_alpha:
-      return *self.encode(module, batch), None
-    image, text, (masked, mask), _ = self.encode_all(module, batch)
-    return image, text, module.mlm_logits(module.fuse(masked, mask, image[0])[1])
+      taught, features = None, self._teacher_features(state, batch)
+    else:
+      taught = self.apply(state.ema_params, self.encode_all, batch)
+      features = {"teacher_image": taught[0][1], "teacher_text": taught[1][2]}
+    return (encoded, taught), {"image": encoded[0][1], "text": encoded[1][2]} | features
+
+  def rest(self, params, state, encoded, drawn, batch, rng):
+    """The terms "itm", "mlm" and "prefix_lm". See base.ComparingTask."""
+    (image, text, masked, prefix), taught = encoded
+    image, *pairs = self.pairs(image, text, drawn)
+    logits, words, next_token = self.apply(
+        params, self.fuse_all, image, pairs, masked, prefix, batch["target"], batch["masked_label"], rng=rng)
+    terms, metrics = self.matching(logits, batch)
+    hidden, target = self._counted(batch)
+    if taught is not None:
+      alpha, soft = self.ramped(self.config.task.mlm_alpha, state.step), self.apply(state.ema_params, self._masked_logits, *taught[::2])
+      words = losses.distilled_cross_entropy(words, batch["masked_label"], soft, alpha), words.argmax(-1) == batch["masked_label"]
+    found = {"mlm": (*words, hidden), "prefix_lm": (*(x[:, :-1] for x in next_token), target)}
+    terms |= {name: jnp.where(counted, each, 0.0).sum() for name, (each, _, counted) in found.items()}
+    return terms, metrics | {
+        f"{name}_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))
+        for name, (_, right, counted) in found.items()}
+
+  def _masked_logits(self, module, image, masked):
+    """`_image` of images, tokens and mask of masked captions -> f32[B, L, V]."""
+    return module.mlm_logits(module.fuse(*masked, image[0])[1])

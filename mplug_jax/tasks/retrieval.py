@@ -17,16 +17,16 @@ _RERANK_SIMILARITY = ("none", "add", "likelihood")
 _GROUP = 64  # rows that negatives are drawn from by default: at most so many
 
 
-class Task(base.Task):
+class Task(base.ComparingTask):
   """Two terms: "itc", cross-entropy of the similarities over batch and queues (both directions, halved), and "itm", cross-entropy of
   right and wrong pairs, two hard negatives for each right one.
 
   config.task: `queue` (columns; 0: the rows of a batch are compared with each other alone, without a teacher, and both sides of a
   pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
   `match` and `contrast_chunk` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group,
-  greedy, ramp_steps} (item 24; group 0: the largest divisor of the batch up to 64; ramp_steps: updates until they are hard, from any rows
-  on). The evaluator reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's score
-  has beside the logit of a match, see `match_scores`.
+  greedy, ramp_steps} (item 24; group 0: the largest divisor of a microbatch up to 64; ramp_steps: updates until they are hard, from any
+  rows on). The evaluator reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's
+  score has beside the logit of a match, see `match_scores`.
 
   Raises:
     ValueError: a value that cannot work; names its key.
@@ -41,9 +41,9 @@ class Task(base.Task):
     if config.task.alpha and not self.has_teacher:
       raise ValueError(f"config.task.alpha={config.task.alpha} weighs the targets of a teacher, and config.task.queue=0 has none: set it "
                        "to 0.")
-    if config.optim.microbatches > 1:
-      raise ValueError(f"config.optim.microbatches={config.optim.microbatches}: the contrastive loss compares all rows of the batch, which "
-                       "parts of it cannot; set it to 1 and use more devices or a smaller batch.")
+    if config.optim.accumulate != "global":
+      raise ValueError(f"config.optim.accumulate={config.optim.accumulate!r}: the contrastive loss compares all rows of the batch, so "
+                       "microbatches have no means of their own; set it to global.")
     if config.task.queue < 0:
       raise ValueError(f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone.")
     if config.task.contrast_chunk < 0:
@@ -54,12 +54,13 @@ class Task(base.Task):
       raise ValueError(f"config.task.rerank_similarity={config.task.rerank_similarity!r} is not one of {', '.join(_RERANK_SIMILARITY)}.")
     if config.task.rerank_texts < 1:
       raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
-    self._group = config.task.negatives.group or _divisor(config.batch_size)
+    parts = config.optim.microbatches
+    self._group = config.task.negatives.group or _divisor(config.batch_size // parts)
     if config.task.negatives.ramp_steps and config.task.negatives.greedy:
       raise ValueError(f"config.task.negatives.ramp_steps={config.task.negatives.ramp_steps} makes drawn negatives harder and harder, and "
                        "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False.")
     if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
-      negatives.check_group(self._group, config.batch_size)
+      negatives.check_group(self._group, config.batch_size // parts, "config.batch_size" + " / config.optim.microbatches" * (parts > 1))
 
   def batch_spec(self, batch_size):
     shapes = dict(
@@ -121,35 +122,39 @@ class Task(base.Task):
     valid, hard = self._rows(batch)
     return {"itc": valid.sum(dtype=jnp.float32), "itm": (valid + 2.0 * hard).sum()}
 
-  def loss(self, params, state, batch, rng):
-    """See base.Task.loss."""
-    encode_rng, contrast_rng, match_rng = jax.random.split(rng, 3)
-    image, text = self.apply(params, self.encode, batch, rng=encode_rng)
-    teacher = self.apply(state.ema_params, self.encode, batch) if self.has_teacher else (image, text)
-    terms, metrics, extra, pairs = self.contrast(params, state, batch, image, text, *teacher, contrast_rng)
-    logits = self.apply(params, match, image[0], *pairs, rng=match_rng)[0]
-    itm, itm_metrics = self.matching(logits, batch)
-    return terms | itm, metrics | itm_metrics, extra
+  @property
+  def row_group(self):
+    """Rows that draw their negatives among each other."""
+    return self._group if self.config.batch_size > 1 else 1
+
+  def encode_rows(self, params, state, batch, rng):
+    """See base.ComparingTask; features "image" and "text", and the teacher's "teacher_image" and "teacher_text"."""
+    image, text = encoded = self.apply(params, self.encode, batch, rng=rng)
+    return encoded, {"image": image[1], "text": text[2]} | self._teacher_features(state, batch)
+
+  def _teacher_features(self, state, batch):
+    """Of `encode_rows`; {} without a teacher."""
+    if not self.has_teacher:
+      return {}
+    image, text = self.apply(state.ema_params, self.encode, batch)
+    return {"teacher_image": image[1], "teacher_text": text[2]}
 
   def ramped(self, value, step, updates=None):
     """`value`, reached linearly after so many updates, by default config.task.ramp_steps; 0: at once."""
     updates = self.config.task.ramp_steps if updates is None else updates
     return value * (jnp.minimum(1.0, step / updates) if updates else 1.0)
 
-  def contrast(self, params, state, batch, image, text, teacher_image, teacher_text, rng):
-    """The term "itc", and hard negatives by its similarities.
+  def compare(self, params, state, features, batch, rng):
+    """The term "itc", and which rows of their groups are hard negatives by its similarities; extra: the queues with this batch.
 
-    Args:
-      image, teacher_image: see `_image`. text, teacher_text: see `_text`.
-
-    Returns:
-      (terms, metrics, the queues with this batch, arguments of `match` behind the image).
+    See base.ComparingTask. `drawn`: {"image", "text": i32[B]}.
     """
     options, (valid, _), ids = self.config.task, self._rows(batch), self._ids(batch)
     temperature, alpha = params["temp"]["value"], self.ramped(options.alpha, state.step)
-    (image, image_feature), (text, mask, text_feature), image_teacher, text_teacher = image, text, teacher_image[1], teacher_text[2]
+    image, text = features["image"], features["text"]
+    teacher_image, teacher_text = features.get("teacher_image", image), features.get("teacher_text", text)
     i2t, t2i, nearest = contrastive.image_text_losses(
-        image_feature, text_feature, image_teacher, text_teacher, batch["id"], valid, state.extra, temperature, alpha, options.match,
+        image, text, teacher_image, teacher_text, batch["id"], valid, state.extra, temperature, alpha, options.match,
         options.contrast_chunk)
 
     hardness = self.ramped(1.0, state.step, options.negatives.ramp_steps)
@@ -159,14 +164,24 @@ class Task(base.Task):
       return negatives.draw(features, others, ids, valid, temperature / hardness, self._group, noise)
 
     image_rng, text_rng = jax.random.split(rng)
-    other_image, other_text = other(text_feature, image_teacher, image_rng), other(image_feature, text_teacher, text_rng)
-    others = [negatives.take(x, numbers, self._group) for x, numbers in ((image, other_image), (text, other_text), (mask, other_text))]
+    drawn = {"image": other(text, teacher_image, image_rng), "text": other(image, teacher_text, text_rng)}
     metrics = {"itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
                "temperature": (temperature, jnp.float32(1.0)),
                "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
     terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
-    extra = contrastive.enqueue(state.extra, image_teacher, text_teacher, batch["id"], valid) if self.has_teacher else state.extra
-    return terms, metrics, extra, (text, mask, *others)
+    extra = contrastive.enqueue(state.extra, teacher_image, teacher_text, batch["id"], valid) if self.has_teacher else state.extra
+    return terms, metrics, extra, drawn
+
+  def pairs(self, image, text, drawn):
+    """`_image`, `_text` and `compare`'s drawn negatives -> arguments of `match` behind the module."""
+    (image, _), (text, mask, _) = image, text
+    others = ((image, drawn["image"]), (text, drawn["text"]), (mask, drawn["text"]))
+    return image, text, mask, *(negatives.take(x, numbers, self._group) for x, numbers in others)
+
+  def rest(self, params, state, encoded, drawn, batch, rng):
+    """The term "itm". See base.ComparingTask."""
+    logits = self.apply(params, match, *self.pairs(*encoded, drawn), rng=rng)[0]
+    return self.matching(logits, batch)
 
   def matching(self, logits, batch):
     """The term "itm" of the logits of `match` -> (terms, metrics)."""
