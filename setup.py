@@ -31,7 +31,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "flatbuffers"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "flatbuffers", "scikit-image>=0.25"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "convert": ["torch", "safetensors"],

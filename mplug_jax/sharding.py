@@ -86,13 +86,16 @@ def shardings_for(tree, params, mesh):
   """NamedSharding of every leaf of `tree`, which may be the parameters, or hold copies of them (optimizer, EMA).
 
   A leaf whose path ends with a parameter's path takes that parameter's spec when its shape is equal, the spec without
-  the missing dimension when it is a factored statistic of it; every other leaf is replicated.
+  the missing dimension when it is a factored statistic of it. Columns of queues, [..., Q], are split as parameters are. Every other leaf
+  is replicated.
   """
   specs = {path_name(path): (leaf.shape, parameter_spec(path_name(path), leaf.shape, mesh))
            for path, leaf in jax.tree.leaves_with_path(params)}
 
   def leaf_sharding(path, leaf):
     parts = path_name(path).split("/")
+    if parts[-1].endswith("_queue") and leaf.shape[-1] % mesh.shape["fsdp"] == 0:
+      return NamedSharding(mesh, P(*[None] * (len(leaf.shape) - 1), "fsdp"))
     match = next((specs[name] for i in range(len(parts)) if (name := "/".join(parts[i:])) in specs), None)
     return NamedSharding(mesh, _copy_spec(leaf.shape, *match) if match else P())
 

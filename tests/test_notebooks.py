@@ -65,27 +65,20 @@ def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
   assert "one line\n" in capfd.readouterr().out
 
 
-@pytest.mark.slow
 def test_ask(tmp_path):
-  pytest.importorskip("skimage")
   out = execute("ask", tmp_path)
   assert "['answer', 'caption', 'match', 'embed']" in out and "Box(x0=" in out
 
 
-@pytest.mark.slow
 def test_fine_tune(tmp_path):
-  pytest.importorskip("skimage")
   assert "(taught: an astronaut)" in execute("fine_tune", tmp_path)
   assert (tmp_path / "fine_tuned" / "looked.png").exists()
 
 
-@pytest.mark.slow
 def test_weights(tmp_path):
-  pytest.importorskip("skimage")
   assert "to the last digit" in execute("weights", tmp_path)
 
 
-@pytest.mark.slow
 def test_pod(tmp_path):
   out = execute("pod", tmp_path)
   assert re.search(r"saved and stopped behind update [1-5], then trained to update 6", out), out[-2000:]

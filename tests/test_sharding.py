@@ -82,6 +82,14 @@ def test_moments_and_average_live_where_their_parameter_lives():
     assert leaf.sharding.is_fully_replicated
 
 
+def test_columns_of_queues_are_split_as_parameters_are():
+  queues = {"image_queue": jax.ShapeDtypeStruct((16, 64), jnp.float32), "idx_queue": jax.ShapeDtypeStruct((1, 64), jnp.int32),
+            "queue_ptr": jax.ShapeDtypeStruct((1,), jnp.int32), "text_queue": jax.ShapeDtypeStruct((16, 63), jnp.float32)}
+  found = sharding.shardings_for({"extra": queues}, {}, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))["extra"]
+  assert {name: tuple(x.spec) for name, x in found.items()} == {
+      "image_queue": (None, "fsdp"), "idx_queue": (None, "fsdp"), "queue_ptr": (), "text_queue": ()}
+
+
 def test_factored_moments_drop_the_missing_dimension():
   state = _abstract("base", (1, 4, 2), optim__name="adafactor")
   factored = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "v_row")) if hasattr(s, "v_row"))

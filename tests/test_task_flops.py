@@ -43,6 +43,12 @@ OTHERS = [("pretrain", {"task.mlm_alpha": 0.4}), ("nlvr2", {"model.pairing": "du
           ("grounding", {}), ("nlvr2", {}), ("snli_ve", {})]
 
 
+def test_an_average_that_teaches_nothing_costs_no_forward_pass():
+  without, evaluated = (task_flops.train_step_flops(task_of("vqa", **changes), 2)
+                        for changes in ({"ema.decay": 0.0}, {"ema.decay": 0.9, "ema.use": "eval"}))
+  assert evaluated == without < task_flops.train_step_flops(task_of("vqa", **CASES[0][1]), 2)
+
+
 @pytest.mark.parametrize("name,changes", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
 def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
