@@ -52,9 +52,13 @@ def random_batch(spec, vocabulary):
 
 
 def _config(task, preset, image_size, batch):
+  """The task's config with the preset's images, which are larger than scenes; without rematerialisation, for what it computes again is no
+  work of the model."""
+  image_size = image_size or config_lib.PRESETS[preset]["image_size"]
   config = config_lib.load(os.path.join(_CONFIGS, f"{task}.py:{preset},res={image_size}")).unlock()
   config.update({"batch_size": batch})
-  config.model.dtype, config.mesh.data, config.eval.batch_size, config.optim.microbatches = "float32", 1, batch, 1
+  config.model.update({"dtype": "float32", "remat": "none"})
+  config.mesh.data, config.eval.batch_size, config.optim.microbatches = 1, batch, 1
   return config
 
 
