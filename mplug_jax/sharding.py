@@ -123,6 +123,13 @@ def constrain(x):
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
+def batch_split(rows):
+  """Over how many devices of the current mesh `constrain` splits so many rows; 1 outside one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  split = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+  return 1 if rows % split else split
+
+
 def replicated(mesh):
   """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())

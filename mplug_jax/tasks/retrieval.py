@@ -232,9 +232,18 @@ class Task(base.ComparingTask):
   def _rerank(self, params, batch):
     """`_image_memory` of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
     {"score": f32[G, P]}."""
-    temperature = params["temp"]["value"]
-    return {"score": self.apply(params, match_scores, batch["memory"], batch["texts"], batch["pair_text"], temperature,
-                                self.config.task.rerank_similarity)}
+    def scores(part):
+      return self.apply(params, match_scores, part["memory"], batch["texts"], part["pair_text"], params["temp"]["value"],
+                        self.config.task.rerank_similarity)
+
+    images = {name: batch[name] for name in ("memory", "pair_text")}
+    if images["memory"]["tokens"] is None:
+      return {"score": scores(images)}
+    # Connected layers carry all tokens of an image for every text: one image a device at a time, whose activations stay small.
+    count = len(images["pair_text"])
+    parts = count // sharding.batch_split(count)
+    strided = jax.tree.map(lambda x: x.reshape((-1, parts) + x.shape[1:]).swapaxes(0, 1), images)
+    return {"score": jax.lax.map(scores, strided).swapaxes(0, 1).reshape(count, -1)}
 
   def match_pairs(self, params, batch):
     """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
