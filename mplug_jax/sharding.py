@@ -123,6 +123,29 @@ def constrain(x):
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
+def place(x, *axes):
+  """x with its leading dimensions split over these axes of the mesh, whole along the others; as it is outside a mesh."""
+  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def split_rows(tree, count, group=1):
+  """[B, ...] -> [count, B / count, ...] for every array, `group` consecutive rows together; strided, so that every part has rows of every
+  device and no row changes its own."""
+  def split(x):
+    x = x.reshape((-1, count, group) + x.shape[1:]).swapaxes(0, 1)
+    return place(x.reshape((count, -1) + x.shape[3:]), None, BATCH_AXES)
+  return jax.tree.map(split, tree)
+
+
+def join_rows(tree, group=1, axes=BATCH_AXES):
+  """What `split_rows` split, its rows over `axes`; None: whole on every device."""
+  def join(x):
+    count = len(x)
+    x = x.reshape((count, -1, group) + x.shape[2:]).swapaxes(0, 1)
+    return place(x.reshape((-1,) + x.shape[3:]), axes)
+  return jax.tree.map(join, tree)
+
+
 def batch_split(rows):
   """Over how many devices of the current mesh `constrain` splits so many rows; 1 outside one."""
   mesh = jax.sharding.get_abstract_mesh()

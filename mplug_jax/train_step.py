@@ -10,28 +10,6 @@ from mplug_jax import sharding, train_state
 from mplug_jax.tasks import base
 
 
-def split_microbatches(batch, count, group=1):
-  """[B, ...] -> [count, B / count, ...] for every array, `group` consecutive rows together; strided, so that no row changes its device."""
-  def split(x):
-    x = x.reshape((-1, count, group) + x.shape[1:]).swapaxes(0, 1)
-    return _constrain(x.reshape((count, -1) + x.shape[3:]), None, sharding.BATCH_AXES)
-  return jax.tree.map(split, batch)
-
-
-def _join_microbatches(parts, group):
-  """What `split_microbatches` split."""
-  def join(x):
-    count = len(x)
-    x = x.reshape((count, -1, group) + x.shape[2:]).swapaxes(0, 1)
-    return _constrain(x.reshape((-1,) + x.shape[3:]), sharding.BATCH_AXES)
-  return jax.tree.map(join, parts)
-
-
-def _constrain(x, *axes):
-  """x with its leading dimensions split over these axes of the mesh; as it is outside of one."""
-  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
-
-
 def make_gradients(task, microbatches=1, accumulate="global"):
   """Function (state, batch) -> (gradients, loss f32[], {metric: (sum, count)}, extra).
 
@@ -57,7 +35,7 @@ def make_gradients(task, microbatches=1, accumulate="global"):
       (loss, (metrics, shown, extra)), grads = value_and_grad(state.params, state, batch, key, weights)
       return grads, loss, metrics | _loss_metrics(shown), extra
 
-    micro = split_microbatches(batch, microbatches)
+    micro = sharding.split_rows(batch, microbatches)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
     each = jax.vmap(task.weights)(micro, keys)
     counts = jax.tree.map(jnp.sum, each)
@@ -93,13 +71,13 @@ def _in_two_passes(task, microbatches, state, batch):
   whole_key = jax.random.fold_in(rng, 0)
   weights, group = task.weights(batch, whole_key), task.row_group
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(jnp.arange(microbatches))  # as base.ComparingTask.loss
-  micro = split_microbatches(batch, microbatches, group)
+  micro = sharding.split_rows(batch, microbatches, group)
 
   def features_of(_, inputs):
     part, key = inputs
     return None, task.encode_rows(state.params, state, part, key[0])[1]
 
-  features = _join_microbatches(jax.lax.scan(features_of, None, (micro, keys))[1], group)
+  features = sharding.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
 
   def compared(params, features):
     terms, metrics, extra, drawn = task.compare(params, state, features, batch, jax.random.split(whole_key, 3)[1])
@@ -119,7 +97,7 @@ def _in_two_passes(task, microbatches, state, batch):
     new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
     return jax.tree.map(jnp.add, grads, new), out
 
-  drawn, slopes = split_microbatches((drawn, slopes), microbatches, group)
+  drawn, slopes = sharding.split_rows((drawn, slopes), microbatches, group)
   grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, drawn, slopes))
   other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
   shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}

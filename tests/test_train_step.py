@@ -246,7 +246,7 @@ def test_microbatches_take_rows_from_every_device():
   mesh = sharding.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
   rows = np.arange(16, dtype=np.int32)
   with jax.set_mesh(mesh):
-    parts = jax.jit(lambda b: train_step.split_microbatches(b, 2))(sharding.put_batch({"row": rows}, mesh))["row"]
+    parts = jax.jit(lambda b: sharding.split_rows(b, 2))(sharding.put_batch({"row": rows}, mesh))["row"]
   assert parts.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, P(None, ("data", "fsdp"))), 2)
   np.testing.assert_array_equal(parts, rows.reshape(8, 2).T)
   for shard in parts.addressable_shards:

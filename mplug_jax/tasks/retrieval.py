@@ -6,7 +6,6 @@ Shapes: B images and their texts, over the global batch; L text tokens, D width,
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 import numpy as np
 
 from mplug_jax import contrastive, losses, negatives, sharding
@@ -217,9 +216,8 @@ class Task(base.ComparingTask):
     """
     ids = batch["caption"]
     parts = max(1, len(ids) // self.config.eval.batch_size)
-    strided = ids.reshape(-1, parts, ids.shape[1]).swapaxes(0, 1)  # so that every part has rows of every device
-    out = jax.lax.map(lambda part: self.apply(params, self._text, part), strided)
-    out = jax.tree.map(lambda x: _replicate(x.swapaxes(0, 1).reshape((len(ids),) + x.shape[2:])), out)
+    out = jax.lax.map(lambda part: self.apply(params, self._text, part), sharding.split_rows(ids, parts))
+    out = sharding.join_rows(out, axes=None)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):
@@ -241,9 +239,8 @@ class Task(base.ComparingTask):
       return {"score": scores(images)}
     # Connected layers carry all tokens of an image for every text: one image a device at a time, whose activations stay small.
     count = len(images["pair_text"])
-    parts = count // sharding.batch_split(count)
-    strided = jax.tree.map(lambda x: x.reshape((-1, parts) + x.shape[1:]).swapaxes(0, 1), images)
-    return {"score": jax.lax.map(scores, strided).swapaxes(0, 1).reshape(count, -1)}
+    parts = sharding.split_rows(images, count // sharding.batch_split(count))
+    return {"score": sharding.join_rows(jax.lax.map(scores, parts))}
 
   def match_pairs(self, params, batch):
     """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
@@ -342,8 +339,3 @@ def _contrastive_accuracy(nearest, ids, queues, valid):
 def _divisor(rows):
   """The largest divisor of `rows` up to _GROUP."""
   return max(n for n in range(1, min(rows, _GROUP) + 1) if rows % n == 0)
-
-
-def _replicate(x):
-  """Keeps x whole on every device of the mesh; does nothing outside of one."""
-  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
