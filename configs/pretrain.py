@@ -59,6 +59,8 @@ def get_config(arg=""):
                    "val_file": os.path.join(arg.root, "coco_val.json"), "test_file": os.path.join(arg.root, "coco_test.json")})
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg)
+  elif arg.data == "scenes" and not arg.init and not arg.steps:
+    c.total_steps = 3600
   paths = tuple(filter(None, (arg.clip, arg.bert) if arg.clip else (arg.init,)))
   c.init.update({"paths": paths, "new": _NEW if arg.clip else (), "unused": ()})
   return c.lock()

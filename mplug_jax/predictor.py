@@ -14,7 +14,6 @@ from mplug_jax import host, prediction_inputs as inputs, prediction_tasks, resto
 from mplug_jax.data import caption as caption_data
 from mplug_jax.prediction_batches import Programs, padded
 from mplug_jax.prediction_results import Answer, Box, Caption, Hit, Index, Label, Match
-from mplug_jax.tasks import base
 
 _COMPILATION_WORTH_KEEPING = 0.1  # seconds
 _PROMPT_WIDTHS = 8  # prompts are padded to a multiple of it
@@ -275,9 +274,9 @@ class Predictor:
     """Images, or clips -> (tokens dtype[size, N, D] on the devices, those behind the images without meaning; {name: [B, ...]}, what else
     `image_rows` says of them)."""
     rows, task = self.image_rows(method, images), self._task(method, 0)
-    encode = task.evaluated_image if method == "locate" else lambda module, batch: base.encode_image(module, batch["image"])
+    encode = task.evaluated_image if method == "locate" else None
     size = self._programs.whole(len(images))
-    tokens = self._call(("encode", method == "locate"), lambda: lambda params, batch: task.apply(params, encode, batch),
+    tokens = self._call(("encode", method == "locate"), lambda: lambda params, batch: task.with_tokens(params, batch, encode)["image"],
                         {name: padded(x, size) for name, x in rows.items()})
     return tokens, {name: x for name, x in rows.items() if name != "image"}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from mplug_jax import data, train
-from mplug_jax.tasks import caption as caption_task
+from mplug_jax import data, sharding, train
+from mplug_jax.tasks import base, caption as caption_task
 
 MESHES = ((8, 1, 1), (2, 2, 2))
 
@@ -42,6 +42,21 @@ def case(tokenizer):
 @pytest.fixture(scope="module")
 def reference(case):
   return case.gradients()
+
+
+@pytest.mark.parametrize("devices, rows", [(1, 8), (4, 8), (8, 8), (1, 1)])
+def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, case, monkeypatch):
+  task, image = case.built.task, case.batch["image"][:rows]
+  assert not np.array_equal(image[0], image[-1]) or rows == 1
+  together = task.apply(case.state.params, lambda module, x: base.encode_image(module, x), image)
+  assert "platform_index" not in str(jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image}))  # tiny images stay in the cache
+  monkeypatch.setattr(base, "_OUT_OF_CACHE", 0)
+  mesh = sharding.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
+  with jax.set_mesh(mesh):
+    traced = jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
+    found = jax.jit(task.with_tokens)(case.state.params, sharding.put_batch({"image": image}, mesh))["image"]
+  assert ("platform_index" in str(traced)) == (rows > 1)
+  np.testing.assert_allclose(found, together, atol=1e-5)
 
 
 def test_a_batch_is_as_specified(case):

@@ -5,9 +5,12 @@ import abc
 import jax
 import jax.numpy as jnp
 
+from mplug_jax import sharding
+
 # CLIP's channel statistics, for images of 0 to 255.
 _MEAN = tuple(255 * x for x in (0.48145466, 0.4578275, 0.40821073))
 _STD = tuple(255 * x for x in (0.26862954, 0.26130258, 0.27577711))
+_OUT_OF_CACHE = 2**20  # numbers in the feed-forward layer of one image from which several images side by side are slower on CPU
 
 
 def normalise(image):
@@ -107,6 +110,30 @@ class Task(abc.ABC):
     """`method(module, *args)` of the bound model; dropout is active when `rng` is given."""
     rngs = None if rng is None else {"dropout": rng}
     return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
+
+  def with_tokens(self, params, batch, encode=None):
+    """An evaluation's batch with the tokens of its images, or clips, as "image"; as it is where it has them already.
+
+    On CPU large images are encoded one a device at a time, whose activations stay in the cache: a fifth less time for 16 of base.
+    encode: method (module, batch) -> tokens, default `encode_image`.
+    """
+    image = batch["image"]
+    if image.ndim == 3:
+      return batch
+    rows = image.shape[0]  # of an export: no number
+    encode = encode or (lambda module, batch: encode_image(module, batch["image"]))
+
+    def together(params, batch):
+      return self.apply(params, encode, batch)
+
+    def one_by_one(params, batch):
+      parts = sharding.split_rows(batch, rows // sharding.batch_split(rows))
+      return sharding.join_rows(jax.lax.map(lambda part: together(params, part), parts))
+
+    numbers = (self.model.image_size // self.model.patch_size) ** 2 * 4 * self.model.vision_width
+    if numbers < _OUT_OF_CACHE or not isinstance(rows, int) or rows == 1:
+      return batch | {"image": together(params, batch)}
+    return batch | {"image": jax.lax.platform_dependent(params, batch, default=together, cpu=one_by_one)}
 
 
 class ComparingTask(Task):

@@ -98,7 +98,7 @@ class Task(base.Task):
 
     A batch may have a "prompt" for every image, i32[B, P], and its "prompt_length", i32[B].
     """
-    options, memory = self.config.task, self.apply(params, self.encode, batch)
+    options, memory = self.config.task, self.apply(params, self.encode, self.with_tokens(params, batch))
     starts = (batch["prompt"], batch["prompt_length"]) if "prompt" in batch else None
     best = self.search(params, memory, max(options.beams, count), starts, n_best=count, mode=options.beam_mode)
     return {"tokens": best.tokens, "length": best.lengths, "score": best.scores}

@@ -189,8 +189,7 @@ class Task(base.Task):
       "nearest": f32[B, E, 4], the true box as its own tokens give it back; "size": i32[B, 2], the batch's}.
     """
     rows = batch["phrase"].shape[:2]
-    imagenet = self.config.task.eval_normalisation == "imagenet"
-    memory = self.apply(params, lambda module, b: self.encode(module, b, imagenet), batch)
+    memory = self.apply(params, self.encode, self.with_tokens(params, batch, self.evaluated_image))
     cache = self.apply(params, type(self.model).init_cache, memory, 1, COORDINATES + 1)
     step, _ = decoding_fns(self.model, params)
 

@@ -206,7 +206,7 @@ class Task(base.ComparingTask):
 
   def _embed_image(self, params, batch):
     """-> {"feature": f32[B, E]}."""
-    return {"feature": self.apply(params, self._image, batch["image"])[1]}
+    return {"feature": self.apply(params, self._image, self.with_tokens(params, batch)["image"])[1]}
 
   def _embed_texts(self, params, batch):
     """All texts of a split at once, T of them -> {"tokens": dtype[T, L, D], "text_mask": bool[T, L], "feature": f32[T, E]}, whole on every
@@ -225,7 +225,7 @@ class Task(base.ComparingTask):
     def memory(module, image):
       tokens, feature = self._image(module, image)
       return image_memory(module, tokens) | {"feature": feature}
-    return jax.tree.map(sharding.constrain, self.apply(params, memory, batch["image"]))
+    return jax.tree.map(sharding.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"]))
 
   def _rerank(self, params, batch):
     """`_image_memory` of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->

@@ -92,7 +92,7 @@ class Task(base.Task):
   def _generate(self, params, batch):
     """-> {"tokens": i32[B, Q, 1 + max_length] from [bos] on, "length": i32[B, Q], "score": f32[B, Q]}."""
     options, rows = self.config.task, batch["question"].shape[:2]
-    memory = self.apply(params, self.encode, batch)
+    memory = self.apply(params, self.encode, self.with_tokens(params, batch))
     cache = self.apply(params, type(self.model).init_cache, memory, options.beams, options.max_length + 1)
     step, reorder = decoding_fns(self.model, params)
     prompt = jnp.full((memory.rows, 1), self.tokenizer.bos_id, jnp.int32)
@@ -114,7 +114,7 @@ class Task(base.Task):
   def _rank(self, params, batch):
     """-> {"answer": i32[B, Q, k] indices of candidates, most probable first, "probability": f32[B, Q, k]}."""
     rows = batch["question"].shape[:2]
-    memory = self.apply(params, self.encode, batch)
+    memory = self.apply(params, self.encode, self.with_tokens(params, batch))
     ranked = ranking.rank(
         score_fn(self.model, params, memory, self.tokenizer.pad_id), memory.rows, self._candidates(),
         top_k=self.config.task.rank_top_k, pad_id=self.tokenizer.pad_id, first_token_twice=self.config.task.rank_first_token_twice)
