@@ -106,6 +106,26 @@ def test_products_that_a_tpu_writes_as_convolutions():
     hlo.cost("HloModule m\n")
 
 
+ASYNCHRONOUS = """
+ENTRY %main (p.0: bf16[768,768]) -> bf16[192,768] {
+  %p.0 = bf16[768,768]{1,0:T(8,128)(2,1)} parameter(0)
+  %s.1 = ((bf16[768,768]{1,0:T(8,128)}), bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p.0), slice={[0:192], [0:768]}
+  %d.1 = bf16[192,768]{1,0:T(8,128)(2,1)S(1)} slice-done(%s.1)
+  %c.1 = (bf16[192,768]{1,0}, bf16[192,768]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%d.1)
+  %e.1 = bf16[192,768]{1,0} copy-done(%c.1)
+  ROOT %k.1 = bf16[192,768]{1,0:S(1)} custom-call(%e.1), custom_call_target="k", backend_config={"cost_estimate":{"flops":"12345"}}
+}
+"""
+
+
+def test_what_is_fetched_ahead_is_read_once_and_a_kernel_says_what_it_computes():
+  found, part = hlo.cost(ASYNCHRONOUS), 2 * 192 * 768
+  assert found.traffic == part + part + part  # the slice is read, the copy written, and the kernel reads it
+  away = ASYNCHRONOUS.replace("bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32", "bf16[192,768]{1,0:T(8,128)(2,1)}, s32")
+  assert hlo.cost(away).traffic == found.traffic + part
+  assert found.flops == 12345
+
+
 @pytest.mark.parametrize("text,kind,expected", [
     ("%r = f32[64]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add", "all-reduce", (1, 256, 2 * 256 * 3 / 4)),
     ("%r = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}", "all-gather", (1, 256, 256 * 3 / 4)),

@@ -154,6 +154,8 @@ class _Counter:
       return 2 * size(instruction.type, memory=True)
     if opcode == "dynamic-update-slice":
       return 2 * read[1] if len(read) > 1 else 0.0
+    if opcode == "slice-start":  # a slice of an array goes to another memory
+      return _moved(instruction)
     if opcode.endswith("-start"):  # its type repeats the operands
       return sum(read) + max(0.0, size(instruction.type, memory=True) - sum(read))
     written = size(instruction.type, memory=True)
@@ -203,13 +205,35 @@ class _Counter:
     return size(result.type)
 
 
+def _moved(start):
+  """Bytes of HBM that an asynchronous slice reads and writes; its type is ((the array), the slice, a flag)."""
+  (*_, array), moved = (shapes(part) for part in _split(start.type)[:2])
+  dtype, dims, in_memory = moved[0]
+  return (array[2] + in_memory) * math.prod(dims) * _BITS.get(dtype, 8) / 8
+
+
+def _split(kind):
+  """Text of a tuple type -> text of its elements."""
+  parts, depth = [""], 0
+  for letter in kind[1:-1]:
+    depth += (letter in "({[") - (letter in ")}]")
+    if letter == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return parts
+
+
 def _called(instruction, what):
   found = re.search(rf"\b{what}=%([\w.\-]+)", instruction.attributes)
   return found[1] if found else None
 
 
 def products(table, instruction):
-  """Operations, 2 x multiply-adds, of a dot or convolution; 0 of anything else. TPUs compute every matrix product as a convolution."""
+  """Operations, 2 x multiply-adds, of a dot or convolution, and what a Pallas kernel says of itself; 0 of anything else. TPUs compute every
+  matrix product as a convolution. Of JAX's flash attention the forward kernel says it, the two backward kernels do not."""
+  if instruction.opcode == "custom-call" and (said := re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)):
+    return float(said[1])
   if instruction.opcode not in ("dot", "convolution"):
     return 0.0
   output = shapes(instruction.type)[0][1]
