@@ -224,6 +224,8 @@ def claimed(text):
 
 def pair_form(text):
   """The form that a statement about two images has by its template."""
+  if match := re.fullmatch("the (left|right) image shows (no|two|three) (.*)", text):
+    return f"{match[1]} number", (("no", "", "two", "three").index(match[2]), described(match[3]))
   if match := re.fullmatch("the (left|right) image shows (.*)", text):
     return match[1], claimed(match[2])
   for kind, content, template in scene_pairs.PAIR_TEMPLATES:
@@ -234,6 +236,8 @@ def pair_form(text):
 
 def judged_pair(text, left, right):
   kind, form = pair_form(text)
+  if kind in ("left number", "right number"):
+    return len(scene_text.matching(left if kind == "left number" else right, form[1])) == form[0]
   if kind in ("left", "right"):  # both images show it if the one does that is asked about
     only = left if kind == "left" else right
     return scene_oracle.judge_pair(("both", form), only, only)
@@ -269,11 +273,14 @@ def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held
     left, right = scenes.scene(config, "train", index), scenes.scene(config, "train", index + 100)
     for text, label in scene_statements.pair_statements(rng, left, right, 4):
       assert judged_pair(text, left, right) == (label == "True"), text
-      labels[label, "easier" if pair_form(text)[0] in ("left", "right", "any", "both") else "another kind"] += 1
+      kind, form = pair_form(text)
+      related = getattr(form, "relations", ())
+      labels[label, kind.split()[-1] if kind in ("left number", "right number") else f"of one image{' related' * bool(related)}"
+             if kind in ("left", "right") else "of both"] += 1
     for text, label in scene_statements.hypotheses(rng, left, 4):
       assert judged_hypothesis(text, left) == label, text
       labels[label, "relation" if len(text.split()) > 5 else "colour"] += 1
-  assert min(labels.values()) > 5 and len(labels) == 2 * 2 + 3 * 2, labels
+  assert min(labels.values()) > 5 and len(labels) == 2 * 4 + 3 * 2, labels
 
 
 # ---- text assignment

@@ -11,6 +11,7 @@ from mplug_jax.data import scene_pairs, scenes
 from mplug_jax.data.scene_text import DIRECTIONS, OPPOSITE, Desc, Words, matching, pick, related, with_article
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
+_NUMBERS = {"no": 0, "two": 2, "three": 3}
 _KINDS = 10  # sets tried for each statement: images that look alike allow very few
 
 
@@ -39,7 +40,8 @@ def pair_statements(rng, left, right, count, easier=0.5):
     texts = make(rng, left, right)
     return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
 
-  return _collect(rng, functools.partial(both, _like_the_records), [functools.partial(both, _shown)], easier, count)
+  alike, *simple = (functools.partial(both, make) for make in (_like_the_records, _shown, _related, _counted))
+  return _collect(rng, alike, simple, easier, count)
 
 
 def _like_the_records(rng, left, right):
@@ -74,6 +76,29 @@ def _shown(rng, left, right):
     values = bool(matching(left, desc)), bool(matching(right, desc))
     if values in true or values in false:
       texts.setdefault(values in true, template.format(x=with_article(words.say(desc))))
+  return texts
+
+
+def _related(rng, left, right):
+  """{truth: text} of two objects that one of the images shows, one beside the other."""
+  return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
+
+
+def _counted(rng, left, right):
+  """{truth: text} of how many objects one of the images shows."""
+  said = pick(rng, tuple(_NUMBERS))
+  return _of_one(rng, left, right, "count", f"the {{side}} image shows {said} {{x}}", lambda value: value == _NUMBERS[said])
+
+
+def _of_one(rng, left, right, content, template, holds):
+  """{truth: text} of the left image or the right one. holds: function of its value, see scene_pairs.content_of, None when in doubt."""
+  (side, scene), texts = pick(rng, (("left", left), ("right", right))), {}
+  for _ in range(_TRIES):
+    _, words, value = scene_pairs.content_of(rng, scene.config, scene.split, content)
+    if value(scene) is not None:
+      texts.setdefault(holds(value(scene)), template.format(side=side, x=words))
+    if len(texts) == 2:
+      break
   return texts
 
 
