@@ -75,7 +75,7 @@ def get_config(arg=""):
 
 
 def _scenes(c, arg):
-  config.scenes(c, arg, steps=900 if arg.init else 2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
+  config.scenes(c, arg, steps=2500 if arg.init else 2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
   c.eval.limit = 500
 
 
