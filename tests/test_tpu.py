@@ -126,6 +126,28 @@ def test_what_is_fetched_ahead_is_read_once_and_a_kernel_says_what_it_computes()
   assert found.flops == 12345
 
 
+def test_pairs_of_outputs_and_kernel_positions_are_those_counted_one_by_one():
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    inputs, kernel, outputs = (int(n) for n in rng.integers(1, 9, 3))
+    stride, dilation, spread, low = (int(n) for n in rng.integers((1, 1, 1, -3), (5, 7, 3, 9)))
+    positions = [o * stride + k * spread - low for k in range(kernel) for o in range(outputs)]
+    expected = sum(p >= 0 and p % dilation == 0 and p // dilation < inputs for p in positions)
+    window = {"stride": f"{stride}", "lhs_dilate": f"{dilation}", "rhs_dilate": f"{spread}", "pad": f"{low}_0"}
+    assert hlo._pairs(inputs, kernel, outputs, window, 0) == expected
+  # A batch as a dimension of the window: every output meets one kernel position.
+  assert hlo._pairs(16384, 16384, 16384, {"stride": "16383", "lhs_dilate": "16384"}, 0) == 16384
+
+
+def test_what_the_compiler_says_of_too_much_memory():
+  found = compiler._too_large("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 45.59G of 15.75G hbm. Exceeded")
+  assert (found.needed, found.limit) == (45.59 * 2**30, 15.75 * 2**30)
+  found = compiler._too_large("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.65T) exceeds "
+                              "available HBM (15.75G).")
+  assert (found.needed, found.limit) == (1.65 * 2**40, 15.75 * 2**30)
+  assert compiler._too_large("something else") is None
+
+
 @pytest.mark.parametrize("text,kind,expected", [
     ("%r = f32[64]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add", "all-reduce", (1, 256, 2 * 256 * 3 / 4)),
     ("%r = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}", "all-gather", (1, 256, 256 * 3 / 4)),
@@ -224,12 +246,32 @@ def test_the_command_says_what_is_wrong():
   assert run.returncode == 1 and run.stderr.splitlines()[-1] == "error: The chip 'v5x' is unknown; there are v4, v5e, v5p, v6e, tpu7x."
 
 
+def compile_tpu(tmp_path, *arguments):
+  """-> (exit status, what it printed, rows of --json)."""
+  rows = tmp_path / "rows.jsonl"
+  command = [sys.executable, "-m", "tools.compile_tpu", f"--config={tiny_run.ROOT}/configs/vqa.py:tiny", f"--json={rows}", *arguments]
+  run = subprocess.run(command, capture_output=True, text=True, cwd=tiny_run.ROOT, env=os.environ | topology.ENVIRONMENT)
+  assert run.returncode in (0, 3), run.stderr
+  return run.returncode, run.stdout, [json.loads(line) for line in rows.read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_real_compilation(tmp_path):
   pytest.importorskip("libtpu")
-  rows = tmp_path / "rows.jsonl"
-  run = subprocess.run([sys.executable, "-m", "tools.compile_tpu", f"--config={tiny_run.ROOT}/configs/vqa.py:tiny", "--topology=v5e:2x2",
-                        f"--json={rows}"], capture_output=True, text=True, cwd=tiny_run.ROOT, env=os.environ | topology.ENVIRONMENT)
-  assert run.returncode == 0, run.stderr
-  row = json.loads(rows.read_text())
-  assert row["fits"] and 0.9 < row["tflop"] / row["model_tflop"] < 2 and row["collectives"]
+  status, _, (row,) = compile_tpu(tmp_path, "--topology=v5e:2x2")
+  assert status == 0 and row["fits"] and 0.9 < row["tflop"] / row["model_tflop"] < 2 and row["collectives"]
+
+
+@pytest.mark.slow
+def test_a_real_program_that_does_not_fit_gets_a_change_that_does(tmp_path):
+  pytest.importorskip("libtpu")
+  status, said, (row, fixed) = compile_tpu(tmp_path, "--topology=v5e:1x1", "--batch=16384")
+  assert status == 3 and not row["fits"] and row["needed_gib"] > row["limit_gib"] == 15.75
+  assert fixed["fits"] and fixed["peak_gib"] < 15.75 and "this fits: --config.model.remat=full --config.optim.microbatches=2" in said
+
+
+@pytest.mark.slow
+def test_a_real_plan(tmp_path):
+  pytest.importorskip("libtpu")
+  status, said, rows = compile_tpu(tmp_path, "--topology=v5e:2x2", "--batch=4096", "--plan", "--max_compiles=2")
+  assert status == 0 and rows and all("mesh.data" in row["flags"] for row in rows) and "fastest that fits: --config.mesh.data=" in said

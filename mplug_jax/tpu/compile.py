@@ -128,7 +128,9 @@ def model_flops(task, config, name):
 
 def _too_large(message):
   """DoesNotFit by the compiler's message about HBM, or None where it is about something else."""
-  found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+  number = r"([\d.]+)([KMGT])"
+  found = (re.search(f"Used {number} of {number} hbm", message)  # it tried to place everything
+           or re.search(rf"required for .*\({number}\) exceeds available HBM \({number}\)", message))  # it saw at once that it cannot
   if not found:
     return None
   unit = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}

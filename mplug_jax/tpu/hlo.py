@@ -262,12 +262,19 @@ def _pairs(inputs, kernel, outputs, window, i):
   value = lambda name, default: window[name].split("x")[i] if name in window else default  # noqa: E731
   stride, dilation, kernel_dilation = (int(value(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate"))
   low = int(value("pad", "0_0").split("_")[0])
+  # position = out * stride + k * kernel_dilation - low must be a multiple of dilation, and within the inputs: out is in a range, and one
+  # of every `step` numbers. In closed form, since a batch may be such a dimension: thousands of kernel positions by thousands of outputs.
+  shared = math.gcd(stride, dilation)
+  step = dilation // shared
+  inverse = pow(stride // shared, -1, step) if step > 1 else 0
   count = 0
   for k in range(kernel):
-    # position = out * stride + k * kernel_dilation - low must be a multiple of dilation within the inputs
-    for o in range(outputs):
-      position = o * stride + k * kernel_dilation - low
-      count += position >= 0 and position % dilation == 0 and position // dilation < inputs
+    rest = low - k * kernel_dilation
+    if rest % shared:
+      continue
+    first, last = max(0, -(-rest // stride)), min(outputs - 1, (rest + (inputs - 1) * dilation) // stride)
+    first += (rest // shared * inverse - first) % step
+    count += max(0, (last - first) // step + 1)
   return count
 
 
