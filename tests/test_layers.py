@@ -282,6 +282,27 @@ def test_remat_saves_memory(depth):
   assert needed["full"] < 0.7 * needed["none"], needed
 
 
+def test_a_policy_may_keep_the_outputs_of_products():
+  """How many products each policy computes: of three with parameters in a layer, forward and two gradients of each, and recomputed."""
+  class Products(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = layers.Dense(16, name="a")(x)
+      x = layers.Dense(16, activation=layers.gelu, name="b")(layers.LayerNorm(1e-6)(x))
+      return layers.Dense(16, activation=layers.gelu, name="c")(x)
+
+  x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
+  for policy in ("none", "dots", "full"):
+    layer = layers.remat(Products, policy)()
+    params = layer.init(jax.random.key(0), x)
+    loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
+    counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+    gradients[policy] = jax.grad(loss)(params)
+  assert counts["none"] == counts["dots"] and counts["full"] == counts["none"] + 2  # nobody asks for the last output again
+  for policy in ("dots", "full"):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients[policy], gradients["none"])
+
+
 def test_remat_outside_a_loop_has_a_barrier():
   layer = layers.remat(Wide, "full")()
   params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((4, 8)))

@@ -10,11 +10,13 @@ import math
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from mplug_jax.models.attention import attention, masked_scores
 from mplug_jax.models.dropout import dropout, random_bits
 
+_PRODUCT = "product with parameters"  # name of the output of every Dense
 UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of saved activations costs a fifth of the step
 
 
@@ -113,7 +115,8 @@ class Dense(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
-    return linear(self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
+    # Named for `remat`: the gradient rule hides the product from policies that look for one.
+    return checkpoint_name(linear(self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)), _PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -230,7 +233,7 @@ def remat(layer, policy, looped=False):
   if policy == "none":
     return layer
   policies = {"full": jax.checkpoint_policies.nothing_saveable,
-              "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+              "dots": jax.checkpoint_policies.save_only_these_names(_PRODUCT)}
   if policy not in policies:
     raise ValueError(f"config.model.remat={policy!r} is not one of none, {', '.join(policies)}.")
   return nn.remat(layer, prevent_cse=not looped, policy=policies[policy])
