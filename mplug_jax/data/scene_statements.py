@@ -80,16 +80,8 @@ def _shown(rng, left, right):
 
 
 def _related(rng, left, right):
-  """{truth: text} of two objects that one of the images shows, one beside the other. Half of them are told by colour and shape, as in a
-  hypothesis, which is where relations are learnt: told by colour alone, as the records tell them, they stay at chance."""
-  if rng.random() < 0.5:
-    return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
-  side, scene = pick(rng, (("left", left), ("right", right)))
-  words, forms = Words(rng), {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)}
-  if None in forms.values():
-    return {}
-  return {truth: f"the {side} image shows {with_article(words.say(first))} {words.relation(relation)} {with_article(words.say(second))}"
-          for truth, ((first, second), ((relation, _, _),)) in forms.items()}
+  """{truth: text} of two objects that one of the images shows, one beside the other."""
+  return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
 
 
 def _counted(rng, left, right):
