@@ -29,7 +29,6 @@ from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.step_benchmark import timed
-from mplug_jax.tasks import base
 from tools import benchmark_loader, benchmark_report
 
 BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
@@ -126,7 +125,7 @@ def caption(options):
 
   def generate(params, image):
     model = type(task.model)
-    memory = task.model.memory(task.apply(params, model.encode_image, base.normalise(image)))
+    memory = task.model.memory(task.with_tokens(params, {"image": image})["image"])
     cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
     prompt = jnp.full((memory.rows, 1), tokenizer.bos_id, jnp.int32)
     return decode.beam_search(
