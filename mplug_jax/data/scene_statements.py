@@ -34,13 +34,13 @@ def pair_statements(rng, left, right, count, easier=0.5):
   """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split, a share `easier` of them easier.
 
   A true and a false one of a kind are a set; a kind of which these images allow one alone is left out, or its words would tell the
-  label.
+  label. Relations, which most records need and which are the hardest, come twice as often as the other easier ones.
   """
   def both(make):
     texts = make(rng, left, right)
     return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
 
-  alike, *simple = (functools.partial(both, make) for make in (_like_the_records, _shown, _related, _counted))
+  alike, *simple = (functools.partial(both, make) for make in (_like_the_records, _shown, _related, _related, _counted))
   return _collect(rng, alike, simple, easier, count)
 
 
@@ -80,8 +80,16 @@ def _shown(rng, left, right):
 
 
 def _related(rng, left, right):
-  """{truth: text} of two objects that one of the images shows, one beside the other."""
-  return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
+  """{truth: text} of two objects that one of the images shows, one beside the other. Half of them are told by colour and shape, as in a
+  hypothesis: what entailment has learnt of relations begins there."""
+  if rng.random() < 0.5:
+    return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
+  side, scene = pick(rng, (("left", left), ("right", right)))
+  words, forms = Words(rng), {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)}
+  if None in forms.values():
+    return {}
+  return {truth: f"the {side} image shows {with_article(words.say(first))} {words.relation(relation)} {with_article(words.say(second))}"
+          for truth, ((first, second), ((relation, _, _),)) in forms.items()}
 
 
 def _counted(rng, left, right):
