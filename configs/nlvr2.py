@@ -4,6 +4,7 @@
     python -m mplug_jax.main --config=configs/snli_ve.py:init=runs/grounding
     python -m mplug_jax.main --config=configs/nlvr2.py:steps=1000,init=runs/snli_ve --config.data.easier=0.9
     python -m mplug_jax.main --config=configs/nlvr2.py:steps=1600,init=runs/nlvr2 --config.data.easier=0.4 --workdir=runs/nlvr2_on
+    python -m mplug_jax.main --config=configs/nlvr2.py:steps=700,init=runs/nlvr2_on --config.data.easier=0.1 --workdir=runs/nlvr2_last
 
 trains the small preset on pairs of generated scenes ("exactly one of the two images shows a red square"), first on easier statements,
 most of them about one of the images. Without init= it begins at random and stays at chance for long, and from grounding alone as well:
