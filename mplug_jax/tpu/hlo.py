@@ -207,21 +207,8 @@ class _Counter:
 
 def _moved(start):
   """Bytes of HBM that an asynchronous slice reads and writes; its type is ((the array), the slice, a flag)."""
-  (*_, array), moved = (shapes(part) for part in _split(start.type)[:2])
-  dtype, dims, in_memory = moved[0]
-  return (array[2] + in_memory) * math.prod(dims) * _BITS.get(dtype, 8) / 8
-
-
-def _split(kind):
-  """Text of a tuple type -> text of its elements."""
-  parts, depth = [""], 0
-  for letter in kind[1:-1]:
-    depth += (letter in "({[") - (letter in ")}]")
-    if letter == "," and not depth:
-      parts.append("")
-    else:
-      parts[-1] += letter
-  return parts
+  (_, _, read), (dtype, dims, written), *_ = shapes(start.type)
+  return (read + written) * math.prod(dims) * _BITS.get(dtype, 8) / 8
 
 
 def _called(instruction, what):
