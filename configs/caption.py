@@ -39,22 +39,36 @@ from mplug_jax import config
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
   c = config.defaults("caption", arg.size)
-  c.task.update({
-      "prompt": "", "prompt_mode": "mended",  # or "official": docs/official.md item 32
-      "beams": 3, "min_length": 1, "max_length": 40, "beam_mode": "standard", "no_repeat_ngram": 0,
-  })
-  c.data.update({
-      "name": arg.data, "examples": "caption",
-      "captions_per_image": 5,   # of a training record: an epoch has every caption once; 1: a record a sentence, as official
-      "max_caption": 40,         # tokens, [CLS], prompt and [SEP] included
-      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
-  })
+  c.task.update(
+    {
+      "prompt": "",
+      "prompt_mode": "mended",  # or "official": docs/official.md item 32
+      "beams": 3,
+      "min_length": 1,
+      "max_length": 40,
+      "beam_mode": "standard",
+      "no_repeat_ngram": 0,
+    }
+  )
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "caption",
+      "captions_per_image": 5,  # of a training record: an epoch has every caption once; 1: a record a sentence, as official
+      "max_caption": 40,  # tokens, [CLS], prompt and [SEP] included
+      "strict": False,
+      "blank_image": arg.blank,
+      "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
+    }
+  )
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c)
   else:
     config.from_scratch(c, 1e-3, 0.05)
-  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|text_encoder|fusion_encoder)/.*")
+  return config.finish(
+    c, arg, unused="(vision_proj|text_proj|itm_head|temp|text_encoder|fusion_encoder)/.*"
+  )
 
 
 def _scenes(c, arg):
@@ -70,8 +84,12 @@ def _files(c, **files):
 
 
 def _karpathy(c, arg, images=""):
-  train, val, test = (os.path.join(arg.root, f"caption_{split}.json") for split in ("train", "val", "test"))
-  _files(c, train_files=(train,), val_file=val, test_file=test, image_root=os.path.join(arg.root, images))
+  train, val, test = (
+    os.path.join(arg.root, f"caption_{split}.json") for split in ("train", "val", "test")
+  )
+  _files(
+    c, train_files=(train,), val_file=val, test_file=test, image_root=os.path.join(arg.root, images)
+  )
 
 
 def _nocaps(c, arg):
@@ -97,13 +115,23 @@ def _tfds(c, arg):
   _files(c, **config.own_tfds(arg))
 
 
-_DATA = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "folder": _folder, "shards": _shards, "tfds": _tfds}
+_DATA = {
+  "scenes": _scenes,
+  "karpathy": _karpathy,
+  "nocaps": _nocaps,
+  "jsonl": _jsonl,
+  "folder": _folder,
+  "shards": _shards,
+  "tfds": _tfds,
+}
 
 
 def _paper(c):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, beam search."""
   # One unit of warm-up: of the official four, three pass in iterations that only accumulate.
-  config.official(c, 1024, lr=1e-5, visual_lr=5e-6, epochs=5, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
+  config.official(
+    c, 1024, lr=1e-5, visual_lr=5e-6, epochs=5, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6
+  )
   c.task.update({"beams": 5, "min_length": 8, "max_length": 25, "beam_mode": "reference"})
   c.data.update({"captions_per_image": 1, "max_caption": 25})
   if c.data.name != "scenes":

@@ -21,15 +21,20 @@ def get_config(arg=""):
   c = config.sibling(__file__, "caption").get_config(arg)
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
   if not arg.init and arg.size != "tiny":
-    raise ValueError(f"configs/caption_scst.py goes on from a captioning run: name its folder, as {_REQUIRED}.")
+    raise ValueError(
+      f"configs/caption_scst.py goes on from a captioning run: name its folder, as {_REQUIRED}."
+    )
   with c.unlocked():
     c.name, c.task.name = "caption_scst", "scst"
-    c.task.update({
-        "candidates": "sample", "count": 5,       # "beam": the best of a beam search
-        "baseline": "mean",                       # of the candidates; or "greedy": the reward of the greedy caption
-        "normalise": "none",                      # "official": divided by the length penalty and by the length
+    c.task.update(
+      {
+        "candidates": "sample",
+        "count": 5,  # "beam": the best of a beam search
+        "baseline": "mean",  # of the candidates; or "greedy": the reward of the greedy caption
+        "normalise": "none",  # "official": divided by the length penalty and by the length
         "sample_dropout": False,
-    })
+      }
+    )
     if arg.size in ("base", "large", "huge"):
       _paper(c, arg.size)
     elif arg.size == "small":
@@ -44,4 +49,10 @@ def _paper(c, size):
   c.task.update({"candidates": "beam", "normalise": "official"})
   c.batch_size = 128 if size == "base" else 256
   c.optim.update({"lr": 1e-6, "visual_lr": 1e-6})
-  c.optim.schedule = {"name": "official", "epochs": 5, "warmup_units": 4, "warmup_lr": 1e-5, "min_lr": 8e-8}
+  c.optim.schedule = {
+    "name": "official",
+    "epochs": 5,
+    "warmup_units": 4,
+    "warmup_lr": 1e-5,
+    "min_lr": 8e-8,
+  }

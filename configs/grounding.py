@@ -38,26 +38,46 @@ _SIDES = tuple((21 - i) / 21 for i in range(7))  # 336, 320, ..., 240 pixels of 
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", dataset="unc", test="", root="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="scenes", dataset="unc", test="", root="", init="", res=0, steps=0, blank=False
+  )
   c = config.defaults("grounding", arg.size)
-  c.task.update({
+  c.task.update(
+    {
       "bins": {"tiny": 96, "small": 32}.get(arg.size, 336),
-      "rounding": "down",              # of coordinates to bins, as official; or "nearest"
-      "box_weights": "own",            # or "batch", as the official code computes them, or "none"
-      "eval_normalisation": "clip",    # "imagenet": as the official evaluation
-  })
+      "rounding": "down",  # of coordinates to bins, as official; or "nearest"
+      "box_weights": "own",  # or "batch", as the official code computes them, or "none"
+      "eval_normalisation": "clip",  # "imagenet": as the official evaluation
+    }
+  )
   c.tokenizer.locations = c.task.bins + 1
-  c.data.update({
-      "name": arg.data, "examples": "grounding", "expressions_per_image": 1, "max_phrase": 20, "strict": False, "blank_image": arg.blank,
-      "augment": {"long_sides": _SIDES, "crop": 0.5, "official_crop": False, "jitter": 0.8, "flip": 0.5,
-                  "position_words": ("left", "right", "top", "bottom", "middle"), "official_words": False},
-  })
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "grounding",
+      "expressions_per_image": 1,
+      "max_phrase": 20,
+      "strict": False,
+      "blank_image": arg.blank,
+      "augment": {
+        "long_sides": _SIDES,
+        "crop": 0.5,
+        "official_crop": False,
+        "jitter": 0.8,
+        "flip": 0.5,
+        "position_words": ("left", "right", "top", "bottom", "middle"),
+        "official_words": False,
+      },
+    }
+  )
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg.size)
   else:
     _small(c)
-  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*")
+  return config.finish(
+    c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*"
+  )
 
 
 def _small(c):
@@ -77,8 +97,10 @@ def _scenes(c, arg):
 
 def _files(c, arg):
   """Sources read from files under `root`."""
+
   def under_root(name):
     return os.path.join(arg.root, name)
+
   c.total_epochs = 120 if arg.size in ("base", "large", "huge") else 20
   c.eval.split = "val"
   return under_root
@@ -87,8 +109,14 @@ def _files(c, arg):
 def _transvg(c, arg):
   """The lists of TransVG, which the official code reads."""
   under_root = _files(c, arg)
-  c.data.update({"dataset": arg.dataset, "split_root": under_root("data"), "image_root": under_root("ln_data"),
-                 "test_name": arg.test or ("testA" if arg.dataset in ("unc", "unc+", "vg_uni") else "test")})
+  c.data.update(
+    {
+      "dataset": arg.dataset,
+      "split_root": under_root("data"),
+      "image_root": under_root("ln_data"),
+      "test_name": arg.test or ("testA" if arg.dataset in ("unc", "unc+", "vg_uni") else "test"),
+    }
+  )
 
 
 def _jsonl(c, arg):
@@ -100,8 +128,14 @@ def _jsonl(c, arg):
 def _refcoco(c, arg):
   """Json lists of {"image" or "file_name", "bbox", "sentences"}."""
   under_root = _files(c, arg)
-  c.data.update({"train_files": (under_root("train.json"),), "val_file": under_root("val.json"),
-                 "test_file": under_root(f"{arg.test or 'test'}.json"), "image_root": under_root("")})
+  c.data.update(
+    {
+      "train_files": (under_root("train.json"),),
+      "val_file": under_root("val.json"),
+      "test_file": under_root(f"{arg.test or 'test'}.json"),
+      "image_root": under_root(""),
+    }
+  )
 
 
 def _tfds(c, arg):
@@ -111,11 +145,29 @@ def _tfds(c, arg):
   c.data.update({**config.own_tfds(arg), "splits": (train, val, arg.test or test)})
 
 
-_DATA = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco, "tfds": _tfds}
+_DATA = {
+  "scenes": _scenes,
+  "transvg": _transvg,
+  "jsonl": _jsonl,
+  "refcoco": _refcoco,
+  "tfds": _tfds,
+}
 
 
 def _paper(c, size):
   """The official fine-tuning: learning rates, schedule, batch, in float32 as there."""
-  config.official(c, 192, lr=2e-5, visual_lr=5e-6, dtype="float32", epochs=120, warmup_units=20, warmup_lr=1e-6, min_lr=1e-6)
-  c.model.update({"image_size": 336 if size != "base" else 384, "remat": "none" if size == "base" else "full"})
+  config.official(
+    c,
+    192,
+    lr=2e-5,
+    visual_lr=5e-6,
+    dtype="float32",
+    epochs=120,
+    warmup_units=20,
+    warmup_lr=1e-6,
+    min_lr=1e-6,
+  )
+  c.model.update(
+    {"image_size": 336 if size != "base" else 384, "remat": "none" if size == "base" else "full"}
+  )
   c.optim.clip = 0.0

@@ -41,14 +41,20 @@ _shared = config.sibling(__file__, "snli_ve")
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", root="", labels="", pairing="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="scenes", root="", labels="", pairing="", init="", res=0, steps=0, blank=False
+  )
   assignment = arg.data in ("captions", "scene_captions")
   c = config.defaults("nlvr2", arg.size)
-  _shared.classification(c, arg, images=2, labels=("first", "second", "neither") if assignment else ("False", "True"))
+  _shared.classification(
+    c, arg, images=2, labels=("first", "second", "neither") if assignment else ("False", "True")
+  )
   config.choose(_DATA, arg.data)(c, arg)
   c.model.pairing = arg.pairing or ("duplicated" if assignment else "shared")
   if arg.size in ("base", "large", "huge"):
-    _shared.paper(c, arg.size, batch_size=256 if assignment else 128, epochs=1 if assignment else 10)
+    _shared.paper(
+      c, arg.size, batch_size=256 if assignment else 128, epochs=1 if assignment else 10
+    )
     if assignment:
       c.model.image_size = 256 if c.model.patch_size == 16 else 252  # a multiple of the patch size
   if c.model.pairing == "duplicated":
@@ -60,12 +66,12 @@ def get_config(arg=""):
 def _scenes(c, arg):
   _shared.scenes(c, arg)
   c.total_steps = 1500
-  c.batch_size = 16              # pairs, each with eight statements: two images cost twice the time
+  c.batch_size = 16  # pairs, each with eight statements: two images cost twice the time
   c.data.max_text = 24
   if arg.size == "small":
     c.data.sentences_per_row = 8
     if arg.init:
-      c.optim.lr = 2.5e-4        # at twice that, and with half the statements, relations that entailment knew were forgotten
+      c.optim.lr = 2.5e-4  # at twice that, and with half the statements, relations that entailment knew were forgotten
 
 
 def _nlvr2(c, arg):
@@ -84,4 +90,10 @@ def _scene_captions(c, arg):
   c.data.update({"max_text": 40, "mirror": 0.0, "sentences_per_row": 1})
 
 
-_DATA = {"scenes": _scenes, "nlvr2": _nlvr2, "jsonl": _shared.own_data, "captions": _captions, "scene_captions": _scene_captions}
+_DATA = {
+  "scenes": _scenes,
+  "nlvr2": _nlvr2,
+  "jsonl": _shared.own_data,
+  "captions": _captions,
+  "scene_captions": _scene_captions,
+}

@@ -31,32 +31,81 @@ import os
 from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
-_NEW = ("(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*", "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*")
+_NEW = (
+  "(text_encoder|fusion_encoder|text_decoder)/.*crossattention.*",
+  "(visn_fc|visn_layer_norm|vision_proj|text_proj|itm_head|temp)/.*",
+)
 # What configs/retrieval.py calls it.
-_DATA = {"scenes": "scenes", "files": "jsonl", "jsonl": "jsonl", "folder": "folder", "shards": "shards", "tfds": "tfds"}
+_DATA = {
+  "scenes": "scenes",
+  "files": "jsonl",
+  "jsonl": "jsonl",
+  "folder": "folder",
+  "shards": "shards",
+  "tfds": "tfds",
+}
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", root="", sets="coco/vg/cc/sbu", clip="", bert="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg,
+    data="scenes",
+    root="",
+    sets="coco/vg/cc/sbu",
+    clip="",
+    bert="",
+    init="",
+    res=0,
+    steps=0,
+    blank=False,
+  )
   if bool(arg.clip) != bool(arg.bert):
-    raise ValueError("Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them.")
+    raise ValueError(
+      "Start from both clip=FOLDER and bert=FOLDER, from init=FOLDER, or from none of them."
+    )
   source = config.choose(_DATA, arg.data) + (f":{arg.file}" if arg.file else "")
-  c = config.variant(__file__, "retrieval", arg, data=source, root=arg.root, res=arg.res, steps=arg.steps, blank=arg.blank)
+  c = config.variant(
+    __file__,
+    "retrieval",
+    arg,
+    data=source,
+    root=arg.root,
+    res=arg.res,
+    steps=arg.steps,
+    blank=arg.blank,
+  )
   c.name = "pretrain"
-  c.task.update({
+  c.task.update(
+    {
       "name": "pretrain",
       "coefficients": {"itc": 1.0, "itm": 1.0, "mlm": 1.0, "prefix_lm": 1.0},
-      "mlm_alpha": 0.4 if arg.size in ("base", "large", "huge") else 0.0,  # weight of the teacher's distribution over hidden tokens
-  })
-  c.data.update({
-      "name": arg.data, "examples": "pretrain",
-      "mask_probability": 0.15, "whole_words": False,  # of a token, or of a word, to be hidden
-      "empty_prefix": 0.0 if arg.size in ("base", "large", "huge") else 0.2,  # share of captions to be told from the image alone
-      "weights": (),             # shares of train_files; (): by their sizes
-  })
+      "mlm_alpha": 0.4
+      if arg.size in ("base", "large", "huge")
+      else 0.0,  # weight of the teacher's distribution over hidden tokens
+    }
+  )
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "pretrain",
+      "mask_probability": 0.15,
+      "whole_words": False,  # of a token, or of a word, to be hidden
+      "empty_prefix": 0.0
+      if arg.size in ("base", "large", "huge")
+      else 0.2,  # share of captions to be told from the image alone
+      "weights": (),  # shares of train_files; (): by their sizes
+    }
+  )
   if arg.data == "files":
-    c.data.update({"train_files": tuple(os.path.join(arg.root, f"{name}.json") for name in arg.sets.split("/")),
-                   "val_file": os.path.join(arg.root, "coco_val.json"), "test_file": os.path.join(arg.root, "coco_test.json")})
+    c.data.update(
+      {
+        "train_files": tuple(
+          os.path.join(arg.root, f"{name}.json") for name in arg.sets.split("/")
+        ),
+        "val_file": os.path.join(arg.root, "coco_val.json"),
+        "test_file": os.path.join(arg.root, "coco_test.json"),
+      }
+    )
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg)
   elif arg.data == "scenes" and not arg.init and not arg.steps:
@@ -71,8 +120,10 @@ def _paper(c, arg):
   large = arg.size != "base"
   if arg.data != "scenes":
     c.total_epochs = 30
-  c.task.ramp_steps = 4000       # the official first epoch of 4 million images
+  c.task.ramp_steps = 4000  # the official first epoch of 4 million images
   c.data.augment.scale = (0.2, 1.0)
   c.model.image_size = arg.res or (224 if large else 256)
   c.optim.update({"lr": 5e-5, "visual_lr": 5e-6} if large else {"lr": 1e-4, "visual_lr": 1e-5})
-  c.optim.schedule.update({"epochs": 30, "warmup_units": 20, "warmup_lr": 1e-6, "min_lr": 2e-6 if large else 1e-6})
+  c.optim.schedule.update(
+    {"epochs": 30, "warmup_units": 20, "warmup_lr": 1e-6, "min_lr": 2e-6 if large else 1e-6}
+  )

@@ -34,28 +34,36 @@ def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
   c = config.defaults("retrieval", arg.size)
   c.batch_size = 64
-  c.task.update({
-      "queue": 4096,             # columns of past features, which the batch is compared with too; 0: no teacher, the batch alone
-      "alpha": 0.4,              # weight of the teacher's targets, reached after
-      "ramp_steps": 500,         # updates; the official first epoch
-      "match": "image",          # or "row": other captions of an image are wrong
-      "contrast_chunk": 0,       # columns whose similarities exist at a time; 0: all
+  c.task.update(
+    {
+      "queue": 4096,  # columns of past features, which the batch is compared with too; 0: no teacher, the batch alone
+      "alpha": 0.4,  # weight of the teacher's targets, reached after
+      "ramp_steps": 500,  # updates; the official first epoch
+      "match": "image",  # or "row": other captions of an image are wrong
+      "contrast_chunk": 0,  # columns whose similarities exist at a time; 0: all
       "clamp_temperature": True,
       "negatives": {
-          "group": 0,            # rows that hard negatives are drawn from, 0: up to 64
-          "greedy": False,       # True: the hardest row instead of a draw
-          "ramp_steps": 0,       # updates until negatives are as hard as features can find; any rows at first
+        "group": 0,  # rows that hard negatives are drawn from, 0: up to 64
+        "greedy": False,  # True: the hardest row instead of a draw
+        "ramp_steps": 0,  # updates until negatives are as hard as features can find; any rows at first
       },
-      "rerank_k": 32,            # candidates of every query that are re-ranked; 0: similarity alone
-      "rerank_texts": 16,        # an image is matched with so many texts at a time
+      "rerank_k": 32,  # candidates of every query that are re-ranked; 0: similarity alone
+      "rerank_texts": 16,  # an image is matched with so many texts at a time
       "rerank_similarity": "none",  # beside the logit of a match; "add", or "likelihood": what it adds up to after hard negatives
-  })
+    }
+  )
   c.ema.update({"decay": 0.995, "use": "teacher"})
-  c.data.update({
-      "name": arg.data, "examples": "retrieval",
-      "max_words": 30, "max_caption": 30,  # words; tokens with [CLS]
-      "strict": False, "blank_image": arg.blank, "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
-  })
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "retrieval",
+      "max_words": 30,
+      "max_caption": 30,  # words; tokens with [CLS]
+      "strict": False,
+      "blank_image": arg.blank,
+      "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
+    }
+  )
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c)
@@ -75,7 +83,13 @@ def get_config(arg=""):
 
 
 def _scenes(c, arg):
-  config.scenes(c, arg, steps=2500 if arg.init else 2000, records=64 if arg.size == "tiny" else 0, max_caption=28)
+  config.scenes(
+    c,
+    arg,
+    steps=2500 if arg.init else 2000,
+    records=64 if arg.size == "tiny" else 0,
+    max_caption=28,
+  )
   c.eval.limit = 500
 
 
@@ -88,13 +102,15 @@ def _files(c, **files):
 
 
 def _official(c, arg, prefix):
-  train, val, test = (os.path.join(arg.root, f"{prefix}{split}.json") for split in ("train", "val", "test"))
+  train, val, test = (
+    os.path.join(arg.root, f"{prefix}{split}.json") for split in ("train", "val", "test")
+  )
   _files(c, train_files=(train,), val_file=val, test_file=test, image_root=arg.root)
 
 
 def _coco(c, arg):
   _official(c, arg, "coco_")
-  c.task.ramp_steps = 553        # of batches of 1,024
+  c.task.ramp_steps = 553  # of batches of 1,024
 
 
 def _flickr30k(c, arg):
@@ -119,12 +135,22 @@ def _tfds(c, arg):
   _files(c, **config.own_tfds(arg))
 
 
-_DATA = {"scenes": _scenes, "coco": _coco, "flickr30k": _flickr30k, "jsonl": _jsonl, "folder": _folder, "shards": _shards, "tfds": _tfds}
+_DATA = {
+  "scenes": _scenes,
+  "coco": _coco,
+  "flickr30k": _flickr30k,
+  "jsonl": _jsonl,
+  "folder": _folder,
+  "shards": _shards,
+  "tfds": _tfds,
+}
 
 
 def _paper(c):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, queues, re-ranking."""
-  config.official(c, 1024, lr=1e-5, visual_lr=2e-6, epochs=8, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
+  config.official(
+    c, 1024, lr=1e-5, visual_lr=2e-6, epochs=8, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6
+  )
   c.task.update({"queue": 65536, "rerank_k": 256})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
   c.model.remat = "full"

@@ -26,7 +26,9 @@ from mplug_jax import config
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False
+  )
   c = config.defaults("snli_ve", arg.size)
   classification(c, arg, images=1, labels=("contradiction", "neutral", "entailment"))
   config.choose(_DATA, arg.data)(c, arg)
@@ -37,17 +39,28 @@ def get_config(arg=""):
 
 def classification(c, arg, images, labels):
   """What every classification of images and a sentence needs, before its data."""
-  c.task.update({
+  c.task.update(
+    {
       "name": "classification",
       "distill": {"alpha": 0.0, "ramp_steps": 0},  # alpha > 0 needs ema.use teacher or both
-  })
-  c.data.update({
-      "name": arg.data, "examples": "classification", "images_per_text": images,
+    }
+  )
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "classification",
+      "images_per_text": images,
       "labels": tuple(arg.labels.split("/")) if arg.labels else labels,
-      "max_words": 30, "max_text": 24, "sentences_per_row": 1,
-      "swap": 0.0, "mirror": 0.0,  # see data/classification.py
-      "strict": False, "blank_image": arg.blank,
-      "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False}})
+      "max_words": 30,
+      "max_text": 24,
+      "sentences_per_row": 1,
+      "swap": 0.0,
+      "mirror": 0.0,  # see data/classification.py
+      "strict": False,
+      "blank_image": arg.blank,
+      "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
+    }
+  )
 
 
 def scenes(c, arg):
@@ -84,7 +97,16 @@ _DATA = {"scenes": scenes, "snli_ve": _snli_ve, "jsonl": own_data}
 
 def paper(c, size, batch_size, epochs):
   """ALBEF's fine-tuning; mPLUG's own settings are not published."""
-  config.official(c, batch_size, lr=2e-5, visual_lr=2e-5, epochs=epochs, warmup_units=1, warmup_lr=1e-5, min_lr=1e-6)
+  config.official(
+    c,
+    batch_size,
+    lr=2e-5,
+    visual_lr=2e-5,
+    epochs=epochs,
+    warmup_units=1,
+    warmup_lr=1e-5,
+    min_lr=1e-6,
+  )
   c.total_epochs = epochs
   c.task.distill.alpha = 0.4
   c.ema.update({"decay": 0.995, "use": "teacher"})
@@ -95,5 +117,9 @@ def paper(c, size, batch_size, epochs):
 def finish(c, arg):
   """See config.finish."""
   c.model.classes = len(c.data.labels)
-  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*",
-                       new=("cls_head/.*",))
+  return config.finish(
+    c,
+    arg,
+    unused="(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*",
+    new=("cls_head/.*",),
+  )

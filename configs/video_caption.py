@@ -20,16 +20,46 @@ _DATA = {"clips": False, "vatex": True}  # whether it is the paper's setting
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+  )
   paper = config.choose(_DATA, arg.data)
-  c = config.variant(__file__, "caption", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (448 if paper else 0),
-                     steps=arg.steps, blank=arg.blank)
+  c = config.variant(
+    __file__,
+    "caption",
+    arg,
+    data="jsonl" if paper else "scenes",
+    root=arg.root,
+    res=arg.res or (448 if paper else 0),
+    steps=arg.steps,
+    blank=arg.blank,
+  )
   c.name = "video_caption"
-  c.data.update({"name": arg.data, "frames": arg.frames or 8, "frame_sampling": arg.sampling or ("official" if paper else "centres")})
+  c.data.update(
+    {
+      "name": arg.data,
+      "frames": arg.frames or 8,
+      "frame_sampling": arg.sampling or ("official" if paper else "centres"),
+    }
+  )
   if paper:
-    c.data.update({"test_file": os.path.join(arg.root, "test.json"), "image_root": os.path.join(arg.root, "videos"), "video_suffix": ".mp4",
-                   "max_caption": 32})
-    c.task.update({"prompt": "a picture of", "beams": 10, "min_length": 15, "max_length": 25, "beam_mode": "reference"})
+    c.data.update(
+      {
+        "test_file": os.path.join(arg.root, "test.json"),
+        "image_root": os.path.join(arg.root, "videos"),
+        "video_suffix": ".mp4",
+        "max_caption": 32,
+      }
+    )
+    c.task.update(
+      {
+        "prompt": "a picture of",
+        "beams": 10,
+        "min_length": 15,
+        "max_length": 25,
+        "beam_mode": "reference",
+      }
+    )
     c.eval.batch_size = 8
   elif arg.size != "tiny":
     c.eval.limit = 200

@@ -20,17 +20,38 @@ _DATA = {"clips": False, "video_qa": True}  # whether it is the paper's setting
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+  )
   paper = config.choose(_DATA, arg.data)
-  c = config.variant(__file__, "vqa", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (480 if paper else 0),
-                     steps=arg.steps, blank=arg.blank)
+  c = config.variant(
+    __file__,
+    "vqa",
+    arg,
+    data="jsonl" if paper else "scenes",
+    root=arg.root,
+    res=arg.res or (480 if paper else 0),
+    steps=arg.steps,
+    blank=arg.blank,
+  )
   c.name = "video_qa"
-  c.data.update({"name": arg.data, "frames": arg.frames or (16 if paper else 8), "questions_per_image": 1 if paper else 5,
-                 "frame_sampling": arg.sampling or ("official" if paper else "centres")})
+  c.data.update(
+    {
+      "name": arg.data,
+      "frames": arg.frames or (16 if paper else 8),
+      "questions_per_image": 1 if paper else 5,
+      "frame_sampling": arg.sampling or ("official" if paper else "centres"),
+    }
+  )
   c.eval.split = "test"
   if paper:
-    c.data.update({"video_root": os.path.join(arg.root, "videos"), "video_suffix": ".mp4",
-                   "answer_list": os.path.join(arg.root, "answers.json")})
+    c.data.update(
+      {
+        "video_root": os.path.join(arg.root, "videos"),
+        "video_suffix": ".mp4",
+        "answer_list": os.path.join(arg.root, "answers.json"),
+      }
+    )
     c.task.predict = "rank"
     c.eval.batch_size = 1
   elif arg.size != "tiny":

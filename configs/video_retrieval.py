@@ -21,17 +21,39 @@ _DATA = {"clips": False, "msrvtt": True}  # whether it is the paper's setting
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+  )
   paper = config.choose(_DATA, arg.data)
-  c = config.variant(__file__, "retrieval", arg, data="jsonl" if paper else "scenes", root=arg.root, res=arg.res or (224 if paper else 0),
-                     steps=arg.steps, blank=arg.blank)
+  c = config.variant(
+    __file__,
+    "retrieval",
+    arg,
+    data="jsonl" if paper else "scenes",
+    root=arg.root,
+    res=arg.res or (224 if paper else 0),
+    steps=arg.steps,
+    blank=arg.blank,
+  )
   c.name = "video_retrieval"
-  c.data.update({"name": arg.data, "frames": arg.frames or (12 if paper else 8),
-                 "frame_sampling": arg.sampling or ("official" if paper else "centres")})
+  c.data.update(
+    {
+      "name": arg.data,
+      "frames": arg.frames or (12 if paper else 8),
+      "frame_sampling": arg.sampling or ("official" if paper else "centres"),
+    }
+  )
   if paper:
     c.task.rerank_similarity = "add"
-    c.data.update({"test_file": os.path.join(arg.root, "test.jsonl"), "image_root": os.path.join(arg.root, "videos"),
-                   "video_suffix": ".mp4", "max_words": 40, "max_caption": 35})
+    c.data.update(
+      {
+        "test_file": os.path.join(arg.root, "test.jsonl"),
+        "image_root": os.path.join(arg.root, "videos"),
+        "video_suffix": ".mp4",
+        "max_words": 40,
+        "max_caption": 35,
+      }
+    )
     c.task.rerank_k = 128
     c.eval.batch_size = 16
   elif arg.size != "tiny":

@@ -29,25 +29,50 @@ from mplug_jax import config
 
 
 def get_config(arg=""):
-  arg = config.parse_arg(arg, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, blank=False)
+  arg = config.parse_arg(
+    arg, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, blank=False
+  )
   c = config.defaults("vqa", arg.size)
-  c.task.update({
-      "beams": 1, "min_length": 1, "max_length": 8, "beam_mode": "reference",
-      "predict": "generate",     # or "rank": choose from rank_answers
-      "rank_answers": (), "rank_top_k": 128, "rank_first_token_twice": True,
-      "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},  # alpha > 0 needs ema.use teacher or both
-  })
-  c.data.update({
-      "name": arg.data, "examples": "vqa", "questions_per_image": 8, "max_question": 16, "max_answers": 1, "max_answer_tokens": 6,
-      "add_ocr": False, "add_objects": False, "strict": False, "blank_image": arg.blank,
+  c.task.update(
+    {
+      "beams": 1,
+      "min_length": 1,
+      "max_length": 8,
+      "beam_mode": "reference",
+      "predict": "generate",  # or "rank": choose from rank_answers
+      "rank_answers": (),
+      "rank_top_k": 128,
+      "rank_first_token_twice": True,
+      "distill": {
+        "alpha": 0.0,
+        "ramp_steps": 0,
+        "axis": "vocabulary",
+      },  # alpha > 0 needs ema.use teacher or both
+    }
+  )
+  c.data.update(
+    {
+      "name": arg.data,
+      "examples": "vqa",
+      "questions_per_image": 8,
+      "max_question": 16,
+      "max_answers": 1,
+      "max_answer_tokens": 6,
+      "add_ocr": False,
+      "add_objects": False,
+      "strict": False,
+      "blank_image": arg.blank,
       "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": (), "sharpness_wraps": False},
-  })
+    }
+  )
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):
     _paper(c, arg.size)
   elif arg.size == "small" and arg.data != "easy_vqa":
     config.from_scratch(c, 7e-4, 0.1)
-  return config.finish(c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*")
+  return config.finish(
+    c, arg, unused="(vision_proj|text_proj|itm_head|temp|fusion_encoder/mlm_head)/.*"
+  )
 
 
 def _easy_vqa(c, arg):
@@ -69,24 +94,47 @@ def _files(c, **files):
   """Sources read from files."""
   c.total_epochs = 8
   c.eval.split = "val"
-  c.data.update({
-      "answer_list": "",         # json list of candidates, for task.predict="rank"
-      "questions_per_image": 1, "max_question": 80, "max_answers": 10, "max_answer_tokens": 12, **files})
+  c.data.update(
+    {
+      "answer_list": "",  # json list of candidates, for task.predict="rank"
+      "questions_per_image": 1,
+      "max_question": 80,
+      "max_answers": 10,
+      "max_answer_tokens": 12,
+      **files,
+    }
+  )
 
 
 def _vqa_v2(c, arg):
   """The official json files; unlike the official recipe it does not train on the validation split (docs/official.md item 22)."""
+
   def under_root(name):
     return os.path.join(arg.root, name)
-  _files(c, train_files=(under_root("vqa_train.json"), *(under_root("vg_qa.json"),) * arg.vg), val_file=under_root("vqa_val.json"),
-         test_file=under_root("vqa_test.json"))
-  c.data.update({"vqa_root": under_root("coco"), "vg_root": under_root("vg"), "gqa_root": under_root("gqa"), "label_file": "",
-                 "add_ocr": True, "add_objects": True})
+
+  _files(
+    c,
+    train_files=(under_root("vqa_train.json"), *(under_root("vg_qa.json"),) * arg.vg),
+    val_file=under_root("vqa_val.json"),
+    test_file=under_root("vqa_test.json"),
+  )
+  c.data.update(
+    {
+      "vqa_root": under_root("coco"),
+      "vg_root": under_root("vg"),
+      "gqa_root": under_root("gqa"),
+      "label_file": "",
+      "add_ocr": True,
+      "add_objects": True,
+    }
+  )
 
 
 def _gqa(c, arg):
   """GQA in the official json format."""
-  train, val, test = (os.path.join(arg.root, f"gqa_{split}.json") for split in ("train", "val", "test"))
+  train, val, test = (
+    os.path.join(arg.root, f"gqa_{split}.json") for split in ("train", "val", "test")
+  )
   _files(c, train_files=(train,), val_file=val, test_file=test, max_question=40, max_answers=1)
   c.data.update({"gqa_root": os.path.join(arg.root, "images"), "label_file": ""})
 
@@ -100,13 +148,22 @@ def _tfds(c, arg):
   _files(c, **config.own_tfds(arg), max_question=32)
 
 
-_DATA = {"easy_vqa": _easy_vqa, "scenes": _scenes, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "gqa": _gqa, "tfds": _tfds}
+_DATA = {
+  "easy_vqa": _easy_vqa,
+  "scenes": _scenes,
+  "vqa_v2": _vqa_v2,
+  "jsonl": _jsonl,
+  "gqa": _gqa,
+  "tfds": _tfds,
+}
 
 
 def _paper(c, size):
   """The official fine-tuning: learning rates, schedule, batch, augmentation, beam search."""
   batch_size = 1024 if size == "base" else 2048
-  config.official(c, batch_size, lr=3e-5, visual_lr=5e-6, epochs=8, warmup_units=4, warmup_lr=1e-5, min_lr=1e-6)
+  config.official(
+    c, batch_size, lr=3e-5, visual_lr=5e-6, epochs=8, warmup_units=4, warmup_lr=1e-5, min_lr=1e-6
+  )
   c.task.update({"beams": 5, "max_length": 10})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
   c.model.remat = "none" if size == "base" else "full"

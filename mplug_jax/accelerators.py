@@ -14,6 +14,10 @@ def unused_accelerator(backend, environment=os.environ, exists=os.path.exists):
   """
   if backend != "cpu" or environment.get("JAX_PLATFORMS") == "cpu":  # asked for
     return ""
-  if "TPU_NAME" in environment or "COLAB_TPU_ADDR" in environment or any(map(exists, _ACCELERATORS["tpu"])):
+  if (
+    "TPU_NAME" in environment
+    or "COLAB_TPU_ADDR" in environment
+    or any(map(exists, _ACCELERATORS["tpu"]))
+  ):
     return "tpu"
   return "gpu" if any(map(exists, _ACCELERATORS["gpu"])) else ""

@@ -27,6 +27,7 @@ _TINY = 1e-12
 
 class Looked(NamedTuple):
   """score: f32[R, W], what is explained, natural logarithms. gradient, attention: f32[R, W, F, G, G], not negative, see above."""
+
   score: jax.Array
   gradient: jax.Array
   attention: jax.Array
@@ -43,19 +44,29 @@ def _next_tokens(logits, ids, pad_id):
 
 def _answer(task, module, batch):
   """Every token of "answer" behind its first, with one question a row and one answer to it."""
-  return _next_tokens(task.forward(module, batch), batch["answer"].reshape(-1, batch["answer"].shape[-1]), task.tokenizer.pad_id)
+  return _next_tokens(
+    task.forward(module, batch),
+    batch["answer"].reshape(-1, batch["answer"].shape[-1]),
+    task.tokenizer.pad_id,
+  )
 
 
 def _caption(task, module, batch):
   """Every token of "caption" behind its first, with one caption a row."""
-  return _next_tokens(task.forward(module, batch), batch["caption"].reshape(-1, batch["caption"].shape[-1]), task.tokenizer.pad_id)
+  return _next_tokens(
+    task.forward(module, batch),
+    batch["caption"].reshape(-1, batch["caption"].shape[-1]),
+    task.tokenizer.pad_id,
+  )
 
 
 def _box(task, module, batch):
   """The four location tokens of "box", with one phrase a row."""
   _, locations = grounding.location_ids(task.tokenizer, task.config.task.bins)
   logits = jax.nn.log_softmax(task.forward(module, batch)[..., locations])
-  return jnp.take_along_axis(logits, batch["bins"].reshape(-1, grounding.COORDINATES, 1), axis=-1)[..., 0]
+  return jnp.take_along_axis(logits, batch["bins"].reshape(-1, grounding.COORDINATES, 1), axis=-1)[
+    ..., 0
+  ]
 
 
 def _match(task, module, batch):
@@ -67,12 +78,21 @@ def _match(task, module, batch):
 
 def _label(task, module, batch):
   """The class "label" of a row's one sentence."""
-  return jnp.take_along_axis(jax.nn.log_softmax(task.forward(module, batch)[:, 0]), batch["label"], axis=-1)
+  return jnp.take_along_axis(
+    jax.nn.log_softmax(task.forward(module, batch)[:, 0]), batch["label"], axis=-1
+  )
 
 
 # {config.task.name: function (task, bound model, batch) -> scores f32[R, W]}
-SCORES = {"vqa": _answer, "caption": _caption, "scst": _caption, "grounding": _box, "retrieval": _match, "pretrain": _match,
-          "classification": _label}
+SCORES = {
+  "vqa": _answer,
+  "caption": _caption,
+  "scst": _caption,
+  "grounding": _box,
+  "retrieval": _match,
+  "pretrain": _match,
+  "classification": _label,
+}
 
 
 # ---- attention probabilities and their gradients
@@ -96,12 +116,18 @@ def look(task, params, batch):
 
   def forward(perturbations):
     variables = {"params": params, "perturbations": perturbations}
-    scores, seen = task.model.apply(variables, batch, method=lambda module, b: score(task, module, b), mutable=["intermediates"])
+    scores, seen = task.model.apply(
+      variables, batch, method=lambda module, b: score(task, module, b), mutable=["intermediates"]
+    )
     return scores, _kept(seen["intermediates"])
 
   shapes = jax.eval_shape(forward, {})[1]
-  scores, pull, weights = jax.vjp(forward, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), has_aux=True)
-  separate = task.config.task.name == "classification"  # each image of a row is fused with the text by itself
+  scores, pull, weights = jax.vjp(
+    forward, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), has_aux=True
+  )
+  separate = (
+    task.config.task.name == "classification"
+  )  # each image of a row is fused with the text by itself
   stream = _Stream(task.model, batch["image"], len(scores), separate)
 
   def of_word(word):
@@ -109,7 +135,9 @@ def look(task, params, batch):
     return stream.read(jax.tree.map(lambda a, g: jax.nn.relu(a * g), weights, gradients))
 
   gradient = jax.lax.map(of_word, jnp.arange(scores.shape[1])).swapaxes(0, 1)
-  return Looked(scores, stream.maps(gradient), stream.maps(stream.rollout(weights, scores.shape[1])))
+  return Looked(
+    scores, stream.maps(gradient), stream.maps(stream.rollout(weights, scores.shape[1]))
+  )
 
 
 def box_of_bins(bins, count):
@@ -130,9 +158,15 @@ class _Stream:
   """
 
   def __init__(self, model, image, rows, separate):
-    self._depth, self._rows, self._patches = model.fusion_layers, rows, model.image_size // model.patch_size
+    self._depth, self._rows, self._patches = (
+      model.fusion_layers,
+      rows,
+      model.image_size // model.patch_size,
+    )
     self._images = image.size // (rows * 3 * model.image_size**2)  # F
-    self._tokens = (1 + self._patches**2) * (1 if separate else self._images)  # that a text is fused with at a time
+    self._tokens = (1 + self._patches**2) * (
+      1 if separate else self._images
+    )  # that a text is fused with at a time
 
   def maps(self, relevance):
     """f32[R, W, F * N] -> f32[R, W, F, G, G], without class tokens."""
@@ -143,29 +177,39 @@ class _Stream:
     """Fusion layers in the order in which they run: ({"attention", "crossattention"}: f32[rows, queries, keys], number of the image)."""
     fusion = weights.get("fusion_encoder", {})
     for j in range(self._depth):
-      for number, name in enumerate((f"layer_{j}", f"second_{j}")):  # the second: see FusionEncoder.pair
+      for number, name in enumerate(
+        (f"layer_{j}", f"second_{j}")
+      ):  # the second: see FusionEncoder.pair
         if name in fusion:
           yield {kind: x["probabilities"].mean(-3) for kind, x in fusion[name].items()}, number
 
   def _decoder(self, weights):
     """Of the decoder: (self-attention f32[layers, R, T, T], cross-attention f32[layers, R, T, S]), or None."""
     layers = weights.get("text_decoder", {}).get("layers")
-    return layers and tuple(layers[kind]["probabilities"].mean(-3) for kind in ("attention", "crossattention"))
+    return layers and tuple(
+      layers[kind]["probabilities"].mean(-3) for kind in ("attention", "crossattention")
+    )
 
   def read(self, weights):
     """What text reads of each image token, all layers and queries added. -> f32[R, F * N]."""
     n, totals, mixed = self._tokens, {}, {}
     for layer, number in self._layers(weights):
       if "crossattention" in layer:
-        totals[number] = totals.get(number, 0.0) + _handed_back(layer["crossattention"].sum(1), mixed.get(number))
+        totals[number] = totals.get(number, 0.0) + _handed_back(
+          layer["crossattention"].sum(1), mixed.get(number)
+        )
         continue
       joint = layer["attention"]
-      totals[number] = totals.get(number, 0.0) + _handed_back(joint[:, n:, :n].sum(1), mixed.get(number))
+      totals[number] = totals.get(number, 0.0) + _handed_back(
+        joint[:, n:, :n].sum(1), mixed.get(number)
+      )
       before = mixed.get(number, jnp.eye(n))
       mixed[number] = before + joint[:, :n, :n] @ before
     if decoder := self._decoder(weights):
       totals[0] = totals.get(0, 0.0) + _handed_back(decoder[1][..., :n].sum((0, 2)), mixed.get(0))
-    return jnp.concatenate([totals[number] for number in sorted(totals)], axis=-1).reshape(self._rows, -1)
+    return jnp.concatenate([totals[number] for number in sorted(totals)], axis=-1).reshape(
+      self._rows, -1
+    )
 
   def rollout(self, weights, words):
     """Where the positions that `words` scores are read at got what they hold, in shares of all image tokens. -> f32[R, words, F * N]."""
@@ -173,7 +217,10 @@ class _Stream:
     count = 1 + max((number for _, number in layers), default=0)
     rows = len(next(iter(layers[0][0].values()))) if layers else self._rows
     # Of every token of a stream, the image tokens that it came from.
-    images = [jnp.broadcast_to(jnp.eye(n, count * n, number * n), (rows, n, count * n)) for number in range(count)]
+    images = [
+      jnp.broadcast_to(jnp.eye(n, count * n, number * n), (rows, n, count * n))
+      for number in range(count)
+    ]
     for layer, number in layers:
       own, cross = layer["attention"], layer.get("crossattention")
       if text is None:

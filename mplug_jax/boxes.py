@@ -56,7 +56,9 @@ def quantise(shares, bins, rounding="down"):
   left by half a bin on average.
   """
   xp = shares.__array_namespace__()
-  return xp.floor(xp.clip(shares, 0, 1) * bins + (0.5 if rounding == "nearest" else 0)).astype(xp.int32)
+  return xp.floor(xp.clip(shares, 0, 1) * bins + (0.5 if rounding == "nearest" else 0)).astype(
+    xp.int32
+  )
 
 
 def dequantise(numbers, bins):

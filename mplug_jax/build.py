@@ -13,6 +13,7 @@ from mplug_jax.models.mplug import MPlug
 
 class Build(NamedTuple):
   """A run without data: everything that follows from the config, the tokenizer and the devices."""
+
   task: Any
   mesh: Any
   schedules: dict  # {group: step -> learning rate}
@@ -24,12 +25,13 @@ class Build(NamedTuple):
 
 class Host(NamedTuple):
   """What `Task.prepare` may use between two updates. Every process makes the same calls."""
+
   predict: dict  # see Build.predict
 
   def own(self, rows):
     """All processes' rows of an array -> those of this process."""
     count = len(rows) // jax.process_count()
-    return rows[jax.process_index() * count:][:count]
+    return rows[jax.process_index() * count :][:count]
 
 
 def build_model(config, tokenizer):
@@ -41,8 +43,10 @@ def build_model(config, tokenizer):
   fields = config.model.to_dict()
   fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
   if fields["vocab_size"] != tokenizer.vocab_size:
-    raise ValueError(f"config.model.vocab_size={fields['vocab_size']} but the tokenizer has {tokenizer.vocab_size} tokens; set it "
-                     "to 0 to follow the tokenizer, or give the vocabulary that the model was made for in config.tokenizer.path.")
+    raise ValueError(
+      f"config.model.vocab_size={fields['vocab_size']} but the tokenizer has {tokenizer.vocab_size} tokens; set it "
+      "to 0 to follow the tokenizer, or give the vocabulary that the model was made for in config.tokenizer.path."
+    )
   return MPlug(**fields | {"dtype": jnp.dtype(fields["dtype"]), "pad_id": tokenizer.pad_id})
 
 
@@ -59,23 +63,43 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
   mesh = sharding.make_mesh(config.mesh, devices)
   parts = config.optim.microbatches
   sharding.check_rows(config.batch_size, mesh, "config.batch_size")
-  sharding.check_rows(config.batch_size // parts, mesh, f"config.batch_size divided by config.optim.microbatches={parts}")
+  sharding.check_rows(
+    config.batch_size // parts,
+    mesh,
+    f"config.batch_size divided by config.optim.microbatches={parts}",
+  )
   sharding.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
   sample = task.batch_spec(1)
-  init_params = jax.jit(lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))  # traced once for all
+  init_params = jax.jit(
+    lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample))
+  )  # traced once for all
   params = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
-  init = train_state.make_init(init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0)
+  init = train_state.make_init(
+    init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0
+  )
   abstract = train_state.abstract_state(init, mesh)
   shardings = train_state.shardings_of(abstract)
   step = train_step.make_train_step(
-      task, optimizer, microbatches=config.optim.microbatches, accumulate=config.optim.accumulate,
-      ema_decay=config.ema.decay, ema_include=config.ema.include)
+    task,
+    optimizer,
+    microbatches=config.optim.microbatches,
+    accumulate=config.optim.accumulate,
+    ema_decay=config.ema.decay,
+    ema_include=config.ema.include,
+  )
   for name, fn in task.predict_fns().items():
     jax.eval_shape(fn, params, task.predict_sample(name, params, sample))
   predict = {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()}
-  return Build(task, mesh, schedules, jax.jit(init, out_shardings=shardings), abstract,
-               jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)), predict)
+  return Build(
+    task,
+    mesh,
+    schedules,
+    jax.jit(init, out_shardings=shardings),
+    abstract,
+    jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)),
+    predict,
+  )
 
 
 def _predictor(fn, mesh):
@@ -83,12 +107,21 @@ def _predictor(fn, mesh):
 
   `keep=True` leaves the result on the devices instead; other calls take such results as `kept`, {name: result}, beside the batch.
   """
-  jitted = jax.jit(lambda params, batch: fn(params, batch) | {name: batch[name] for name in ("index", "mask", "corrupt") if name in batch})
+  jitted = jax.jit(
+    lambda params, batch: (
+      fn(params, batch)
+      | {name: batch[name] for name in ("index", "mask", "corrupt") if name in batch}
+    )
+  )
 
   def predict(params, batch, kept=None, keep=False):
     with jax.set_mesh(mesh):
       out = jitted(params, sharding.put_batch(batch, mesh) | (kept or {}))
     if keep:
       return out
-    return jax.tree.map(np.asarray, out if jax.process_count() == 1 else multihost_utils.process_allgather(out, tiled=True))
+    return jax.tree.map(
+      np.asarray,
+      out if jax.process_count() == 1 else multihost_utils.process_allgather(out, tiled=True),
+    )
+
   return predict

@@ -289,7 +289,9 @@ def open_file(path) -> torch_files.TensorFile:
   file = torch_files.open_tensors(path)
   if "geometry" not in file.metadata:
     file.close()
-    raise ValueError(f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and name that.")
+    raise ValueError(
+      f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and name that."
+    )
   return file
 
 
@@ -354,7 +356,11 @@ def _load_params_of_file(path, abstract_params, which):
   with open_file(path) as file:
     _check_params({which: abstract_params}, {name: file.shape(name) for name in file}, path)
     return jax.tree_util.tree_map_with_path(
-        lambda keys, like: placed(file[f"{which}/{jax.tree_util.keystr(keys, simple=True, separator='/')}"], like), abstract_params)
+      lambda keys, like: placed(
+        file[f"{which}/{jax.tree_util.keystr(keys, simple=True, separator='/')}"], like
+      ),
+      abstract_params,
+    )
 
 
 def placed(array: np.ndarray, like) -> jax.Array:
@@ -370,11 +376,17 @@ def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarr
   """
   if os.path.isfile(path):
     with open_file(path) as file:
-      return {name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")}
+      return {
+        name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")
+      }
   orbax_log.quiet()
   state_dir, parts = _state_dir(path, step), which.split("/")
   try:
-    tree = functools.reduce(lambda tree, part: tree.get(part) or {}, parts, ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
+    tree = functools.reduce(
+      lambda tree, part: tree.get(part) or {},
+      parts,
+      ocp.PyTreeCheckpointHandler().metadata(state_dir).tree,
+    )
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     target = functools.reduce(lambda tree, part: {part: tree}, reversed(parts), target)
     restore_args = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)
@@ -383,7 +395,10 @@ def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarr
       found = checkpointer.restore(state_dir, args=items) if tree else {}
   except Exception as error:
     raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
-  return {name.removeprefix(which + "/"): x for name, x in traverse_util.flatten_dict(found, sep="/").items()}
+  return {
+    name.removeprefix(which + "/"): x
+    for name, x in traverse_util.flatten_dict(found, sep="/").items()
+  }
 
 
 def load_extra(path, step: int | None = None) -> dict:

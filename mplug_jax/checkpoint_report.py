@@ -19,6 +19,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 class Moments(NamedTuple):
   """Of the finite numbers: how many, mean, sum of squared deviations; and how many numbers are not finite."""
+
   count: int = 0
   mean: float = 0.0
   m2: float = 0.0
@@ -30,8 +31,12 @@ class Moments(NamedTuple):
     if not count:
       return self._replace(bad=self.bad + other.bad)
     delta = other.mean - self.mean
-    return Moments(count, self.mean + delta * other.count / count,
-                   self.m2 + other.m2 + delta * delta * self.count * other.count / count, self.bad + other.bad)
+    return Moments(
+      count,
+      self.mean + delta * other.count / count,
+      self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+      self.bad + other.bad,
+    )
 
   @property
   def std(self):
@@ -45,29 +50,40 @@ def moments(array) -> Moments:
     finite = np.isfinite(chunk)
     x = chunk if finite.all() else chunk[finite]
     mean = x.mean() if len(x) else 0.0
-    total = total.merge(Moments(len(x), float(mean), float(np.square(x - mean).sum()), len(chunk) - len(x)))
+    total = total.merge(
+      Moments(len(x), float(mean), float(np.square(x - mean).sum()), len(chunk) - len(x))
+    )
   return total
 
 
 def _chunks(array):
   flat = np.asarray(array).reshape(-1)
   for start in range(0, len(flat), _CHUNK):
-    yield flat[start:start + _CHUNK].astype(np.float64)
+    yield flat[start : start + _CHUNK].astype(np.float64)
 
 
 class Difference(NamedTuple):
   """Of two arrays of one shape: largest |a - b|, sum of (a - b)^2 and of a^2; max is inf where only one is finite."""
+
   max: float = 0.0
   squares: float = 0.0
   reference: float = 0.0
 
   def merge(self, other):
-    return Difference(max(self.max, other.max), self.squares + other.squares, self.reference + other.reference)
+    return Difference(
+      max(self.max, other.max), self.squares + other.squares, self.reference + other.reference
+    )
 
   @property
   def relative(self):
     """L2 norm of the difference by that of the first array."""
-    return math.sqrt(self.squares / self.reference) if self.reference else math.inf if self.squares else 0.0
+    return (
+      math.sqrt(self.squares / self.reference)
+      if self.reference
+      else math.inf
+      if self.squares
+      else 0.0
+    )
 
 
 def difference(a, b) -> Difference:
@@ -77,7 +93,13 @@ def difference(a, b) -> Difference:
     for x, y in zip(_chunks(a), _chunks(b), strict=True):
       distance = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
       distance[np.isnan(distance)] = np.inf
-      total = total.merge(Difference(float(distance.max()), float(np.square(distance).sum()), float(np.square(x[np.isfinite(x)]).sum())))
+      total = total.merge(
+        Difference(
+          float(distance.max()),
+          float(np.square(distance).sum()),
+          float(np.square(x[np.isfinite(x)]).sum()),
+        )
+      )
   return total
 
 
@@ -127,18 +149,29 @@ def _number(x):
   return "-" if math.isnan(x) else f"{x:.2e}"
 
 
-_TEXTS = ("shape", "dtype", "sharding", "first", "second")  # columns that are aligned to the left, as the first one is
+_TEXTS = (
+  "shape",
+  "dtype",
+  "sharding",
+  "first",
+  "second",
+)  # columns that are aligned to the left, as the first one is
 
 
 def table(header, rows):
   """Rows of texts -> aligned lines under a header."""
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   align = [str.ljust if i == 0 or name in _TEXTS else str.rjust for i, name in enumerate(header)]
-  return ["  ".join(pad(text, width) for pad, text, width in zip(align, line, widths)).rstrip() for line in (header, *rows)]
+  return [
+    "  ".join(pad(text, width) for pad, text, width in zip(align, line, widths)).rstrip()
+    for line in (header, *rows)
+  ]
 
 
 def _wrapped(name, text):
-  return textwrap.wrap(f"{name:<15} {text}", WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False)
+  return textwrap.wrap(
+    f"{name:<15} {text}", WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False
+  )
 
 
 def facts(source, path, whole_config=False):
@@ -147,9 +180,16 @@ def facts(source, path, whole_config=False):
   for name, text in source.facts.items():
     lines += _wrapped(name, textwrap.shorten(str(text), 1000, placeholder=" ..."))
   if source.geometry:
-    lines += _wrapped("geometry", ", ".join(f"{name}={value}" for name, value in source.geometry.items()))
+    lines += _wrapped(
+      "geometry", ", ".join(f"{name}={value}" for name, value in source.geometry.items())
+    )
   if source.config and whole_config:
-    lines += ["config", *(f"  {name} = {json.dumps(value)}" for name, value in config_lib.flat(source.config).items())]
+    lines += [
+      "config",
+      *(
+        f"  {name} = {json.dumps(value)}" for name, value in config_lib.flat(source.config).items()
+      ),
+    ]
   elif source.config:
     lines += _wrapped("config", _compact(source.config))
   return lines
@@ -163,7 +203,9 @@ def _compact(config):
     defaults = config_lib.flat(json.loads(config_lib.to_json(config_lib.defaults(task, size))))
     found[size] = {name: value for name, value in given.items() if defaults.get(name, ...) != value}
   size = min(found, key=lambda size: len(found[size]))
-  return f"task {task}, size {size}; beside the defaults: " + ", ".join(f"{name}={json.dumps(x)}" for name, x in found[size].items())
+  return f"task {task}, size {size}; beside the defaults: " + ", ".join(
+    f"{name}={json.dumps(x)}" for name, x in found[size].items()
+  )
 
 
 def tree(source, names, depth=0, values=True):
@@ -173,20 +215,38 @@ def tree(source, names, depth=0, values=True):
   """
   stats = {name: moments(array) for name, array in source.read(names)} if values else {}
   sharded = any(source.leaves[name].sharding != "-" for name in names)
-  header = ["group" if depth else "leaf", "shape", "dtype", "bytes", *["sharding"] * sharded, *["mean", "std", "nan/inf"] * values]
+  header = [
+    "group" if depth else "leaf",
+    "shape",
+    "dtype",
+    "bytes",
+    *["sharding"] * sharded,
+    *["mean", "std", "nan/inf"] * values,
+  ]
   rows = []
   for group, members in _grouped(names, lambda name: group_of(name, depth)).items():
     row = _row(group, [source.leaves[name] for name in members])
     if sharded:
       row.append(_common(source.leaves[name].sharding for name in members))
-    rows.append(row + (_values(functools.reduce(Moments.merge, (stats[name] for name in members))) if values else []))
+    rows.append(
+      row
+      + (
+        _values(functools.reduce(Moments.merge, (stats[name] for name in members)))
+        if values
+        else []
+      )
+    )
   return [*table(header, rows), "", *_totals(source, names), *_warning(stats)]
 
 
 def _row(group, leaves):
   """Name, shape or number, dtype and bytes of one leaf or of several."""
-  return [group, _shape(leaves[0].shape) if len(leaves) == 1 else f"{len(leaves)} leaves", _common(leaf.dtype.name for leaf in leaves),
-          _bytes(sum(leaf.nbytes for leaf in leaves))]
+  return [
+    group,
+    _shape(leaves[0].shape) if len(leaves) == 1 else f"{len(leaves)} leaves",
+    _common(leaf.dtype.name for leaf in leaves),
+    _bytes(sum(leaf.nbytes for leaf in leaves)),
+  ]
 
 
 def _grouped(names, key):
@@ -209,7 +269,14 @@ def _totals(source, names):
   rows = []
   for part, members in (_grouped(names, part_of) | {"all": names}).items():
     leaves = [source.leaves[name] for name in members]
-    rows.append([part, str(len(leaves)), f"{sum(leaf.size for leaf in leaves):,}", _bytes(sum(leaf.nbytes for leaf in leaves))])
+    rows.append(
+      [
+        part,
+        str(len(leaves)),
+        f"{sum(leaf.size for leaf in leaves):,}",
+        _bytes(sum(leaf.nbytes for leaf in leaves)),
+      ]
+    )
   return table(["part", "leaves", "parameters", "bytes"], rows)
 
 
@@ -217,7 +284,11 @@ def _warning(stats):
   bad = {name: m.bad for name, m in stats.items() if m.bad}
   if not bad:
     return []
-  return ["", f"!! {sum(bad.values())} numbers in {len(bad)} leaves are not finite:", *(f"!! {name}: {n}" for name, n in bad.items())]
+  return [
+    "",
+    f"!! {sum(bad.values())} numbers in {len(bad)} leaves are not finite:",
+    *(f"!! {name}: {n}" for name, n in bad.items()),
+  ]
 
 
 # ---- two checkpoints
@@ -241,19 +312,32 @@ def compare(a, b, match="", depth=0, values=True):
     rows = [[name, _shape(a.leaves[name].shape), _shape(b.leaves[name].shape)] for name in reshaped]
     lines += [*table(["another shape", "first", "second"], rows), ""]
   retyped = [name for name in common if a.leaves[name].dtype != b.leaves[name].dtype]
-  differing = _differences(a, b, [name for name in common if name not in reshaped]) if values else {}
+  differing = (
+    _differences(a, b, [name for name in common if name not in reshaped]) if values else {}
+  )
   changed = differing.keys() | set(retyped)
-  lines += _differing(a, b, [name for name in common if name in changed and name not in reshaped], differing, depth)
+  lines += _differing(
+    a, b, [name for name in common if name in changed and name not in reshaped], differing, depth
+  )
   changed |= set(reshaped)
-  counts = {"only in one": alone, "of another shape": len(reshaped), "of another dtype": len(retyped), "of other values": len(differing)}
-  equal = f"{len(common) - len(changed)} of {len(names)} leaves are equal" + ("" if values else " in shape and dtype; no values were read")
+  counts = {
+    "only in one": alone,
+    "of another shape": len(reshaped),
+    "of another dtype": len(retyped),
+    "of other values": len(differing),
+  }
+  equal = f"{len(common) - len(changed)} of {len(names)} leaves are equal" + (
+    "" if values else " in shape and dtype; no values were read"
+  )
   lines.append("; ".join([equal, ", ".join(f"{n} {what}" for what, n in counts.items())]) + ".")
   return lines, not alone and not changed
 
 
 def _alone(title, source, names, depth):
   groups = _grouped(names, lambda name: group_of(name, depth))
-  rows = [_row(group, [source.leaves[name] for name in members]) for group, members in groups.items()]
+  rows = [
+    _row(group, [source.leaves[name] for name in members]) for group, members in groups.items()
+  ]
   return [*table([title, "shape", "dtype", "bytes"], rows), ""] if rows else []
 
 
@@ -261,7 +345,9 @@ def _differences(a, b, names):
   """{name: Difference} of the leaves whose bytes differ; for other dtypes, whose values do."""
   found = {}
   for (name, x), (_, y) in zip(a.read(names), b.read(names), strict=True):
-    if x.dtype == y.dtype and np.array_equal(np.ravel(x).view(np.uint8), np.ravel(y).view(np.uint8)):
+    if x.dtype == y.dtype and np.array_equal(
+      np.ravel(x).view(np.uint8), np.ravel(y).view(np.uint8)
+    ):
       continue
     distance = difference(x, y)
     if x.dtype == y.dtype or distance.max:
@@ -273,9 +359,31 @@ def _differing(a, b, names, differences, depth):
   """A table of leaves or groups, the largest relative difference first."""
   rows = []
   for group, members in _grouped(names, lambda name: group_of(name, depth)).items():
-    distance = functools.reduce(Difference.merge, (differences.get(name, Difference()) for name in members))
+    distance = functools.reduce(
+      Difference.merge, (differences.get(name, Difference()) for name in members)
+    )
     dtypes = [_common(source.leaves[name].dtype.name for name in members) for source in (a, b)]
     _, shape, *_ = _row(group, [a.leaves[name] for name in members])
-    rows.append((distance, [group, shape, " -> ".join(dict.fromkeys(dtypes)), _number(distance.max), _number(distance.relative)]))
+    rows.append(
+      (
+        distance,
+        [
+          group,
+          shape,
+          " -> ".join(dict.fromkeys(dtypes)),
+          _number(distance.max),
+          _number(distance.relative),
+        ],
+      )
+    )
   rows.sort(key=lambda row: (-row[0].relative, -row[0].max))
-  return [*table(["different", "shape", "dtype", "max |a - b|", "relative L2"], [row for _, row in rows]), ""] if rows else []
+  return (
+    [
+      *table(
+        ["different", "shape", "dtype", "max |a - b|", "relative L2"], [row for _, row in rows]
+      ),
+      "",
+    ]
+    if rows
+    else []
+  )

@@ -32,7 +32,9 @@ def parse_arg(arg, **spec):
       continue
     if name not in values:
       known = ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
-      raise ValueError(f"The config argument {part!r} is unknown. First a size, {', '.join(PRESETS)}; then any of {known}.")
+      raise ValueError(
+        f"The config argument {part!r} is unknown. First a size, {', '.join(PRESETS)}; then any of {known}."
+      )
     values[name] = _typed(name, text if equals else "true", spec.get(name, ""))
   if values.size not in PRESETS:
     raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
@@ -42,15 +44,19 @@ def parse_arg(arg, **spec):
     if colon:
       place = {"jsonl": "file", "folder": "root", "shards": "file", "tfds": "file"}.get(values.data)
       if not place or not path:
-        raise ValueError(f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or "
-                         "data=tfds:NAME; others take root=.")
+        raise ValueError(
+          f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or "
+          "data=tfds:NAME; others take root=."
+        )
       values[place] = path
   return values.lock()
 
 
 def sibling(file, name):
   """The config module `name` in the folder of the config `file`, for a config that changes another one."""
-  spec = importlib.util.spec_from_file_location(f"config_{name}", os.path.join(os.path.dirname(file), f"{name}.py"))
+  spec = importlib.util.spec_from_file_location(
+    f"config_{name}", os.path.join(os.path.dirname(file), f"{name}.py")
+  )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -88,25 +94,42 @@ def own_files(arg):
   """
   folder = (os.path.dirname(arg.file) or ".") if arg.file else arg.root
   name = os.path.basename(arg.file) if arg.file else "train.jsonl"
-  suffix = next((suffix for suffix in sorted(tables.SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
+  suffix = next(
+    (suffix for suffix in sorted(tables.SUFFIXES, key=len, reverse=True) if name.endswith(suffix)),
+    "",
+  )
   stem, found = name.removesuffix(suffix), {}
   for split in ("train", "val", "test"):
-    paths = [os.path.join(folder, (stem.replace("train", split) if "train" in stem else split) + end) for end in (suffix, *tables.SUFFIXES)]
+    paths = [
+      os.path.join(folder, (stem.replace("train", split) if "train" in stem else split) + end)
+      for end in (suffix, *tables.SUFFIXES)
+    ]
     found[split] = next(filter(os.path.isfile, paths), paths[0])
-  return {"train_files": (arg.file or found["train"],), "val_file": found["val"], "test_file": found["test"],
-          "image_root": arg.root or folder}
+  return {
+    "train_files": (arg.file or found["train"],),
+    "val_file": found["val"],
+    "test_file": found["test"],
+    "image_root": arg.root or folder,
+  }
 
 
 def own_shards(arg):
   """The fields of config.data for data=shards:PATTERN: train on what PATTERN names; if "train" is in it, val and test are called alike."""
   head, train, tail = arg.file.rpartition("train")
   val, test = (head + split + tail if train else "" for split in ("val", "test"))
-  return {"train_files": (arg.file,) if arg.file else (), "val_file": val, "test_file": test, "image_root": arg.root}
+  return {
+    "train_files": (arg.file,) if arg.file else (),
+    "val_file": val,
+    "test_file": test,
+    "image_root": arg.root,
+  }
 
 
 def own_tfds(arg):
   """The fields of config.data for data=tfds:NAME, prepared in the folder root=, else where TFDS puts it."""
-  train = "train+restval" if arg.file.startswith("coco_captions") else "train"  # Karpathy's split has both
+  train = (
+    "train+restval" if arg.file.startswith("coco_captions") else "train"
+  )  # Karpathy's split has both
   return {"builder": arg.file, "data_dir": arg.root, "splits": (train, "val", "test")}
 
 
@@ -124,7 +147,9 @@ def scenes(c, arg, steps, **fields):
   size = arg.res or 96
   c.total_steps = steps
   c.data.update({"size": size, "seed": 0, "difficulty": "default", **fields})
-  c.tokenizer.update({"records": 500, "vocab_size": 512})  # of 20,000: few words, often repeated; all of them whole
+  c.tokenizer.update(
+    {"records": 500, "vocab_size": 512}
+  )  # of 20,000: few words, often repeated; all of them whole
   c.model.image_size = size
 
 
@@ -136,7 +161,14 @@ def from_scratch(c, lr, initializer_range):
   """
   c.optim.update({"name": "muon", "lr": lr, "b2": 0.98})
   c.optim.schedule.warmup_steps = 50
-  c.model.update({"dropout": 0.0, "attention_dropout": 0.0, "vision_attention_dropout": 0.0, "initializer_range": initializer_range})
+  c.model.update(
+    {
+      "dropout": 0.0,
+      "attention_dropout": 0.0,
+      "vision_attention_dropout": 0.0,
+      "initializer_range": initializer_range,
+    }
+  )
 
 
 def official(c, batch_size, lr, visual_lr, dtype="bfloat16", **schedule):
@@ -193,59 +225,113 @@ def defaults(task, size):
   c = ConfigDict()
   c.name = task
   c.seed = 0
-  c.batch_size = 32              # rows of the global batch
-  c.total_steps = 0              # 0: total_epochs passes over the training data
+  c.batch_size = 32  # rows of the global batch
+  c.total_steps = 0  # 0: total_epochs passes over the training data
   c.total_epochs = 0
   c.log_every = 50
-  c.profile_steps = (0, 0)       # (first, last) updates to trace into workdir/profile; (0, 0): none
+  c.profile_steps = (0, 0)  # (first, last) updates to trace into workdir/profile; (0, 0): none
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
-  c.tensorboard = False          # event files beside metrics.jsonl
+  c.tensorboard = False  # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
-  c.model = ConfigDict({"dtype": "float32", "remat": "none", "attention": "auto", "loss_chunk": 0, "fusion": "released",
-                        "pairing": "shared", "dropout": 0.1, "attention_dropout": 0.1, "vision_attention_dropout": 0.1, "vision_heads": 0,
-                        "initializer_range": 0.02, "classes": 2, "temperature": 0.07, "embed_dim": 256, **PRESETS[size]})
-  c.tokenizer = ConfigDict({
+  c.model = ConfigDict(
+    {
+      "dtype": "float32",
+      "remat": "none",
+      "attention": "auto",
+      "loss_chunk": 0,
+      "fusion": "released",
+      "pairing": "shared",
+      "dropout": 0.1,
+      "attention_dropout": 0.1,
+      "vision_attention_dropout": 0.1,
+      "vision_heads": 0,
+      "initializer_range": 0.02,
+      "classes": 2,
+      "temperature": 0.07,
+      "embed_dim": 256,
+      **PRESETS[size],
+    }
+  )
+  c.tokenizer = ConfigDict(
+    {
       "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
-      "path": "",                # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
-      "vocab_size": 320,         # upper bound of a fitted one
-      "locations": 0,            # tokens for box coordinates in a fitted one
-      "records": 0,              # training records it is fitted to, evenly spaced; 0: all
-  })
-  c.data = ConfigDict({
-      "frames": 0,               # of a clip that an example shows instead of an image; 0: images
+      "path": "",  # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
+      "vocab_size": 320,  # upper bound of a fitted one
+      "locations": 0,  # tokens for box coordinates in a fitted one
+      "records": 0,  # training records it is fitted to, evenly spaced; 0: all
+    }
+  )
+  c.data = ConfigDict(
+    {
+      "frames": 0,  # of a clip that an example shows instead of an image; 0: images
       "frame_sampling": "centres",  # or "official", or the number of one frame: see data/video.py
-      "fields": "",              # what annotation files call our keys, "question=q,image=file": see data/json_records.py
-      "allow_overlap": False,    # val_file and test_file may be trained on, and be one file
-      "shuffle_block": 0,        # so many neighbouring records stay near each other, for slow disks: see data/pipeline.py; 0: none
-  })
-  c.loader = ConfigDict({"workers": 0, "threads": 2})  # Grain processes (0: none), else threads; neither changes the data
-  c.optim = ConfigDict({
-      "name": "adamw", "lr": 1e-3, "visual_lr": 1e-3, "weight_decay": 0.02, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.95,
-      "mu_dtype": "float32", "clip": 1.0,
-      "groups": config_dict.FieldReference("plain", field_type=object),  # a table by name, or rows: see optim.resolve_groups
+      "fields": "",  # what annotation files call our keys, "question=q,image=file": see data/json_records.py
+      "allow_overlap": False,  # val_file and test_file may be trained on, and be one file
+      "shuffle_block": 0,  # so many neighbouring records stay near each other, for slow disks: see data/pipeline.py; 0: none
+    }
+  )
+  c.loader = ConfigDict(
+    {"workers": 0, "threads": 2}
+  )  # Grain processes (0: none), else threads; neither changes the data
+  c.optim = ConfigDict(
+    {
+      "name": "adamw",
+      "lr": 1e-3,
+      "visual_lr": 1e-3,
+      "weight_decay": 0.02,
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "momentum": 0.95,
+      "mu_dtype": "float32",
+      "clip": 1.0,
+      "groups": config_dict.FieldReference(
+        "plain", field_type=object
+      ),  # a table by name, or rows: see optim.resolve_groups
       "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
-      "microbatches": 1,         # the batch is split in this many parts, whose gradients are added
-      "accumulate": "global",    # or "mean_of_means", the official division by each part's own count
-  })
-  c.init = ConfigDict({
-      "paths": (),               # start from these: results of tools.convert_checkpoint, or runs; the first that has a parameter counts
-      "new": (), "unused": (),   # regexes of parameters that may stay random; of those found that the model may lack
-      "copies": (),              # (regex, replacement) pairs: a parameter that is nowhere found starts as the one of the other name
-  })
-  c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})  # decay 0: off; use: teacher, eval or both
+      "microbatches": 1,  # the batch is split in this many parts, whose gradients are added
+      "accumulate": "global",  # or "mean_of_means", the official division by each part's own count
+    }
+  )
+  c.init = ConfigDict(
+    {
+      "paths": (),  # start from these: results of tools.convert_checkpoint, or runs; the first that has a parameter counts
+      "new": (),
+      "unused": (),  # regexes of parameters that may stay random; of those found that the model may lack
+      "copies": (),  # (regex, replacement) pairs: a parameter that is nowhere found starts as the one of the other name
+    }
+  )
+  c.ema = ConfigDict(
+    {"decay": 0.0, "include": ".*", "use": "eval"}
+  )  # decay 0: off; use: teacher, eval or both
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  c.checkpoint = ConfigDict({
-      "every": 1000,             # updates
-      "keep": 2,                 # the last ones, beside the best: should the newest be damaged, a run goes on from the one before
-  })
-  c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})  # every 0: at the end; limit 0: all
+  c.checkpoint = ConfigDict(
+    {
+      "every": 1000,  # updates
+      "keep": 2,  # the last ones, beside the best: should the newest be damaged, a run goes on from the one before
+    }
+  )
+  c.eval = ConfigDict(
+    {"every": 0, "batch_size": 64, "limit": 0, "split": "test"}
+  )  # every 0: at the end; limit 0: all
   return c
 
 
-_FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")  # sections that a resumed run shares with its beginning
+_FIXED = (
+  "task",
+  "model",
+  "tokenizer",
+  "data",
+  "batch_size",
+  "seed",
+)  # sections that a resumed run shares with its beginning
 _FREE = ("model.attention",)  # of those, what changes rounding alone
-_CHOICES = {"model.dtype": ("float32", "bfloat16"), "model.attention": ("auto", "plain"),
-            "optim.accumulate": ("global", "mean_of_means"), "ema.use": ("teacher", "eval", "both")}
+_CHOICES = {
+  "model.dtype": ("float32", "bfloat16"),
+  "model.attention": ("auto", "plain"),
+  "optim.accumulate": ("global", "mean_of_means"),
+  "ema.use": ("teacher", "eval", "both"),
+}
 _POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
 
 
@@ -262,18 +348,27 @@ def check(config):
   for name in _POSITIVE:
     if values[name] < 1:
       raise ValueError(f"config.{name}={values[name]} must be at least 1.")
-  heads = {"hidden_size": config.model.heads, "vision_width": config.model.vision_heads or config.model.vision_width // 64}
+  heads = {
+    "hidden_size": config.model.heads,
+    "vision_width": config.model.vision_heads or config.model.vision_width // 64,
+  }
   for width, number in heads.items():
     if number < 1 or config.model[width] % number:
-      raise ValueError(f"config.model.{width}={config.model[width]} cannot be divided into {number} attention heads.")
+      raise ValueError(
+        f"config.model.{width}={config.model[width]} cannot be divided into {number} attention heads."
+      )
   if config.batch_size % config.optim.microbatches:
-    raise ValueError(f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}.")
+    raise ValueError(
+      f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}."
+    )
 
 
 def check_fields(what, fields, known):
   """Raises ValueError naming the fields of `what` that are not among the known ones."""
   if extra := sorted(set(fields) - set(known)):
-    raise ValueError(f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}.")
+    raise ValueError(
+      f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
+    )
 
 
 def flat(config):
@@ -286,9 +381,18 @@ def flat(config):
 
 
 # Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
-_LATER = {"data.fields": "", "data.allow_overlap": False, "data.shuffle_block": 0, "data.augment.sharpness_wraps": False,
-          "data.easier": 0.5, "model.loss_chunk": 0, "task.negatives.ramp_steps": 0, "data.empty_prefix": 0.0, "model.attention": "plain",
-          "task.contrast_chunk": 0}
+_LATER = {
+  "data.fields": "",
+  "data.allow_overlap": False,
+  "data.shuffle_block": 0,
+  "data.augment.sharpness_wraps": False,
+  "data.easier": 0.5,
+  "model.loss_chunk": 0,
+  "task.negatives.ramp_steps": 0,
+  "data.empty_prefix": 0.0,
+  "model.attention": "plain",
+  "task.contrast_chunk": 0,
+}
 
 
 def resume_conflicts(old, new):
@@ -307,7 +411,9 @@ def resume_conflicts(old, new):
     before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))
     if before != after:
       section = name.split(".")[0]
-      (refuse if section in _FIXED and name not in _FREE else notice).append(f"{name}: {before} -> {after}")
+      (refuse if section in _FIXED and name not in _FREE else notice).append(
+        f"{name}: {before} -> {after}"
+      )
   return refuse, notice
 
 

@@ -16,13 +16,18 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 def init_queues(width, size):
   """Queues of random unit vectors, which match no image: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q],
   "queue_ptr": i32[1]}, under the names that converted checkpoints have."""
+
   def unit(key):
     x = jax.random.normal(key, (width, size))
     return x / jnp.linalg.norm(x, axis=0)
 
   image, text = jax.random.split(jax.random.key(0))
-  return {"image_queue": unit(image), "text_queue": unit(text), "idx_queue": jnp.full((1, size), NO_ID, jnp.int32),
-          "queue_ptr": jnp.zeros((1,), jnp.int32)}
+  return {
+    "image_queue": unit(image),
+    "text_queue": unit(text),
+    "idx_queue": jnp.full((1, size), NO_ID, jnp.int32),
+    "queue_ptr": jnp.zeros((1,), jnp.int32),
+  }
 
 
 def enqueue(queues, image, text, ids, valid):
@@ -37,8 +42,12 @@ def enqueue(queues, image, text, ids, valid):
   columns = (start + jnp.arange(kept)) % size
   image, text = (jnp.where(valid[:, None], x, 0.0)[-kept:].T for x in (image, text))
   ids = jnp.where(valid, ids, NO_ID)[-kept:]
-  return {"image_queue": queues["image_queue"].at[:, columns].set(image), "text_queue": queues["text_queue"].at[:, columns].set(text),
-          "idx_queue": queues["idx_queue"].at[0, columns].set(ids), "queue_ptr": (start[None] + kept) % size}
+  return {
+    "image_queue": queues["image_queue"].at[:, columns].set(image),
+    "text_queue": queues["text_queue"].at[:, columns].set(text),
+    "idx_queue": queues["idx_queue"].at[0, columns].set(ids),
+    "queue_ptr": (start[None] + kept) % size,
+  }
 
 
 def targets(equal, teacher_similarities, alpha):
@@ -64,7 +73,19 @@ def similarities(features, others, queue, temperature):
   return features @ jnp.concatenate([others.T, queue], axis=1) / temperature
 
 
-def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queues, temperature, alpha, match="image", chunk=0):
+def image_text_losses(
+  image,
+  text,
+  teacher_image,
+  teacher_text,
+  ids,
+  valid,
+  queues,
+  temperature,
+  alpha,
+  match="image",
+  chunk=0,
+):
   """Both directions of the loss over the batch and the queues.
 
   With `chunk` similarities exist for so many columns at a time, forwards and backwards, and are computed twice.
@@ -97,7 +118,9 @@ def image_text_losses(image, text, teacher_image, teacher_text, ids, valid, queu
     counts = jax.lax.dynamic_slice_in_dim(candidates, start, count)
     if match == "row":
       return own, counts | own
-    return own | (ids[:, None] == jax.lax.dynamic_slice_in_dim(column_ids, start, count)) & counts, counts | own
+    return own | (
+      ids[:, None] == jax.lax.dynamic_slice_in_dim(column_ids, start, count)
+    ) & counts, counts | own
 
   if chunk:
     direction = functools.partial(_chunked_direction, columns, temperature, alpha, chunk)
@@ -113,20 +136,37 @@ def _direction(columns, temperature, alpha, features, teacher, others, queue):
   sims = similarities(features, others, queue, temperature)
   soft = jax.lax.stop_gradient(similarities(teacher, others, queue, temperature))
   equal, counted = columns(0, sims.shape[1])
-  hidden = jnp.where(counted, 0.0, _HIDDEN)  # a row is its own candidate always: finite, and without weight if not valid
-  return contrastive_loss(sims + hidden, targets(equal, soft + hidden, alpha)), (sims + hidden).argmax(1)
+  hidden = jnp.where(
+    counted, 0.0, _HIDDEN
+  )  # a row is its own candidate always: finite, and without weight if not valid
+  return contrastive_loss(sims + hidden, targets(equal, soft + hidden, alpha)), (
+    sims + hidden
+  ).argmax(1)
 
 
 def _chunked_direction(columns, temperature, alpha, chunk, features, teacher, others, queue):
   """As `_direction`, chunk by chunk: the loss is logsumexp(s) - alpha softmax(t) s - (1 - alpha) s_equal / matches, summed over columns."""
   rows = len(features)
   none, zero = jnp.full((rows,), -jnp.inf), jnp.zeros((rows,))
-  carry = {"student": (none, zero), "teacher": (none, zero, zero), "matches": (zero, zero), "best": (none, zero.astype(jnp.int32))}
+  carry = {
+    "student": (none, zero),
+    "teacher": (none, zero, zero),
+    "matches": (zero, zero),
+    "best": (none, zero.astype(jnp.int32)),
+  }
   for first, table in ((0, others.T), (rows, queue)):  # apart, for the queue has no gradient
     if table.shape[1]:
-      carry = _scan_columns(columns, temperature, min(chunk, table.shape[1]), features, teacher, table, first, carry)
-  (top, total), (_, soft_total, soft_sum), (count, equal_sum) = carry["student"], carry["teacher"], carry["matches"]
-  return top + jnp.log(total) - alpha * soft_sum / soft_total - (1.0 - alpha) * equal_sum / count, carry["best"][1]
+      carry = _scan_columns(
+        columns, temperature, min(chunk, table.shape[1]), features, teacher, table, first, carry
+      )
+  (top, total), (_, soft_total, soft_sum), (count, equal_sum) = (
+    carry["student"],
+    carry["teacher"],
+    carry["matches"],
+  )
+  return top + jnp.log(total) - alpha * soft_sum / soft_total - (
+    1.0 - alpha
+  ) * equal_sum / count, carry["best"][1]
 
 
 def _scan_columns(columns, temperature, chunk, features, teacher, table, first, carry):
@@ -135,7 +175,9 @@ def _scan_columns(columns, temperature, chunk, features, teacher, table, first, 
 
   @jax.checkpoint
   def add(carry, wanted):
-    start = jnp.minimum(wanted, width - chunk)  # the last chunk begins among columns that are counted already
+    start = jnp.minimum(
+      wanted, width - chunk
+    )  # the last chunk begins among columns that are counted already
     part = jax.lax.dynamic_slice_in_dim(table, start, chunk, axis=1)
     equal, counted = columns(first + start, chunk)
     new = start + jnp.arange(chunk) >= wanted
@@ -146,7 +188,10 @@ def _scan_columns(columns, temperature, chunk, features, teacher, table, first, 
 
     top, total = carry["student"]
     higher = jnp.maximum(top, shown.max(1))
-    student = higher, total * jnp.exp(top - higher) + jnp.exp(sims + hidden - higher[:, None]).sum(1)
+    student = (
+      higher,
+      total * jnp.exp(top - higher) + jnp.exp(sims + hidden - higher[:, None]).sum(1),
+    )
     top, total, weighed = carry["teacher"]
     higher = jnp.maximum(top, soft.max(1))
     shrunk, weight = jnp.exp(top - higher), jnp.exp(soft - higher[:, None])
@@ -156,7 +201,10 @@ def _scan_columns(columns, temperature, chunk, features, teacher, table, first, 
     matches = count + equal.sum(1), equal_sum + jnp.where(equal, sims, 0.0).sum(1)
     best, number = carry["best"]
     found = shown.max(1)
-    best = jnp.maximum(best, found), jnp.where(found > best, first + start + shown.argmax(1).astype(jnp.int32), number)
+    best = (
+      jnp.maximum(best, found),
+      jnp.where(found > best, first + start + shown.argmax(1).astype(jnp.int32), number),
+    )
     return {"student": student, "teacher": taught, "matches": matches, "best": best}, None
 
   return jax.lax.scan(add, carry, jnp.arange(0, width, chunk))[0]

@@ -34,7 +34,11 @@ class _Leaf:
   """A torch_write.Tensor as a leaf of a tree, with what Orbax asks of arrays; JAX would take that tuple for a branch."""
 
   def __init__(self, tensor):
-    self.shape, self.dtype, self.size = tensor.shape, np.dtype(tensor.dtype), math.prod(tensor.shape)
+    self.shape, self.dtype, self.size = (
+      tensor.shape,
+      np.dtype(tensor.dtype),
+      math.prod(tensor.shape),
+    )
     self.nbytes, self._load = self.size * self.dtype.itemsize, tensor.load
 
   def make(self):
@@ -55,7 +59,11 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
     for batch in _batches(zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True)):
       arrays = [value.make() for value, _, _ in batch]
       # A call for each: the writes of one call are abandoned, but not ended, when one of them fails.
-      writes = [write for array, (_, info, arg) in zip(arrays, batch, strict=True) for write in await write_one([array], [info], [arg])]
+      writes = [
+        write
+        for array, (_, info, arg) in zip(arrays, batch, strict=True)
+        for write in await write_one([array], [info], [arg])
+      ]
       if errors := [error for write in writes if (error := _failure(write))]:
         raise errors[0]
     return []
@@ -84,7 +92,9 @@ def _batches(leaves):
 def _save_state(path, leaves):
   tree = traverse_util.unflatten_dict({leaf.name: _Leaf(leaf) for leaf in leaves}, sep="/")
   # Orbax warns about a registry without jax.Array, though the tree has none.
-  registry = ocp.type_handlers.create_type_handler_registry((_Leaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler()))
+  registry = ocp.type_handlers.create_type_handler_registry(
+    (_Leaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+  )
   # Compressing takes longer than writing, and saves a tenth of trained float32 numbers.
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
   with ocp.Checkpointer(handler) as checkpointer:
@@ -108,7 +118,9 @@ def _save_folder(dest, leaves, manifest, dead):
 
 def _save_file(dest, leaves, manifest, dead):
   metadata = {"geometry": json.dumps(manifest["geometry"]), "manifest": json.dumps(manifest)}
-  torch_write.save_safetensors(dest, [*leaves, *(tensor._replace(name=f"dead/{tensor.name}") for tensor in dead)], metadata)
+  torch_write.save_safetensors(
+    dest, [*leaves, *(tensor._replace(name=f"dead/{tensor.name}") for tensor in dead)], metadata
+  )
 
 
 def is_file(dest):
@@ -144,8 +156,10 @@ def save(dest, leaves, manifest, dead=()):
 
 def not_written(dest, error):
   """A failure to write -> OSError of one sentence."""
-  return OSError(f"{dest} could not be written ({checkpoint.reason(error)}), and nothing of it remains; "
-                 "make room or choose another destination.")
+  return OSError(
+    f"{dest} could not be written ({checkpoint.reason(error)}), and nothing of it remains; "
+    "make room or choose another destination."
+  )
 
 
 def read_description(path):
@@ -166,7 +180,9 @@ def read_description(path):
     geometry, manifest = map(json.loads, texts)
     return dict(geometry), dict(manifest)
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{path}: its model description or manifest is no JSON object ({error}); convert the weights again.") from error
+    raise ValueError(
+      f"{path}: its model description or manifest is no JSON object ({error}); convert the weights again."
+    ) from error
 
 
 @contextlib.contextmanager
@@ -178,4 +194,8 @@ def open_dead(path):
     yield {}
     return
   with torch_files.open_tensors(file) as tensors:
-    yield {name.removeprefix(prefix): functools.partial(tensors.__getitem__, name) for name in tensors if name.startswith(prefix)}
+    yield {
+      name.removeprefix(prefix): functools.partial(tensors.__getitem__, name)
+      for name in tensors
+      if name.startswith(prefix)
+    }

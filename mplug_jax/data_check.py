@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mplug_jax import plots
-from mplug_jax.data import archives, caption, classification, grounding, image_ops, retrieval, sources, text_ops, video
+from mplug_jax.data import (
+  archives,
+  caption,
+  classification,
+  grounding,
+  image_ops,
+  retrieval,
+  sources,
+  text_ops,
+  video,
+)
 
 _NAMED = 10  # images, ids and the like that a report names
 _COVERED = (10, 100, 1000)  # most frequent answers whose share is reported
@@ -25,6 +35,7 @@ _BOX_COLOUR = (230, 30, 30)
 
 class Text(NamedTuple):
   """A text of a record. kind: what it is called. text: cleaned as the task cleans it, not cut. read: what the tokenizer gets of it."""
+
   kind: str
   text: str
   read: str
@@ -33,6 +44,7 @@ class Text(NamedTuple):
 class Item(NamedTuple):
   """What is checked of one record. images: as decode_image or read_clip take them. ids: of its entries. shown: (text, what is said to
   it) pairs for people to look at. answers: lists, of every question. label: the class. boxes: (phrase, corners)."""
+
   images: list
   ids: list
   texts: list
@@ -44,45 +56,76 @@ class Item(NamedTuple):
 
 def _vqa(record, data):
   questions = record["questions"]
-  texts = [(q["question"], text_ops.vqa_text(q["question"], q["ocr"], q["objects"], data.add_ocr, data.add_objects)) for q in questions]
+  texts = [
+    (
+      q["question"],
+      text_ops.vqa_text(q["question"], q["ocr"], q["objects"], data.add_ocr, data.add_objects),
+    )
+    for q in questions
+  ]
   answers = [answer for q in questions for answer in dict.fromkeys(q["answers"])]
-  return Item([record["image"]], [q["question_id"] for q in questions],
-              [Text("question", *text) for text in texts] + [Text("answer", answer, answer) for answer in answers],
-              [(q["question"], ", ".join(dict.fromkeys(q["answers"]))) for q in questions], answers=tuple(q["answers"] for q in questions))
+  return Item(
+    [record["image"]],
+    [q["question_id"] for q in questions],
+    [Text("question", *text) for text in texts]
+    + [Text("answer", answer, answer) for answer in answers],
+    [(q["question"], ", ".join(dict.fromkeys(q["answers"]))) for q in questions],
+    answers=tuple(q["answers"] for q in questions),
+  )
 
 
 def _caption(record, data):
   del data
-  return Item([record["image"]], [record["image_id"]], [Text("caption", text, text) for text in record["captions"]],
-              [("", text) for text in record["captions"]])
+  return Item(
+    [record["image"]],
+    [record["image_id"]],
+    [Text("caption", text, text) for text in record["captions"]],
+    [("", text) for text in record["captions"]],
+  )
 
 
 def _retrieval(record, data):
-  return Item([record["image"]], [record["image_id"]], [_cleaned("caption", text, data) for text in record["captions"]],
-              [("", text) for text in record["captions"]])
+  return Item(
+    [record["image"]],
+    [record["image_id"]],
+    [_cleaned("caption", text, data) for text in record["captions"]],
+    [("", text) for text in record["captions"]],
+  )
 
 
 def _grounding(record, data):
   del data
   phrases = record["expressions"]
-  return Item([record["image"]], [p["id"] for p in phrases if "id" in p],
-              [Text("phrase", p["text"], p["text"].lower()) for p in phrases], [("", p["text"]) for p in phrases[:1]],
-              boxes=tuple((p["text"], p["box"]) for p in phrases if p["box"] is not None))
+  return Item(
+    [record["image"]],
+    [p["id"] for p in phrases if "id" in p],
+    [Text("phrase", p["text"], p["text"].lower()) for p in phrases],
+    [("", p["text"]) for p in phrases[:1]],
+    boxes=tuple((p["text"], p["box"]) for p in phrases if p["box"] is not None),
+  )
 
 
 def _classification(record, data):
   sentence = record["sentence"]
-  return Item(record["images"], [record["id"]], [_cleaned("sentence", sentence, data)], [(sentence, record["label"] or "(no label)")],
-              label=record["label"])
+  return Item(
+    record["images"],
+    [record["id"]],
+    [_cleaned("sentence", sentence, data)],
+    [(sentence, record["label"] or "(no label)")],
+    label=record["label"],
+  )
 
 
 def _cleaned(kind, text, data):
-  return Text(kind, text_ops.pre_caption(text, len(text)), text_ops.pre_caption(text, data.max_words))
+  return Text(
+    kind, text_ops.pre_caption(text, len(text)), text_ops.pre_caption(text, data.max_words)
+  )
 
 
 class _View(NamedTuple):
   """How the records of a task are read and checked. entries: what they are called. limits: of every kind of text, the key of
   config.data that limits its tokens and whether [SEP] is one of them."""
+
   source: Any  # (config.data, split) -> source
   item: Any  # (record, config.data) -> Item
   entries: str
@@ -90,17 +133,29 @@ class _View(NamedTuple):
 
 
 _VIEWS = {  # by config.data.examples
-    "vqa": _View(sources.get, _vqa, "questions", {"question": ("max_question", False), "answer": ("max_answer_tokens", True)}),
-    "caption": _View(caption.images, _caption, "images", {"caption": ("max_caption", True)}),
-    "retrieval": _View(retrieval.get_images, _retrieval, "images", {"caption": ("max_caption", False)}),
-    "pretrain": _View(retrieval.get_images, _retrieval, "images", {"caption": ("max_caption", False)}),
-    "grounding": _View(grounding.get_source, _grounding, "phrases", {"phrase": ("max_phrase", True)}),
-    "classification": _View(classification.get_source, _classification, "statements", {"sentence": ("max_text", False)}),
+  "vqa": _View(
+    sources.get,
+    _vqa,
+    "questions",
+    {"question": ("max_question", False), "answer": ("max_answer_tokens", True)},
+  ),
+  "caption": _View(caption.images, _caption, "images", {"caption": ("max_caption", True)}),
+  "retrieval": _View(
+    retrieval.get_images, _retrieval, "images", {"caption": ("max_caption", False)}
+  ),
+  "pretrain": _View(
+    retrieval.get_images, _retrieval, "images", {"caption": ("max_caption", False)}
+  ),
+  "grounding": _View(grounding.get_source, _grounding, "phrases", {"phrase": ("max_phrase", True)}),
+  "classification": _View(
+    classification.get_source, _classification, "statements", {"sentence": ("max_text", False)}
+  ),
 }
 
 
 class Lengths(NamedTuple):
   """Lengths of texts. percentiles: those of _PERCENTILES. limit: key of config.data, or "". over: texts beyond it."""
+
   percentiles: tuple
   longest: int
   limit: str = ""
@@ -111,6 +166,7 @@ class Lengths(NamedTuple):
 @dataclasses.dataclass
 class Texts:
   """The texts of one kind. tokens: Lengths, None without a tokenizer. empty: without a word. lists: such as look like lists."""
+
   count: int
   words: Lengths
   tokens: Lengths | None
@@ -121,6 +177,7 @@ class Texts:
 @dataclasses.dataclass
 class Report:
   """What `check` found; see `lines`. errors: why training would fail. warnings: what it would put up with."""
+
   records: int
   entries: int
   entries_name: str
@@ -133,9 +190,13 @@ class Report:
   answers: Counter | None = None
   labels: Counter | None = None
   boxes: int = 0
-  outside: list = dataclasses.field(default_factory=list)  # sentences, of boxes without a part in their image
+  outside: list = dataclasses.field(
+    default_factory=list
+  )  # sentences, of boxes without a part in their image
   cut: int = 0  # boxes of which a part lies outside
-  overlaps: dict = dataclasses.field(default_factory=dict)  # name -> (common images, common ids), sorted
+  overlaps: dict = dataclasses.field(
+    default_factory=dict
+  )  # name -> (common images, common ids), sorted
   errors: list = dataclasses.field(default_factory=list)
   warnings: list = dataclasses.field(default_factory=list)
   samples: list = dataclasses.field(default_factory=list)  # Items for `write_sheet`
@@ -159,13 +220,17 @@ def check(config, split="train", tokenizer=None, against=(), limit=0, threads=0)
   report = Report(len(items), len(ids) or len(items), view.entries)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
-  prefix = caption.prompt(config, tokenizer).text if tokenizer and data.examples == "caption" else ""
+  prefix = (
+    caption.prompt(config, tokenizer).text if tokenizer and data.examples == "caption" else ""
+  )
   for kind, (key, ends) in view.limits.items():
     texts = [text for item in items for text in item.texts if text.kind == kind]
     if texts:
       report.texts[kind] = _measure(texts, data, tokenizer, prefix, key, ends)
   if any(item.answers for item in items):
-    report.answers = Counter(answer for item in items for answers in item.answers for answer in answers)
+    report.answers = Counter(
+      answer for item in items for answers in item.answers for answer in answers
+    )
   if any(item.label for item in items):
     report.labels = Counter(item.label for item in items if item.label)
   unreadable = _open_images(report, items, data, threads or os.cpu_count())
@@ -195,16 +260,22 @@ def _samples(items, unreadable):
       first = found.setdefault(key, item._replace(shown=[]))
       first.shown.extend(item.shown)
   found = list(found.values())
-  return [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), _SHEET_IMAGES)).astype(int)]
+  return [
+    found[i] for i in np.linspace(0, len(found) - 1, min(len(found), _SHEET_IMAGES)).astype(int)
+  ]
 
 
 def _measure(texts, data, tokenizer, prefix, key, ends):
   """A list of Text -> Texts. `key`: of config.data, the limit of tokens. `ends`: a [SEP] counts too."""
-  words = _lengths([len(text.text.split()) for text in texts], data, "max_words" if "max_words" in data else "")
+  words = _lengths(
+    [len(text.text.split()) for text in texts], data, "max_words" if "max_words" in data else ""
+  )
   tokens = None
   if tokenizer:
     rows = [tokenizer.encode(prefix + text.read) for text in texts]
-    tokens = _lengths([len(row) + (ends and row[-1] != tokenizer.eos_id) for row in rows], data, key)
+    tokens = _lengths(
+      [len(row) + (ends and row[-1] != tokenizer.eos_id) for row in rows], data, key
+    )
   lists = [text.text for text in texts if text.text[:1] + text.text[-1:] in ("[]", "{}")]
   return Texts(len(texts), words, tokens, sum(not text.text.strip() for text in texts), lists)
 
@@ -230,7 +301,9 @@ def _open_images(report, items, data, threads):
   unreadable, images = set(), iter(boxes)
   with ThreadPoolExecutor(threads) as pool:
     while part := list(itertools.islice(images, _AT_A_TIME)):
-      for image, (size, problem) in zip(part, pool.map(lambda image: _open(image, called[image], data), part)):
+      for image, (size, problem) in zip(
+        part, pool.map(lambda image: _open(image, called[image], data), part)
+      ):
         if size:
           _check_boxes(report, called[image], boxes[image], *size)
           continue
@@ -247,7 +320,11 @@ def _open(image, name, data):
   try:
     if _is_path(image) and not archives.is_file(image):
       return None, ""
-    pixels = video.read_clip(image, data.frames, data.frame_sampling, name)[0] if data.frames else image_ops.decode_image(image, name)
+    pixels = (
+      video.read_clip(image, data.frames, data.frame_sampling, name)[0]
+      if data.frames
+      else image_ops.decode_image(image, name)
+    )
   except (image_ops.ImageError, OSError) as error:
     return None, str(error)
   except ValueError as error:  # the archive
@@ -259,7 +336,9 @@ def _check_boxes(report, name, boxes, height, width):
   report.boxes += len(boxes)
   for phrase, (x1, y1, x2, y2) in boxes:
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-      report.outside.append(f"{name}: {(x1, y1, x2, y2)} of {phrase!r} in {width} x {height} pixels")
+      report.outside.append(
+        f"{name}: {(x1, y1, x2, y2)} of {phrase!r} in {width} x {height} pixels"
+      )
     elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
       report.cut += 1
 
@@ -283,25 +362,41 @@ def _judge(report, items, data, split):
   elif unreadable == report.images:
     report.errors.append(f"None of the {report.images} images can be read.")
   elif unreadable and data.strict:
-    report.errors.append(f"config.data.strict=True, and {unreadable} of {report.images} images cannot be read.")
+    report.errors.append(
+      f"config.data.strict=True, and {unreadable} of {report.images} images cannot be read."
+    )
   elif unreadable:
-    report.warnings.append(f"{unreadable} of {report.images} images cannot be read; their texts would not count.")
+    report.warnings.append(
+      f"{unreadable} of {report.images} images cannot be read; their texts would not count."
+    )
   most = data.get("max_answers", 0)
   if wide := sum(len(set(answers)) > most for item in items for answers in item.answers):
-    report.errors.append(f"{wide} questions have more different answers than config.data.max_answers={most}; raise it.")
+    report.errors.append(
+      f"{wide} questions have more different answers than config.data.max_answers={most}; raise it."
+    )
   if report.outside:
-    report.errors.append(f"{len(report.outside)} boxes lie outside their image: {_some(report.outside, '; ')}.")
+    report.errors.append(
+      f"{len(report.outside)} boxes lie outside their image: {_some(report.outside, '; ')}."
+    )
   if report.cut:
-    report.warnings.append(f"{report.cut} of {report.boxes} boxes reach beyond their image; they would be cut there.")
+    report.warnings.append(
+      f"{report.cut} of {report.boxes} boxes reach beyond their image; they would be cut there."
+    )
   if report.duplicate_ids:
     report.warnings.append(f"{len(report.duplicate_ids)} ids occur more than once.")
-  if report.labels and split == "train" and (unused := [label for label in data.labels if label not in report.labels]):
+  if (
+    report.labels
+    and split == "train"
+    and (unused := [label for label in data.labels if label not in report.labels])
+  ):
     report.warnings.append(f"No record has the label {', '.join(unused)}.")
   for kind, texts in report.texts.items():
     if texts.empty:
       report.warnings.append(f"{texts.empty} of {texts.count} {kind}s are empty.")
     if texts.lists:
-      report.warnings.append(f"{len(texts.lists)} {kind}s look like lists, but are no valid JSON and so are text: {texts.lists[0]!r}.")
+      report.warnings.append(
+        f"{len(texts.lists)} {kind}s look like lists, but are no valid JSON and so are text: {texts.lists[0]!r}."
+      )
   for name, (images, ids) in report.overlaps.items():
     if images or ids:
       report.warnings.append(f"{len(images)} images and {len(ids)} ids are in {name} too.")
@@ -316,41 +411,70 @@ def _some(values, separator=", "):
 def lines(report) -> list[str]:
   """A Report as lines of text, errors and warnings last."""
   unreadable = len(report.missing) + len(report.corrupt)
-  out = [f"records   {report.records:,}" + f" with {report.entries:,} {report.entries_name}" * (report.entries != report.records),
-         f"images    {report.images:,}: {report.images - unreadable:,} readable, {len(report.missing):,} missing, "
-         f"{len(report.corrupt):,} corrupt"]
+  out = [
+    f"records   {report.records:,}"
+    + f" with {report.entries:,} {report.entries_name}" * (report.entries != report.records),
+    f"images    {report.images:,}: {report.images - unreadable:,} readable, {len(report.missing):,} missing, "
+    f"{len(report.corrupt):,} corrupt",
+  ]
   out += [f"  missing: {name}" for name in report.missing[:_NAMED]]
   out += [f"  corrupt: {sentence}" for sentence in report.corrupt[:_NAMED]]
-  out.append("ids       none are given" if report.ids is None else
-             f"ids       {len(report.ids):,} different, {len(report.duplicate_ids):,} of them more than once" +
-             f": {_some(report.duplicate_ids)}" * bool(report.duplicate_ids))
+  out.append(
+    "ids       none are given"
+    if report.ids is None
+    else f"ids       {len(report.ids):,} different, {len(report.duplicate_ids):,} of them more than once"
+    + f": {_some(report.duplicate_ids)}" * bool(report.duplicate_ids)
+  )
   for kind, texts in report.texts.items():
     out.append(f"{kind:<9} {texts.count:,}, {texts.empty:,} empty")
-    out += [f"  {unit:<8}{_length_line(found)}" for unit, found in (("words", texts.words), ("tokens", texts.tokens)) if found]
+    out += [
+      f"  {unit:<8}{_length_line(found)}"
+      for unit, found in (("words", texts.words), ("tokens", texts.tokens))
+      if found
+    ]
   if report.answers:
     total = report.answers.total()
     shares = (sum(times for _, times in report.answers.most_common(n)) / total for n in _COVERED)
-    out.append(f"answers   {len(report.answers):,} different; of all given, the most frequent "
-               + ", ".join(f"{n:,} make up {100 * share:.1f}%" for n, share in zip(_COVERED, shares)))
+    out.append(
+      f"answers   {len(report.answers):,} different; of all given, the most frequent "
+      + ", ".join(f"{n:,} make up {100 * share:.1f}%" for n, share in zip(_COVERED, shares))
+    )
     out.append(f"  {_shares(report.answers)}")
   if report.labels:
     out.append(f"labels    {_shares(report.labels)}")
   if report.boxes:
-    out.append(f"boxes     {report.boxes:,}: {len(report.outside):,} outside their image, {report.cut:,} reaching beyond it")
+    out.append(
+      f"boxes     {report.boxes:,}: {len(report.outside):,} outside their image, {report.cut:,} reaching beyond it"
+    )
   for name, (images, ids) in report.overlaps.items():
     out.append(f"shared with {name}: {len(images):,} images, {len(ids):,} ids")
-    out += [f"  {what}: {_some(found)}" for what, found in (("images", images), ("ids", ids)) if found]
-  return out + [f"warning: {text}" for text in report.warnings] + [f"error: {text}" for text in report.errors]
+    out += [
+      f"  {what}: {_some(found)}" for what, found in (("images", images), ("ids", ids)) if found
+    ]
+  return (
+    out
+    + [f"warning: {text}" for text in report.warnings]
+    + [f"error: {text}" for text in report.errors]
+  )
 
 
 def _length_line(found):
-  text = ", ".join(f"{p}% have at most {n}" for p, n in zip(_PERCENTILES, found.percentiles)) + f", the longest has {found.longest}"
-  return text + f"; {found.over:,} exceed config.data.{found.limit}={found.most} and are cut" * bool(found.limit)
+  text = (
+    ", ".join(f"{p}% have at most {n}" for p, n in zip(_PERCENTILES, found.percentiles))
+    + f", the longest has {found.longest}"
+  )
+  return (
+    text
+    + f"; {found.over:,} exceed config.data.{found.limit}={found.most} and are cut"
+    * bool(found.limit)
+  )
 
 
 def _shares(counts):
   total = counts.total()
-  return _some(f"{name} {times:,} ({100 * times / total:.1f}%)" for name, times in counts.most_common())
+  return _some(
+    f"{name} {times:,} ({100 * times / total:.1f}%)" for name, times in counts.most_common()
+  )
 
 
 def write_sheet(report, path, frames=0) -> bool:
@@ -364,7 +488,10 @@ def write_sheet(report, path, frames=0) -> bool:
   """
   if report.samples:
     images = np.stack([_picture(item, frames) for item in report.samples])
-    said = [[plots.Sample(text, answer, "", "open") for text, answer in item.shown[:_SHEET_TEXTS]] for item in report.samples]
+    said = [
+      [plots.Sample(text, answer, "", "open") for text, answer in item.shown[:_SHEET_TEXTS]]
+      for item in report.samples
+    ]
     plots.sample_sheet(images, said, path)
   return bool(report.samples)
 
@@ -372,12 +499,19 @@ def write_sheet(report, path, frames=0) -> bool:
 def _picture(item, frames):
   """The images of a record side by side on a white square, u8[_SHEET_PIXELS, _SHEET_PIXELS, 3]."""
   from PIL import Image, ImageDraw
+
   pictures = []
   for image in item.images:
-    pixels = video.contact_image(image, min(frames, _SHEET_FRAMES)) if frames else image_ops.decode_image(image)
+    pixels = (
+      video.contact_image(image, min(frames, _SHEET_FRAMES))
+      if frames
+      else image_ops.decode_image(image)
+    )
     picture = Image.fromarray(pixels)
     for _, box in item.boxes[:1]:
-      ImageDraw.Draw(picture).rectangle(box, outline=_BOX_COLOUR, width=max(1, max(picture.size) // 100))
+      ImageDraw.Draw(picture).rectangle(
+        box, outline=_BOX_COLOUR, width=max(1, max(picture.size) // 100)
+      )
     pictures.append(picture)
   side = (_SHEET_PIXELS + _SHEET_GAP) // len(pictures) - _SHEET_GAP
   sheet = Image.new("RGB", (_SHEET_PIXELS, _SHEET_PIXELS), "white")

@@ -43,6 +43,7 @@ class Generation(NamedTuple):
   not padding. scores: f32[B, K], natural logarithms. A beam search that finds fewer than K
   sequences fills up with the bare prompt and score -inf.
   """
+
   tokens: jax.Array
   lengths: jax.Array
   scores: jax.Array
@@ -64,9 +65,24 @@ class _SampleState(NamedTuple):
   done: jax.Array  # bool[B, K]
 
 
-def beam_search(step_fn, reorder_fn, cache, prompt, prompt_length, *, beams, max_length,
-                min_length=0, eos_id, pad_id, length_penalty=0.6, mode="standard", n_best=None,
-                no_repeat_ngram=0, allowed=None):
+def beam_search(
+  step_fn,
+  reorder_fn,
+  cache,
+  prompt,
+  prompt_length,
+  *,
+  beams,
+  max_length,
+  min_length=0,
+  eos_id,
+  pad_id,
+  length_penalty=0.6,
+  mode="standard",
+  n_best=None,
+  no_repeat_ngram=0,
+  allowed=None,
+):
   """The sequences with the highest length-normalised log-probability, by beam search.
 
   score = sum of log-probabilities / ((5 + generated tokens) / 6) ** length_penalty (Wu et al. 2016,
@@ -91,8 +107,7 @@ def beam_search(step_fn, reorder_fn, cache, prompt, prompt_length, *, beams, max
   if mode not in ("standard", "reference"):
     raise ValueError(f"unknown beam search mode {mode!r}; use 'standard' or 'reference'")
   reference = mode == "reference" or beams == 1
-  advance = (
-      _advance_reference if reference else functools.partial(_advance_standard, n_best=n_best))
+  advance = _advance_reference if reference else functools.partial(_advance_standard, n_best=n_best)
   # Rounded once from float64: float32 powers differ between platforms.
   penalties = jnp.asarray(((6 + np.arange(max_length)) / 6) ** length_penalty, jnp.float32)
   tokens = _buffer(prompt, prompt_length, beams, max_length, pad_id)
@@ -105,12 +120,20 @@ def beam_search(step_fn, reorder_fn, cache, prompt, prompt_length, *, beams, max
     active = (generated >= 0) & ~state.done
     logits, cache = step_fn(state.cache, _column(state.tokens, state.position), state.position)
     log_prob = _forbid(
-        _log_softmax(logits), state.tokens, state.position, generated, min_length=min_length,
-        eos_id=eos_id, no_repeat_ngram=no_repeat_ngram, allowed=allowed,
-        early_eos=_LOG_ZERO if reference else -jnp.inf)
+      _log_softmax(logits),
+      state.tokens,
+      state.position,
+      generated,
+      min_length=min_length,
+      eos_id=eos_id,
+      no_repeat_ngram=no_repeat_ngram,
+      allowed=allowed,
+      early_eos=_LOG_ZERO if reference else -jnp.inf,
+    )
     total = _end_dead_items(state.log_prob[:, :, None] + log_prob, state.log_prob, eos_id)
     parents, token, log_prob, stored, ended = advance(
-        state, total, generated, active, penalties=penalties, eos_id=eos_id)
+      state, total, generated, active, penalties=penalties, eos_id=eos_id
+    )
     parents = jnp.where(active[:, None], parents, rows)
     if beams > 1:
       cache = reorder_fn(cache, parents)
@@ -131,21 +154,60 @@ def beam_search(step_fn, reorder_fn, cache, prompt, prompt_length, *, beams, max
   return Generation(*(x[:, :n_best] for x in stored))
 
 
-def greedy(step_fn, cache, prompt, prompt_length, *, max_length, min_length=0, eos_id, pad_id,
-           length_penalty=0.6, no_repeat_ngram=0, allowed=None):
+def greedy(
+  step_fn,
+  cache,
+  prompt,
+  prompt_length,
+  *,
+  max_length,
+  min_length=0,
+  eos_id,
+  pad_id,
+  length_penalty=0.6,
+  no_repeat_ngram=0,
+  allowed=None,
+):
   """The most probable token at each position: `beam_search` with one beam, without reorder_fn.
 
   Returns: Generation with K = 1 and the scores of `beam_search`.
   Raises: ValueError for options out of range.
   """
   return beam_search(
-      step_fn, None, cache, prompt, prompt_length, beams=1, max_length=max_length,
-      min_length=min_length, eos_id=eos_id, pad_id=pad_id, length_penalty=length_penalty,
-      no_repeat_ngram=no_repeat_ngram, allowed=allowed)
+    step_fn,
+    None,
+    cache,
+    prompt,
+    prompt_length,
+    beams=1,
+    max_length=max_length,
+    min_length=min_length,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    length_penalty=length_penalty,
+    no_repeat_ngram=no_repeat_ngram,
+    allowed=allowed,
+  )
 
 
-def sample(step_fn, cache, prompt, prompt_length, keys, *, num_samples, max_length, min_length=0,
-           eos_id, pad_id, temperature=1.0, top_k=0, top_p=1.0, no_repeat_ngram=0, allowed=None):
+def sample(
+  step_fn,
+  cache,
+  prompt,
+  prompt_length,
+  keys,
+  *,
+  num_samples,
+  max_length,
+  min_length=0,
+  eos_id,
+  pad_id,
+  temperature=1.0,
+  top_k=0,
+  top_p=1.0,
+  no_repeat_ngram=0,
+  allowed=None,
+):
   """K = num_samples independent samples per item, in the order drawn (not sorted by score).
 
   Forbidden tokens go first, then the logits are divided by temperature, then top_k keeps the k most
@@ -163,8 +225,9 @@ def sample(step_fn, cache, prompt, prompt_length, keys, *, num_samples, max_leng
   _check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
   if num_samples < 1 or temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
     raise ValueError(
-        "sampling needs num_samples >= 1, temperature > 0, top_k >= 0 and 0 < top_p <= 1, got "
-        f"{num_samples=}, {temperature=}, {top_k=}, {top_p=}")
+      "sampling needs num_samples >= 1, temperature > 0, top_k >= 0 and 0 < top_p <= 1, got "
+      f"{num_samples=}, {temperature=}, {top_k=}, {top_p=}"
+    )
   tokens = _buffer(prompt, prompt_length, num_samples, max_length, pad_id)
   batch, _, width = tokens.shape
   fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
@@ -178,8 +241,16 @@ def sample(step_fn, cache, prompt, prompt_length, keys, *, num_samples, max_leng
     logits, cache = step_fn(state.cache, _column(tokens, state.position), state.position)
     log_prob = _log_softmax(logits)
     permitted = _forbid(
-        log_prob, tokens, state.position, generated, min_length=min_length, eos_id=eos_id,
-        no_repeat_ngram=no_repeat_ngram, allowed=allowed, early_eos=-jnp.inf)
+      log_prob,
+      tokens,
+      state.position,
+      generated,
+      min_length=min_length,
+      eos_id=eos_id,
+      no_repeat_ngram=no_repeat_ngram,
+      allowed=allowed,
+      early_eos=-jnp.inf,
+    )
     dead = jnp.all(permitted == -jnp.inf, axis=-1)
     step = jnp.broadcast_to(jnp.maximum(generated, 0)[:, None], state.done.shape)
     token = _draw(fold_in(sample_keys, step), permitted / temperature, top_k, top_p)
@@ -188,9 +259,10 @@ def sample(step_fn, cache, prompt, prompt_length, keys, *, num_samples, max_leng
     ended = (token == eos_id) | (generated + 1 == max_length)[:, None]
     token = jnp.where(active, token, _column(tokens, state.position + 1))
     samples = Generation(
-        _append(tokens, state.position + 1, token),
-        jnp.where(active, lengths + 1, lengths),
-        jnp.where(active, scores + log_prob, scores))
+      _append(tokens, state.position + 1, token),
+      jnp.where(active, lengths + 1, lengths),
+      jnp.where(active, scores + log_prob, scores),
+    )
     return _SampleState(state.position + 1, cache, samples, state.done | (active & ended))
 
   shape = (batch, num_samples)
@@ -259,9 +331,10 @@ def _fill_with_unfinished(state, prompt_length, penalties):
   lengths = jnp.broadcast_to(prompt_length[:, None] + len(penalties), rank.shape)
   fill = (jnp.arange(beams)[None, :] >= found) & (scores > -jnp.inf)
   return Generation(
-      jnp.where(fill[:, :, None], _take(state.tokens, rank), state.stored.tokens),
-      jnp.where(fill, lengths, state.stored.lengths),
-      jnp.where(fill, scores, state.stored.scores))
+    jnp.where(fill[:, :, None], _take(state.tokens, rank), state.stored.tokens),
+    jnp.where(fill, lengths, state.stored.lengths),
+    jnp.where(fill, scores, state.stored.scores),
+  )
 
 
 def _store(state, parents, token, scores):
@@ -269,7 +342,8 @@ def _store(state, parents, token, scores):
   tokens = _append(_take(state.tokens, parents), state.position + 1, token)
   lengths = jnp.full(scores.shape, state.position + 2, jnp.int32)
   pool = jax.tree.map(
-      lambda *x: jnp.concatenate(x, axis=1), state.stored, Generation(tokens, lengths, scores))
+    lambda *x: jnp.concatenate(x, axis=1), state.stored, Generation(tokens, lengths, scores)
+  )
   scores, index = jax.lax.top_k(pool.scores, state.stored.scores.shape[1])
   lengths = jnp.take_along_axis(pool.lengths, index, axis=1)
   return Generation(_take(pool.tokens, index), lengths, scores)
@@ -288,8 +362,9 @@ def _end_dead_items(total, log_prob, eos_id):
   return total.at[:, :, eos_id].set(jnp.where(dead, log_prob + _LOG_ZERO, total[:, :, eos_id]))
 
 
-def _forbid(log_prob, tokens, position, generated, *, min_length, eos_id, no_repeat_ngram, allowed,
-            early_eos):
+def _forbid(
+  log_prob, tokens, position, generated, *, min_length, eos_id, no_repeat_ngram, allowed, early_eos
+):
   """log_prob f32[B, K, V] with -inf for forbidden tokens, early_eos for eos before min_length."""
   vocabulary = log_prob.shape[-1]
   if allowed is not None:
@@ -313,10 +388,10 @@ def _completes_ngram(tokens, position, n, vocabulary):
   match = jnp.broadcast_to(starts + n - 1 <= position, (batch, beams, width - n + 1))
   for offset in range(n - 1):
     last = _column(tokens, position - n + 2 + offset)
-    match &= tokens[:, :, offset:offset + width - n + 1] == last[:, :, None]
+    match &= tokens[:, :, offset : offset + width - n + 1] == last[:, :, None]
   banned = jnp.zeros((batch, beams, vocabulary), bool)
   items, rows = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
-  return banned.at[items, rows, tokens[:, :, n - 1:]].max(match)
+  return banned.at[items, rows, tokens[:, :, n - 1 :]].max(match)
 
 
 def _log_softmax(logits):
@@ -351,9 +426,12 @@ def _take(tokens, index):
 
 def _check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram):
   if prompt.ndim != 2 or prompt.shape[1] < 1 or prompt_length.shape != prompt.shape[:1]:
-    raise ValueError("decoding needs prompt [B, P] with P >= 1 and prompt_length [B], got shapes "
-                     f"{prompt.shape} and {prompt_length.shape}")
+    raise ValueError(
+      "decoding needs prompt [B, P] with P >= 1 and prompt_length [B], got shapes "
+      f"{prompt.shape} and {prompt_length.shape}"
+    )
   if max_length < 1 or not 0 <= min_length <= max_length or no_repeat_ngram < 0:
     raise ValueError(
-        "decoding needs max_length >= 1, 0 <= min_length <= max_length and no_repeat_ngram >= 0, "
-        f"got {max_length=}, {min_length=}, {no_repeat_ngram=}")
+      "decoding needs max_length >= 1, 0 <= min_length <= max_length and no_repeat_ngram >= 0, "
+      f"got {max_length=}, {min_length=}, {no_repeat_ngram=}"
+    )

@@ -22,7 +22,12 @@ MAX_PIXELS = 25_000_000  # width * height of an image
 MAX_IMAGES = 1000  # to search in
 _HITS = 8
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TABS = {"answer": "Ask", "caption": "Describe", "embed": "Search", "locate": "Locate"}  # {method of Predictor: its tab}
+TABS = {
+  "answer": "Ask",
+  "caption": "Describe",
+  "embed": "Search",
+  "locate": "Locate",
+}  # {method of Predictor: its tab}
 _PROBLEMS = (ValueError, TypeError, OSError)
 
 
@@ -35,19 +40,25 @@ def checked(path):
     with Image.open(path) as image:  # reads the header only
       width, height = image.size
   except Exception as error:  # decoders raise anything on damaged bytes
-    raise image_ops.ImageError(f"{name} cannot be read as an image; upload a JPEG or PNG.") from error
+    raise image_ops.ImageError(
+      f"{name} cannot be read as an image; upload a JPEG or PNG."
+    ) from error
   if width * height > MAX_PIXELS:
-    raise ValueError(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million; make it smaller.")
+    raise ValueError(
+      f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million; make it smaller."
+    )
   return path
 
 
 def _told(function):
   """A function of the page whose problems become its first output, one sentence, with nothing to see."""
+
   def call(*arguments):
     try:
       return function(*arguments)
     except _PROBLEMS as error:
       return f"{str(error).splitlines()[0]}", []
+
   return call
 
 
@@ -63,12 +74,24 @@ class Pages:
     self.predictor, self.explainer = predictor, explainer or explain.Explainer(predictor)
     self.tabs = [method for method in TABS if predictor.can(method)]
     if not self.tabs:
-      raise ValueError(f"{predictor.path} can do nothing of what the page shows: {', '.join(TABS.values()).lower()}.")
-    self._images = sorted(str(path) for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES) if folder else []
+      raise ValueError(
+        f"{predictor.path} can do nothing of what the page shows: {', '.join(TABS.values()).lower()}."
+      )
+    self._images = (
+      sorted(
+        str(path) for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES
+      )
+      if folder
+      else []
+    )
     if folder and not self._images:
       raise ValueError(f"--images={folder} has no image.")
-    self._index = predictor.index(self._images[:MAX_IMAGES]) if self._images and "embed" in self.tabs else None
-    self.answer, self.caption, self.search, self.locate = map(_told, (self._answer, self._caption, self._search, self._locate))
+    self._index = (
+      predictor.index(self._images[:MAX_IMAGES]) if self._images and "embed" in self.tabs else None
+    )
+    self.answer, self.caption, self.search, self.locate = map(
+      _told, (self._answer, self._caption, self._search, self._locate)
+    )
 
   def _answer(self, image, question):
     found = self.explainer.answer(checked(image), question or "")
@@ -100,7 +123,11 @@ class Pages:
 
 def _pictures(found):
   """An Explanation -> the image with its map, and with those of the words where there are several."""
-  words = [(found.overlay(word=n), word.text) for n, word in enumerate(found.words)] if len(found.words) > 1 else []
+  words = (
+    [(found.overlay(word=n), word.text) for n, word in enumerate(found.words)]
+    if len(found.words) > 1
+    else []
+  )
   return [(found.overlay(), "where it looked"), *words]
 
 
@@ -112,7 +139,9 @@ def build(pages):
   def image_and_text(label, example, button, function):
     with gradio.Row():
       with gradio.Column():
-        image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image", height=320)
+        image = gradio.Image(
+          type="filepath", sources=["upload", "clipboard"], label="Image", height=320
+        )
         # As it was sent: gradio would decode it, and an image that is none would be an error of its own.
         image.preprocess = lambda payload: payload and payload.path
         inputs = [image, gradio.Textbox(label=label, placeholder=example)] if label else [image]
@@ -122,25 +151,46 @@ def build(pages):
   def shown(inputs, pressed, function):
     with gradio.Column():
       said = gradio.Textbox(label="The model says", interactive=False)
-      seen = gradio.Gallery(label="Where it looked", columns=3, object_fit="contain", interactive=False)
+      seen = gradio.Gallery(
+        label="Where it looked", columns=3, object_fit="contain", interactive=False
+      )
     # One at a time: they share the model.
     events = [pressed.click, *(x.submit for x in inputs if isinstance(x, gradio.Textbox))]
-    gradio.on(events, function, inputs, [said, seen], concurrency_limit=1, concurrency_id="model", api_name=function_name(function))
+    gradio.on(
+      events,
+      function,
+      inputs,
+      [said, seen],
+      concurrency_limit=1,
+      concurrency_id="model",
+      api_name=function_name(function),
+    )
 
   def function_name(function):
-    return next(name for name in ("answer", "caption", "search", "locate") if getattr(pages, name) is function)
+    return next(
+      name for name in ("answer", "caption", "search", "locate") if getattr(pages, name) is function
+    )
 
   def search():
     with gradio.Row():
       with gradio.Column():
-        query = gradio.Textbox(label="What to look for", placeholder="a red circle above a blue square")
-        files = gradio.File(file_count="multiple", file_types=["image"], label="Images to search in", type="filepath")
+        query = gradio.Textbox(
+          label="What to look for", placeholder="a red circle above a blue square"
+        )
+        files = gradio.File(
+          file_count="multiple", file_types=["image"], label="Images to search in", type="filepath"
+        )
         pressed = gradio.Button("Search", variant="primary")
       shown([query, files], pressed, pages.search)
 
-  tabs = {"answer": lambda: image_and_text("Question", "what color is the circle?", "Ask", pages.answer),
-          "caption": lambda: image_and_text("", "", "Describe", pages.caption), "embed": search,
-          "locate": lambda: image_and_text("What to find", "the large red circle", "Locate", pages.locate)}
+  tabs = {
+    "answer": lambda: image_and_text("Question", "what color is the circle?", "Ask", pages.answer),
+    "caption": lambda: image_and_text("", "", "Describe", pages.caption),
+    "embed": search,
+    "locate": lambda: image_and_text(
+      "What to find", "the large red circle", "Locate", pages.locate
+    ),
+  }
   with gradio.Blocks(title="mPLUG", analytics_enabled=False) as blocks:
     gradio.Markdown(f"## mPLUG\n{pages.predictor.path}")
     for method in pages.tabs:
@@ -152,18 +202,38 @@ def build(pages):
 def launch(blocks, host, port, **options):
   """Serves the page; options of gradio.Blocks.launch. Nothing is loaded from elsewhere: fonts are the system's."""
   import gradio
-  theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-  return blocks.launch(server_name=host, server_port=port, share=False, max_file_size=f"{MAX_MEGABYTES}mb", theme=theme, show_error=False,
-                       ssr_mode=False, quiet=True, **options)
+
+  theme = gradio.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+  )
+  return blocks.launch(
+    server_name=host,
+    server_port=port,
+    share=False,
+    max_file_size=f"{MAX_MEGABYTES}mb",
+    theme=theme,
+    show_error=False,
+    ssr_mode=False,
+    quiet=True,
+    **options,
+  )
 
 
 def _parse(argv):
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--checkpoint", required=True, help="run folder, or what tools.convert_checkpoint made")
-  parser.add_argument("--config", help="FILE:ARGUMENT, for weights that do not say what they were trained for")
+  parser.add_argument(
+    "--checkpoint", required=True, help="run folder, or what tools.convert_checkpoint made"
+  )
+  parser.add_argument(
+    "--config", help="FILE:ARGUMENT, for weights that do not say what they were trained for"
+  )
   parser.add_argument("--tokenizer", help="vocab.txt of converted weights")
   parser.add_argument("--images", default="", help="folder of images to search in")
-  parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: %(default)s, this machine alone")
+  parser.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="address to listen at; default: %(default)s, this machine alone",
+  )
   parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
   return parser.parse_args(argv)
 
@@ -172,7 +242,11 @@ def main(argv=None):
   """Serves until it is stopped. Returns the exit status: 0, or 1 after one sentence on stderr."""
   options = _parse(argv)
   try:
-    blocks = build(Pages(Predictor.load(options.checkpoint, options.config, options.tokenizer), folder=options.images))
+    blocks = build(
+      Pages(
+        Predictor.load(options.checkpoint, options.config, options.tokenizer), folder=options.images
+      )
+    )
     print(f"http://{options.host}:{options.port}", flush=True)
     launch(blocks, options.host, options.port)
   except ModuleNotFoundError as error:

@@ -26,6 +26,7 @@ _WIDTH = 8  # answers and captions are padded to a multiple of it
 class Word(NamedTuple):
   """A word, or what else has a score of its own. score: its log-probability (of a match log-odds). gradient, attention: f32[F, G, G], grids
   over each of F images, not negative."""
+
   text: str
   score: float
   gradient: np.ndarray
@@ -35,6 +36,7 @@ class Word(NamedTuple):
 class Explanation(NamedTuple):
   """result: as of the Predictor's method. asked: the question, phrase or statement. images: F of u8[H, W, 3], upright. words: of what
   was said. boxes: of the first image, corners in pixels."""
+
   result: Any
   asked: str
   images: list
@@ -53,16 +55,27 @@ class Explanation(NamedTuple):
 
   def overlay(self, kind="gradient", word=None, image=0):
     """One image with the map over it and the boxes -> u8[H', W', 3], see plots.overlay."""
-    return plots.overlay(self.images[image], self.map(kind, word)[image], self.boxes if image == 0 else ())
+    return plots.overlay(
+      self.images[image], self.map(kind, word)[image], self.boxes if image == 0 else ()
+    )
 
   def save(self, path, kind="gradient"):
     """Writes a sheet as PNG: the images, the map of everything, and those of the words where there are several."""
     said, numbers = _said(self.result), range(len(self.images))
     cells = [(self.picture(i), plots.Sample(self.asked, said, "", "open")) for i in numbers]
-    cells += [(self.overlay(kind, None, i), plots.Sample("where it looked", said, "", "open")) for i in numbers]
+    cells += [
+      (self.overlay(kind, None, i), plots.Sample("where it looked", said, "", "open"))
+      for i in numbers
+    ]
     if len(self.words) > 1:
-      cells += [(self.overlay(kind, n, i), plots.Sample("", f"{word.text} ({np.exp(word.score):.2f})", "", "open"))
-                for n, word in enumerate(self.words) for i in numbers]
+      cells += [
+        (
+          self.overlay(kind, n, i),
+          plots.Sample("", f"{word.text} ({np.exp(word.score):.2f})", "", "open"),
+        )
+        for n, word in enumerate(self.words)
+        for i in numbers
+      ]
     plots.sample_sheet([image for image, _ in cells], [[sample] for _, sample in cells], path)
 
 
@@ -93,8 +106,12 @@ class Explainer:
       found = {}
       if method == "locate":
         found = task.predict_fns()["locate"](params, batch | {"box": jnp.zeros((1, 1, 4))})
-        batch = batch | {"bins": found["bins"], "box": attention_maps.box_of_bins(found["bins"], task.config.task.bins)}
+        batch = batch | {
+          "bins": found["bins"],
+          "box": attention_maps.box_of_bins(found["bins"], task.config.task.bins),
+        }
       return attention_maps.look(task, params, batch), found
+
     return jax.jit(look)
 
   def _run(self, method, frames, batch, **changes):
@@ -113,11 +130,19 @@ class Explainer:
 
   def answer(self, image, question, answer=None, *, truncate=False):
     """answer: one to explain instead of the Predictor's own."""
-    result = self._predictor.answer(image, question, truncate=truncate) if answer is None else Answer(answer, float("nan"))
+    result = (
+      self._predictor.answer(image, question, truncate=truncate)
+      if answer is None
+      else Answer(answer, float("nan"))
+    )
     rows, frames, shown = self._images("answer", [image])
     asked = self._predictor.text_rows("answer")([question], truncate)
     ids = self._ids(result.text)
-    looked, _ = self._run("answer", frames, rows | {"question": asked[:, None], "answer": self._padded(ids)[None, None, None]})
+    looked, _ = self._run(
+      "answer",
+      frames,
+      rows | {"question": asked[:, None], "answer": self._padded(ids)[None, None, None]},
+    )
     return Explanation(result, question, shown, self._words(ids, looked, 1))
 
   def caption(self, image, *, prompt=None):
@@ -160,21 +185,37 @@ class Explainer:
     result = self._predictor.match(image, text, truncate=truncate)
     rows, frames, shown = self._images("match", [image])
     caption = self._predictor.text_rows("match")([text], truncate)
-    return Explanation(result, text, shown, _whole(text, self._run("match", frames, rows | {"caption": caption})[0]))
+    return Explanation(
+      result, text, shown, _whole(text, self._run("match", frames, rows | {"caption": caption})[0])
+    )
 
   def entails(self, image, statement, *, truncate=False):
     """The class that the Predictor chose."""
-    return self._label("entails", (image,), statement, truncate, self._predictor.entails(image, statement, truncate=truncate))
+    return self._label(
+      "entails",
+      (image,),
+      statement,
+      truncate,
+      self._predictor.entails(image, statement, truncate=truncate),
+    )
 
   def compare(self, pair, statement, *, truncate=False):
     """The class that the Predictor chose, with a map for each of the two images."""
-    return self._label("compare", tuple(pair), statement, truncate, self._predictor.compare(pair, statement, truncate=truncate))
+    return self._label(
+      "compare",
+      tuple(pair),
+      statement,
+      truncate,
+      self._predictor.compare(pair, statement, truncate=truncate),
+    )
 
   def _label(self, method, images, statement, truncate, result):
     rows, _, shown = self._images(method, images)
     sentence = self._predictor.text_rows(method)([statement], truncate)
     label = np.array([[list(result.scores).index(result.label)]], np.int32)
-    looked, _ = self._run(method, 0, {"image": rows["image"][None], "sentence": sentence[:, None], "label": label})
+    looked, _ = self._run(
+      method, 0, {"image": rows["image"][None], "sentence": sentence[:, None], "label": label}
+    )
     return Explanation(result, statement, shown, _whole(result.label, looked))
 
   def locate(self, image, phrase, *, truncate=False):
@@ -183,9 +224,14 @@ class Explainer:
     phrases = self._predictor.text_rows("locate")([phrase], truncate)
     looked, found = self._run("locate", 0, rows | {"phrase": phrases[:, None]})
     box = Box(*np.asarray(found["box"])[0, 0].tolist(), float(found["score"][0, 0]))
-    maps = [_cut(x, rows["placed"][0], rows["image"].shape[1]) for x in (looked.gradient, looked.attention)]
+    maps = [
+      _cut(x, rows["placed"][0], rows["image"].shape[1])
+      for x in (looked.gradient, looked.attention)
+    ]
     names = "centre x", "centre y", "width", "height"
-    words = [Word(name, float(score), *each) for name, score, *each in zip(names, looked.score, *maps)]
+    words = [
+      Word(name, float(score), *each) for name, score, *each in zip(names, looked.score, *maps)
+    ]
     return Explanation(box, phrase, shown, words, (box[:4],))
 
 
@@ -197,7 +243,10 @@ def _whole(text, looked):
 def _cut(maps, placed, size):
   """Maps f32[W, F, G, G] of a canvas of `size` pixels -> f32[W, F, h, w], the pixels of `placed`: left, top, right, bottom."""
   left, top, right, bottom = placed.tolist()
-  grown = [[np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC)) for grid in grids] for grids in maps]
+  grown = [
+    [np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC)) for grid in grids]
+    for grids in maps
+  ]
   return np.maximum(np.array(grown), 0)[..., top:bottom, left:right]
 
 
@@ -209,7 +258,10 @@ def save_rows(explainer, method, rows, folder, first, **options):
     options: of the method.
   """
   os.makedirs(folder, exist_ok=True)
-  paths = [os.path.join(folder, f"{number:06d}.png") if row else None for number, row in enumerate(rows, first)]
+  paths = [
+    os.path.join(folder, f"{number:06d}.png") if row else None
+    for number, row in enumerate(rows, first)
+  ]
   for path, row in zip(paths, rows):
     if row:
       getattr(explainer, method)(*(x for x in row if x is not None), **options).save(path)

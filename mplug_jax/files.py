@@ -26,7 +26,9 @@ def open_atomic(path: str | os.PathLike):
     with contextlib.suppress(FileNotFoundError):
       os.remove(temporary)
     if isinstance(error, OSError) and error.errno and error.filename is None:
-      raise OSError(error.errno, error.strerror, path) from error  # a failed write does not say where
+      raise OSError(
+        error.errno, error.strerror, path
+      ) from error  # a failed write does not say where
     raise
 
 

@@ -23,7 +23,11 @@ def attention(queries, keys, width):
 
 def transformer_layer(tokens, length, width, mlp_dim):
   """Self-attention (four projections) and feed-forward of `tokens` in all rows together, in rows of `length` each."""
-  return 4 * linear(tokens, width, width) + attention(tokens, length, width) + 2 * linear(tokens, width, mlp_dim)
+  return (
+    4 * linear(tokens, width, width)
+    + attention(tokens, length, width)
+    + 2 * linear(tokens, width, mlp_dim)
+  )
 
 
 def image_tokens(model):
@@ -40,24 +44,32 @@ def image_encoder(model, images):
   """ViT, and the projection to the text width where the two differ."""
   length, width = image_tokens(model), model.vision_width
   layers = model.vision_layers * transformer_layer(images * length, length, width, 4 * width)
-  projection = linear(images * length, width, model.hidden_size) if width != model.hidden_size else 0
+  projection = (
+    linear(images * length, width, model.hidden_size) if width != model.hidden_size else 0
+  )
   return patch_embedding(model, images) + layers + projection
 
 
 def text_encoder(model, texts, length):
   """All layers over `texts` rows of `length` tokens."""
-  return model.text_layers * transformer_layer(texts * length, length, model.hidden_size, model.mlp_dim)
+  return model.text_layers * transformer_layer(
+    texts * length, length, model.hidden_size, model.mlp_dim
+  )
 
 
 def keys_values(model, memory):
   """Cross-attention keys and values of one layer: two products for every token of every segment."""
-  return sum(2 * linear(rows * tokens, model.hidden_size, model.hidden_size) for rows, tokens in memory)
+  return sum(
+    2 * linear(rows * tokens, model.hidden_size, model.hidden_size) for rows, tokens in memory
+  )
 
 
 def crossing_layer(model, tokens, length, memory):
   """A layer with cross-attention, without `keys_values`: `tokens` in all rows together, self-attention over `length`."""
   width = model.hidden_size
-  read = 2 * linear(tokens, width, width) + attention(tokens, sum(part[1] for part in memory), width)
+  read = 2 * linear(tokens, width, width) + attention(
+    tokens, sum(part[1] for part in memory), width
+  )
   return transformer_layer(tokens, length, width, model.mlp_dim) + read
 
 
@@ -77,7 +89,9 @@ def co_attention_layer(model, rows, length):
   """Image and text as two streams, each a layer that reads the other: `rows` pairs."""
   tokens = image_tokens(model)
   image, text = ((rows, tokens),), ((rows, length),)
-  streams = crossing_layer(model, rows * length, length, image) + crossing_layer(model, rows * tokens, tokens, text)
+  streams = crossing_layer(model, rows * length, length, image) + crossing_layer(
+    model, rows * tokens, tokens, text
+  )
   return streams + keys_values(model, image) + keys_values(model, text)
 
 
@@ -96,7 +110,9 @@ def fusion_encoder(model, images, texts, length):
 
 def language_model_head(model, tokens):
   """Dense layer and the product with the word table."""
-  return linear(tokens, model.hidden_size, model.hidden_size) + linear(tokens, model.hidden_size, model.vocab_size)
+  return linear(tokens, model.hidden_size, model.hidden_size) + linear(
+    tokens, model.hidden_size, model.vocab_size
+  )
 
 
 def decoder(model, rows, length, memory):
@@ -115,19 +131,27 @@ def vqa_memory(model, images, texts, length):
 def vqa_encode(model, images, questions, length):
   """Image encoder, text encoder and fusion of `questions` of `length` tokens about each image."""
   texts = images * questions
-  return image_encoder(model, images) + text_encoder(model, texts, length) + fusion_encoder(model, images, texts, length)
+  return (
+    image_encoder(model, images)
+    + text_encoder(model, texts, length)
+    + fusion_encoder(model, images, texts, length)
+  )
 
 
 def vqa_forward(model, images, questions, length, answers, answer_length):
   """Logits of `answers` of `answer_length` tokens to each of the `questions` of `length` tokens about each image."""
   texts = images * questions
   memory = vqa_memory(model, images, texts, length)
-  return vqa_encode(model, images, questions, length) + decoder(model, texts * answers, answer_length, memory)
+  return vqa_encode(model, images, questions, length) + decoder(
+    model, texts * answers, answer_length, memory
+  )
 
 
 def vqa_train_step(model, images, questions, length, answers, answer_length):
   """Forward and backward: every product has two gradients, the patch embedding one."""
-  return 3 * vqa_forward(model, images, questions, length, answers, answer_length) - patch_embedding(model, images)
+  return 3 * vqa_forward(
+    model, images, questions, length, answers, answer_length
+  ) - patch_embedding(model, images)
 
 
 def beam_generation(model, memory, beams, steps, cache_length):
@@ -136,10 +160,14 @@ def beam_generation(model, memory, beams, steps, cache_length):
   Keys and values of the memory are computed once; self-attention reads the whole cache of `cache_length` positions.
   """
   tokens = beams * max(rows for rows, _ in memory)
-  step = model.decoder_layers * crossing_layer(model, tokens, cache_length, memory) + language_model_head(model, tokens)
+  step = model.decoder_layers * crossing_layer(
+    model, tokens, cache_length, memory
+  ) + language_model_head(model, tokens)
   return model.decoder_layers * keys_values(model, memory) + steps * step
 
 
 def captioning(model, images, beams, steps):
   """Image encoder and beam generation from the image tokens alone, the cache as long as the caption with its first token."""
-  return image_encoder(model, images) + beam_generation(model, ((images, image_tokens(model)),), beams, steps, steps + 1)
+  return image_encoder(model, images) + beam_generation(
+    model, ((images, image_tokens(model)),), beams, steps, steps + 1
+  )

@@ -32,8 +32,12 @@ def prepare(compilation_cache=""):
   Args:
     compilation_cache: folder of compiled programs, found again by later runs; "" = none.
   """
-  gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million that stay; Python's default walks over them a thousand times
-  jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when the devices are set up, by the next line at the latest
+  gc.set_threshold(
+    100_000, 20, 100
+  )  # tracing makes objects by the million that stay; Python's default walks over them a thousand times
+  jax.config.update(
+    "jax_cpu_enable_async_dispatch", False
+  )  # read when the devices are set up, by the next line at the latest
   if jax.default_backend() == "cpu" and (library := _glibc()):
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -42,8 +46,10 @@ def prepare(compilation_cache=""):
   if compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
   if jax.process_count() > 1:
-    last_words.prepare(f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or because another one was "
-                       "lost: see above. Start all of them again with the same command; the run goes on from its last checkpoint.")
+    last_words.prepare(
+      f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or because another one was "
+      "lost: see above. Start all of them again with the same command; the run goes on from its last checkpoint."
+    )
 
 
 def release_freed_memory():

@@ -27,7 +27,9 @@ sys.stderr.write(sys.argv[2] + "\\n")
 
 def prepare(sentence):
   """From now on `sentence` goes to stderr if this process ends in any way that skips Python's exit handlers."""
-  child = subprocess.Popen([sys.executable, "-S", "-c", _CHILD, str(os.getpid()), sentence], stdin=subprocess.PIPE)
+  child = subprocess.Popen(
+    [sys.executable, "-S", "-c", _CHILD, str(os.getpid()), sentence], stdin=subprocess.PIPE
+  )
 
   def farewell():
     try:
@@ -45,7 +47,9 @@ def leave_if_another_is_lost(error):
   """
   cause = None
   while error is not None:
-    cause = error if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error) else cause
+    cause = (
+      error if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error) else cause
+    )
     error = error.__cause__ or error.__context__
   if cause is not None and jax.process_count() > 1:
     print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr, flush=True)

@@ -20,13 +20,16 @@ from mplug_jax.convert_names import config_beside, infer_geometry, official_name
 from mplug_jax.data.tokenizer import CONFIG_FILE
 from mplug_jax.models.presets import PRESETS
 
-_BATCH = 64 << 20  # bytes that are read at once: opening an Orbax directory for every bias would take most of the time
+_BATCH = (
+  64 << 20
+)  # bytes that are read at once: opening an Orbax directory for every bias would take most of the time
 # Fields of a run's config.model that are the model's geometry; the others are how it computes.
 GEOMETRY = ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
 
 
 class Leaf(NamedTuple):
   """One array: shape of ints, numpy dtype, sharding as text, "-" where none is stored."""
+
   shape: tuple[int, ...]
   dtype: np.dtype
   sharding: str = "-"
@@ -51,7 +54,9 @@ class Leaves:
     leaves: {name: Leaf}, in the checkpoint's order.
   """
 
-  def __init__(self, kind, leaves, read, facts=None, geometry=None, config=None, close=lambda: None):
+  def __init__(
+    self, kind, leaves, read, facts=None, geometry=None, config=None, close=lambda: None
+  ):
     self.kind, self.leaves = kind, leaves
     self.facts, self.geometry, self.config = facts or {}, geometry or {}, config or {}
     self._read, self.close = read, close
@@ -101,7 +106,12 @@ def open_leaves(path) -> Leaves:
       return _open_run(parent / str(steps[-1]), "run folder", steps)
   if description := converted.read_description(path):
     geometry, manifest = description
-    return _open_orbax(path / "state", "converted checkpoint", {"converted from": manifest.get("source", "unknown")}, geometry)
+    return _open_orbax(
+      path / "state",
+      "converted checkpoint",
+      {"converted from": manifest.get("source", "unknown")},
+      geometry,
+    )
   if (path / "state" / "_METADATA").exists():
     return _open_run(path, "checkpoint of a run", _steps(path.parent))
   if (path / "_METADATA").exists():
@@ -109,12 +119,16 @@ def open_leaves(path) -> Leaves:
   try:
     return _open_file(path)
   except FileNotFoundError as error:
-    raise FileNotFoundError(f"{path} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint (model.json), "
-                            "an Orbax directory nor PyTorch weights.") from error
+    raise FileNotFoundError(
+      f"{path} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint (model.json), "
+      "an Orbax directory nor PyTorch weights."
+    ) from error
 
 
 def _steps(folder):
-  return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(epath.Path(folder)))
+  return sorted(
+    found.step for found in ocp.path.step.standard_name_format().find_all(epath.Path(folder))
+  )
 
 
 def _json(path):
@@ -135,27 +149,43 @@ def _open_run(path, kind, steps):
   run = path.parent.parent
   facts = {"step": f"{path.name}; there are {', '.join(map(str, steps))}" if steps else "unknown"}
   if (path / "metrics" / "metrics").exists():
-    facts["metrics"] = ", ".join(f"{name}={value}" for name, value in _json(path / "metrics" / "metrics").items())
+    facts["metrics"] = ", ".join(
+      f"{name}={value}" for name, value in _json(path / "metrics" / "metrics").items()
+    )
   facts |= _tokenizer(path, run / "tokenizer" / CONFIG_FILE)
   config = _json(run / "config.json") if (run / "config.json").exists() else {}
   found = _open_orbax(path / "state", kind, facts, config=config)
   if config:
     # A vocabulary of 0 in the config follows the tokenizer; the word table says what came of it.
-    words = [leaf.shape[0] for name, leaf in found.leaves.items() if name.endswith("embeddings/word/embedding") and leaf.shape]
+    words = [
+      leaf.shape[0]
+      for name, leaf in found.leaves.items()
+      if name.endswith("embeddings/word/embedding") and leaf.shape
+    ]
     model = config.get("model", {})
-    found.geometry = {name: model[name] for name in GEOMETRY if name in model} | ({"vocab_size": words[0]} if words else {})
+    found.geometry = {name: model[name] for name in GEOMETRY if name in model} | (
+      {"vocab_size": words[0]} if words else {}
+    )
   return found
 
 
 def _tokenizer(path, file):
   """{"tokenizer": fingerprint, and whether the checkpoint records the same one}; {} if neither is known."""
-  recorded = _json(path / "data" / "metadata").get("tokenizer") if (path / "data" / "metadata").exists() else None
+  recorded = (
+    _json(path / "data" / "metadata").get("tokenizer")
+    if (path / "data" / "metadata").exists()
+    else None
+  )
   present = _json(file).get("fingerprint") if file.exists() else None
   if not recorded and not present:
     return {}
   if recorded == present:
-    return {"tokenizer": f"{_json(file).get('kind')}, sha256 {present}, as the checkpoint records it"}
-  return {"tokenizer": f"sha256 {recorded or 'not recorded'} in the checkpoint, {present or 'no file'} in {file.parent}"}
+    return {
+      "tokenizer": f"{_json(file).get('kind')}, sha256 {present}, as the checkpoint records it"
+    }
+  return {
+    "tokenizer": f"sha256 {recorded or 'not recorded'} in the checkpoint, {present or 'no file'} in {file.parent}"
+  }
 
 
 def _open_orbax(path, kind, facts=None, geometry=None, config=None):
@@ -165,21 +195,35 @@ def _open_orbax(path, kind, facts=None, geometry=None, config=None):
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(where, simple=True, separator="/") for where, _ in flat]
     # Texts have no shape; no state of ours holds any.
-    leaves = {name: Leaf(tuple(x.shape), np.dtype(x.dtype), _sharding(x)) for name, (_, x) in zip(names, flat, strict=True)
-              if getattr(x, "shape", None) is not None}
+    leaves = {
+      name: Leaf(tuple(x.shape), np.dtype(x.dtype), _sharding(x))
+      for name, (_, x) in zip(names, flat, strict=True)
+      if getattr(x, "shape", None) is not None
+    }
   except Exception as error:  # a damaged directory fails in any way
-    raise checkpoint.CheckpointError(f"{path} cannot be read ({checkpoint.reason(error)}).") from error
+    raise checkpoint.CheckpointError(
+      f"{path} cannot be read ({checkpoint.reason(error)})."
+    ) from error
 
   def read(wanted):
     wanted = set(wanted)
-    target = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(x.shape, x.dtype) if name in wanted else ocp.PLACEHOLDER
-                                          for name, (_, x) in zip(names, flat, strict=True)])
-    items = ocp.args.PyTreeRestore(target, restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target))
+    target = jax.tree.unflatten(
+      treedef,
+      [
+        jax.ShapeDtypeStruct(x.shape, x.dtype) if name in wanted else ocp.PLACEHOLDER
+        for name, (_, x) in zip(names, flat, strict=True)
+      ],
+    )
+    items = ocp.args.PyTreeRestore(
+      target, restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    )
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         arrays = treedef.flatten_up_to(checkpointer.restore(epath.Path(path), args=items))
     except Exception as error:
-      raise checkpoint.CheckpointError(f"{path} cannot be read ({checkpoint.reason(error)}).") from error
+      raise checkpoint.CheckpointError(
+        f"{path} cannot be read ({checkpoint.reason(error)})."
+      ) from error
     return {name: np.asarray(x) for name, x in zip(names, arrays, strict=True) if name in wanted}
 
   return Leaves(kind, leaves, read, facts, geometry, config)
@@ -208,11 +252,23 @@ def _open_file(path):
   kind, geometry = "PyTorch weights", {}
   if "geometry" in file.metadata:
     geometry, manifest = converted.read_description(path)
-    kind, facts["converted from"] = "converted checkpoint in one file", manifest.get("source", "unknown")
+    kind, facts["converted from"] = (
+      "converted checkpoint in one file",
+      manifest.get("source", "unknown"),
+    )
   elif file.metadata:
     facts["metadata"] = ", ".join(f"{name}={text}" for name, text in file.metadata.items())
-  with contextlib.suppress(ValueError, KeyError):  # weights of something else: the list of tensors is all there is to say
+  with contextlib.suppress(
+    ValueError, KeyError
+  ):  # weights of something else: the list of tensors is all there is to say
     names = official_names(leaves)
     shapes = {name: leaves[names[key]].shape for name, key in convert.online_names(names).items()}
     geometry = geometry or infer_geometry(shapes, **config_beside(path))
-  return Leaves(kind, leaves, lambda names: {name: file[name] for name in names}, facts, geometry, close=file.close)
+  return Leaves(
+    kind,
+    leaves,
+    lambda names: {name: file[name] for name in names},
+    facts,
+    geometry,
+    close=file.close,
+  )

@@ -8,11 +8,19 @@ import warnings
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with an argument behind a colon.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, with an argument behind a colon.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate a checkpoint alone.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Run folder whose weights --mode=evaluate reads; default: the workdir.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0; needed only where JAX cannot find out itself.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate a checkpoint alone."
+)
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "", "Run folder whose weights --mode=evaluate reads; default: the workdir."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "host:port of process 0; needed only where JAX cannot find out itself."
+)
 _PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.")
 
@@ -20,9 +28,16 @@ _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --co
 def _start_distributed():
   """Joins the other processes of the run, when there are any."""
   import jax
+
   if _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, heartbeat_timeout_seconds=60)
-  elif "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"] or "SLURM_NTASKS" in os.environ:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, heartbeat_timeout_seconds=60
+    )
+  elif (
+    "TPU_WORKER_HOSTNAMES" in os.environ
+    and "," in os.environ["TPU_WORKER_HOSTNAMES"]
+    or "SLURM_NTASKS" in os.environ
+  ):
     jax.distributed.initialize(heartbeat_timeout_seconds=60)
 
 
@@ -54,11 +69,15 @@ def parse_flags(argv):
   try:
     rest = flags.FLAGS(argv)
     if CONFIG.value is None:
-      _refuse("--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags.")
+      _refuse(
+        "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."
+      )
     CONFIG.value.name  # noqa: B018 - a file that could not be read raises here
   except flags.Error as error:
     cause = error
-    while "\n" in str(cause) and cause.__context__:  # the message of a config's own error is wrapped in tracebacks
+    while (
+      "\n" in str(cause) and cause.__context__
+    ):  # the message of a config's own error is wrapped in tracebacks
       cause = cause.__context__
     _refuse(cause)
   except OSError as error:
@@ -79,9 +98,11 @@ def workdir(config):
 
 def _quiet_other_writes():
   """When a write fails, Orbax closes the event loop that its other writes report to, and drops them; one error is enough."""
+
   def hook(problem):
     if str(problem.exc_value) != "Event loop is closed":
       sys.__unraisablehook__(problem)
+
   sys.unraisablehook = hook
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
@@ -93,6 +114,7 @@ def main(argv):
   folder = workdir(config)
   _start_distributed()
   from mplug_jax import checkpoint, last_words, train
+
   _quiet_other_writes()
   try:
     if _MODE.value == "train":

@@ -42,8 +42,11 @@ def reduce_metrics(steps: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, 
       addend = np.array([np.sum(np.asarray(value, np.float64)) for value in pair])
       totals[name] = totals.get(name, 0.0) + addend
   with np.errstate(divide="ignore", invalid="ignore"):
-    return {name: float(total / count) for name, (total, count) in totals.items()
-            if count != 0 or total != 0}
+    return {
+      name: float(total / count)
+      for name, (total, count) in totals.items()
+      if count != 0 or total != 0
+    }
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
@@ -76,8 +79,14 @@ class Writer:
   TensorFlow; images go only there.
   """
 
-  def __init__(self, workdir: str | os.PathLike, *, enabled: bool = True,
-               tensorboard: bool = False, resume_step: int | None = None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    enabled: bool = True,
+    tensorboard: bool = False,
+    resume_step: int | None = None,
+  ):
     """Opens the files of `workdir`, which is created if necessary.
 
     Args:
@@ -95,18 +104,24 @@ class Writer:
     os.makedirs(workdir, exist_ok=True)
     path = os.path.join(workdir, "metrics.jsonl")
     if os.path.exists(path):
-      kept = [row for row in read_metrics(path)
-              if resume_step is None or row["step"] <= resume_step]
+      kept = [
+        row for row in read_metrics(path) if resume_step is None or row["step"] <= resume_step
+      ]
       write_atomic(path, b"".join(_json_line(row) for row in kept))
     self._file = open(path, "ab")
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
-      logging.warning("TensorBoard is asked for but tensorboardX is not installed: "
-                      "pip install tensorboardX. Metrics go to %s alone.", path)
+      logging.warning(
+        "TensorBoard is asked for but tensorboardX is not installed: "
+        "pip install tensorboardX. Metrics go to %s alone.",
+        path,
+      )
     elif tensorboard:
       import tensorboardX
+
       self._board = tensorboardX.SummaryWriter(
-          os.path.join(workdir, "tensorboard"),
-          purge_step=None if resume_step is None else resume_step + 1)
+        os.path.join(workdir, "tensorboard"),
+        purge_step=None if resume_step is None else resume_step + 1,
+      )
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes {name: number}, the numbers being Python's, numpy's or arrays of one element.
@@ -145,8 +160,9 @@ class Writer:
     flat = dict(_flatten(hparams))
     self._write_line({"step": self._step, "hparams": flat})
     if self._board is not None:
-      self._board.add_text("hparams", "\n".join(f"- `{k}`: {v}" for k, v in flat.items()),
-                           self._step)
+      self._board.add_text(
+        "hparams", "\n".join(f"- `{k}`: {v}" for k, v in flat.items()), self._step
+      )
 
   def flush(self) -> None:
     """Sends TensorBoard's buffered events to disk; metrics.jsonl is flushed line by line."""
@@ -199,18 +215,23 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 class StepTimer:
   """Speed of the train loop between two reports, with the time it waited for data, and that of the host's own work.
 
-      with timer.data_wait():
-        batch = next(batches)
-      with timer.host():
-        batch = prepare(batch)
-      ...                        # the step
-      timer.step()
-      with timer.paused():       # evaluation, checkpoint: not part of the speed
-        evaluate()
+  with timer.data_wait():
+    batch = next(batches)
+  with timer.host():
+    batch = prepare(batch)
+  ...                        # the step
+  timer.step()
+  with timer.paused():       # evaluation, checkpoint: not part of the speed
+    evaluate()
   """
 
-  def __init__(self, examples_per_step: int, clock: Callable[[], float] = time.perf_counter, flops: float = 0.0,
-               peak: float | None = None):
+  def __init__(
+    self,
+    examples_per_step: int,
+    clock: Callable[[], float] = time.perf_counter,
+    flops: float = 0.0,
+    peak: float | None = None,
+  ):
     """Starts timing. `examples_per_step` counts the global batch; `clock` gives seconds. `flops`: model operations of a step; `peak`:
     operations a second that all devices together could do, None where that is unknown."""
     self._examples = examples_per_step
@@ -263,9 +284,15 @@ class StepTimer:
     if not steps:
       return {}
     utilisation = {} if self._utilised is None else {"mfu": self._utilised * steps / elapsed}
-    return {"steps_per_sec": steps / elapsed, "examples_per_sec": steps * self._examples / elapsed, "data_wait_sec": waited,
-            "data_wait_share": waited / elapsed, "host_share": hosted / elapsed, "compute_share": 1.0 - (waited + hosted) / elapsed,
-            **utilisation}
+    return {
+      "steps_per_sec": steps / elapsed,
+      "examples_per_sec": steps * self._examples / elapsed,
+      "data_wait_sec": waited,
+      "data_wait_share": waited / elapsed,
+      "host_share": hosted / elapsed,
+      "compute_share": 1.0 - (waited + hosted) / elapsed,
+      **utilisation,
+    }
 
 
 class Progress:
@@ -281,8 +308,15 @@ class Progress:
   _WINDOW = 30.0  # seconds over which the speed is averaged
   _REDRAW = 0.1
 
-  def __init__(self, total_steps: int, *, enabled: bool = True, stream: TextIO | None = None,
-               log_seconds: float = 30.0, clock: Callable[[], float] = time.perf_counter):
+  def __init__(
+    self,
+    total_steps: int,
+    *,
+    enabled: bool = True,
+    stream: TextIO | None = None,
+    log_seconds: float = 30.0,
+    clock: Callable[[], float] = time.perf_counter,
+  ):
     """Prints nothing yet. `stream` is stdout unless given; `clock` gives seconds."""
     self._total = total_steps
     self._enabled = enabled

@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import optax
 
 ITERATIONS = 5
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values towards 1 (Jordan et al.)
+_COEFFICIENTS = (
+  3.4445,
+  -4.7750,
+  2.0315,
+)  # of the odd polynomial that drives singular values towards 1 (Jordan et al.)
 _RMS = 0.2  # of an update, as AdamW's usually is, so that learning rates carry over (Liu et al. 2025, section 2.2)
 
 
@@ -51,7 +55,7 @@ def _directions(momentum):
     start = 0
     for i in indices:
       count = math.prod(momentum[i].shape[:-2])
-      out[i] = parts[start:start + count].reshape(momentum[i].shape)
+      out[i] = parts[start : start + count].reshape(momentum[i].shape)
       start += count
   return out
 
@@ -67,9 +71,13 @@ def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
     groups, schedules: as in optim.adamw.
     clip_factor: function (gradients as a list) -> f32[], what they are multiplied by.
   """
+
   def split(tree, which):
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(x if matrix == which else optax.MaskedNode() for x, matrix in zip(leaves, matrices, strict=True))
+    return structure.unflatten(
+      x if matrix == which else optax.MaskedNode()
+      for x, matrix in zip(leaves, matrices, strict=True)
+    )
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, split(params, True))
@@ -80,16 +88,28 @@ def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
     grads = jax.tree.leaves(grads)
     factor = clip_factor(grads)
     grads = [g * factor for g in grads]
-    others, rest_state = rest.update(split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok)
+    others, rest_state = rest.update(
+      split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok
+    )
     old, matrix_tree = jax.tree.flatten(state.momentum)
     matrix_grads = [g for g, matrix in zip(grads, matrices, strict=True) if matrix]
     mean = [momentum * m + (1.0 - momentum) * g for m, g in zip(old, matrix_grads, strict=True)]
-    directions = iter(_directions([momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]))
+    directions = iter(
+      _directions(
+        [momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]
+      )
+    )
     others = iter(jax.tree.leaves(others))
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
-    updates = [jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0) if matrix else next(others)
-               for p, g, matrix in zip(leaves, groups, matrices, strict=True)]
+    updates = [
+      jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0)
+      if matrix
+      else next(others)
+      for p, g, matrix in zip(leaves, groups, matrices, strict=True)
+    ]
     mean = [jnp.where(ok, new, kept) for new, kept in zip(mean, old, strict=True)]
-    return structure.unflatten(updates), MuonState(state.count + ok, matrix_tree.unflatten(mean), rest_state)
+    return structure.unflatten(updates), MuonState(
+      state.count + ok, matrix_tree.unflatten(mean), rest_state
+    )
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -33,7 +33,12 @@ def draw(features, others, ids, valid, temperature, group, noise=None):
   scores = jnp.einsum("gie,gje->gij", x, y) / temperature
   if noise is not None:
     scores += noise.reshape(scores.shape)
-  return jnp.where(_allowed(ids, valid, group), scores, -jnp.inf).argmax(-1).reshape(-1).astype(jnp.int32)
+  return (
+    jnp.where(_allowed(ids, valid, group), scores, -jnp.inf)
+    .argmax(-1)
+    .reshape(-1)
+    .astype(jnp.int32)
+  )
 
 
 def gumbel_noise(key, rows, group):
@@ -51,4 +56,6 @@ def take(x, numbers, group):
 def check_group(group, rows, whole="config.batch_size"):
   """Raises ValueError unless groups of this size fill the `rows` that `whole` names."""
   if group < 2 or rows % group:
-    raise ValueError(f"config.task.negatives.group={group} must be at least 2 and divide {whole}={rows}.")
+    raise ValueError(
+      f"config.task.negatives.group={group} must be at least 2 and divide {whole}={rows}."
+    )

@@ -14,7 +14,9 @@ from mplug_jax.accelerators import unused_accelerator
 
 TINY = bool(os.environ.get("MPLUG_NOTEBOOK_TINY"))
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RUNS = pathlib.Path(os.environ.get("MPLUG_NOTEBOOK_RUNS") or ROOT / "runs" / "notebook")  # where cells leave what they make
+RUNS = pathlib.Path(
+  os.environ.get("MPLUG_NOTEBOOK_RUNS") or ROOT / "runs" / "notebook"
+)  # where cells leave what they make
 _NAMES = {"tpu": "a TPU", "gpu": "a GPU", "cpu": "a CPU alone"}
 _EXTRAS = {"tpu": ("tpu",), "gpu": ("cuda",), "cpu": ()}
 
@@ -48,13 +50,22 @@ def check(kind):
 
   Another process tries: this one would keep the device from the trainings that cells start.
   """
-  done = subprocess.run([sys.executable, "-c", "import jax; print(jax.default_backend())"], capture_output=True, text=True, cwd=ROOT)
+  done = subprocess.run(
+    [sys.executable, "-c", "import jax; print(jax.default_backend())"],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
   if done.returncode:
-    raise Stop(f"This runtime has {_NAMES[kind]}, but JAX does not start ({done.stderr.strip().splitlines()[-1]}); restart the runtime and "
-               "run this cell again.")
+    raise Stop(
+      f"This runtime has {_NAMES[kind]}, but JAX does not start ({done.stderr.strip().splitlines()[-1]}); restart the runtime and "
+      "run this cell again."
+    )
   if (backend := done.stdout.split()[-1]) != kind:
-    raise Stop(f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}: restart the runtime, run this cell again, and read what pip "
-               "says if it stays so.")
+    raise Stop(
+      f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}: restart the runtime, run this cell again, and read what pip "
+      "says if it stays so."
+    )
 
 
 def run(*arguments, accept=(0,), until=None):
@@ -66,23 +77,29 @@ def run(*arguments, accept=(0,), until=None):
     Stop: another status than those of `accept`.
   """
   command = [sys.executable, *map(str, arguments)]
-  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, bufsize=1)
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, bufsize=1
+  )
   for line in process.stdout:
     print(line, end="", flush=True)
     if until and until in line:
       process.terminate()
       until = None
   if process.wait() not in accept:
-    raise Stop(f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines say why.")
+    raise Stop(
+      f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines say why."
+    )
   return process.returncode
 
 
 def show(image):
   """Shows a picture below the cell; nothing outside of Jupyter. image: path of a PNG, or u8[H, W, 3]."""
   from PIL import Image
+
   picture = Image.open(image) if isinstance(image, str | os.PathLike) else Image.fromarray(image)
   if "IPython" in sys.modules:
     from IPython.display import display
+
     display(picture)
   return picture.size
 
@@ -92,6 +109,7 @@ def photographs(folder, names):
   import numpy as np
   from PIL import Image
   from skimage import data
+
   os.makedirs(folder, exist_ok=True)
   paths = {name: os.path.join(folder, f"{name}.png") for name in names}
   for name, path in paths.items():

@@ -208,7 +208,9 @@ def adamw(
       direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
       updates[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
       mu[i], nu[i] = m.astype(mu_dtype), v
-    return tree.unflatten(updates), AdamWState(state.count + ok, tree.unflatten(mu), tree.unflatten(nu))
+    return tree.unflatten(updates), AdamWState(
+      state.count + ok, tree.unflatten(mu), tree.unflatten(nu)
+    )
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -247,7 +249,8 @@ def adafactor(
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
     leaves, tree = jax.tree.flatten(params)
     updates = [
-      jnp.zeros_like(p) if g.freeze
+      jnp.zeros_like(p)
+      if g.freeze
       else jnp.where(ok, -lrs[g.name] * (u + g.weight_decay * p), 0.0).astype(p.dtype)
       for u, p, g in zip(jax.tree.leaves(steps), leaves, groups, strict=True)
     ]
@@ -259,10 +262,18 @@ def adafactor(
 
 def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
   """Muon for the kernels, AdamW for embeddings, biases and scales."""
-  matrices = [path.endswith("/kernel") and not group.freeze for path, group in zip(paths, groups, strict=True)]
+  matrices = [
+    path.endswith("/kernel") and not group.freeze for path, group in zip(paths, groups, strict=True)
+  ]
   rest = [group for group, matrix in zip(groups, matrices, strict=True) if not matrix]
-  return muon.muon(adamw(rest, schedules, **of_adamw), matrices, groups, schedules, momentum=momentum,
-                   clip_factor=lambda grads: _clip_factor(grads, groups, clip))
+  return muon.muon(
+    adamw(rest, schedules, **of_adamw),
+    matrices,
+    groups,
+    schedules,
+    momentum=momentum,
+    clip_factor=lambda grads: _clip_factor(grads, groups, clip),
+  )
 
 
 def make(

@@ -18,7 +18,9 @@ def resize_positions(table, tokens):
   """
   old, new = (math.isqrt(rows - 1) for rows in (len(table), tokens))
   if old * old != len(table) - 1 or new * new != tokens - 1:
-    raise ValueError(f"A position table of {len(table)} rows cannot become one of {tokens}: both must be 1 + a square number.")
+    raise ValueError(
+      f"A position table of {len(table)} rows cannot become one of {tokens}: both must be 1 + a square number."
+    )
   if old == new:
     return table
   low, high, weight = _neighbours(old, new)
@@ -32,7 +34,11 @@ def resize_positions(table, tokens):
   near = np.float32(1.0) - weight
   # PyTorch's order and roundings: one product, then three fused multiply-adds.
   total = term(high, low, weight, near).astype(np.float32)
-  for rows, columns, row_weight, column_weight in ((high, high, weight, weight), (low, high, near, weight), (low, low, near, near)):
+  for rows, columns, row_weight, column_weight in (
+    (high, high, weight, weight),
+    (low, high, near, weight),
+    (low, low, near, near),
+  ):
     total = (term(rows, columns, row_weight, column_weight) + total).astype(np.float32)
   return np.concatenate([np.asarray(table[:1], np.float32), total.reshape(new * new, -1)])
 

@@ -28,6 +28,7 @@ _SHOWN = 10  # rows without a result that are named at the end
 
 class Kind(NamedTuple):
   """method: of Predictor. image, text: keys of a row, "" for none. ask: (predictor, images, texts, options) -> [result as a dictionary]."""
+
   method: str
   image: str
   text: str
@@ -48,8 +49,12 @@ def _caption(predictor, images, texts, options):
 
 def _match(predictor, images, texts, options):
   found = predictor.match_pairs(images, texts, truncate=options.truncate)
-  return [match._asdict() if isinstance(match, tuple) else {name: [getattr(each, name) for each in match] for name in match[0]._fields}
-          for match in found]
+  return [
+    match._asdict()
+    if isinstance(match, tuple)
+    else {name: [getattr(each, name) for each in match] for name in match[0]._fields}
+    for match in found
+  ]
 
 
 def _locate(predictor, images, texts, options):
@@ -71,38 +76,74 @@ def _embed(predictor, images, texts, options):
   others = [i for i, image in enumerate(images) if image is None]
   found = [None] * len(images)
   for numbers, features in (
-      (own, predictor.embed([images[i] for i in own]) if own else ()),
-      (others, predictor.embed(texts=[texts[i] for i in others], truncate=options.truncate) if others else ())):
+    (own, predictor.embed([images[i] for i in own]) if own else ()),
+    (
+      others,
+      predictor.embed(texts=[texts[i] for i in others], truncate=options.truncate)
+      if others
+      else (),
+    ),
+  ):
     for i, feature in zip(numbers, features):
       found[i] = {"embedding": feature.tolist()}
   return found
 
 
 KINDS = {
-    "vqa": Kind("answer", "image", "question", _answer), "caption": Kind("caption", "image", "", _caption),
-    "retrieval": Kind("match", "image", "caption", _match), "grounding": Kind("locate", "image", "text", _locate),
-    "nlvr2": Kind("compare", "images", "sentence", _compare), "snli_ve": Kind("entails", "image", "sentence", _entails),
-    "embed": Kind("embed", "image", "caption", _embed),
+  "vqa": Kind("answer", "image", "question", _answer),
+  "caption": Kind("caption", "image", "", _caption),
+  "retrieval": Kind("match", "image", "caption", _match),
+  "grounding": Kind("locate", "image", "text", _locate),
+  "nlvr2": Kind("compare", "images", "sentence", _compare),
+  "snli_ve": Kind("entails", "image", "sentence", _entails),
+  "embed": Kind("embed", "image", "caption", _embed),
 }
 
 
 def _parse(argv):
-  parser = argparse.ArgumentParser(prog="python -m mplug_jax.predict", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--checkpoint", required=True, help="run folder, or result of tools.convert_checkpoint")
+  parser = argparse.ArgumentParser(
+    prog="python -m mplug_jax.predict",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--checkpoint", required=True, help="run folder, or result of tools.convert_checkpoint"
+  )
   parser.add_argument("--task", required=True, choices=KINDS)
-  parser.add_argument("--config", help="configs/vqa.py:base, for converted weights; default: the run's own")
-  parser.add_argument("--tokenizer", help="vocab.txt, for converted weights; default: the run's own")
-  parser.add_argument("--image", action="append", default=[], help="one image or video; given twice, the pair of nlvr2")
+  parser.add_argument(
+    "--config", help="configs/vqa.py:base, for converted weights; default: the run's own"
+  )
+  parser.add_argument(
+    "--tokenizer", help="vocab.txt, for converted weights; default: the run's own"
+  )
+  parser.add_argument(
+    "--image",
+    action="append",
+    default=[],
+    help="one image or video; given twice, the pair of nlvr2",
+  )
   parser.add_argument("--images", metavar="DIR", help="all images under a folder")
   parser.add_argument("--input", metavar="FILE", help="JSONL file of rows")
-  parser.add_argument("--text", "--question", default=None, help="question, phrase, statement or caption of every row without its own")
+  parser.add_argument(
+    "--text",
+    "--question",
+    default=None,
+    help="question, phrase, statement or caption of every row without its own",
+  )
   parser.add_argument("--prompt", help="how captions begin")
   parser.add_argument("--n", type=int, default=1, help="captions of each image")
   parser.add_argument("--output", metavar="FILE", help="JSONL file of results; default: stdout")
-  parser.add_argument("--batch_size", type=int, default=0, help="most rows at a time; default: config.eval.batch_size")
-  parser.add_argument("--truncate", action="store_true", help="cut texts that are too long, instead of refusing them")
-  parser.add_argument("--explain", metavar="DIR", help="write a picture of where the model looked for every row, see mplug_jax/explain.py")
+  parser.add_argument(
+    "--batch_size", type=int, default=0, help="most rows at a time; default: config.eval.batch_size"
+  )
+  parser.add_argument(
+    "--truncate", action="store_true", help="cut texts that are too long, instead of refusing them"
+  )
+  parser.add_argument(
+    "--explain",
+    metavar="DIR",
+    help="write a picture of where the model looked for every row, see mplug_jax/explain.py",
+  )
   parser.add_argument("--strict", action="store_true", help="exit status 1 if a row has no result")
   return parser.parse_args(argv)
 
@@ -119,10 +160,14 @@ def _rows(options, kind):
     keys = [] if options.task == "embed" else [kind.image, *([kind.text] if needs_text else [])]
     return lambda: prediction_rows.of_file(options.input, keys)
   if needs_text:
-    raise ValueError(f"--task={options.task} needs a text: give --text, or --input=FILE with {kind.image} and {kind.text} in each line.")
+    raise ValueError(
+      f"--task={options.task} needs a text: give --text, or --input=FILE with {kind.image} and {kind.text} in each line."
+    )
   if options.images:
     if kind.image == "images":
-      raise ValueError(f"--task={options.task} is about pairs of images: give --image twice, or --input=FILE.")
+      raise ValueError(
+        f"--task={options.task} is about pairs of images: give --image twice, or --input=FILE."
+      )
     return lambda: prediction_rows.of_folder(options.images)
   if kind.image == "images":
     return lambda: iter([{"images": options.image}])
@@ -144,7 +189,10 @@ class Reader:
   def __call__(self, rows):
     decoded, images, texts, errors = {}, [], [], {}
     for number, row in enumerate(rows):
-      image, text = row.get(self._kind.image), row.get(self._kind.text, self._text) if self._kind.text else None
+      image, text = (
+        row.get(self._kind.image),
+        row.get(self._kind.text, self._text) if self._kind.text else None,
+      )
       if self._kind.method == "embed" and image is not None:
         text = None  # the row's features are the image's
       try:
@@ -152,7 +200,11 @@ class Reader:
           for each in text if isinstance(text, list) and self._kind.method == "match" else [text]:
             self._check(each)
         if self._kind.method != "embed" or image is not None:
-          image = tuple(self._read(one, decoded) for one in image) if self._kind.image == "images" else self._read(image, decoded)
+          image = (
+            tuple(self._read(one, decoded) for one in image)
+            if self._kind.image == "images"
+            else self._read(image, decoded)
+          )
       except (ValueError, TypeError) as error:
         errors[number] = str(error)
       images.append(image)
@@ -182,17 +234,32 @@ def _results(predictor, kind, options, rows, batch):
   images, texts, errors = batch
   good = [number for number in range(len(rows)) if number not in errors]
   try:
-    found = kind.ask(predictor, [images[i] for i in good], [texts[i] for i in good], options) if good else []
+    found = (
+      kind.ask(predictor, [images[i] for i in good], [texts[i] for i in good], options)
+      if good
+      else []
+    )
   except image_ops.ImageError as error:  # of a video: find out whose it is
     if len(good) == 1:
-      return _results(predictor, kind, options, rows, (images, texts, errors | {good[0]: str(error)}))
-    halves = [(rows[s], (images[s], texts[s], {n - s.start: e for n, e in errors.items() if s.start <= n < s.stop}))
-              for s in (slice(0, len(rows) // 2), slice(len(rows) // 2, len(rows)))]
+      return _results(
+        predictor, kind, options, rows, (images, texts, errors | {good[0]: str(error)})
+      )
+    halves = [
+      (
+        rows[s],
+        (images[s], texts[s], {n - s.start: e for n, e in errors.items() if s.start <= n < s.stop}),
+      )
+      for s in (slice(0, len(rows) // 2), slice(len(rows) // 2, len(rows)))
+    ]
     (first, a), (second, b) = (_results(predictor, kind, options, *half) for half in halves)
     return first + second, a + b
   found = dict(zip(good, found))
-  lines = [row | ({} if kind.text in row or not texts[i] else {kind.text: texts[i]}) | found.get(i, {"error": errors.get(i)})
-           for i, row in enumerate(rows)]
+  lines = [
+    row
+    | ({} if kind.text in row or not texts[i] else {kind.text: texts[i]})
+    | found.get(i, {"error": errors.get(i)})
+    for i, row in enumerate(rows)
+  ]
   return lines, len(errors)
 
 
@@ -203,13 +270,20 @@ def _explaining(predictor, kind, options):
   if kind.method == "embed":
     raise ValueError("--explain shows where an answer came from; --task=embed gives none.")
   from mplug_jax import explain
+
   explainer = explain.Explainer(predictor)
   given = {"prompt": options.prompt} if kind.method == "caption" else {"truncate": options.truncate}
 
   def write(lines, made, first):
-    rows = [None if "error" in line or isinstance(text, list) else (image, text) for line, image, text in zip(lines, *made[:2])]
-    for line, path in zip(lines, explain.save_rows(explainer, kind.method, rows, options.explain, first, **given)):
+    rows = [
+      None if "error" in line or isinstance(text, list) else (image, text)
+      for line, image, text in zip(lines, *made[:2])
+    ]
+    for line, path in zip(
+      lines, explain.save_rows(explainer, kind.method, rows, options.explain, first, **given)
+    ):
       line |= {"explained": path} if path else {}
+
   return write
 
 
@@ -225,10 +299,13 @@ def run(options):
   total = sum(1 for _ in rows())  # also reads every line once, before anything is computed
   from mplug_jax import metrics
   from mplug_jax.predictor import Predictor
+
   out = prediction_rows.Results(options.output) if options.output else None
   done, remaining = out.done if out else 0, rows()
   if done > total:
-    raise ValueError(f"{options.output} has {done} lines, but there are {total} rows: it is of another command; name another --output.")
+    raise ValueError(
+      f"{options.output} has {done} lines, but there are {total} rows: it is of another command; name another --output."
+    )
   if done:
     for row in itertools.islice(remaining, done):
       last = row
@@ -236,11 +313,17 @@ def run(options):
     print(f"{options.output} has {done} of {total} rows; going on behind them.", file=sys.stderr)
   if done == total:
     return 0
-  predictor = Predictor.load(options.checkpoint, options.config, options.tokenizer, batch_size=options.batch_size)
+  predictor = Predictor.load(
+    options.checkpoint, options.config, options.tokenizer, batch_size=options.batch_size
+  )
   predictor.task(kind.method)  # a checkpoint that cannot is refused before anything is read
   texts = predictor.text_rows(kind.method) if kind.text else None
-  read = Reader(kind, options, texts and (lambda text: texts([text], options.truncate)),
-                0 if kind.method == "locate" or options.explain else predictor.config.model.image_size)
+  read = Reader(
+    kind,
+    options,
+    texts and (lambda text: texts([text], options.truncate)),
+    0 if kind.method == "locate" or options.explain else predictor.config.model.image_size,
+  )
   explained = _explaining(predictor, kind, options)
   progress, failed, shown = metrics.Progress(total, enabled=total > 1, stream=sys.stderr), 0, []
   with ThreadPoolExecutor(1) as beside:
@@ -257,14 +340,20 @@ def run(options):
       else:
         print("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), flush=True)
       failed, done = failed + bad, done + len(batch)
-      shown += [line["error"] for line in lines if "error" in line][:_SHOWN - len(shown)]
+      shown += [line["error"] for line in lines if "error" in line][: _SHOWN - len(shown)]
       progress.update(done)
       batch = following
   progress.pause()
   if out:
     out.close()
   if failed:
-    print(f"{failed} of {total} rows have no result:", *shown, *(["..."] * (failed > len(shown))), sep="\n  ", file=sys.stderr)
+    print(
+      f"{failed} of {total} rows have no result:",
+      *shown,
+      *(["..."] * (failed > len(shown))),
+      sep="\n  ",
+      file=sys.stderr,
+    )
   return int(options.strict and failed > 0)
 
 

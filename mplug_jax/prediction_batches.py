@@ -32,7 +32,11 @@ def fitting(count, known):
 
 def padded(array, size):
   """[n, ...] -> [size, ...], the last row repeated."""
-  return array if len(array) == size else np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+  return (
+    array
+    if len(array) == size
+    else np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+  )
 
 
 class Programs:
@@ -52,21 +56,27 @@ class Programs:
     if key not in self._compiled:
       self._compiled[key] = jax.jit(make())
     with jax.set_mesh(self.mesh):
-      return self._compiled[key](self.params, jax.device_put(batch, sharding.batch_sharding(self.mesh)))
+      return self._compiled[key](
+        self.params, jax.device_put(batch, sharding.batch_sharding(self.mesh))
+      )
 
   def rows(self, key, make, batch):
     """As `call` with numpy rows {name: [N, ...]}, in as many calls as it takes -> {name: numpy [N, ...]}."""
     count, done, found = len(next(iter(batch.values()))), 0, []
     while done < count:
       taken, size = fitting(count - done, self.sizes)
-      out = self.call(key, make, {name: padded(x[done:done + taken], size) for name, x in batch.items()})
+      out = self.call(
+        key, make, {name: padded(x[done : done + taken], size) for name, x in batch.items()}
+      )
       found.append({name: np.asarray(x)[:taken] for name, x in jax.device_get(out).items()})
       done += taken
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
   def whole(self, count):
     """The compiled size for `count` rows that must go into one call."""
-    return next((size for size in self.sizes if size >= count), -(-count // self.sizes[0]) * self.sizes[0])
+    return next(
+      (size for size in self.sizes if size >= count), -(-count // self.sizes[0]) * self.sizes[0]
+    )
 
   def requests(self, images, requests, rows, encode, predict):
     """Encodes the images of requests, each once, and runs a predict function on every request.
@@ -89,8 +99,10 @@ class Programs:
       done = 0
       while done < len(numbers):
         taken, size = fitting(len(numbers) - done, self.sizes)
-        part, who = padded(at[done:done + taken], size), np.array(numbers[done:done + taken])
-        batch = {name: padded(x[who], size) for name, x in rows.items()} | {name: x[part[:, 0]] for name, x in more.items()}
+        part, who = padded(at[done : done + taken], size), np.array(numbers[done : done + taken])
+        batch = {name: padded(x[who], size) for name, x in rows.items()} | {
+          name: x[part[:, 0]] for name, x in more.items()
+        }
         out = jax.device_get(predict(batch | {"image": self._chosen(tokens, part)}))
         found.append({name: np.asarray(x)[:taken] for name, x in out.items()})
         done += taken
@@ -99,7 +111,12 @@ class Programs:
 
   def _blocks(self, order, requests):
     """Yields (request numbers, numbers of their images) with as many images as go into one call."""
-    left, seen, numbers, members = len({image for request in requests for image in request}), set(), [], {}
+    left, seen, numbers, members = (
+      len({image for request in requests for image in request}),
+      set(),
+      [],
+      {},
+    )
     room, _ = fitting(max(left, len(requests[0])), self.sizes)
     for number in order:
       new = [image for image in dict.fromkeys(requests[number]) if image not in members]
@@ -117,4 +134,8 @@ class Programs:
     index = places[:, 0] if places.shape[1] == 1 else places
     if index.shape == tokens.shape[:1] and (index == np.arange(len(index))).all():
       return tokens
-    return self.call("choose", lambda: lambda params, batch: batch["tokens"][batch["index"]], {"tokens": tokens, "index": index})
+    return self.call(
+      "choose",
+      lambda: lambda params, batch: batch["tokens"][batch["index"]],
+      {"tokens": tokens, "index": index},
+    )

@@ -12,18 +12,35 @@ from PIL import Image
 from mplug_jax.data import box_transforms, image_ops, text_ops, video
 from mplug_jax.data.tokenizer import pad_ids
 
-_VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts", ".3gp")
+_VIDEO_SUFFIXES = (
+  ".mp4",
+  ".avi",
+  ".mov",
+  ".mkv",
+  ".webm",
+  ".m4v",
+  ".mpg",
+  ".mpeg",
+  ".wmv",
+  ".flv",
+  ".ogv",
+  ".ts",
+  ".3gp",
+)
 _FRAMES = 8  # of a clip, for a model that was trained on images
 
 
 class Clip(NamedTuple):
   """Frames that belong together, in order: each an image as of `image_ops.decode_image`."""
+
   frames: tuple
 
 
 def is_one(image):
   """Whether this is one image or clip, and not several."""
-  return isinstance(image, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Clip)
+  return isinstance(
+    image, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Clip
+  )
 
 
 def is_clip(image):
@@ -38,8 +55,13 @@ def as_list(images):
   if is_one(images):
     return [images]
   if not isinstance(images, Iterable):
-    raise TypeError(f"An image is a path, bytes, a PIL image, an array or a Clip, not {type(images).__name__}.")
-  found = [Clip(tuple(image)) if isinstance(image, list | tuple) and not isinstance(image, Clip) else image for image in images]
+    raise TypeError(
+      f"An image is a path, bytes, a PIL image, an array or a Clip, not {type(images).__name__}."
+    )
+  found = [
+    Clip(tuple(image)) if isinstance(image, list | tuple) and not isinstance(image, Clip) else image
+    for image in images
+  ]
   if not found:
     raise ValueError("There is no image: the list is empty.")
   return found
@@ -84,7 +106,9 @@ def _pairs(groups, texts, what, one, many):
   elif len(texts) == len(groups):
     asked = texts
   else:
-    raise ValueError(f"There are {len(groups)} {many} and {len(texts)} {what}s: give one {what}, or one, or a list of them, for each.")
+    raise ValueError(
+      f"There are {len(groups)} {many} and {len(texts)} {what}s: give one {what}, or one, or a list of them, for each."
+    )
   images = [image for group in groups for image in group]
   width, flat, requests = len(groups[0]), [], []
   for number, own in enumerate(asked):
@@ -96,8 +120,11 @@ def _pairs(groups, texts, what, one, many):
 
   def shape(results):
     results = iter(results)
-    nested = [next(results) if isinstance(own, str) else [next(results) for _ in own] for own in asked]
+    nested = [
+      next(results) if isinstance(own, str) else [next(results) for _ in own] for own in asked
+    ]
     return nested[0] if one else nested
+
   return images, flat, requests, shape
 
 
@@ -114,7 +141,9 @@ class ImageRows:
 
   def resized(self, images):
     """-> {"image": u8[B, S, S, 3]}; of clips u8[B, F, S, S, 3]. Raises image_ops.ImageError, which names the image."""
-    return {"image": np.stack(_in_threads(self._clip if is_clip(images[0]) else self._image, images))}
+    return {
+      "image": np.stack(_in_threads(self._clip if is_clip(images[0]) else self._image, images))
+    }
 
   def on_canvas(self, images):
     """For boxes -> {"image": u8[B, S, S, 3], "placed": i32[B, 4], "size": i32[B, 2]}, see data/grounding.py. Raises ImageError."""
@@ -130,20 +159,37 @@ class ImageRows:
         raise image_ops.ImageError("A clip has no frames.")
       numbers = video.frame_numbers(len(clip.frames), self.frames, self._sampling)
       frames = {number: _decoded(clip.frames[number]) for number in sorted(set(numbers.tolist()))}
-      return np.stack([image_ops.eval_transform(frames[number], self._size) for number in numbers.tolist()])
-    if not isinstance(clip, str | os.PathLike) and (clip.dtype != np.uint8 or 0 in clip.shape or clip.shape[-1] != 3):
-      raise image_ops.ImageError(f"A clip is uint8 of shape [T, H, W, 3], not {clip.dtype} {list(clip.shape)}.")
-    return np.stack([image_ops.eval_transform(frame, self._size) for frame in video.read_clip(clip, self.frames, self._sampling)])
+      return np.stack(
+        [image_ops.eval_transform(frames[number], self._size) for number in numbers.tolist()]
+      )
+    if not isinstance(clip, str | os.PathLike) and (
+      clip.dtype != np.uint8 or 0 in clip.shape or clip.shape[-1] != 3
+    ):
+      raise image_ops.ImageError(
+        f"A clip is uint8 of shape [T, H, W, 3], not {clip.dtype} {list(clip.shape)}."
+      )
+    return np.stack(
+      [
+        image_ops.eval_transform(frame, self._size)
+        for frame in video.read_clip(clip, self.frames, self._sampling)
+      ]
+    )
 
   def _placed(self, image):
     pixels = _decoded(image)
     canvas = box_transforms.fit(pixels, np.zeros((0, 4)), self._size)
-    return {"image": canvas.image, "placed": np.array(canvas.placed, np.int32), "size": np.array(pixels.shape[1::-1], np.int32)}
+    return {
+      "image": canvas.image,
+      "placed": np.array(canvas.placed, np.int32),
+      "size": np.array(pixels.shape[1::-1], np.int32),
+    }
 
 
 def _decoded(image):
   """Any image -> u8[H, W, 3], upright. Raises image_ops.ImageError."""
-  if isinstance(image, np.ndarray | Image.Image) and 0 in (image.shape if isinstance(image, np.ndarray) else image.size):
+  if isinstance(image, np.ndarray | Image.Image) and 0 in (
+    image.shape if isinstance(image, np.ndarray) else image.size
+  ):
     raise image_ops.ImageError("An image of zero pixels shows nothing.")
   return image_ops.decode_image(image)
 
@@ -165,7 +211,14 @@ class TextRows:
   """
 
   def __init__(self, what, tokenizer, length, max_words=0, lower=False, ends=False):
-    self._what, self._tokenizer, self._length, self._max_words, self._lower, self._ends = what, tokenizer, length, max_words, lower, ends
+    self._what, self._tokenizer, self._length, self._max_words, self._lower, self._ends = (
+      what,
+      tokenizer,
+      length,
+      max_words,
+      lower,
+      ends,
+    )
 
   def __call__(self, texts, truncate=False):
     """texts: strings. truncate: cut those that are too long, and warn. Raises TypeError, ValueError: no string, empty, too long."""
@@ -176,13 +229,25 @@ class TextRows:
       raise TypeError(f"A {self._what} is a string, not {type(text).__name__}.")
     cleaned = self._clean(text)
     ids = self._tokenizer.encode(cleaned)
-    if not cleaned.strip() or all(i in (self._tokenizer.bos_id, self._tokenizer.eos_id) for i in ids):
+    if not cleaned.strip() or all(
+      i in (self._tokenizer.bos_id, self._tokenizer.eos_id) for i in ids
+    ):
       raise ValueError(f"The {self._what} {text!r} is empty: it has no words.")
     if problem := self._too_long(text, ids):
       if not truncate:
-        raise ValueError(f"The {self._what} {_short(text)} has {problem}; shorten it, or cut it with truncate=True.")
-      warnings.warn(f"The {self._what} {_short(text)} has {problem}; the rest is cut.", stacklevel=2)
-    return pad_ids([ids], self._length, self._tokenizer.pad_id, truncate=True, ensure_eos=self._tokenizer.eos_id if self._ends else None)[0]
+        raise ValueError(
+          f"The {self._what} {_short(text)} has {problem}; shorten it, or cut it with truncate=True."
+        )
+      warnings.warn(
+        f"The {self._what} {_short(text)} has {problem}; the rest is cut.", stacklevel=2
+      )
+    return pad_ids(
+      [ids],
+      self._length,
+      self._tokenizer.pad_id,
+      truncate=True,
+      ensure_eos=self._tokenizer.eos_id if self._ends else None,
+    )[0]
 
   def _clean(self, text):
     if self._max_words:
@@ -191,10 +256,17 @@ class TextRows:
 
   def _too_long(self, text, ids):
     """What of the text the model cannot take, or ""."""
-    if self._max_words and (words := len(text_ops.pre_caption(text, len(text) + 1).split(" "))) > self._max_words:
+    if (
+      self._max_words
+      and (words := len(text_ops.pre_caption(text, len(text) + 1).split(" "))) > self._max_words
+    ):
       return f"{words} words, more than the {self._max_words} that the model takes"
     tokens = len(ids) + (self._ends and ids[-1] != self._tokenizer.eos_id)
-    return f"{tokens} tokens, more than the {self._length} that the model takes" if tokens > self._length else ""
+    return (
+      f"{tokens} tokens, more than the {self._length} that the model takes"
+      if tokens > self._length
+      else ""
+    )
 
 
 def _short(text):

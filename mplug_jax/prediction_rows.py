@@ -28,7 +28,9 @@ def of_file(path, keys):
     if not isinstance(row, dict):
       raise ValueError(f"{where} is no json object.")
     if missing := [key for key in keys if key not in row]:
-      raise ValueError(f"{where} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}.")
+      raise ValueError(
+        f"{where} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}."
+      )
     yield row
 
 
@@ -47,8 +49,10 @@ class Results:
   def check(self, row):
     """The last row that was done before must be the one in the last line. Raises ValueError."""
     if any(self._last.get(key) != value for key, value in row.items()):
-      raise ValueError(f"{self.path} holds results of other rows (line {self.done} is not of row {self.done}); name another --output, or "
-                       "remove it.")
+      raise ValueError(
+        f"{self.path} holds results of other rows (line {self.done} is not of row {self.done}); name another --output, or "
+        "remove it."
+      )
 
   def write(self, lines):
     """Appends objects; they are in the file when this returns, and without a first one there is no file."""
@@ -75,6 +79,8 @@ def _mend(path):
     except ValueError:
       found = None
     if not isinstance(found, dict):
-      raise ValueError(f"{path} is no file of results: its line {count} is no json object; name another --output.")
+      raise ValueError(
+        f"{path} is no file of results: its line {count} is no json object; name another --output."
+      )
     return count, found
   return 0, {}

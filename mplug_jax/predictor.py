@@ -32,7 +32,9 @@ class Predictor:
     self._parts = checkpoint.parts
     self._programs = Programs(self.params, self.mesh, batch_size or self.config.eval.batch_size)
     data = self.config.data
-    self._images = inputs.ImageRows(self.config.model.image_size, data.get("frames", 0), data.get("frame_sampling", "centres"))
+    self._images = inputs.ImageRows(
+      self.config.model.image_size, data.get("frames", 0), data.get("frame_sampling", "centres")
+    )
     self._task = functools.lru_cache(None)(self._make_task)
 
   @classmethod
@@ -79,16 +81,27 @@ class Predictor:
     Returns:
       Answer, or (nested) list of them, one for each question.
     """
-    changes = {} if candidates is None else {"predict": "rank", "rank_answers": _candidates(candidates)}
+    changes = (
+      {} if candidates is None else {"predict": "rank", "rank_answers": _candidates(candidates)}
+    )
     task = self.task("answer", **changes)
     rank = task.config.task.predict == "rank"
     images, questions, requests, shape = inputs.pairs(images, questions, "question")
     batch = {"question": self.text_rows("answer")(questions, truncate)[:, None]}
     out = self._ask("answer", "rank" if rank else "generate", images, requests, batch, **changes)
     if rank:
-      return shape([Answer(task.answers[answers[0, 0]], float(scores[0, 0])) for answers, scores in zip(out["answer"], out["probability"])])
-    return shape([Answer(self.tokenizer.decode(tokens[0, :length[0]]), float(score[0]))
-                  for tokens, length, score in zip(out["tokens"], out["length"], out["score"])])
+      return shape(
+        [
+          Answer(task.answers[answers[0, 0]], float(scores[0, 0]))
+          for answers, scores in zip(out["answer"], out["probability"])
+        ]
+      )
+    return shape(
+      [
+        Answer(self.tokenizer.decode(tokens[0, : length[0]]), float(score[0]))
+        for tokens, length, score in zip(out["tokens"], out["length"], out["score"])
+      ]
+    )
 
   def caption(self, images, *, prompt=None, n=1):
     """Captions images.
@@ -104,13 +117,28 @@ class Predictor:
       raise ValueError(f"n={n} must be at least 1 caption.")
     task = self.task("caption")
     said = task.prompt if prompt is None else self._prompt(task, prompt)
-    width = -(-len(said.start) // _PROMPT_WIDTHS) * _PROMPT_WIDTHS if prompt is not None else len(said.start)
+    width = (
+      -(-len(said.start) // _PROMPT_WIDTHS) * _PROMPT_WIDTHS
+      if prompt is not None
+      else len(said.start)
+    )
     start = np.array([*said.start, *[self.tokenizer.pad_id] * (width - len(said.start))], np.int32)
     given = inputs.as_list(images)
-    batch = {"prompt": np.tile(start, (len(given), 1)), "prompt_length": np.full(len(given), len(said.start), np.int32)}
+    batch = {
+      "prompt": np.tile(start, (len(given), 1)),
+      "prompt_length": np.full(len(given), len(said.start), np.int32),
+    }
     out = self._ask("caption", n, given, [(i,) for i in range(len(given))], batch)
-    found = [[Caption(self.tokenizer.decode(tokens[:length]).removeprefix(said.said).strip(), float(score))
-              for tokens, length, score in zip(*each) if np.isfinite(score)] for each in zip(out["tokens"], out["length"], out["score"])]
+    found = [
+      [
+        Caption(
+          self.tokenizer.decode(tokens[:length]).removeprefix(said.said).strip(), float(score)
+        )
+        for tokens, length, score in zip(*each)
+        if np.isfinite(score)
+      ]
+      for each in zip(out["tokens"], out["length"], out["score"])
+    ]
     found = [captions[0] for captions in found] if n == 1 else found
     return found[0] if inputs.is_one(images) else found
 
@@ -129,8 +157,15 @@ class Predictor:
     if texts is not None:
       task, many = self.task("embed"), _texts(texts)
       batch = {"caption": self.text_rows("embed")(many, truncate)}
-      feature = self._programs.rows("embed_texts", lambda: lambda params, batch: {
-          "feature": task.apply(params, task.text_features, batch["caption"])}, batch)["feature"]
+      feature = self._programs.rows(
+        "embed_texts",
+        lambda: (
+          lambda params, batch: {
+            "feature": task.apply(params, task.text_features, batch["caption"])
+          }
+        ),
+        batch,
+      )["feature"]
       return feature[0] if isinstance(texts, str) else feature
     feature = np.stack(self._features(inputs.as_list(images))["feature"])
     return feature[0] if inputs.is_one(images) else feature
@@ -140,7 +175,9 @@ class Predictor:
     given, many = inputs.as_list(images), _texts(texts)
     captions = self.text_rows("match")(many, truncate)
     requests = [(i,) for i in range(len(given)) for _ in many]
-    out = self._ask("match", "match", given, requests, {"caption": np.tile(captions, (len(given), 1))})
+    out = self._ask(
+      "match", "match", given, requests, {"caption": np.tile(captions, (len(given), 1))}
+    )
 
     def matrix(values):
       found = np.reshape(values, (len(given), len(many))).tolist()
@@ -152,7 +189,9 @@ class Predictor:
   def match_pairs(self, images, texts, *, truncate=False):
     """Compares each image with its own texts; arguments as of `answer`. -> Match, or (nested) list of them, one for each text."""
     images, texts, requests, shape = inputs.pairs(images, texts, "text")
-    out = self._ask("match", "match", images, requests, {"caption": self.text_rows("match")(texts, truncate)})
+    out = self._ask(
+      "match", "match", images, requests, {"caption": self.text_rows("match")(texts, truncate)}
+    )
     return shape([Match(float(s), float(p)) for s, p in zip(out["similarity"], out["probability"])])
 
   def index(self, images, *, rerank=True):
@@ -184,9 +223,12 @@ class Predictor:
     best = np.argsort(-similarity, kind="stable")
     scores = similarity
     if isinstance(query, str) and index.tokens is not None:
-      task, chosen = self.task("match"), best[:max(k, candidates)]
+      task, chosen = self.task("match"), best[: max(k, candidates)]
       caption = self.text_rows("match")([query], truncate)
-      rows = {"image": np.stack([index.tokens[i] for i in chosen]), "caption": np.repeat(caption, len(chosen), axis=0)}
+      rows = {
+        "image": np.stack([index.tokens[i] for i in chosen]),
+        "caption": np.repeat(caption, len(chosen), axis=0),
+      }
       scores = similarity.copy()
       scores[chosen] = self._programs.rows("search", lambda: task.match_pairs, rows)["score"]
       best = chosen[np.argsort(-scores[chosen], kind="stable")]
@@ -195,7 +237,9 @@ class Predictor:
   def _features(self, images, tokens=False):
     """-> {"feature": f32[N, E]}, with "tokens": [N] of dtype[T, D] if wanted."""
     self.task("embed")
-    return self._ask("embed", "tokens" if tokens else "features", images, [(i,) for i in range(len(images))], {})
+    return self._ask(
+      "embed", "tokens" if tokens else "features", images, [(i,) for i in range(len(images))], {}
+    )
 
   # ---- boxes and classes
 
@@ -207,9 +251,14 @@ class Predictor:
     """
     images, phrases, requests, shape = inputs.pairs(images, phrases, "phrase")
     _no_clips(images, "locate")
-    batch = {"phrase": self.text_rows("locate")(phrases, truncate)[:, None], "box": np.zeros((len(phrases), 1, 4), np.float32)}
+    batch = {
+      "phrase": self.text_rows("locate")(phrases, truncate)[:, None],
+      "box": np.zeros((len(phrases), 1, 4), np.float32),
+    }
     out = self._ask("locate", "locate", images, requests, batch)
-    return shape([Box(*box[0].tolist(), float(score[0])) for box, score in zip(out["box"], out["score"])])
+    return shape(
+      [Box(*box[0].tolist(), float(score[0])) for box, score in zip(out["box"], out["score"])]
+    )
 
   def entails(self, images, statements, *, truncate=False):
     """Classifies statements about an image; arguments as of `answer`. -> Label, or (nested) list, one for each statement."""
@@ -231,7 +280,10 @@ class Predictor:
 
   def _classify(self, method, images, requests, statements, truncate):
     _no_clips(images, method)
-    batch = {"sentence": self.text_rows(method)(statements, truncate)[:, None], "label": np.full((len(statements), 1), -1, np.int32)}
+    batch = {
+      "sentence": self.text_rows(method)(statements, truncate)[:, None],
+      "label": np.full((len(statements), 1), -1, np.int32),
+    }
     out = self._ask(method, "classify", images, requests, batch)
     found = [dict(zip(self.config.data.labels, row.tolist())) for row in out["probability"]]
     return [Label(label := max(scores, key=scores.get), scores[label], scores) for scores in found]
@@ -252,7 +304,9 @@ class Predictor:
     return prediction_tasks.refusal(method, self.path, self._parts, self.config)
 
   def _make_task(self, method, frames, **changes):
-    return prediction_tasks.make_task(method, self.model, self.config, self.tokenizer, frames, **changes)
+    return prediction_tasks.make_task(
+      method, self.model, self.config, self.tokenizer, frames, **changes
+    )
 
   def text_rows(self, method):
     """The inputs.TextRows of the texts that a method takes. Raises ValueError as `task`."""
@@ -276,8 +330,11 @@ class Predictor:
     rows, task = self.image_rows(method, images), self._task(method, 0)
     encode = task.evaluated_image if method == "locate" else None
     size = self._programs.whole(len(images))
-    tokens = self._call(("encode", method == "locate"), lambda: lambda params, batch: task.with_tokens(params, batch, encode)["image"],
-                        {name: padded(x, size) for name, x in rows.items()})
+    tokens = self._call(
+      ("encode", method == "locate"),
+      lambda: lambda params, batch: task.with_tokens(params, batch, encode)["image"],
+      {name: padded(x, size) for name, x in rows.items()},
+    )
     return tokens, {name: x for name, x in rows.items() if name != "image"}
 
   def _ask(self, method, what, images, requests, rows, **changes):
@@ -286,18 +343,28 @@ class Predictor:
     what: name of a predict function, a number of captions, or one of those below. -> {name: [R, ...]}, lists where clips differ in shape.
     """
     first = {inputs.identity(image): number for number, image in reversed(list(enumerate(images)))}
-    requests = [tuple(first[inputs.identity(images[number])] for number in request) for request in requests]
+    requests = [
+      tuple(first[inputs.identity(images[number])] for number in request) for request in requests
+    ]
     found = [None] * len(requests)
     for clips in (False, True):
-      chosen = [number for number, request in enumerate(requests) if inputs.is_clip(images[request[0]]) == clips]
+      chosen = [
+        number
+        for number, request in enumerate(requests)
+        if inputs.is_clip(images[request[0]]) == clips
+      ]
       if not chosen:
         continue
       frames = self._images.frames if clips else 0
       task = self._task(method, frames, **changes)
       key, make = (method, frames, what, *changes.items()), functools.partial(_program, task, what)
       out = self._programs.requests(
-          images, [requests[number] for number in chosen], {name: x[chosen] for name, x in rows.items()},
-          functools.partial(self.encode, method), functools.partial(self._call, key, make))
+        images,
+        [requests[number] for number in chosen],
+        {name: x[chosen] for name, x in rows.items()},
+        functools.partial(self.encode, method),
+        functools.partial(self._call, key, make),
+      )
       for place, number in enumerate(chosen):
         found[number] = {name: x[place] for name, x in out.items()}
     return {name: [each[name] for each in found] for name in found[0]}
@@ -307,7 +374,9 @@ class Predictor:
     try:
       return self._programs.call(key, make, batch)
     except flax.errors.FlaxError as error:
-      raise ValueError(f"{self.path} does not fit this configuration: {str(error).splitlines()[0]}") from error
+      raise ValueError(
+        f"{self.path} does not fit this configuration: {str(error).splitlines()[0]}"
+      ) from error
 
 
 def _program(task, what):
@@ -317,8 +386,10 @@ def _program(task, what):
   if what == "match":
     return task.match_pairs
   if what in ("features", "tokens"):
-    return lambda params, batch: {"feature": task.apply(params, task.image_features, batch["image"])} | (
-        {"tokens": batch["image"]} if what == "tokens" else {})
+    return lambda params, batch: (
+      {"feature": task.apply(params, task.image_features, batch["image"])}
+      | ({"tokens": batch["image"]} if what == "tokens" else {})
+    )
   fn = task.predict_fns()[what]
   if what == "classify" and task.config.data.images_per_text == 1:
     return lambda params, batch: fn(params, batch | {"image": batch["image"][:, None]})
@@ -334,7 +405,11 @@ def _texts(texts):
 
 
 def _candidates(texts):
-  if isinstance(texts, str) or not all(isinstance(text, str) and text.strip() for text in texts) or not texts:
+  if (
+    isinstance(texts, str)
+    or not all(isinstance(text, str) and text.strip() for text in texts)
+    or not texts
+  ):
     raise ValueError("candidates must be a list of answers to choose from, none of them empty.")
   return tuple(texts)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 class Ranking(NamedTuple):
   """answers: i32[M, k], candidate numbers, most probable first. probabilities: f32[M, k], among the k."""
+
   answers: jax.Array
   probabilities: jax.Array
 
@@ -40,5 +41,7 @@ def rank(score_fn, rows, candidates, *, top_k, pad_id, first_token_twice=True):
   if first_token_twice:
     score += first
   order = jnp.argsort(-score, axis=1, stable=True)
-  return Ranking(jnp.take_along_axis(chosen, order, axis=1),
-                 jnp.take_along_axis(jax.nn.softmax(score, axis=1), order, axis=1))
+  return Ranking(
+    jnp.take_along_axis(chosen, order, axis=1),
+    jnp.take_along_axis(jax.nn.softmax(score, axis=1), order, axis=1),
+  )

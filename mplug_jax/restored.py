@@ -21,6 +21,7 @@ _GEOMETRY = ("embed_dim", "fusion", "vision_heads", "pairing", "classes", *PRESE
 
 class Restored(NamedTuple):
   """path: of the checkpoint. parts: names of the parts of the parameters. params: float32, on the mesh."""
+
   path: str
   config: ConfigDict
   tokenizer: Any
@@ -50,15 +51,37 @@ def restore(path, config=None, tokenizer=None, devices=None):
   mesh = _mesh(config, devices or jax.local_devices())
   model = build.build_model(config, tokenizer)
   averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
-  which = "ema_params" if averaged and any(name.startswith("ema_params/") for name in shapes) else "params"
-  shapes = {name.removeprefix(f"{which}/"): tuple(shape) for name, shape in shapes.items() if name.startswith(f"{which}/")}
+  which = (
+    "ema_params"
+    if averaged and any(name.startswith("ema_params/") for name in shapes)
+    else "params"
+  )
+  shapes = {
+    name.removeprefix(f"{which}/"): tuple(shape)
+    for name, shape in shapes.items()
+    if name.startswith(f"{which}/")
+  }
   if not shapes:
     raise ValueError(f"{path} holds no parameters.")
   if POSITIONS in shapes:
-    shapes[POSITIONS] = (1 + (config.model.image_size // config.model.patch_size) ** 2, *shapes[POSITIONS][1:])
-  abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, sharding.parameter_spec(name, shape, mesh)))
-              for name, shape in shapes.items()}
-  return Restored(path, config, tokenizer, model, mesh, init_from.load_params(path, traverse_util.unflatten_dict(abstract, sep="/"), which))
+    shapes[POSITIONS] = (
+      1 + (config.model.image_size // config.model.patch_size) ** 2,
+      *shapes[POSITIONS][1:],
+    )
+  abstract = {
+    name: jax.ShapeDtypeStruct(
+      shape, jnp.float32, sharding=NamedSharding(mesh, sharding.parameter_spec(name, shape, mesh))
+    )
+    for name, shape in shapes.items()
+  }
+  return Restored(
+    path,
+    config,
+    tokenizer,
+    model,
+    mesh,
+    init_from.load_params(path, traverse_util.unflatten_dict(abstract, sep="/"), which),
+  )
 
 
 def _config_of(path, given):
@@ -71,8 +94,12 @@ def _config_of(path, given):
       return geometry
     geometry = {name: geometry.model[name] for name in _GEOMETRY if name in geometry.model}
   config = _of_weights(path) if given is None else given.copy_and_resolve_references().unlock()
-  own = () if given is None else ("image_size", "classes", "pairing")  # positions are resized; heads are the task's
-  config.model.update({name: value for name, value in geometry.items() if name in config.model and name not in own})
+  own = (
+    () if given is None else ("image_size", "classes", "pairing")
+  )  # positions are resized; heads are the task's
+  config.model.update(
+    {name: value for name, value in geometry.items() if name in config.model and name not in own}
+  )
   return config
 
 
@@ -89,19 +116,31 @@ def _geometry(path):
         raise ValueError(f"{file} is no JSON ({error}); the run's folder is damaged.") from error
   if description := converted.read_description(path):
     return description[0]
-  raise ValueError(f"{path} is neither a run folder (config.json) nor a checkpoint of tools.convert_checkpoint (model.json).")
+  raise ValueError(
+    f"{path} is neither a run folder (config.json) nor a checkpoint of tools.convert_checkpoint (model.json)."
+  )
 
 
 def _of_weights(path):
   """A config for converted weights of which nobody says what they were trained for: what their parts are made for."""
-  parts = {name.split("/")[1] for name in checkpoint.array_shapes(path) if name.startswith("params/")}
+  parts = {
+    name.split("/")[1] for name in checkpoint.array_shapes(path) if name.startswith("params/")
+  }
   if "cls_head" in parts:
-    raise ValueError(f"{path} classifies, and its classes are not known: name the config, config='configs/snli_ve.py:base' or another.")
-  known = (("pretrain", {"itm_head", "text_decoder"}), ("retrieval", {"itm_head"}), ("vqa", {"fusion_encoder", "text_decoder"}),
-           ("caption", {"text_decoder"}))
+    raise ValueError(
+      f"{path} classifies, and its classes are not known: name the config, config='configs/snli_ve.py:base' or another."
+    )
+  known = (
+    ("pretrain", {"itm_head", "text_decoder"}),
+    ("retrieval", {"itm_head"}),
+    ("vqa", {"fusion_encoder", "text_decoder"}),
+    ("caption", {"text_decoder"}),
+  )
   task = next((task for task, needed in known if needed <= parts), None)
   if task is None:
-    raise ValueError(f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with config.init.paths first.")
+    raise ValueError(
+      f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with config.init.paths first."
+    )
   return config_lib.defaults(task, "base")
 
 
@@ -110,13 +149,19 @@ def _tokenizer_of(path, given):
   own = os.path.join(path, "tokenizer")
   if given is None:
     if not os.path.isdir(own):
-      raise ValueError(f"{path} has no tokenizer: name the vocabulary that it was trained with, tokenizer='vocab.txt'.")
+      raise ValueError(
+        f"{path} has no tokenizer: name the vocabulary that it was trained with, tokenizer='vocab.txt'."
+      )
     return tokenizers.load(own)
   if not isinstance(given, str | os.PathLike):
     return given
   if os.path.isdir(given):
     return tokenizers.load(given)
-  return (tokenizers.SentencePieceTokenizer if os.fspath(given).endswith(".model") else tokenizers.WordPieceTokenizer)(given)
+  return (
+    tokenizers.SentencePieceTokenizer
+    if os.fspath(given).endswith(".model")
+    else tokenizers.WordPieceTokenizer
+  )(given)
 
 
 def _mesh(config, devices):

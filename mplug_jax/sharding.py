@@ -16,14 +16,14 @@ MIN_SHARD = 128  # rows of a parameter per device below which more fsdp only cos
 
 # (regex on the end of the parameter path, axes of the trailing dimensions); first match wins. Depth is never sharded.
 RULES = (
-    (r"(query|key|value|up|intermediate)/kernel", ("fsdp", "tensor")),
-    (r"cls_head/out/kernel", ("fsdp", None)),  # a column for each class
-    (r"(out|down|output)/kernel", ("tensor", "fsdp")),
-    (r"(query|key|value|up|intermediate)/bias", ("tensor",)),
-    (r"word/embedding", ("tensor", "fsdp")),
-    (r"(position|token_type)/embedding|position_embedding", (None, "fsdp")),
-    (r"(patch_embed|visn_fc|dense|vision_proj|text_proj|itm_head)/kernel", ("fsdp", None)),
-    (r"class_embedding|scale|bias|temp/value", ()),
+  (r"(query|key|value|up|intermediate)/kernel", ("fsdp", "tensor")),
+  (r"cls_head/out/kernel", ("fsdp", None)),  # a column for each class
+  (r"(out|down|output)/kernel", ("tensor", "fsdp")),
+  (r"(query|key|value|up|intermediate)/bias", ("tensor",)),
+  (r"word/embedding", ("tensor", "fsdp")),
+  (r"(position|token_type)/embedding|position_embedding", (None, "fsdp")),
+  (r"(patch_embed|visn_fc|dense|vision_proj|text_proj|itm_head)/kernel", ("fsdp", None)),
+  (r"class_embedding|scale|bias|temp/value", ()),
 )
 _COMPILED = tuple((re.compile(rf"(.*/)?({regex})"), axes) for regex, axes in RULES)
 _said = set()
@@ -50,12 +50,16 @@ def make_mesh(sizes, devices=None):
   if shape.count(-1) == 1 and known > 0 and len(devices) % known == 0:
     shape[shape.index(-1)] = len(devices) // known
   if min(shape) < 1 or int(np.prod(shape)) != len(devices):
-    raise ValueError(f"config.mesh={dict(zip(AXES, (int(sizes[a]) for a in AXES)))} does not fit {len(devices)} devices: the sizes must "
-                     "multiply to that number, and one of them may be -1 for the rest.")
+    raise ValueError(
+      f"config.mesh={dict(zip(AXES, (int(sizes[a]) for a in AXES)))} does not fit {len(devices)} devices: the sizes must "
+      "multiply to that number, and one of them may be -1 for the rest."
+    )
   processes = len({device.process_index for device in devices})
   if shape[0] * shape[1] % processes:
-    raise ValueError(f"config.mesh has data x fsdp = {shape[0] * shape[1]}, which must be a multiple of the {processes} processes: each "
-                     "reads rows of its own, so the tensor axis has to stay inside a process.")
+    raise ValueError(
+      f"config.mesh has data x fsdp = {shape[0] * shape[1]}, which must be a multiple of the {processes} processes: each "
+      "reads rows of its own, so the tensor axis has to stay inside a process."
+    )
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -71,13 +75,17 @@ def parameter_spec(name, shape, mesh):
   """
   axes = next((axes for regex, axes in _COMPILED if regex.fullmatch(name)), None)
   if axes is None:
-    _say_once(f"No sharding rule matches the parameter {name}: it is replicated. Add a row to sharding.RULES if it is large.")
+    _say_once(
+      f"No sharding rule matches the parameter {name}: it is replicated. Add a row to sharding.RULES if it is large."
+    )
     axes = ()
   spec = [None] * (len(shape) - len(axes)) + list(axes)
   for i, axis in enumerate(spec):
     if axis is not None and shape[i] % mesh.shape[axis]:
-      _say_once(f"{name}: dimension {i} of size {shape[i]} is not divisible by mesh axis {axis!r} of size "
-                f"{mesh.shape[axis]} and stays whole.")
+      _say_once(
+        f"{name}: dimension {i} of size {shape[i]} is not divisible by mesh axis {axis!r} of size "
+        f"{mesh.shape[axis]} and stays whole."
+      )
       spec[i] = None
   return P(*spec)
 
@@ -89,14 +97,18 @@ def shardings_for(tree, params, mesh):
   the missing dimension when it is a factored statistic of it. Columns of queues, [..., Q], are split as parameters are. Every other leaf
   is replicated.
   """
-  specs = {path_name(path): (leaf.shape, parameter_spec(path_name(path), leaf.shape, mesh))
-           for path, leaf in jax.tree.leaves_with_path(params)}
+  specs = {
+    path_name(path): (leaf.shape, parameter_spec(path_name(path), leaf.shape, mesh))
+    for path, leaf in jax.tree.leaves_with_path(params)
+  }
 
   def leaf_sharding(path, leaf):
     parts = path_name(path).split("/")
     if parts[-1].endswith("_queue") and leaf.shape[-1] % mesh.shape["fsdp"] == 0:
       return NamedSharding(mesh, P(*[None] * (len(leaf.shape) - 1), "fsdp"))
-    match = next((specs[name] for i in range(len(parts)) if (name := "/".join(parts[i:])) in specs), None)
+    match = next(
+      (specs[name] for i in range(len(parts)) if (name := "/".join(parts[i:])) in specs), None
+    )
     return NamedSharding(mesh, _copy_spec(leaf.shape, *match) if match else P())
 
   return jax.tree.map_with_path(leaf_sharding, tree)
@@ -107,8 +119,8 @@ def _copy_spec(shape, parameter_shape, spec):
   if shape == parameter_shape:
     return spec
   for i in range(len(parameter_shape)):
-    if shape == parameter_shape[:i] + parameter_shape[i + 1:]:
-      return P(*spec[:i], *spec[i + 1:])
+    if shape == parameter_shape[:i] + parameter_shape[i + 1 :]:
+      return P(*spec[:i], *spec[i + 1 :])
   return P()
 
 
@@ -125,24 +137,30 @@ def constrain(x):
 
 def place(x, *axes):
   """x with its leading dimensions split over these axes of the mesh, whole along the others; as it is outside a mesh."""
-  return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(*axes))
+  return (
+    x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(*axes))
+  )
 
 
 def split_rows(tree, count, group=1):
   """[B, ...] -> [count, B / count, ...] for every array, `group` consecutive rows together; strided, so that every part has rows of every
   device and no row changes its own."""
+
   def split(x):
     x = x.reshape((-1, count, group) + x.shape[1:]).swapaxes(0, 1)
     return place(x.reshape((count, -1) + x.shape[3:]), None, BATCH_AXES)
+
   return jax.tree.map(split, tree)
 
 
 def join_rows(tree, group=1, axes=BATCH_AXES):
   """What `split_rows` split, its rows over `axes`; None: whole on every device."""
+
   def join(x):
     count = len(x)
     x = x.reshape((count, -1, group) + x.shape[2:]).swapaxes(0, 1)
     return place(x.reshape((-1,) + x.shape[3:]), axes)
+
   return jax.tree.map(join, tree)
 
 
@@ -167,8 +185,10 @@ def check_rows(rows, mesh, what):
   """Raises ValueError when `rows` rows do not divide over the mesh; `what` decides their number."""
   split = mesh.shape["data"] * mesh.shape["fsdp"]
   if rows % split:
-    raise ValueError(f"A batch of {rows} rows cannot be split over data x fsdp = {split} devices; make {what} a "
-                     "multiple of it.")
+    raise ValueError(
+      f"A batch of {rows} rows cannot be split over data x fsdp = {split} devices; make {what} a "
+      "multiple of it."
+    )
 
 
 def put_batch(batch, mesh):
@@ -177,6 +197,12 @@ def put_batch(batch, mesh):
   Raises:
     ValueError: the global batch does not divide over the mesh.
   """
-  check_rows(next(iter(jax.tree.leaves(batch))).shape[0] * jax.process_count(), mesh, "config.batch_size (and config.eval.batch_size)")
+  check_rows(
+    next(iter(jax.tree.leaves(batch))).shape[0] * jax.process_count(),
+    mesh,
+    "config.batch_size (and config.eval.batch_size)",
+  )
   sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+  )

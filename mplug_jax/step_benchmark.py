@@ -34,7 +34,9 @@ def product_rates():
   for m, k, n in _PRODUCTS:
     a, b = jnp.full((m, k), 0.5), jnp.full((k, n), 0.25)
     jax.block_until_ready(product(a, b))
-    rates[f"{m} x {k} x {n}"] = flops.linear(m, k, n) / min(timed(lambda a=a, b=b: product(a, b))[0] for _ in range(10)) / 1e9
+    rates[f"{m} x {k} x {n}"] = (
+      flops.linear(m, k, n) / min(timed(lambda a=a, b=b: product(a, b))[0] for _ in range(10)) / 1e9
+    )
   return rates
 
 
@@ -64,7 +66,9 @@ def _config(task, preset, image_size, batch):
 
 def _build(config):
   tokenizer = StandInTokenizer(config.model.vocab_size or config.tokenizer.vocab_size)
-  return build(config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1]), tokenizer
+  return build(
+    config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1]
+  ), tokenizer
 
 
 def step(task, preset, image_size, batch, repeats):
@@ -83,9 +87,20 @@ def step(task, preset, image_size, batch, repeats):
   if not health["ok"]:
     raise RuntimeError(f"The loss or gradients of {task} are not finite.")
   rates.append(max(product_rates().values()))
-  memory, gflop, median = compiled.memory_analysis(), task_flops.train_step_flops(built.task, batch) / 1e9, statistics.median(seconds[1:])
-  return {"batch": batch, "seconds": median, "gflop": gflop, "gflop_per_second": gflop / median, "product": max(rates),
-          "share": gflop / median / max(rates), "peak_gib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30}
+  memory, gflop, median = (
+    compiled.memory_analysis(),
+    task_flops.train_step_flops(built.task, batch) / 1e9,
+    statistics.median(seconds[1:]),
+  )
+  return {
+    "batch": batch,
+    "seconds": median,
+    "gflop": gflop,
+    "gflop_per_second": gflop / median,
+    "product": max(rates),
+    "share": gflop / median / max(rates),
+    "peak_gib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30,
+  }
 
 
 def steps(tasks, preset, image_size, batch, repeats):
@@ -95,9 +110,14 @@ def steps(tasks, preset, image_size, batch, repeats):
 
 def steps_table(results):
   """Lines of text."""
-  lines = [f"{'train step':12}{'batch':>6}{'GFLOP':>8}{'seconds':>9}{'GFLOP/s':>9}{'plain':>7}{'share':>7}{'peak GiB':>10}"]
-  return lines + [f"{task:12}{x['batch']:6}{x['gflop']:8.0f}{x['seconds']:9.2f}{x['gflop_per_second']:9.0f}{x['product']:7.0f}"
-                  f"{x['share']:7.0%}{x['peak_gib']:10.2f}" for task, x in results.items()]
+  lines = [
+    f"{'train step':12}{'batch':>6}{'GFLOP':>8}{'seconds':>9}{'GFLOP/s':>9}{'plain':>7}{'share':>7}{'peak GiB':>10}"
+  ]
+  return lines + [
+    f"{task:12}{x['batch']:6}{x['gflop']:8.0f}{x['seconds']:9.2f}{x['gflop_per_second']:9.0f}{x['product']:7.0f}"
+    f"{x['share']:7.0%}{x['peak_gib']:10.2f}"
+    for task, x in results.items()
+  ]
 
 
 def rerank(preset, image_size, images, repeats):
@@ -112,32 +132,51 @@ def rerank(preset, image_size, images, repeats):
   built, tokenizer = _build(config)
   model, texts = built.task.model, config.task.rerank_texts
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), built.abstract.params)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), built.abstract.params
+  )
   rows = random_batch(built.task.batch_spec(images), tokenizer.vocab_size)
   functions = {name: jax.jit(fn) for name, fn in built.task.predict_fns().items()}
 
   def again(params, image, tokens, mask):
     def score(module, image, tokens, mask):
       return module.match_logits(module.fuse(tokens, mask, image)[1])
+
     return built.task.apply(params, score, image, tokens, mask)
 
   bank = functions["embed_texts"](params, {"caption": rows["caption"]})
   functions["image_memory"](params, rows)
   memory_seconds, memory = timed(lambda: functions["image_memory"](params, rows))
-  pairs = {"memory": memory, "texts": bank, "pair_text": rng.integers(0, images, (images, texts), np.int32)}
-  image = jnp.asarray(rng.standard_normal((images, flops.image_tokens(model), model.hidden_size), np.float32))
+  pairs = {
+    "memory": memory,
+    "texts": bank,
+    "pair_text": rng.integers(0, images, (images, texts), np.int32),
+  }
+  image = jnp.asarray(
+    rng.standard_normal((images, flops.image_tokens(model), model.hidden_size), np.float32)
+  )
   again = jax.jit(again)
-  calls = {"kept": (lambda: functions["rerank"](params, pairs), images * texts),
-           "again": (lambda: again(params, image, bank["tokens"], bank["text_mask"]), images)}
+  calls = {
+    "kept": (lambda: functions["rerank"](params, pairs), images * texts),
+    "again": (lambda: again(params, image, bank["tokens"], bank["text_mask"]), images),
+  }
   seconds = {name: [] for name in calls}
   for _ in range(repeats + 1):
     for name, (call, count) in calls.items():
       seconds[name].append(timed(call)[0] / count)
   kept, anew = (statistics.median(seconds[name][1:]) for name in ("kept", "again"))
-  return {"kept": kept, "again": anew, "ratio": anew / kept, "memory": memory_seconds / images, "texts": texts}
+  return {
+    "kept": kept,
+    "again": anew,
+    "ratio": anew / kept,
+    "memory": memory_seconds / images,
+    "texts": texts,
+  }
 
 
 def rerank_table(x):
   """Lines of text."""
-  return [f"re-ranking, {x['texts']} texts an image at a time: {x['kept']:.4f} s a pair with the image's keys and values kept, "
-          f"{x['again']:.4f} s with all computed again: {x['ratio']:.2f} x; of an image: {x['memory']:.2f} s, encoder included"]
+  return [
+    f"re-ranking, {x['texts']} texts an image at a time: {x['kept']:.4f} s a pair with the image's keys and values kept, "
+    f"{x['again']:.4f} s with all computed again: {x['ratio']:.2f} x; of an image: {x['memory']:.2f} s, encoder included"
+  ]

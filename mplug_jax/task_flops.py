@@ -36,14 +36,20 @@ def predict_flops(task, name, batch_size, steps=1):
   """Of the predict function `name` for a batch of so many rows -> int; the body of a while loop counts `steps` times, as often as
   generation takes a token."""
   params, sample = abstract_parameters(task), task.batch_spec(batch_size)
-  traced = jax.make_jaxpr(task.predict_fns()[name])(params, task.predict_sample(name, params, sample))
+  traced = jax.make_jaxpr(task.predict_fns()[name])(
+    params, task.predict_sample(name, params, sample)
+  )
   return _count(traced.jaxpr, [False] * len(traced.jaxpr.invars), steps)[0]
 
 
 def abstract_parameters(task):
   """The task's parameters as shapes."""
   sample = task.batch_spec(1)
-  return jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)))
+  return jax.eval_shape(
+    lambda: task.init(
+      jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample)
+    )
+  )
 
 
 def _count(jaxpr, depends, steps):
@@ -59,14 +65,20 @@ def _count(jaxpr, depends, steps):
     if equation.primitive.name == "dot_general":
       (contracted, _), _ = equation.params["dimension_numbers"]
       shape = equation.invars[0].aval.shape
-      operations = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+      operations = (
+        2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+      )
       found = operations, operations * sum(inputs), [any(inputs)]
     elif counter := _NESTED.get(equation.primitive.name):
       found = counter(equation, inputs, steps)
     elif inner := next((equation.params[key] for key in _INNER if key in equation.params), None):
       found = _count(getattr(inner, "jaxpr", inner), inputs, steps)
     else:
-      found = 0, 0, [any(inputs) and equation.primitive.name != "stop_gradient"] * len(equation.outvars)
+      found = (
+        0,
+        0,
+        [any(inputs) and equation.primitive.name != "stop_gradient"] * len(equation.outvars),
+      )
     forward, backward = forward + found[0], backward + found[1]
     for variable, value in zip(equation.outvars, found[2]):
       known[variable] = value and jnp.issubdtype(variable.aval.dtype, jnp.inexact)
@@ -85,7 +97,7 @@ def _loop(jaxpr, constants, carry, others, steps):
 
 def _scan(equation, inputs, steps):
   constants, carry = equation.params["num_consts"], equation.params["num_carry"]
-  parts = inputs[:constants], inputs[constants:constants + carry], inputs[constants + carry:]
+  parts = inputs[:constants], inputs[constants : constants + carry], inputs[constants + carry :]
   forward, backward, outputs = _loop(equation.params["jaxpr"].jaxpr, *parts, steps)
   length = equation.params["length"]
   return forward * length, backward * length, outputs
@@ -93,7 +105,7 @@ def _scan(equation, inputs, steps):
 
 def _while(equation, inputs, steps):
   condition, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-  body, carry = inputs[condition:condition + constants], inputs[condition + constants:]
+  body, carry = inputs[condition : condition + constants], inputs[condition + constants :]
   forward, backward, outputs = _loop(equation.params["body_jaxpr"].jaxpr, body, carry, [], steps)
   return forward * steps, backward * steps, outputs
 
@@ -101,7 +113,9 @@ def _while(equation, inputs, steps):
 def _cond(equation, inputs, steps):
   """The dearest branch."""
   found = [_count(branch.jaxpr, inputs[1:], steps) for branch in equation.params["branches"]]
-  return *max(each[:2] for each in found), [any(values) for values in zip(*(each[2] for each in found))]
+  return *max(each[:2] for each in found), [
+    any(values) for values in zip(*(each[2] for each in found))
+  ]
 
 
 _NESTED = {"scan": _scan, "while": _while, "cond": _cond}

@@ -66,8 +66,10 @@ def _bytes(text, codec="latin1"):
 
 _FUNCTIONS = {"_codecs.encode": _bytes, "numpy.dtype": lambda name="", *unused: _DType(name)}
 for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-  _FUNCTIONS |= {f"{_core}.multiarray._reconstruct": lambda *unused: Array(),
-                 f"{_core}.multiarray.scalar": lambda dtype, data: dtype.read(data, 1)[0]}
+  _FUNCTIONS |= {
+    f"{_core}.multiarray._reconstruct": lambda *unused: Array(),
+    f"{_core}.multiarray.scalar": lambda dtype, data: dtype.read(data, 1)[0],
+  }
 _NAMES = {name: torch_pickle.Function(function) for name, function in _FUNCTIONS.items()}
 
 
@@ -81,7 +83,7 @@ def _legacy_pickle(data, path):
         pass
   except Exception as error:  # the bytes of a stranger fail in any way
     raise ValueError(f"{path}: cut short or damaged ({error}); get the file again.") from error
-  return data[begin:file.tell()]
+  return data[begin : file.tell()]
 
 
 def load(path):
@@ -95,7 +97,9 @@ def load(path):
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{path} does not exist or is not a file.")
   if os.path.getsize(path) > _MAX_FILE:
-    raise ValueError(f"{path} has more than {_MAX_FILE >> 30} GiB, so it is no list of annotations.")
+    raise ValueError(
+      f"{path} has more than {_MAX_FILE >> 30} GiB, so it is no list of annotations."
+    )
   with open(path, "rb") as file:
     data = file.read(64)
     if data.startswith(b"PK\x03\x04"):

@@ -17,23 +17,23 @@ import numpy as np
 
 # (numpy and torch name, torch's storage class, safetensors code). Without a storage class: rebuilt by _rebuild_tensor_v3 only.
 _DTYPE_ROWS = (
-    ("float64", "DoubleStorage", "F64"),
-    ("float32", "FloatStorage", "F32"),
-    ("float16", "HalfStorage", "F16"),
-    ("bfloat16", "BFloat16Storage", "BF16"),
-    ("int64", "LongStorage", "I64"),
-    ("int32", "IntStorage", "I32"),
-    ("int16", "ShortStorage", "I16"),
-    ("int8", "CharStorage", "I8"),
-    ("uint8", "ByteStorage", "U8"),
-    ("bool", "BoolStorage", "BOOL"),
-    ("complex64", "ComplexFloatStorage", "C64"),
-    ("complex128", "ComplexDoubleStorage", ""),
-    ("uint64", "", "U64"),
-    ("uint32", "", "U32"),
-    ("uint16", "", "U16"),
-    ("float8_e4m3fn", "", "F8_E4M3"),
-    ("float8_e5m2", "", "F8_E5M2"),
+  ("float64", "DoubleStorage", "F64"),
+  ("float32", "FloatStorage", "F32"),
+  ("float16", "HalfStorage", "F16"),
+  ("bfloat16", "BFloat16Storage", "BF16"),
+  ("int64", "LongStorage", "I64"),
+  ("int32", "IntStorage", "I32"),
+  ("int16", "ShortStorage", "I16"),
+  ("int8", "CharStorage", "I8"),
+  ("uint8", "ByteStorage", "U8"),
+  ("bool", "BoolStorage", "BOOL"),
+  ("complex64", "ComplexFloatStorage", "C64"),
+  ("complex128", "ComplexDoubleStorage", ""),
+  ("uint64", "", "U64"),
+  ("uint32", "", "U32"),
+  ("uint16", "", "U16"),
+  ("float8_e4m3fn", "", "F8_E4M3"),
+  ("float8_e5m2", "", "F8_E5M2"),
 )
 
 
@@ -141,7 +141,9 @@ class TensorRef(_Fixed):
   @property
   def span(self):
     """Number of elements from the first one of the view to its last one."""
-    return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
+    return (
+      1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
+    )
 
   @property
   def contiguous(self):
@@ -177,12 +179,16 @@ def type_name(value) -> str:
   """The type of a value of an unpickled file, by the name it has in the file."""
   if isinstance(value, Placeholder):
     return value.qualified_name
-  return {TensorRef: "tensor", Broken: "tensor", StateDict: "dict"}.get(type(value), type(value).__name__)
+  return {TensorRef: "tensor", Broken: "tensor", StateDict: "dict"}.get(
+    type(value), type(value).__name__
+  )
 
 
 def possible_shape(shape, itemsize: int, max_bytes: int = 1 << 62) -> bool:
   """Whether numpy can make an array of this shape, which then has at most `max_bytes`."""
-  return len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes  # numpy counts an empty dimension as one
+  return (
+    len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes
+  )  # numpy counts an empty dimension as one
 
 
 def _make(storage, offset, shape, strides, dtype):
@@ -217,7 +223,9 @@ def _tensor_v3(storage, offset, shape, strides, _requires_grad, _hooks, dtype, v
 
 def _check_views(views):
   """PyTorch negates and conjugates lazily: the storage has other numbers than the tensor."""
-  if views is not None and (not isinstance(views, dict) or any(value is not False for value in views.values())):
+  if views is not None and (
+    not isinstance(views, dict) or any(value is not False for value in views.values())
+  ):
     raise ValueError("it is a negated or conjugated view; save x.resolve_neg().resolve_conj()")
 
 
@@ -252,20 +260,20 @@ class Function(_Fixed):
 
 
 _NAMES = {
-    "collections.OrderedDict": StateDict,
-    "torch.Size": Function(lambda sizes=(): tuple(sizes)),
-    "torch.device": Function(lambda *unused: "device"),  # not its text: an argument's may be endless
-    "torch._utils._rebuild_tensor": Function(_tensor),
-    "torch._utils._rebuild_tensor_v2": Function(_tensor),
-    "torch._utils._rebuild_tensor_v3": Function(_tensor_v3),
-    "torch._utils._rebuild_parameter": Function(_parameter),
-    "torch._utils._rebuild_parameter_with_state": Function(_parameter),
-    "torch._tensor._rebuild_from_type_v2": Function(_from_type),
-    "torch.UntypedStorage": _StorageType(None),
-    "torch.storage.UntypedStorage": _StorageType(None),
-    **{f"torch.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
-    **{f"torch.cuda.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
-    **{f"torch.{name}": _DType(dtype) for name, dtype in TORCH_DTYPES.items()},
+  "collections.OrderedDict": StateDict,
+  "torch.Size": Function(lambda sizes=(): tuple(sizes)),
+  "torch.device": Function(lambda *unused: "device"),  # not its text: an argument's may be endless
+  "torch._utils._rebuild_tensor": Function(_tensor),
+  "torch._utils._rebuild_tensor_v2": Function(_tensor),
+  "torch._utils._rebuild_tensor_v3": Function(_tensor_v3),
+  "torch._utils._rebuild_parameter": Function(_parameter),
+  "torch._utils._rebuild_parameter_with_state": Function(_parameter),
+  "torch._tensor._rebuild_from_type_v2": Function(_from_type),
+  "torch.UntypedStorage": _StorageType(None),
+  "torch.storage.UntypedStorage": _StorageType(None),
+  **{f"torch.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
+  **{f"torch.cuda.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
+  **{f"torch.{name}": _DType(dtype) for name, dtype in TORCH_DTYPES.items()},
 }
 
 
@@ -273,7 +281,9 @@ class _Unpickler(pickle.Unpickler):
   """Python's unpickler, with the two places where a pickle reaches outside closed."""
 
   def __init__(self, data, names):
-    super().__init__(io.BytesIO(data), encoding="latin-1")  # byte strings of Python 2: any byte decodes
+    super().__init__(
+      io.BytesIO(data), encoding="latin-1"
+    )  # byte strings of Python 2: any byte decodes
     self._names = names
     self.counts = collections.Counter()
     self._placeholders = {}
@@ -288,13 +298,22 @@ class _Unpickler(pickle.Unpickler):
       return Function(_unknown)
     if full not in self._placeholders:
       # A class for each name, since some instructions need a class; made for this file, so that nothing outlives it.
-      self._placeholders[full] = type("_Placeholder", (Placeholder,), {"__slots__": (), "qualified_name": full, "counts": self.counts})
+      self._placeholders[full] = type(
+        "_Placeholder",
+        (Placeholder,),
+        {"__slots__": (), "qualified_name": full, "counts": self.counts},
+      )
     return self._placeholders[full]
 
   def persistent_load(self, pid):
     if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
       _, kind, key, _, numel = pid[:5]
-      if isinstance(kind, _StorageType) and isinstance(key, str) and type(numel) is int and 0 <= numel < 1 << 62:
+      if (
+        isinstance(kind, _StorageType)
+        and isinstance(key, str)
+        and type(numel) is int
+        and 0 <= numel < 1 << 62
+      ):
         return Storage(key, kind.dtype, numel)
       return Broken(f"its storage is {describe(kind)}")
     return Broken("its storage has an unknown form")
@@ -309,7 +328,9 @@ def _check_memo(data):
     if opcode is None:
       raise pickle.UnpicklingError(f"no instruction after {position} bytes")
     name = opcode.name
-    if name == "STRING":  # a byte string of Python 2, a line of any bytes; pickletools insists on ASCII
+    if (
+      name == "STRING"
+    ):  # a byte string of Python 2, a line of any bytes; pickletools insists on ASCII
       file.readline()
       continue
     argument = opcode.arg.reader(file) if opcode.arg else None
@@ -317,7 +338,9 @@ def _check_memo(data):
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 
-def load(data: bytes, path: str, names=None, what: str = "checkpoint") -> tuple[object, dict[str, int]]:
+def load(
+  data: bytes, path: str, names=None, what: str = "checkpoint"
+) -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
   Args:
@@ -339,7 +362,9 @@ def load(data: bytes, path: str, names=None, what: str = "checkpoint") -> tuple[
     value = unpickler.load()
   except Exception as error:  # instructions of a stranger fail in any way
     problem = f"{type(error).__name__}: {error}".replace("\n", " ")
-    raise ValueError(f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}.") from error
+    raise ValueError(
+      f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}."
+    ) from error
   return value, {name: max(count, 1) for name, count in unpickler.counts.items()}
 
 
@@ -381,7 +406,11 @@ def flatten_modules(root: Placeholder, path: str) -> dict:
       raise ValueError(f"{path}: its module objects are nested without end; the file is damaged.")
     if isinstance(value, Placeholder) and isinstance(value.state, dict):
       # Reversed, as the last one pushed is the next one visited: the attributes keep their order.
-      stack += [(f"{name}.{key}" if name else key, x, depth + 1) for key, x in reversed(value.state.items()) if isinstance(key, str)]
+      stack += [
+        (f"{name}.{key}" if name else key, x, depth + 1)
+        for key, x in reversed(value.state.items())
+        if isinstance(key, str)
+      ]
     else:
       flat[name] = value
   return flat

@@ -38,7 +38,10 @@ Tensors = Mapping[str, np.ndarray] | Iterable[Tensor]
 def _checked(path, tensors, dtypes):
   """Arguments of the two writers -> {name: Tensor}, every one of a dtype that the format has. Raises ValueError."""
   if isinstance(tensors, Mapping):
-    tensors = [Tensor(name, array.shape, array.dtype, lambda array=array: array) for name, array in tensors.items()]
+    tensors = [
+      Tensor(name, array.shape, array.dtype, lambda array=array: array)
+      for name, array in tensors.items()
+    ]
   checked = {}
   for tensor in tensors:
     tensor = tensor._replace(shape=tuple(map(int, tensor.shape)), dtype=np.dtype(tensor.dtype))
@@ -46,11 +49,17 @@ def _checked(path, tensors, dtypes):
     if tensor.name in checked:
       raise ValueError(f"{where} is given twice.")
     if tensor.dtype not in dtypes:
-      raise ValueError(f"{where}: dtype {tensor.dtype} cannot be stored, only {', '.join(map(str, dtypes))}.")
+      raise ValueError(
+        f"{where}: dtype {tensor.dtype} cannot be stored, only {', '.join(map(str, dtypes))}."
+      )
     if tensor.same_as:
       other = checked.get(tensor.same_as)
-      if other is None or other.same_as or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-        raise ValueError(f"{where} shares {tensor.same_as!r}, which is no earlier tensor of its own with this shape and dtype.")
+      if (
+        other is None or other.same_as or (other.shape, other.dtype) != (tensor.shape, tensor.dtype)
+      ):
+        raise ValueError(
+          f"{where} shares {tensor.same_as!r}, which is no earlier tensor of its own with this shape and dtype."
+        )
     checked[tensor.name] = tensor
   return checked
 
@@ -63,12 +72,16 @@ def _write(file, path, tensor):
   """Makes one tensor and writes its bytes."""
   array = tensor.load()
   if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
-    raise ValueError(f"{path}: tensor {tensor.name!r} was announced as {tensor.dtype}{list(tensor.shape)} "
-                     f"and is {array.dtype}{list(array.shape)}.")
+    raise ValueError(
+      f"{path}: tensor {tensor.name!r} was announced as {tensor.dtype}{list(tensor.shape)} "
+      f"and is {array.dtype}{list(array.shape)}."
+    )
   file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
 
 
-def save_safetensors(path: str | os.PathLike, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
+def save_safetensors(
+  path: str | os.PathLike, tensors: Tensors, metadata: Mapping[str, str] | None = None
+) -> None:
   """Writes a safetensors file, one tensor in memory at a time.
 
   Args:
@@ -82,15 +95,22 @@ def save_safetensors(path: str | os.PathLike, tensors: Tensors, metadata: Mappin
     OSError: the file could not be written; nothing of it remains.
   """
   tensors = _checked(path, tensors, {dtype: code for code, dtype in SAFETENSORS.items()})
-  if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item) or "__metadata__" in tensors:
-    raise ValueError(f"{path}: the metadata of a safetensors file is texts only, and no tensor is called __metadata__.")
+  if (
+    not all(isinstance(text, str) for item in (metadata or {}).items() for text in item)
+    or "__metadata__" in tensors
+  ):
+    raise ValueError(
+      f"{path}: the metadata of a safetensors file is texts only, and no tensor is called __metadata__."
+    )
   # Then every tensor lies at a multiple of its element size, which some readers need.
   ordered = sorted(tensors.values(), key=lambda tensor: -tensor.dtype.itemsize)
   header = _safetensors_header(ordered, metadata)
   with open_atomic(path) as file:
     file.write(struct.pack("<Q", len(header)) + header)
     for tensor in ordered:
-      _write(file, path, tensors[tensor.same_as]._replace(name=tensor.name) if tensor.same_as else tensor)
+      _write(
+        file, path, tensors[tensor.same_as]._replace(name=tensor.name) if tensor.same_as else tensor
+      )
 
 
 def _safetensors_header(tensors, metadata):
@@ -98,7 +118,11 @@ def _safetensors_header(tensors, metadata):
   header, at = {"__metadata__": dict(metadata)} if metadata else {}, 0
   for tensor in tensors:
     end = at + _nbytes(tensor)
-    header[tensor.name] = {"dtype": codes[tensor.dtype], "shape": tensor.shape, "data_offsets": [at, end]}
+    header[tensor.name] = {
+      "dtype": codes[tensor.dtype],
+      "shape": tensor.shape,
+      "data_offsets": [at, end],
+    }
     at = end
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   return text + b" " * (-len(text) % 8)
@@ -165,8 +189,11 @@ def _rebuilt(tensor, key):
   storage = next(name for name, dtype in STORAGES.items() if dtype == tensor.dtype)
   numel = math.prod(tensor.shape)
   # Strides as PyTorch has them: an empty dimension counts as one.
-  strides = [math.prod(max(n, 1) for n in tensor.shape[i + 1:]) for i in range(len(tensor.shape))]
-  reference = _tuple(_text("storage"), _name("torch", storage), _text(key), _text("cpu"), _int(numel)) + pickle.BINPERSID
+  strides = [math.prod(max(n, 1) for n in tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+  reference = (
+    _tuple(_text("storage"), _name("torch", storage), _text(key), _text("cpu"), _int(numel))
+    + pickle.BINPERSID
+  )
   sizes = _tuple(*map(_int, tensor.shape)), _tuple(*map(_int, strides))
   args = _tuple(reference, _int(0), *sizes, pickle.NEWFALSE, _ordered_dict())
   return _name("torch._utils", "_rebuild_tensor_v2") + args + pickle.REDUCE

@@ -18,7 +18,20 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 
 from mplug_jax import (
-  checkpoint, chips, config as config_lib, data, evaluators, files, host, init_from, metrics, plots, sharding, task_flops, tasks)
+  checkpoint,
+  chips,
+  config as config_lib,
+  data,
+  evaluators,
+  files,
+  host,
+  init_from,
+  metrics,
+  plots,
+  sharding,
+  task_flops,
+  tasks,
+)
 from mplug_jax.build import Host, build
 from mplug_jax.data import pipeline, tokenizer as tokenizers
 from mplug_jax.interrupt import Interrupt
@@ -45,10 +58,17 @@ def prepare_tokenizer(config, workdir, source):
     ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a run in config.init.paths.
   """
   folder = os.path.join(workdir, "tokenizer")
-  starts = [path for path in config.init.paths if os.path.exists(os.path.join(path, "tokenizer", tokenizers.CONFIG_FILE))]
+  starts = [
+    path
+    for path in config.init.paths
+    if os.path.exists(os.path.join(path, "tokenizer", tokenizers.CONFIG_FILE))
+  ]
   if jax.process_index() == 0 and not os.path.exists(os.path.join(folder, tokenizers.CONFIG_FILE)):
     kind, path = config.tokenizer.kind, config.tokenizer.path
-    given = {"wordpiece": tokenizers.WordPieceTokenizer, "sentencepiece": tokenizers.SentencePieceTokenizer}
+    given = {
+      "wordpiece": tokenizers.WordPieceTokenizer,
+      "sentencepiece": tokenizers.SentencePieceTokenizer,
+    }
     if kind not in given:
       raise ValueError(f"config.tokenizer.kind={kind!r} is not one of {', '.join(given)}.")
     if path:
@@ -58,12 +78,20 @@ def prepare_tokenizer(config, workdir, source):
     elif kind == "wordpiece":
       raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
     else:
-      tokenizers.train_sentencepiece(data.texts(config, source), config.tokenizer.vocab_size, folder,
-                                     tokenizers.location_names(config.tokenizer.locations))
+      tokenizers.train_sentencepiece(
+        data.texts(config, source),
+        config.tokenizer.vocab_size,
+        folder,
+        tokenizers.location_names(config.tokenizer.locations),
+      )
   multihost_utils.sync_global_devices("tokenizer")
   tokenizer = tokenizers.load(folder)
   for path in starts:
-    tokenizers.check_same(tokenizer, tokenizers.load(os.path.join(path, "tokenizer")).fingerprint, f"config.init.paths, {path}")
+    tokenizers.check_same(
+      tokenizer,
+      tokenizers.load(os.path.join(path, "tokenizer")).fingerprint,
+      f"config.init.paths, {path}",
+    )
   return tokenizer
 
 
@@ -82,8 +110,10 @@ def _open_workdir(config, workdir, resuming):
     with open(path) as file:
       refuse, notice = config_lib.resume_conflicts(json.load(file), json.loads(text))
     if refuse:
-      raise ValueError(f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
-                       "Choose another --workdir, or repeat the run's own settings.")
+      raise ValueError(
+        f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
+        "Choose another --workdir, or repeat the run's own settings."
+      )
     for line in notice:
       print(f"resuming with a difference: {line}", flush=True)
   if jax.process_index() == 0:
@@ -94,8 +124,12 @@ def compile_step(built, batch_size):
   """Traces and compiles the train step on abstract arrays -> (compiled step, seconds it took)."""
   start = time.perf_counter()
   with jax.set_mesh(built.mesh):  # the mesh is a thread's own
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(built.mesh)),
-                         built.task.batch_spec(batch_size))
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding.batch_sharding(built.mesh)
+      ),
+      built.task.batch_spec(batch_size),
+    )
     healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=sharding.replicated(built.mesh))
     compiled = built.train_step.lower(built.abstract, batch, healthy).compile()
   return compiled, time.perf_counter() - start
@@ -123,10 +157,16 @@ def _say_parameters(workdir, params):
 def _say_step(mesh, compile_seconds, step):
   """Prints the devices and what the compiled step needs of them."""
   memory = step.memory_analysis()
-  size = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30:.2f} GiB a device" if memory else "unknown"
+  size = (
+    f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30:.2f} GiB a device"
+    if memory
+    else "unknown"
+  )
   shape = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
-  print(f"devices: {mesh.size} {mesh.devices.flat[0].device_kind} as {shape}; step compiled in {compile_seconds:.1f} s, needs {size}",
-        flush=True)
+  print(
+    f"devices: {mesh.size} {mesh.devices.flat[0].device_kind} as {shape}; step compiled in {compile_seconds:.1f} s, needs {size}",
+    flush=True,
+  )
 
 
 def _bad_leaf_name(params, health):
@@ -161,7 +201,12 @@ def _say_result(metric, result, samples=()):
     print(f"  {line}")
   for name in sorted(set(result) - {metric}):
     print(f"  {name}: {result[name]:.2f}")
-  print(f"final: {metric} {result[metric]:.2f}" if metric in result else "final: no answers to compare with", flush=True)
+  print(
+    f"final: {metric} {result[metric]:.2f}"
+    if metric in result
+    else "final: no answers to compare with",
+    flush=True,
+  )
 
 
 def train(config, workdir):
@@ -183,10 +228,14 @@ def train(config, workdir):
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
   os.makedirs(workdir, exist_ok=True)
-  manager = checkpoint.Manager(workdir, keep=config.checkpoint.keep, best_metric=evaluators.get(config.task.name).metric)
+  manager = checkpoint.Manager(
+    workdir, keep=config.checkpoint.keep, best_metric=evaluators.get(config.task.name).metric
+  )
   _open_workdir(config, workdir, resuming=manager.latest_step() is not None)
   if result := _finished(workdir, total_steps):
-    print(f"{workdir} holds a finished run of {result['step']} steps; choose another --workdir to train again.")
+    print(
+      f"{workdir} holds a finished run of {result['step']} steps; choose another --workdir to train again."
+    )
     _say_result(result["metric"], result["metrics"])
     return 0
   tokenizer = prepare_tokenizer(config, workdir, source)
@@ -195,8 +244,12 @@ def train(config, workdir):
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built)
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
-    lowered = built.init.lower() if manager.latest_step() is None else None  # before the step's tracing, which holds Python's lock
-    compilation = beside.submit(compile_step, built, config.batch_size)  # takes as long as making the state
+    lowered = (
+      built.init.lower() if manager.latest_step() is None else None
+    )  # before the step's tracing, which holds Python's lock
+    compilation = beside.submit(
+      compile_step, built, config.batch_size
+    )  # takes as long as making the state
     if lowered:
       state, start = lowered.compile()(), 0
       if config.init.paths:
@@ -210,9 +263,17 @@ def train(config, workdir):
       tokenizers.check_same(tokenizer, saved["tokenizer"], f"the checkpoint in {workdir}")
       print(f"resumed at step {start}", flush=True)
     batches = pipeline.train_batches(
-        source, data.make_transform(config, tokenizer, train=True), batch_size=config.batch_size, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(), start_step=start,
-        workers=config.loader.workers, threads=config.loader.threads, block=config.data.shuffle_block)
+      source,
+      data.make_transform(config, tokenizer, train=True),
+      batch_size=config.batch_size,
+      seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      start_step=start,
+      workers=config.loader.workers,
+      threads=config.loader.threads,
+      block=config.data.shuffle_block,
+    )
     healthy = jax.device_put(jnp.bool_(True), sharding.replicated(built.mesh))
     if primary:
       _say_parameters(workdir, state.params)
@@ -222,11 +283,16 @@ def train(config, workdir):
       _say_step(built.mesh, compile_seconds, step_fn)
 
     # ---- the loop
-    writer = metrics.Writer(workdir, enabled=primary, tensorboard=config.tensorboard, resume_step=start)
+    writer = metrics.Writer(
+      workdir, enabled=primary, tensorboard=config.tensorboard, resume_step=start
+    )
     progress = metrics.Progress(total_steps, enabled=primary)
     peak = chips.peak_flops(built.mesh.devices.flat[0].device_kind)
-    timer = metrics.StepTimer(config.batch_size, flops=task_flops.train_step_flops(built.task, config.batch_size) if peak else 0,
-                              peak=peak and peak * built.mesh.size)
+    timer = metrics.StepTimer(
+      config.batch_size,
+      flops=task_flops.train_step_flops(built.task, config.batch_size) if peak else 0,
+      peak=peak and peak * built.mesh.size,
+    )
     pending, health, result = [], None, {}
 
     def save(step, result):
@@ -239,8 +305,9 @@ def train(config, workdir):
       save(good, {})
       manager.close()
       raise StopTraining(
-          f"Step {good + 1}: {_bad_leaf_name(state.params, health)} is not finite, so training stopped; the state after step {good} is "
-          f"saved in {workdir}. A smaller config.optim.lr, gradient clipping or float32 usually helps.")
+        f"Step {good + 1}: {_bad_leaf_name(state.params, health)} is not finite, so training stopped; the state after step {good} is "
+        f"saved in {workdir}. A smaller config.optim.lr, gradient clipping or float32 usually helps."
+      )
 
     def next_batch(step):
       try:
@@ -248,7 +315,9 @@ def train(config, workdir):
           return next(batches)
       except Exception:
         progress.pause()
-        if jax.process_count() == 1 and step > start:  # several processes do not fail at the same time, and saving takes all
+        if (
+          jax.process_count() == 1 and step > start
+        ):  # several processes do not fail at the same time, and saving takes all
           check_health()
           save(step, {})
         manager.close()
@@ -284,7 +353,9 @@ def train(config, workdir):
       batch = next_batch(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
         with timer.host():
-          batch = sharding.put_batch(built.task.prepare(state, batch, Host(built.predict)), built.mesh)
+          batch = sharding.put_batch(
+            built.task.prepare(state, batch, Host(built.predict)), built.mesh
+          )
         check_health()  # of the update before, while this one's batch was made
         state, step_metrics, health = step_fn(state, batch, healthy)
       healthy = health["ok"]
@@ -295,7 +366,9 @@ def train(config, workdir):
       if step == start:
         jax.block_until_ready(health)
         if primary:
-          print(f"first step done {time.perf_counter() - start_time:.1f} s after the start", flush=True)
+          print(
+            f"first step done {time.perf_counter() - start_time:.1f} s after the start", flush=True
+          )
         timer.reset()
       else:
         timer.step()
@@ -305,7 +378,9 @@ def train(config, workdir):
         pending = []
         rates = {f"lr_{name}": float(schedule(step)) for name, schedule in built.schedules.items()}
         speed = timer.report()
-        writer.write_scalars(step + 1, {f"train/{k}": v for k, v in (means | rates | speed).items()})
+        writer.write_scalars(
+          step + 1, {f"train/{k}": v for k, v in (means | rates | speed).items()}
+        )
         progress.mfu = speed.get("mfu")
         progress.update(step + 1, means["loss"])
 
@@ -315,7 +390,10 @@ def train(config, workdir):
     batches.close()
     writer.close()
   if primary:
-    files.write_json(os.path.join(workdir, "result.json"), {"step": total_steps, "metric": evaluation.metric, "metrics": result})
+    files.write_json(
+      os.path.join(workdir, "result.json"),
+      {"step": total_steps, "metric": evaluation.metric, "metrics": result},
+    )
     plots.curves(os.path.join(workdir, "metrics.jsonl"), os.path.join(workdir, "curves.png"))
     _say_result(evaluation.metric, result, evaluation.evaluator.samples)
   return 0
@@ -325,11 +403,15 @@ def _tokenizer_of(config, workdir, path):
   """The tokenizer that a run carries; of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`."""
   if os.path.isdir(os.path.join(path, checkpoint.DIRECTORY)):
     tokenizer = tokenizers.load(os.path.join(path, "tokenizer"))
-    tokenizers.check_same(tokenizer, checkpoint.load_extra(path)["tokenizer"], f"the checkpoint in {path}")
+    tokenizers.check_same(
+      tokenizer, checkpoint.load_extra(path)["tokenizer"], f"the checkpoint in {path}"
+    )
     return tokenizer
   checkpoint.array_shapes(path)  # whether there is a checkpoint at all
   if not config.tokenizer.path:
-    raise ValueError(f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path.")
+    raise ValueError(
+      f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path."
+    )
   return prepare_tokenizer(config, workdir, None)
 
 
@@ -348,7 +430,9 @@ def evaluate(config, workdir, path):
   tokenizer = _tokenizer_of(config, workdir, path)
   built = build(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  which = "ema_params" if evaluation.weights(built.abstract) is built.abstract.ema_params else "params"
+  which = (
+    "ema_params" if evaluation.weights(built.abstract) is built.abstract.ema_params else "params"
+  )
   with jax.set_mesh(built.mesh):
     result = evaluation.run(init_from.load_params(path, built.abstract.params, which))
   if jax.process_index() == 0:

@@ -17,6 +17,7 @@ class TrainState:
   step: i32[], updates done. params: float32. opt_state: of the optimizer. ema_params: like params, or () when off.
   extra: of the task (queues), or (). rng: key[], never changed; draws come from fold_in(rng, step).
   """
+
   step: Any
   params: Any
   opt_state: Any
@@ -32,12 +33,19 @@ def make_init(init_params, optimizer, init_extra, seed, ema):
     init_params: key -> parameters. optimizer: optax.GradientTransformation. init_extra: () -> the task's state.
     ema: keep averaged parameters, equal to the parameters at the start.
   """
+
   def init():
     params_rng, state_rng = jax.random.split(jax.random.key(seed))
     params = init_params(params_rng)
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else (), extra=init_extra(), rng=state_rng)
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      ema_params=jax.tree.map(jnp.copy, params) if ema else (),
+      extra=init_extra(),
+      rng=state_rng,
+    )
+
   return init
 
 
@@ -45,7 +53,9 @@ def abstract_state(init, mesh):
   """Function () -> TrainState -> the same as ShapeDtypeStructs that carry their shardings; nothing is computed."""
   shapes = jax.eval_shape(init)
   shardings = sharding.shardings_for(shapes, shapes.params, mesh)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
 
 
 def shardings_of(tree):
@@ -61,6 +71,8 @@ def blend_ema(ema_params, params, decay, include):
   pattern = re.compile(include)
 
   def blend(path, average, new):
-    return decay * average + (1.0 - decay) * new if pattern.search(sharding.path_name(path)) else average
+    return (
+      decay * average + (1.0 - decay) * new if pattern.search(sharding.path_name(path)) else average
+    )
 
   return jax.tree.map_with_path(blend, ema_params, params)

@@ -32,7 +32,9 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     if microbatches == 1:
       key = jax.random.fold_in(rng, 0)
       weights = task.weights(batch, key)
-      (loss, (metrics, shown, extra)), grads = value_and_grad(state.params, state, batch, key, weights)
+      (loss, (metrics, shown, extra)), grads = value_and_grad(
+        state.params, state, batch, key, weights
+      )
       return grads, loss, metrics | _loss_metrics(shown), extra
 
     micro = sharding.split_rows(batch, microbatches)
@@ -48,13 +50,18 @@ def make_gradients(task, microbatches=1, accumulate="global"):
       grads, loss, extra = carry
       batch, key, weights = inputs
       (value, (metrics, shown, extra)), new = value_and_grad(
-          state.params, state.replace(extra=extra), batch, key, weights)
+        state.params, state.replace(extra=extra), batch, key, weights
+      )
       return (jax.tree.map(jnp.add, grads, new), loss + value, extra), (metrics, shown)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, loss, extra), (metrics, shown) = jax.lax.scan(body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, each))
+    (grads, loss, extra), (metrics, shown) = jax.lax.scan(
+      body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, each)
+    )
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    shown = {k: (total.sum(), jnp.asarray(counts[k], jnp.float32)) for k, (total, _) in shown.items()}
+    shown = {
+      k: (total.sum(), jnp.asarray(counts[k], jnp.float32)) for k, (total, _) in shown.items()
+    }
     return grads, loss, metrics | _loss_metrics(shown), extra
 
   return gradients
@@ -70,7 +77,9 @@ def _in_two_passes(task, microbatches, state, batch):
   rng = jax.random.fold_in(state.rng, state.step)
   whole_key = jax.random.fold_in(rng, 0)
   weights, group = task.weights(batch, whole_key), task.row_group
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(jnp.arange(microbatches))  # as base.ComparingTask.loss
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
+    jnp.arange(microbatches)
+  )  # as base.ComparingTask.loss
   micro = sharding.split_rows(batch, microbatches, group)
 
   def features_of(_, inputs):
@@ -80,11 +89,15 @@ def _in_two_passes(task, microbatches, state, batch):
   features = sharding.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
 
   def compared(params, features):
-    terms, metrics, extra, drawn = task.compare(params, state, features, batch, jax.random.split(whole_key, 3)[1])
+    terms, metrics, extra, drawn = task.compare(
+      params, state, features, batch, jax.random.split(whole_key, 3)[1]
+    )
     loss, shown = _scale(task, terms, weights)
     return loss, (metrics, shown, extra, drawn)
 
-  (loss, (metrics, shown, extra, drawn)), (grads, slopes) = jax.value_and_grad(compared, (0, 1), has_aux=True)(state.params, features)
+  (loss, (metrics, shown, extra, drawn)), (grads, slopes) = jax.value_and_grad(
+    compared, (0, 1), has_aux=True
+  )(state.params, features)
 
   def part_loss(params, part, key, drawn, slopes):
     encoded, features = task.encode_rows(params, state, part, key[0])
@@ -106,7 +119,10 @@ def _in_two_passes(task, microbatches, state, batch):
 
 def _scale(task, terms, weights):
   """-> (loss f32[], {term: (total, weight)})."""
-  loss = sum(task.coefficients.get(k, 1.0) * total / jnp.where(weights[k] > 0, weights[k], 1.0) for k, total in terms.items())
+  loss = sum(
+    task.coefficients.get(k, 1.0) * total / jnp.where(weights[k] > 0, weights[k], 1.0)
+    for k, total in terms.items()
+  )
   return loss, {k: (total, jnp.asarray(weights[k], jnp.float32)) for k, total in terms.items()}
 
 
@@ -114,7 +130,9 @@ def _loss_metrics(shown):
   return {f"loss_{k}": pair for k, pair in shown.items()}
 
 
-def make_train_step(task, optimizer, *, microbatches=1, accumulate="global", ema_decay=0.0, ema_include=".*"):
+def make_train_step(
+  task, optimizer, *, microbatches=1, accumulate="global", ema_decay=0.0, ema_include=".*"
+):
   """Function (state, batch, healthy bool[]) -> (state, metrics, health).
 
   An update whose loss or gradients are not finite is not applied, nor is any after it: `health["ok"]` of a step is the next
@@ -125,7 +143,9 @@ def make_train_step(task, optimizer, *, microbatches=1, accumulate="global", ema
 
   def train_step(state, batch, healthy):
     grads, loss, metrics, extra = gradients(state, batch)
-    squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)])
+    squares = jnp.stack(
+      [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+    )
     bad = ~jnp.isfinite(squares)
     ok = healthy & jnp.isfinite(loss) & ~bad.any()
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
@@ -134,8 +154,13 @@ def make_train_step(task, optimizer, *, microbatches=1, accumulate="global", ema
     if ema_decay:
       ema = train_state.blend_ema(ema, params, jnp.where(ok, ema_decay, 1.0), ema_include)
     extra = jax.tree.map(lambda new, old: jnp.where(ok, new, old), extra, state.extra)
-    new = state.replace(step=state.step + ok, params=params, opt_state=opt_state, ema_params=ema, extra=extra)
-    metrics |= {"loss": (loss, jnp.float32(1.0)), "gradient_norm": (jnp.sqrt(squares.sum()), jnp.float32(1.0))}
+    new = state.replace(
+      step=state.step + ok, params=params, opt_state=opt_state, ema_params=ema, extra=extra
+    )
+    metrics |= {
+      "loss": (loss, jnp.float32(1.0)),
+      "gradient_norm": (jnp.sqrt(squares.sum()), jnp.float32(1.0)),
+    }
     return new, metrics, {"ok": ok, "bad_leaf": jnp.where(bad.any(), jnp.argmax(bad), -1)}
 
   return train_step

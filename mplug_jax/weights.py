@@ -13,7 +13,15 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import checkpoint, convert, converted, files, torch_files, torch_inventory, torch_write
+from mplug_jax import (
+  checkpoint,
+  convert,
+  converted,
+  files,
+  torch_files,
+  torch_inventory,
+  torch_write,
+)
 from mplug_jax.convert_names import config_beside, infer_geometry, official_names
 from mplug_jax.models.presets import PRESETS
 from mplug_jax.position_resize import LEAF as POSITIONS, resize_positions
@@ -42,12 +50,16 @@ def _check_tied(source, names, entries):
       pair = names[name], names[entry.target]
       first, second = (np.ascontiguousarray(source[key]).reshape(-1).view(np.uint8) for key in pair)
       if not np.array_equal(first, second):
-        raise ValueError(f"{pair[0]} and {pair[1]} are one tensor in the official model, but differ in these tensors.")
+        raise ValueError(
+          f"{pair[0]} and {pair[1]} are one tensor in the official model, but differ in these tensors."
+        )
 
 
 def _leaves(source, names, entries, geometry, dtype):
   """{path of ours: Tensor that is made when it is written}, called by its path; dtype None: what holds its tensors without loss."""
-  pieces = collections.defaultdict(list)  # (name in the source, Entry, place among the entry's leaves), a layer or the whole each
+  pieces = collections.defaultdict(
+    list
+  )  # (name in the source, Entry, place among the entry's leaves), a layer or the whole each
   for name, entry in entries.items():
     for place, path in enumerate(entry.target if entry.action == "map" else ()):
       pieces[path].append((names[name], entry, place))
@@ -55,7 +67,9 @@ def _leaves(source, names, entries, geometry, dtype):
   for path, parts in pieces.items():
     own = {source.dtype(name) for name, *_ in parts}
     result = np.dtype(dtype or functools.reduce(jnp.promote_types, own))
-    leaves[path] = torch_write.Tensor(path, shapes[path], result, functools.partial(_make, source, parts, shapes[path], result))
+    leaves[path] = torch_write.Tensor(
+      path, shapes[path], result, functools.partial(_make, source, parts, shapes[path], result)
+    )
   return leaves
 
 
@@ -73,14 +87,18 @@ def _copy(array, to):
     to[...] = array
     return
   for i in range(0, array.shape[1], 16):
-    to[:, i:i + 16] = array[:, i:i + 16]
+    to[:, i : i + 16] = array[:, i : i + 16]
 
 
 def _resize(leaves, tokens, zero):
   """Gives the position table `tokens` rows, or that many of zeros. Returns words for the manifest."""
   table = leaves[POSITIONS]
   shape = (tokens, *table.shape[1:])
-  make = (lambda: np.zeros(shape, table.dtype)) if zero else (lambda: resize_positions(table.load(), tokens).astype(table.dtype))
+  make = (
+    (lambda: np.zeros(shape, table.dtype))
+    if zero
+    else (lambda: resize_positions(table.load(), tokens).astype(table.dtype))
+  )
   leaves[POSITIONS] = table._replace(shape=shape, load=make)
   if zero:
     return "replaced by zeros"
@@ -91,7 +109,9 @@ def _tokens(geometry, image_size):
   """Rows of a position table for images of so many pixels. Raises ValueError."""
   patch = geometry["patch_size"]
   if image_size < patch or image_size % patch:
-    raise ValueError(f"--image_size={image_size} is no multiple of the image encoder's patch size {patch}.")
+    raise ValueError(
+      f"--image_size={image_size} is no multiple of the image encoder's patch size {patch}."
+    )
   return 1 + (image_size // patch) ** 2
 
 
@@ -100,14 +120,26 @@ def _row(source, name, entry, tree, resized):
   to, why = [], entry.target
   if entry.action == "map":
     places = zip(entry.target, entry.indices, strict=True)
-    to, why = [f"{tree}/{path}" if i is None else f"{tree}/{path}[{i}]" for path, i in places], resized if POSITIONS in entry.target else ""
+    to, why = (
+      [f"{tree}/{path}" if i is None else f"{tree}/{path}[{i}]" for path, i in places],
+      resized if POSITIONS in entry.target else "",
+    )
   elif entry.action == "queue":
     to, why = [f"extra/{name}"], "kept beside the parameters"
-  return {"key": source.keys[name], "name": name, "shape": list(source.shape(name)), "dtype": str(source.dtype(name)),
-          "action": entry.action, "to": to, "why": why}
+  return {
+    "key": source.keys[name],
+    "name": name,
+    "shape": list(source.shape(name)),
+    "dtype": str(source.dtype(name)),
+    "action": entry.action,
+    "to": to,
+    "why": why,
+  }
 
 
-def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=False, keep_dead=False, **given):
+def convert_checkpoint(
+  path, dest, *, image_size=0, dtype=None, zero_positions=False, keep_dead=False, **given
+):
   """PyTorch checkpoint -> one that `init_from`, `export_torch` and `checkpoint.load_params` read (see converted.py).
 
   One leaf at a time is in memory. Names, shapes and tied copies are checked before anything is written.
@@ -133,7 +165,9 @@ def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=F
     raise FileExistsError(f"{dest} exists already; choose another destination or remove it.")
   with torch_files.open_tensors(path) as file:
     if "geometry" in file.metadata:
-      raise ValueError(f"{path} is a converted checkpoint already; tools.export_torch makes PyTorch weights of it.")
+      raise ValueError(
+        f"{path} is a converted checkpoint already; tools.export_torch makes PyTorch weights of it."
+      )
     source = _Source(file)
     shapes = {name: source.shape(key) for name, key in convert.online_names(source.keys).items()}
     geometry = infer_geometry(shapes, **config_beside(path) | given)
@@ -141,18 +175,35 @@ def convert_checkpoint(path, dest, *, image_size=0, dtype=None, zero_positions=F
     rows, leaves, plans = [], [], []
     for tree, momentum in (("params", False), ("ema_params", True)):
       if names := convert.online_names(source.keys, momentum):
-        plans.append((tree, names, convert.plan({name: source.shape(key) for name, key in names.items()}, geometry)))
+        plans.append(
+          (
+            tree,
+            names,
+            convert.plan({name: source.shape(key) for name, key in names.items()}, geometry),
+          )
+        )
     for tree, names, entries in plans:
       _check_tied(source, names, entries)
       found = _leaves(source, names, entries, geometry, dtype)
       resized = _resize(found, tokens, zero_positions) if POSITIONS in found else ""
       leaves += [leaf._replace(name=f"{tree}/{leaf.name}") for leaf in found.values()]
       rows += [_row(source, names[name], entry, tree, resized) for name, entry in entries.items()]
-    as_it_is = {row["name"]: torch_write.Tensor(row["name"], row["shape"], row["dtype"], functools.partial(source.__getitem__, row["name"]))
-                for row in rows if row["action"] in ("queue", "dead")}
-    leaves += [as_it_is[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"]
-    manifest = {"source": str(path), "geometry": geometry | ({"image_size": image_size} if image_size else {}),
-                "placeholders": dict(file.placeholders), "tensors": rows}
+    as_it_is = {
+      row["name"]: torch_write.Tensor(
+        row["name"], row["shape"], row["dtype"], functools.partial(source.__getitem__, row["name"])
+      )
+      for row in rows
+      if row["action"] in ("queue", "dead")
+    }
+    leaves += [
+      as_it_is[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"
+    ]
+    manifest = {
+      "source": str(path),
+      "geometry": geometry | ({"image_size": image_size} if image_size else {}),
+      "placeholders": dict(file.placeholders),
+      "tensors": rows,
+    }
     dead = [as_it_is[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
     converted.save(dest, leaves, manifest, dead)
   return manifest
@@ -175,16 +226,26 @@ class _Exported:
     self.geometry, rows, run_task = _what_it_is(pathlib.Path(path), self._shapes)
     self.task = task or _OFFICIAL_TASKS.get(run_task, run_task)
     self.tensors = self._tensors({} if task else rows)
-    self._converters = {m: convert.Converter(convert.online_names(self.tensors, m), self.geometry) for m in (False, True)}
+    self._converters = {
+      m: convert.Converter(convert.online_names(self.tensors, m), self.geometry)
+      for m in (False, True)
+    }
     self._rng = np.random.default_rng(0)
     self._part = functools.lru_cache(maxsize=1)(functools.partial(checkpoint.load_arrays, path))
 
   def _tensors(self, rows):
     """{PyTorch name: Tensor}: of the source when this was converted from one, else of the official model of the task."""
     if rows:
-      return {row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows}
+      return {
+        row["name"]: torch_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows
+      }
     _, columns = self._shapes.get("extra/image_queue", (0, torch_inventory.QUEUE))
-    return torch_inventory.inventory(self.task, self.geometry, stored_fusion_layers=max(12, self.geometry["fusion_layers"]), queue=columns)
+    return torch_inventory.inventory(
+      self.task,
+      self.geometry,
+      stored_fusion_layers=max(12, self.geometry["fusion_layers"]),
+      queue=columns,
+    )
 
   def _leaf(self, path):
     """An array of the checkpoint; its part of the model is in memory until another part is asked for."""
@@ -193,35 +254,56 @@ class _Exported:
 
   def describe(self, name):
     """-> (action, text for the manifest, shape, function () -> array). Action "tied": the text is the name of the other tensor."""
-    tensor, momentum = self.tensors[name], name in convert.online_names([name], momentum=True).values()
+    tensor, momentum = (
+      self.tensors[name],
+      name in convert.online_names([name], momentum=True).values(),
+    )
     online = next(iter(convert.online_names([name], momentum)))
     entry = self._converters[momentum].entry(online)
     if entry.action == "map":
       tree, why = self._tree(name, entry, momentum)
-      shape = self._shapes[f"{tree}/{POSITIONS}"] if entry.target == (POSITIONS,) else tensor.shape  # of another resolution now
+      shape = (
+        self._shapes[f"{tree}/{POSITIONS}"] if entry.target == (POSITIONS,) else tensor.shape
+      )  # of another resolution now
       leaf = lambda path: self._leaf(f"{tree}/{path}")  # noqa: E731
-      return ("made" if why else "map"), why, shape, lambda: convert.tensor_to_torch(entry, leaf, shape)
+      return (
+        ("made" if why else "map"),
+        why,
+        shape,
+        lambda: convert.tensor_to_torch(entry, leaf, shape),
+      )
     if entry.action == "tied":
       return "tied", _momentum_name(entry.target) if momentum else entry.target, tensor.shape, None
     if entry.action == "constant":
-      if name.startswith("vision_model."):  # numbers of the positions, which may have become more or fewer
+      if name.startswith(
+        "vision_model."
+      ):  # numbers of the positions, which may have become more or fewer
         tensor = tensor._replace(shape=(1, self._shapes[f"params/{POSITIONS}"][0]))
       return "made", entry.target, tensor.shape, lambda: torch_inventory.constant(name, tensor)
     if entry.action == "queue" and f"extra/{entry.target}" in self._shapes:
       return "map", "", tensor.shape, lambda: self._part("extra")[entry.target]
     if name in self._dead:
       return "dead", "kept from the source: " + entry.target, tensor.shape, self._dead[name]
-    return ("dead", "by the official initialisation: " + entry.target, tensor.shape,
-            lambda: torch_inventory.initial(name, tensor, self._rng))
+    return (
+      "dead",
+      "by the official initialisation: " + entry.target,
+      tensor.shape,
+      lambda: torch_inventory.initial(name, tensor, self._rng),
+    )
 
   def _tree(self, name, entry, momentum):
     """-> (tree that has the leaves of the entry, why it is another one than expected or ""). Raises ValueError."""
     if momentum and all(f"ema_params/{path}" in self._shapes for path in entry.target):
       return "ema_params", ""
     if missing := [path for path in entry.target if f"params/{path}" not in self._shapes]:
-      raise ValueError(f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does not have; "
-                       "give the task that it was trained for, with --task.")
-    return "params", "copied from the online weights: the checkpoint has no average" if momentum else ""
+      raise ValueError(
+        f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does not have; "
+        "give the task that it was trained for, with --task."
+      )
+    return (
+      "params",
+      "copied from the online weights: the checkpoint has no average" if momentum else "",
+    )
 
   def dtype(self, name):
     """numpy dtype in the file; whole numbers stay what they are."""
@@ -240,10 +322,19 @@ def _what_it_is(path, shapes):
     geometry, manifest = description
     return geometry, manifest["tensors"], ""
   if not (path / "config.json").exists():
-    raise ValueError(f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json).")
+    raise ValueError(
+      f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json)."
+    )
   config = json.loads((path / "config.json").read_text())
-  geometry = {name: config["model"][name] for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])}
-  words = next(shape for name, shape in shapes.items() if name.startswith("params/") and name.endswith("embeddings/word/embedding"))
+  geometry = {
+    name: config["model"][name]
+    for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
+  }
+  words = next(
+    shape
+    for name, shape in shapes.items()
+    if name.startswith("params/") and name.endswith("embeddings/word/embedding")
+  )
   return geometry | {"vocab_size": words[0], "pad_id": 0}, [], config["task"]["name"]
 
 
@@ -280,11 +371,17 @@ def export_torch(path, dest, *, task="", slim=False, dtype=None):
       if slim and action == "dead":
         continue
       dtype = source.dtype(name)
-      rows.append({"name": name, "shape": list(shape), "dtype": dtype, "action": action, "why": why})
+      rows.append(
+        {"name": name, "shape": list(shape), "dtype": dtype, "action": action, "why": why}
+      )
       if action == "tied":
         out.append(torch_write.Tensor(name, shape, dtype, same_as=why))
       else:
-        out.append(torch_write.Tensor(name, shape, dtype, lambda value=value, dtype=dtype: value().astype(dtype, copy=False)))
+        out.append(
+          torch_write.Tensor(
+            name, shape, dtype, lambda value=value, dtype=dtype: value().astype(dtype, copy=False)
+          )
+        )
     manifest = {"source": str(path), "task": source.task, "tensors": rows}
     _write_export(dest, out, manifest)
   return manifest
@@ -292,7 +389,9 @@ def export_torch(path, dest, *, task="", slim=False, dtype=None):
 
 def _write_export(dest, tensors, manifest):
   """Both files or neither: the manifest is on disk, under another name, before the tensors are."""
-  save = torch_write.save_safetensors if str(dest).endswith(".safetensors") else torch_write.save_pth
+  save = (
+    torch_write.save_safetensors if str(dest).endswith(".safetensors") else torch_write.save_pth
+  )
   try:
     pathlib.Path(dest).parent.mkdir(parents=True, exist_ok=True)
     with files.open_atomic(manifest_beside(dest)) as file:
@@ -316,7 +415,9 @@ def summary(manifest):
   for row in manifest["tensors"]:
     counts[_what(row)] += 1
     sizes[_what(row)] += int(np.prod(row["shape"]))
-  return [f"{counts[what]:6d} tensors {sizes[what] / 1e6:9.2f} million  {what}" for what in sorted(counts)]
+  return [
+    f"{counts[what]:6d} tensors {sizes[what] / 1e6:9.2f} million  {what}" for what in sorted(counts)
+  ]
 
 
 def tensor_lines(manifest):

@@ -11,7 +11,11 @@ import tiny_run
 from mplug_jax import data
 from mplug_jax.data import pipeline, tokenizer as tokenizers
 
-NO_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0, "model__vision_attention_dropout": 0.0}
+NO_DROPOUT = {
+  "model__dropout": 0.0,
+  "model__attention_dropout": 0.0,
+  "model__vision_attention_dropout": 0.0,
+}
 
 
 def config(arg="tiny", file="caption", **changes):
@@ -25,15 +29,23 @@ def config(arg="tiny", file="caption", **changes):
 
 def tokenizer(folder, c):
   """A SentencePiece model fitted to the training captions, in `folder`."""
-  tokenizers.train_sentencepiece(data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder)
+  tokenizers.train_sentencepiece(
+    data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
+  )
   return tokenizers.load(folder)
 
 
 def batch(c, tokenizer, step=0):
   """A training batch, numpy."""
   source = data.get_source(c, "train")
-  batches = pipeline.train_batches(source, data.make_transform(c, tokenizer, train=True), batch_size=c.batch_size, seed=c.seed,
-                                   start_step=step, threads=0)
+  batches = pipeline.train_batches(
+    source,
+    data.make_transform(c, tokenizer, train=True),
+    batch_size=c.batch_size,
+    seed=c.seed,
+    start_step=step,
+    threads=0,
+  )
   out = {k: np.array(v) for k, v in next(batches).items()}
   batches.close()
   return out
@@ -46,19 +58,37 @@ def stack(c, tokenizer, records):
   return {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
 
 
-CAPTIONS = ("A red dog, on a sign.", "Two cats.", "a blue sign stop", "the dog is on the cat", "a green cat")
+CAPTIONS = (
+  "A red dog, on a sign.",
+  "Two cats.",
+  "a blue sign stop",
+  "the dog is on the cat",
+  "a green cat",
+)
 
 
 def write_karpathy(folder):
   """Five images in the official layout: three to train on, one each to validate and test; their captions begin one further on each."""
   splits, entries = ("train", "train", "train", "val", "test"), {"train": [], "val": [], "test": []}
   for number, split in enumerate(splits):
-    name, filepath = f"COCO_{'train' if number < 2 else 'val'}2014_{number + 7:012d}.jpg", "train2014" if number < 2 else "val2014"
+    name, filepath = (
+      f"COCO_{'train' if number < 2 else 'val'}2014_{number + 7:012d}.jpg",
+      "train2014" if number < 2 else "val2014",
+    )
     path = folder / f"{filepath}_img" / name
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)).save(
+      path
+    )
     texts = [CAPTIONS[(number + i) % 5] for i in range(2 + number % 2)]
-    entries[split].append({"filename": name, "filepath": filepath, "object_label": "dog&&cat", "sentences": [{"raw": t} for t in texts]})
+    entries[split].append(
+      {
+        "filename": name,
+        "filepath": filepath,
+        "object_label": "dog&&cat",
+        "sentences": [{"raw": t} for t in texts],
+      }
+    )
   for split, rows in entries.items():
     (folder / f"caption_{split}.json").write_text(json.dumps(rows))
   return folder

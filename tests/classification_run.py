@@ -27,7 +27,9 @@ def config(file, arg="tiny", **changes):
 def tokenizer(folder, c):
   """A SentencePiece model fitted to some training sentences, in `folder`."""
   c.tokenizer.records = 200
-  tokenizers.train_sentencepiece(data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder)
+  tokenizers.train_sentencepiece(
+    data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
+  )
   return tokenizers.load(folder)
 
 
@@ -40,7 +42,9 @@ def stack(c, tokenizer, records):
 
 def write_image(path, seed=0):
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20 + seed, 24, 3), np.uint8)).save(path)
+  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20 + seed, 24, 3), np.uint8)).save(
+    path
+  )
 
 
 def write_nlvr2(folder):
@@ -51,8 +55,13 @@ def write_nlvr2(folder):
       names = [f"{prefix}{split}-{number}-img{side}.png" for side in (0, 1)]
       for side, name in enumerate(names):
         write_image(folder / (f"train/{name.split('/')[-1]}" if split == "train" else name), side)
-      rows.append({"sentence": f"The left image shows a {'red' if number % 2 else 'green'} cat.", "images": names,
-                   "label": "True" if number % 3 else "False"})
+      rows.append(
+        {
+          "sentence": f"The left image shows a {'red' if number % 2 else 'green'} cat.",
+          "images": names,
+          "label": "True" if number % 3 else "False",
+        }
+      )
     (folder / f"nlvr_{split}.json").write_text(json.dumps(rows))
   (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
   return folder

@@ -21,7 +21,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def picture(seed=0):
   """Encoded bytes of a small image."""
   file = io.BytesIO()
-  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)).save(file, "PNG")
+  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)).save(
+    file, "PNG"
+  )
   return file.getvalue()
 
 
@@ -51,7 +53,9 @@ def write_clips(folder, *names):
   """Clips of four frames."""
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:
-    video.write_mp4(folder / name, np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
+    video.write_mp4(
+      folder / name, np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    )
 
 
 def lines(rows):
@@ -61,7 +65,11 @@ def lines(rows):
 
 def read(path):
   """The entries of a file that was written."""
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else json.loads(path.read_text())
+  return (
+    [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".jsonl"
+    else json.loads(path.read_text())
+  )
 
 
 def _tool(name, root, *options):
@@ -106,12 +114,24 @@ def configs(printed, **changes):
   for line in printed:
     if line.startswith(("train: ", "evaluate: ")):
       words = shlex.split(line)
-      name, _, arg = next(word for word in words if word.startswith("--config=")).removeprefix("--config=configs/").partition(".py:")
-      arg = ",".join(["tiny", *(part for part in arg.split(",")[1:] if part not in ("clip=CLIP", "bert=BERT"))])
+      name, _, arg = (
+        next(word for word in words if word.startswith("--config="))
+        .removeprefix("--config=configs/")
+        .partition(".py:")
+      )
+      arg = ",".join(
+        ["tiny", *(part for part in arg.split(",")[1:] if part not in ("clip=CLIP", "bert=BERT"))]
+      )
       c = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{name}.py"))["get_config"](arg)
-      flags = dict(word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
+      flags = dict(
+        word.removeprefix("--config.").split("=", 1)
+        for word in words
+        if word.startswith("--config.")
+      )
       del flags["tokenizer.path"]
-      c.update_from_flattened_dict({**flags, **{key.replace("__", "."): value for key, value in changes.items()}})
+      c.update_from_flattened_dict(
+        {**flags, **{key.replace("__", "."): value for key, value in changes.items()}}
+      )
       found.append(c)
   return found
 

@@ -17,7 +17,9 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 def config(arg="tiny", **changes):
   """configs/grounding.py with `arg`; `changes` are written section__field=value."""
-  spec = importlib.util.spec_from_file_location("grounding_config", tiny_run.ROOT / "configs" / "grounding.py")
+  spec = importlib.util.spec_from_file_location(
+    "grounding_config", tiny_run.ROOT / "configs" / "grounding.py"
+  )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   c = module.get_config(arg)
@@ -28,7 +30,9 @@ def config(arg="tiny", **changes):
 def tokenizer(folder, c):
   """A SentencePiece model with the config's location tokens, fitted to a few training texts, in `folder`."""
   texts = data.examples(c).texts(data.get_source(c, "train"), 200)
-  return tokenizers.train_sentencepiece(texts, c.tokenizer.vocab_size, folder, tokenizers.location_names(c.tokenizer.locations))
+  return tokenizers.train_sentencepiece(
+    texts, c.tokenizer.vocab_size, folder, tokenizers.location_names(c.tokenizer.locations)
+  )
 
 
 def painted(height, width, **boxes):
@@ -41,7 +45,7 @@ def painted(height, width, **boxes):
 
 def frame_of(image, colour):
   """Corners of the pixels that are nearer to a colour than half way, or None."""
-  near = (np.abs(image.astype(int) - COLOURS[colour]).max(-1) < 100)
+  near = np.abs(image.astype(int) - COLOURS[colour]).max(-1) < 100
   if not near.any():
     return None
   rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
@@ -67,4 +71,6 @@ def write_jsonl(folder, entries):
     (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
   for entry in entries:
     if not (folder / entry["image"]).exists():
-      (folder / entry["image"]).write_bytes(png(painted(40, 60, red=(10, 10, 30, 30), blue=(40, 5, 55, 20))))
+      (folder / entry["image"]).write_bytes(
+        png(painted(40, 60, red=(10, 10, 30, 30), blue=(40, 5, 55, 20)))
+      )

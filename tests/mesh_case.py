@@ -19,11 +19,15 @@ class MeshCase:
     if np.prod(shape) > 1:
       c = self.config.copy_and_resolve_references()
       c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      built = train.build(c, self.tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
+      built = train.build(c, self.tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
     with jax.set_mesh(built.mesh):
       state = self.state.replace(rng=jax.random.key(3))
-      state = jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract)
+      state = jax.tree.map(
+        lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
+      )
       placed = sharding.put_batch(self.batch if batch is None else batch, built.mesh)
       if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = jax.jit(train_step.make_gradients(built.task, parts)).lower(state, placed).compile()
+        self._compiled[shape, parts] = (
+          jax.jit(train_step.make_gradients(built.task, parts)).lower(state, placed).compile()
+        )
       return jax.device_get(self._compiled[shape, parts](state, placed)[:3])

@@ -11,14 +11,23 @@ from mplug_jax.parity.recording import Recording
 __all__ = ["FOLDERS", "Recording", "check", "recordings"]
 
 # MPLUG_GOLDEN names a folder with more recordings; the tests then run on those as well.
-FOLDERS = [pathlib.Path(__file__).parent / "golden"] + [pathlib.Path(p) for p in [os.environ.get("MPLUG_GOLDEN")] if p]
+FOLDERS = [pathlib.Path(__file__).parent / "golden"] + [
+  pathlib.Path(p) for p in [os.environ.get("MPLUG_GOLDEN")] if p
+]
 
 
 def recordings(*tasks):
   """Decorator: the test runs once for each recorded file `path` of the tasks; of the two geometries beside the tests the first is slow."""
-  found = {path.name: path for folder in reversed(FOLDERS) for task in tasks for path in sorted(folder.glob(f"{task}_*.npz"))}
+  found = {
+    path.name: path
+    for folder in reversed(FOLDERS)
+    for task in tasks
+    for path in sorted(folder.glob(f"{task}_*.npz"))
+  }
   slow = {FOLDERS[0] / f"{task}_G1.npz" for task in tasks}
-  paths = [pytest.param(path, marks=pytest.mark.slow) if path in slow else path for path in found.values()]
+  paths = [
+    pytest.param(path, marks=pytest.mark.slow) if path in slow else path for path in found.values()
+  ]
   return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 

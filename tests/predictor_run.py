@@ -12,8 +12,15 @@ from mplug_jax.data import tokenizer as tokenizers
 
 
 # Whole words for the vocabulary, and every letter.
-_TEXTS = 4 * ("is there a red circle left of the small blue square", "what color is the triangle", "what shape is above the yellow star",
-              "how many green objects are there", "exactly one image shows both", "does the image contain it", "a quick fox vexes zebras")
+_TEXTS = 4 * (
+  "is there a red circle left of the small blue square",
+  "what color is the triangle",
+  "what shape is above the yellow star",
+  "how many green objects are there",
+  "exactly one image shows both",
+  "does the image contain it",
+  "a quick fox vexes zebras",
+)
 
 
 def config(name, arg="tiny", **changes):
@@ -32,7 +39,11 @@ def save(folder, c, seed=0, sharpness=2.0):
   Kernels keep the size of what goes through them, times `sharpness`, so that inputs differ in scores by more than the rounding of float32.
   """
   tokenizer = tokenizers.train_sentencepiece(
-      _TEXTS, c.tokenizer.vocab_size, folder / "tokenizer", tokenizers.location_names(c.tokenizer.locations))
+    _TEXTS,
+    c.tokenizer.vocab_size,
+    folder / "tokenizer",
+    tokenizers.location_names(c.tokenizer.locations),
+  )
   task = tasks.get(c.task.name)(build.build_model(c, tokenizer), c, tokenizer)
   shapes = jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1))
   rng, params = np.random.default_rng(seed), {}
@@ -46,7 +57,11 @@ def save(folder, c, seed=0, sharpness=2.0):
       values = np.full_like(values, 0.07)
     params[name] = values
   manager = checkpoint.Manager(folder)
-  manager.save(0, {"params": traverse_util.unflatten_dict(params, sep="/")}, {"tokenizer": tokenizer.fingerprint})
+  manager.save(
+    0,
+    {"params": traverse_util.unflatten_dict(params, sep="/")},
+    {"tokenizer": tokenizer.fingerprint},
+  )
   manager.close()
   (folder / "config.json").write_text(config_lib.to_json(c))
   return folder

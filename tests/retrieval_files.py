@@ -18,15 +18,24 @@ def write(folder):
   rng = np.random.default_rng(0)
   (folder / "pictures").mkdir()
   for i in range(8):
-    Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((32, 32), Image.NEAREST).save(folder / f"pictures/{i}.png")
+    Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((32, 32), Image.NEAREST).save(
+      folder / f"pictures/{i}.png"
+    )
 
   def text(i, last=""):
     return f"A {WORDS[i % 3]} {WORDS[3 + i % 5]}{last}."
 
   images = [f"pictures/{i}.png" for i in range(8)]
-  rows = {"train": [{"image": name, "caption": text(i), "image_id": f"coco_{i}"} for i, name in enumerate(images)],
-          "val": [{"image": name, "caption": [text(i), text(i, " here")][:1 + i % 2]} for i, name in enumerate(images)],
-          "test": [{"image": name, "caption": [text(i)]} for i, name in enumerate(images)]}
+  rows = {
+    "train": [
+      {"image": name, "caption": text(i), "image_id": f"coco_{i}"} for i, name in enumerate(images)
+    ],
+    "val": [
+      {"image": name, "caption": [text(i), text(i, " here")][: 1 + i % 2]}
+      for i, name in enumerate(images)
+    ],
+    "test": [{"image": name, "caption": [text(i)]} for i, name in enumerate(images)],
+  }
   for split, entries in rows.items():
     (folder / f"coco_{split}.json").write_text(json.dumps(entries))
   (folder / "vocab.txt").write_text("\n".join([*SPECIAL, "a", "here", *WORDS]) + "\n")
@@ -42,9 +51,18 @@ def config(arg="tiny", name="retrieval", **changes):
 
 def files_config(folder, name="retrieval", **changes):
   """The tiny preset of configs/`name`.py on the files of `write`."""
-  return config(f"tiny,data={'coco' if name == 'retrieval' else 'files'},root={folder}", name, **{
-      "tokenizer__kind": "wordpiece", "tokenizer__path": str(folder / "vocab.txt"), "compilation_cache": "",
-      "data__max_caption": 6, "data__augment__scale": (1.0, 1.0), **changes})
+  return config(
+    f"tiny,data={'coco' if name == 'retrieval' else 'files'},root={folder}",
+    name,
+    **{
+      "tokenizer__kind": "wordpiece",
+      "tokenizer__path": str(folder / "vocab.txt"),
+      "compilation_cache": "",
+      "data__max_caption": 6,
+      "data__augment__scale": (1.0, 1.0),
+      **changes,
+    },
+  )
 
 
 def tokenizer(folder):
@@ -53,8 +71,13 @@ def tokenizer(folder):
 
 def first_batch(c, tokenizer, split="train"):
   """The first training batch, numpy."""
-  batches = pipeline.train_batches(data.get_source(c, split), data.make_transform(c, tokenizer, train=True), batch_size=c.batch_size,
-                                   seed=c.seed, threads=0)
+  batches = pipeline.train_batches(
+    data.get_source(c, split),
+    data.make_transform(c, tokenizer, train=True),
+    batch_size=c.batch_size,
+    seed=c.seed,
+    threads=0,
+  )
   out = {k: np.array(v) for k, v in next(batches).items()}
   batches.close()
   return out

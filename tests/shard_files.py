@@ -26,15 +26,26 @@ def caption(number):
 def pair(number, **changes):
   """The members {extension: bytes} of pair `number` as img2dataset writes them; None takes one away."""
   about = {"key": f"{number:05d}", "caption": caption(number), "status": "success", "width": 40}
-  members = {"jpg": picture(number), "json": json.dumps(about).encode(), "txt": caption(number).encode()} | changes
+  members = {
+    "jpg": picture(number),
+    "json": json.dumps(about).encode(),
+    "txt": caption(number).encode(),
+  } | changes
   return {extension: data for extension, data in members.items() if data is not None}
 
 
 def tar_bytes(pairs, form=tarfile.USTAR_FORMAT):
   """A tar of {key: members} or of a list of (name, bytes)."""
   file = io.BytesIO()
-  members = pairs if isinstance(pairs, list) else [(f"{key}.{extension}", data) for key, members in pairs.items()
-                                                   for extension, data in members.items()]
+  members = (
+    pairs
+    if isinstance(pairs, list)
+    else [
+      (f"{key}.{extension}", data)
+      for key, members in pairs.items()
+      for extension, data in members.items()
+    ]
+  )
   with tarfile.open(fileobj=file, mode="w", format=form) as tar:
     for name, data in members:
       member = tarfile.TarInfo(name)

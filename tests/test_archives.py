@@ -24,7 +24,9 @@ NAMES = [f"{folder}/{i}.png" for folder in ("a", "b") for i in range(4)]
 
 def png(seed):
   file = io.BytesIO()
-  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)).save(file, "PNG")
+  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)).save(
+    file, "PNG"
+  )
   return file.getvalue()
 
 
@@ -32,8 +34,11 @@ def png(seed):
 def folder(tmp_path_factory):
   """images/ with NAMES, and the same in photos.zip (stored and deflated members), photos.tar and dotted.TAR (names that begin with ./)."""
   top = tmp_path_factory.mktemp("archives")
-  with zipfile.ZipFile(top / "photos.zip", "w") as packed, tarfile.open(top / "photos.tar", "w") as tar, \
-      tarfile.open(top / "dotted.TAR", "w", format=tarfile.PAX_FORMAT) as dotted:
+  with (
+    zipfile.ZipFile(top / "photos.zip", "w") as packed,
+    tarfile.open(top / "photos.tar", "w") as tar,
+    tarfile.open(top / "dotted.TAR", "w", format=tarfile.PAX_FORMAT) as dotted,
+  ):
     packed.mkdir("a")
     for i, name in enumerate(NAMES):
       path = top / "images" / name
@@ -60,7 +65,10 @@ def test_members_are_the_files(folder, root):
   for name in reversed(NAMES):
     assert archives.open_bytes(folder / root / name) == (folder / "images" / name).read_bytes()
     assert archives.is_file(folder / root / name)
-    np.testing.assert_array_equal(image_ops.decode_image(f"{folder}/{root}/{name}"), image_ops.decode_image(folder / "images" / name))
+    np.testing.assert_array_equal(
+      image_ops.decode_image(f"{folder}/{root}/{name}"),
+      image_ops.decode_image(folder / "images" / name),
+    )
   for name in ("a", "a/9.png", "", "./a/0.png/x"):
     assert not archives.is_file(f"{folder}/{root}/{name}")
   with pytest.raises(FileNotFoundError):
@@ -78,8 +86,13 @@ def test_files_and_folders_called_like_archives(folder, tmp_path):
   (tmp_path / "a.zip").mkdir()
   shutil.copy(folder / "photos.tar", tmp_path / "a.zip" / "inner.tar")
   (tmp_path / "a.zip" / "x.png").write_bytes(png(1))
-  assert archives.split(tmp_path / "a.zip" / "x.png") is None and archives.open_bytes(tmp_path / "a.zip" / "x.png") == png(1)
-  assert archives.split(tmp_path / "a.zip/inner.tar/a/0.png") == (f"{tmp_path}/a.zip/inner.tar", "a/0.png")
+  assert archives.split(tmp_path / "a.zip" / "x.png") is None and archives.open_bytes(
+    tmp_path / "a.zip" / "x.png"
+  ) == png(1)
+  assert archives.split(tmp_path / "a.zip/inner.tar/a/0.png") == (
+    f"{tmp_path}/a.zip/inner.tar",
+    "a/0.png",
+  )
   assert archives.open_bytes(tmp_path / "a.zip/inner.tar/a/0.png") == png(0)
   assert archives.split("none.zip/x.png") is None and not archives.is_file("none.zip/x.png")
   with pytest.raises(image_ops.ImageError, match="Image none.zip/x.png does not exist"):
@@ -102,20 +115,37 @@ def test_a_replaced_archive_is_listed_anew(tmp_path):
 def config(folder, root, rows):
   """config.data of source jsonl, with a question and a caption for every image."""
   path = folder / "rows.jsonl"
-  path.write_text("".join(f'{{"image": "{row}", "question": "?", "answer": "1", "caption": "it"}}\n' for row in rows))
-  return ml_collections.ConfigDict({"name": "jsonl", "train_files": [str(path)], "image_root": str(root), "questions_per_image": 1})
+  path.write_text(
+    "".join(
+      f'{{"image": "{row}", "question": "?", "answer": "1", "caption": "it"}}\n' for row in rows
+    )
+  )
+  return ml_collections.ConfigDict(
+    {"name": "jsonl", "train_files": [str(path)], "image_root": str(root), "questions_per_image": 1}
+  )
 
 
-@pytest.mark.parametrize("root, rows", [
-    ("photos.zip", NAMES), ("photos.tar", NAMES), ("photos.zip/a", ["0.png", "1.png"]), ("", [f"photos.tar/{name}" for name in NAMES]),
-    ("", ["images/a/0.png", "photos.zip/a/1.png", "dotted.TAR/a/2.png"])])
+@pytest.mark.parametrize(
+  "root, rows",
+  [
+    ("photos.zip", NAMES),
+    ("photos.tar", NAMES),
+    ("photos.zip/a", ["0.png", "1.png"]),
+    ("", [f"photos.tar/{name}" for name in NAMES]),
+    ("", ["images/a/0.png", "photos.zip/a/1.png", "dotted.TAR/a/2.png"]),
+  ],
+)
 def test_a_root_or_a_name_may_lead_into_an_archive(folder, tmp_path, root, rows):
   data = config(tmp_path, folder / root, rows)
   for source in (sources.get(data, "train"), caption.images(data, "train")):
-    assert [source[i]["image"] for i in range(len(source))] == [str(folder / root / row) for row in rows]
+    assert [source[i]["image"] for i in range(len(source))] == [
+      str(folder / root / row) for row in rows
+    ]
     assert type(source[0]["image"]) is str
     pixels, corrupt = image_reader.ImageReader(7)(source[1]["image"], "x")
-    np.testing.assert_array_equal(pixels, image_ops.eval_transform(image_ops.decode_image(png(1)), 7))
+    np.testing.assert_array_equal(
+      pixels, image_ops.eval_transform(image_ops.decode_image(png(1)), 7)
+    )
     assert not corrupt
 
 
@@ -128,7 +158,10 @@ def test_an_absolute_name_needs_no_root(folder, tmp_path):
 
 @pytest.mark.parametrize("root", ["photos.zip", "photos.tar"])
 def test_the_first_members_must_exist(folder, tmp_path, root):
-  with pytest.raises(FileNotFoundError, match=rf"jsonl, line 2: image .*/{root}/c/0.png does not exist; check data.image_root"):
+  with pytest.raises(
+    FileNotFoundError,
+    match=rf"jsonl, line 2: image .*/{root}/c/0.png does not exist; check data.image_root",
+  ):
     sources.get(config(tmp_path, folder / root, ["a/0.png", "c/0.png"]), "train")
   assert len(sources.get(config(tmp_path, folder / root, NAMES + ["c/0.png"]), "train")) == 9
 
@@ -139,7 +172,10 @@ def test_the_first_members_must_exist(folder, tmp_path, root):
 def read_all(pickled):
   """{image: sum of its pixels} of a pickled source."""
   source = pickle.loads(pickled)
-  return {source[i]["image"]: int(image_ops.decode_image(source[i]["image"]).sum()) for i in range(len(source))}
+  return {
+    source[i]["image"]: int(image_ops.decode_image(source[i]["image"]).sum())
+    for i in range(len(source))
+  }
 
 
 def test_threads_and_other_processes_read_what_one_reads(folder, tmp_path):
@@ -174,8 +210,14 @@ if not child:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 done.set()
 """
-  result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=pathlib.Path(__file__).parent.parent, capture_output=True,
-                          text=True, timeout=15, check=False)
+  result = subprocess.run(
+    [sys.executable, "-W", "ignore", "-c", code],
+    cwd=pathlib.Path(__file__).parent.parent,
+    capture_output=True,
+    text=True,
+    timeout=15,
+    check=False,
+  )
   assert result.stdout == f"{len(png(0)) % 256}\n", result.stderr
 
 
@@ -183,13 +225,25 @@ done.set()
 
 
 def test_compressed_tars_are_refused(folder, tmp_path):
-  for name, mode in (("x.tar.gz", "w:gz"), ("x.tgz", "w:gz"), ("x.tar.bz2", "w:bz2"), ("x.tar.xz", "w:xz"), ("called.tar", "w:gz")):
+  for name, mode in (
+    ("x.tar.gz", "w:gz"),
+    ("x.tgz", "w:gz"),
+    ("x.tar.bz2", "w:bz2"),
+    ("x.tar.xz", "w:xz"),
+    ("called.tar", "w:gz"),
+  ):
     with tarfile.open(tmp_path / name, mode) as file:
       file.add(folder / "images/a/0.png", "0.png")
-    with pytest.raises(ValueError, match=rf"line 1: .*/{name} is a compressed tar, .*: unpack it, or pack its files as zip\.$") as error:
+    with pytest.raises(
+      ValueError,
+      match=rf"line 1: .*/{name} is a compressed tar, .*: unpack it, or pack its files as zip\.$",
+    ) as error:
       sources.get(config(tmp_path, tmp_path / name, ["0.png"]), "train")
     assert "\n" not in str(error.value)
-    with pytest.raises(image_ops.ImageError, match=f"Image .*{name}/0.png cannot be read: .*{name} is a compressed tar"):
+    with pytest.raises(
+      image_ops.ImageError,
+      match=f"Image .*{name}/0.png cannot be read: .*{name} is a compressed tar",
+    ):
       image_ops.decode_image(tmp_path / name / "0.png")
 
 
@@ -208,10 +262,13 @@ def test_damaged_members(folder, tmp_path):
   with zipfile.ZipFile(folder / "photos.zip") as file:
     stored, deflated = (file.getinfo(name).header_offset + 60 for name in NAMES[:2])
   whole[stored] ^= 1
-  whole[deflated:deflated + 20] = b"\xff" * 20
+  whole[deflated : deflated + 20] = b"\xff" * 20
   (tmp_path / "x.zip").write_bytes(whole)
   for name in NAMES[:2]:
-    with pytest.raises(image_ops.ImageError, match=f"Image .*x.zip/{name} cannot be read: {name} in .*/x.zip is damaged"):
+    with pytest.raises(
+      image_ops.ImageError,
+      match=f"Image .*x.zip/{name} cannot be read: {name} in .*/x.zip is damaged",
+    ):
       image_ops.decode_image(tmp_path / "x.zip" / name)
   assert archives.open_bytes(tmp_path / "x.zip" / NAMES[2]) == png(2)
 
@@ -220,7 +277,10 @@ def test_members_that_are_packed_or_locked_otherwise(tmp_path):
   with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
     file.writestr("a.png", png(0), zipfile.ZIP_BZIP2)
     file.writestr("b.png", png(0))
-  with pytest.raises(ValueError, match=r"a.png in .*/x.zip is packed by method 12 of zip; only stored and deflated files are read\."):
+  with pytest.raises(
+    ValueError,
+    match=r"a.png in .*/x.zip is packed by method 12 of zip; only stored and deflated files are read\.",
+  ):
     archives.open_bytes(tmp_path / "x.zip/a.png")
   data = bytearray((tmp_path / "x.zip").read_bytes())
   data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the flag of the last member in the directory
@@ -239,13 +299,21 @@ def test_clips_inside_an_archive(tmp_path):
   with zipfile.ZipFile(tmp_path / "clips.zip", "w") as file:
     file.write(tmp_path / "x.mp4", "x.mp4")
     file.writestr("bad.mp4", b"no video")
-  inside, outside = (video.read_clip(path, 4) for path in (tmp_path / "clips.zip/x.mp4", tmp_path / "x.mp4"))
+  inside, outside = (
+    video.read_clip(path, 4) for path in (tmp_path / "clips.zip/x.mp4", tmp_path / "x.mp4")
+  )
   np.testing.assert_array_equal(inside, outside)
-  for name, message in (("bad.mp4", "cannot be read: no frame can be decoded"), ("none.mp4", "does not exist")):
+  for name, message in (
+    ("bad.mp4", "cannot be read: no frame can be decoded"),
+    ("none.mp4", "does not exist"),
+  ):
     with pytest.raises(image_ops.ImageError, match=f"Video .*clips.zip/{name} {message}"):
       video.read_clip(tmp_path / "clips.zip" / name, 4)
   (tmp_path / "cut.zip").write_bytes(b"PK")
-  with pytest.raises(image_ops.ImageError, match="Video .*cut.zip/x.mp4 cannot be read: .*cut.zip is not a zip file, or is cut off"):
+  with pytest.raises(
+    image_ops.ImageError,
+    match="Video .*cut.zip/x.mp4 cannot be read: .*cut.zip is not a zip file, or is cut off",
+  ):
     video.read_clip(tmp_path / "cut.zip/x.mp4", 4)
 
 

@@ -42,7 +42,16 @@ def test_train_step(quick, tmp_path, capsys):
 
 
 def test_captions_run_every_step(quick, tmp_path, capsys):
-  benchmark.main(["caption", "--preset=tiny", "--repeats=1", "--caption_batches", "2", f"--json={tmp_path}/out.json"])
+  benchmark.main(
+    [
+      "caption",
+      "--preset=tiny",
+      "--repeats=1",
+      "--caption_batches",
+      "2",
+      f"--json={tmp_path}/out.json",
+    ]
+  )
   measured = json.loads((tmp_path / "out.json").read_text())["caption"]["batches"]
   assert list(measured) == ["2"]
   assert measured["2"]["images_per_second"] == pytest.approx(1 / measured["2"]["seconds_per_image"])
@@ -54,12 +63,35 @@ def test_plain_product_has_a_plausible_rate():
 
 
 def base_results(rate, step, peak, captions):
-  batches = {size: {"seconds_per_image": x, "images_per_second": 1 / x, "gflop_per_second": 1.0, "compile_seconds": 1.0}
-             for size, x in captions.items()}
-  return {"preset": "base", "image_size": 384, "load_average": 0.0, "matmul": {"gflop_per_second": rate},
-          "vqa_step": {"batch": 2, "seconds": step, "min_seconds": step, "user_seconds": 1.0, "system_seconds": 1.0, "gflop": 900.0,
-                       "gflop_per_second": 900 / step, "init_seconds": 1.0, "compile_seconds": 1.0, "peak_gib": peak},
-          "caption": {"batches": batches}, "startup": {"cold": 44.0, "warm": 21.0}}
+  batches = {
+    size: {
+      "seconds_per_image": x,
+      "images_per_second": 1 / x,
+      "gflop_per_second": 1.0,
+      "compile_seconds": 1.0,
+    }
+    for size, x in captions.items()
+  }
+  return {
+    "preset": "base",
+    "image_size": 384,
+    "load_average": 0.0,
+    "matmul": {"gflop_per_second": rate},
+    "vqa_step": {
+      "batch": 2,
+      "seconds": step,
+      "min_seconds": step,
+      "user_seconds": 1.0,
+      "system_seconds": 1.0,
+      "gflop": 900.0,
+      "gflop_per_second": 900 / step,
+      "init_seconds": 1.0,
+      "compile_seconds": 1.0,
+      "peak_gib": peak,
+    },
+    "caption": {"batches": batches},
+    "startup": {"cold": 44.0, "warm": 21.0},
+  }
 
 
 def test_pytorch_seconds_are_scaled_to_this_machine():
@@ -69,14 +101,29 @@ def test_pytorch_seconds_are_scaled_to_this_machine():
   assert compared["train step"]["pytorch"] == pytest.approx(5.8)
   assert compared["train step"]["ratio"] == pytest.approx(4.0 / 5.8)
   assert compared["caption, batch 8"]["ratio"] == pytest.approx(1.2 / 8.8)
-  verdicts = {line.split("  ")[0]: line.split()[-1] for line in benchmark_report.report(results) if line.endswith(("met", "missed"))}
-  assert verdicts == {"train step": "met", "caption, batch 1": "met", "caption, batch 8": "missed", "peak memory": "missed",
-                      "start-up, cold": "met", "start-up, warm": "missed"}
+  verdicts = {
+    line.split("  ")[0]: line.split()[-1]
+    for line in benchmark_report.report(results)
+    if line.endswith(("met", "missed"))
+  }
+  assert verdicts == {
+    "train step": "met",
+    "caption, batch 1": "met",
+    "caption, batch 8": "missed",
+    "peak memory": "missed",
+    "start-up, cold": "met",
+    "start-up, warm": "missed",
+  }
 
 
 def test_startup_ends_the_command_at_the_sign():
   start = time.perf_counter()
   program = "import time; print('one'); print('the sign', flush=True); time.sleep(60)"
-  assert 0 < benchmark._seconds_until([sys.executable, "-c", program], "sign") < time.perf_counter() - start < 50
+  assert (
+    0
+    < benchmark._seconds_until([sys.executable, "-c", program], "sign")
+    < time.perf_counter() - start
+    < 50
+  )
   with pytest.raises(RuntimeError, match="before its first step: .*no such data"):
     benchmark._seconds_until([sys.executable, "-c", "raise SystemExit('no such data')"], "sign")

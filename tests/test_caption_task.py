@@ -27,7 +27,7 @@ class Case(mesh_case.MeshCase):
     self.config, self.tokenizer = caption_run.config(model__initializer_range=0.1), tokenizer
     self.batch = caption_run.batch(self.config, tokenizer)
     for row in range(8):  # as Chunked leaves rows that are not full; a corrupt image has none
-      self.batch["caption_valid"][row, row % 5 + 1:] = False
+      self.batch["caption_valid"][row, row % 5 + 1 :] = False
     self.batch["corrupt"][3], self.batch["caption_valid"][3] = True, False
     self.batch["caption"][~self.batch["caption_valid"]] = tokenizer.pad_id
     self.built = train.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
@@ -49,19 +49,25 @@ def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, cas
   task, image = case.built.task, case.batch["image"][:rows]
   assert not np.array_equal(image[0], image[-1]) or rows == 1
   together = task.apply(case.state.params, lambda module, x: base.encode_image(module, x), image)
-  assert "platform_index" not in str(jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image}))  # tiny images stay in the cache
+  assert "platform_index" not in str(
+    jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
+  )  # tiny images stay in the cache
   monkeypatch.setattr(base, "_OUT_OF_CACHE", 0)
   mesh = sharding.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
   with jax.set_mesh(mesh):
     traced = jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
-    found = jax.jit(task.with_tokens)(case.state.params, sharding.put_batch({"image": image}, mesh))["image"]
+    found = jax.jit(task.with_tokens)(
+      case.state.params, sharding.put_batch({"image": image}, mesh)
+    )["image"]
   assert ("platform_index" in str(traced)) == (rows > 1)
   np.testing.assert_allclose(found, together, atol=1e-5)
 
 
 def test_a_batch_is_as_specified(case):
   spec = case.built.task.batch_spec(8)
-  assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {name: (x.shape, x.dtype) for name, x in spec.items()}
+  assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
+    name: (x.shape, x.dtype) for name, x in spec.items()
+  }
 
 
 def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
@@ -77,7 +83,9 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
         count += 1
   _, loss, metrics = reference
   assert loss == pytest.approx(total / count, rel=1e-5)
-  assert metrics["loss_caption"] == (pytest.approx(total, rel=1e-5), count) and metrics["token_accuracy"] == (right, count)
+  assert metrics["loss_caption"] == (pytest.approx(total, rel=1e-5), count) and metrics[
+    "token_accuracy"
+  ] == (right, count)
   assert metrics["corrupt_images"][0] == 1
 
 
@@ -108,24 +116,33 @@ def test_a_corrupt_row_moves_nothing(case, reference):
 def test_prompt_tokens_are_no_targets():
   mask = np.array([[True] * 5 + [False], [True] * 3 + [False] * 3])
   np.testing.assert_array_equal(caption_task.targets(mask, 1), mask[:, 1:])
-  np.testing.assert_array_equal(caption_task.targets(mask, 3), [[False, False, True, True, False], [False] * 5])
+  np.testing.assert_array_equal(
+    caption_task.targets(mask, 3), [[False, False, True, True, False], [False] * 5]
+  )
 
 
 @pytest.mark.parametrize("mode", ["mended", "official"])
 def test_with_a_prompt_the_rest_is_learnt_and_generated_behind_it(tokenizer, mode):
-  c = caption_run.config(task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4)
+  c = caption_run.config(
+    task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4
+  )
   built = train.build(c, tokenizer, 10, 10, jax.devices()[:1])
   prompt, batch = built.task.prompt, caption_run.batch(c, tokenizer)
   weight = built.task.weights({k: jnp.asarray(v) for k, v in batch.items()}, None)["caption"]
   assert weight == (batch["caption"] != tokenizer.pad_id).sum() - 40 * len(prompt.ids)
   out = built.predict["generate"](built.init().params, batch)
   assert out["tokens"].shape == (8, len(prompt.start) + c.task.max_length)
-  assert (out["tokens"][:, :len(prompt.start)] == prompt.start).all() and (out["length"] > len(prompt.start)).all()
+  assert (out["tokens"][:, : len(prompt.start)] == prompt.start).all() and (
+    out["length"] > len(prompt.start)
+  ).all()
 
 
 def _only(case, count, texts, image):
   record = {"image": image, "image_id": 0, "captions": texts}
-  return {k: np.array(v) for k, v in caption_run.stack(case.config, case.tokenizer, [record] * count).items()}
+  return {
+    k: np.array(v)
+    for k, v in caption_run.stack(case.config, case.tokenizer, [record] * count).items()
+  }
 
 
 def test_odd_captions_and_images_keep_everything_finite(case, tokenizer):
@@ -134,18 +151,32 @@ def test_odd_captions_and_images_keep_everything_finite(case, tokenizer):
   odd = _only(case, 8, ["", " ".join(["circle"] * 90), "\N{SNOWMAN}"], black)
   for name in batch:
     batch[name][4:] = odd[name][4:]
-  assert (batch["caption"][4, 1] == tokenizer.eos_id).sum() == 1 and batch["caption"][4, 1, -1] == tokenizer.eos_id
+  assert (batch["caption"][4, 1] == tokenizer.eos_id).sum() == 1 and batch["caption"][
+    4, 1, -1
+  ] == tokenizer.eos_id
   gradients, loss, _ = case.gradients(batch=batch)
   assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
-  batch["corrupt"][:], batch["caption_valid"][:], batch["caption"][:] = True, False, tokenizer.pad_id
+  batch["corrupt"][:], batch["caption_valid"][:], batch["caption"][:] = (
+    True,
+    False,
+    tokenizer.pad_id,
+  )
   gradients, loss, _ = case.gradients(batch=batch)
   assert loss == 0 and all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
 def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
   """The loss goes to zero, generation gives the trained captions, which depend on the images, and a batch of one gives the same."""
-  c = caption_run.config(data__captions_per_image=1, optim__name="adamw", optim__schedule__name="constant", optim__lr=3e-3,
-                         optim__weight_decay=0.0, task__beams=2, model__initializer_range=0.05, eval__batch_size=8)
+  c = caption_run.config(
+    data__captions_per_image=1,
+    optim__name="adamw",
+    optim__schedule__name="constant",
+    optim__lr=3e-3,
+    optim__weight_decay=0.0,
+    task__beams=2,
+    model__initializer_range=0.05,
+    eval__batch_size=8,
+  )
   source = data.get_source(c, "train")
   records = [source[5 * i] for i in range(8)]
   batch = caption_run.stack(c, tokenizer, records)
@@ -160,17 +191,27 @@ def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
   assert metrics["loss"][0] < 0.01 and bool(health["ok"])
   assert len({record["captions"][0] for record in records}) == 8
   out = built.predict["generate"](state.params, batch)
-  assert [tokenizer.decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [r["captions"][0] for r in records]
+  assert [tokenizer.decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [
+    r["captions"][0] for r in records
+  ]
   alone = built.predict["generate"](state.params, {name: x[:1] for name, x in batch.items()})
   np.testing.assert_array_equal(alone["tokens"][0], out["tokens"][0])
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"task__beam_mode": "wide"}, "unknown beam search mode 'wide'"), ({"task__min_length": 50}, "min_length=50"),
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"task__beam_mode": "wide"}, "unknown beam search mode 'wide'"),
+    ({"task__min_length": 50}, "min_length=50"),
     ({"task__max_length": 64}, "Texts of 65 tokens do not fit config.model.max_positions=64"),
     ({"data__max_caption": 65}, "Texts of 65 tokens do not fit config.model.max_positions=64"),
-    ({"task__prompt_mode": "glued"}, "config.task.prompt_mode='glued' is not one of mended, official"),
-    ({"data__max_caption": 2}, "config.data.max_caption=2 leaves no room for a caption")])
+    (
+      {"task__prompt_mode": "glued"},
+      "config.task.prompt_mode='glued' is not one of mended, official",
+    ),
+    ({"data__max_caption": 2}, "config.data.max_caption=2 leaves no room for a caption"),
+  ],
+)
 def test_values_that_cannot_work_are_refused(tokenizer, changes, message):
   with pytest.raises(ValueError, match=message):
     train.build(caption_run.config(**changes), tokenizer)

@@ -147,7 +147,9 @@ def test_keep_counts_the_last(tmp_path):
   assert _steps(tmp_path) == ["2", "3", "4"]
 
 
-@pytest.mark.parametrize("damage", ["truncated arrays", "no metadata", "no metadata of arrays", "no json"])
+@pytest.mark.parametrize(
+  "damage", ["truncated arrays", "no metadata", "no metadata of arrays", "no json"]
+)
 def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
   _saved(tmp_path, [1, 2], keep=2).close()
   newest = tmp_path / "checkpoints" / "2"

@@ -29,11 +29,28 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(files, cache):
   """Function (changes) -> the tiny preset on NLVR2's files: dropout, augmentation and a teacher, six updates."""
+
   def make(**changes):
-    return classification_run.config("nlvr2", f"tiny,data=nlvr2,root={files}", **{
-        "tokenizer__kind": "wordpiece", "tokenizer__path": str(files / "vocab.txt"), "compilation_cache": str(cache),
-        "data__max_text": 12, "data__augment__randaugment": (2, 7), "data__augment__scale": (0.5, 1.0), "total_steps": 6, "log_every": 1,
-        "checkpoint__every": 3, "ema__decay": 0.9, "ema__use": "teacher", "task__distill__alpha": 0.4, **changes})
+    return classification_run.config(
+      "nlvr2",
+      f"tiny,data=nlvr2,root={files}",
+      **{
+        "tokenizer__kind": "wordpiece",
+        "tokenizer__path": str(files / "vocab.txt"),
+        "compilation_cache": str(cache),
+        "data__max_text": 12,
+        "data__augment__randaugment": (2, 7),
+        "data__augment__scale": (0.5, 1.0),
+        "total_steps": 6,
+        "log_every": 1,
+        "checkpoint__every": 3,
+        "ema__decay": 0.9,
+        "ema__use": "teacher",
+        "task__distill__alpha": 0.4,
+        **changes,
+      },
+    )
+
   return make
 
 
@@ -52,7 +69,9 @@ def state(config, workdir):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(settings, run, tmp_path, capsys, monkeypatch):
+def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(
+  settings, run, tmp_path, capsys, monkeypatch
+):
   class Interrupt(train.Interrupt):
     checks = 0
 
@@ -80,17 +99,26 @@ def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(settings, run, tmp_path
 
 
 def test_results_are_those_of_the_predictions(files, run):
-  rows, truths = json.loads((run / "predictions.json").read_text()), json.loads((files / "nlvr_test.json").read_text())
+  rows, truths = (
+    json.loads((run / "predictions.json").read_text()),
+    json.loads((files / "nlvr_test.json").read_text()),
+  )
   assert [row["id"] for row in rows] == list(range(9))
   right = []
   for row, truth in zip(rows, truths):
-    assert row["scores"].keys() == {"False", "True"} and sum(row["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert row["scores"].keys() == {"False", "True"} and sum(
+      row["scores"].values()
+    ) == pytest.approx(1, abs=1e-5)
     assert row["label"] == max(row["scores"], key=row["scores"].get)
     right.append(row["label"] == truth["label"])
   metrics = json.loads((run / "result.json").read_text())["metrics"]
-  assert metrics["accuracy"] == pytest.approx(100 * np.mean(right)) and metrics["majority_label"] == pytest.approx(200 / 3)
+  assert metrics["accuracy"] == pytest.approx(100 * np.mean(right)) and metrics[
+    "majority_label"
+  ] == pytest.approx(200 / 3)
   table = json.loads((run / "confusion.json").read_text())
-  assert table["labels"] == ["False", "True"] and np.trace(table["truth_by_prediction"]) == sum(right)
+  assert table["labels"] == ["False", "True"] and np.trace(table["truth_by_prediction"]) == sum(
+    right
+  )
   np.testing.assert_array_equal(np.sum(table["truth_by_prediction"], axis=1), [3, 6])
   for number, label in enumerate(table["labels"]):
     counts = table["truth_by_prediction"][number]
@@ -99,15 +127,21 @@ def test_results_are_those_of_the_predictions(files, run):
     assert sheet.width > 600 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
 
 
-def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_counted(files, settings, run, tmp_path, capsys):
+def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_counted(
+  files, settings, run, tmp_path, capsys
+):
   rows = json.loads((files / "nlvr_test.json").read_text())
   (tmp_path / "test").mkdir()
   for row in rows[:6]:
     for image in row["images"]:
       (tmp_path / image).write_bytes((files / image).read_bytes())
   (tmp_path / rows[4]["images"][1]).write_bytes(b"cut")
-  (tmp_path / "nlvr_test.json").write_text(json.dumps([{k: v for k, v in row.items() if k != "label"} for row in rows[:6]]))
-  config = settings(data__test_file=str(tmp_path / "nlvr_test.json"), data__image_root=str(tmp_path))
+  (tmp_path / "nlvr_test.json").write_text(
+    json.dumps([{k: v for k, v in row.items() if k != "label"} for row in rows[:6]])
+  )
+  config = settings(
+    data__test_file=str(tmp_path / "nlvr_test.json"), data__image_root=str(tmp_path)
+  )
   assert train.evaluate(config, str(tmp_path), str(run)) == {"corrupt_rows": 1}
   assert capsys.readouterr().out.splitlines()[-1] == "final: no answers to compare with"
   assert len(json.loads((tmp_path / "predictions.json").read_text())) == 6
@@ -126,26 +160,56 @@ def test_subsets_of_scenes_are_reported_apart(tmp_path):
       return [1]
 
   def classify(batch):
-    truth = [source.row(i)["label"] == "True" or "object" not in source.groups(i) for i in batch["index"].tolist()]
-    return {name: batch[name] for name in ("index", "mask", "corrupt")} | {"probability": np.eye(2)[np.array(truth, int)]}
+    truth = [
+      source.row(i)["label"] == "True" or "object" not in source.groups(i)
+      for i in batch["index"].tolist()
+    ]
+    return {name: batch[name] for name in ("index", "mask", "corrupt")} | {
+      "probability": np.eye(2)[np.array(truth, int)]
+    }
 
   result = evaluator.Evaluator(config, Tokenizer(), str(tmp_path)).run({"classify": classify})
   assert result["accuracy_object"] == result["accuracy_unseen"] == result["accuracy_seen"] == 100
   assert result["accuracy_relation"] == result["accuracy_count"] == result["majority_label"] == 50
-  assert result["accuracy_same"] == 50 and result["accuracy_both"] == 75 and result["accuracy_True"] == 100
-  expected = (2 * 18 + 18 + 16) / 104  # four of each of 26 templates, nine of which are about one object
+  assert (
+    result["accuracy_same"] == 50
+    and result["accuracy_both"] == 75
+    and result["accuracy_True"] == 100
+  )
+  expected = (
+    2 * 18 + 18 + 16
+  ) / 104  # four of each of 26 templates, nine of which are about one object
   assert result["accuracy"] == pytest.approx(100 * expected)
 
 
 @pytest.mark.slow
 def test_one_image_and_own_classes(files, cache, tmp_path, capsys):
-  lines = [{"image": f"dev/dev-{i}-img0.png", "sentence": "a cat", "label": ["yes", "no", "perhaps"][i % 3]} for i in range(9)]
+  lines = [
+    {
+      "image": f"dev/dev-{i}-img0.png",
+      "sentence": "a cat",
+      "label": ["yes", "no", "perhaps"][i % 3],
+    }
+    for i in range(9)
+  ]
   for name in ("train.jsonl", "val.jsonl"):
     (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-  config = classification_run.config("snli_ve", f"tiny,data=jsonl,root={tmp_path},labels=yes/no/perhaps", **{
-      "data__image_root": str(files), "tokenizer__kind": "wordpiece", "tokenizer__path": str(files / "vocab.txt"),
-      "compilation_cache": str(cache), "data__max_text": 12})
+  config = classification_run.config(
+    "snli_ve",
+    f"tiny,data=jsonl,root={tmp_path},labels=yes/no/perhaps",
+    **{
+      "data__image_root": str(files),
+      "tokenizer__kind": "wordpiece",
+      "tokenizer__path": str(files / "vocab.txt"),
+      "compilation_cache": str(cache),
+      "data__max_text": 12,
+    },
+  )
   assert config.model.classes == 3 and config.eval.split == "val"
   assert train.train(config, str(tmp_path / "run")) == 0
   out = capsys.readouterr().out
-  assert "truth perhaps: predicted yes " in out and "majority_label: 33.33" in out and out.splitlines()[-1].startswith("final: accuracy ")
+  assert (
+    "truth perhaps: predicted yes " in out
+    and "majority_label: 33.33" in out
+    and out.splitlines()[-1].startswith("final: accuracy ")
+  )

@@ -50,7 +50,12 @@ def snapshot(folder):
 
 
 def one_sentence(text, *messages):
-  assert text.startswith("error: ") and text.endswith("\n") and text.count("\n") == 1 and "Traceback" not in text, text
+  assert (
+    text.startswith("error: ")
+    and text.endswith("\n")
+    and text.count("\n") == 1
+    and "Traceback" not in text
+  ), text
   for message in messages:
     assert message in text, text
 
@@ -67,48 +72,122 @@ def refused(capsys, folder, main, *args, messages=()):
 
 
 @pytest.mark.parametrize("dest", DESTS)
-@pytest.mark.parametrize("change, messages", [
-    (lambda x: {key: array for key, array in x.items() if key != KEY}, ("1 leaves missing", "text_decoder/layers/intermediate")),
-    (lambda x: {key + "s" * (key == KEY): array for key, array in x.items()}, ("1 unknown tensors", "1 leaves missing")),
-    (lambda x: x | {KEY: x[KEY][:, :-1]}, ("1 tensors of another shape", "text_decoder.bert.encoder")),
+@pytest.mark.parametrize(
+  "change, messages",
+  [
+    (
+      lambda x: {key: array for key, array in x.items() if key != KEY},
+      ("1 leaves missing", "text_decoder/layers/intermediate"),
+    ),
+    (
+      lambda x: {key + "s" * (key == KEY): array for key, array in x.items()},
+      ("1 unknown tensors", "1 leaves missing"),
+    ),
+    (
+      lambda x: x | {KEY: x[KEY][:, :-1]},
+      ("1 tensors of another shape", "text_decoder.bert.encoder"),
+    ),
     (lambda x: x | {KEY: x[KEY].reshape(-1)}, ("1 tensors of another shape",)),
-    (lambda x: x | {"classifier.weight": np.zeros((2, 2), np.float32)}, ("1 unknown tensors: classifier.weight",)),
+    (
+      lambda x: x | {"classifier.weight": np.zeros((2, 2), np.float32)},
+      ("1 unknown tensors: classifier.weight",),
+    ),
     (lambda x: x | {f"module.{KEY}": x[KEY]}, ("come under two names", f"module.{KEY}")),
     (lambda x: {"weight": np.zeros((3, 4), np.float32)}, ("no mPLUG and no CLIP",)),
-], ids=["dropped", "renamed", "narrower", "flat", "unknown", "twice", "of something else"])
+  ],
+  ids=["dropped", "renamed", "narrower", "flat", "unknown", "twice", "of something else"],
+)
 def test_tensors_that_do_not_fit(change, messages, dest, tensors, tmp_path, capsys):
   torch_write.save_pth(tmp_path / "x.pth", change(tensors))
-  refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "x.pth", tmp_path / dest, *FLAGS, messages=messages)
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    tmp_path / "x.pth",
+    tmp_path / dest,
+    *FLAGS,
+    messages=messages,
+  )
 
 
-@pytest.mark.parametrize("flags, messages", [
+@pytest.mark.parametrize(
+  "flags, messages",
+  [
     (("--fusion_layers=5", "--stride=1", "--heads=2"), ("leaves missing", "fusion_encoder")),
     (("--fusion_layers=2", "--stride=2", "--heads=2"), ("leaves missing", "crossattention")),
     (("--fusion_layers=2", "--stride=1", "--heads=3"), ("heads",)),
     ((*FLAGS, "--image_size=20"), ("--image_size=20", "patch size 8")),
-], ids=["fusion layers", "stride", "heads", "image size"])
+  ],
+  ids=["fusion layers", "stride", "heads", "image size"],
+)
 def test_flags_of_another_geometry(flags, messages, tensors, tmp_path, capsys):
   # Connected layers have no cross-attention: without it this is the checkpoint of a model that connects its first layer.
-  stored = {key: x for key, x in tensors.items() if "fusion_encoder.encoder.layer.2.crossattention" not in key}
+  stored = {
+    key: x
+    for key, x in tensors.items()
+    if "fusion_encoder.encoder.layer.2.crossattention" not in key
+  }
   torch_write.save_pth(tmp_path / "x.pth", stored if "--stride=2" in flags else tensors)
-  refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "x.pth", tmp_path / "ours", *flags, messages=messages)
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    tmp_path / "x.pth",
+    tmp_path / "ours",
+    *flags,
+    messages=messages,
+  )
 
 
-@pytest.mark.parametrize("suffix, at", [
-    (".pth", 100), (".pth", 0.5), (".pth", 0.9), (".pth", -300), (".pth", -10),
-    (".safetensors", 6), (".safetensors", 500), (".safetensors", 0.5), (".safetensors", -1)],
-    ids=["zip's first record", "zip's half", "zip's tensor", "zip directory", "zip's last bytes",
-         "safetensors' length", "safetensors' header", "safetensors' tensor", "safetensors' last byte"])
+@pytest.mark.parametrize(
+  "suffix, at",
+  [
+    (".pth", 100),
+    (".pth", 0.5),
+    (".pth", 0.9),
+    (".pth", -300),
+    (".pth", -10),
+    (".safetensors", 6),
+    (".safetensors", 500),
+    (".safetensors", 0.5),
+    (".safetensors", -1),
+  ],
+  ids=[
+    "zip's first record",
+    "zip's half",
+    "zip's tensor",
+    "zip directory",
+    "zip's last bytes",
+    "safetensors' length",
+    "safetensors' header",
+    "safetensors' tensor",
+    "safetensors' last byte",
+  ],
+)
 def test_truncated_files(suffix, at, files, tmp_path, capsys):
   path = tmp_path / f"x{suffix}"
   whole = files[suffix]
-  path.write_bytes(whole[:int(at * len(whole)) if isinstance(at, float) else at])
-  refused(capsys, tmp_path, convert_checkpoint.main, path, tmp_path / "ours", *FLAGS, messages=(str(path),))
+  path.write_bytes(whole[: int(at * len(whole)) if isinstance(at, float) else at])
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    path,
+    tmp_path / "ours",
+    *FLAGS,
+    messages=(str(path),),
+  )
 
 
-OTHERS = {"web page": (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-          "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-          "empty file": (b"", "an empty file"), "text": (b"hello, world", "not a PyTorch checkpoint")}
+OTHERS = {
+  "web page": (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+  "Git LFS pointer": (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+    "git lfs pull",
+  ),
+  "empty file": (b"", "an empty file"),
+  "text": (b"hello, world", "not a PyTorch checkpoint"),
+}
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -116,16 +195,51 @@ def test_sources_that_are_no_checkpoint(what, tmp_path, capsys):
   content, message = OTHERS[what]
   path = tmp_path / "download.pth"
   path.write_bytes(content)
-  refused(capsys, tmp_path, convert_checkpoint.main, path, tmp_path / "ours", messages=(str(path), message))
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    path,
+    tmp_path / "ours",
+    messages=(str(path), message),
+  )
 
 
 def test_folders_and_paths_without_a_checkpoint(tmp_path, capsys):
   (tmp_path / "empty").mkdir()
   (tmp_path / "empty" / "readme.txt").write_text("weights come later")
-  refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "empty", tmp_path / "ours", messages=("none of model.safetensors",))
-  refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "gone.pth", tmp_path / "ours", messages=("no such file",))
-  refused(capsys, tmp_path, export_torch.main, tmp_path / "empty", tmp_path / "back.pth", messages=(str(tmp_path / "empty"),))
-  refused(capsys, tmp_path, export_torch.main, tmp_path / "gone", tmp_path / "back.pth", messages=(str(tmp_path / "gone"),))
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    tmp_path / "empty",
+    tmp_path / "ours",
+    messages=("none of model.safetensors",),
+  )
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    tmp_path / "gone.pth",
+    tmp_path / "ours",
+    messages=("no such file",),
+  )
+  refused(
+    capsys,
+    tmp_path,
+    export_torch.main,
+    tmp_path / "empty",
+    tmp_path / "back.pth",
+    messages=(str(tmp_path / "empty"),),
+  )
+  refused(
+    capsys,
+    tmp_path,
+    export_torch.main,
+    tmp_path / "gone",
+    tmp_path / "back.pth",
+    messages=(str(tmp_path / "gone"),),
+  )
 
 
 # ---- files with code in them
@@ -150,11 +264,21 @@ def test_code_in_a_file_is_not_run(tensors, tmp_path, capsys):
   path, ran = tmp_path / "evil.pth", tmp_path / "ran"
   module, records = in_instructions(tensors)
   evil = {KEY: call("builtins.eval", f"open({str(ran)!r}, 'w')")}
-  for write, message in ((lambda: archive(path, call("os.system", f"touch {ran}")), "an object of os.system"),
-                         (lambda: archive(path, {"model": module | evil}, records), "1 leaves missing"),
-                         (lambda: plain_pickle(path, ran), "a pickle that torch.save did not write")):
+  for write, message in (
+    (lambda: archive(path, call("os.system", f"touch {ran}")), "an object of os.system"),
+    (lambda: archive(path, {"model": module | evil}, records), "1 leaves missing"),
+    (lambda: plain_pickle(path, ran), "a pickle that torch.save did not write"),
+  ):
     write()
-    refused(capsys, tmp_path, convert_checkpoint.main, path, tmp_path / "ours", *FLAGS, messages=(message,))
+    refused(
+      capsys,
+      tmp_path,
+      convert_checkpoint.main,
+      path,
+      tmp_path / "ours",
+      *FLAGS,
+      messages=(message,),
+    )
     assert not ran.exists()
 
 
@@ -174,14 +298,29 @@ def test_an_existing_destination_is_left_as_it_is(dest, files, tmp_path, capsys)
   (tmp_path / "ours").mkdir()
   (tmp_path / "ours" / "mine.txt").write_text("keep")
   (tmp_path / "ours.safetensors").write_text("keep")
-  refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "x.pth", tmp_path / dest, *FLAGS, messages=(f"{dest} exists already",))
+  refused(
+    capsys,
+    tmp_path,
+    convert_checkpoint.main,
+    tmp_path / "x.pth",
+    tmp_path / dest,
+    *FLAGS,
+    messages=(f"{dest} exists already",),
+  )
 
 
 @pytest.mark.parametrize("source", DESTS)
 def test_a_failed_export_leaves_the_older_one(source, ours, tmp_path, capsys):
   (tmp_path / "back.pth").write_text("an older export")
-  refused(capsys, tmp_path, export_torch.main, ours / source, tmp_path / "back.pth", "--task=retrieval",
-          messages=("the official retrieval model needs", "--task"))
+  refused(
+    capsys,
+    tmp_path,
+    export_torch.main,
+    ours / source,
+    tmp_path / "back.pth",
+    "--task=retrieval",
+    messages=("the official retrieval model needs", "--task"),
+  )
 
 
 def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
@@ -191,7 +330,14 @@ def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
   for file in ("model.json", "manifest.json"):
     (tmp_path / "ours" / file).write_bytes((ours / "ours" / file).read_bytes())  # and no state
   for source in DESTS:
-    refused(capsys, tmp_path, export_torch.main, tmp_path / source, tmp_path / "back.pth", messages=(str(tmp_path / source),))
+    refused(
+      capsys,
+      tmp_path,
+      export_torch.main,
+      tmp_path / source,
+      tmp_path / "back.pth",
+      messages=(str(tmp_path / source),),
+    )
 
 
 @contextlib.contextmanager
@@ -209,8 +355,15 @@ def file_size_limit(nbytes):
 def test_a_full_disk_stops_a_conversion_to_one_file(nbytes, files, tmp_path, capsys):
   (tmp_path / "x.pth").write_bytes(files[".pth"])
   with file_size_limit(nbytes):
-    refused(capsys, tmp_path, convert_checkpoint.main, tmp_path / "x.pth", tmp_path / "ours.safetensors", *FLAGS,
-            messages=("File too large", str(tmp_path / "ours.safetensors")))
+    refused(
+      capsys,
+      tmp_path,
+      convert_checkpoint.main,
+      tmp_path / "x.pth",
+      tmp_path / "ours.safetensors",
+      *FLAGS,
+      messages=("File too large", str(tmp_path / "ours.safetensors")),
+    )
 
 
 @pytest.mark.parametrize("source", DESTS)
@@ -219,14 +372,28 @@ def test_a_full_disk_stops_a_conversion_to_one_file(nbytes, files, tmp_path, cap
 def test_a_full_disk_stops_an_export(nbytes, dest, source, ours, tmp_path, capsys):
   (tmp_path / dest).write_text("an older export")
   with file_size_limit(nbytes):
-    refused(capsys, tmp_path, export_torch.main, ours / source, tmp_path / dest, messages=("File too large", str(tmp_path / dest)))
+    refused(
+      capsys,
+      tmp_path,
+      export_torch.main,
+      ours / source,
+      tmp_path / dest,
+      messages=("File too large", str(tmp_path / dest)),
+    )
 
 
 def test_a_full_disk_stops_a_conversion_to_a_folder(files, tmp_path):
   """The command itself: what Orbax's threads say when they are left behind comes at the end of the process."""
   (tmp_path / "x.pth").write_bytes(files[".pth"])
   before = snapshot(tmp_path)
-  command = [sys.executable, "-m", "tools.convert_checkpoint", str(tmp_path / "x.pth"), str(tmp_path / "ours"), *FLAGS]
+  command = [
+    sys.executable,
+    "-m",
+    "tools.convert_checkpoint",
+    str(tmp_path / "x.pth"),
+    str(tmp_path / "ours"),
+    *FLAGS,
+  ]
   with file_size_limit(100_000):  # which the process inherits
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
   assert result.returncode == 1 and not result.stdout

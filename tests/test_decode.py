@@ -102,8 +102,9 @@ def reference_search(table, prompt, beams, max_length, min_length, power=0.6):
       row = log_probs(table, tokens)
       if s < min_length:
         row[EOS] = -1e20
-      candidates += [((cumulated + row[v]) / penalty(s + 1, power), tokens + [v])
-                     for v in range(len(row))]
+      candidates += [
+        ((cumulated + row[v]) / penalty(s + 1, power), tokens + [v]) for v in range(len(row))
+      ]
     candidates.sort(key=lambda c: -c[0])
     alive = [(tokens, score * penalty(s + 1, power)) for score, tokens in candidates[:beams]]
     if candidates[0][1][-1] == EOS or s + 1 == max_length:
@@ -121,9 +122,10 @@ def standard_search(table, prompt, beams, max_length, min_length, power=0.6):
     candidates = []
     for cumulated, tokens in alive:
       row = log_probs(table, tokens)
-      candidates += [(cumulated + row[v], tokens + [v]) for v in range(len(row))
-                     if v != EOS or s >= min_length]
-    candidates = sorted(candidates, key=lambda c: -c[0])[:2 * beams]
+      candidates += [
+        (cumulated + row[v], tokens + [v]) for v in range(len(row)) if v != EOS or s >= min_length
+      ]
+    candidates = sorted(candidates, key=lambda c: -c[0])[: 2 * beams]
     stored += [(c[0] / penalty(s + 1, power), c[1]) for c in candidates if c[1][-1] == EOS]
     alive = [c for c in candidates if c[1][-1] != EOS][:beams]
   stored = sorted(stored, key=lambda c: -c[0])[:beams]
@@ -138,8 +140,9 @@ def all_finished(table, prompt, max_length, min_length=0, power=0.6, tokens=rang
   for length in range(max(1, min_length + 1), max_length + 1):
     for body in itertools.product(others, repeat=length - 1):
       sequence = list(prompt) + list(body) + [EOS]
-      total = sum(log_probs(table, sequence[:i])[sequence[i]]
-                  for i in range(len(prompt), len(sequence)))
+      total = sum(
+        log_probs(table, sequence[:i])[sequence[i]] for i in range(len(prompt), len(sequence))
+      )
       found.append((total / penalty(length, power), sequence))
   return sorted(found, key=lambda c: -c[0])
 
@@ -154,28 +157,29 @@ def test_wide_beam_is_brute_force(min_length, power):
   for seed in range(2):
     table, prompt = make_table(seed), [2, 3]
     expected = all_finished(table[0], prompt, 4, min_length, power)
-    result = run("beam", table, [prompt], 341, max_length=4, min_length=min_length,
-                 length_penalty=power)
+    result = run(
+      "beam", table, [prompt], 341, max_length=4, min_length=min_length, length_penalty=power
+    )
     found = len(expected)
     assert sequences(result)[:found] == [tokens for _, tokens in expected]
     np.testing.assert_allclose(result.scores[0, :found], [c[0] for c in expected], rtol=2e-5)
     # The places left over hold the unfinished sequences, then bare prompts.
-    unfinished = sequences(result)[found:found + 256]
+    unfinished = sequences(result)[found : found + 256]
     assert all(EOS not in s and len(s) == 6 for s in unfinished)
     assert len(set(map(tuple, unfinished))) == min(256, 341 - found)
-    assert (np.diff(result.scores[0, found:found + 256]) <= 0).all()
+    assert (np.diff(result.scores[0, found : found + 256]) <= 0).all()
 
 
 @pytest.mark.parametrize("mode", ["standard", "reference"])
-@pytest.mark.parametrize(
-    "beams,max_length,min_length", [(3, 8, 0), (5, 7, 4), (4, 1, 0)])
+@pytest.mark.parametrize("beams,max_length,min_length", [(3, 8, 0), (5, 7, 4), (4, 1, 0)])
 def test_beam_search_against_restatement(mode, beams, max_length, min_length):
   search = standard_search if mode == "standard" else reference_search
   batch, vocabulary = 30, 7
   for eos_bonus in (-1.0, 1.0):
     table = make_table(11, batch, vocabulary, eos_bonus)
-    result = run("beam", table, [[3]] * batch, beams, max_length=max_length,
-                 min_length=min_length, mode=mode)
+    result = run(
+      "beam", table, [[3]] * batch, beams, max_length=max_length, min_length=min_length, mode=mode
+    )
     for item in range(batch):
       check(result, search(table[item], [3], beams, max_length, min_length), item)
   if mode == "reference" and max_length > 1:  # the quirk of this mode did occur
@@ -210,9 +214,14 @@ def test_one_beam_is_greedy(mode):
     check(greedy, reference_search(table[item], [2], 1, 7, 1), item)
 
 
-@pytest.mark.parametrize("kind,rows,options", [
-    ("beam", 3, {"mode": "standard"}), ("beam", 3, {"mode": "reference"}),
-    ("sample", 3, {"top_k": 4, "top_p": 0.9})])
+@pytest.mark.parametrize(
+  "kind,rows,options",
+  [
+    ("beam", 3, {"mode": "standard"}),
+    ("beam", 3, {"mode": "reference"}),
+    ("sample", 3, {"top_k": 4, "top_p": 0.9}),
+  ],
+)
 def test_items_do_not_depend_on_batch_or_padding(kind, rows, options):
   prompts = [[2], [2, 3, 4], [4, 4, 2], [3], [2]]
   table = make_table(8, len(prompts), 7, eos_bonus=0.5)
@@ -230,7 +239,7 @@ def test_items_do_not_depend_on_batch_or_padding(kind, rows, options):
     start = len(prompt)
     for tokens in sequences(alone):
       assert tokens[:start] == prompt and start + 4 <= len(tokens) <= start + 5
-      assert EOS not in tokens[start:start + 3]
+      assert EOS not in tokens[start : start + 3]
 
 
 def test_early_exit():
@@ -250,16 +259,22 @@ def test_early_exit():
     return sorted(calls)
 
   def beam(**more):
-    return positions(lambda cache: decode.beam_search(
-        counting, reorder_fn, cache, prompt, lengths, beams=2, **more, **options))
+    return positions(
+      lambda cache: decode.beam_search(
+        counting, reorder_fn, cache, prompt, lengths, beams=2, **more, **options
+      )
+    )
 
   # Prompts of 1 and 3 tokens, then one eos: positions 0 to 2.
   assert beam(mode="reference") == [0, 1, 2]
   assert beam(n_best=1) == [0, 1, 2]
   # Two results: the beams go on until a length bonus of 200 tokens cannot beat the second one.
   assert 4 <= len(beam()) <= 15
-  sampled = positions(lambda cache: decode.sample(
-      counting, cache, prompt, lengths, make_keys(0, 2), num_samples=2, **options))
+  sampled = positions(
+    lambda cache: decode.sample(
+      counting, cache, prompt, lengths, make_keys(0, 2), num_samples=2, **options
+    )
+  )
   assert sampled == [0, 1, 2]
 
 
@@ -272,9 +287,17 @@ def test_early_stop_is_exact_for_n_best():
       check(result, standard_search(table[item], [2], 3, 9, 0, power)[:n_best], item)
 
 
-@pytest.mark.parametrize("kind,rows,options,n", [
-    ("beam", 3, {"mode": "standard"}, 2), ("beam", 3, {"mode": "reference"}, 2),
-    ("greedy", 1, {}, 1), ("greedy", 1, {}, 2), ("greedy", 1, {}, 3), ("sample", 4, {}, 2)])
+@pytest.mark.parametrize(
+  "kind,rows,options,n",
+  [
+    ("beam", 3, {"mode": "standard"}, 2),
+    ("beam", 3, {"mode": "reference"}, 2),
+    ("greedy", 1, {}, 1),
+    ("greedy", 1, {}, 2),
+    ("greedy", 1, {}, 3),
+    ("sample", 4, {}, 2),
+  ],
+)
 def test_no_repeat_ngram(kind, rows, options, n):
   batch, vocabulary, prompt = 10, 5, [2, 3, 2, 4]
   table = make_table(4, batch, vocabulary, eos_bonus=-4.0)
@@ -283,7 +306,7 @@ def test_no_repeat_ngram(kind, rows, options, n):
 
   def repeats(tokens):
     """Does any n-gram that ends in a generated token occur earlier?"""
-    grams = [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return any(g in grams[:i] for i, g in enumerate(grams) if i + n > len(prompt))
 
   assert not any(repeats(s) for item in range(batch) for s in sequences(blocked, item))
@@ -303,21 +326,35 @@ def test_allowed():
   allowed = (False, True, True, False, True)
   wide = run("beam", table[:1], [[3]], 60, max_length=4, allowed=allowed)
   expected = all_finished(table[0], [3], 4, tokens=[1, 2, 4])
-  assert sequences(wide)[:len(expected)] == [tokens for _, tokens in expected]
+  assert sequences(wide)[: len(expected)] == [tokens for _, tokens in expected]
   # Without eos (grounding: a fixed number of box tokens) everything runs to max_length.
   fixed = run("greedy", table, [[3]] * 6, max_length=4, allowed=(False, False, True, False, True))
   assert (fixed.lengths == 5).all() and np.isfinite(fixed.scores).all()
 
 
-@pytest.mark.parametrize("kind,rows,options", [
-    ("beam", 3, {"mode": "standard"}), ("beam", 3, {"mode": "reference"}),
-    ("sample", 3, {"top_p": 0.5}), ("sample", 2, {})])
+@pytest.mark.parametrize(
+  "kind,rows,options",
+  [
+    ("beam", 3, {"mode": "standard"}),
+    ("beam", 3, {"mode": "reference"}),
+    ("sample", 3, {"top_p": 0.5}),
+    ("sample", 2, {}),
+  ],
+)
 def test_nothing_left_ends_with_eos(kind, rows, options):
   """Forbidden everywhere, or logits of -inf everywhere: eos, and never NaN."""
   table = make_table(7)
   for logits, expected in ((table, [3, 2, 2, EOS]), (np.full_like(table, -np.inf), [3, EOS])):
-    result = run(kind, logits, [[3]], rows, max_length=6, no_repeat_ngram=2,
-                 allowed=(False, False, True, False, False), **options)
+    result = run(
+      kind,
+      logits,
+      [[3]],
+      rows,
+      max_length=6,
+      no_repeat_ngram=2,
+      allowed=(False, False, True, False, False),
+      **options,
+    )
     assert sequences(result)[0] == expected  # a second 2 2 is forbidden
     assert not np.isnan(result.scores).any()
   if kind == "beam":
@@ -331,9 +368,9 @@ def test_more_beams_than_tokens(mode):
     table = make_table(seed, vocabulary=3)
     result = run("beam", table, [[2]], 8, max_length=3, mode=mode)
     expected = [c for c in search(table[0], [2], 8, 3, 0) if c[0] > -np.inf]
-    assert sequences(result)[:len(expected)] == [tokens for _, tokens in expected]
-    assert (result.scores[0, len(expected):] == -np.inf).all()
-    assert all(s == [2] for s in sequences(result)[len(expected):])
+    assert sequences(result)[: len(expected)] == [tokens for _, tokens in expected]
+    assert (result.scores[0, len(expected) :] == -np.inf).all()
+    assert all(s == [2] for s in sequences(result)[len(expected) :])
 
 
 def test_top_k_one_is_greedy_even_with_ties():
@@ -345,11 +382,17 @@ def test_top_k_one_is_greedy_even_with_ties():
     np.testing.assert_allclose(sampled.scores[:, row], greedy.scores[:, 0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("options,kept,power", [
-    ({}, [0, 1, 2, 3, 4], 1.0), ({"temperature": 0.5}, [0, 1, 2, 3, 4], 2.0),
-    ({"top_p": 0.7}, [2, 0], 1.0), ({"top_p": 0.71}, [2, 0, 4], 1.0),
+@pytest.mark.parametrize(
+  "options,kept,power",
+  [
+    ({}, [0, 1, 2, 3, 4], 1.0),
+    ({"temperature": 0.5}, [0, 1, 2, 3, 4], 2.0),
+    ({"top_p": 0.7}, [2, 0], 1.0),
+    ({"top_p": 0.71}, [2, 0, 4], 1.0),
     ({"top_k": 3, "top_p": 0.8}, [2, 0], 1.0),
-    ({"allowed": (True,) * 2 + (False,) * 3}, [0, 1], 1.0)])
+    ({"allowed": (True,) * 2 + (False,) * 3}, [0, 1], 1.0),
+  ],
+)
 def test_sampling_frequencies(options, kept, power):
   """First tokens of 4000 samples against the filtered distribution, in standard errors."""
   probability = np.array([0.25, 0.06, 0.451, 0.09, 0.149])
@@ -382,13 +425,27 @@ def test_samples_are_tied_to_their_key_and_number():
     assert [s[n:] for s in sequences(same, item)] == generated[0]
 
 
-@pytest.mark.parametrize("message,options", [
-    ("n_best", {"beams": 2, "n_best": 3}), ("beams", {"beams": 0}), ("mode", {"mode": "fast"}),
-    ("max_length", {"max_length": 0}), ("min_length", {"min_length": 4}),
-    ("allowed", {"allowed": np.ones(4, bool)}), ("prompt", {"prompt": jnp.ones(1, jnp.int32)})])
+@pytest.mark.parametrize(
+  "message,options",
+  [
+    ("n_best", {"beams": 2, "n_best": 3}),
+    ("beams", {"beams": 0}),
+    ("mode", {"mode": "fast"}),
+    ("max_length", {"max_length": 0}),
+    ("min_length", {"min_length": 4}),
+    ("allowed", {"allowed": np.ones(4, bool)}),
+    ("prompt", {"prompt": jnp.ones(1, jnp.int32)}),
+  ],
+)
 def test_bad_beam_options(message, options):
-  good = {"prompt": jnp.ones((1, 1), jnp.int32), "prompt_length": jnp.ones(1, jnp.int32),
-          "beams": 1, "max_length": 3, "eos_id": EOS, "pad_id": PAD}
+  good = {
+    "prompt": jnp.ones((1, 1), jnp.int32),
+    "prompt_length": jnp.ones(1, jnp.int32),
+    "beams": 1,
+    "max_length": 3,
+    "eos_id": EOS,
+    "pad_id": PAD,
+  }
   with pytest.raises(ValueError, match=message):
     decode.beam_search(step_fn, reorder_fn, make_cache(make_table(0), 1), **{**good, **options})
 
@@ -396,5 +453,15 @@ def test_bad_beam_options(message, options):
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": -1}])
 def test_bad_sample_options(options):
   with pytest.raises(ValueError, match=next(iter(options))):
-    decode.sample(step_fn, None, jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32), None,
-                  num_samples=1, max_length=3, eos_id=EOS, pad_id=PAD, **options)
+    decode.sample(
+      step_fn,
+      None,
+      jnp.ones((1, 1), jnp.int32),
+      jnp.ones(1, jnp.int32),
+      None,
+      num_samples=1,
+      max_length=3,
+      eos_id=EOS,
+      pad_id=PAD,
+      **options,
+    )

@@ -13,6 +13,7 @@ from mplug_jax.prediction_results import Answer, Box, Hit
 
 class Model:
   """What the page asks of a Predictor and of an Explainer; this one sees everything in the upper left."""
+
   path = "runs/any"
 
   def __init__(self, *methods):
@@ -25,7 +26,9 @@ class Model:
     heat = np.eye(1, 4, dtype=np.float32).reshape(1, 2, 2)
     with Image.open(image) as opened:
       pixels = np.asarray(opened.convert("RGB"))
-    return explain.Explanation(result, text, [pixels], [explain.Word(word, -1.0, heat, heat) for word in ("a", "dog")], boxes)
+    return explain.Explanation(
+      result, text, [pixels], [explain.Word(word, -1.0, heat, heat) for word in ("a", "dog")], boxes
+    )
 
   def answer(self, image, question):
     if not question:
@@ -64,12 +67,16 @@ def test_answers_come_with_the_maps_of_their_words(image):
 def test_boxes_are_drawn(image):
   said, shown = pages("locate").locate(image, "it")
   assert said.startswith("left 8, top 8, right 20, bottom 20")
-  assert (shown[0][0][3 * 8, 3 * 8:3 * 20] == (61, 245, 107)).all()
+  assert (shown[0][0][3 * 8, 3 * 8 : 3 * 20] == (61, 245, 107)).all()
 
 
 def test_search_in_uploads_or_in_a_folder(image, tmp_path):
   said, shown = pages("embed", "match").search("a dog", [image, image])
-  assert said.startswith("2 images") and [text for _, text in shown] == ["1: 0.50", "seen in 1", "2: 0.50"]
+  assert said.startswith("2 images") and [text for _, text in shown] == [
+    "1: 0.50",
+    "seen in 1",
+    "2: 0.50",
+  ]
   assert pages("embed", folder=str(tmp_path)).search("a dog", None)[0].startswith("1 images")
   assert pages("embed").search("a dog", None) == ("Upload the images to search in.", [])
   with pytest.raises(ValueError, match="has no image"):
@@ -80,8 +87,14 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, image):
   page, corrupt, huge = pages("answer"), tmp_path / "corrupt.png", tmp_path / "huge.png"
   corrupt.write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 50)
   Image.new("1", (6000, 6000)).save(huge)
-  assert page.answer(str(corrupt), "what?") == ("corrupt.png cannot be read as an image; upload a JPEG or PNG.", [])
-  assert page.answer(str(huge), "what?") == ("huge.png has 6000 x 6000 pixels, more than 25 million; make it smaller.", [])
+  assert page.answer(str(corrupt), "what?") == (
+    "corrupt.png cannot be read as an image; upload a JPEG or PNG.",
+    [],
+  )
+  assert page.answer(str(huge), "what?") == (
+    "huge.png has 6000 x 6000 pixels, more than 25 million; make it smaller.",
+    [],
+  )
   assert page.answer(None, "what?") == ("Choose an image first.", [])
   assert "empty" in page.answer(image, "")[0]
   truncated = tmp_path / "cut.png"
@@ -94,13 +107,21 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, image):
 def test_the_page_has_the_tabs_that_the_checkpoint_can_do(image):
   gradio = pytest.importorskip("gradio")
   blocks = demo.build(pages("answer", "embed", "match"))
-  assert [block.label for block in blocks.blocks.values() if isinstance(block, gradio.Tab)] == ["Ask", "Search"]
+  assert [block.label for block in blocks.blocks.values() if isinstance(block, gradio.Tab)] == [
+    "Ask",
+    "Search",
+  ]
   import gradio_client
+
   _, url, _ = demo.launch(blocks, "127.0.0.1", None, prevent_thread_lock=True)
   try:
     client = gradio_client.Client(url, verbose=False)
-    said, shown = client.predict(gradio_client.handle_file(image), "what is it?", api_name="/answer")
+    said, shown = client.predict(
+      gradio_client.handle_file(image), "what is it?", api_name="/answer"
+    )
     assert said == "a dog" and len(shown) == 3
-    assert client.predict(gradio_client.handle_file(image), "", api_name="/answer")[0].endswith("no words.")
+    assert client.predict(gradio_client.handle_file(image), "", api_name="/answer")[0].endswith(
+      "no words."
+    )
   finally:
     blocks.close()

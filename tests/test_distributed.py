@@ -16,8 +16,17 @@ from mplug_jax.data import tokenizer as tokenizers
 
 STEPS = 8
 SETTINGS = {
-    "total_steps": STEPS, "log_every": 1, "checkpoint.every": 1, "checkpoint.keep": STEPS, "eval.limit": 10, "eval.batch_size": 8,
-    "optim.schedule.name": "constant", "optim.clip": 0.0, "ema.decay": 0.9, "compilation_cache": ""}
+  "total_steps": STEPS,
+  "log_every": 1,
+  "checkpoint.every": 1,
+  "checkpoint.keep": STEPS,
+  "eval.limit": 10,
+  "eval.batch_size": 8,
+  "optim.schedule.name": "constant",
+  "optim.clip": 0.0,
+  "ema.decay": 0.9,
+  "compilation_cache": "",
+}
 
 
 def _config():
@@ -29,7 +38,9 @@ def _config():
 def _gradients(folder):
   """Gradients of the first update: the first moment after it is (1 - b1) times them, without clipping."""
   c = _config()
-  built = train.build(c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1])
+  built = train.build(
+    c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1]
+  )
   with contextlib.closing(checkpoint.Manager(folder)) as manager:
     state, _ = manager.restore(built.abstract, 1)
   return {name: x / (1 - c.optim.b1) for name, x in tiny_run.flat(state.opt_state.mu).items()}
@@ -51,19 +62,40 @@ def _start(processes, workdir, devices, mesh, cache, sleep=0.0):
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
-  settings = SETTINGS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh)) | {"compilation_cache": cache}
-  return [tiny_run.start(workdir, settings, f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={i}",
-                         devices=devices, sleep=sleep) for i in range(processes)]
+  settings = (
+    SETTINGS
+    | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh))
+    | {"compilation_cache": cache}
+  )
+  return [
+    tiny_run.start(
+      workdir,
+      settings,
+      f"--coordinator=localhost:{port}",
+      f"--processes={processes}",
+      f"--process={i}",
+      devices=devices,
+      sleep=sleep,
+    )
+    for i in range(processes)
+  ]
 
 
 def _assert_same_as(alone, folder):
   ours, expected = tiny_run.lines(folder), tiny_run.lines(alone)
-  assert [row["step"] for row in ours] == [row["step"] for row in expected] == [*range(1, STEPS + 1), STEPS]
+  assert (
+    [row["step"] for row in ours]
+    == [row["step"] for row in expected]
+    == [*range(1, STEPS + 1), STEPS]
+  )
   for row, other in zip(ours, expected):
     assert row.keys() == other.keys()
     for name, value in other.items():
       # Rounding grows with every update; the first ones agree as the first does.
-      assert row[name] == pytest.approx(value, rel=1e-5 if row["step"] <= 5 else 1e-4), (row["step"], name)
+      assert row[name] == pytest.approx(value, rel=1e-5 if row["step"] <= 5 else 1e-4), (
+        row["step"],
+        name,
+      )
   tiny_run.assert_gradients_equal(_gradients(folder), _gradients(alone))
   for name in ("predictions.json", "result.json"):
     assert json.loads((folder / name).read_text()) == json.loads((alone / name).read_text())
@@ -83,12 +115,16 @@ def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
   assert not [line for line in second if line.startswith(("devices", "parameters", "step"))]
 
   first, second = map(tiny_run.finish, _start(2, folder, 2, (1, 2, 2), cache))
-  assert first[-1].startswith("final: accuracy") and not [line for line in second if line.startswith("final")]
+  assert first[-1].startswith("final: accuracy") and not [
+    line for line in second if line.startswith("final")
+  ]
   _assert_same_as(alone, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, mesh", [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))])
+@pytest.mark.parametrize(
+  "processes, mesh", [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))]
+)
 def test_processes_with_eight_devices_together_equal_one(processes, mesh, alone, tmp_path):
   for process in _start(processes, tmp_path / "run", 8 // processes, mesh, ""):
     tiny_run.finish(process)
@@ -103,12 +139,22 @@ def test_a_lost_process_ends_the_run(tmp_path):
   both[1].kill()
   _, err = both[0].communicate(timeout=120)
   assert both[0].returncode != 0
-  assert err.strip().splitlines()[-1].startswith("error: process 0 of 2 was ended") and "Start all of them again" in err
+  assert (
+    err.strip().splitlines()[-1].startswith("error: process 0 of 2 was ended")
+    and "Start all of them again" in err
+  )
 
 
 def test_last_words_are_for_ends_that_leave_no_time():
   """A process that is killed has them said; one that ends by itself, or by an exception, has not."""
-  for ending, said in (("os.kill(os.getpid(), 9)", True), ("os.abort()", True), ("sys.exit(3)", False), ("1 / 0", False)):
+  for ending, said in (
+    ("os.kill(os.getpid(), 9)", True),
+    ("os.abort()", True),
+    ("sys.exit(3)", False),
+    ("1 / 0", False),
+  ):
     code = f"import os, sys; from mplug_jax import last_words; last_words.prepare('that was all'); {ending}"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    out = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert out.returncode != 0 and ("that was all" in out.stderr) == said, ending

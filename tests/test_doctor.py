@@ -16,13 +16,20 @@ from mplug_jax import config as config_lib, doctor
 def settings(tmp_path):
   """Eight questions about as many pictures, of which the last is no image."""
   rng = np.random.default_rng(0)
-  rows = [{"image": f"{i}.png", "question": f"what is number {i}?", "answer": "a picture"} for i in range(8)]
+  rows = [
+    {"image": f"{i}.png", "question": f"what is number {i}?", "answer": "a picture"}
+    for i in range(8)
+  ]
   for row in rows[:-1]:
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / row["image"])
   (tmp_path / "7.png").write_bytes(b"no image")
   for split in ("train", "val", "test"):
-    (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows if split == "train" else rows[:-1])))
-  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", "vqa").get_config(f"tiny,data=jsonl,root={tmp_path}")
+    (tmp_path / f"{split}.jsonl").write_text(
+      "".join(json.dumps(row) + "\n" for row in (rows if split == "train" else rows[:-1]))
+    )
+  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", "vqa").get_config(
+    f"tiny,data=jsonl,root={tmp_path}"
+  )
   c.compilation_cache = ""
   return c
 
@@ -32,19 +39,40 @@ def test_what_will_train_is_said_to_with_what_it_puts_up_with(settings, tmp_path
   assert doctor.examine(settings, str(tmp_path / "runs" / "new")) == 0
   out = capsys.readouterr().out
   assert "verdict   this will train, 2 warnings" in out
-  assert "train: 1 of 8 images cannot be read" in out and "1 of 8 images of the first batch cannot be read" in out
+  assert (
+    "train: 1 of 8 images cannot be read" in out
+    and "1 of 8 images of the first batch cannot be read" in out
+  )
   assert "of 8 examples" in out and "image uint8[8, 32, 32, 3]" in out and "tokens of" not in out
   losses = [float(x) for x in out.partition("updates   loss ")[2].partition(" with")[0].split(", ")]
   assert len(losses) == 4 and losses[-1] < losses[0]
   assert sorted(tmp_path.iterdir()) == before  # nothing is written
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda c: c.data.update({"train_files": ("/nowhere/train.jsonl",)}), "data.train_files names /nowhere/train.jsonl"),
-    (lambda c: c.data.update({"strict": True}), "train: config.data.strict=True, and 1 of 8 images cannot be read"),
-    (lambda c: c.tokenizer.update({"kind": "wordpiece"}), "config.tokenizer.path must name the vocab.txt"),
-    (lambda c: c.update({"total_epochs": 0, "total_steps": 0}), "Set config.total_steps or config.total_epochs")])
-def test_what_will_not_train_is_said_to_with_the_reason(settings, tmp_path, capsys, change, message):
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (
+      lambda c: c.data.update({"train_files": ("/nowhere/train.jsonl",)}),
+      "data.train_files names /nowhere/train.jsonl",
+    ),
+    (
+      lambda c: c.data.update({"strict": True}),
+      "train: config.data.strict=True, and 1 of 8 images cannot be read",
+    ),
+    (
+      lambda c: c.tokenizer.update({"kind": "wordpiece"}),
+      "config.tokenizer.path must name the vocab.txt",
+    ),
+    (
+      lambda c: c.update({"total_epochs": 0, "total_steps": 0}),
+      "Set config.total_steps or config.total_epochs",
+    ),
+  ],
+)
+def test_what_will_not_train_is_said_to_with_the_reason(
+  settings, tmp_path, capsys, change, message
+):
   change(settings)
   assert doctor.examine(settings, str(tmp_path)) > 0
   out = capsys.readouterr().out
@@ -55,18 +83,36 @@ def test_a_step_that_is_too_large_is_not_tried(settings, tmp_path, capsys, monke
   monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 20)
   assert doctor.examine(settings, str(tmp_path)) == 1
   out = capsys.readouterr().out
-  assert "GiB a device, which has 0.0: lower config.batch_size" in out and "updates" not in out.partition("first took")[2]
+  assert (
+    "GiB a device, which has 0.0: lower config.batch_size" in out
+    and "updates" not in out.partition("first took")[2]
+  )
 
 
-@pytest.mark.parametrize("backend, environment, files, expected", [
-    ("cpu", {}, (), ""), ("cpu", {}, ("/dev/nvidia0",), "gpu"), ("cpu", {}, ("/dev/accel0",), "tpu"), ("cpu", {"TPU_NAME": "x"}, (), "tpu"),
-    ("gpu", {}, ("/dev/nvidia0",), ""), ("cpu", {"JAX_PLATFORMS": "cpu"}, ("/dev/nvidia0",), "")])
+@pytest.mark.parametrize(
+  "backend, environment, files, expected",
+  [
+    ("cpu", {}, (), ""),
+    ("cpu", {}, ("/dev/nvidia0",), "gpu"),
+    ("cpu", {}, ("/dev/accel0",), "tpu"),
+    ("cpu", {"TPU_NAME": "x"}, (), "tpu"),
+    ("gpu", {}, ("/dev/nvidia0",), ""),
+    ("cpu", {"JAX_PLATFORMS": "cpu"}, ("/dev/nvidia0",), ""),
+  ],
+)
 def test_an_accelerator_that_jax_does_not_use_is_noticed(backend, environment, files, expected):
   assert doctor.unused_accelerator(backend, environment, files.__contains__) == expected
 
 
 def test_the_command_line_refuses_as_that_of_a_run():
-  done = subprocess.run([sys.executable, "-m", "mplug_jax.doctor", "--config=configs/none.py"], cwd=tiny_run.ROOT, capture_output=True,
-                        text=True, check=False)
-  assert done.returncode == 1 and done.stderr.startswith("error: ") and "configs/none.py" in done.stderr
+  done = subprocess.run(
+    [sys.executable, "-m", "mplug_jax.doctor", "--config=configs/none.py"],
+    cwd=tiny_run.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (
+    done.returncode == 1 and done.stderr.startswith("error: ") and "configs/none.py" in done.stderr
+  )
   assert len(done.stderr.splitlines()) == 1

@@ -23,10 +23,12 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 
 def test_atomic_write_on_a_full_disk(tmp_path):
   files.write_atomic(tmp_path / "file", b"old")
-  code = ("import resource, signal; from mplug_jax import files\n"
-          "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-          "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-          f"files.write_atomic({str(tmp_path / 'file')!r}, bytes(100_000))")
+  code = (
+    "import resource, signal; from mplug_jax import files\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    f"files.write_atomic({str(tmp_path / 'file')!r}, bytes(100_000))"
+  )
   root = pathlib.Path(files.__file__).parents[1]
   run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
   assert run.returncode and "File too large" in run.stderr

@@ -20,16 +20,20 @@ TOKENIZER = SimpleNamespace(vocab_size=500, pad_id=0, bos_id=1, eos_id=2)
 IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH = 2, 3, 11, 2, 5
 # Every rule that changes a count: shared and repeated image rows, projection of the image, depth.
 GEOMETRIES = [
-    dict(fusion_layers=3, stride=1, vision_width=64, hidden_size=32),
-    dict(fusion_layers=2, stride=6, vision_width=64, hidden_size=64),
-    dict(fusion_layers=4, stride=2, vision_width=64, hidden_size=64, fusion="paper"),
+  dict(fusion_layers=3, stride=1, vision_width=64, hidden_size=32),
+  dict(fusion_layers=2, stride=6, vision_width=64, hidden_size=64),
+  dict(fusion_layers=4, stride=2, vision_width=64, hidden_size=64, fusion="paper"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def without_recomputation(monkeypatch):
   """Attention computes its scores again in the backward pass; model operations do not count that."""
-  monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
+  monkeypatch.setattr(
+    attention,
+    "_attention",
+    lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0],
+  )
 
 
 def products(jaxpr):
@@ -54,15 +58,31 @@ def make(**fields):
   """(task, abstract parameters, abstract batch) of a tiny model with `fields` changed."""
   config = vqa_config.get_config("tiny").unlock()
   config.model.update(fields)
-  config.data.update(dict(questions_per_image=QUESTIONS, max_question=LENGTH, max_answers=ANSWERS, max_answer_tokens=ANSWER_LENGTH))
+  config.data.update(
+    dict(
+      questions_per_image=QUESTIONS,
+      max_question=LENGTH,
+      max_answers=ANSWERS,
+      max_answer_tokens=ANSWER_LENGTH,
+    )
+  )
   task = train.tasks.get("vqa")(build_model(config, TOKENIZER), config, TOKENIZER)
   batch = task.batch_spec(IMAGES)
-  return task, jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))), batch
+  return (
+    task,
+    jax.eval_shape(
+      lambda: task.init(
+        jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+      )
+    ),
+    batch,
+  )
 
 
 def gradients(task):
   def loss(params, batch):
     return task.loss(params, SimpleNamespace(extra=()), batch, jax.random.key(0))[0]["answer"]
+
   return jax.grad(loss)
 
 
@@ -72,8 +92,17 @@ def caption(task, steps, beams=3):
     memory = task.model.memory(tokens)
     cache = task.apply(params, type(task.model).init_cache, memory, beams, steps + 1)
     prompt = jnp.full((memory.rows, 1), TOKENIZER.bos_id)
-    return decode.beam_search(*decoding_fns(task.model, params), cache, prompt, jnp.ones(memory.rows, jnp.int32), beams=beams,
-                              max_length=steps, eos_id=TOKENIZER.eos_id, pad_id=TOKENIZER.pad_id)
+    return decode.beam_search(
+      *decoding_fns(task.model, params),
+      cache,
+      prompt,
+      jnp.ones(memory.rows, jnp.int32),
+      beams=beams,
+      max_length=steps,
+      eos_id=TOKENIZER.eos_id,
+      pad_id=TOKENIZER.pad_id,
+    )
+
   return run
 
 
@@ -81,8 +110,12 @@ def caption(task, steps, beams=3):
 def test_train_step_counts_every_product(fields):
   task, params, batch = make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
   traced = jax.make_jaxpr(gradients(task))(params, batch)
-  used, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))  # without the gradient of the image
-  assert flops.vqa_train_step(task.model, IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH) == products(used)
+  used, _ = partial_eval.dce_jaxpr(
+    traced.jaxpr, [True] * len(traced.out_avals)
+  )  # without the gradient of the image
+  assert flops.vqa_train_step(
+    task.model, IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH
+  ) == products(used)
 
 
 @pytest.mark.parametrize("fields", GEOMETRIES[:2])
@@ -93,15 +126,29 @@ def test_captioning_counts_every_product(fields):
   # The loop's body is in the program once: of 7 steps, 6 are missing, each over a cache of 8 positions.
   seven = jax.make_jaxpr(caption(task, steps=7))(params, batch["image"])
   model, memory = task.model, ((IMAGES, flops.image_tokens(task.model)),)
-  step = flops.beam_generation(model, memory, 3, 1, 8) - flops.beam_generation(model, memory, 3, 0, 8)
+  step = flops.beam_generation(model, memory, 3, 1, 8) - flops.beam_generation(
+    model, memory, 3, 0, 8
+  )
   assert flops.captioning(model, IMAGES, 3, 7) == products(seven.jaxpr) + 6 * step
 
 
 def test_agrees_with_xla_where_products_dominate():
   # XLA counts a scan's body once, so every stack is one layer deep; the widths of base keep elementwise work small.
-  task, params, batch = make(vision_layers=1, text_layers=1, decoder_layers=1, fusion_layers=3, stride=1, vision_width=768,
-                             hidden_size=768, heads=12, mlp_dim=3072, image_size=64, dropout=0.0, attention_dropout=0.0,
-                             vision_attention_dropout=0.0)
+  task, params, batch = make(
+    vision_layers=1,
+    text_layers=1,
+    decoder_layers=1,
+    fusion_layers=3,
+    stride=1,
+    vision_width=768,
+    hidden_size=768,
+    heads=12,
+    mlp_dim=3072,
+    image_size=64,
+    dropout=0.0,
+    attention_dropout=0.0,
+    vision_attention_dropout=0.0,
+  )
   shape = (IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH)
   counted = jax.jit(gradients(task)).lower(params, batch).cost_analysis()["flops"]
   assert flops.vqa_train_step(task.model, *shape) == pytest.approx(counted, rel=0.02)

@@ -17,14 +17,23 @@ def model():
 
 
 def test_operations_are_those_of_the_traced_networks(model):
-  text, image, mask = jnp.ones((1, 7, 32)), jnp.ones((1, flops.image_tokens(model), 32)), jnp.ones((1, 7), bool)
+  text, image, mask = (
+    jnp.ones((1, 7, 32)),
+    jnp.ones((1, flops.image_tokens(model), 32)),
+    jnp.ones((1, 7), bool),
+  )
   counted = {}
   for name, (network, operations) in fusion_benchmark.networks(model).items():
     params = jax.eval_shape(network.init, jax.random.key(0), text, mask, image)
     traced = jax.make_jaxpr(network.apply)(params, text, mask, image).jaxpr
     counted[name] = task_flops._count(traced, [False] * len(traced.invars), 1)[0]
     assert operations(7) == counted[name], name
-  assert list(counted) == ["co-attention", "connected", *(f"skip-connected, stride {s}" for s in (1, 2)), "asymmetric"]
+  assert list(counted) == [
+    "co-attention",
+    "connected",
+    *(f"skip-connected, stride {s}" for s in (1, 2)),
+    "asymmetric",
+  ]
   assert counted["asymmetric"] == counted["skip-connected, stride 2"]
 
 
@@ -48,10 +57,17 @@ def test_table_and_files(model, tmp_path, capsys):
 def test_numbers_of_operations_at_the_size_of_the_paper():
   """At 577 image tokens and 30 of text the closed forms by hand, in GFLOP."""
   base = MPlug(**PRESETS["base"], pad_id=0)
-  counted = {name: operations(30) / 1e9 for name, (_, operations) in fusion_benchmark.networks(base).items()}
+  counted = {
+    name: operations(30) / 1e9 for name, (_, operations) in fusion_benchmark.networks(base).items()
+  }
   width, tokens = 768, 607
   connected = 6 * (24 * tokens * width**2 + 4 * tokens**2 * width) / 1e9
   assert counted["connected"] == pytest.approx(connected)
-  falling = [counted["connected"], *(counted[f"skip-connected, stride {stride}"] for stride in (1, 2, 3))]
+  falling = [
+    counted["connected"],
+    *(counted[f"skip-connected, stride {stride}"] for stride in (1, 2, 3)),
+  ]
   assert falling == sorted(set(falling), reverse=True)
-  assert counted["co-attention"] / counted["skip-connected, stride 3"] == pytest.approx(3.92, abs=0.01)
+  assert counted["co-attention"] / counted["skip-connected, stride 3"] == pytest.approx(
+    3.92, abs=0.01
+  )

@@ -27,10 +27,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def _page_faults(how):
   environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  run = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True, env=environment)
+  run = subprocess.run(
+    [sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True, env=environment
+  )
   return int(run.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so readily")
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so readily"
+)
 def test_executions_do_not_pay_for_their_pages_again():
-  assert _page_faults("prepared") < 0.5 * _page_faults("plain")  # jax 0.10: a thousandth, 0.12: a third
+  assert _page_faults("prepared") < 0.5 * _page_faults(
+    "plain"
+  )  # jax 0.10: a thousandth, 0.12: a third

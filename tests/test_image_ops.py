@@ -25,10 +25,18 @@ def _encode(image, format, **options):
   return file.getvalue()
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True},
-    {"quality": 30}, {"quality": 100, "subsampling": 2},
-])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"progressive": True},
+    {"subsampling": 0},
+    {"subsampling": 1},
+    {"keep_rgb": True},
+    {"quality": 30},
+    {"quality": 100, "subsampling": 2},
+  ],
+)
 def test_jpeg_equals_pillow(options):
   data = _encode(_picture(51, 67), "JPEG", **options)
   expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -63,8 +71,9 @@ def test_greyscale_cmyk_palette_and_16_bits():
   np.testing.assert_array_equal(image_ops.decode_image(png), _picture())
 
   palette = Image.fromarray(_picture()).quantize(16)
-  np.testing.assert_array_equal(image_ops.decode_image(_encode(palette, "GIF")),
-                                np.asarray(palette.convert("RGB")))
+  np.testing.assert_array_equal(
+    image_ops.decode_image(_encode(palette, "GIF")), np.asarray(palette.convert("RGB"))
+  )
   red = Image.new("CMYK", (5, 4), (0, 255, 255, 0))
   decoded = image_ops.decode_image(_encode(red, "JPEG", quality=100))
   assert decoded.shape == (4, 5, 3) and np.abs(decoded.astype(int) - (255, 0, 0)).max() <= 3
@@ -84,16 +93,26 @@ def test_transparency_shows_white():
   indexed = Image.new("P", (2, 1), 1)
   indexed.putpalette([0, 0, 0, 10, 20, 30])
   indexed.putpixel((0, 0), 0)
-  np.testing.assert_array_equal(image_ops.decode_image(_encode(indexed, "PNG", transparency=0)),
-                                [[[255, 255, 255], [10, 20, 30]]])
+  np.testing.assert_array_equal(
+    image_ops.decode_image(_encode(indexed, "PNG", transparency=0)),
+    [[[255, 255, 255], [10, 20, 30]]],
+  )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-@pytest.mark.parametrize("orientation,upright", [
-    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]),
-    (4, lambda a: a[::-1]), (5, lambda a: a.swapaxes(0, 1)), (6, lambda a: np.rot90(a, -1)),
-    (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)), (8, lambda a: np.rot90(a, 1)),
-])
+@pytest.mark.parametrize(
+  "orientation,upright",
+  [
+    (1, lambda a: a),
+    (2, lambda a: a[:, ::-1]),
+    (3, lambda a: a[::-1, ::-1]),
+    (4, lambda a: a[::-1]),
+    (5, lambda a: a.swapaxes(0, 1)),
+    (6, lambda a: np.rot90(a, -1)),
+    (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+    (8, lambda a: np.rot90(a, 1)),
+  ],
+)
 def test_exif_rotation(format, orientation, upright):
   exif = Image.Exif()
   exif[0x0112] = orientation
@@ -116,7 +135,7 @@ def test_broken_exif_does_not_spoil_the_pixels():
 def test_truncated_and_corrupt_files_name_the_path(format, tmp_path):
   data = _encode(_picture(200, 200), format)
   path = tmp_path / "broken.img"
-  for content in (data[:len(data) // 2], data[:40], b"", b"\x00" + data, b"no image at all"):
+  for content in (data[: len(data) // 2], data[:40], b"", b"\x00" + data, b"no image at all"):
     path.write_bytes(content)
     with pytest.raises(image_ops.ImageError, match="broken.img cannot be read"):
       image_ops.decode_image(path)
@@ -152,10 +171,15 @@ def test_size_limit_is_checked_before_decoding(monkeypatch):
     image_ops.decode_image(data)
 
 
-@pytest.mark.parametrize("array", [
-    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
+@pytest.mark.parametrize(
+  "array",
+  [
+    np.zeros((4, 4, 3), np.float32),
+    np.zeros((4, 4, 2), np.uint8),
+    np.zeros((0, 4, 3), np.uint8),
     np.zeros((1, 4, 4, 3), np.uint8),
-])
+  ],
+)
 def test_other_arrays_are_refused(array):
   with pytest.raises(image_ops.ImageError, match="expected uint8 or uint16"):
     image_ops.decode_image(array)
@@ -178,8 +202,9 @@ def test_eval_transform_is_pillow_bicubic_of_the_whole_image():
 
 def test_crop_boxes_have_the_right_distribution():
   rng = np.random.default_rng(1)
-  boxes = np.array([image_ops.random_crop_box(400, 500, rng, (0.2, 0.6), (3 / 4, 4 / 3))
-                    for _ in range(4000)])
+  boxes = np.array(
+    [image_ops.random_crop_box(400, 500, rng, (0.2, 0.6), (3 / 4, 4 / 3)) for _ in range(4000)]
+  )
   top, left, h, w = boxes.T
   assert top.min() >= 0 and left.min() >= 0
   assert (top + h).max() <= 400 and (left + w).max() <= 500
@@ -192,10 +217,13 @@ def test_crop_boxes_have_the_right_distribution():
   np.testing.assert_allclose(np.quantile(top / (400 - h), deciles), deciles, atol=0.03)
 
 
-@pytest.mark.parametrize("height,width,box", [
+@pytest.mark.parametrize(
+  "height,width,box",
+  [
     (100, 1000, (0, 433, 100, 133)),  # too wide: central 4:3
     (1000, 90, (440, 0, 120, 90)),  # too tall: central 3:4
-])
+  ],
+)
 def test_crop_falls_back_to_the_centre(height, width, box):
   rng = np.random.default_rng(0)
   assert image_ops.random_crop_box(height, width, rng, (1, 1), (3 / 4, 4 / 3)) == box
@@ -223,8 +251,10 @@ def test_train_transform_leaves_an_image_of_the_right_size():
 def test_train_transform_repeats_with_the_generator_and_keeps_its_input():
   picture = _picture(70, 90)
   before = picture.copy()
-  outs = [image_ops.train_transform(picture, 32, np.random.default_rng(seed))
-          for seed in (3, 3, *range(10, 40))]
+  outs = [
+    image_ops.train_transform(picture, 32, np.random.default_rng(seed))
+    for seed in (3, 3, *range(10, 40))
+  ]
   np.testing.assert_array_equal(outs[0], outs[1])
   np.testing.assert_array_equal(picture, before)
   assert len({out.tobytes() for out in outs}) == 31

@@ -15,8 +15,16 @@ def made(folder, seed=0, **changes):
   c = tiny_run.config(tokenizer__vocab_size=64, **changes)
   abstract = train.build(c, tiny_run.tokenizer(folder, c)).abstract
   rng = np.random.default_rng(seed)
-  params = jax.tree.map(lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32), x.sharding), abstract.params)
-  averages = jax.tree.map(lambda x, y: jax.device_put(np.asarray(x) + 1, y.sharding), params, abstract.ema_params) if c.ema.decay else ()
+  params = jax.tree.map(
+    lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32), x.sharding), abstract.params
+  )
+  averages = (
+    jax.tree.map(
+      lambda x, y: jax.device_put(np.asarray(x) + 1, y.sharding), params, abstract.ema_params
+    )
+    if c.ema.decay
+    else ()
+  )
   return c, abstract.replace(params=params, ema_params=averages)
 
 
@@ -53,15 +61,22 @@ def part(path, tree, folder):
 def test_every_parameter_and_its_average(run, fresh):
   folder, params = run
   c, state = fresh
-  assert not np.array_equal(tiny_run.flat(state.params)["text_encoder/layers/output/kernel"], params["text_encoder/layers/output/kernel"])
+  assert not np.array_equal(
+    tiny_run.flat(state.params)["text_encoder/layers/output/kernel"],
+    params["text_encoder/layers/output/kernel"],
+  )
   new, report = init_from.init_from(state, options(c, folder))
   assert set(report.values()) == {str(folder)} and report.keys() == params.keys()
   for name, x in tiny_run.flat(new.params).items():
     np.testing.assert_array_equal(x, params[name], err_msg=name)
   for name, x in tiny_run.flat(new.ema_params).items():
     np.testing.assert_array_equal(x, params[name] + 1, err_msg=name)
-  assert jax.tree.map(lambda x: x.sharding, new.params) == jax.tree.map(lambda x: x.sharding, state.params)
-  assert any(line == f"text_encoder: 21 parameters from {folder}" for line in init_from.summary(report)), init_from.summary(report)
+  assert jax.tree.map(lambda x: x.sharding, new.params) == jax.tree.map(
+    lambda x: x.sharding, state.params
+  )
+  assert any(
+    line == f"text_encoder: 21 parameters from {folder}" for line in init_from.summary(report)
+  ), init_from.summary(report)
 
 
 def test_another_resolution_resizes_the_positions(run, tmp_path):
@@ -79,15 +94,26 @@ def test_several_checkpoints_fill_what_they_have_and_the_rest_is_declared(run, f
   nested = {name: x for name, x in params.items()}
   a = part("visual_encoder", nested, tmp_path / "a")
   b = part("text", {name: x + 1 for name, x in nested.items()}, tmp_path / "b")
-  with pytest.raises(ValueError, match=r"\d+ parameters are in none of the checkpoints \(fusion_encoder/.*config.init.new"):
+  with pytest.raises(
+    ValueError,
+    match=r"\d+ parameters are in none of the checkpoints \(fusion_encoder/.*config.init.new",
+  ):
     init_from.init_from(state, options(c, a, b))
   new, report = init_from.init_from(state, options(c, a, b, new=("(fusion_encoder|visn_\\w+)/.*",)))
   before, after = tiny_run.flat(state.params), tiny_run.flat(new.params)
   for name, x in after.items():
-    expected = params[name] if name.startswith("visual") else params[name] + 1 if name.startswith("text") else before[name]
+    expected = (
+      params[name]
+      if name.startswith("visual")
+      else params[name] + 1
+      if name.startswith("text")
+      else before[name]
+    )
     np.testing.assert_array_equal(x, expected, err_msg=name)
   assert any("at random" in line for line in init_from.summary(report))
-  both, _ = init_from.init_from(state, options(c, b, run[0]))  # the first that has a parameter counts
+  both, _ = init_from.init_from(
+    state, options(c, b, run[0])
+  )  # the first that has a parameter counts
   name = "text_encoder/layers/output/kernel"
   np.testing.assert_array_equal(tiny_run.flat(both.params)[name], params[name] + 1)
 
@@ -96,11 +122,16 @@ def test_what_does_not_fit_is_named(run, fresh, tmp_path):
   folder, params = run
   c, state = fresh
   more = part("", params | {"itm_head/kernel": np.zeros((2, 2), np.float32)}, tmp_path / "more")
-  with pytest.raises(ValueError, match=r"1 parameters of the checkpoints have no place \(itm_head/kernel\); .*config.init.unused"):
+  with pytest.raises(
+    ValueError,
+    match=r"1 parameters of the checkpoints have no place \(itm_head/kernel\); .*config.init.unused",
+  ):
     init_from.init_from(state, options(c, more))
   init_from.init_from(state, options(c, more, unused=("itm_head/.*",)))
   wide = part("", params | {"text_decoder/head/bias": np.zeros(7, np.float32)}, tmp_path / "wide")
-  with pytest.raises(ValueError, match=r"text_decoder/head/bias has shape \(7,\) in .*wide and \(64,\) in the model"):
+  with pytest.raises(
+    ValueError, match=r"text_decoder/head/bias has shape \(7,\) in .*wide and \(64,\) in the model"
+  ):
     init_from.init_from(state, options(c, wide))
   with pytest.raises(FileNotFoundError, match="nowhere"):
     init_from.init_from(state, options(c, tmp_path / "nowhere"))
@@ -111,12 +142,20 @@ def test_what_does_not_fit_is_named(run, fresh, tmp_path):
 
 def test_a_run_reads_with_the_tokenizer_of_the_one_it_starts_from(tmp_path):
   """Token embeddings mean nothing to another tokenizer."""
-  first = tokenizers.train_sentencepiece(["a red star is above a blue disc"] * 3, 60, tmp_path / "first" / "tokenizer")
-  other = tokenizers.train_sentencepiece(["quite another text, and longer"] * 3, 60, tmp_path / "other")
+  first = tokenizers.train_sentencepiece(
+    ["a red star is above a blue disc"] * 3, 60, tmp_path / "first" / "tokenizer"
+  )
+  other = tokenizers.train_sentencepiece(
+    ["quite another text, and longer"] * 3, 60, tmp_path / "other"
+  )
   c = tiny_run.config(init__paths=(str(tmp_path / "converted"), str(tmp_path / "first")))
   found = train.prepare_tokenizer(c, str(tmp_path / "new"), None)
   assert found.fingerprint == first.fingerprint != other.fingerprint
-  assert train.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint  # on resumption
+  assert (
+    train.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint
+  )  # on resumption
   c.tokenizer.path = str(tmp_path / "other" / "tokenizer.model")
-  with pytest.raises(ValueError, match=r"The tokenizer \(.*\) is not the one recorded in config.init.paths, .*first"):
+  with pytest.raises(
+    ValueError, match=r"The tokenizer \(.*\) is not the one recorded in config.init.paths, .*first"
+  ):
     train.prepare_tokenizer(c, str(tmp_path / "refused"), None)

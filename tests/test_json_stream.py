@@ -9,8 +9,11 @@ from tiny_run import refused
 
 from mplug_jax.data_prepare import json_stream
 
-ROWS = [{"id": 1, "text": "a \"b\" \\ é \U0001f600", "more": [1.5e3, {"x": [None, True, "]}"]}]}, {"id": 22, "text": ""},
-        {"id": 333, "text": "]"}]
+ROWS = [
+  {"id": 1, "text": 'a "b" \\ é \U0001f600', "more": [1.5e3, {"x": [None, True, "]}"]}]},
+  {"id": 22, "text": ""},
+  {"id": 333, "text": "]"},
+]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
@@ -21,12 +24,21 @@ def test_the_same_in_pieces_of_any_size(tmp_path, monkeypatch, chunk, indent, as
   path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=ascii), "utf-8")
   types = {"id": int, "text": str}
   assert [row for row, _ in json_stream.entries(path, types)] == ROWS
-  path.write_text(json.dumps({"n": 12345, "skipped": [[1], 2, []], "rows": ROWS, "last": {"a": "b"}}, indent=indent), "utf-8-sig")
+  path.write_text(
+    json.dumps(
+      {"n": 12345, "skipped": [[1], 2, []], "rows": ROWS, "last": {"a": "b"}}, indent=indent
+    ),
+    "utf-8-sig",
+  )
   others = {}
-  assert list(json_stream.entries(path, types, "rows", others)) == [(row, f"{path}, rows, entry {n}") for n, row in enumerate(ROWS, 1)]
+  assert list(json_stream.entries(path, types, "rows", others)) == [
+    (row, f"{path}, rows, entry {n}") for n, row in enumerate(ROWS, 1)
+  ]
   assert others == {"n": 12345, "last": {"a": "b"}}
   path.write_text(json.dumps({str(row["id"]): row for row in ROWS}, indent=indent))
-  assert [(name, row) for name, row, _ in json_stream.members(path, types)] == [(str(row["id"]), row) for row in ROWS]
+  assert [(name, row) for name, row, _ in json_stream.members(path, types)] == [
+    (str(row["id"]), row) for row in ROWS
+  ]
   path.write_text(" [ ]\n")
   assert list(json_stream.entries(path, types)) == []
 
@@ -43,11 +55,18 @@ def test_packed(tmp_path):
   refused(lambda: list(json_stream.entries(path, {})), f"{path} is not a complete gzip file")
 
 
-@pytest.mark.parametrize("text, message", [
-    ('[{"id": 1}, {"id": "2"}]', "entry 2: id must be a whole number."), ('[{"id": true}]', "entry 1: id must be a whole number."),
-    ('[{"id": 1} {"id": 2}]', "character 12: not valid JSON (, or ] should be here)"), ('[{"id": 1},', "not valid JSON ("),
-    ("", "character 1: not valid JSON (the file is cut off)"), ("[" * 100_000, "nested too deeply"), ("[1]", "entry 1: must be an object"),
-])
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ('[{"id": 1}, {"id": "2"}]', "entry 2: id must be a whole number."),
+    ('[{"id": true}]', "entry 1: id must be a whole number."),
+    ('[{"id": 1} {"id": 2}]', "character 12: not valid JSON (, or ] should be here)"),
+    ('[{"id": 1},', "not valid JSON ("),
+    ("", "character 1: not valid JSON (the file is cut off)"),
+    ("[" * 100_000, "nested too deeply"),
+    ("[1]", "entry 1: must be an object"),
+  ],
+)
 def test_what_is_wrong_is_said(tmp_path, text, message):
   path = tmp_path / "a.json"
   path.write_text(text)

@@ -39,11 +39,18 @@ def test_keep_mask_has_the_right_frequency_everywhere(rate):
 def test_keep_mask_is_independent_across_rows_columns_and_keys():
   keys = jax.random.split(jax.random.key(1), 64)
   mask = masks(keys, (64, 1024), 0.5)
-  for rows in (mask[0], mask[0, :, :256].reshape(16, -1), mask[:, 3], mask[:4].reshape(-1, 1024)[:, ::16].T):
+  for rows in (
+    mask[0],
+    mask[0, :, :256].reshape(16, -1),
+    mask[:, 3],
+    mask[:4].reshape(-1, 1024)[:, ::16].T,
+  ):
     c = correlations(rows)
     assert np.abs(c).max() < 5.5 / np.sqrt(rows.shape[1]), rows.shape
   assert not np.array_equal(mask[0], mask[1])
-  close = masks(jax.vmap(jax.random.key)(jnp.arange(64)), (16, 64), 0.5)  # keys whose seeds differ by one
+  close = masks(
+    jax.vmap(jax.random.key)(jnp.arange(64)), (16, 64), 0.5
+  )  # keys whose seeds differ by one
   assert np.abs(correlations(close.reshape(64, -1))).max() < 5.5 / np.sqrt(1024)
 
 
@@ -57,7 +64,12 @@ def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
   x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
   count = x.size
   assert np.isfinite(x).all() and 4.5 < np.abs(x).max() < 6
-  for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:  # of the standard normal
+  for power, moment, variance in [
+    (1, 0, 1),
+    (2, 1, 2),
+    (3, 0, 15),
+    (4, 3, 96),
+  ]:  # of the standard normal
     assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / count), power
   for rows in (x[0], x[:, 0], x[:, :, :4096:8].transpose(2, 0, 1).reshape(512, -1)[:64]):
     c = np.corrcoef(rows)
@@ -71,7 +83,9 @@ def test_keep_mask_does_not_depend_on_the_sharding():
   for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
-    assert len({str(s.index) for s in sharded.addressable_shards}) == 8 and np.array_equal(sharded, plain), spec
+    assert len({str(s.index) for s in sharded.addressable_shards}) == 8 and np.array_equal(
+      sharded, plain
+    ), spec
 
 
 def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
@@ -157,10 +171,14 @@ def test_attention_gradient_equals_autodiff_of_softmax(qkv):
     scores = jnp.where(mask, jnp.einsum("bhld,bhsd->bhls", q, k) / np.sqrt(8), -1e9)
     return (jnp.einsum("bhls,bhsd->bhld", jax.nn.softmax(scores), v) * weights).sum()
 
-  ours = jax.jit(jax.grad(lambda *x: (attention.attention(*x, mask) * weights).sum(), (0, 1, 2)))(*qkv)
+  ours = jax.jit(jax.grad(lambda *x: (attention.attention(*x, mask) * weights).sum(), (0, 1, 2)))(
+    *qkv
+  )
   for a, b in zip(ours, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
     np.testing.assert_allclose(a, b, atol=2e-5)
-  assert np.isfinite(ours[0]).all() and not np.any(ours[0][1, :, 2])  # nothing to attend to: no gradient to the query
+  assert np.isfinite(ours[0]).all() and not np.any(
+    ours[0][1, :, 2]
+  )  # nothing to attend to: no gradient to the query
 
 
 def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
@@ -169,7 +187,9 @@ def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
   out = jax.jit(lambda *x: attention.attention(*x, mask, 0.3, key))(*qkv)
   np.testing.assert_allclose(out, reference_attention(*qkv, mask, keep), atol=3e-6)
   keys = jax.random.split(key, 4096)
-  mean = jax.jit(lambda *x: jax.vmap(lambda k: attention.attention(*x, mask, 0.3, k))(keys).mean(0))(*qkv)
+  mean = jax.jit(
+    lambda *x: jax.vmap(lambda k: attention.attention(*x, mask, 0.3, k))(keys).mean(0)
+  )(*qkv)
   np.testing.assert_allclose(mean, reference_attention(*qkv, mask), atol=0.1)
 
 
@@ -186,7 +206,10 @@ def test_attention_scores_are_float32_whatever_the_inputs():
 def test_rows_that_share_keys_equal_repeated_keys():
   """M = 2 rows of keys, R = 3 rows of queries each."""
   rng = np.random.default_rng(3)
-  x, memory = rng.normal(size=(6, 4, 16)).astype(np.float32), rng.normal(size=(2, 5, 12)).astype(np.float32)
+  x, memory = (
+    rng.normal(size=(6, 4, 16)).astype(np.float32),
+    rng.normal(size=(2, 5, 12)).astype(np.float32),
+  )
   mask = rng.random((2, 1, 1, 5)) < 0.7
   module = layers.Attention(16, 2)
 
@@ -206,15 +229,26 @@ def test_rows_that_share_keys_equal_repeated_keys():
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4, 5)])
 def test_dense_and_its_own_gradient_rule_equal_flax(shape, use_bias):
   rng = np.random.default_rng(0)
-  x, weights = rng.normal(size=shape).astype(np.float32), rng.normal(size=(*shape[:-1], 7)).astype(np.float32)
+  x, weights = (
+    rng.normal(size=shape).astype(np.float32),
+    rng.normal(size=(*shape[:-1], 7)).astype(np.float32),
+  )
   ours, theirs = layers.Dense(7, use_bias), nn.Dense(7, use_bias)
   params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(0), x))
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, theirs.init(jax.random.key(0), x)
+  )
 
   def value_and_gradients(module):
-    return jax.jit(jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1)))(params, x)
+    return jax.jit(
+      jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1))
+    )(params, x)
 
-  for a, b in zip(jax.tree.leaves(value_and_gradients(ours)), jax.tree.leaves(value_and_gradients(theirs)), strict=True):
+  for a, b in zip(
+    jax.tree.leaves(value_and_gradients(ours)),
+    jax.tree.leaves(value_and_gradients(theirs)),
+    strict=True,
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -242,7 +276,12 @@ def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
   """Small inputs show the epsilon; a large offset shows a variance taken as a difference of squares."""
   rng = np.random.default_rng(0)
   x = (rng.normal(size=(4, 64)) * scale + offset).astype(np.float32)
-  params = {"params": {"scale": rng.normal(size=64).astype(np.float32), "bias": rng.normal(size=64).astype(np.float32)}}
+  params = {
+    "params": {
+      "scale": rng.normal(size=64).astype(np.float32),
+      "bias": rng.normal(size=64).astype(np.float32),
+    }
+  }
   wide = x.astype(np.float64)
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon)
   expected = expected * params["params"]["scale"] + params["params"]["bias"]
@@ -256,8 +295,12 @@ def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
 def test_activations():
   x = np.linspace(-6, 6, 101)
   erf = np.vectorize(math.erf)
-  np.testing.assert_allclose(layers.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6)
-  np.testing.assert_allclose(layers.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6)
+  np.testing.assert_allclose(
+    layers.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6
+  )
+  np.testing.assert_allclose(
+    layers.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6
+  )
 
 
 class Wide(nn.Module):
@@ -277,13 +320,18 @@ def test_remat_saves_memory(depth):
   for policy in ("none", "full"):
     stack = layers.scan(Wide, depth, policy)()
     params = jax.eval_shape(stack.init, jax.random.key(0), x)
-    compiled = jax.jit(jax.grad(lambda p, s=stack: jnp.square(s.apply(p, x)[0]).sum())).lower(params).compile()
+    compiled = (
+      jax.jit(jax.grad(lambda p, s=stack: jnp.square(s.apply(p, x)[0]).sum()))
+      .lower(params)
+      .compile()
+    )
     needed[policy] = compiled.memory_analysis().temp_size_in_bytes
   assert needed["full"] < 0.7 * needed["none"], needed
 
 
 def test_a_policy_may_keep_the_outputs_of_products():
   """How many products each policy computes: of three with parameters in a layer, forward and two gradients of each, and recomputed."""
+
   class Products(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -298,9 +346,15 @@ def test_a_policy_may_keep_the_outputs_of_products():
     loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
     counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
     gradients[policy] = jax.grad(loss)(params)
-  assert counts["none"] == counts["dots"] and counts["full"] == counts["none"] + 2  # nobody asks for the last output again
+  assert (
+    counts["none"] == counts["dots"] and counts["full"] == counts["none"] + 2
+  )  # nobody asks for the last output again
   for policy in ("dots", "full"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients[policy], gradients["none"])
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+      gradients[policy],
+      gradients["none"],
+    )
 
 
 def test_remat_outside_a_loop_has_a_barrier():

@@ -16,20 +16,30 @@ def gradients(c, tokenizer, batch, shape, chunk):
   c = c.copy_and_resolve_references()
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
   c.model.loss_chunk = chunk
-  built = train.build(c, tokenizer, 10, 10, jax.devices()[:np.prod(shape)])
+  built = train.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
   with jax.set_mesh(built.mesh):
     state, batch = built.init(), sharding.put_batch(batch, built.mesh)
     found, loss, metrics, _ = jax.jit(train_step.make_gradients(built.task))(state, batch)
   return tiny_run.flat(jax.device_get(found)), float(loss), jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("task", ["caption", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vqa", "pretrain"))])
+@pytest.mark.parametrize(
+  "task", ["caption", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vqa", "pretrain"))]
+)
 def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
   """With vocabulary and rows spread over eight devices, against one device without chunks."""
-  c = retrieval_files.config("tiny" + ",data=scenes" * (task == "vqa"), task, model__dropout=0.0, model__attention_dropout=0.0,
-                             model__vision_attention_dropout=0.0, model__initializer_range=0.1)
+  c = retrieval_files.config(
+    "tiny" + ",data=scenes" * (task == "vqa"),
+    task,
+    model__dropout=0.0,
+    model__attention_dropout=0.0,
+    model__vision_attention_dropout=0.0,
+    model__initializer_range=0.1,
+  )
   c.compilation_cache, c.tokenizer.vocab_size = "", 128
-  tokenizers.train_sentencepiece(data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, tmp_path)
+  tokenizers.train_sentencepiece(
+    data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, tmp_path
+  )
   tokenizer = tokenizers.load(tmp_path)
   batch = retrieval_files.first_batch(c, tokenizer)
   expected, expected_loss, expected_metrics = gradients(c, tokenizer, batch, (1, 1, 1), 0)

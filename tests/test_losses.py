@@ -22,7 +22,11 @@ def case():
   ids = rng.integers(3, 7, (3, 5))
   ids[0, 2:] = PAD
   ids[2, 4:] = PAD
-  return rng.normal(size=(3, 5, 7)).astype(np.float32) * 3, rng.normal(size=(3, 5, 7)).astype(np.float32) * 3, ids
+  return (
+    rng.normal(size=(3, 5, 7)).astype(np.float32) * 3,
+    rng.normal(size=(3, 5, 7)).astype(np.float32) * 3,
+    ids,
+  )
 
 
 def test_token_cross_entropy(case):
@@ -44,18 +48,24 @@ def test_soft_cross_entropy(case, axis):
 def test_soft_cross_entropy_with_a_certain_teacher_is_the_hard_one(case):
   student, _, ids = case
   certain = np.where(np.eye(7)[ids] > 0, 1e4, 0.0).astype(np.float32)
-  np.testing.assert_allclose(losses.soft_cross_entropy(student, certain), losses.token_cross_entropy(student, ids), rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.soft_cross_entropy(student, certain), losses.token_cross_entropy(student, ids), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
 def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
   """Values, gradients of everything, and which words are right; chunks need not divide the positions."""
   rng = np.random.default_rng(1)
-  hidden, table, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 4), (7, 4), (7,)))
+  hidden, table, bias = (
+    rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 4), (7, 4), (7,))
+  )
   labels, weights = rng.integers(0, 7, (3, 5)), rng.normal(size=(3, 5)).astype(np.float32)
   logits = log_softmax(hidden @ table.T + bias)
   each, right = losses.vocabulary_losses(hidden, table, bias, labels, chunk)
-  np.testing.assert_allclose(each, -np.take_along_axis(logits, labels[..., None], -1)[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(
+    each, -np.take_along_axis(logits, labels[..., None], -1)[..., 0], rtol=1e-5
+  )
   np.testing.assert_array_equal(right, logits.argmax(-1) == labels)
   assert 0 < right.sum() < right.size
 
@@ -63,7 +73,9 @@ def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
     return (losses.vocabulary_losses(hidden, table, bias, labels, chunk)[0] * weights).sum()
 
   gradients = jax.grad(total, argnums=(0, 1, 2))
-  for ours, expected in zip(gradients(hidden, table, bias, chunk), gradients(hidden, table, bias, 0)):
+  for ours, expected in zip(
+    gradients(hidden, table, bias, chunk), gradients(hidden, table, bias, 0)
+  ):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -74,14 +86,22 @@ def test_chunks_keep_all_logits_from_existing_at_once():
 
   def size(chunk):
     loss = lambda *args: losses.vocabulary_losses(*args, labels, chunk)[0].sum()  # noqa: E731
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, table, bias).compile().memory_analysis().temp_size_in_bytes
+    return (
+      jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+      .lower(hidden, table, bias)
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
 
   logits = 16 * 32 * 8192 * 4
   assert size(0) > logits and size(4) < logits / 3
 
 
 def test_next_ids():
-  np.testing.assert_array_equal(losses.next_ids(jnp.asarray([[5, 6, 7], [8, 2, 2]])), [[6, 7, 0], [2, 2, 0]])
+  np.testing.assert_array_equal(
+    losses.next_ids(jnp.asarray([[5, 6, 7], [8, 2, 2]])), [[6, 7, 0], [2, 2, 0]]
+  )
 
 
 @pytest.mark.parametrize("alpha,axis", [(0.0, -1), (0.4, -1), (0.4, 1)])
@@ -96,19 +116,25 @@ def test_answer_cross_entropy_by_hand(case, alpha, axis):
         distilled = -(np.exp(log_softmax(teacher[r, t])) * soft[r, t]).sum()
         expected[r] += -(1 - alpha) * hard[r, t, ids[r, t + 1]] + alpha * distilled
   options = dict(teacher_logits=teacher, alpha=alpha, axis=axis) if alpha else {}
-  np.testing.assert_allclose(losses.answer_cross_entropy(student, ids, PAD, **options), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.answer_cross_entropy(student, ids, PAD, **options), expected, rtol=1e-5
+  )
 
 
 def test_an_answer_of_pads_alone_costs_nothing(case):
   student, teacher, _ = case
   ids = np.full((3, 5), PAD)
-  value, gradient = jax.value_and_grad(lambda x: losses.answer_cross_entropy(x, ids, PAD, teacher, 0.5).sum())(student)
+  value, gradient = jax.value_and_grad(
+    lambda x: losses.answer_cross_entropy(x, ids, PAD, teacher, 0.5).sum()
+  )(student)
   assert value == 0 and not np.any(gradient)
 
 
 def test_the_teacher_gets_no_gradient(case):
   student, teacher, ids = case
-  gradient = jax.grad(lambda x: losses.answer_cross_entropy(student, ids, PAD, x, 0.4).sum())(teacher)
+  gradient = jax.grad(lambda x: losses.answer_cross_entropy(student, ids, PAD, x, 0.4).sum())(
+    teacher
+  )
   assert not np.any(gradient)
 
 
@@ -151,15 +177,22 @@ def test_rank_equals_brute_force(twice, top_k):
   model = Model(rows=9, vocabulary=8, length=6)
   candidates = np.full((len(ANSWERS), 6), PAD, np.int32)
   for row, answer in zip(candidates, ANSWERS):
-    row[:len(answer)] = answer
-  ranked = jax.jit(lambda: ranking.rank(model, 9, jnp.asarray(candidates), top_k=top_k, pad_id=PAD, first_token_twice=twice))()
+    row[: len(answer)] = answer
+  ranked = jax.jit(
+    lambda: ranking.rank(
+      model, 9, jnp.asarray(candidates), top_k=top_k, pad_id=PAD, first_token_twice=twice
+    )
+  )()
   assert ranked.answers.shape == (9, min(top_k, 6))
   for row in range(9):
     order, probabilities = brute_force(model, row, top_k, twice)
     assert ranked.answers[row].tolist() == order
     np.testing.assert_allclose(ranked.probabilities[row], probabilities, rtol=1e-4)
   if top_k == 3:  # the two settings disagree somewhere, so that they are told apart
-    assert any(brute_force(model, row, 3, True)[0] != brute_force(model, row, 3, False)[0] for row in range(9))
+    assert any(
+      brute_force(model, row, 3, True)[0] != brute_force(model, row, 3, False)[0]
+      for row in range(9)
+    )
 
 
 def test_equal_candidates_keep_their_order():

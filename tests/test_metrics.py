@@ -30,9 +30,11 @@ def rows_of(workdir):
 
 
 def test_reduction_weighs_by_count():
-  steps = [{"loss": (6.0, 2), "accuracy": (np.float32(1), np.int32(4))},
-           {"loss": (np.array([1.0, 2.0]), np.array([3, 5])), "rare": (0.0, 0)},
-           {"rare": (np.float32(0.5), 1)}]
+  steps = [
+    {"loss": (6.0, 2), "accuracy": (np.float32(1), np.int32(4))},
+    {"loss": (np.array([1.0, 2.0]), np.array([3, 5])), "rare": (0.0, 0)},
+    {"rare": (np.float32(0.5), 1)},
+  ]
   assert metrics.reduce_metrics(steps) == {"loss": 0.9, "accuracy": 0.25, "rare": 0.5}
 
 
@@ -53,8 +55,10 @@ def test_writer_lines_are_on_disk_at_once(tmp_path):
   writer = metrics.Writer(tmp_path / "run")
   writer.write_scalars(1, {"loss": np.float32(0.5), "epoch": 2, "one": np.ones((1, 1))})
   writer.write_texts(1, {"sample": "Quoi ? été\nline"})
-  expected = [{"step": 1, "loss": 0.5, "epoch": 2, "one": 1.0},
-              {"step": 1, "texts": {"sample": "Quoi ? été\nline"}}]
+  expected = [
+    {"step": 1, "loss": 0.5, "epoch": 2, "one": 1.0},
+    {"step": 1, "texts": {"sample": "Quoi ? été\nline"}},
+  ]
   assert rows_of(tmp_path / "run") == expected  # before any flush or close
   writer.flush()
   writer.close()
@@ -67,15 +71,22 @@ def test_writer_spells_out_non_finite_values(tmp_path):
   writer.write_scalars(3, {"a": float("nan"), "b": -np.inf, "c": np.float32(np.inf), "d": 1})
   line = (tmp_path / "metrics.jsonl").read_text()
   row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no valid json"))
-  assert row == {"step": 3, "a": None, "b": None, "c": None, "d": 1,
-                 "non_finite": {"a": "nan", "b": "-inf", "c": "inf"}}
+  assert row == {
+    "step": 3,
+    "a": None,
+    "b": None,
+    "c": None,
+    "d": 1,
+    "non_finite": {"a": "nan", "b": "-inf", "c": "inf"},
+  }
 
 
 def test_writer_hparams_are_flat_and_valid(tmp_path):
   writer = metrics.Writer(tmp_path, resume_step=5)
   writer.write_hparams({"optim": {"lr": 1e-3, "clip": float("inf")}, "seed": 1, "betas": (0.9, 1)})
-  assert rows_of(tmp_path) == [{"step": 5, "hparams": {
-      "optim.lr": 1e-3, "optim.clip": "inf", "seed": 1, "betas": "(0.9, 1)"}}]
+  assert rows_of(tmp_path) == [
+    {"step": 5, "hparams": {"optim.lr": 1e-3, "optim.clip": "inf", "seed": 1, "betas": "(0.9, 1)"}}
+  ]
 
 
 def test_writer_resume_drops_later_and_torn_lines(tmp_path):
@@ -108,9 +119,15 @@ def test_writer_disabled_touches_nothing(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("scalars, message", [
-    ({"loss": np.ones(2)}, "'loss' is not one number"), ({"loss": "low"}, "not one number"),
-    ({"loss": None}, "not one number"), ({"step": 1.0}, "'step' is reserved")])
+@pytest.mark.parametrize(
+  "scalars, message",
+  [
+    ({"loss": np.ones(2)}, "'loss' is not one number"),
+    ({"loss": "low"}, "not one number"),
+    ({"loss": None}, "not one number"),
+    ({"step": 1.0}, "'step' is reserved"),
+  ],
+)
 def test_writer_refuses_what_is_no_number(tmp_path, scalars, message):
   with pytest.raises(ValueError, match=message):
     metrics.Writer(tmp_path).write_scalars(1, scalars)
@@ -171,9 +188,17 @@ def test_step_timer():
     timer.step()
   with timer.paused():
     clock.now += 100.0
-  assert timer.report() == pytest.approx({
-      "steps_per_sec": 0.5, "examples_per_sec": 16.0, "data_wait_sec": 2.0,
-      "data_wait_share": 0.25, "host_share": 0.125, "compute_share": 0.625, "mfu": 0.25})
+  assert timer.report() == pytest.approx(
+    {
+      "steps_per_sec": 0.5,
+      "examples_per_sec": 16.0,
+      "data_wait_sec": 2.0,
+      "data_wait_share": 0.25,
+      "host_share": 0.125,
+      "compute_share": 0.625,
+      "mfu": 0.25,
+    }
+  )
   clock.now += 3.0
   assert timer.report() == {}
   clock.now += 2.0
@@ -197,9 +222,11 @@ def test_progress_in_a_log():
     clock.now += 0.5
     progress.mfu = None if step < 40 else 0.3125
   lines = stream.getvalue().splitlines()
-  assert lines == ["step    1/1000",
-                   "step   21/1000  loss 0.2500  2.00 steps/s  8:10 left",
-                   "step   41/1000  loss 0.2500  2.00 steps/s  MFU 31.2%  8:00 left"]
+  assert lines == [
+    "step    1/1000",
+    "step   21/1000  loss 0.2500  2.00 steps/s  8:10 left",
+    "step   41/1000  loss 0.2500  2.00 steps/s  MFU 31.2%  8:00 left",
+  ]
   assert "\r" not in stream.getvalue()
 
 

@@ -19,17 +19,28 @@ class Letters:
     return {"name": f"{self.letter}{index}", "id": index // 2}
 
 
-@pytest.mark.parametrize("weights, counts", [(None, (6, 4, 10)), ((1, 1, 1), (10, 10, 10)), ((2, 1, 1), (20, 10, 10)),
-                                             ((0.1, 0.8, 0.1), (10, 80, 10))])
+@pytest.mark.parametrize(
+  "weights, counts",
+  [
+    (None, (6, 4, 10)),
+    ((1, 1, 1), (10, 10, 10)),
+    ((2, 1, 1), (20, 10, 10)),
+    ((0.1, 0.8, 0.1), (10, 80, 10)),
+  ],
+)
 def test_an_epoch_has_every_record_and_the_given_shares(weights, counts):
   sizes = 6, 4, 10
   mixture = Mixture([Letters(letter, size) for letter, size in zip("abc", sizes)], weights)
   names = [mixture[i]["name"] for i in range(len(mixture))]
   seen = collections.Counter(names)
-  assert tuple(sum(n for name, n in seen.items() if name[0] == letter) for letter in "abc") == counts
+  assert (
+    tuple(sum(n for name, n in seen.items() if name[0] == letter) for letter in "abc") == counts
+  )
   assert len(seen) == sum(sizes)
   for letter, size, count in zip("abc", sizes, counts):
-    assert all(n in (count // size, -(-count // size)) for name, n in seen.items() if name[0] == letter)
+    assert all(
+      n in (count // size, -(-count // size)) for name, n in seen.items() if name[0] == letter
+    )
 
 
 def test_images_of_different_sources_have_different_numbers():
@@ -38,7 +49,13 @@ def test_images_of_different_sources_have_different_numbers():
   for i in range(len(mixture)):
     record = mixture[i]
     numbers[record["id"]].add(record["name"])
-  assert sorted(map(sorted, numbers.values())) == [["a0", "a1"], ["a2", "a3"], ["a4", "a5"], ["b0", "b1"], ["b2", "b3"]]
+  assert sorted(map(sorted, numbers.values())) == [
+    ["a0", "a1"],
+    ["a2", "a3"],
+    ["a4", "a5"],
+    ["b0", "b1"],
+    ["b2", "b3"],
+  ]
 
 
 def test_what_cannot_be_mixed():

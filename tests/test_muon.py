@@ -9,12 +9,24 @@ import optax
 
 from mplug_jax import muon, optim, sharding
 
-CONFIG = {"name": "muon", "lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "clip": 0.5, "schedule": {"name": "constant"}}
+CONFIG = {
+  "name": "muon",
+  "lr": 1e-2,
+  "weight_decay": 0.1,
+  "momentum": 0.9,
+  "clip": 0.5,
+  "schedule": {"name": "constant"},
+}
 
 
 def _params():
   rng = np.random.default_rng(0)
-  shapes = {"a": {"kernel": (3, 8, 16), "bias": (3, 16)}, "b": {"kernel": (16, 8)}, "c": {"kernel": (8, 16)}, "d": {"scale": (5,)}}
+  shapes = {
+    "a": {"kernel": (3, 8, 16), "bias": (3, 16)},
+    "b": {"kernel": (16, 8)},
+    "c": {"kernel": (8, 16)},
+    "d": {"scale": (5,)},
+  }
   return jax.tree.map(lambda s: rng.normal(size=s), shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
@@ -39,7 +51,12 @@ def test_singular_values_become_about_one():
 def test_updates_follow_the_formula():
   """Matrices of equal shape, in stacks or alone, move as if each were by itself; the rest is AdamW's."""
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _params())
-  tx, schedules = optim.make({**CONFIG, "groups": [[".*/kernel", {"group": "matrices", "lr": 0.02}], [".*", {}]]}, params, 10, 5)
+  tx, schedules = optim.make(
+    {**CONFIG, "groups": [[".*/kernel", {"group": "matrices", "lr": 0.02}], [".*", {}]]},
+    params,
+    10,
+    5,
+  )
   assert set(schedules) == {"matrices", "main"}
   state, got = tx.init(params), params
   wanted, mean = _params(), jax.tree.map(np.zeros_like, _params())
@@ -48,7 +65,9 @@ def test_updates_follow_the_formula():
   other_state = adamw.init(others)
   for t in range(3):
     grads = jax.tree.map(lambda x: x * 0.1 + t * 0.05, _params())  # noqa: B023
-    updates, state = jax.jit(tx.update)(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, got)
+    updates, state = jax.jit(tx.update)(
+      jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, got
+    )
     got = optax.apply_updates(got, updates)
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
     grads = jax.tree.map(lambda g: g * min(1.0, 0.5 / (norm + 1e-6)), grads)  # noqa: B023
@@ -58,7 +77,11 @@ def test_updates_follow_the_formula():
       ahead = (0.9 * mean[name]["kernel"] + 0.1 * g).reshape((-1,) + g.shape[-2:])
       direction = 0.2 * np.sqrt(16) * np.stack([_orthogonalized(x) for x in ahead]).reshape(g.shape)
       wanted[name]["kernel"] -= 0.02 * (direction + 0.1 * wanted[name]["kernel"])
-    moved, other_state = adamw.update({"a": jnp.asarray(grads["a"]["bias"]), "d": jnp.asarray(grads["d"]["scale"])}, other_state, others)
+    moved, other_state = adamw.update(
+      {"a": jnp.asarray(grads["a"]["bias"]), "d": jnp.asarray(grads["d"]["scale"])},
+      other_state,
+      others,
+    )
     others = optax.apply_updates(others, moved)
   for name in "abc":
     np.testing.assert_allclose(got[name]["kernel"], wanted[name]["kernel"], atol=2e-4)
@@ -83,7 +106,12 @@ def test_updates_on_a_mesh_are_those_of_one_device():
   update = jax.jit(tx.update)
   alone, _ = update(params, tx.init(params), params)
   mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
-  specs = jax.tree.map(lambda x: P(*[None] * (x.ndim - 2), "fsdp", "tensor") if x.ndim > 1 and x.shape[-2] % 2 == 0 else P(), params)
+  specs = jax.tree.map(
+    lambda x: (
+      P(*[None] * (x.ndim - 2), "fsdp", "tensor") if x.ndim > 1 and x.shape[-2] % 2 == 0 else P()
+    ),
+    params,
+  )
   split = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
   shared, _ = update(split, tx.init(split), split)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), shared, alone)

@@ -29,9 +29,19 @@ def execute(name, tmp_path):
   program = "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  exec(compile(text, 'cell', 'exec'), space)"
   flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
   done = subprocess.run(
-      [sys.executable, "-c", program], input=json.dumps(code(name)), capture_output=True, text=True, cwd=tiny_run.ROOT / "notebooks",
-      env=os.environ | {"MPLUG_NOTEBOOK_TINY": "1", "MPLUG_NOTEBOOK_RUNS": str(tmp_path), "XLA_FLAGS": flags,
-                        "PYTHONPATH": os.pathsep.join([str(tiny_run.ROOT), os.environ.get("PYTHONPATH", "")])})
+    [sys.executable, "-c", program],
+    input=json.dumps(code(name)),
+    capture_output=True,
+    text=True,
+    cwd=tiny_run.ROOT / "notebooks",
+    env=os.environ
+    | {
+      "MPLUG_NOTEBOOK_TINY": "1",
+      "MPLUG_NOTEBOOK_RUNS": str(tmp_path),
+      "XLA_FLAGS": flags,
+      "PYTHONPATH": os.pathsep.join([str(tiny_run.ROOT), os.environ.get("PYTHONPATH", "")]),
+    },
+  )
   assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
   return done.stdout
 
@@ -41,15 +51,22 @@ def test_notebooks_carry_no_outputs_and_begin_alike():
   first = {re.sub(r"setup\(.*?\)", "setup()", code(name)[0]) for name in NAMES}
   assert len(first) == 1 and "notebook.setup()" in first.pop()
   for name in NAMES:
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells(name) if cell["cell_type"] == "code")
+    assert not any(
+      cell["outputs"] or cell["execution_count"]
+      for cell in cells(name)
+      if cell["cell_type"] == "code"
+    )
     for text in code(name):
       compile(text, name, "exec")
 
 
 def test_the_first_cell_stops_where_there_is_no_clone(tmp_path):
-  done = subprocess.run([sys.executable, "-c", code("ask")[0]], capture_output=True, text=True, cwd=tmp_path)
+  done = subprocess.run(
+    [sys.executable, "-c", code("ask")[0]], capture_output=True, text=True, cwd=tmp_path
+  )
   assert done.returncode == 1 and done.stderr.splitlines() == [
-      "This runtime has no clone of the repository: put its address into REPOSITORY above."]
+    "This runtime has no clone of the repository: put its address into REPOSITORY above."
+  ]
 
 
 def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
@@ -81,4 +98,6 @@ def test_weights(tmp_path):
 
 def test_pod(tmp_path):
   out = execute("pod", tmp_path)
-  assert re.search(r"saved and stopped behind update [1-5], then trained to update 6", out), out[-2000:]
+  assert re.search(r"saved and stopped behind update [1-5], then trained to update 6", out), out[
+    -2000:
+  ]

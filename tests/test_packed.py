@@ -35,7 +35,11 @@ def test_dictionaries_keep_their_keys_alone():
   assert len(rows) == 1
 
 
-@pytest.mark.parametrize("owners", [(), (0, 0, 1, 2, 2), (2, 0, 2, 1, 0), (2, 2)], ids=["none", "in order", "mixed", "not all"])
+@pytest.mark.parametrize(
+  "owners",
+  [(), (0, 0, 1, 2, 2), (2, 0, 2, 1, 0), (2, 2)],
+  ids=["none", "in order", "mixed", "not all"],
+)
 def test_items_are_found_with_their_record(owners):
   records = packed.Grouped(("name", "size"), "items")
   assert [records.add({"name": f"r{i}", "size": i}, f"r{i}") for i in range(3)] == [0, 1, 2]
@@ -43,8 +47,13 @@ def test_items_are_found_with_their_record(owners):
   for place, owner in enumerate(owners):
     records.add_item(owner, f"item {place}")
   records = pickle.loads(pickle.dumps(records.close()))
-  expected = [[f"item {place}" for place, owner in enumerate(owners) if owner == number] for number in range(3)]
-  assert list(records) == [{"name": f"r{i}", "size": i, "items": items} for i, items in enumerate(expected)]
+  expected = [
+    [f"item {place}" for place, owner in enumerate(owners) if owner == number]
+    for number in range(3)
+  ]
+  assert list(records) == [
+    {"name": f"r{i}", "size": i, "items": items} for i, items in enumerate(expected)
+  ]
   assert records.counts().tolist() == list(map(len, expected))
   with pytest.raises(IndexError):
     records[3]
@@ -55,9 +64,16 @@ def test_many_records_take_little_more_memory_than_their_file(tmp_path):
   path = tmp_path / "train.jsonl"
   with path.open("w") as file:
     for number in range(20_000):
-      row = {"question_id": number, "image": "a.png", "question": f"what is number {number} of all these things?", "answer": "a thing"}
+      row = {
+        "question_id": number,
+        "image": "a.png",
+        "question": f"what is number {number} of all these things?",
+        "answer": "a thing",
+      }
       file.write(json.dumps(row) + "\n")
-  config = runpy.run_path(str(tiny_run.ROOT / "configs" / "vqa.py"))["get_config"](f"tiny,data=jsonl:{path}")
+  config = runpy.run_path(str(tiny_run.ROOT / "configs" / "vqa.py"))["get_config"](
+    f"tiny,data=jsonl:{path}"
+  )
   data.get_source(config, "train")  # imports what it needs
   tracemalloc.start()
   source = data.get_source(config, "train")

@@ -47,8 +47,9 @@ def ragged(index, record, rng):
 
 
 def take(count, **arguments):
-  batches = pipeline.train_batches(**{"source": Squares(10), "transform": noisy, "batch_size": 8,
-                                      "seed": 3, **arguments})
+  batches = pipeline.train_batches(
+    **{"source": Squares(10), "transform": noisy, "batch_size": 8, "seed": 3, **arguments}
+  )
   result = list(itertools.islice(batches, count))
   batches.close()
   return result
@@ -64,15 +65,20 @@ def assert_same(left, right):
 
 def joined(parts):
   """Batches of processes 0, 1, ... -> global batches."""
-  return [{key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
-          for step in zip(*parts, strict=True)]
+  return [
+    {key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
 
 
 def test_batch_contents():
   batch = take(1)[0]
   assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-      "index": ((8,), np.int32), "record": ((8,), np.int64), "noise": ((8, 3), np.float64),
-      "mask": ((8,), np.bool_)}
+    "index": ((8,), np.int32),
+    "record": ((8,), np.int64),
+    "noise": ((8, 3), np.float64),
+    "mask": ((8,), np.bool_),
+  }
   np.testing.assert_array_equal(batch["record"], batch["index"].astype(np.int64) ** 2)
   assert batch["mask"].all()
 
@@ -91,7 +97,9 @@ def test_random_draws_differ_between_rows_epochs_and_seeds():
 
 @pytest.mark.parametrize("records, block", [(100, 1), (100, 3), (101, 5), (7, 5), (7, 100)])
 def test_blocks_of_neighbours_hold_every_record_once_too(records, block):
-  order = np.concatenate([batch["index"] for batch in take(3, source=Squares(records), batch_size=records, block=block)])
+  order = np.concatenate(
+    [batch["index"] for batch in take(3, source=Squares(records), batch_size=records, block=block)]
+  )
   order = order.reshape(3, records)
   np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(records), (3, 1)))
   assert len({tuple(epoch) for epoch in order}) == 3 and (np.diff(order) != 1).any()
@@ -127,8 +135,16 @@ def test_resuming_continues_the_same_list(start_step):
 
 
 def until_error(transform, **arguments):
-  batches = pipeline.train_batches(Squares(100), transform, batch_size=8, seed=3, start_step=2,
-                                   process_index=1, process_count=2, **arguments)
+  batches = pipeline.train_batches(
+    Squares(100),
+    transform,
+    batch_size=8,
+    seed=3,
+    start_step=2,
+    process_index=1,
+    process_count=2,
+    **arguments,
+  )
   result = []
   with pytest.raises(ValueError, match=r"^Record \d+ of the data cannot be used: Key") as error:
     while True:
@@ -140,7 +156,9 @@ def until_error(transform, **arguments):
 def test_worker_processes_change_neither_batches_nor_errors():
   transform = FailsAt(int(take(10, source=Squares(100))[9]["index"][6]))
   (batches, message), (expected, expected_message) = (
-      until_error(transform, workers=2), until_error(transform))
+    until_error(transform, workers=2),
+    until_error(transform),
+  )
   assert len(expected) == 7 and message == expected_message
   assert_same(batches, expected)
 
@@ -167,25 +185,49 @@ def test_examples_of_different_shapes_are_an_error():
     take(1, transform=ragged)
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ({"source": Squares(0)}, "source is empty"),
     ({"batch_size": 0}, "positive multiple"),
     ({"batch_size": 6, "process_count": 4}, "batch_size 6 must be a positive multiple"),
     ({"process_index": 2, "process_count": 2}, "process_index 2 is not in"),
-    ({"start_step": -1}, "start_step"), ({"block": -1}, "block must be at least 0"),
-])
+    ({"start_step": -1}, "start_step"),
+    ({"block": -1}, "block must be at least 0"),
+  ],
+)
 def test_impossible_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):
     take(1, **arguments)
 
 
-@pytest.mark.parametrize("records, batch_size, process_count, limit", [
-    (10, 4, 1, None), (10, 4, 2, None), (10, 4, 4, None), (9, 8, 4, None), (12, 4, 2, None),
-    (3, 8, 4, None), (10, 4, 2, 5), (10, 4, 2, 99)])
+@pytest.mark.parametrize(
+  "records, batch_size, process_count, limit",
+  [
+    (10, 4, 1, None),
+    (10, 4, 2, None),
+    (10, 4, 4, None),
+    (9, 8, 4, None),
+    (12, 4, 2, None),
+    (3, 8, 4, None),
+    (10, 4, 2, 5),
+    (10, 4, 2, 99),
+  ],
+)
 def test_evaluation_reads_every_record_once_in_order(records, batch_size, process_count, limit):
-  parts = [list(pipeline.eval_batches(Squares(records), noisy, batch_size=batch_size,
-                                      process_index=p, process_count=process_count, limit=limit))
-           for p in range(process_count)]
+  parts = [
+    list(
+      pipeline.eval_batches(
+        Squares(records),
+        noisy,
+        batch_size=batch_size,
+        process_index=p,
+        process_count=process_count,
+        limit=limit,
+      )
+    )
+    for p in range(process_count)
+  ]
   count = min(records, limit or records)
   assert {len(part) for part in parts} == {-(-count // batch_size)}
   batches = joined(parts)
@@ -215,7 +257,13 @@ def test_worker_processes_need_no_parsed_flags_and_leave_no_noise(tmp_path):
   script = tmp_path / "script.py"
   script.write_text(SCRIPT)
   root = pipeline.__file__.rsplit("/mplug_jax/", 1)[0]
-  result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
-                          check=False, env={"PYTHONPATH": root, "PATH": ""}, timeout=60)
+  result = subprocess.run(
+    [sys.executable, str(script)],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={"PYTHONPATH": root, "PATH": ""},
+    timeout=60,
+  )
   assert result.stdout == "3\n", result.stderr
   assert result.stderr == ""

@@ -24,8 +24,9 @@ def colors_of(path):
 
 def test_curves_with_noise_gaps_and_a_torn_line(tmp_path):
   rng = np.random.default_rng(0)
-  rows = [{"step": s, "loss": float(np.exp(-s / 300) + 0.01 * rng.random())}
-          for s in range(0, 2000, 10)]
+  rows = [
+    {"step": s, "loss": float(np.exp(-s / 300) + 0.01 * rng.random())} for s in range(0, 2000, 10)
+  ]
   rows.insert(50, {"step": 501, "loss": None, "non_finite": {"loss": "nan"}})
   rows += [{"step": s, "test/accuracy": 30 + s / 30} for s in range(0, 2000, 500)]
   rows += [{"step": 3, "texts": {"loss": "a text"}}, {"step": 5, "steps_per_sec": 3.0}]
@@ -47,8 +48,19 @@ def test_curves_of_a_single_panel_and_point(tmp_path):
 
 
 def test_scores_and_rewards_have_panels_of_their_own(tmp_path):
-  path = write_lines(tmp_path / "m.jsonl", [{"step": 0, "train/loss": 1.0, "train/reward": 1.3, "train/iou": 0.2, "test/CIDEr-D": 80.0,
-                                             "test/CIDEr-D_seen": 90.0}])
+  path = write_lines(
+    tmp_path / "m.jsonl",
+    [
+      {
+        "step": 0,
+        "train/loss": 1.0,
+        "train/reward": 1.3,
+        "train/iou": 0.2,
+        "test/CIDEr-D": 80.0,
+        "test/CIDEr-D_seen": 90.0,
+      }
+    ],
+  )
   plots.curves(path, tmp_path / "curves.png")
   with Image.open(tmp_path / "curves.png") as image:
     assert image.size == (3 * 806, 546)
@@ -76,17 +88,18 @@ def test_fractions_become_percent():
 def test_running_mean_against_brute_force():
   values = np.random.default_rng(0).normal(size=200)
   half = 200 // 60
-  expected = [values[i - r:i + r + 1].mean()
-              for i in range(200) for r in [min(half, i, 199 - i)]]
+  expected = [values[i - r : i + r + 1].mean() for i in range(200) for r in [min(half, i, 199 - i)]]
   np.testing.assert_allclose(plots._running_mean(values), expected, atol=1e-12)
 
 
 def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
   images = np.zeros((3, 64, 64, 3), np.uint8)
   images[:, 20:40, 20:40] = (200, 30, 220)
-  lines = [[("what shape?", "circle", "circle")],
-           [("what colour?", "red", "blue"), ("is it red?", "Yes", "yes")],
-           [("is there a box?", "no", "")]]
+  lines = [
+    [("what shape?", "circle", "circle")],
+    [("what colour?", "red", "blue"), ("is it red?", "Yes", "yes")],
+    [("is there a box?", "no", "")],
+  ]
   out = tmp_path / "sheet.png"
   plots.sample_sheet(images, lines, out)
   with Image.open(out) as image:
@@ -98,8 +111,9 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
   assert os.listdir(tmp_path) == ["sheet.png"]
 
 
-@pytest.mark.parametrize("prediction, present, absent", [
-    ("Blue", GREEN, RED), ("red", RED, GREEN), ("", RED, GREEN)])
+@pytest.mark.parametrize(
+  "prediction, present, absent", [("Blue", GREEN, RED), ("red", RED, GREEN), ("", RED, GREEN)]
+)
 def test_sample_sheet_colour_follows_the_answer(tmp_path, prediction, present, absent):
   images = np.full((1, 300, 200, 3), 128, np.uint8)
   plots.sample_sheet(images, [[("q", prediction, "blue")]], tmp_path / "s.png")
@@ -139,4 +153,6 @@ def test_an_overlay_is_bright_where_the_heat_is_and_has_the_box():
   brightness = found.astype(int).sum(-1)
   assert brightness[100:, 220:].mean() > 2 * brightness[60:100, :80].mean()
   assert (found[18, 18:90] == (61, 245, 107)).all()
-  assert (plots.overlay(image, None)[:] == 120).all() and (plots.overlay(image, np.zeros((2, 2))) < 120).all()
+  assert (plots.overlay(image, None)[:] == 120).all() and (
+    plots.overlay(image, np.zeros((2, 2))) < 120
+  ).all()

@@ -27,11 +27,15 @@ class Fake:
     def rows(texts, truncate):
       if texts == [""]:
         raise ValueError("The question '' is empty.")
+
     return rows
 
   def answer(self, images, questions, truncate):
     self.calls.append(len(images))
-    return [Answer(f"{question} {int(image.mean())}", -0.5) for image, question in zip(images, questions, strict=True)]
+    return [
+      Answer(f"{question} {int(image.mean())}", -0.5)
+      for image, question in zip(images, questions, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -42,7 +46,9 @@ def folder(tmp_path):
   for i, name in enumerate(names):
     Image.fromarray(np.full((9, 9, 3), 10 * i, np.uint8)).save(tmp_path / name)
   (tmp_path / "photos/bad.png").write_bytes(b"no")
-  rows = [{"id": i, "image": name, "question": f"q{i}"} for i, name in enumerate(names)] + [{"id": 5, "image": names[0], "question": ""}]
+  rows = [{"id": i, "image": name, "question": f"q{i}"} for i, name in enumerate(names)] + [
+    {"id": 5, "image": names[0], "question": ""}
+  ]
   (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return tmp_path
 
@@ -66,8 +72,18 @@ def test_rows_of_a_file(folder, fake, capsys):
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/out.jsonl") == 0
   found = lines(folder / "out.jsonl")
   assert [row["id"] for row in found] == list(range(6)) and fake.calls == [2, 1, 1]
-  assert found[1] == {"id": 1, "image": "photos/b.png", "question": "q1", "answer": "q1 10", "score": -0.5}
-  assert "cannot be read" in found[2]["error"] and "is empty" in found[5]["error"] and "answer" not in found[2]
+  assert found[1] == {
+    "id": 1,
+    "image": "photos/b.png",
+    "question": "q1",
+    "answer": "q1 10",
+    "score": -0.5,
+  }
+  assert (
+    "cannot be read" in found[2]["error"]
+    and "is empty" in found[5]["error"]
+    and "answer" not in found[2]
+  )
   err = capsys.readouterr().err
   assert "2 of 6 rows have no result" in err and "bad.png" in err
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/again.jsonl", "--strict") == 1
@@ -77,18 +93,28 @@ def test_it_goes_on_behind_a_torn_line(folder, fake):
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/whole.jsonl") == 0
   whole = (folder / "whole.jsonl").read_bytes()
   part, fake.calls = folder / "part.jsonl", []
-  part.write_bytes(whole[:len(whole) // 2])
-  left = 6 - whole[:len(whole) // 2].count(b"\n")
+  part.write_bytes(whole[: len(whole) // 2])
+  left = 6 - whole[: len(whole) // 2].count(b"\n")
   assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
   assert part.read_bytes() == whole and sum(fake.calls) < left
   fake.calls = []
-  assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0 and not fake.calls and part.read_bytes() == whole
+  assert (
+    run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
+    and not fake.calls
+    and part.read_bytes() == whole
+  )
 
 
 def test_a_folder_and_one_question(folder, fake, capsys):
   assert run(f"--images={folder}/photos", "--question=what?") == 0
   found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [row["image"].rpartition("photos/")[2] for row in found] == ["a.png", "b.png", "bad.png", "c.png", "more/d.png"]
+  assert [row["image"].rpartition("photos/")[2] for row in found] == [
+    "a.png",
+    "b.png",
+    "bad.png",
+    "c.png",
+    "more/d.png",
+  ]
   assert found[4]["answer"] == "what? 40" and found[4]["question"] == "what?"
 
 
@@ -97,10 +123,16 @@ def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
   (folder / "broken.jsonl").write_text('{"id": 9}\n')
   rows = f"--input={folder}/rows.jsonl"
   for args, message in (
-      ((), "Give one of"), ((rows, f"--images={folder}"), "Give one of"), ((f"--images={folder}/photos",), "needs a text"),
-      ((f"--images={folder}/none", "--text=a"), "has no images"), ((f"--input={folder}/broken.jsonl",), "line 1 has no image and no"),
-      ((rows, f"--output={folder}/other.jsonl"), "holds results of other rows"), (("--task=caption", rows, "--text=a"), "--prompt"),
-      (("--task=nlvr2", f"--images={folder}", "--text=a"), "pairs of images"), ((f"--input={folder}/no.jsonl",), "no.jsonl")):
+    ((), "Give one of"),
+    ((rows, f"--images={folder}"), "Give one of"),
+    ((f"--images={folder}/photos",), "needs a text"),
+    ((f"--images={folder}/none", "--text=a"), "has no images"),
+    ((f"--input={folder}/broken.jsonl",), "line 1 has no image and no"),
+    ((rows, f"--output={folder}/other.jsonl"), "holds results of other rows"),
+    (("--task=caption", rows, "--text=a"), "--prompt"),
+    (("--task=nlvr2", f"--images={folder}", "--text=a"), "pairs of images"),
+    ((f"--input={folder}/no.jsonl",), "no.jsonl"),
+  ):
     assert run(*args) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
@@ -123,10 +155,24 @@ def test_a_file_of_results_loses_its_torn_line_alone(tmp_path):
 @pytest.mark.slow
 def test_the_real_thing(folder, tmp_path, capsys):
   run_folder = predictor_run.save(tmp_path / "run", predictor_run.config("pretrain"))
-  for task, options, key in (("vqa", ["--question=what?"], "answer"), ("caption", ["--n=2"], "captions"),
-                             ("retrieval", ["--text=a red square"], "probability"), ("embed", [], "embedding")):
-    assert predict.main([f"--checkpoint={run_folder}", f"--task={task}", f"--images={folder}/photos", *options]) == 0
+  for task, options, key in (
+    ("vqa", ["--question=what?"], "answer"),
+    ("caption", ["--n=2"], "captions"),
+    ("retrieval", ["--text=a red square"], "probability"),
+    ("embed", [], "embedding"),
+  ):
+    assert (
+      predict.main(
+        [f"--checkpoint={run_folder}", f"--task={task}", f"--images={folder}/photos", *options]
+      )
+      == 0
+    )
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [key in row for row in found] == [True, True, False, True, True]
-  assert predict.main([f"--checkpoint={run_folder}", "--task=grounding", f"--images={folder}/photos", "--text=a"]) == 1
+  assert (
+    predict.main(
+      [f"--checkpoint={run_folder}", "--task=grounding", f"--images={folder}/photos", "--text=a"]
+    )
+    == 1
+  )
   assert "configs/grounding.py" in capsys.readouterr().err

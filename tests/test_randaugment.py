@@ -62,8 +62,8 @@ def test_shears_move_rows_and_columns_in_proportion():
   image = next(_pictures())
   right = ra.shear_x(image, 0.5)
   for y in (0, 10, 24):  # even rows move by whole pixels
-    np.testing.assert_array_equal(right[y, y // 2:], image[y, :50 - y // 2])
-    assert (right[y, :y // 2] == 128).all()
+    np.testing.assert_array_equal(right[y, y // 2 :], image[y, : 50 - y // 2])
+    assert (right[y, : y // 2] == 128).all()
   # Row 1 moves by half a pixel: means of neighbours.
   mean = (image[1, :-1].astype(int) + image[1, 1:]) / 2
   assert np.abs(right[1, 1:] - mean).max() <= 1
@@ -101,7 +101,9 @@ class _Draws:
     return np.array([self._uniform.pop(0) for _ in range(size)])
 
 
-@pytest.mark.parametrize("name,low,high", [
+@pytest.mark.parametrize(
+  "name,low,high",
+  [
     ("identity", lambda x: x, lambda x: x),
     ("auto_contrast", ra.auto_contrast, ra.auto_contrast),
     ("equalize", ra.equalize, ra.equalize),
@@ -112,7 +114,8 @@ class _Draws:
     ("translate_x", lambda x: ra.translate_x(x, 7), lambda x: ra.translate_x(x, -7)),
     ("translate_y", lambda x: ra.translate_y(x, 7), lambda x: ra.translate_y(x, -7)),
     ("rotate", lambda x: ra.rotate(x, 21), lambda x: ra.rotate(x, -21)),
-])
+  ],
+)
 def test_magnitude_7_of_each_operation(name, low, high):
   image = next(_pictures())
   for sign, expected in ((0.2, low), (0.8, high)):
@@ -133,8 +136,7 @@ def test_half_of_ten_operations_are_applied():
   image = next(_pictures())[:20, :20]
   changed = sum(not np.array_equal(ra.rand_augment(image, rng, 1), image) for _ in range(2000))
   # Noise over the full range: identity never shows, the contrast stretch may not.
-  expected = sum(not np.array_equal(f(image), image) for f in (
-      ra.auto_contrast, ra.equalize)) + 7
+  expected = sum(not np.array_equal(f(image), image) for f in (ra.auto_contrast, ra.equalize)) + 7
   assert abs(changed / 2000 - 0.5 * expected / 10) < 0.04
 
 

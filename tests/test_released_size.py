@@ -36,7 +36,10 @@ finally:
 
 def official(name):
   with gzip.open(ROOT / "tests" / "golden" / "state_dicts.json.gz") as file:
-    return {key: torch_inventory.Tensor(tuple(shape), dtype) for key, (shape, dtype) in json.load(file)[name].items()}
+    return {
+      key: torch_inventory.Tensor(tuple(shape), dtype)
+      for key, (shape, dtype) in json.load(file)[name].items()
+    }
 
 
 def expected(name, tensor):
@@ -50,22 +53,42 @@ def expected(name, tensor):
 def tied(name):
   """The tensor whose storage this one shares in the official checkpoints, or ""."""
   head, _, rest = name.partition(".cls.predictions.decoder.")
-  return {"weight": f"{head}.bert.embeddings.word_embeddings.weight", "bias": f"{head}.cls.predictions.bias"}.get(rest, "")
+  return {
+    "weight": f"{head}.bert.embeddings.word_embeddings.weight",
+    "bias": f"{head}.cls.predictions.bias",
+  }.get(rest, "")
 
 
 def write_source(path, tensors):
-  torch_write.save_pth(path, [torch_write.Tensor(name, x.shape, x.dtype, lambda name=name, x=x: expected(name, x), tied(name))
-                              for name, x in tensors.items()])
+  torch_write.save_pth(
+    path,
+    [
+      torch_write.Tensor(
+        name, x.shape, x.dtype, lambda name=name, x=x: expected(name, x), tied(name)
+      )
+      for name, x in tensors.items()
+    ],
+  )
 
 
 def run(module, *args):
   """A command line tool -> (seconds, of them the CPU's, bytes of VmHWM, bytes of ru_maxrss)."""
   start = time.perf_counter()
-  process = subprocess.Popen([sys.executable, "-c", TOOL, module, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    [sys.executable, "-c", TOOL, module, *map(str, args)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
   out = process.stdout.read()
   _, status, usage = os.wait4(process.pid, 0)
   assert os.waitstatus_to_exitcode(status) == 0, out
-  return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, int(out.rsplit("VmHWM", 1)[1]) * 1024, usage.ru_maxrss * 1024
+  return (
+    time.perf_counter() - start,
+    usage.ru_utime + usage.ru_stime,
+    int(out.rsplit("VmHWM", 1)[1]) * 1024,
+    usage.ru_maxrss * 1024,
+  )
 
 
 def files(path):
@@ -85,7 +108,7 @@ def copy_seconds(source, nbytes, scratch):
         pass
   with open(scratch, "wb", buffering=0) as file:
     for at in range(0, nbytes, len(chunk)):
-      file.write(chunk[:nbytes - at])
+      file.write(chunk[: nbytes - at])
     os.fsync(file.fileno())
   seconds = time.perf_counter() - start, time.process_time() - cpu
   scratch.unlink()
@@ -94,23 +117,40 @@ def copy_seconds(source, nbytes, scratch):
 
 def report(what, measured, copy, model):
   seconds, cpu, hwm, maxrss = measured
-  print(f"{what}: {seconds:.1f} s ({cpu:.1f} s of CPU), reading and writing the bytes {copy[0]:.1f} s ({copy[1]:.1f} s), ratio "
-        f"{seconds / copy[0]:.2f}; VmHWM {hwm / 1e9:.2f} GB, ru_maxrss {maxrss / 1e9:.2f} GB; VmHWM / model {hwm / model:.2f}")
+  print(
+    f"{what}: {seconds:.1f} s ({cpu:.1f} s of CPU), reading and writing the bytes {copy[0]:.1f} s ({copy[1]:.1f} s), ratio "
+    f"{seconds / copy[0]:.2f}; VmHWM {hwm / 1e9:.2f} GB, ru_maxrss {maxrss / 1e9:.2f} GB; VmHWM / model {hwm / model:.2f}"
+  )
   assert hwm <= 1.3 * model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, ending", [("vqa_base", ""), ("vqa_base", ".safetensors"), ("vqa_large", ""), ("vqa_large", ".safetensors")])
+@pytest.mark.parametrize(
+  "name, ending",
+  [
+    ("vqa_base", ""),
+    ("vqa_base", ".safetensors"),
+    ("vqa_large", ""),
+    ("vqa_large", ".safetensors"),
+  ],
+)
 def test_released_size_there_and_back(name, ending, tmp_path):
   tensors = official(name)
   entries = [entry for m in (False, True) for entry in planned(tensors, m)]
   model = 4 * sum(int(np.prod(shape)) for shape, entry in entries if entry.action == "map")
-  source, ours, back, scratch = tmp_path / "official.pth", tmp_path / f"ours{ending}", tmp_path / "back.pth", tmp_path / "scratch"
+  source, ours, back, scratch = (
+    tmp_path / "official.pth",
+    tmp_path / f"ours{ending}",
+    tmp_path / "back.pth",
+    tmp_path / "scratch",
+  )
   write_source(source, tensors)
   baseline = run("tools.convert_checkpoint", "--help")[2]
   measured = run("tools.convert_checkpoint", source, ours, "--keep_dead")
-  print(f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(ours) / 1e9:.2f} GB, of it the model {model / 1e9:.2f} GB; "
-        f"VmHWM of the tool's --help {baseline / 1e9:.2f} GB")
+  print(
+    f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(ours) / 1e9:.2f} GB, of it the model {model / 1e9:.2f} GB; "
+    f"VmHWM of the tool's --help {baseline / 1e9:.2f} GB"
+  )
   report("convert", measured, copy_seconds(source, size(ours), scratch), model)
   expected_size = size(source)
   source.unlink()
@@ -130,6 +170,8 @@ def test_released_size_there_and_back(name, ending, tmp_path):
 def planned(tensors, momentum):
   """[(shape, Entry)] of the online weights or of their momentum copies."""
   names = convert.online_names(tensors, momentum)
-  geometry = infer_geometry({name: tensors[key].shape for name, key in convert.online_names(tensors).items()})
+  geometry = infer_geometry(
+    {name: tensors[key].shape for name, key in convert.online_names(tensors).items()}
+  )
   plan = convert.plan({name: tensors[key].shape for name, key in names.items()}, geometry)
   return [(tensors[names[name]].shape, entry) for name, entry in plan.items()]

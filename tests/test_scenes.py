@@ -15,10 +15,23 @@ from mplug_jax.data.scene_questions import FAMILIES, YES_NO_FAMILIES, SceneVqaSo
 
 DEFAULT, HARD = scenes.SceneConfig(), scenes.SceneConfig(difficulty="hard")
 BOTH = pytest.mark.parametrize("config", [DEFAULT, HARD], ids=["default", "hard"])
-PLAIN = {"little": "small", "tiny": "small", "big": "large", "violet": "purple", "disc": "circle",
-         "discs": "circle", "rhombus": "diamond", "rhombuses": "diamond", "plus": "cross"}
-WORDS = {**{w: w for w in (*scenes.SIZES, *scenes.COLOURS, *scenes.SHAPES)}, **PLAIN,
-         **{s + "s": s for s in scenes.SHAPES}, "crosses": "cross"}
+PLAIN = {
+  "little": "small",
+  "tiny": "small",
+  "big": "large",
+  "violet": "purple",
+  "disc": "circle",
+  "discs": "circle",
+  "rhombus": "diamond",
+  "rhombuses": "diamond",
+  "plus": "cross",
+}
+WORDS = {
+  **{w: w for w in (*scenes.SIZES, *scenes.COLOURS, *scenes.SHAPES)},
+  **PLAIN,
+  **{s + "s": s for s in scenes.SHAPES},
+  "crosses": "cross",
+}
 
 
 @functools.cache
@@ -40,8 +53,9 @@ def form_words(form):
   """The same of a form, in any nesting."""
   if isinstance(form, str):
     return [form] if form in WORDS.values() else []
-  return [w for part in form if part is not None and not isinstance(part, int)
-          for w in form_words(part)]
+  return [
+    w for part in form if part is not None and not isinstance(part, int) for w in form_words(part)
+  ]
 
 
 @BOTH
@@ -77,8 +91,9 @@ def test_held_out_pairs_are_in_test_alone(config):
       for text in scene_text.captions(scene) + [q.text for q in questions(scene)]:
         named = attribute_words(text)
         assert not any((b, a) in scenes.HELD_OUT for a, b in itertools.pairwise(named)), text
-  shown = collections.Counter((o.shape, o.colour) for s in sample(config, "test", 1000)
-                              for o in s.objects)
+  shown = collections.Counter(
+    (o.shape, o.colour) for s in sample(config, "test", 1000) for o in s.objects
+  )
   assert set(shown) == set(itertools.product(config.shapes, config.colours))
   assert 0.25 < np.mean([s.unseen for s in sample(config, "test", 1000)]) < 0.6
 
@@ -100,9 +115,15 @@ def test_scene_geometry(config):
     assert all(0 < x < config.size for o in scene.objects for x in o.box)
   assert counts == set(range(fewest, most + 1))
   assert worst == 0 if config is DEFAULT else 0.1 < worst <= 0.2
-  areas = {s: [(o.box[2] - o.box[0]) * (o.box[3] - o.box[1]) for scene in sample(
-    config, "train", 1000) for o in scene.objects if (o.size, o.shape) == (s, "circle")]
-    for s in scenes.SIZES}
+  areas = {
+    s: [
+      (o.box[2] - o.box[0]) * (o.box[3] - o.box[1])
+      for scene in sample(config, "train", 1000)
+      for o in scene.objects
+      if (o.size, o.shape) == (s, "circle")
+    ]
+    for s in scenes.SIZES
+  }
   assert min(areas["large"]) > 1.5 * max(areas["small"])
 
 
@@ -137,9 +158,12 @@ def test_captions_are_true_and_varied(config):
 
 
 NOUN = r"(?:an? |the )((?:small|little|tiny|large|big)? ?(?:[a-z]+ )?(?:[a-z]+|plus sign))"
-WAYS = {"left": r"(?:to the |on the )?left (?:side )?of",
-        "right": r"(?:to the |on the )?right (?:side )?of", "above": "above|over",
-        "below": "below|under|beneath"}
+WAYS = {
+  "left": r"(?:to the |on the )?left (?:side )?of",
+  "right": r"(?:to the |on the )?right (?:side )?of",
+  "above": "above|over",
+  "below": "below|under|beneath",
+}
 SIMPLE = {name: re.compile(rf"{NOUN} is (?:{way}) {NOUN}") for name, way in WAYS.items()}
 
 
@@ -149,8 +173,10 @@ def read_relation(text, scene):
   for name, pattern in SIMPLE.items():
     match = pattern.fullmatch(text)
     if match:
-      first, second = ([o for o in scene.objects if set(attribute_words(noun)) <= set(o[:3])]
-                       for noun in match.groups())
+      first, second = (
+        [o for o in scene.objects if set(attribute_words(noun)) <= set(o[:3])]
+        for noun in match.groups()
+      )
       axis, sign = (0 if name in ("left", "right") else 1), (-1 if name in ("left", "above") else 1)
       return any(sign * (a.centre[axis] - b.centre[axis]) > 0 for a in first for b in second)
   return None
@@ -227,8 +253,10 @@ def test_referring_expressions(config):
       target, head = scene.objects[r["target"]], r["form"].objects[0]
       assert scene_oracle.locate(r["form"], scene) == r["box"] == target.box
       assert sorted(attribute_words(r["text"])) == sorted(form_words(r["form"].objects))
-      assert any(o is not target and (o.shape == target.shape or o.colour == target.colour)
-                 for o in scene.objects)
+      assert any(
+        o is not target and (o.shape == target.shape or o.colour == target.colour)
+        for o in scene.objects
+      )
       heads = [o for o in scene.objects if all(w is None or w in o[:3] for w in head)]
       assert (len(heads) > 1) == r["needs_relation"] == bool(r["form"].relations)
       kinds[r["needs_relation"]] += 1
@@ -246,8 +274,12 @@ def text_only_accuracy(records):
     words[label].update(bag)
 
   def guess(bag):
-    return max(totals, key=lambda y: math.log(totals[y]) + sum(
-      math.log((words[y][w] + 1) / (totals[y] + 2)) for w in bag))
+    return max(
+      totals,
+      key=lambda y: (
+        math.log(totals[y]) + sum(math.log((words[y][w] + 1) / (totals[y] + 2)) for w in bag)
+      ),
+    )
 
   return np.mean([guess(bag) == label for bag, label in bags[cut:]])
 
@@ -267,8 +299,9 @@ def test_the_words_of_pairs_and_hypotheses_tell_nothing(config, make, monkeypatc
 @BOTH
 def test_pairs_are_true_as_labelled_and_balanced(config):
   by_template = collections.defaultdict(list)
-  pairs = [scene_pairs.pair(config, "train", i)
-           for i in range(2 * 6 * scene_pairs.PAIR_TEMPLATE_COUNT)]
+  pairs = [
+    scene_pairs.pair(config, "train", i) for i in range(2 * 6 * scene_pairs.PAIR_TEMPLATE_COUNT)
+  ]
   for p in pairs:
     assert scene_oracle.judge_pair(p.form, p.left, p.right) == p.label, p
     assert sorted(attribute_words(p.text)) == sorted(form_words(p.form[1])), p
@@ -304,8 +337,11 @@ def test_clips(config):
       assert (steps @ want > 0).all() and (steps @ want[::-1] == 0).all()
       assert np.ptp(steps @ want) <= 1  # constant speed, to the pixel
       for frame in clip.frames:
-        assert all(scenes.overlap(frame.objects[number], o) == 0
-                   for j, o in enumerate(frame.objects) if j != number)
+        assert all(
+          scenes.overlap(frame.objects[number], o) == 0
+          for j, o in enumerate(frame.objects)
+          if j != number
+        )
         assert all(0 < v < config.size for v in frame.objects[number].box)
     directions[clip.moves[next(iter(clip.moves))]] += 1
     still = [o for j, o in enumerate(first.objects) if j not in clip.moves]

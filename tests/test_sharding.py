@@ -22,7 +22,9 @@ def nothing_said_yet(monkeypatch):
 
 
 def _mesh(data=1, fsdp=1, tensor=1):
-  return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[:data * fsdp * tensor])
+  return sharding.make_mesh(
+    {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[: data * fsdp * tensor]
+  )
 
 
 def _tokenizer(vocab_size=30522):
@@ -33,7 +35,13 @@ def _abstract(size, mesh, **changes):
   """The abstract train state of a preset and what was said while its leaves were placed."""
   data, fsdp, tensor = mesh
   changes |= {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor, "ema__decay": 0.995}
-  built = train.build(tiny_run.config(size, **changes), _tokenizer(), 1000, 1000, jax.devices()[:data * fsdp * tensor])
+  built = train.build(
+    tiny_run.config(size, **changes),
+    _tokenizer(),
+    1000,
+    1000,
+    jax.devices()[: data * fsdp * tensor],
+  )
   return built.abstract
 
 
@@ -53,7 +61,9 @@ def test_every_parameter_and_moment_of_the_presets_is_sharded(size, caplog):
     # Over fsdp x tensor = 4; position tables, patch embedding and a few kernels go over fsdp alone, scales and biases stay whole.
     assert total / 4 <= mine <= 1.02 * total / 4
   # No leaf above 200 kB is whole anywhere in the state.
-  for name, leaf in ((sharding.path_name(p), x) for p, x in jax.tree.leaves_with_path(state.replace(rng=()))):
+  for name, leaf in (
+    (sharding.path_name(p), x) for p, x in jax.tree.leaves_with_path(state.replace(rng=()))
+  ):
     assert leaf.size * leaf.dtype.itemsize <= 2e5 or not leaf.sharding.is_fully_replicated, name
 
 
@@ -68,7 +78,9 @@ def test_depth_is_never_sharded_and_the_pairs_of_a_block_agree():
     assert spec(blocks["attention"][name]["kernel"]) == (None, "fsdp", "tensor")
     assert spec(blocks["attention"][name]["bias"]) == (None, "tensor")
   assert spec(blocks["attention"]["out"]["kernel"]) == (None, "tensor", "fsdp")
-  assert state.params["text_decoder"]["embeddings"]["word"]["embedding"].sharding.shard_shape((30522, 768)) == (15261, 192)
+  assert state.params["text_decoder"]["embeddings"]["word"]["embedding"].sharding.shard_shape(
+    (30522, 768)
+  ) == (15261, 192)
   for leaf in jax.tree.leaves(state.params["text_decoder"]["layers"]):
     assert leaf.shape[0] == 12 and leaf.sharding.shard_shape(leaf.shape)[0] == 12
 
@@ -83,16 +95,30 @@ def test_moments_and_average_live_where_their_parameter_lives():
 
 
 def test_columns_of_queues_are_split_as_parameters_are():
-  queues = {"image_queue": jax.ShapeDtypeStruct((16, 64), jnp.float32), "idx_queue": jax.ShapeDtypeStruct((1, 64), jnp.int32),
-            "queue_ptr": jax.ShapeDtypeStruct((1,), jnp.int32), "text_queue": jax.ShapeDtypeStruct((16, 63), jnp.float32)}
-  found = sharding.shardings_for({"extra": queues}, {}, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))["extra"]
+  queues = {
+    "image_queue": jax.ShapeDtypeStruct((16, 64), jnp.float32),
+    "idx_queue": jax.ShapeDtypeStruct((1, 64), jnp.int32),
+    "queue_ptr": jax.ShapeDtypeStruct((1,), jnp.int32),
+    "text_queue": jax.ShapeDtypeStruct((16, 63), jnp.float32),
+  }
+  found = sharding.shardings_for(
+    {"extra": queues}, {}, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  )["extra"]
   assert {name: tuple(x.spec) for name, x in found.items()} == {
-      "image_queue": (None, "fsdp"), "idx_queue": (None, "fsdp"), "queue_ptr": (), "text_queue": ()}
+    "image_queue": (None, "fsdp"),
+    "idx_queue": (None, "fsdp"),
+    "queue_ptr": (),
+    "text_queue": (),
+  }
 
 
 def test_factored_moments_drop_the_missing_dimension():
   state = _abstract("base", (1, 4, 2), optim__name="adafactor")
-  factored = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "v_row")) if hasattr(s, "v_row"))
+  factored = next(
+    s
+    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "v_row"))
+    if hasattr(s, "v_row")
+  )
   up = ("visual_encoder", "blocks", "mlp", "up", "kernel")
 
   def leaf(tree):
@@ -115,9 +141,12 @@ def test_a_dimension_that_does_not_divide_stays_whole_and_is_said_once(caplog):
   mesh = _mesh(fsdp=4, tensor=2)
   for _ in range(2):
     assert sharding.parameter_spec("embeddings/word/embedding", (319, 64), mesh) == P(None, "fsdp")
-  assert sharding.parameter_spec("embeddings/word/embedding", (320, 64), mesh) == P("tensor", "fsdp")
+  assert sharding.parameter_spec("embeddings/word/embedding", (320, 64), mesh) == P(
+    "tensor", "fsdp"
+  )
   assert [r.getMessage() for r in caplog.records] == [
-      "embeddings/word/embedding: dimension 0 of size 319 is not divisible by mesh axis 'tensor' of size 2 and stays whole."]
+    "embeddings/word/embedding: dimension 0 of size 319 is not divisible by mesh axis 'tensor' of size 2 and stays whole."
+  ]
 
 
 def test_a_parameter_without_a_rule_is_replicated_and_is_said_once(caplog):
@@ -131,11 +160,33 @@ def test_a_parameter_without_a_rule_is_replicated_and_is_said_once(caplog):
 
 
 def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():
-  assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-  assert dict(sharding.make_mesh({"data": 2, "fsdp": -1, "tensor": 1}).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
-  assert dict(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:3]).shape)["data"] == 3
-  for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1), (16, 1, 1), (-1, 16, 1), (0, 1, 8), (-1, 0, 1), (-2, 2, -2)):
-    with pytest.raises(ValueError, match="does not fit 8 devices: .* one of them may be -1") as error:
+  assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape) == {
+    "data": 2,
+    "fsdp": 2,
+    "tensor": 2,
+  }
+  assert dict(sharding.make_mesh({"data": 2, "fsdp": -1, "tensor": 1}).shape) == {
+    "data": 2,
+    "fsdp": 4,
+    "tensor": 1,
+  }
+  assert (
+    dict(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:3]).shape)["data"]
+    == 3
+  )
+  for sizes in (
+    (3, 1, 1),
+    (-1, 3, 1),
+    (-1, -1, 1),
+    (16, 1, 1),
+    (-1, 16, 1),
+    (0, 1, 8),
+    (-1, 0, 1),
+    (-2, 2, -2),
+  ):
+    with pytest.raises(
+      ValueError, match="does not fit 8 devices: .* one of them may be -1"
+    ) as error:
       sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
     assert str(dict(zip(sharding.AXES, sizes))) in str(error.value)
 
@@ -144,7 +195,9 @@ def test_make_mesh_keeps_the_tensor_axis_inside_a_process():
   """Else two processes would call different rows by the same number."""
   devices = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
   for sizes in ((1, 1, 4), (1, -1, 4)):
-    with pytest.raises(ValueError, match="data x fsdp = 1, which must be a multiple of the 2 processes"):
+    with pytest.raises(
+      ValueError, match="data x fsdp = 1, which must be a multiple of the 2 processes"
+    ):
       sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
 
 
@@ -157,11 +210,14 @@ def test_put_batch_splits_rows_over_data_and_fsdp_in_order():
   for shard in placed["x"].addressable_shards:
     data, fsdp, _ = (int(i[0]) for i in np.where(mesh.devices == shard.device))
     first = 2 * (2 * data + fsdp)
-    np.testing.assert_array_equal(shard.data, rows[first:first + 2])
+    np.testing.assert_array_equal(shard.data, rows[first : first + 2])
 
 
 def test_put_batch_says_what_a_batch_must_divide_by():
-  with pytest.raises(ValueError, match="batch of 6 rows .* data x fsdp = 4 devices; make config.batch_size .* a multiple of it"):
+  with pytest.raises(
+    ValueError,
+    match="batch of 6 rows .* data x fsdp = 4 devices; make config.batch_size .* a multiple of it",
+  ):
     sharding.put_batch({"x": np.zeros((6, 3))}, _mesh(2, 2, 2))
 
 

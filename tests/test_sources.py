@@ -12,16 +12,36 @@ from PIL import Image
 
 from mplug_jax.data import sources
 
-STOP = {"question_id": 42000, "question": "What does the sign say?", "image": "a/one.png",
-        "dataset": "vqa", "answer": ["stop", "stop", "stop sign", "stop"],
-        "ocr": [[[10.0, 20.0, 50.0, 40.0], "STOP"], [[0, 0, 1, 1], "ALL"]],
-        "object_label": "sign&&pole&&tree&&sign"}
-COLOUR = {"question_id": 42001, "question": "What color is it?", "image": "a/one.png",
-          "dataset": "vqa", "answer": ["red"] * 10}
-GENOME = {"question_id": 7, "question": "Who?", "image": "two.png", "dataset": "vg",
-          "answer": "a man"}
-BALANCED = {"question_id": "g1", "question": "Is it red?", "image": "three.png", "dataset": "gqa",
-            "answer": "yes"}
+STOP = {
+  "question_id": 42000,
+  "question": "What does the sign say?",
+  "image": "a/one.png",
+  "dataset": "vqa",
+  "answer": ["stop", "stop", "stop sign", "stop"],
+  "ocr": [[[10.0, 20.0, 50.0, 40.0], "STOP"], [[0, 0, 1, 1], "ALL"]],
+  "object_label": "sign&&pole&&tree&&sign",
+}
+COLOUR = {
+  "question_id": 42001,
+  "question": "What color is it?",
+  "image": "a/one.png",
+  "dataset": "vqa",
+  "answer": ["red"] * 10,
+}
+GENOME = {
+  "question_id": 7,
+  "question": "Who?",
+  "image": "two.png",
+  "dataset": "vg",
+  "answer": "a man",
+}
+BALANCED = {
+  "question_id": "g1",
+  "question": "Is it red?",
+  "image": "three.png",
+  "dataset": "gqa",
+  "answer": "yes",
+}
 
 
 def save_image(path):
@@ -34,14 +54,24 @@ def data(tmp_path):
   """config.data of a VQA v2 data set with three images in three roots."""
   for name in ("coco/a/one.png", "vg/two.png", "gqa/three.png"):
     save_image(tmp_path / name)
-  config = ml_collections.ConfigDict({
-      "name": "vqa_v2", "questions_per_image": 1, "val_file": "", "label_file": "",
-      "train_files": [write(tmp_path, "train.json", [STOP, COLOUR]),
-                      write(tmp_path, "vg.json", [GENOME, BALANCED])],
-      "test_file": write(tmp_path, "test.json",
-                         [{key: value for key, value in STOP.items() if key != "answer"}]),
-      "vqa_root": str(tmp_path / "coco"), "vg_root": str(tmp_path / "vg"),
-      "gqa_root": str(tmp_path / "gqa")})
+  config = ml_collections.ConfigDict(
+    {
+      "name": "vqa_v2",
+      "questions_per_image": 1,
+      "val_file": "",
+      "label_file": "",
+      "train_files": [
+        write(tmp_path, "train.json", [STOP, COLOUR]),
+        write(tmp_path, "vg.json", [GENOME, BALANCED]),
+      ],
+      "test_file": write(
+        tmp_path, "test.json", [{key: value for key, value in STOP.items() if key != "answer"}]
+      ),
+      "vqa_root": str(tmp_path / "coco"),
+      "vg_root": str(tmp_path / "vg"),
+      "gqa_root": str(tmp_path / "gqa"),
+    }
+  )
   return config
 
 
@@ -62,15 +92,25 @@ def all_questions(source):
 def test_official_rows(data, tmp_path):
   source = sources.get(data, "train")
   assert len(source) == 4
-  assert source[0] == {"image": str(tmp_path / "coco/a/one.png"), "image_id": "a/one.png",
-                       "questions": [{"question_id": 42000, "question": "What does the sign say?",
-                                      "answers": ["stop", "stop", "stop sign", "stop"],
-                                      "weights": None, "ocr": "STOP ALL",
-                                      "objects": "sign&&pole&&tree&&sign", "dataset": "vqa"}]}
+  assert source[0] == {
+    "image": str(tmp_path / "coco/a/one.png"),
+    "image_id": "a/one.png",
+    "questions": [
+      {
+        "question_id": 42000,
+        "question": "What does the sign say?",
+        "answers": ["stop", "stop", "stop sign", "stop"],
+        "weights": None,
+        "ocr": "STOP ALL",
+        "objects": "sign&&pole&&tree&&sign",
+        "dataset": "vqa",
+      }
+    ],
+  }
   assert source[2]["image"] == str(tmp_path / "vg/two.png")
   assert source[3]["image"] == str(tmp_path / "gqa/three.png")
   for index, answer in ((2, "a man"), (3, "yes")):
-    question, = source.questions(index)
+    (question,) = source.questions(index)
     assert (question["answers"], question["weights"]) == ([answer], [0.5])
     assert (question["ocr"], question["objects"]) == ("", "")
 
@@ -79,19 +119,24 @@ def test_questions_are_grouped_by_image(data):
   data.questions_per_image = 2
   source = sources.get(data, "train")
   assert [[q["question_id"] for q in source.questions(i)] for i in range(len(source))] == [
-      [42000, 42001], [7], ["g1"]]
+    [42000, 42001],
+    [7],
+    ["g1"],
+  ]
 
 
 def test_test_rows_need_no_answers(data):
-  question, = all_questions(sources.get(data, "test"))
+  (question,) = all_questions(sources.get(data, "test"))
   assert question["answers"] == [] and question["weights"] is None
 
 
 def test_soft_labels_of_validation(data, tmp_path):
   data.val_file = write(tmp_path, "val.json", [STOP, COLOUR])
   assert all_questions(sources.get(data, "val"))[0]["answers"] == STOP["answer"]
-  labels = [{"question_id": 42001, "label": {"red": 1, "pink": 0.3}},
-            {"question_id": 42000, "label": {}}]
+  labels = [
+    {"question_id": 42001, "label": {"red": 1, "pink": 0.3}},
+    {"question_id": 42000, "label": {}},
+  ]
   data.label_file = write(tmp_path, "labels.json", labels)
   stop, colour = all_questions(sources.get(data, "val"))
   assert (stop["answers"], stop["weights"]) == ([], [])
@@ -123,7 +168,9 @@ def test_missing_key_is_located(data, tmp_path, key):
     sources.get(data, "train")
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"answer": []}, "entry 2: the list of answers is empty"),
     ({"answer": ["red", 3]}, "entry 2: answer must be a string or a list of strings"),
     ({"answer": {"red": 1.0}}, "entry 2: answer must be a string or a list of strings"),
@@ -131,15 +178,18 @@ def test_missing_key_is_located(data, tmp_path, key):
     ({"image": None}, "entry 2: image must be a string"),
     ({"dataset": "coco"}, "entry 2: dataset 'coco' is not one of vqa, vg, gqa"),
     ({"ocr": [["STOP"]]}, r"entry 2: ocr must be a list of \[position, word\] pairs"),
-])
+  ],
+)
 def test_wrong_values_are_located(data, tmp_path, change, message):
   set_train(data, tmp_path, [STOP, {**COLOUR, **change}])
   with pytest.raises(ValueError, match=message):
     sources.get(data, "train")
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"questions": []}, "must hold a json list"), ([STOP, "x"], "entry 2: must be an object")])
+@pytest.mark.parametrize(
+  "content, message",
+  [({"questions": []}, "must hold a json list"), ([STOP, "x"], "entry 2: must be an object")],
+)
 def test_wrong_structure(data, tmp_path, content, message):
   set_train(data, tmp_path, content)
   with pytest.raises(ValueError, match=message):
@@ -178,22 +228,39 @@ def test_answer_list(data, tmp_path):
 
 def jsonl(tmp_path, lines):
   save_image(tmp_path / "images" / "1.png")
-  path = write(tmp_path, "mine.jsonl", "\n".join(
-      line if isinstance(line, str) else json.dumps(line) for line in lines))
-  return {"name": "jsonl", "train_files": [path], "test_file": path,
-          "image_root": str(tmp_path / "images"), "questions_per_image": 4}
+  path = write(
+    tmp_path,
+    "mine.jsonl",
+    "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+  )
+  return {
+    "name": "jsonl",
+    "train_files": [path],
+    "test_file": path,
+    "image_root": str(tmp_path / "images"),
+    "questions_per_image": 4,
+  }
 
 
 def test_texts_of_some_records_are_evenly_spaced():
-  source = sources.VqaRecords([{"questions": [{"question": f"{i}?", "answers": []}]} for i in range(10)])
+  source = sources.VqaRecords(
+    [{"questions": [{"question": f"{i}?", "answers": []}]} for i in range(10)]
+  )
   assert list(sources.texts(source, 5)) == ["0?", "2?", "4?", "6?", "8?"]
-  assert list(sources.texts(source, 100)) == list(sources.texts(source)) == [f"{i}?" for i in range(10)]
+  assert (
+    list(sources.texts(source, 100)) == list(sources.texts(source)) == [f"{i}?" for i in range(10)]
+  )
 
 
 def test_jsonl(tmp_path):
-  data = jsonl(tmp_path, [{"image": "1.png", "question": "one?", "answer": "é"}, "",
-                          {"image": "1.png", "question": "two?", "answer": ["a", "b", "a"],
-                           "question_id": "q"}])
+  data = jsonl(
+    tmp_path,
+    [
+      {"image": "1.png", "question": "one?", "answer": "é"},
+      "",
+      {"image": "1.png", "question": "two?", "answer": ["a", "b", "a"], "question_id": "q"},
+    ],
+  )
   source = sources.get(data, "train")
   assert len(source) == 1
   one, two = source.questions(0)
@@ -202,12 +269,15 @@ def test_jsonl(tmp_path):
   assert list(sources.texts(source)) == ["one?", "é", "two?", "a", "b"]
 
 
-@pytest.mark.parametrize("line, message", [
+@pytest.mark.parametrize(
+  "line, message",
+  [
     ('{"image": "1.png", "question": }', "mine.jsonl, line 3, column 32: not valid JSON"),
     ({"image": "1.png", "question": "x"}, "line 3: key 'answer' is missing"),
     ({"image": "1.png", "answer": "x"}, "line 3: key 'question' is missing"),
     ("[1]", "line 3: must be an object with question, image"),
-])
+  ],
+)
 def test_jsonl_errors_name_the_line(tmp_path, line, message):
   good = {"image": "1.png", "question": "one?", "answer": "1"}
   with pytest.raises(ValueError, match=message):
@@ -221,9 +291,13 @@ def test_not_text(tmp_path):
     sources.get(data, "test")
 
 
-@pytest.mark.parametrize("split, images, read_questions, read_images", [
+@pytest.mark.parametrize(
+  "split, images, read_questions, read_images",
+  [
     ("train", 4000, easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
-    ("test", 1000, easy_vqa.get_test_questions, easy_vqa.get_test_image_paths)])
+    ("test", 1000, easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+  ],
+)
 def test_easy_vqa_is_the_whole_package(split, images, read_questions, read_images):
   source = sources.get({"name": "easy_vqa"}, split)
   assert len(source) == images
@@ -234,8 +308,11 @@ def test_easy_vqa_is_the_whole_package(split, images, read_questions, read_image
     assert pathlib.Path(record["image"]).samefile(paths[record["image_id"]])
     for question in record["questions"]:
       assert question["question_id"] not in found
-      found[question["question_id"]] = (question["question"], *question["answers"],
-                                        int(record["image_id"]))
+      found[question["question_id"]] = (
+        question["question"],
+        *question["answers"],
+        int(record["image_id"]),
+      )
   assert [found[row] for row in range(len(found))] == list(zip(*read_questions(), strict=True))
 
 

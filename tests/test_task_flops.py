@@ -32,26 +32,44 @@ def differentiated(task, rows):
     state = SimpleNamespace(params=params, ema_params=averaged, extra=extra, step=jnp.int32(0))
     return sum(task.loss(params, state, batch, jax.random.key(0))[0].values())
 
-  traced = jax.make_jaxpr(jax.value_and_grad(loss))(params, params, jax.eval_shape(task.init_extra), batch)
+  traced = jax.make_jaxpr(jax.value_and_grad(loss))(
+    params, params, jax.eval_shape(task.init_extra), batch
+  )
   used, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
   return test_flops.products(used)
 
 
 CASES = [("vqa", {"task.distill.alpha": 0.4, "ema.decay": 0.9, "ema.use": "teacher"})]
-OTHERS = [("pretrain", {"task.mlm_alpha": 0.4}), ("nlvr2", {"model.pairing": "duplicated"}),
-          ("caption", {}), ("caption_scst", {}), ("retrieval", {}), ("pretrain", {"task.queue": 0, "task.alpha": 0.0, "model.stride": 6}),
-          ("grounding", {}), ("nlvr2", {}), ("snli_ve", {})]
+OTHERS = [
+  ("pretrain", {"task.mlm_alpha": 0.4}),
+  ("nlvr2", {"model.pairing": "duplicated"}),
+  ("caption", {}),
+  ("caption_scst", {}),
+  ("retrieval", {}),
+  ("pretrain", {"task.queue": 0, "task.alpha": 0.0, "model.stride": 6}),
+  ("grounding", {}),
+  ("nlvr2", {}),
+  ("snli_ve", {}),
+]
 
 
 def test_an_average_that_teaches_nothing_costs_no_forward_pass():
-  without, evaluated = (task_flops.train_step_flops(task_of("vqa", **changes), 2)
-                        for changes in ({"ema.decay": 0.0}, {"ema.decay": 0.9, "ema.use": "eval"}))
+  without, evaluated = (
+    task_flops.train_step_flops(task_of("vqa", **changes), 2)
+    for changes in ({"ema.decay": 0.0}, {"ema.decay": 0.9, "ema.use": "eval"})
+  )
   assert evaluated == without < task_flops.train_step_flops(task_of("vqa", **CASES[0][1]), 2)
 
 
-@pytest.mark.parametrize("name,changes", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
+@pytest.mark.parametrize(
+  "name,changes", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
+)
 def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
-  monkeypatch.setattr(attention, "_attention", lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0])
+  monkeypatch.setattr(
+    attention,
+    "_attention",
+    lambda kernels, rate, *arrays: attention._plain_forward(rate, *arrays)[0],
+  )
   task = task_of(name, **changes)
   # Hard negatives are drawn by products that nothing differentiates.
   assert task_flops.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=2e-4)
@@ -60,8 +78,16 @@ def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
 @pytest.mark.parametrize("fields", test_flops.GEOMETRIES[:1])
 def test_the_formulas_of_question_answering_say_the_same(fields):
   task, _, _ = test_flops.make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
-  shape = test_flops.IMAGES, test_flops.QUESTIONS, test_flops.LENGTH, test_flops.ANSWERS, test_flops.ANSWER_LENGTH
-  assert task_flops.train_step_flops(task, test_flops.IMAGES) == flops.vqa_train_step(task.model, *shape)
+  shape = (
+    test_flops.IMAGES,
+    test_flops.QUESTIONS,
+    test_flops.LENGTH,
+    test_flops.ANSWERS,
+    test_flops.ANSWER_LENGTH,
+  )
+  assert task_flops.train_step_flops(task, test_flops.IMAGES) == flops.vqa_train_step(
+    task.model, *shape
+  )
 
 
 def test_generation_counts_its_loop_as_often_as_it_runs():
@@ -70,9 +96,16 @@ def test_generation_counts_its_loop_as_often_as_it_runs():
   for steps in (1, 6):
     memory = ((images, flops.image_tokens(model)),)
     length = len(task.prompt.start) + task.config.task.max_length
-    expected = flops.image_encoder(model, images) + flops.beam_generation(model, memory, beams, steps, length)
+    expected = flops.image_encoder(model, images) + flops.beam_generation(
+      model, memory, beams, steps, length
+    )
     found = task_flops.predict_flops(task, "generate", images, steps)
-    assert expected <= found <= 1.1 * expected + flops.beam_generation(model, memory, beams, len(task.prompt.start), length)
+    assert (
+      expected
+      <= found
+      <= 1.1 * expected
+      + flops.beam_generation(model, memory, beams, len(task.prompt.start), length)
+    )
 
 
 @pytest.mark.slow
@@ -82,7 +115,13 @@ def test_utilisation_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, m
   assert train.train(c, str(tmp_path)) == 0
   rows = [row for row in metrics.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]
   last = rows[-1]
-  flops = task_flops.train_step_flops(train.build(c, tokenizers.load(tmp_path / "tokenizer")).task, c.batch_size)
-  assert last["train/mfu"] == pytest.approx(flops * last["train/steps_per_sec"] / (1e9 * len(jax.devices())))
-  assert last["train/data_wait_share"] + last["train/host_share"] + last["train/compute_share"] == pytest.approx(1.0)
+  flops = task_flops.train_step_flops(
+    train.build(c, tokenizers.load(tmp_path / "tokenizer")).task, c.batch_size
+  )
+  assert last["train/mfu"] == pytest.approx(
+    flops * last["train/steps_per_sec"] / (1e9 * len(jax.devices()))
+  )
+  assert last["train/data_wait_share"] + last["train/host_share"] + last[
+    "train/compute_share"
+  ] == pytest.approx(1.0)
   assert "MFU " in capsys.readouterr().out.split("step 4/4")[1].splitlines()[0]

@@ -26,7 +26,10 @@ def recorded(name):
 def scene_captions():
   """Tokens of 834 scenes' sixth captions, and of their first five: 5,004 captions."""
   config = scenes.SceneConfig()
-  groups = [text_metrics.tokenize(scene_text.captions(scenes.scene(config, "train", i), 6)) for i in range(834)]
+  groups = [
+    text_metrics.tokenize(scene_text.captions(scenes.scene(config, "train", i), 6))
+    for i in range(834)
+  ]
   return [group[5] for group in groups], [group[:5] for group in groups]
 
 
@@ -41,9 +44,16 @@ def assert_equal_to_record(candidates, references, record):
   images = text_metrics.CiderD(references).score(candidates, references)
   np.testing.assert_allclose(images, record["cider_images"], **close)
   np.testing.assert_allclose(images.mean(), record["cider"], **close)
-  values = text_metrics.evaluate_tokens({i: [c] for i, c in enumerate(candidates)}, dict(enumerate(references)))
+  values = text_metrics.evaluate_tokens(
+    {i: [c] for i, c in enumerate(candidates)}, dict(enumerate(references))
+  )
   assert list(values) == NAMES
-  np.testing.assert_allclose(list(values.values()), 100 * np.array([*record["bleu"], record["rouge"], record["cider"]]), rtol=0, atol=1e-7)
+  np.testing.assert_allclose(
+    list(values.values()),
+    100 * np.array([*record["bleu"], record["rouge"], record["cider"]]),
+    rtol=0,
+    atol=1e-7,
+  )
 
 
 def test_scores_of_464_audio_captions_are_the_recorded_ones():
@@ -77,14 +87,20 @@ def test_a_set_without_images_has_no_image_scores():
 
 def cosine_cider(candidate, references, groups):
   """The paper's equation (2), from its definition: normalised term frequencies, logarithms, cosines."""
+
   def counts(caption, n):
     words = caption.split()
-    grams = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return {gram: grams.count(gram) / len(grams) for gram in grams}
 
   def vector(caption, n):
-    return {gram: tf * math.log(len(groups) / max(1, sum(any(gram in counts(c, n) for c in group) for group in groups)))
-            for gram, tf in counts(caption, n).items()}
+    return {
+      gram: tf
+      * math.log(
+        len(groups) / max(1, sum(any(gram in counts(c, n) for c in group) for group in groups))
+      )
+      for gram, tf in counts(caption, n).items()
+    }
 
   total = 0
   for n in range(1, 5):
@@ -100,13 +116,17 @@ def test_cider_without_d_is_the_mean_cosine_of_the_paper():
   candidates, references = record["candidates"][:8], record["references"][:8]
   candidates[0] = "paper is is is crumpling crumpling"
   expected = [cosine_cider(c, r, references) for c, r in zip(candidates, references)]
-  np.testing.assert_allclose(cider.Cider(references).score(candidates, references), expected, rtol=0, atol=1e-9)
+  np.testing.assert_allclose(
+    cider.Cider(references).score(candidates, references), expected, rtol=0, atol=1e-9
+  )
 
 
 def test_repeating_a_word_and_length_lower_cider_d_but_not_so_cider():
   references = [["a red square above a blue circle"], ["two dogs"], ["one cat on a mat"]]
   twice = [" ".join([group[0]] * 2) for group in references]
-  plain, clipped = (scorer(references).score(twice, references) for scorer in (cider.Cider, cider.CiderD))
+  plain, clipped = (
+    scorer(references).score(twice, references) for scorer in (cider.Cider, cider.CiderD)
+  )
   assert (clipped < plain).all()
 
 
@@ -136,19 +156,25 @@ def test_a_candidate_without_references_is_refused():
 
 
 def test_evaluation_tokenizes_what_it_is_given():
-  values = text_metrics.evaluate({7: ["A dog's running!"], 8: ["Two cats."]}, {7: ["a dog 's running"], 8: ["two cats"]},
-                                 ["BLEU-1", "ROUGE-L"])
+  values = text_metrics.evaluate(
+    {7: ["A dog's running!"], 8: ["Two cats."]},
+    {7: ["a dog 's running"], 8: ["two cats"]},
+    ["BLEU-1", "ROUGE-L"],
+  )
   assert list(values) == ["BLEU-1", "ROUGE-L"]
   np.testing.assert_allclose(list(values.values()), 100, atol=1e-6)
 
 
-@pytest.mark.parametrize("candidates, references, metrics, words", [
+@pytest.mark.parametrize(
+  "candidates, references, metrics, words",
+  [
     ({1: ["a"]}, {1: ["a"]}, ["BLEU"], "metric 'BLEU' is unknown"),
     ({}, {}, NAMES, "no captions"),
     ({1: ["a"]}, {2: ["a"]}, NAMES, "different images: 2 images: 1, 2"),
     ({1: ["a", "b"]}, {1: ["a"]}, NAMES, "exactly one candidate, not so 1 image: 1"),
     ({1: ["a"]}, {1: []}, NAMES, "one reference at least, not so 1 image: 1"),
-])
+  ],
+)
 def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, metrics, words):
   with pytest.raises(ValueError, match=words):
     text_metrics.evaluate(candidates, references, metrics)
@@ -159,7 +185,9 @@ def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, me
 
 def test_java_metrics_without_their_package_are_reported_and_the_others_computed(monkeypatch):
   monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
-  values = text_metrics.evaluate({1: ["a dog"], 2: ["a cat"]}, {1: ["a dog"], 2: ["a cat"]}, ["METEOR", "ROUGE-L", "SPICE"])
+  values = text_metrics.evaluate(
+    {1: ["a dog"], 2: ["a cat"]}, {1: ["a dog"], 2: ["a cat"]}, ["METEOR", "ROUGE-L", "SPICE"]
+  )
   assert values["ROUGE-L"] == pytest.approx(100)
   assert values["METEOR"].startswith("not computed: pycocoevalcap cannot be imported")
   assert values["SPICE"].startswith("not computed: pycocoevalcap cannot be imported")
@@ -176,7 +204,10 @@ class FakeMetric:
 
 @pytest.fixture
 def fake_package(monkeypatch, tmp_path):
-  for name, method in (("pycocoevalcap.meteor.meteor", "Meteor"), ("pycocoevalcap.spice.spice", "Spice")):
+  for name, method in (
+    ("pycocoevalcap.meteor.meteor", "Meteor"),
+    ("pycocoevalcap.spice.spice", "Spice"),
+  ):
     module = type(sys)(name)
     module.__file__ = str(tmp_path / "spice.py")
     setattr(module, method, FakeMetric)
@@ -191,7 +222,10 @@ def test_java_metrics_are_computed_where_everything_is_there(fake_package):
   (fake_package / "lib").mkdir()
   for jar in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
     (fake_package / "lib" / jar).touch()
-  assert text_metrics.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR", "SPICE"]) == {"METEOR": 25, "SPICE": 25}
+  assert text_metrics.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR", "SPICE"]) == {
+    "METEOR": 25,
+    "SPICE": 25,
+  }
 
 
 def test_spice_without_its_models_says_which_and_starts_no_download(fake_package):
@@ -201,7 +235,10 @@ def test_spice_without_its_models_says_which_and_starts_no_download(fake_package
 
 
 def test_a_java_program_that_fails_and_a_missing_java_are_no_failure(fake_package, monkeypatch):
-  assert text_metrics.evaluate({1: ["broken"]}, {1: ["a"]}, ["METEOR"])["METEOR"] == "not computed: Meteor failed (OSError: no pipe)"
+  assert (
+    text_metrics.evaluate({1: ["broken"]}, {1: ["a"]}, ["METEOR"])["METEOR"]
+    == "not computed: Meteor failed (OSError: no pipe)"
+  )
   monkeypatch.setattr(java_metrics.shutil, "which", lambda name: None)
   assert "java" in text_metrics.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR"])["METEOR"]
 
@@ -209,13 +246,26 @@ def test_a_java_program_that_fails_and_a_missing_java_are_no_failure(fake_packag
 # Files of results and annotations.
 
 ANNOTATIONS = {
-  "images": [{"id": 1, "domain": "in-domain"}, {"id": 2, "domain": "out-domain"}, {"id": 3, "domain": "out-domain"}, {"id": 4}],
-  "annotations": [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 1, "caption": "The dog is running"},
-                  {"image_id": 2, "caption": "Two cats on a mat"}, {"image_id": 3, "caption": "a red bus"},
-                  {"image_id": 4, "caption": "a plate of food"}],
+  "images": [
+    {"id": 1, "domain": "in-domain"},
+    {"id": 2, "domain": "out-domain"},
+    {"id": 3, "domain": "out-domain"},
+    {"id": 4},
+  ],
+  "annotations": [
+    {"image_id": 1, "caption": "A dog runs."},
+    {"image_id": 1, "caption": "The dog is running"},
+    {"image_id": 2, "caption": "Two cats on a mat"},
+    {"image_id": 3, "caption": "a red bus"},
+    {"image_id": 4, "caption": "a plate of food"},
+  ],
 }
-RESULTS = [{"image_id": 3, "caption": "a red bus"}, {"image_id": 1, "caption": "a dog is running"},
-           {"image_id": 2, "caption": "cats on the mat"}, {"image_id": 4, "caption": "Food!"}]
+RESULTS = [
+  {"image_id": 3, "caption": "a red bus"},
+  {"image_id": 1, "caption": "a dog is running"},
+  {"image_id": 2, "caption": "cats on the mat"},
+  {"image_id": 4, "caption": "Food!"},
+]
 
 
 def test_each_domain_is_evaluated_as_a_set_of_its_own():
@@ -223,7 +273,8 @@ def test_each_domain_is_evaluated_as_a_set_of_its_own():
   assert list(scores) == ["overall", "in-domain", "out-domain"]
   assert scores["overall"] == text_metrics.score(RESULTS, ANNOTATIONS)
   assert scores["out-domain"] == text_metrics.evaluate(
-      {2: ["cats on the mat"], 3: ["a red bus"]}, {2: ["Two cats on a mat"], 3: ["a red bus"]})
+    {2: ["cats on the mat"], 3: ["a red bus"]}, {2: ["Two cats on a mat"], 3: ["a red bus"]}
+  )
 
 
 def run(tmp_path, results, annotations=ANNOTATIONS, *options):
@@ -235,13 +286,16 @@ def run(tmp_path, results, annotations=ANNOTATIONS, *options):
 
 def test_the_program_prints_a_table_and_writes_the_scores(tmp_path, capsys):
   out = tmp_path / "scores.json"
-  assert run(tmp_path, RESULTS, ANNOTATIONS, "--metrics", "BLEU-1", "CIDEr-D", "--json", str(out)) == 0
+  assert (
+    run(tmp_path, RESULTS, ANNOTATIONS, "--metrics", "BLEU-1", "CIDEr-D", "--json", str(out)) == 0
+  )
   scores = json.loads(out.read_text())
   assert scores == text_metrics.score_domains(RESULTS, ANNOTATIONS, ["BLEU-1", "CIDEr-D"])
   head, *lines = capsys.readouterr().out.splitlines()
   assert head.split() == ["overall", "in-domain", "out-domain"]
   assert [line.split() for line in lines] == [
-      [name, *(f"{scores[domain][name]:.2f}" for domain in scores)] for name in ("BLEU-1", "CIDEr-D")]
+    [name, *(f"{scores[domain][name]:.2f}" for domain in scores)] for name in ("BLEU-1", "CIDEr-D")
+  ]
   assert len({len(line) for line in (head, *lines)}) == 1
 
 
@@ -250,20 +304,40 @@ def test_the_program_evaluates_a_part_when_asked_to(tmp_path, capsys):
   assert "ROUGE-L" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("results, annotations, words", [
-    (RESULTS[:2], ANNOTATIONS, "results: no caption (evaluate those present with --partial) for 2 images: 2, 4."),
+@pytest.mark.parametrize(
+  "results, annotations, words",
+  [
+    (
+      RESULTS[:2],
+      ANNOTATIONS,
+      "results: no caption (evaluate those present with --partial) for 2 images: 2, 4.",
+    ),
     ([*RESULTS, RESULTS[0]], ANNOTATIONS, "results: more than one caption for 1 image: 3."),
-    ([*RESULTS, *({"image_id": 100 + i, "caption": ""} for i in range(6))], ANNOTATIONS,
-     "results: not in the annotations for 6 images: 100, 101, 102, 103, 104, ...."),
-    (RESULTS, {**ANNOTATIONS, "annotations": ANNOTATIONS["annotations"][1:-1]}, "annotations: no caption for 1 image: 4."),
+    (
+      [*RESULTS, *({"image_id": 100 + i, "caption": ""} for i in range(6))],
+      ANNOTATIONS,
+      "results: not in the annotations for 6 images: 100, 101, 102, 103, 104, ....",
+    ),
+    (
+      RESULTS,
+      {**ANNOTATIONS, "annotations": ANNOTATIONS["annotations"][1:-1]},
+      "annotations: no caption for 1 image: 4.",
+    ),
     ([{"image_id": 1}], ANNOTATIONS, "results: entry 0 is {'image_id': 1}"),
     ({"a": 1}, ANNOTATIONS, "results: not a list"),
     (RESULTS, RESULTS, "annotations: not of the form"),
-    (RESULTS, {"images": [{"name": 1}], "annotations": []}, 'annotations: an image without a number or text as "id"'),
+    (
+      RESULTS,
+      {"images": [{"name": 1}], "annotations": []},
+      'annotations: an image without a number or text as "id"',
+    ),
     ("[", ANNOTATIONS, "results.json: not a JSON file"),
     ([], {"images": [], "annotations": []}, "no captions to evaluate"),
-])
-def test_files_that_do_not_fit_are_one_sentence_and_status_2(tmp_path, capsys, results, annotations, words):
+  ],
+)
+def test_files_that_do_not_fit_are_one_sentence_and_status_2(
+  tmp_path, capsys, results, annotations, words
+):
   assert run(tmp_path, results, annotations) == 2
   message = capsys.readouterr()
   assert words in message.err and message.err.count("\n") == 1 and not message.out

@@ -27,9 +27,11 @@ def test_vqa_text_joins_the_parts_it_is_asked_for():
   args = (question, "STOP, All!", "sign&&pole&&tree&&sign")
   assert text_ops.vqa_text(*args) == question
   assert text_ops.vqa_text(*args, add_ocr=True, add_objects=True) == (
-      "What does the sign say? [SEP] stop all [SEP] sign pole tree sign")
+    "What does the sign say? [SEP] stop all [SEP] sign pole tree sign"
+  )
   assert text_ops.vqa_text(*args, add_objects=True) == (
-      "What does the sign say? [SEP] sign pole tree sign")
+    "What does the sign say? [SEP] sign pole tree sign"
+  )
 
 
 def test_vqa_text_skips_empty_parts_and_caps_ocr_at_30_words():

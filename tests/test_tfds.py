@@ -61,10 +61,14 @@ class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def prepare(folder, name, config_name, features, examples, file_format="array_record"):
   """Writes a set called `name`; sequences in sequences as well, which TFDS itself writes with TensorFlow alone."""
   configs = [tfds.core.BuilderConfig(name=config_name)] if config_name else []
-  kind = type("Foreign", (Foreign,), {"name": name, "BUILDER_CONFIGS": configs}, skip_registration=True)
+  kind = type(
+    "Foreign", (Foreign,), {"name": name, "BUILDER_CONFIGS": configs}, skip_registration=True
+  )
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
     patch.setattr(feature_lib.TensorInfo, "dtype", property(lambda self: self.np_dtype))
-    kind(features=features, examples=examples, data_dir=str(folder), file_format=file_format).download_and_prepare()
+    kind(
+      features=features, examples=examples, data_dir=str(folder), file_format=file_format
+    ).download_and_prepare()
   return str(folder)
 
 
@@ -75,14 +79,31 @@ def image(number):
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
   """Two images to train on, one restval, one val, one test, as coco_captions of the catalogue has them."""
-  features = {"image": FEATURES.Image(encoding_format="jpeg"), "image/filename": FEATURES.Text(), "image/id": np.int64,
-              "captions": FEATURES.Sequence({"text": np.str_, "id": np.int64}),
-              "objects": FEATURES.Sequence({"bbox": FEATURES.BBoxFeature(), "label": FEATURES.ClassLabel(num_classes=80)})}
+  features = {
+    "image": FEATURES.Image(encoding_format="jpeg"),
+    "image/filename": FEATURES.Text(),
+    "image/id": np.int64,
+    "captions": FEATURES.Sequence({"text": np.str_, "id": np.int64}),
+    "objects": FEATURES.Sequence(
+      {"bbox": FEATURES.BBoxFeature(), "label": FEATURES.ClassLabel(num_classes=80)}
+    ),
+  }
 
   def example(number):
-    return {"image": image(number), "image/filename": f"{number}.jpg", "image/id": number,
-            "captions": [{"text": f"A Dog {i} é", "id": i} for i in range(number)], "objects": []}
-  examples = {"train": [example(2), example(3)], "restval": [example(1)], "val": [example(5)], "test": [example(4)]}
+    return {
+      "image": image(number),
+      "image/filename": f"{number}.jpg",
+      "image/id": number,
+      "captions": [{"text": f"A Dog {i} é", "id": i} for i in range(number)],
+      "objects": [],
+    }
+
+  examples = {
+    "train": [example(2), example(3)],
+    "restval": [example(1)],
+    "val": [example(5)],
+    "test": [example(4)],
+  }
   return prepare(tmp_path_factory.mktemp("coco"), "coco_captions", "2014", features, examples)
 
 
@@ -90,14 +111,36 @@ def coco(tmp_path_factory):
 def ref_coco(tmp_path_factory):
   """Boxes with several expressions each, and masks, as ref_coco of the catalogue has them."""
   refexp = FEATURES.Sequence({"refexp_id": np.int64, "raw": FEATURES.Text()})
-  features = {"image": FEATURES.Image(encoding_format="jpeg"), "image/id": np.int64, "objects": FEATURES.Sequence({
-      "id": np.int64, "bbox": FEATURES.BBoxFeature(), "mask": FEATURES.Image(encoding_format="png"), "refexp": refexp})}
+  features = {
+    "image": FEATURES.Image(encoding_format="jpeg"),
+    "image/id": np.int64,
+    "objects": FEATURES.Sequence(
+      {
+        "id": np.int64,
+        "bbox": FEATURES.BBoxFeature(),
+        "mask": FEATURES.Image(encoding_format="png"),
+        "refexp": refexp,
+      }
+    ),
+  }
 
   def example(number, counts=(2, 0, 1)):
-    rows = [{"id": i, "bbox": FEATURES.BBox(ymin=0.25, xmin=0.1 * (i + 1), ymax=0.5, xmax=0.5), "mask": io.BytesIO(b"no image"),
-             "refexp": [{"refexp_id": 10 * i + j, "raw": f"Box {i}, {j}"} for j in range(count)]} for i, count in enumerate(counts)]
+    rows = [
+      {
+        "id": i,
+        "bbox": FEATURES.BBox(ymin=0.25, xmin=0.1 * (i + 1), ymax=0.5, xmax=0.5),
+        "mask": io.BytesIO(b"no image"),
+        "refexp": [{"refexp_id": 10 * i + j, "raw": f"Box {i}, {j}"} for j in range(count)],
+      }
+      for i, count in enumerate(counts)
+    ]
     return {"image": image(number), "image/id": number, "objects": rows}
-  examples = {"train": [example(0), example(1, (1,)), example(2, ())], "validation": [example(3)], "testA": [example(4, (1, 1))]}
+
+  examples = {
+    "train": [example(0), example(1, (1,)), example(2, ())],
+    "validation": [example(3)],
+    "testA": [example(4, (1, 1))],
+  }
   return prepare(tmp_path_factory.mktemp("ref_coco"), "ref_coco", "refcoco_unc", features, examples)
 
 
@@ -107,27 +150,52 @@ def own(tmp_path_factory):
   folder = tmp_path_factory.mktemp("own")
   for number in range(4):
     (folder / f"{number}.jpg").write_bytes(shard_files.picture(number))
-  rows = [{"image": f"{i}.jpg", "caption": [f"A {i}", f"Another {i}"][:1 + i % 2], "question": "What is it?",
-           "answer": ["a", "b", "a"][:i + 1], "text": f"Thing {i}", "box": [1, 2, 30, 20 + i]} for i in range(4)]
+  rows = [
+    {
+      "image": f"{i}.jpg",
+      "caption": [f"A {i}", f"Another {i}"][: 1 + i % 2],
+      "question": "What is it?",
+      "answer": ["a", "b", "a"][: i + 1],
+      "text": f"Thing {i}",
+      "box": [1, 2, 30, 20 + i],
+    }
+    for i in range(4)
+  ]
   rows.append(rows[0] | {"question": "Why?", "text": "Part", "box": [4, 4, 8, 50]})
   for split in ("train", "val"):
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   for task in ("caption", "vqa", "grounding"):
     with contextlib.redirect_stderr(io.StringIO()):
-      assert prepare_data.main(["tfds", f"--task={task}", f"--data=jsonl:{folder}/train.jsonl", f"--out={folder}/tfds"]) == 0
+      assert (
+        prepare_data.main(
+          ["tfds", f"--task={task}", f"--data=jsonl:{folder}/train.jsonl", f"--out={folder}/tfds"]
+        )
+        == 0
+      )
   return folder
 
 
 # ---- sets of the catalogue
 
 
-@pytest.mark.parametrize("name", ["coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"])
+@pytest.mark.parametrize(
+  "name", ["coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"]
+)
 def test_coco_captions(coco, name):
   c = config("caption", f"data=tfds:{name},root={coco}")
   train_source, val = (caption.images(c.data, split) for split in ("train", "val"))
-  found = {record["image_id"]: record for record in map(train_source.__getitem__, range(3))}  # TFDS shuffles
-  assert {number: len(record["captions"]) for number, record in found.items()} == {"2": 2, "3": 3, "1": 1}
-  assert found["2"]["image"] == shard_files.picture(2) and found["2"]["captions"] == ["a dog 0 é", "a dog 1 é"]
+  found = {
+    record["image_id"]: record for record in map(train_source.__getitem__, range(3))
+  }  # TFDS shuffles
+  assert {number: len(record["captions"]) for number, record in found.items()} == {
+    "2": 2,
+    "3": 3,
+    "1": 1,
+  }
+  assert found["2"]["image"] == shard_files.picture(2) and found["2"]["captions"] == [
+    "a dog 0 é",
+    "a dog 1 é",
+  ]
   assert val.captions(0) == [f"a dog {i} é" for i in range(5)] and val.counts().tolist() == [5]
   assert len(data.get_source(config("retrieval", f"data=tfds:{name},root={coco}"), "train")) == 6
 
@@ -135,17 +203,33 @@ def test_coco_captions(coco, name):
 def test_ref_coco(ref_coco):
   c = config("grounding", f"data=tfds:ref_coco/refcoco_unc,root={ref_coco},test=testA")
   source = grounding_sources.get(c.data, "train")
-  found = sorted(((record["image_id"], *record["expressions"]) for record in map(source.__getitem__, range(len(source)))), key=str)
+  found = sorted(
+    (
+      (record["image_id"], *record["expressions"])
+      for record in map(source.__getitem__, range(len(source)))
+    ),
+    key=str,
+  )
   assert [(number, entry["text"], entry["id"]) for number, entry in found] == [
-      ("0", "Box 0, 0", "0"), ("0", "Box 0, 1", "1"), ("0", "Box 2, 0", "20"), ("1", "Box 0, 0", "0")]
-  np.testing.assert_allclose([entry["box"] for _, entry in found[1:3]], [(4, 8, 20, 16), (12, 8, 20, 16)], rtol=1e-6)
+    ("0", "Box 0, 0", "0"),
+    ("0", "Box 0, 1", "1"),
+    ("0", "Box 2, 0", "20"),
+    ("1", "Box 0, 0", "0"),
+  ]
+  np.testing.assert_allclose(
+    [entry["box"] for _, entry in found[1:3]], [(4, 8, 20, 16), (12, 8, 20, 16)], rtol=1e-6
+  )
   assert [len(grounding_sources.get(c.data, split)) for split in ("val", "test")] == [3, 2]
   c.data.expressions_per_image = 4
-  assert [len(grounding_sources.get(c.data, "train").expressions(i)) for i in range(3)].count(3) == 1
+  assert [len(grounding_sources.get(c.data, "train").expressions(i)) for i in range(3)].count(
+    3
+  ) == 1
 
 
 def test_sets_can_be_sent_and_shared(coco):
-  source = caption.images(config("caption", f"data=tfds:coco_captions/2014,root={coco}").data, "train")
+  source = caption.images(
+    config("caption", f"data=tfds:coco_captions/2014,root={coco}").data, "train"
+  )
 
   def read(source):
     return [source[i] for i in range(len(source))]
@@ -156,39 +240,71 @@ def test_sets_can_be_sent_and_shared(coco):
 
 
 def test_fields_may_be_called_otherwise(tmp_path):
-  features = {"photo": FEATURES.Image(), "texts": {"alt/en": FEATURES.Text()}, "size": FEATURES.Tensor(shape=(2,), dtype=np.int32)}
+  features = {
+    "photo": FEATURES.Image(),
+    "texts": {"alt/en": FEATURES.Text()},
+    "size": FEATURES.Tensor(shape=(2,), dtype=np.int32),
+  }
   example = {"photo": image(1), "texts": {"alt/en": "Some Text"}, "size": [1, 2]}
   folder = prepare(tmp_path, "photos", "", features, {"train": [example], "test": [example]})
-  c = config("caption", f"data=tfds:photos,root={folder}", data__fields="image=photo,caption=texts/alt/en")
+  c = config(
+    "caption", f"data=tfds:photos,root={folder}", data__fields="image=photo,caption=texts/alt/en"
+  )
   source = caption.images(c.data, "train")
-  assert source[0] == {"image": shard_files.picture(1), "image_id": "photos/1.1.0/train/0", "captions": ["some text"]}
+  assert source[0] == {
+    "image": shard_files.picture(1),
+    "image_id": "photos/1.1.0/train/0",
+    "captions": ["some text"],
+  }
   c.data.fields = "image=photo"
-  tiny_run.refused(lambda: caption.images(c.data, "train"), "photos/1.1.0 has no field 'caption' for our caption; it has photo, size, "
-                   "texts/alt/en; name it with --config.data.fields=caption=...")
+  tiny_run.refused(
+    lambda: caption.images(c.data, "train"),
+    "photos/1.1.0 has no field 'caption' for our caption; it has photo, size, "
+    "texts/alt/en; name it with --config.data.fields=caption=...",
+  )
   c.data.fields = "image=size,caption=texts/alt/en"
-  tiny_run.refused(lambda: caption.images(c.data, "train"), "photos/1.1.0: size is no Image but a Tensor.")
+  tiny_run.refused(
+    lambda: caption.images(c.data, "train"), "photos/1.1.0: size is no Image but a Tensor."
+  )
   c.data.fields = "image=photo"
   assert caption.images(c.data, "test").captions(0) == []
   c.data.fields = "image=phot"
-  tiny_run.refused(lambda: caption.images(c.data, "train"), "photos/1.1.0 has no field 'phot' for our image")
-  tiny_run.refused(lambda: caption.images(c.data, "val"), "photos/1.1.0 has no split 'val' for our val; it has", "config.data.splits")
+  tiny_run.refused(
+    lambda: caption.images(c.data, "train"), "photos/1.1.0 has no field 'phot' for our image"
+  )
+  tiny_run.refused(
+    lambda: caption.images(c.data, "val"),
+    "photos/1.1.0 has no split 'val' for our val; it has",
+    "config.data.splits",
+  )
 
 
 def test_sets_that_cannot_be_read(coco, tmp_path):
   def images(name, root):
     return lambda: caption.images(config("caption", f"data=tfds:{name},root={root}").data, "train")
 
-  tiny_run.refused(images("coco_captions", tmp_path), f"coco_captions is not prepared in {tmp_path}; name the folder with root=")
+  tiny_run.refused(
+    images("coco_captions", tmp_path),
+    f"coco_captions is not prepared in {tmp_path}; name the folder with root=",
+  )
   for name in ("coco_captions/2017", "coco_captions/2014:9.0.0", "flickr_none"):
     tiny_run.refused(images(name, coco), f"{name} is not prepared in {coco}")
   tiny_run.refused(images("Coco Captions!", coco), "Coco Captions! of TFDS cannot be read: ")
-  tiny_run.refused(lambda: caption.images(config("caption", "data=tfds").data, "train"), "config.data.builder is not set")
+  tiny_run.refused(
+    lambda: caption.images(config("caption", "data=tfds").data, "train"),
+    "config.data.builder is not set",
+  )
   info = pathlib.Path(coco, "coco_captions/2014/1.1.0/dataset_info.json").read_text()
   other = tmp_path / "coco_captions" / "2014" / "1.1.0"
   other.mkdir(parents=True)
-  (other / "features.json").write_text(pathlib.Path(coco, "coco_captions/2014/1.1.0/features.json").read_text())
+  (other / "features.json").write_text(
+    pathlib.Path(coco, "coco_captions/2014/1.1.0/features.json").read_text()
+  )
   (other / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
-  tiny_run.refused(images("coco_captions/2014", tmp_path), "is prepared as tfrecord; prepare it anew with file_format=\"array_record\"")
+  tiny_run.refused(
+    images("coco_captions/2014", tmp_path),
+    'is prepared as tfrecord; prepare it anew with file_format="array_record"',
+  )
 
 
 # ---- our own data
@@ -196,12 +312,21 @@ def test_sets_that_cannot_be_read(coco, tmp_path):
 
 def test_our_own_files_become_sets(own):
   by_id = {}
-  for task, name, get in (("caption", "mplug_captions", caption.images), ("vqa", "mplug_questions", sources.get),
-                          ("grounding", "mplug_boxes", grounding_sources.get)):
-    ours, theirs = (get(config(task, f"data={arg}").data, "train") for arg in (f"jsonl:{own}/train.jsonl", f"tfds:{name},root={own}/tfds"))
+  for task, name, get in (
+    ("caption", "mplug_captions", caption.images),
+    ("vqa", "mplug_questions", sources.get),
+    ("grounding", "mplug_boxes", grounding_sources.get),
+  ):
+    ours, theirs = (
+      get(config(task, f"data={arg}").data, "train")
+      for arg in (f"jsonl:{own}/train.jsonl", f"tfds:{name},root={own}/tfds")
+    )
     assert len(ours) == len(theirs) == (4 if task == "caption" else 5)
     keys = "image_id", theirs.NAME
-    by_id[task] = [sorted(({key: source[i][key] for key in keys} for i in range(len(source))), key=str) for source in (ours, theirs)]
+    by_id[task] = [
+      sorted(({key: source[i][key] for key in keys} for i in range(len(source))), key=str)
+      for source in (ours, theirs)
+    ]
     assert theirs[0]["image"] in [shard_files.picture(i) for i in range(4)]
   for record in itertools.chain(*by_id["vqa"]):
     for question in record["questions"]:
@@ -214,43 +339,82 @@ def test_our_own_files_become_sets(own):
 
 
 def test_a_set_that_is_there_is_kept(own, capsys):
-  assert prepare_data.main(["tfds", "--task=caption", f"--data=jsonl:{own}/train.jsonl", f"--out={own}/tfds"]) == 1
+  assert (
+    prepare_data.main(
+      ["tfds", "--task=caption", f"--data=jsonl:{own}/train.jsonl", f"--out={own}/tfds"]
+    )
+    == 1
+  )
   assert "mplug_captions/1.0.0 is there already; remove it" in capsys.readouterr().err
-  assert prepare_data.main(["tfds", "--task=caption", f"--data=jsonl:{own}/none.jsonl", f"--out={own}/new"]) == 1
+  assert (
+    prepare_data.main(
+      ["tfds", "--task=caption", f"--data=jsonl:{own}/none.jsonl", f"--out={own}/new"]
+    )
+    == 1
+  )
   assert "none.jsonl, which does not exist" in capsys.readouterr().err
 
 
 def test_scenes_become_a_set(tmp_path, monkeypatch):
   from mplug_jax.data import scenes, tfds_builders
+
   monkeypatch.setattr(scenes, "SPLITS", {"train": 2, "val": 1, "test": 1})
   c = config("vqa", "data=scenes")
-  assert tfds_builders.prepare("vqa", c.data, ["train", "val"], str(tmp_path)) == ("mplug_questions", {"train": 2, "val": 1})
-  theirs = sources.get(config("vqa", f"data=tfds:mplug_questions,root={tmp_path}", data__questions_per_image=8).data, "train")
-  ours = {record["image_id"]: record for record in map(sources.get(c.data, "train").__getitem__, range(2))}
+  assert tfds_builders.prepare("vqa", c.data, ["train", "val"], str(tmp_path)) == (
+    "mplug_questions",
+    {"train": 2, "val": 1},
+  )
+  theirs = sources.get(
+    config("vqa", f"data=tfds:mplug_questions,root={tmp_path}", data__questions_per_image=8).data,
+    "train",
+  )
+  ours = {
+    record["image_id"]: record for record in map(sources.get(c.data, "train").__getitem__, range(2))
+  }
   for record in map(theirs.__getitem__, range(2)):
     assert [(q["question_id"], q["question"], q["answers"]) for q in record["questions"]] == [
-        (q["question_id"], q["question"], q["answers"]) for q in ours[record["image_id"]]["questions"]]
-    np.testing.assert_array_equal(image_ops.decode_image(record["image"]), ours[record["image_id"]]["image"])
+      (q["question_id"], q["question"], q["answers"]) for q in ours[record["image_id"]]["questions"]
+    ]
+    np.testing.assert_array_equal(
+      image_ops.decode_image(record["image"]), ours[record["image_id"]]["image"]
+    )
 
 
 def test_tensorflow_is_not_imported(own):
   code = f"""
 import sys
 from mplug_jax.data import sources
-data = dict(name="tfds", builder="mplug_questions", data_dir={str(own / 'tfds')!r}, splits=("train", "val", "test"), fields="",
+data = dict(name="tfds", builder="mplug_questions", data_dir={str(own / "tfds")!r}, splits=("train", "val", "test"), fields="",
             questions_per_image=1)
 print(len(sources.get(data, "train")[0]["questions"]), sorted({{"tensorflow", "jax"}} & set(sys.modules)))
 """
-  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tiny_run.ROOT, timeout=60)
+  result = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=tiny_run.ROOT,
+    timeout=60,
+  )
   assert result.stdout == "1 []\n", result.stderr
 
 
-@pytest.mark.parametrize("name, builder, metric", [
+@pytest.mark.parametrize(
+  "name, builder, metric",
+  [
     pytest.param("grounding", "mplug_boxes", "acc@0.5", marks=pytest.mark.slow),
     pytest.param("vqa", "mplug_questions", "accuracy", marks=pytest.mark.slow),
-    pytest.param("caption", "mplug_captions", "CIDEr-D", marks=pytest.mark.slow)])
+    pytest.param("caption", "mplug_captions", "CIDEr-D", marks=pytest.mark.slow),
+  ],
+)
 def test_a_run_on_a_set(name, builder, metric, own, tmp_path, cache, capsys):
-  c = config(name, f"data=tfds:{builder},root={own}/tfds", model__image_size=32, compilation_cache=str(cache), total_steps=2,
-             eval__split="val")
+  c = config(
+    name,
+    f"data=tfds:{builder},root={own}/tfds",
+    model__image_size=32,
+    compilation_cache=str(cache),
+    total_steps=2,
+    eval__split="val",
+  )
   assert train.train(c, str(tmp_path)) == 0
   assert capsys.readouterr().out.splitlines()[-1].startswith(f"final: {metric}")

@@ -13,12 +13,28 @@ import tokenizers
 from mplug_jax.data import tokenizer as tokenizer_lib
 
 # Ids differ from BERT's on purpose: nothing may rely on 0 / 100 / 101 / 102 / 103.
-VOCAB = ("a man on horse . , ? ! ' s t don 10 30 : - shirt ##s ##ing rid cafe 中 文 the [UNK] "
-         "[PAD] [MASK] [SEP] [CLS] [unused7] [ sep ]").split()
+VOCAB = (
+  "a man on horse . , ? ! ' s t don 10 30 : - shirt ##s ##ing rid cafe 中 文 the [UNK] "
+  "[PAD] [MASK] [SEP] [CLS] [unused7] [ sep ]"
+).split()
 CORPUS = [
-    "What color is the circle?", "Is there a red shape in the image?", "Is the shape a triangle?",
-    "Does the image contain a blue rectangle?", "What shape is in the picture?", "yes", "no",
-    "circle", "rectangle", "triangle", "red", "green", "blue", "yellow", "teal", "gray", "brown",
+  "What color is the circle?",
+  "Is there a red shape in the image?",
+  "Is the shape a triangle?",
+  "Does the image contain a blue rectangle?",
+  "What shape is in the picture?",
+  "yes",
+  "no",
+  "circle",
+  "rectangle",
+  "triangle",
+  "red",
+  "green",
+  "blue",
+  "yellow",
+  "teal",
+  "gray",
+  "brown",
 ]
 LOCATIONS = [f"<loc_{i}>" for i in range(337)]
 
@@ -37,11 +53,14 @@ def wordpiece(vocab_file):
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory):
-  return tokenizer_lib.train_sentencepiece(CORPUS, 1000, tmp_path_factory.mktemp("tokenizer"),
-                                           extra_tokens=[*LOCATIONS, "<x", "<x>"])
+  return tokenizer_lib.train_sentencepiece(
+    CORPUS, 1000, tmp_path_factory.mktemp("tokenizer"), extra_tokens=[*LOCATIONS, "<x", "<x>"]
+  )
 
 
-@pytest.mark.parametrize("text,expected", [
+@pytest.mark.parametrize(
+  "text,expected",
+  [
     ("a man on horse.[SEP]", "[CLS] a man on horse . [SEP]"),
     ("a man on horse. [SEP] ", "[CLS] a man on horse . [SEP]"),
     ("", "[CLS]"),
@@ -55,7 +74,8 @@ def sentencepiece(tmp_path_factory):
     ("a" * 101, "[CLS] [UNK]"),
     ("don't 10:30 t-shirt", "[CLS] don ' t 10 : 30 t - shirt"),
     ("a\u0000 \u200bman\ufffd\u00a0on", "[CLS] a man on"),  # control characters vanish
-])
+  ],
+)
 def test_wordpiece_encodes_like_the_official_tokenizer(wordpiece, text, expected):
   assert [VOCAB[i] for i in wordpiece.encode(text)] == expected.split()
 
@@ -69,7 +89,9 @@ def test_wordpiece_ids_come_from_names(wordpiece):
     wordpiece.token_id("<loc_1>")
 
 
-@pytest.mark.parametrize("tokens,expected", [
+@pytest.mark.parametrize(
+  "tokens,expected",
+  [
     ("[CLS] a man on horse . [SEP] [PAD] [PAD]", "a man on horse."),
     ("[CLS] rid ##ing horse ##s , man ?", "riding horses, man?"),
     ("10 : 30 t - shirt", "10 : 30 t - shirt"),
@@ -77,7 +99,8 @@ def test_wordpiece_ids_come_from_names(wordpiece):
     ("a man ' s horse", "a man's horse"),
     ("[CLS] a [SEP] man [UNK] [MASK]", "a  man [UNK] [MASK]"),  # nothing is cut at [SEP]
     ("", ""),
-])
+  ],
+)
 def test_wordpiece_decodes_like_the_official_code(wordpiece, tokens, expected):
   ids = np.array([VOCAB.index(token) for token in tokens.split()], np.int32)
   assert wordpiece.decode(ids) == expected
@@ -116,8 +139,13 @@ def test_vocabulary_with_windows_line_ends_and_exotic_separators(tmp_path):
 
 def as_json(**changes):
   """The tokenizer.json that Hugging Face's library writes of VOCAB; `changes` replace parts of it."""
-  backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]"))
-  backend.normalizer, backend.pre_tokenizer = tokenizers.normalizers.BertNormalizer(), tokenizers.pre_tokenizers.BertPreTokenizer()
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]")
+  )
+  backend.normalizer, backend.pre_tokenizer = (
+    tokenizers.normalizers.BertNormalizer(),
+    tokenizers.pre_tokenizers.BertPreTokenizer(),
+  )
   backend.add_special_tokens(["[CLS]", "[SEP]", "[new]"])
   content = json.loads(backend.to_str())
   for name, value in changes.items():
@@ -129,22 +157,36 @@ def as_json(**changes):
 def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
   (tmp_path / "tokenizer.json").write_text(as_json())
   (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
-  ours, same = (tokenizer_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt"))
+  ours, same = (
+    tokenizer_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
+  )
   assert ours.fingerprint == same.fingerprint and ours.token_id("[new]") == len(VOCAB)
   text = "A MAN on Horses, riding the中文s! [SEP]"
-  assert ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
+  assert (
+    ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
+  )
   ours.save(tmp_path / "saved")
   assert tokenizer_lib.load(tmp_path / "saved").fingerprint == ours.fingerprint
 
 
-@pytest.mark.parametrize("text, message", [
-    (as_json(normalizer__lowercase=False), "no uncased WordPiece tokenizer: normalizer.lowercase is False, and must be True"),
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (
+      as_json(normalizer__lowercase=False),
+      "no uncased WordPiece tokenizer: normalizer.lowercase is False, and must be True",
+    ),
     (as_json(normalizer__strip_accents=False), "keeps accents: normalizer.strip_accents is false"),
     (as_json(model__type="BPE"), "model.type is 'BPE', and must be 'WordPiece'"),
     (as_json(model__vocab={"a": 0, "b": 2}), "ids of its 5 tokens are not 0 to 4"),
     (as_json()[:-1], "neither a vocabulary nor a tokenizer.json"),
-    ('{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}}', "normalizer.type is None"),
-    ("[1, 2]", "Token '.PAD.' is not in")])  # a vocabulary of one token
+    (
+      '{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}}',
+      "normalizer.type is None",
+    ),
+    ("[1, 2]", "Token '.PAD.' is not in"),
+  ],
+)  # a vocabulary of one token
 def test_another_tokenizer_json_is_refused(text, message, tmp_path):
   (tmp_path / "tokenizer.json").write_text(text)
   with pytest.raises(ValueError, match=message):
@@ -203,9 +245,16 @@ print(tokenizer.train_sentencepiece(sys.stdin, 60, sys.argv[1]).fingerprint)
 
 
 def test_training_is_deterministic_across_processes(tmp_path):
-  prints = [subprocess.run([sys.executable, "-c", _TRAIN, str(tmp_path / name)], text=True,
-                           input="\n".join(CORPUS), capture_output=True, check=True).stdout.strip()
-            for name in "ab"]
+  prints = [
+    subprocess.run(
+      [sys.executable, "-c", _TRAIN, str(tmp_path / name)],
+      text=True,
+      input="\n".join(CORPUS),
+      capture_output=True,
+      check=True,
+    ).stdout.strip()
+    for name in "ab"
+  ]
   here = tokenizer_lib.train_sentencepiece(iter(CORPUS), 60, tmp_path / "c")
   assert prints == [here.fingerprint] * 2
   assert here.vocab_size <= 60
@@ -310,6 +359,7 @@ def test_pad_ids_ensure_eos():
   rows = [[5, 6], [5, 1], [5, 6, 7], [5, 6, 7, 1], [5, 6, 7, 8, 9]]
   out = tokenizer_lib.pad_ids(rows, 4, 0, truncate=True, ensure_eos=1)
   np.testing.assert_array_equal(
-      out, [[5, 6, 1, 0], [5, 1, 0, 0], [5, 6, 7, 1], [5, 6, 7, 1], [5, 6, 7, 1]])
+    out, [[5, 6, 1, 0], [5, 1, 0, 0], [5, 6, 7, 1], [5, 6, 7, 1], [5, 6, 7, 1]]
+  )
   with pytest.raises(ValueError, match="Row 0 has 4 token ids"):  # eos counts
     tokenizer_lib.pad_ids([[5, 6, 7]], 3, 0, truncate=False, ensure_eos=1)

@@ -15,18 +15,32 @@ from mplug_jax.torch_files import open_tensors
 from mplug_jax.torch_write import save_pth, save_safetensors
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"", "an empty file"), (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image"), (b"\xff\xd8\xff\xe0" + bytes(9), "a JPEG image"),
-    (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
-    (b"\x1f\x8b\x08" + bytes(50), "gzip"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (pickle.dumps({"a": 1}), "torch.save did not write"),
-    (b"hello", "not a PyTorch checkpoint"), (bytes(1000), "not a PyTorch checkpoint")])
+@pytest.mark.parametrize(
+  "data, message",
+  [
+    (b"", "an empty file"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image"),
+    (b"\xff\xd8\xff\xe0" + bytes(9), "a JPEG image"),
+    (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+    (b"\x1f\x8b\x08" + bytes(50), "gzip"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (pickle.dumps({"a": 1}), "torch.save did not write"),
+    (b"hello", "not a PyTorch checkpoint"),
+    (bytes(1000), "not a PyTorch checkpoint"),
+  ],
+)
 def test_foreign_files(data, message, tmp_path):
   (tmp_path / "model.pth").write_bytes(data)
   refused(lambda: open_tensors(tmp_path / "model.pth"), str(tmp_path / "model.pth"), message)
 
 
 def test_a_missing_file(tmp_path):
-  refused(lambda: open_tensors(tmp_path / "model.pth"), str(tmp_path / "model.pth"), kind=FileNotFoundError)
+  refused(
+    lambda: open_tensors(tmp_path / "model.pth"),
+    str(tmp_path / "model.pth"),
+    kind=FileNotFoundError,
+  )
 
 
 @pytest.mark.parametrize("save", [save_pth, save_safetensors])
@@ -46,12 +60,25 @@ def test_a_truncated_file(save, tmp_path):
 
 def test_damaged_archives(tmp_path):
   state = {"w": tensor("0", (3,))}
-  refused(lambda: open_tensors(archive(tmp_path / "big", state, {"0": floats(3)}, byteorder=b"big")), "byte order", "big")
+  refused(
+    lambda: open_tensors(archive(tmp_path / "big", state, {"0": floats(3)}, byteorder=b"big")),
+    "byte order",
+    "big",
+  )
   with zipfile.ZipFile(tmp_path / "npz", "w") as file:
     file.writestr("a.npy", b"x")
   refused(lambda: open_tensors(tmp_path / "npz"), "no data.pkl")
-  for data in (b"", b"\x80\x02}", b"\x80\x02\xff.", b"garbage", b"\x80\x02(((((e.", b"\x80\x02\x82\x01.", b"\x80\x02cos\nsystem",
-               b"\x80\x02}r\xff\xff\xff\x3f.", b"}p1073741823\n."):  # the last two would take 16 GiB
+  for data in (
+    b"",
+    b"\x80\x02}",
+    b"\x80\x02\xff.",
+    b"garbage",
+    b"\x80\x02(((((e.",
+    b"\x80\x02\x82\x01.",
+    b"\x80\x02cos\nsystem",
+    b"\x80\x02}r\xff\xff\xff\x3f.",
+    b"}p1073741823\n.",
+  ):  # the last two would take 16 GiB
     with zipfile.ZipFile(tmp_path / "pickle", "w") as file:
       file.writestr("archive/data.pkl", data)
     refused(lambda: open_tensors(tmp_path / "pickle"), "pickle cannot be read")
@@ -66,27 +93,35 @@ def test_damage_found_while_reading(tmp_path):
   path = archive(tmp_path / "packed", state, {"0": x}, zipfile.ZIP_DEFLATED)
   data = bytearray(path.read_bytes())
   at = zipfile.ZipFile(path).getinfo("archive/data/0").header_offset
-  data[at + 100:at + 400] = b"\xff" * 300
+  data[at + 100 : at + 400] = b"\xff" * 300
   path.write_bytes(data)
   refused(lambda: open_tensors(path)["w"], "tensor 'w'", "cannot be unpacked")
   path = archive(tmp_path / "stored", state, {"0": x})
   data = bytearray(path.read_bytes())
   at = zipfile.ZipFile(path).getinfo("archive/data/0").header_offset
-  data[at:at + 4] = b"XXXX"
+  data[at : at + 4] = b"XXXX"
   path.write_bytes(data)
   refused(lambda: open_tensors(path)["w"], "archive/data/0 is not where the archive says")
-  at = data.index(b"PK\x01\x02")  # the directory, whose entry of data.pkl gets a place beyond the file
-  data[at + 42:at + 46] = b"\xff\xff\xff\x7f"
+  at = data.index(
+    b"PK\x01\x02"
+  )  # the directory, whose entry of data.pkl gets a place beyond the file
+  data[at + 42 : at + 46] = b"\xff\xff\xff\x7f"
   path.write_bytes(data)
   refused(lambda: open_tensors(path), "archive/data.pkl does not lie inside the file")
 
 
 def test_a_pickle_too_large_for_a_checkpoint(tmp_path, monkeypatch):
   monkeypatch.setattr(torch_files, "_MAX_PICKLE", 100)
-  refused(lambda: open_tensors(archive(tmp_path / "file", {"x" * 200: 1}, {}, zipfile.ZIP_DEFLATED)), "no checkpoint has that much")
+  refused(
+    lambda: open_tensors(archive(tmp_path / "file", {"x" * 200: 1}, {}, zipfile.ZIP_DEFLATED)),
+    "no checkpoint has that much",
+  )
 
 
-GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]}}
+GOOD = {
+  "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+  "b": {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]},
+}
 
 
 def safetensors(path, header, data=bytes(11)):
@@ -95,10 +130,15 @@ def safetensors(path, header, data=bytes(11)):
   return path
 
 
-@pytest.mark.parametrize("header, messages", [
+@pytest.mark.parametrize(
+  "header, messages",
+  [
     ({**GOOD, "b": {**GOOD["b"], "data_offsets": [4, 7]}}, ("'b'", "overlaps")),
     ({**GOOD, "b": {**GOOD["b"], "data_offsets": [9, 12]}}, ("'b'", "ends beyond the file")),
-    ({**GOOD, "b": {**GOOD["b"], "shape": [4], "data_offsets": [8, 12]}}, ("'b'", "ends beyond the file")),
+    (
+      {**GOOD, "b": {**GOOD["b"], "shape": [4], "data_offsets": [8, 12]}},
+      ("'b'", "ends beyond the file"),
+    ),
     ({**GOOD, "b": {**GOOD["b"], "shape": [2], "data_offsets": [9, 11]}}, ("'b'", "gap")),
     ({"a": GOOD["a"]}, ("3 bytes belong to no tensor",)),
     ({**GOOD, "a": {**GOOD["a"], "shape": [3]}}, ("'a'", "8 bytes for shape (3,) of float32")),
@@ -109,9 +149,14 @@ def safetensors(path, header, data=bytes(11)):
     ({**GOOD, "a": {**GOOD["a"], "shape": [0, 1 << 62]}}, ("'a'", "no valid shape")),
     ({**GOOD, "a": {**GOOD["a"], "shape": [1] * 65}}, ("'a'", "no valid shape")),
     ({**GOOD, "a": {**GOOD["a"], "data_offsets": [8, 0]}}, ("'a'", "-8 bytes")),
-    ({**GOOD, "a": {"dtype": "F32"}}, ("'a'", "no valid shape")), ({**GOOD, "a": 3}, ("'a'", "no valid shape")),
-    (b"{not json}", ("header cannot be read",)), (b"{\"a\": \xff}", ("header cannot be read",)),
-    (b'{"a": 1, "a": 2}', ("a name occurs twice",)), ({"__metadata__": 3}, ("__metadata__",))])
+    ({**GOOD, "a": {"dtype": "F32"}}, ("'a'", "no valid shape")),
+    ({**GOOD, "a": 3}, ("'a'", "no valid shape")),
+    (b"{not json}", ("header cannot be read",)),
+    (b'{"a": \xff}', ("header cannot be read",)),
+    (b'{"a": 1, "a": 2}', ("a name occurs twice",)),
+    ({"__metadata__": 3}, ("__metadata__",)),
+  ],
+)
 def test_damaged_safetensors(header, messages, tmp_path):
   with open_tensors(safetensors(tmp_path / "file", GOOD)) as file:
     assert {key: file.shape(key) for key in file} == {"a": (2,), "b": (3,)}
@@ -127,20 +172,36 @@ def test_a_header_longer_than_the_file(tmp_path):
 # ---- folders
 
 
-@pytest.mark.parametrize("file, save", [
-    ("model.safetensors", save_safetensors), ("pytorch_model.bin", save_pth), ("mp_rank_00_model_states.pt", save_pth)])
+@pytest.mark.parametrize(
+  "file, save",
+  [
+    ("model.safetensors", save_safetensors),
+    ("pytorch_model.bin", save_pth),
+    ("mp_rank_00_model_states.pt", save_pth),
+  ],
+)
 def test_a_folder_with_one_checkpoint(file, save, tmp_path):
   save(tmp_path / file, {"w": floats(3)})
   (tmp_path / "config.json").write_text("{}")
   same(open_tensors(tmp_path)["w"], floats(3))
   (tmp_path / "model.safetensors.index.json").write_text("{}")
-  refused(lambda: open_tensors(tmp_path), str(tmp_path), f"{file} and" if file[:3] == "mod" else f"and {file}", "name one of them")
+  refused(
+    lambda: open_tensors(tmp_path),
+    str(tmp_path),
+    f"{file} and" if file[:3] == "mod" else f"and {file}",
+    "name one of them",
+  )
 
 
 def test_a_folder_without_checkpoint(tmp_path):
   (tmp_path / "latest").write_text("../elsewhere")
-  refused(lambda: open_tensors(tmp_path), str(tmp_path), "none of model.safetensors, model.safetensors.index.json, pytorch_model.bin, "
-          "pytorch_model.bin.index.json, mp_rank_00_model_states.pt.", kind=FileNotFoundError)
+  refused(
+    lambda: open_tensors(tmp_path),
+    str(tmp_path),
+    "none of model.safetensors, model.safetensors.index.json, pytorch_model.bin, "
+    "pytorch_model.bin.index.json, mp_rank_00_model_states.pt.",
+    kind=FileNotFoundError,
+  )
 
 
 def test_a_deepspeed_folder(tmp_path):
@@ -154,10 +215,16 @@ def test_a_deepspeed_folder(tmp_path):
   refused(lambda: open_tensors(tmp_path), "split over several mp_rank files")
 
 
-@pytest.mark.parametrize("index, save", [("model.safetensors.index.json", save_safetensors), ("pytorch_model.bin.index.json", save_pth)])
+@pytest.mark.parametrize(
+  "index, save",
+  [("model.safetensors.index.json", save_safetensors), ("pytorch_model.bin.index.json", save_pth)],
+)
 def test_shards(index, save, tmp_path):
   def write_index(weight_map):
-    (tmp_path / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (tmp_path / index).write_text(
+      json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    )
+
   where = {"b": "part-1", "a": "part-1", "c": "part-2"}
   save(tmp_path / "part-1", {"b": floats(2), "a": floats(3)})
   save(tmp_path / "part-2", {"c": floats(4, 2)})
@@ -181,5 +248,12 @@ def test_shards(index, save, tmp_path):
 
 def test_an_old_file_without_pytorch(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
-  (tmp_path / "old.pth").write_bytes(pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2))
-  refused(lambda: open_tensors(tmp_path / "old.pth"), "before PyTorch 1.6", "pip install 'mplug_jax[convert]'", kind=ImportError)
+  (tmp_path / "old.pth").write_bytes(
+    pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+  )
+  refused(
+    lambda: open_tensors(tmp_path / "old.pth"),
+    "before PyTorch 1.6",
+    "pip install 'mplug_jax[convert]'",
+    kind=ImportError,
+  )

@@ -26,9 +26,11 @@ def state_of(torch):
   module.word = torch.nn.Parameter(torch.tensor(table))
   module.head = module.word
   module.register_buffer("ids", torch.arange(7).expand(1, -1))
-  module.fp16, module.bf16 = (torch.nn.Parameter(torch.randn(2, 3).to(x)) for x in (torch.float16, torch.bfloat16))
+  module.fp16, module.bf16 = (
+    torch.nn.Parameter(torch.randn(2, 3).to(x)) for x in (torch.float16, torch.bfloat16)
+  )
   module.register_buffer("transposed", torch.tensor(floats(5, 2)).T)
-  module.register_buffer("part", torch.arange(10.)[3:7:2])
+  module.register_buffer("part", torch.arange(10.0)[3:7:2])
   module.register_buffer("flag", torch.tensor(True))
   module.register_buffer("none", torch.zeros(0, 3))
   state = module.state_dict(keep_vars=True)  # parameters as such, not their data
@@ -46,8 +48,11 @@ def torch_array(torch, x):
 def test_files_by_torch_save(torch, legacy, wrapper, tmp_path):
   state, arrays = state_of(torch)
   optimizer = {"state": {0: torch.zeros(3)}, "param_groups": [{"lr": 0.1}]}
-  torch.save({wrapper: state, "optimizer": optimizer, "epoch": 3} if wrapper else state, tmp_path / "file",
-             _use_new_zipfile_serialization=not legacy)
+  torch.save(
+    {wrapper: state, "optimizer": optimizer, "epoch": 3} if wrapper else state,
+    tmp_path / "file",
+    _use_new_zipfile_serialization=not legacy,
+  )
   with open_tensors(tmp_path / "file") as file:
     assert list(file) == list(arrays) and file.wrapper == wrapper and not file.placeholders
     for key, array in arrays.items():
@@ -60,7 +65,12 @@ def test_a_legacy_file_with_code(torch, tmp_path):
   class Attack:
     def __reduce__(self):
       return os.mkdir, (str(tmp_path / "ran"),)
-  torch.save({"model": {"w": torch.zeros(3)}, "args": Attack()}, tmp_path / "file", _use_new_zipfile_serialization=False)
+
+  torch.save(
+    {"model": {"w": torch.zeros(3)}, "args": Attack()},
+    tmp_path / "file",
+    _use_new_zipfile_serialization=False,
+  )
   with pytest.raises(ValueError, match="before PyTorch 1.6"):
     open_tensors(tmp_path / "file")
   assert not (tmp_path / "ran").exists()
@@ -73,7 +83,7 @@ def test_a_torchscript_archive(torch, tmp_path):
       super().__init__()
       self.norm, self.width = torch.nn.LayerNorm(4), 4
       self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4).half() for _ in range(2)])
-      self.scale = torch.nn.Parameter(torch.tensor(2.))
+      self.scale = torch.nn.Parameter(torch.tensor(2.0))
       self.register_buffer("size", torch.tensor(224))
 
     def forward(self, x):
@@ -93,18 +103,31 @@ def test_a_torchscript_archive(torch, tmp_path):
 def test_a_pickle_with_objects_of_a_framework(torch, tmp_path):
   class Settings:
     pass
+
   settings = Settings()
   settings.scale = np.float64(3)
   Settings.__qualname__, Settings.__module__ = "Settings", __name__
   globals()["Settings"] = Settings
   try:
-    torch.save({"module": {"w": torch.ones(3)}, "args": settings, "rng": torch.get_rng_state(), "numpy": np.ones(3), "lr": torch.float32,
-                "device": torch.device("cpu"), "size": torch.Size([2])}, tmp_path / "file")
+    torch.save(
+      {
+        "module": {"w": torch.ones(3)},
+        "args": settings,
+        "rng": torch.get_rng_state(),
+        "numpy": np.ones(3),
+        "lr": torch.float32,
+        "device": torch.device("cpu"),
+        "size": torch.Size([2]),
+      },
+      tmp_path / "file",
+    )
   finally:
     del globals()["Settings"]
   with open_tensors(tmp_path / "file") as file:
     same(file["w"], np.ones(3, np.float32))
-    assert file.placeholders[f"{__name__}.Settings"] == 1 and any("numpy" in key for key in file.placeholders)
+    assert file.placeholders[f"{__name__}.Settings"] == 1 and any(
+      "numpy" in key for key in file.placeholders
+    )
 
 
 @pytest.mark.parametrize("limit", [None, 200])

@@ -17,7 +17,11 @@ def arrays():
   """The smallest recording with two beam searches, the rewarded one and a short one."""
   kept = "beam/beam5_min8_max25/", "beam/beam1_min1_max8/"
   with np.load(SOURCE) as file:
-    return {name: file[name] for name in file.files if not name.startswith("beam/") or name.startswith(kept)}
+    return {
+      name: file[name]
+      for name in file.files
+      if not name.startswith("beam/") or name.startswith(kept)
+    }
 
 
 def altered(path, arrays, change=None, **meta):
@@ -55,8 +59,14 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
   [result] = json.loads((tmp_path / "rows.json").read_text())
   found = {row["name"]: row for row in result["rows"]}
   wrong = {name for name, row in found.items() if not row["passed"]}
-  assert wrong == {"out/image_embeds", gradient, "grad_norms/loss/text_decoder", "beam/beam5_min8_max25/ids",
-                   "beam/beam1_min1_max8/scores", "SCST"}
+  assert wrong == {
+    "out/image_embeds",
+    gradient,
+    "grad_norms/loss/text_decoder",
+    "beam/beam5_min8_max25/ids",
+    "beam/beam1_min1_max8/scores",
+    "SCST",
+  }
   assert found["grad_norms/loss/text_decoder"]["note"] == name
   assert found["out/image_embeds"]["error"] == pytest.approx(1e-3, rel=0.05)
   assert found["out/image_embeds"]["shape"] == list(arrays["out/image_embeds"].shape)
@@ -69,6 +79,7 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
 
 def test_a_weight_that_is_wrong(arrays, tmp_path):
   """What it feeds fails, what comes before it does not."""
+
   def change(x):
     x["sd/text_decoder.cls.predictions.transform.dense.bias"][0] += 0.05
 
@@ -89,24 +100,36 @@ def test_weights_that_do_not_fit(arrays, tmp_path):
 
 def test_unusable_files(arrays, tmp_path, capsys):
   """One sentence each, status 2, and the next file is looked at."""
+
   def without(*prefixes):
     return {name: x for name, x in arrays.items() if not name.startswith(prefixes)}
 
-  text, single, cut, damaged = (tmp_path / name for name in ("notes.npz", "single.npz", "cut.npz", "damaged.npz"))
+  text, single, cut, damaged = (
+    tmp_path / name for name in ("notes.npz", "single.npz", "cut.npz", "damaged.npz")
+  )
   text.write_text("no archive")
   with open(single, "wb") as file:
     np.save(file, np.zeros(3))
   whole = SOURCE.read_bytes()
-  cut.write_bytes(whole[:len(whole) // 2])
+  cut.write_bytes(whole[: len(whole) // 2])
   middle = len(whole) // 2
-  damaged.write_bytes(whole[:middle] + bytes(255 - b for b in whole[middle:middle + 64]) + whole[middle + 64:])
+  damaged.write_bytes(
+    whole[:middle] + bytes(255 - b for b in whole[middle : middle + 64]) + whole[middle + 64 :]
+  )
   cases = {
-      str(tmp_path / "none.npz"): "does not exist", str(text): "cannot be read", str(single): "a single array", str(cut): "cannot be read",
-      str(damaged): "damaged", str(tmp_path): "cannot be read",
-      altered(tmp_path / "meta.npz", without("meta")): "no array 'meta'",
-      altered(tmp_path / "sd.npz", without("sd/")): "holds no weights",
-      altered(tmp_path / "task.npz", arrays, task="haiku"): "unknown task 'haiku'; known are vqa, caption",
-      altered(tmp_path / "geometry.npz", arrays, geometry={"image": 42}): "'meta' lacks patch"}
+    str(tmp_path / "none.npz"): "does not exist",
+    str(text): "cannot be read",
+    str(single): "a single array",
+    str(cut): "cannot be read",
+    str(damaged): "damaged",
+    str(tmp_path): "cannot be read",
+    altered(tmp_path / "meta.npz", without("meta")): "no array 'meta'",
+    altered(tmp_path / "sd.npz", without("sd/")): "holds no weights",
+    altered(
+      tmp_path / "task.npz", arrays, task="haiku"
+    ): "unknown task 'haiku'; known are vqa, caption",
+    altered(tmp_path / "geometry.npz", arrays, geometry={"image": 42}): "'meta' lacks patch",
+  }
   assert verify_parity.main(list(cases)) == 2
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == len(cases)
@@ -129,10 +152,22 @@ def test_compare():
   """Tolerances are absolute or of the largest value; a NaN never passes, equal infinities do."""
   tolerance = rows.Tolerance(1e-3, 1e-2)
   row = rows.compare("x", [[10.0, 0.0]], [[10.0, 0.09]], tolerance)
-  assert row.passed and row.shape == (1, 2) and row.error == 0.09 and row.tolerance == 0.1 and row.relative == 0.009
+  assert (
+    row.passed
+    and row.shape == (1, 2)
+    and row.error == 0.09
+    and row.tolerance == 0.1
+    and row.relative == 0.009
+  )
   assert not rows.compare("x", [10.0, 0.0], [10.0, 0.11], tolerance).passed
   assert not rows.compare("x", [0.002], [0.0], tolerance).passed
-  for ours, recorded in (([np.nan], [1.0]), ([1.0], [np.nan]), ([np.nan], [np.nan]), ([np.inf], [1.0]), ([1.0], [1.0, 1.0])):
+  for ours, recorded in (
+    ([np.nan], [1.0]),
+    ([1.0], [np.nan]),
+    ([np.nan], [np.nan]),
+    ([np.inf], [1.0]),
+    ([1.0], [1.0, 1.0]),
+  ):
     assert not rows.compare("x", ours, recorded, tolerance).passed
   assert rows.compare("x", [-np.inf, 1.0], [-np.inf, 1.0], rows.EXACT).passed
   assert rows.compare("x", np.zeros((0, 3)), np.zeros((0, 3)), rows.EXACT).passed
@@ -157,6 +192,7 @@ def test_near_ties_may_swap_and_nothing_else():
 
 def test_updates_are_compared_where_the_gradient_has_a_direction():
   """One gradient of 2 is exact within its error of 1e-8, the other is smaller than that error."""
+
   class Recorded(dict):
     def pairs(self, tree, prefix):
       yield f"{prefix}w", tree, self[f"{prefix}w"]

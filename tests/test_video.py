@@ -7,12 +7,21 @@ from mplug_jax.data import image_ops, image_reader, scene_sources, scenes, video
 
 
 def test_frame_numbers():
-  assert video.frame_numbers(300, 16, "official").tolist() == list(range(0, 271, 18))  # docs/official.md item 37
+  assert video.frame_numbers(300, 16, "official").tolist() == list(
+    range(0, 271, 18)
+  )  # docs/official.md item 37
   assert video.frame_numbers(5, 8, "official").tolist() == [0] * 8
-  assert video.frame_numbers(300, 3).tolist() == [50, 150, 250] and video.frame_numbers(8, 8).tolist() == list(range(8))
+  assert video.frame_numbers(300, 3).tolist() == [50, 150, 250] and video.frame_numbers(
+    8, 8
+  ).tolist() == list(range(8))
   assert video.frame_numbers(2, 5).tolist() == [0, 0, 1, 1, 1]
-  assert video.frame_numbers(4, 2, "2").tolist() == [2, 2] and video.frame_numbers(4, 1, "9").tolist() == [3]
-  with pytest.raises(ValueError, match="config.data.frame_sampling='random' is not a frame number and none of centres, official"):
+  assert video.frame_numbers(4, 2, "2").tolist() == [2, 2] and video.frame_numbers(
+    4, 1, "9"
+  ).tolist() == [3]
+  with pytest.raises(
+    ValueError,
+    match="config.data.frame_sampling='random' is not a frame number and none of centres, official",
+  ):
     video.frame_numbers(4, 2, "random")
 
 
@@ -40,9 +49,15 @@ def test_frames_of_a_file_are_the_right_ones(clip, file):
 
 
 def test_what_is_no_video_or_cut_short(file, tmp_path):
-  for name, data in (("text.mp4", b"no video at all"), ("cut.mp4", file.read_bytes()[:4000]), ("empty.mp4", b"")):
+  for name, data in (
+    ("text.mp4", b"no video at all"),
+    ("cut.mp4", file.read_bytes()[:4000]),
+    ("empty.mp4", b""),
+  ):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(image_ops.ImageError, match=f"Video .*{name} cannot be read: no frame can be decoded"):
+    with pytest.raises(
+      image_ops.ImageError, match=f"Video .*{name} cannot be read: no frame can be decoded"
+    ):
       video.read_clip(tmp_path / name, 4)
   with pytest.raises(image_ops.ImageError, match="Video .*none.mp4 does not exist"):
     video.read_clip(tmp_path / "none.mp4", 4)
@@ -54,7 +69,9 @@ def test_a_reader_of_clips(clip, file, tmp_path):
   assert frames.shape == (4, 32, 32, 3) and not corrupt
   np.testing.assert_array_equal(frames[2], image_ops.eval_transform(clip[5], 32))
   drawn, _ = read(np.repeat(clip[:1], 8, axis=0), "still", np.random.default_rng(0))
-  assert (drawn == drawn[:1]).all() and not np.array_equal(drawn[0], image_ops.eval_transform(clip[0], 32))  # one crop for all
+  assert (drawn == drawn[:1]).all() and not np.array_equal(
+    drawn[0], image_ops.eval_transform(clip[0], 32)
+  )  # one crop for all
   black, corrupt = read(tmp_path / "none.mp4", "none", np.random.default_rng(0))
   assert corrupt and black.shape == (4, 32, 32, 3) and not black.any()
   assert video.contact_image(file, 4).shape == (192, 192, 3)

@@ -29,8 +29,10 @@ def test_answer_sets(case):
 
 def test_batch_and_groups():
   batch = GOLDEN["batch"]
-  scores = {i: va.vqa_accuracy(batch["results"][i]["answer"], [a["answer"] for a in q["answers"]])
-            for i, q in batch["questions"].items()}
+  scores = {
+    i: va.vqa_accuracy(batch["results"][i]["answer"], [a["answer"] for a in q["answers"]])
+    for i, q in batch["questions"].items()
+  }
   assert {i: round(100 * s, 2) for i, s in scores.items()} == batch["evalQA"]
   assert round(100 * np.mean(list(scores.values())), 2) == batch["accuracy"]["overall"]
   for kind, expected in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
@@ -54,8 +56,10 @@ def test_accuracy_is_the_mean_over_left_out_annotators(answer_ids):
   for _ in range(300):
     answers = rng.choices(["red", "blue", "Red.", "2"], k=rng.randint(1, 12))
     prediction = rng.choice(["red", "Blue", "two", "green"])
-    records = [{"answer": a} | ({"id": i} if answer_ids else {})
-               for i, a in enumerate(va.reference_answers(answers))]
+    records = [
+      {"answer": a} | ({"id": i} if answer_ids else {})
+      for i, a in enumerate(va.reference_answers(answers))
+    ]
     per_annotator = []
     for record in records:
       others = [r for r in records if r != record]
@@ -79,21 +83,37 @@ def test_no_answers_is_an_error():
     va.vqa_accuracy("yes", [])
 
 
-@pytest.mark.parametrize("prediction, truth, equal", [
-    ("yes", "yes", True), ("Yes", " yes ", True), ("10 : 30", "10:30", True),
-    ("t - shirt", "T-shirt", True), ("hot  dog", "hot dog", True), ("", "yes", False),
-    ("hotdog", "hot dog", False), ("two", "2", False), ("a cat", "cat", False),
-    ("tshirt", "t-shirt", False), ("1 2", "12", False)])
+@pytest.mark.parametrize(
+  "prediction, truth, equal",
+  [
+    ("yes", "yes", True),
+    ("Yes", " yes ", True),
+    ("10 : 30", "10:30", True),
+    ("t - shirt", "T-shirt", True),
+    ("hot  dog", "hot dog", True),
+    ("", "yes", False),
+    ("hotdog", "hot dog", False),
+    ("two", "2", False),
+    ("a cat", "cat", False),
+    ("tshirt", "t-shirt", False),
+    ("1 2", "12", False),
+  ],
+)
 def test_exact_match(prediction, truth, equal):
   assert va.exact_match(prediction, truth) is equal
 
 
 def test_results_file(tmp_path):
-  rows = va.results_rows([np.int64(30), "7", 4, 30, "q9", "007"],
-                         ["yes", "café", "2", "yes", "no", "x"])
-  assert rows == [{"question_id": 4, "answer": "2"}, {"question_id": 7, "answer": "café"},
-                  {"question_id": 30, "answer": "yes"}, {"question_id": "007", "answer": "x"},
-                  {"question_id": "q9", "answer": "no"}]
+  rows = va.results_rows(
+    [np.int64(30), "7", 4, 30, "q9", "007"], ["yes", "café", "2", "yes", "no", "x"]
+  )
+  assert rows == [
+    {"question_id": 4, "answer": "2"},
+    {"question_id": 7, "answer": "café"},
+    {"question_id": 30, "answer": "yes"},
+    {"question_id": "007", "answer": "x"},
+    {"question_id": "q9", "answer": "no"},
+  ]
   path = tmp_path / "results.json"
   path.write_text("old")
   va.write_results(path, rows)

@@ -11,8 +11,23 @@ from PIL import Image
 from mplug_jax.data import image_ops, image_reader, pipeline, sources, text_ops, vqa
 from mplug_jax.data.chunked import Chunked
 
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "what", "color", "is", "it", "red", "dark", "blue", "stop",
-         "sign", "one", "two", "three"]
+WORDS = [
+  "[PAD]",
+  "[CLS]",
+  "[SEP]",
+  "what",
+  "color",
+  "is",
+  "it",
+  "red",
+  "dark",
+  "blue",
+  "stop",
+  "sign",
+  "one",
+  "two",
+  "three",
+]
 PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
 
 
@@ -34,8 +49,16 @@ def ids(*words):
 
 
 def question(number, text="what color is it", answers=("red",), weights=None, **extra):
-  return {"question_id": number, "question": text, "answers": list(answers), "weights": weights,
-          "ocr": "", "objects": "", "dataset": "vqa", **extra}
+  return {
+    "question_id": number,
+    "question": text,
+    "answers": list(answers),
+    "weights": weights,
+    "ocr": "",
+    "objects": "",
+    "dataset": "vqa",
+    **extra,
+  }
 
 
 def record(*questions, image=None):
@@ -44,11 +67,22 @@ def record(*questions, image=None):
 
 
 def transform(**options):
-  images = image_reader.ImageReader(options.pop("image_size", 8), **{
-      name: options.pop(name) for name in ("augment", "strict", "blank") if name in options})
-  return vqa.VqaTransform(options.pop("tokenizer", WordTokenizer()), images, **{
-      "questions_per_image": 2, "max_question": 6, "max_answers": 3,
-      "max_answer_tokens": 4, "train": True, **options})
+  images = image_reader.ImageReader(
+    options.pop("image_size", 8),
+    **{name: options.pop(name) for name in ("augment", "strict", "blank") if name in options},
+  )
+  return vqa.VqaTransform(
+    options.pop("tokenizer", WordTokenizer()),
+    images,
+    **{
+      "questions_per_image": 2,
+      "max_question": 6,
+      "max_answers": 3,
+      "max_answer_tokens": 4,
+      "train": True,
+      **options,
+    },
+  )
 
 
 def rng(seed=0):
@@ -59,22 +93,31 @@ def test_example_of_one_record():
   data = record(question(1, answers=["red", "dark blue", "red", "red"]))
   example = transform()(5, data, rng())
   assert {key: (value.shape, value.dtype.name) for key, value in example.items()} == {
-      "image": ((8, 8, 3), "uint8"), "question": ((2, 6), "int32"), "answer": ((2, 3, 4), "int32"),
-      "answer_weight": ((2, 3), "float32"), "question_valid": ((2,), "bool"),
-      "corrupt": ((), "bool"), "index": ((), "int32")}
+    "image": ((8, 8, 3), "uint8"),
+    "question": ((2, 6), "int32"),
+    "answer": ((2, 3, 4), "int32"),
+    "answer_weight": ((2, 3), "float32"),
+    "question_valid": ((2,), "bool"),
+    "corrupt": ((), "bool"),
+    "index": ((), "int32"),
+  }
   np.testing.assert_array_equal(example["image"], data["image"])
-  np.testing.assert_array_equal(example["question"], [
-      [BOS, *ids("what", "color", "is", "it"), PAD], [PAD] * 6])
-  np.testing.assert_array_equal(example["answer"], [
-      [[BOS, *ids("red"), EOS, PAD], [BOS, *ids("dark", "blue"), EOS], [PAD] * 4], [[PAD] * 4] * 3])
+  np.testing.assert_array_equal(
+    example["question"], [[BOS, *ids("what", "color", "is", "it"), PAD], [PAD] * 6]
+  )
+  np.testing.assert_array_equal(
+    example["answer"],
+    [[[BOS, *ids("red"), EOS, PAD], [BOS, *ids("dark", "blue"), EOS], [PAD] * 4], [[PAD] * 4] * 3],
+  )
   np.testing.assert_array_equal(example["answer_weight"], [[0.75, 0.25, 0], [0, 0, 0]])
   np.testing.assert_array_equal(example["question_valid"], [True, False])
   assert not example["corrupt"] and example["index"] == 5
 
 
 def test_weights_of_the_source_are_kept():
-  example = transform()(0, record(question(1, answers=["red", "blue", "red"],
-                                           weights=[1.0, 0.3])), rng())
+  example = transform()(
+    0, record(question(1, answers=["red", "blue", "red"], weights=[1.0, 0.3])), rng()
+  )
   np.testing.assert_array_equal(example["answer_weight"][0], np.float32([1.0, 0.3, 0]))
   with pytest.raises(ValueError, match="Question 1 has 2 unique answers but 3 weights"):
     transform()(0, record(question(1, answers=["red", "blue"], weights=[1, 1, 1])), rng())
@@ -83,9 +126,11 @@ def test_weights_of_the_source_are_kept():
 def test_words_and_objects_in_the_image():
   asked = question(1, "what is it", ocr="STOP!", objects="sign&&sign")
   for ocr, objects, expected in (
-      (False, False, []), (True, False, ["[SEP]", "stop"]),
-      (False, True, ["[SEP]", "sign", "sign"]),
-      (True, True, ["[SEP]", "stop", "[SEP]", "sign", "sign"])):
+    (False, False, []),
+    (True, False, ["[SEP]", "stop"]),
+    (False, True, ["[SEP]", "sign", "sign"]),
+    (True, True, ["[SEP]", "stop", "[SEP]", "sign", "sign"]),
+  ):
     example = transform(add_ocr=ocr, add_objects=objects, max_question=10)(0, record(asked), rng())
     expected = [BOS, *ids("what", "is", "it", *expected)]
     np.testing.assert_array_equal(example["question"][0], expected + [PAD] * (10 - len(expected)))
@@ -96,8 +141,9 @@ def test_truncation():
   for _ in range(2):
     example = make(0, record(question(1, answers=["dark blue", "red"])), rng())
     np.testing.assert_array_equal(example["question"][0], [BOS, *ids("what", "color")])
-    np.testing.assert_array_equal(example["answer"][0, :2], [[BOS, *ids("dark"), EOS],
-                                                             [BOS, *ids("red"), EOS]])
+    np.testing.assert_array_equal(
+      example["answer"][0, :2], [[BOS, *ids("dark"), EOS], [BOS, *ids("red"), EOS]]
+    )
   assert make.truncated_answers == 1
 
 
@@ -133,19 +179,31 @@ def test_evaluation_leaves_no_question_out():
 def test_chunks_hold_every_question_once():
   counts = [3, 1, 0, 4, 2]
   numbers = iter(range(100))
-  source = sources.VqaRecords([
-      {"image": f"{i}.png", "image_id": str(i), "questions": [question(next(numbers))
-                                                              for _ in range(count)]}
-      for i, count in enumerate(counts)])
+  source = sources.VqaRecords(
+    [
+      {
+        "image": f"{i}.png",
+        "image_id": str(i),
+        "questions": [question(next(numbers)) for _ in range(count)],
+      }
+      for i, count in enumerate(counts)
+    ]
+  )
   for size in (1, 2, 3, 5):
     chunked = Chunked(source, size, "questions")
-    expected = [(str(i), [sum(counts[:i]) + n for n in range(first, min(first + size, count))])
-                for i, count in enumerate(counts) for first in range(0, count, size)]
-    found = [(r["image_id"], [q["question_id"] for q in r["questions"]])
-             for r in (chunked[i] for i in range(len(chunked)))]
+    expected = [
+      (str(i), [sum(counts[:i]) + n for n in range(first, min(first + size, count))])
+      for i, count in enumerate(counts)
+      for first in range(0, count, size)
+    ]
+    found = [
+      (r["image_id"], [q["question_id"] for q in r["questions"]])
+      for r in (chunked[i] for i in range(len(chunked)))
+    ]
     assert found == expected
     assert [chunked.questions(i) for i in range(len(chunked))] == [
-        chunked[i]["questions"] for i in range(len(chunked))]
+      chunked[i]["questions"] for i in range(len(chunked))
+    ]
 
 
 def test_too_many_and_too_few_answers():
@@ -214,8 +272,9 @@ class Hashing(WordTokenizer):
 
 def test_easy_vqa_through_the_pipeline():
   source = Chunked(sources.get({"name": "easy_vqa"}, "test"), 4, "questions")
-  make = transform(tokenizer=Hashing(), image_size=64, questions_per_image=4, max_question=16,
-                   train=False)
+  make = transform(
+    tokenizer=Hashing(), image_size=64, questions_per_image=4, max_question=16, train=False
+  )
   seen = {}
   for batch in pipeline.eval_batches(source, make, batch_size=48):
     for row in np.flatnonzero(batch["mask"]):
@@ -224,11 +283,15 @@ def test_easy_vqa_through_the_pipeline():
       for slot, entry in enumerate(asked):
         text = text_ops.vqa_text(entry["question"])
         tokens = Hashing().encode(text)
-        np.testing.assert_array_equal(batch["question"][row, slot, :len(tokens)], tokens)
+        np.testing.assert_array_equal(batch["question"][row, slot, : len(tokens)], tokens)
         seen[entry["question_id"]] = batch["answer"][row, slot, 0, 1]
   assert sorted(seen) == list(range(9673))
-  batches = pipeline.train_batches(sources.get({"name": "easy_vqa"}, "train"), transform(
-      tokenizer=Hashing(), image_size=64, max_question=16), batch_size=16, seed=0)
+  batches = pipeline.train_batches(
+    sources.get({"name": "easy_vqa"}, "train"),
+    transform(tokenizer=Hashing(), image_size=64, max_question=16),
+    batch_size=16,
+    seed=0,
+  )
   batch = next(batches)
   batches.close()
   assert batch["image"].shape == (16, 64, 64, 3) and not batch["corrupt"].any()

@@ -10,7 +10,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mplug_jax import checkpoint, convert, converted, init_from, torch_files, torch_inventory, torch_write, weights
+from mplug_jax import (
+  checkpoint,
+  convert,
+  converted,
+  init_from,
+  torch_files,
+  torch_inventory,
+  torch_write,
+  weights,
+)
 from mplug_jax.convert_names import infer_geometry, official_name, official_names
 from tools import convert_checkpoint as convert_tool, export_torch as export_tool
 
@@ -19,17 +28,38 @@ GIVEN = dict(heads=2, fusion_layers=2, stride=1)
 
 
 def geometry(large=False):
-  return dict(image_size=16, patch_size=8, vision_width=64, vision_layers=2, vocab_size=690, hidden_size=32 if large else 64, mlp_dim=48,
-              max_positions=20, text_layers=2, decoder_layers=2, embed_dim=8, pad_id=0) | GIVEN
+  return (
+    dict(
+      image_size=16,
+      patch_size=8,
+      vision_width=64,
+      vision_layers=2,
+      vocab_size=690,
+      hidden_size=32 if large else 64,
+      mlp_dim=48,
+      max_positions=20,
+      text_layers=2,
+      decoder_layers=2,
+      embed_dim=8,
+      pad_id=0,
+    )
+    | GIVEN
+  )
 
 
 def state_dict(task, large=False, seed=0):
   """Random tensors of the official model of a small geometry: float32, some float16 and bfloat16; tied names equal."""
   rng, tensors = np.random.default_rng(seed), {}
-  inventory = torch_inventory.inventory(task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6)
+  inventory = torch_inventory.inventory(
+    task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6
+  )
   for i, (name, tensor) in enumerate(inventory.items()):
     if tensor.dtype == "int64":
-      tensors[name] = rng.integers(-100, 100, tensor.shape) if "queue" in name else torch_inventory.constant(name, tensor)
+      tensors[name] = (
+        rng.integers(-100, 100, tensor.shape)
+        if "queue" in name
+        else torch_inventory.constant(name, tensor)
+      )
     else:
       dtype = (np.float32, np.float16, ml_dtypes.bfloat16)[i % 3 if task == "vqa" else 0]
       tensors[name] = np.asarray(rng.standard_normal(tensor.shape), np.float32).astype(dtype)
@@ -39,7 +69,9 @@ def state_dict(task, large=False, seed=0):
       tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"]
       tensors[f"{head}.decoder.weight"] = tensors[f"{bert}.embeddings.word_embeddings.weight"]
   if "bbox_prob_mask" in tensors:
-    tensors["bbox_prob_mask"] = torch_inventory.constant("bbox_prob_mask", inventory["bbox_prob_mask"])
+    tensors["bbox_prob_mask"] = torch_inventory.constant(
+      "bbox_prob_mask", inventory["bbox_prob_mask"]
+    )
   return tensors
 
 
@@ -56,20 +88,33 @@ def read(path):
 def assert_same_bytes(ours, expected):
   assert ours.keys() == expected.keys()
   for name, x in expected.items():
-    assert (ours[name].dtype, ours[name].shape) == (x.dtype, x.shape) and ours[name].tobytes() == x.tobytes(), name
+    assert (ours[name].dtype, ours[name].shape) == (x.dtype, x.shape) and ours[
+      name
+    ].tobytes() == x.tobytes(), name
 
 
 def dead(name, task="vqa"):
   keys = [name]
   momentum = bool(convert.online_names(keys, momentum=True))
-  inventory = torch_inventory.inventory(task, geometry(), TEXT_TOWER, stored_fusion_layers=4, queue=6)
+  inventory = torch_inventory.inventory(
+    task, geometry(), TEXT_TOWER, stored_fusion_layers=4, queue=6
+  )
   converter = convert.Converter(convert.online_names(inventory, momentum), geometry())
   return converter.entry(next(iter(convert.online_names(keys, momentum)))).action == "dead"
 
 
 @pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
-@pytest.mark.parametrize("task, large", [("vqa", False), ("vqa", True), ("caption", False), ("retrieval", True), ("grounding", False),
-                                         ("videocap", True)])
+@pytest.mark.parametrize(
+  "task, large",
+  [
+    ("vqa", False),
+    ("vqa", True),
+    ("caption", False),
+    ("retrieval", True),
+    ("grounding", False),
+    ("videocap", True),
+  ],
+)
 def test_there_and_back_with_every_byte(task, large, ours, tmp_path):
   tensors = state_dict(task, large)
   source = save(tmp_path / "official.pth", tensors)
@@ -87,14 +132,23 @@ def test_what_never_runs_is_made_again_or_left_out(tmp_path):
   full, slim = read(tmp_path / "full.pth"), read(tmp_path / "slim.safetensors")
   live = {name: x for name, x in tensors.items() if not dead(name)}
   assert_same_bytes(slim, live)
-  assert {name: (x.shape, x.dtype) for name, x in full.items()} == {name: (x.shape, x.dtype) for name, x in tensors.items()}
+  assert {name: (x.shape, x.dtype) for name, x in full.items()} == {
+    name: (x.shape, x.dtype) for name, x in tensors.items()
+  }
   assert_same_bytes({name: full[name] for name in live}, live)
-  assert not np.array_equal(full["visual_encoder.token_embedding.weight"], tensors["visual_encoder.token_embedding.weight"])
+  assert not np.array_equal(
+    full["visual_encoder.token_embedding.weight"], tensors["visual_encoder.token_embedding.weight"]
+  )
 
 
 def test_ours_to_torch_and_back(tmp_path):
   """All leaves of a converted checkpoint, momentum and queues, after another round."""
-  weights.convert_checkpoint(save(tmp_path / "official.pth", state_dict("retrieval")), tmp_path / "a", dtype="float32", **GIVEN)
+  weights.convert_checkpoint(
+    save(tmp_path / "official.pth", state_dict("retrieval")),
+    tmp_path / "a",
+    dtype="float32",
+    **GIVEN,
+  )
   weights.export_torch(tmp_path / "a", tmp_path / "back.pth")
   weights.convert_checkpoint(tmp_path / "back.pth", tmp_path / "b", **GIVEN)
   for which in ("params", "ema_params", "extra"):
@@ -107,18 +161,31 @@ def test_the_result_is_read_as_parameters(tmp_path):
   g = geometry() | {"embed_dim": 256}  # no tensor of this task tells
   tensors = state_dict("caption")
   weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-                          convert.params_from_torch(tensors, g))
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
+    convert.params_from_torch(tensors, g),
+  )
   weights.convert_checkpoint(tmp_path / "official.pth", tmp_path / "ours.safetensors", **GIVEN)
   for path in ("ours", "ours.safetensors"):
     params = checkpoint.load_params(tmp_path / path, abstract)
     jax.tree.map(np.testing.assert_array_equal, params, convert.params_from_torch(tensors, g))
-    assert all(x.sharding == like.sharding for x, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True))
+    assert all(
+      x.sharding == like.sharding
+      for x, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True)
+    )
     with pytest.raises(ValueError, match="holds no ema_params"):
       checkpoint.load_params(tmp_path / path, abstract, which="ema_params")
-    with pytest.raises(ValueError, match="does not fit.*in the checkpoint alone: params/text_encoder"):
-      checkpoint.load_params(tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"})
-  with pytest.raises(ValueError, match="official.pth holds PyTorch weights; make a checkpoint of it"):
+    with pytest.raises(
+      ValueError, match="does not fit.*in the checkpoint alone: params/text_encoder"
+    ):
+      checkpoint.load_params(
+        tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"}
+      )
+  with pytest.raises(
+    ValueError, match="official.pth holds PyTorch weights; make a checkpoint of it"
+  ):
     checkpoint.load_params(tmp_path / "official.pth", abstract)
   assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
   assert infer_geometry({name: x.shape for name, x in tensors.items()}, **GIVEN) == g
@@ -143,7 +210,10 @@ def test_leaves_are_made_one_after_the_other_and_tied_copies_forgotten(tmp_path,
 
 def test_transposed_matrices_of_every_size_are_copied_whole():
   for shape in ((1, 1), (5, 16), (40, 33), (3, 100)):
-    x, to = np.random.default_rng(0).standard_normal(shape[::-1]).astype(np.float32).T, np.zeros(shape, np.float16)
+    x, to = (
+      np.random.default_rng(0).standard_normal(shape[::-1]).astype(np.float32).T,
+      np.zeros(shape, np.float16),
+    )
     weights._copy(x, to)
     np.testing.assert_array_equal(to, x.astype(np.float16))
 
@@ -154,7 +224,11 @@ def test_bytes_of_tied_copies_count_not_their_values(tmp_path):
   words = "text_decoder.bert.embeddings.word_embeddings.weight"
   tensors[words][0, 0] = np.nan
   weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
-  assert np.isnan(checkpoint.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][0, 0])
+  assert np.isnan(
+    checkpoint.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][
+      0, 0
+    ]
+  )
 
 
 @pytest.mark.parametrize("task", ["vqa", "retrieval"])
@@ -162,16 +236,26 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
   source = save(tmp_path / "official.pth", state_dict(task))
   manifest = weights.convert_checkpoint(source, tmp_path / "folder", keep_dead=True, **GIVEN)
   weights.convert_checkpoint(source, tmp_path / "file.safetensors", keep_dead=True, **GIVEN)
-  leaves = {f"{tree}/{path}": x for tree in ("params", "ema_params", "extra")
-            for path, x in checkpoint.load_arrays(tmp_path / "folder", tree).items()}
-  dead_ones = {f"dead/{name}": x for name, x in read(tmp_path / "folder" / "dead_weights.safetensors").items()}
+  leaves = {
+    f"{tree}/{path}": x
+    for tree in ("params", "ema_params", "extra")
+    for path, x in checkpoint.load_arrays(tmp_path / "folder", tree).items()
+  }
+  dead_ones = {
+    f"dead/{name}": x for name, x in read(tmp_path / "folder" / "dead_weights.safetensors").items()
+  }
   assert_same_bytes(read(tmp_path / "file.safetensors"), leaves | dead_ones)
   for path in ("folder", "file.safetensors"):
     assert converted.read_description(tmp_path / path) == (manifest["geometry"], manifest)
-    assert checkpoint.array_shapes(tmp_path / path).items() >= {name: x.shape for name, x in leaves.items()}.items()
+    assert (
+      checkpoint.array_shapes(tmp_path / path).items()
+      >= {name: x.shape for name, x in leaves.items()}.items()
+    )
     part = checkpoint.load_arrays(tmp_path / path, "params/text_encoder")
-    assert_same_bytes({f"params/text_encoder/{name}": x for name, x in part.items()},
-                      {name: x for name, x in leaves.items() if name.startswith("params/text_encoder/")})
+    assert_same_bytes(
+      {f"params/text_encoder/{name}": x for name, x in part.items()},
+      {name: x for name, x in leaves.items() if name.startswith("params/text_encoder/")},
+    )
     assert checkpoint.load_arrays(tmp_path / path, "params/nothing") == {}
   with torch_files.open_tensors(tmp_path / "file.safetensors") as file:
     assert file.metadata.keys() == {"geometry", "manifest"}
@@ -179,6 +263,7 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
 
 class State(NamedTuple):
   """What `init_from` reads and replaces of a TrainState."""
+
   params: dict
   ema_params: dict
   replace = lambda self, **values: self._replace(**values)  # noqa: E731
@@ -188,21 +273,37 @@ class State(NamedTuple):
 def test_a_run_starts_from_either_form(ours, tmp_path):
   tensors, place = state_dict("vqa"), jax.sharding.SingleDeviceSharding(jax.devices()[0])
   weights.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / ours, **GIVEN)
-  expected = [convert.params_from_torch(tensors, geometry(), momentum, dtype=np.float32) for momentum in (False, True)]
+  expected = [
+    convert.params_from_torch(tensors, geometry(), momentum, dtype=np.float32)
+    for momentum in (False, True)
+  ]
   zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), place), expected[0])
-  options = ml_collections.ConfigDict({"paths": (str(tmp_path / ours),), "new": (), "unused": (), "copies": ()})
+  options = ml_collections.ConfigDict(
+    {"paths": (str(tmp_path / ours),), "new": (), "unused": (), "copies": ()}
+  )
   state, report = init_from.init_from(State(zeros, zeros), options)
   jax.tree.map(np.testing.assert_array_equal, [state.params, state.ema_params], expected)
   assert set(report.values()) == {str(tmp_path / ours)}
 
 
 STYLES = {
-    "pre-training": (("text_encoder.", "text_encoder.bert."), ("fusion_encoder.", "fusion_encoder.fusion.")),
-    "masked language model": (("fusion_encoder.", "fusion_encoder.bert."), ("text_encoder_m.", "text_encoder_m.bert."),
-                              ("fusion_encoder_m.", "fusion_encoder_m.bert.")),
-    "distributed": (("", "module."),),
-    "ModelScope": (("", "model."),),
-    "distributed pre-training": (("text_encoder.", "text_encoder.bert."), ("fusion_encoder.", "fusion_encoder.fusion."), ("", "module."))}
+  "pre-training": (
+    ("text_encoder.", "text_encoder.bert."),
+    ("fusion_encoder.", "fusion_encoder.fusion."),
+  ),
+  "masked language model": (
+    ("fusion_encoder.", "fusion_encoder.bert."),
+    ("text_encoder_m.", "text_encoder_m.bert."),
+    ("fusion_encoder_m.", "fusion_encoder_m.bert."),
+  ),
+  "distributed": (("", "module."),),
+  "ModelScope": (("", "model."),),
+  "distributed pre-training": (
+    ("text_encoder.", "text_encoder.bert."),
+    ("fusion_encoder.", "fusion_encoder.fusion."),
+    ("", "module."),
+  ),
+}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -212,27 +313,43 @@ def test_naming_styles_give_the_same_parameters(style):
   for name in tensors:
     renamed = name
     for old, new in STYLES[style]:
-      renamed = new + renamed[len(old):] if renamed.startswith(old) else renamed
+      renamed = new + renamed[len(old) :] if renamed.startswith(old) else renamed
     names[renamed] = name
-  assert names.keys() != tensors.keys() and {official_name(renamed): name for renamed, name in names.items()} == {n: n for n in tensors}
+  assert names.keys() != tensors.keys() and {
+    official_name(renamed): name for renamed, name in names.items()
+  } == {n: n for n in tensors}
   assert official_names(names) == {name: renamed for renamed, name in names.items()}
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", ""])
 def test_wrappers(wrapper, tmp_path):
   tensors = state_dict("videocap")
-  weights.convert_checkpoint(save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "ours", **GIVEN)
+  weights.convert_checkpoint(
+    save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "ours", **GIVEN
+  )
   leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
-  np.testing.assert_array_equal(leaves["visual_encoder/class_embedding"], tensors["visual_encoder.visual.class_embedding"])
+  np.testing.assert_array_equal(
+    leaves["visual_encoder/class_embedding"], tensors["visual_encoder.visual.class_embedding"]
+  )
 
 
 def test_clip_alone_fills_the_image_encoder(tmp_path):
-  clip = {name.removeprefix("visual_encoder."): x for name, x in state_dict("caption").items() if name.startswith("visual_encoder.")}
-  weights.convert_checkpoint(save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32)
+  clip = {
+    name.removeprefix("visual_encoder."): x
+    for name, x in state_dict("caption").items()
+    if name.startswith("visual_encoder.")
+  }
+  weights.convert_checkpoint(
+    save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32
+  )
   leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
-  assert {path.split("/")[0] for path in leaves} == {"visual_encoder"} and leaves["visual_encoder/position_embedding"].shape == (17, 64)
+  assert {path.split("/")[0] for path in leaves} == {"visual_encoder"} and leaves[
+    "visual_encoder/position_embedding"
+  ].shape == (17, 64)
   weights.convert_checkpoint(tmp_path / "clip.pt", tmp_path / "zero", zero_positions=True)
-  assert not checkpoint.load_arrays(tmp_path / "zero", "params")["visual_encoder/position_embedding"].any()
+  assert not checkpoint.load_arrays(tmp_path / "zero", "params")[
+    "visual_encoder/position_embedding"
+  ].any()
 
 
 def test_a_run_goes_to_torch_and_back(tmp_path):
@@ -243,10 +360,13 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
   manager.save(1, {"params": params, "ema_params": ()}, {"step": 1})
   manager.close()
   model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
-  (tmp_path / "run" / "config.json").write_text(json.dumps({"task": {"name": "vqa"}, "model": model}))
+  (tmp_path / "run" / "config.json").write_text(
+    json.dumps({"task": {"name": "vqa"}, "model": model})
+  )
   manifest = weights.export_torch(tmp_path / "run", tmp_path / "run.pth")
-  assert {row["why"] for row in manifest["tensors"] if row["name"].startswith("text_encoder_m.encoder")} == {
-      "copied from the online weights: the checkpoint has no average"}
+  assert {
+    row["why"] for row in manifest["tensors"] if row["name"].startswith("text_encoder_m.encoder")
+  } == {"copied from the online weights: the checkpoint has no average"}
   exported = read(tmp_path / "run.pth")
   assert exported.keys() == torch_inventory.inventory("vqa", g).keys()
   jax.tree.map(np.testing.assert_array_equal, convert.params_from_torch(exported, g), params)
@@ -255,13 +375,27 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
 @pytest.mark.parametrize("run_task, task", [("retrieval", "retrieval"), ("scst", "caption")])
 def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tmp_path):
   g, tensors = geometry(), state_dict(task)
-  queues = {name: tensors[name] for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr") if name in tensors}
+  queues = {
+    name: tensors[name]
+    for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")
+    if name in tensors
+  }
   ours = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
   manager = checkpoint.Manager(tmp_path / "run")
-  manager.save(1, {"params": convert.params_from_torch(tensors, g, dtype=np.float32), "ema_params": (), "extra": ours or ()}, {})
+  manager.save(
+    1,
+    {
+      "params": convert.params_from_torch(tensors, g, dtype=np.float32),
+      "ema_params": (),
+      "extra": ours or (),
+    },
+    {},
+  )
   manager.close()
   model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
-  (tmp_path / "run" / "config.json").write_text(json.dumps({"task": {"name": run_task}, "model": model}))
+  (tmp_path / "run" / "config.json").write_text(
+    json.dumps({"task": {"name": run_task}, "model": model})
+  )
   assert weights.export_torch(tmp_path / "run", tmp_path / "run.pth")["task"] == task
   exported = read(tmp_path / "run.pth")
   assert exported.keys() == torch_inventory.inventory(task, g).keys()
@@ -283,17 +417,42 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   key = "text_decoder.bert.encoder.layer.1.intermediate.dense.weight"
   without = {name: x for name, x in tensors.items() if name != key}
   refused(without, tmp_path, r"1 leaves missing: text_decoder/layers/intermediate")
-  refused(without | {key.replace("intermediate", "intermediatd"): tensors[key]}, tmp_path,
-          r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: text_decoder/layers/intermediate")
-  refused(tensors | {key: tensors[key].T}, tmp_path, r"1 tensors of another shape: text_decoder.bert.encoder")
+  refused(
+    without | {key.replace("intermediate", "intermediatd"): tensors[key]},
+    tmp_path,
+    r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: text_decoder/layers/intermediate",
+  )
+  refused(
+    tensors | {key: tensors[key].T},
+    tmp_path,
+    r"1 tensors of another shape: text_decoder.bert.encoder",
+  )
   unfused = {n: x for n, x in tensors.items() if not n.startswith("fusion_encoder.encoder.layer.")}
   refused(unfused, tmp_path, "1 leaves missing: fusion_encoder")
-  refused(tensors | {"text_decoder.cls.predictions.decoder.weight": tensors["text_decoder.cls.predictions.decoder.weight"] + 1}, tmp_path,
-          "are one tensor in the official model, but differ")
-  refused(tensors | {f"module.{key}": tensors[key]}, tmp_path, "1 tensors come under two names, for example .* and module")
+  refused(
+    tensors
+    | {
+      "text_decoder.cls.predictions.decoder.weight": tensors[
+        "text_decoder.cls.predictions.decoder.weight"
+      ]
+      + 1
+    },
+    tmp_path,
+    "are one tensor in the official model, but differ",
+  )
+  refused(
+    tensors | {f"module.{key}": tensors[key]},
+    tmp_path,
+    "1 tensors come under two names, for example .* and module",
+  )
   refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "no mPLUG and no CLIP")
   refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)
-  refused(tensors, tmp_path, "--image_size=20 is no multiple of the image encoder's patch size 8", image_size=20)
+  refused(
+    tensors,
+    tmp_path,
+    "--image_size=20 is no multiple of the image encoder's patch size 8",
+    image_size=20,
+  )
 
 
 @pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
@@ -315,7 +474,9 @@ def test_a_leaf_that_cannot_be_made_leaves_nothing(ours, tmp_path, monkeypatch):
 
 
 def test_a_failed_export_keeps_the_old_files(tmp_path, monkeypatch):
-  weights.convert_checkpoint(save(tmp_path / "official.pth", state_dict("caption")), tmp_path / "ours.safetensors", **GIVEN)
+  weights.convert_checkpoint(
+    save(tmp_path / "official.pth", state_dict("caption")), tmp_path / "ours.safetensors", **GIVEN
+  )
   weights.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth", slim=True)
   before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
   monkeypatch.setattr(torch_inventory, "initial", lambda *unused: 1 / 0)
@@ -335,29 +496,55 @@ def test_the_commands(tmp_path, capsys):
   out = capsys.readouterr().out
   assert "mapped" in out and "CLIP's text tower, never run" in out and "geometry:" in out
   assert f"manifest: {tmp_path}/ours/manifest.json" in out
-  assert convert_tool.main([str(source), str(tmp_path / "x.safetensors"), *flags, "--verbose", "--image_size=32"]) == 0
+  assert (
+    convert_tool.main(
+      [str(source), str(tmp_path / "x.safetensors"), *flags, "--verbose", "--image_size=32"]
+    )
+    == 0
+  )
   lines = capsys.readouterr().out.splitlines()
   assert f"manifest: in the metadata of {tmp_path}/x.safetensors" in lines
   described = {line.split(" ")[0]: line for line in lines}
   assert described.keys() >= state_dict("vqa").keys()
-  for key, what in (("text_encoder.encoder.layer.1.output.dense.bias", "-> params/text_encoder/layers/output/bias[1]"),
-                    ("text_encoder_m.encoder.layer.1.output.dense.bias", "-> ema_params/text_encoder/layers/output/bias[1]"),
-                    ("visual_encoder.visual.positional_embedding", "/position_embedding (resized from 5 to 17 positions)"),
-                    ("fusion_encoder.encoder.layer.0.output.dense.bias", "dead: a stored fusion layer that never runs"),
-                    ("text_decoder.cls.predictions.decoder.bias", "tied: text_decoder.cls.predictions.bias")):
+  for key, what in (
+    (
+      "text_encoder.encoder.layer.1.output.dense.bias",
+      "-> params/text_encoder/layers/output/bias[1]",
+    ),
+    (
+      "text_encoder_m.encoder.layer.1.output.dense.bias",
+      "-> ema_params/text_encoder/layers/output/bias[1]",
+    ),
+    (
+      "visual_encoder.visual.positional_embedding",
+      "/position_embedding (resized from 5 to 17 positions)",
+    ),
+    (
+      "fusion_encoder.encoder.layer.0.output.dense.bias",
+      "dead: a stored fusion layer that never runs",
+    ),
+    ("text_decoder.cls.predictions.decoder.bias", "tied: text_decoder.cls.predictions.bias"),
+  ):
     assert described[key].endswith(what), described[key]
   assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 1
   assert "exists already" in capsys.readouterr().err
   assert convert_tool.main([str(tmp_path / "none.pth"), str(tmp_path / "x")]) == 1
   assert "none.pth" in capsys.readouterr().err
-  assert export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
+  assert (
+    export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
+  )
   out = capsys.readouterr().out
   assert "official initialisation" in out and f"manifest: {tmp_path}/back.pth.manifest.json" in out
   rows = json.loads((tmp_path / "back.pth.manifest.json").read_text())["tensors"]
   assert {row["name"]: (tuple(row["shape"]), row["dtype"]) for row in rows} == {
-      name: (x.shape, str(x.dtype)) for name, x in read(tmp_path / "back.pth").items()}
-  assert {x.dtype for name, x in read(tmp_path / "back.pth").items() if "position_ids" not in name} == {np.dtype(np.float16)}
+    name: (x.shape, str(x.dtype)) for name, x in read(tmp_path / "back.pth").items()
+  }
+  assert {
+    x.dtype for name, x in read(tmp_path / "back.pth").items() if "position_ids" not in name
+  } == {np.dtype(np.float16)}
   assert export_tool.main([str(tmp_path), str(tmp_path / "no.pth")]) == 1
   assert str(tmp_path) in capsys.readouterr().err and not (tmp_path / "no.pth").exists()
-  assert export_tool.main([str(tmp_path / "ours"), str(tmp_path / "no.pth"), "--task=retrieval"]) == 1
+  assert (
+    export_tool.main([str(tmp_path / "ours"), str(tmp_path / "no.pth"), "--task=retrieval"]) == 1
+  )
   assert "give the task that it was trained for" in capsys.readouterr().err

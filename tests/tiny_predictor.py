@@ -28,15 +28,35 @@ def predictor(folder, name, **changes):
   """The Predictor of `config`, with a tokenizer of the WORDS in `folder`."""
   c = config(name, **changes)
   if c.tokenizer.kind == "wordpiece":
-    tokenizer = tokenizers.WordPieceTokenizer("\n".join([*tokenizers.SPECIAL_TOKENS, *WORDS.split(), "##s", "##h"]).encode())
+    tokenizer = tokenizers.WordPieceTokenizer(
+      "\n".join([*tokenizers.SPECIAL_TOKENS, *WORDS.split(), "##s", "##h"]).encode()
+    )
   else:
-    tokenizer = tokenizers.train_sentencepiece(WORDS.split(), 400, folder, tokenizers.location_names(c.tokenizer.locations))
-  model, mesh = build_model(c, tokenizer), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    tokenizer = tokenizers.train_sentencepiece(
+      WORDS.split(), 400, folder, tokenizers.location_names(c.tokenizer.locations)
+    )
+  model, mesh = (
+    build_model(c, tokenizer),
+    sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
+  )
   task = tasks.get(c.task.name)(model, c, tokenizer)
-  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))))
-  draw, fixed = np.random.default_rng(0), {"scale": 1.0, "bias": 0.0, "value": 0.07}  # of norms and layers, and the temperature
-  params = jax.tree.map_with_path(lambda path, x: jnp.full(x.shape, fixed[path[-1].key]) if path[-1].key in fixed and x.ndim < 3 else
-                                  jnp.asarray(0.2 * draw.standard_normal(x.shape), jnp.float32), shapes)
+  shapes = jax.eval_shape(
+    lambda: task.init(
+      jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))
+    )
+  )
+  draw, fixed = (
+    np.random.default_rng(0),
+    {"scale": 1.0, "bias": 0.0, "value": 0.07},
+  )  # of norms and layers, and the temperature
+  params = jax.tree.map_with_path(
+    lambda path, x: (
+      jnp.full(x.shape, fixed[path[-1].key])
+      if path[-1].key in fixed and x.ndim < 3
+      else jnp.asarray(0.2 * draw.standard_normal(x.shape), jnp.float32)
+    ),
+    shapes,
+  )
   return Predictor(Restored(f"runs/{name}", c, tokenizer, model, mesh, params), batch_size=4)
 
 

@@ -28,11 +28,22 @@ def start(workdir, settings, *flags, config="vqa.py:tiny", devices=8, use=0, sle
     sleep: seconds after every update.
   """
   xla_flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
-  command = [sys.executable, str(ROOT / "tests" / "main_worker.py"), str(use), str(sleep),
-             f"--config={ROOT}/configs/{config}", f"--workdir={workdir}", *flags]
+  command = [
+    sys.executable,
+    str(ROOT / "tests" / "main_worker.py"),
+    str(use),
+    str(sleep),
+    f"--config={ROOT}/configs/{config}",
+    f"--workdir={workdir}",
+    *flags,
+  ]
   return subprocess.Popen(
-      command + [f"--config.{name}={value}" for name, value in settings.items()], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      text=True, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)})
+    command + [f"--config.{name}={value}" for name, value in settings.items()],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)},
+  )
 
 
 def wait_for_lines(path, count, process):
@@ -60,27 +71,45 @@ def config(arg="tiny", **changes):
 
 def tokenizer(folder, c):
   """A SentencePiece model fitted to the training texts, in `folder`."""
-  tokenizers.train_sentencepiece(sources.texts(sources.get(c.data, "train")), c.tokenizer.vocab_size, folder)
+  tokenizers.train_sentencepiece(
+    sources.texts(sources.get(c.data, "train")), c.tokenizer.vocab_size, folder
+  )
   return tokenizers.load(folder)
 
 
 def batch(c, tokenizer):
   """The first training batch, numpy, with some questions made invalid so that rows count unequally."""
   source = sources.get(c.data, "train")
-  batches = pipeline.train_batches(source, data.make_transform(c, tokenizer, train=True), batch_size=c.batch_size, seed=c.seed, threads=0)
+  batches = pipeline.train_batches(
+    source,
+    data.make_transform(c, tokenizer, train=True),
+    batch_size=c.batch_size,
+    seed=c.seed,
+    threads=0,
+  )
   out = {k: np.array(v) for k, v in next(batches).items()}
   batches.close()
   for row in range(c.batch_size):
-    out["question_valid"][row, row % c.data.questions_per_image + 1:] = False
-  out["answer_weight"] *= out["question_valid"][..., None] * np.linspace(0.25, 1.0, c.batch_size, dtype=np.float32)[:, None, None]
+    out["question_valid"][row, row % c.data.questions_per_image + 1 :] = False
+  out["answer_weight"] *= (
+    out["question_valid"][..., None]
+    * np.linspace(0.25, 1.0, c.batch_size, dtype=np.float32)[:, None, None]
+  )
   return out
 
 
 def flat(tree):
   """Pytree -> {path: numpy array}; a random key as its integers."""
+
   def numpy(x):
-    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): numpy(x) for path, x in jax.tree.leaves_with_path(tree)}
+    return np.asarray(
+      jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    )
+
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): numpy(x)
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
 
 
 def assert_gradients_equal(ours, reference, share=1e-4):
@@ -91,7 +120,15 @@ def assert_gradients_equal(ours, reference, share=1e-4):
     assert np.abs(ours[name] - expected).max() <= bound, name
 
 
-_SPEEDS = ("steps_per_sec", "examples_per_sec", "data_wait_sec", "data_wait_share", "host_share", "compute_share", "mfu")
+_SPEEDS = (
+  "steps_per_sec",
+  "examples_per_sec",
+  "data_wait_sec",
+  "data_wait_share",
+  "host_share",
+  "compute_share",
+  "mfu",
+)
 
 
 def lines(workdir):

@@ -20,7 +20,11 @@ def op(value):
   if isinstance(value, dict):
     return Op(b"}(" + b"".join(op(k) + op(v) for k, v in value.items()) + b"u")
   if isinstance(value, (list, tuple)):
-    return Op((b"](" if isinstance(value, list) else b"(") + b"".join(map(op, value)) + (b"e" if isinstance(value, list) else b"t"))
+    return Op(
+      (b"](" if isinstance(value, list) else b"(")
+      + b"".join(map(op, value))
+      + (b"e" if isinstance(value, list) else b"t")
+    )
   if isinstance(value, str):
     return Op(b"X" + struct.pack("<I", len(value.encode())) + value.encode())
   return Op(pickle.dumps(value, 2)[2:-1])  # numbers, None, True
@@ -49,9 +53,17 @@ def storage(key, numel, kind="torch.FloatStorage"):
 
 
 def tensor(key, shape, strides=None, offset=0, numel=None, kind="torch.FloatStorage"):
-  strides = strides or tuple(int(np.prod(shape[i + 1:])) for i in range(len(shape)))
+  strides = strides or tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
   hooks = call("collections.OrderedDict")
-  return call("torch._utils._rebuild_tensor_v2", storage(key, numel or int(np.prod(shape)), kind), offset, shape, strides, False, hooks)
+  return call(
+    "torch._utils._rebuild_tensor_v2",
+    storage(key, numel or int(np.prod(shape)), kind),
+    offset,
+    shape,
+    strides,
+    False,
+    hooks,
+  )
 
 
 def program(value):
@@ -93,14 +105,17 @@ def text_only(value):
 
 
 ARRAYS = {
-    "a.weight": floats(3, 4),
-    "a.half": floats(5).astype(np.float16),
-    "a.brain": floats(2, 3, 2).astype(ml_dtypes.bfloat16),
-    "double": floats(2, 2).astype(np.float64),
-    "ids": np.arange(-3, 4, dtype=np.int64)[None],
-    "int32": np.int32([[7]]), "int16": np.int16([1, -1]), "int8": np.int8([-128, 127, 0]), "uint8": np.uint8([255]),
-    "mask": np.array([True, False, True]),
-    "scalar": np.array(2.5, np.float32),
-    "empty": np.zeros((2, 0, 4), np.float32),
-    "transposed": floats(4, 6).T,
+  "a.weight": floats(3, 4),
+  "a.half": floats(5).astype(np.float16),
+  "a.brain": floats(2, 3, 2).astype(ml_dtypes.bfloat16),
+  "double": floats(2, 2).astype(np.float64),
+  "ids": np.arange(-3, 4, dtype=np.int64)[None],
+  "int32": np.int32([[7]]),
+  "int16": np.int16([1, -1]),
+  "int8": np.int8([-128, 127, 0]),
+  "uint8": np.uint8([255]),
+  "mask": np.array([True, False, True]),
+  "scalar": np.array(2.5, np.float32),
+  "empty": np.zeros((2, 0, 4), np.float32),
+  "transposed": floats(4, 6).T,
 }

@@ -23,7 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import vqa as vqa_config
-from mplug_jax import data as data_lib, decode, flops, fusion_benchmark, host, sharding, step_benchmark, train
+from mplug_jax import (
+  data as data_lib,
+  decode,
+  flops,
+  fusion_benchmark,
+  host,
+  sharding,
+  step_benchmark,
+  train,
+)
 from mplug_jax.build import build_model
 from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
 from mplug_jax.models.mplug import decoding_fns
@@ -40,19 +49,37 @@ def _parse(argv):
   parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS])
   parser.add_argument("--preset", default="base", choices=sorted(PRESETS))
   parser.add_argument("--image_size", type=int, default=0, help="pixels; 0: the preset's")
-  parser.add_argument("--repeats", type=int, default=5, help="train steps, and captionings of each batch size, to time")
+  parser.add_argument(
+    "--repeats",
+    type=int,
+    default=5,
+    help="train steps, and captionings of each batch size, to time",
+  )
   parser.add_argument("--caption_batches", type=int, nargs="+", default=[1, 4, 8])
   parser.add_argument("--batch", type=int, default=2, help="of steps, rerank and fusion")
-  parser.add_argument("--tasks", nargs="+", default=list(step_benchmark.TASKS), choices=step_benchmark.TASKS, help="of steps")
+  parser.add_argument(
+    "--tasks",
+    nargs="+",
+    default=list(step_benchmark.TASKS),
+    choices=step_benchmark.TASKS,
+    help="of steps",
+  )
   parser.add_argument("--text_tokens", type=int, default=30, help="of fusion")
   parser.add_argument("--json", default="", help="file for the results")
-  parser.add_argument("--out", default="fusion", help="of fusion: the files are OUT.csv and OUT.png")
+  parser.add_argument(
+    "--out", default="fusion", help="of fusion: the files are OUT.csv and OUT.png"
+  )
   return parser.parse_args(argv)
 
 
 def _vocabulary(size):
   """Bytes of a WordPiece vocab.txt: the special tokens and made-up words."""
-  return "\n".join([*tokenizers.SPECIAL_TOKENS, *(f"word{i}" for i in range(size - len(tokenizers.SPECIAL_TOKENS)))]).encode()
+  return "\n".join(
+    [
+      *tokenizers.SPECIAL_TOKENS,
+      *(f"word{i}" for i in range(size - len(tokenizers.SPECIAL_TOKENS))),
+    ]
+  ).encode()
 
 
 def _config(options):
@@ -61,7 +88,14 @@ def _config(options):
   config.model.dtype = "float32"
   config.mesh.data = 1
   config.batch_size = BATCH
-  config.data.update({"questions_per_image": 1, "max_question": QUESTION_TOKENS, "max_answers": 1, "max_answer_tokens": ANSWER_TOKENS})
+  config.data.update(
+    {
+      "questions_per_image": 1,
+      "max_question": QUESTION_TOKENS,
+      "max_answers": 1,
+      "max_answer_tokens": ANSWER_TOKENS,
+    }
+  )
   return config
 
 
@@ -77,7 +111,9 @@ def _processor_seconds():
 
 def _peak_memory():
   """GiB, largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
+    30 if sys.platform == "darwin" else 20
+  )
 
 
 def matmul(options):
@@ -92,7 +128,9 @@ def vqa_step(options):
   config = _config(options)
   config.optim.groups = "official"
   tokenizer = _tokenizer(config)
-  built = train.build(config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1])
+  built = train.build(
+    config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1]
+  )
   batch = step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
   with jax.set_mesh(built.mesh):
     init_seconds, state = timed(built.init)
@@ -109,9 +147,18 @@ def vqa_step(options):
   user, system = (_processor_seconds() - before) / options.repeats
   gflop = flops.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS) / 1e9
   median = statistics.median(seconds)
-  return {"batch": BATCH, "seconds": median, "min_seconds": min(seconds), "user_seconds": user, "system_seconds": system,
-          "init_seconds": init_seconds, "compile_seconds": compile_seconds, "gflop": gflop, "gflop_per_second": gflop / median,
-          "peak_gib": _peak_memory()}
+  return {
+    "batch": BATCH,
+    "seconds": median,
+    "min_seconds": min(seconds),
+    "user_seconds": user,
+    "system_seconds": system,
+    "init_seconds": init_seconds,
+    "compile_seconds": compile_seconds,
+    "gflop": gflop,
+    "gflop_per_second": gflop / median,
+    "peak_gib": _peak_memory(),
+  }
 
 
 def caption(options):
@@ -120,8 +167,14 @@ def caption(options):
   tokenizer = _tokenizer(config)
   task = train.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
   rng = np.random.default_rng(0)
-  spec = jax.eval_shape(lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(1))))
-  params = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec)
+  spec = jax.eval_shape(
+    lambda: task.init(
+      jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(1))
+    )
+  )
+  params = jax.tree.map(
+    lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec
+  )
 
   def generate(params, image):
     model = type(task.model)
@@ -129,10 +182,22 @@ def caption(options):
     cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
     prompt = jnp.full((memory.rows, 1), tokenizer.bos_id, jnp.int32)
     return decode.beam_search(
-        *decoding_fns(task.model, params), cache, prompt, jnp.ones((memory.rows,), jnp.int32), beams=BEAMS, max_length=CAPTION_TOKENS,
-        min_length=CAPTION_TOKENS, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, mode="reference")
+      *decoding_fns(task.model, params),
+      cache,
+      prompt,
+      jnp.ones((memory.rows,), jnp.int32),
+      beams=BEAMS,
+      max_length=CAPTION_TOKENS,
+      min_length=CAPTION_TOKENS,
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+      mode="reference",
+    )
 
-  result = {"gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9, "batches": {}}
+  result = {
+    "gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9,
+    "batches": {},
+  }
   for size in options.caption_batches:
     image = rng.integers(0, 256, (size, task.model.image_size, task.model.image_size, 3), np.uint8)
     compile_seconds, run = timed(lambda: jax.jit(generate).lower(params, image).compile())  # noqa: B023
@@ -140,8 +205,13 @@ def caption(options):
     if not (measured[0][1].lengths == 1 + CAPTION_TOKENS).all():
       raise RuntimeError("The captions are shorter than the benchmark's.")
     seconds = statistics.median(elapsed for elapsed, _ in measured[1:]) / size
-    result["batches"][str(size)] = {"seconds_per_image": seconds, "images_per_second": 1 / seconds, "compile_seconds": compile_seconds,
-                                    "gflop_per_second": result["gflop_per_image"] / seconds, "peak_gib": _peak_memory()}
+    result["batches"][str(size)] = {
+      "seconds_per_image": seconds,
+      "images_per_second": 1 / seconds,
+      "compile_seconds": compile_seconds,
+      "gflop_per_second": result["gflop_per_image"] / seconds,
+      "peak_gib": _peak_memory(),
+    }
   return result
 
 
@@ -151,18 +221,38 @@ def startup(options):
   with tempfile.TemporaryDirectory() as folder:
     with open(os.path.join(folder, "vocab.txt"), "wb") as file:
       file.write(_vocabulary(config.model.vocab_size or 320))
-    values = {"compilation_cache": f"{folder}/cache", "tokenizer.kind": "wordpiece", "tokenizer.path": f"{folder}/vocab.txt",
-              "model.dtype": "float32", "batch_size": BATCH, "total_steps": 100, "mesh.data": 1,
-              **{f"data.{name}": config.data[name] for name in ("questions_per_image", "max_question", "max_answers")}}
-    command = [sys.executable, "-m", "mplug_jax.main", f"--config=configs/vqa.py:{options.preset},res={options.image_size}",
-               *(f"--config.{name}={value}" for name, value in values.items())]
-    return {name: _seconds_until(command + [f"--workdir={folder}/{name}"], "first step done") for name in ("cold", "warm")}
+    values = {
+      "compilation_cache": f"{folder}/cache",
+      "tokenizer.kind": "wordpiece",
+      "tokenizer.path": f"{folder}/vocab.txt",
+      "model.dtype": "float32",
+      "batch_size": BATCH,
+      "total_steps": 100,
+      "mesh.data": 1,
+      **{
+        f"data.{name}": config.data[name]
+        for name in ("questions_per_image", "max_question", "max_answers")
+      },
+    }
+    command = [
+      sys.executable,
+      "-m",
+      "mplug_jax.main",
+      f"--config=configs/vqa.py:{options.preset},res={options.image_size}",
+      *(f"--config.{name}={value}" for name, value in values.items()),
+    ]
+    return {
+      name: _seconds_until(command + [f"--workdir={folder}/{name}"], "first step done")
+      for name in ("cold", "warm")
+    }
 
 
 def _seconds_until(command, sign):
   """Starts a command, waits for a line that holds `sign`, and kills it."""
   start, last = time.perf_counter(), ""
-  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  ) as process:
     for line in process.stdout:
       if sign in line:
         seconds = time.perf_counter() - start
@@ -177,8 +267,13 @@ def data(options):
   config = vqa_config.get_config("small")
   source = sources.get(config.data, "train")
   batches = pipeline.train_batches(
-      source, data_lib.make_transform(config, _tokenizer(config), train=True), batch_size=config.batch_size, seed=0,
-      workers=config.loader.workers, threads=config.loader.threads)
+    source,
+    data_lib.make_transform(config, _tokenizer(config), train=True),
+    batch_size=config.batch_size,
+    seed=0,
+    workers=config.loader.workers,
+    threads=config.loader.threads,
+  )
   for _ in range(20):  # the first rows fill the caches
     next(batches)
   count, start = 100 * options.repeats, time.perf_counter()
@@ -186,7 +281,11 @@ def data(options):
     next(batches)
   rows = count * config.batch_size / (time.perf_counter() - start)
   batches.close()
-  return {"rows_per_second": rows, "questions_per_row": config.data.questions_per_image, "image_size": config.model.image_size}
+  return {
+    "rows_per_second": rows,
+    "questions_per_row": config.data.questions_per_image,
+    "image_size": config.model.image_size,
+  }
 
 
 def fusion(options):
@@ -199,7 +298,9 @@ def fusion(options):
 
 def steps(options):
   """See step_benchmark.steps."""
-  return step_benchmark.steps(options.tasks, options.preset, options.image_size, options.batch, options.repeats)
+  return step_benchmark.steps(
+    options.tasks, options.preset, options.image_size, options.batch, options.repeats
+  )
 
 
 def rerank(options):
@@ -207,23 +308,38 @@ def rerank(options):
   return step_benchmark.rerank(options.preset, options.image_size, options.batch, options.repeats)
 
 
-PARTS = {"vqa_step": vqa_step, "caption": caption, "startup": startup, "data": data, "loader": benchmark_loader.loader,
-         "fusion": fusion, "steps": steps, "rerank": rerank}
+PARTS = {
+  "vqa_step": vqa_step,
+  "caption": caption,
+  "startup": startup,
+  "data": data,
+  "loader": benchmark_loader.loader,
+  "fusion": fusion,
+  "steps": steps,
+  "rerank": rerank,
+}
 _ALONE = ("loader", "fusion", "steps", "rerank")  # no part of "all"
 
 
 def _in_process(function, options):
   """function(options) in a fresh process, prepared like a run's."""
-  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=host.prepare) as pool:
+  with ProcessPoolExecutor(
+    1, mp_context=multiprocessing.get_context("spawn"), initializer=host.prepare
+  ) as pool:
     return pool.submit(function, options).result()
 
 
 def main(argv=None):
   options = _parse(argv)
-  results = {"preset": options.preset, "image_size": options.image_size or PRESETS[options.preset]["image_size"]}
+  results = {
+    "preset": options.preset,
+    "image_size": options.image_size or PRESETS[options.preset]["image_size"],
+  }
   results["load_average"] = os.getloadavg()[0]
   before = _in_process(matmul, options)
-  for name in [name for name in PARTS if name not in _ALONE] if options.part == "all" else [options.part]:
+  for name in (
+    [name for name in PARTS if name not in _ALONE] if options.part == "all" else [options.part]
+  ):
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     results[name] = _in_process(PARTS[name], options)
   results["matmul"] = max(before, _in_process(matmul, options), key=lambda x: x["gflop_per_second"])

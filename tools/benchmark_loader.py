@@ -28,18 +28,25 @@ def _write(folder, rng, vocabulary):
   """JPEG files with as much detail as photographs have at this quality, about 100 kB each, and train.jsonl."""
   with open(os.path.join(folder, "train.jsonl"), "w") as file:
     for number in range(IMAGES):
-      coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+      coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+        (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+      )
       noise = rng.normal(0, 8, (HEIGHT, WIDTH, 1))
       pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
       Image.fromarray(pixels).save(os.path.join(folder, f"{number}.jpg"), quality=90)
-      file.write(json.dumps({"image": f"{number}.jpg", "caption": " ".join(rng.choice(vocabulary, _WORDS))}) + "\n")
+      file.write(
+        json.dumps({"image": f"{number}.jpg", "caption": " ".join(rng.choice(vocabulary, _WORDS))})
+        + "\n"
+      )
 
 
 def _ours(folder, vocab_file, size, workers):
   """An endless iterator of batches, and what ends it."""
   config = retrieval_config.get_config(f"base,data=jsonl,root={folder},res={size}")
   transform = data.make_transform(config, tokenizers.WordPieceTokenizer(vocab_file), train=True)
-  batches = pipeline.train_batches(data.get_source(config, "train"), transform, batch_size=BATCH, seed=0, workers=workers)
+  batches = pipeline.train_batches(
+    data.get_source(config, "train"), transform, batch_size=BATCH, seed=0, workers=workers
+  )
   return batches, batches.close
 
 
@@ -48,11 +55,19 @@ def _pytorch(folder, vocab_file, size, workers):
   import tokenizers as hugging_face
   import torch
   from torchvision import transforms
+
   torch.set_num_threads(1)
-  transform = transforms.Compose([
-      transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-      transforms.RandomHorizontalFlip(), transforms.RandAugment(2, 7), transforms.ToTensor(),
-      transforms.Normalize(image_ops.MEAN.tolist(), image_ops.STD.tolist())])
+  transform = transforms.Compose(
+    [
+      transforms.RandomResizedCrop(
+        size, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+      ),
+      transforms.RandomHorizontalFlip(),
+      transforms.RandAugment(2, 7),
+      transforms.ToTensor(),
+      transforms.Normalize(image_ops.MEAN.tolist(), image_ops.STD.tolist()),
+    ]
+  )
   tokenizer = hugging_face.BertWordPieceTokenizer(vocab_file)
   tokenizer.enable_truncation(30)
   tokenizer.enable_padding(length=30)
@@ -60,7 +75,6 @@ def _pytorch(folder, vocab_file, size, workers):
     rows = [json.loads(line) for line in file]
 
   class Pairs(torch.utils.data.Dataset):
-
     def __len__(self):
       return len(rows)
 
@@ -68,7 +82,9 @@ def _pytorch(folder, vocab_file, size, workers):
       image = Image.open(os.path.join(folder, rows[index]["image"])).convert("RGB")
       return transform(image), torch.tensor(tokenizer.encode(rows[index]["caption"]).ids)
 
-  loader = torch.utils.data.DataLoader(Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+  loader = torch.utils.data.DataLoader(
+    Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
+  )
 
   def endless():
     while True:
@@ -102,10 +118,17 @@ def loader(options):
       file.write("\n".join([*tokenizers.SPECIAL_TOKENS, *words]))
     for size in SIZES:
       for workers in WORKERS:
-        rates = [[_rate(make, folder, vocab_file, size, workers, batches=8 * workers) for make in (_ours, _pytorch)]
-                 for _ in range(options.repeats)]
+        rates = [
+          [
+            _rate(make, folder, vocab_file, size, workers, batches=8 * workers)
+            for make in (_ours, _pytorch)
+          ]
+          for _ in range(options.repeats)
+        ]
         ours, theirs = (statistics.median(column) for column in zip(*rates))
         result[f"{size} px, {workers} worker{'s' * (workers > 1)}"] = {
-            "examples_per_second": ours, "pytorch_examples_per_second": theirs,
-            "ratio": statistics.median(a / b for a, b in rates)}
+          "examples_per_second": ours,
+          "pytorch_examples_per_second": theirs,
+          "ratio": statistics.median(a / b for a, b in rates),
+        }
   return result

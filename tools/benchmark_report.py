@@ -6,13 +6,19 @@ from mplug_jax import fusion_benchmark, step_benchmark
 # 240 GFLOP/s in PyTorch and 195 in XLA. (seconds, limit: our seconds over PyTorch's scaled by 195 / XLA's rate here.)
 REFERENCE_MATMUL = 195.0
 REFERENCE = {
-    "train step": (11.6, 0.7),  # 2 images, one question of 32 tokens and one answer each, dropout on
-    "caption, batch 1": (15.7, 1 / 5),  # seconds per image: 5 beams, 25 tokens, image encoder included
-    "caption, batch 4": (17.6, None),
-    "caption, batch 8": (17.6, 1 / 8),  # PyTorch's of batch 4
+  "train step": (11.6, 0.7),  # 2 images, one question of 32 tokens and one answer each, dropout on
+  "caption, batch 1": (
+    15.7,
+    1 / 5,
+  ),  # seconds per image: 5 beams, 25 tokens, image encoder included
+  "caption, batch 4": (17.6, None),
+  "caption, batch 8": (17.6, 1 / 8),  # PyTorch's of batch 4
 }
 REFERENCE_MEMORY = 7.4  # GiB, peak resident set of the train step; the limit is the same
-STARTUP_LIMITS = {"cold": 45.0, "warm": 20.0}  # seconds from the command to the end of the first step of base
+STARTUP_LIMITS = {
+  "cold": 45.0,
+  "warm": 20.0,
+}  # seconds from the command to the end of the first step of base
 
 
 def compare(results):
@@ -20,34 +26,52 @@ def compare(results):
   if (results["preset"], results["image_size"]) != ("base", 384):
     return {}
   scale = REFERENCE_MATMUL / results["matmul"]["gflop_per_second"]
-  seconds = {f"caption, batch {size}": x["seconds_per_image"] for size, x in results.get("caption", {"batches": {}})["batches"].items()}
+  seconds = {
+    f"caption, batch {size}": x["seconds_per_image"]
+    for size, x in results.get("caption", {"batches": {}})["batches"].items()
+  }
   if "vqa_step" in results:
     seconds["train step"] = results["vqa_step"]["seconds"]
-  return {name: {"seconds": seconds[name], "pytorch": theirs * scale, "ratio": seconds[name] / (theirs * scale), "limit": limit}
-          for name, (theirs, limit) in REFERENCE.items() if name in seconds}
+  return {
+    name: {
+      "seconds": seconds[name],
+      "pytorch": theirs * scale,
+      "ratio": seconds[name] / (theirs * scale),
+      "limit": limit,
+    }
+    for name, (theirs, limit) in REFERENCE.items()
+    if name in seconds
+  }
 
 
 def _train_step_lines(x, rate):
   return [
-      f"train step, batch {x['batch']}: {x['seconds']:.2f} s (least {x['min_seconds']:.2f}), {x['gflop']:.0f} GFLOP of products at "
-      f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%} of the plain product",
-      f"  of its processor time {x['user_seconds']:.1f} s in the program and {x['system_seconds']:.1f} s in the system",
-      f"  peak memory {x['peak_gib']:.2f} GiB; initialised in {x['init_seconds']:.1f} s, compiled in {x['compile_seconds']:.1f} s"]
+    f"train step, batch {x['batch']}: {x['seconds']:.2f} s (least {x['min_seconds']:.2f}), {x['gflop']:.0f} GFLOP of products at "
+    f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%} of the plain product",
+    f"  of its processor time {x['user_seconds']:.1f} s in the program and {x['system_seconds']:.1f} s in the system",
+    f"  peak memory {x['peak_gib']:.2f} GiB; initialised in {x['init_seconds']:.1f} s, compiled in {x['compile_seconds']:.1f} s",
+  ]
 
 
 def _caption_line(size, x, rate):
-  return (f"caption, batch {size}: {x['seconds_per_image']:.2f} s per image, {x['images_per_second']:.2f} images/s, "
-          f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%}, compiled in {x['compile_seconds']:.1f} s")
+  return (
+    f"caption, batch {size}: {x['seconds_per_image']:.2f} s per image, {x['images_per_second']:.2f} images/s, "
+    f"{x['gflop_per_second']:.0f} GFLOP/s = {x['gflop_per_second'] / rate:.0%}, compiled in {x['compile_seconds']:.1f} s"
+  )
 
 
 def _comparison_lines(results):
-  rows = [(name, "s", x["seconds"], x["pytorch"], x["limit"]) for name, x in compare(results).items()]
+  rows = [
+    (name, "s", x["seconds"], x["pytorch"], x["limit"]) for name, x in compare(results).items()
+  ]
   if rows and "vqa_step" in results:
     rows.append(("peak memory", "GiB", results["vqa_step"]["peak_gib"], REFERENCE_MEMORY, 1.0))
   if rows:
     yield f"{'':18}{'ours':>12}{'PyTorch, scaled':>18}{'ratio':>8}{'limit':>8}"
   for name, unit, ours, theirs, limit in rows:
-    verdict = "" if limit is None else f"{limit:8.3f}  {'met' if ours <= limit * theirs else 'missed'}"
+    verdict = (
+      "" if limit is None else f"{limit:8.3f}  {'met' if ours <= limit * theirs else 'missed'}"
+    )
     yield f"{name:18}{ours:8.2f} {unit:3}{theirs:14.2f} {unit:3}{ours / theirs:8.3f}{verdict}"
   if rows and "startup" in results:
     for name, seconds in results["startup"].items():
@@ -58,20 +82,33 @@ def _comparison_lines(results):
 def report(results):
   """Results -> lines of text."""
   rate = results["matmul"]["gflop_per_second"]
-  lines = [f"plain float32 product: {rate:.0f} GFLOP/s; load average at the start {results['load_average']:.1f}"]
+  lines = [
+    f"plain float32 product: {rate:.0f} GFLOP/s; load average at the start {results['load_average']:.1f}"
+  ]
   if "vqa_step" in results:
     lines += _train_step_lines(results["vqa_step"], rate)
   if "caption" in results:
     lines += [_caption_line(size, x, rate) for size, x in results["caption"]["batches"].items()]
   if "startup" in results:
-    lines += [f"command to first step, {name} compilation cache: {x:.1f} s" for name, x in results["startup"].items()]
+    lines += [
+      f"command to first step, {name} compilation cache: {x:.1f} s"
+      for name, x in results["startup"].items()
+    ]
   if "data" in results:
     x = results["data"]
-    lines.append(f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, {x['image_size']} px")
+    lines.append(
+      f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, {x['image_size']} px"
+    )
   for name, x in results.get("loader", {}).items():
-    lines.append(f"JPEG pipeline, {name}: {x['examples_per_second']:.0f} examples/s, PyTorch and torchvision "
-                 f"{x['pytorch_examples_per_second']:.0f}: {x['ratio']:.2f} x")
-  tables = {"fusion": fusion_benchmark.table, "steps": step_benchmark.steps_table, "rerank": step_benchmark.rerank_table}
+    lines.append(
+      f"JPEG pipeline, {name}: {x['examples_per_second']:.0f} examples/s, PyTorch and torchvision "
+      f"{x['pytorch_examples_per_second']:.0f}: {x['ratio']:.2f} x"
+    )
+  tables = {
+    "fusion": fusion_benchmark.table,
+    "steps": step_benchmark.steps_table,
+    "rerank": step_benchmark.rerank_table,
+  }
   for name, lines_of in tables.items():
     if name in results:
       lines += lines_of(results[name])

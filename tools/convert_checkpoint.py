@@ -7,23 +7,45 @@ from mplug_jax import converted, weights
 
 # Fields of the model that shapes do not tell.
 _FIELDS = {
-    "stride": "of connected layers; default 6 for a model with visn_fc, else 3",
-    "heads": "of BERT; default width / 64, or what a config.json beside the file says",
-    "vision_heads": "of the image encoder; the same",
-    "text_layers": "of a BERT that become the text encoder; default 6",
-    "fusion_layers": "that run; default 6",
+  "stride": "of connected layers; default 6 for a model with visn_fc, else 3",
+  "heads": "of BERT; default width / 64, or what a config.json beside the file says",
+  "vision_heads": "of the image encoder; the same",
+  "text_layers": "of a BERT that become the text encoder; default 6",
+  "fusion_layers": "that run; default 6",
 }
 
 
 def _parse(argv):
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("source", help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of one of these")
+  parser.add_argument(
+    "source",
+    help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of one of these",
+  )
   parser.add_argument("dest", help="folder to make, or one file: .safetensors")
-  parser.add_argument("--image_size", type=int, default=0, help="pixels to resize the position tables to; 0: as they are")
-  parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the result; default: each tensor's own")
-  parser.add_argument("--zero_positions", action="store_true", help="zero position tables, as the official start from CLIP has them")
-  parser.add_argument("--keep_dead", action="store_true", help="keep the tensors that never run too, for a later export")
-  parser.add_argument("--verbose", action="store_true", help="a line for each tensor: where it went, or why nowhere")
+  parser.add_argument(
+    "--image_size",
+    type=int,
+    default=0,
+    help="pixels to resize the position tables to; 0: as they are",
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=["float32", "bfloat16", "float16"],
+    help="of the result; default: each tensor's own",
+  )
+  parser.add_argument(
+    "--zero_positions",
+    action="store_true",
+    help="zero position tables, as the official start from CLIP has them",
+  )
+  parser.add_argument(
+    "--keep_dead",
+    action="store_true",
+    help="keep the tensors that never run too, for a later export",
+  )
+  parser.add_argument(
+    "--verbose", action="store_true", help="a line for each tensor: where it went, or why nowhere"
+  )
   for name, text in _FIELDS.items():
     parser.add_argument(f"--{name}", type=int, help=text)
   return parser.parse_args(argv)
@@ -43,7 +65,9 @@ def main(argv=None):
     print("\n".join(weights.tensor_lines(manifest)))
   print("\n".join(weights.summary(manifest)))
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
-  print(f"manifest: {f'in the metadata of {dest}' if converted.is_file(dest) else f'{dest}/manifest.json'}")
+  print(
+    f"manifest: {f'in the metadata of {dest}' if converted.is_file(dest) else f'{dest}/manifest.json'}"
+  )
   return 0
 
 

@@ -11,24 +11,42 @@ def _parse(argv):
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("checkpoint", help="run folder, or what tools.convert_checkpoint made")
   parser.add_argument("dest", help="folder to make")
-  parser.add_argument("--config", help="FILE:ARGUMENT, for weights that do not say what they were trained for")
+  parser.add_argument(
+    "--config", help="FILE:ARGUMENT, for weights that do not say what they were trained for"
+  )
   parser.add_argument("--tokenizer", help="vocab.txt of converted weights")
-  parser.add_argument("--functions", default="", help=f"of {','.join(export.FUNCTIONS)}; default: all that the checkpoint can do")
-  parser.add_argument("--platforms", default=",".join(export.PLATFORMS), help="default: %(default)s")
+  parser.add_argument(
+    "--functions",
+    default="",
+    help=f"of {','.join(export.FUNCTIONS)}; default: all that the checkpoint can do",
+  )
+  parser.add_argument(
+    "--platforms", default=",".join(export.PLATFORMS), help="default: %(default)s"
+  )
   return parser.parse_args(argv)
 
 
 def main(argv=None):
   """Returns the exit status: 0, or 1 after one sentence on stderr."""
   options = _parse(argv)
-  names, platforms = (tuple(filter(None, text.split(","))) for text in (options.functions, options.platforms))
+  names, platforms = (
+    tuple(filter(None, text.split(","))) for text in (options.functions, options.platforms)
+  )
   try:
-    about = export.export(Predictor.load(options.checkpoint, options.config, options.tokenizer), options.dest, names, platforms)
+    about = export.export(
+      Predictor.load(options.checkpoint, options.config, options.tokenizer),
+      options.dest,
+      names,
+      platforms,
+    )
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   for name, function in about["functions"].items():
-    shapes = (f"{key} {x['dtype']}[{', '.join(map(str, x['shape']))}]" for key, x in function["inputs"].items())
+    shapes = (
+      f"{key} {x['dtype']}[{', '.join(map(str, x['shape']))}]"
+      for key, x in function["inputs"].items()
+    )
     print(f"{name}({', '.join(shapes)}) -> {', '.join(function['outputs'])}")
   print(f"{options.dest}: run it with `python {options.dest}/serve.py`")
   return 0

@@ -10,9 +10,18 @@ def _parse(argv):
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("checkpoint", help="folder or file of convert_checkpoint, or a run folder")
   parser.add_argument("dest", help="file to make: .pth, or .safetensors")
-  parser.add_argument("--task", default="", choices=["", *torch_inventory.TASKS], help="official model; default: the source's or the run's")
+  parser.add_argument(
+    "--task",
+    default="",
+    choices=["", *torch_inventory.TASKS],
+    help="official model; default: the source's or the run's",
+  )
   parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
-  parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the source's, tensor by tensor")
+  parser.add_argument(
+    "--dtype",
+    choices=["float32", "bfloat16", "float16"],
+    help="default: the source's, tensor by tensor",
+  )
   return parser.parse_args(argv)
 
 

@@ -14,13 +14,33 @@ from mplug_jax.leaves import open_leaves
 
 
 def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("path", metavar="PATH")
-  parser.add_argument("other", metavar="OTHER", nargs="?", help="compare with this one: leaves in one alone, other shapes, values")
-  parser.add_argument("--depth", type=int, default=0, help="show groups by so many components of the names; 0: every leaf")
-  parser.add_argument("--match", default="", metavar="REGEX", help="only leaves in whose name it is found")
-  parser.add_argument("--no_values", action="store_true", help="read no numbers: names, shapes and dtypes alone")
-  parser.add_argument("--config", action="store_true", help="the run's whole config, not what differs from the defaults")
+  parser.add_argument(
+    "other",
+    metavar="OTHER",
+    nargs="?",
+    help="compare with this one: leaves in one alone, other shapes, values",
+  )
+  parser.add_argument(
+    "--depth",
+    type=int,
+    default=0,
+    help="show groups by so many components of the names; 0: every leaf",
+  )
+  parser.add_argument(
+    "--match", default="", metavar="REGEX", help="only leaves in whose name it is found"
+  )
+  parser.add_argument(
+    "--no_values", action="store_true", help="read no numbers: names, shapes and dtypes alone"
+  )
+  parser.add_argument(
+    "--config",
+    action="store_true",
+    help="the run's whole config, not what differs from the defaults",
+  )
   return parser.parse_args(argv)
 
 
@@ -38,9 +58,17 @@ def main(argv=None):
         status = 0
       else:
         second = stack.enter_context(open_leaves(options.other))
-        lines = [f"{which:<7} {source.kind} {path}" + (f", step {source.facts['step']}" if "step" in source.facts else "")
-                 for which, source, path in (("first", first, options.path), ("second", second, options.other))]
-        differences, identical = checkpoint_report.compare(first, second, options.match, options.depth, values)
+        lines = [
+          f"{which:<7} {source.kind} {path}"
+          + (f", step {source.facts['step']}" if "step" in source.facts else "")
+          for which, source, path in (
+            ("first", first, options.path),
+            ("second", second, options.other),
+          )
+        ]
+        differences, identical = checkpoint_report.compare(
+          first, second, options.match, options.depth, values
+        )
         lines += ["", *differences]
         status = 0 if identical else 1
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as error:

@@ -27,26 +27,48 @@ def _print_table(scores):
   """One aligned line for each metric, a column for each domain, then what was not computed."""
   columns, notes = [["", *next(iter(scores.values()))]], []
   for name, values in scores.items():
-    columns.append([name, *("-" if isinstance(value, str) else f"{value:.2f}" for value in values.values())])
-    notes = notes or [f"{metric}: {value}" for metric, value in values.items() if isinstance(value, str)]
+    columns.append(
+      [name, *("-" if isinstance(value, str) else f"{value:.2f}" for value in values.values())]
+    )
+    notes = notes or [
+      f"{metric}: {value}" for metric, value in values.items() if isinstance(value, str)
+    ]
   widths = [max(map(len, column)) for column in columns]
   for first, *rest in zip(*columns):
-    print("  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]))
+    print(
+      "  ".join(
+        [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:]))]
+      )
+    )
   print(*notes, sep="\n", end="\n" if notes else "")
 
 
 def main(argv=None):
   """Returns the exit status."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("results", metavar="RESULTS.json")
   parser.add_argument("annotations", metavar="ANNOTATIONS.json")
-  parser.add_argument("--metrics", nargs="+", metavar="NAME", choices=text_metrics.ALL, default=text_metrics.DEFAULT,
-                      help=f"some of {', '.join(text_metrics.ALL)}; without: {', '.join(text_metrics.DEFAULT)}")
-  parser.add_argument("--partial", action="store_true", help="evaluate the images that have a result, instead of insisting on all")
+  parser.add_argument(
+    "--metrics",
+    nargs="+",
+    metavar="NAME",
+    choices=text_metrics.ALL,
+    default=text_metrics.DEFAULT,
+    help=f"some of {', '.join(text_metrics.ALL)}; without: {', '.join(text_metrics.DEFAULT)}",
+  )
+  parser.add_argument(
+    "--partial",
+    action="store_true",
+    help="evaluate the images that have a result, instead of insisting on all",
+  )
   parser.add_argument("--json", default="", metavar="FILE", help="file for the scores")
   options = parser.parse_args(argv)
   try:
-    scores = text_metrics.score_domains(_read(options.results), _read(options.annotations), options.metrics, options.partial)
+    scores = text_metrics.score_domains(
+      _read(options.results), _read(options.annotations), options.metrics, options.partial
+    )
   except (ValueError, OSError) as error:
     print(error, file=sys.stderr)
     return 2

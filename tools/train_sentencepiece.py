@@ -25,13 +25,37 @@ _PERCENTILES = (50, 90, 99)
 
 
 def _parse(argv):
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", action="append", required=True, metavar="FILE[:ARGUMENT]", help="whose training texts; may be repeated")
-  parser.add_argument("--out", required=True, metavar="FOLDER", help="written to: tokenizer.model and tokenizer_config.json")
-  parser.add_argument("--vocab_size", type=int, default=8000, help="upper bound of its tokens, special and location tokens included")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--config",
+    action="append",
+    required=True,
+    metavar="FILE[:ARGUMENT]",
+    help="whose training texts; may be repeated",
+  )
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="FOLDER",
+    help="written to: tokenizer.model and tokenizer_config.json",
+  )
+  parser.add_argument(
+    "--vocab_size",
+    type=int,
+    default=8000,
+    help="upper bound of its tokens, special and location tokens included",
+  )
   parser.add_argument("--locations", type=int, default=0, help="tokens for box coordinates")
-  parser.add_argument("--records", type=int, default=0, help="training records of each config, evenly spaced; 0: all")
-  parser.add_argument("--held_out", action="store_true", help="report how many tokens of the evaluated splits are unknown")
+  parser.add_argument(
+    "--records", type=int, default=0, help="training records of each config, evenly spaced; 0: all"
+  )
+  parser.add_argument(
+    "--held_out",
+    action="store_true",
+    help="report how many tokens of the evaluated splits are unknown",
+  )
   options = parser.parse_args(argv)
   for name, least in (("vocab_size", 1), ("locations", 0), ("records", 0)):
     if getattr(options, name) < least:
@@ -64,19 +88,33 @@ def main(argv=None):
   try:
     configs = [config_lib.load(name) for name in options.config]
     texts = [text for config in configs for text in _texts(config, "train", options.records)]
-    held_out = [list(_texts(config, config.eval.split, options.records)) for config in configs if options.held_out]
-    tokenizer = tokenizers.train_sentencepiece(texts, options.vocab_size, options.out, tokenizers.location_names(options.locations))
+    held_out = [
+      list(_texts(config, config.eval.split, options.records))
+      for config in configs
+      if options.held_out
+    ]
+    tokenizer = tokenizers.train_sentencepiece(
+      texts, options.vocab_size, options.out, tokenizers.location_names(options.locations)
+    )
     print(f"{tokenizer.vocab_size:,} tokens, {len(texts):,} texts")
     lengths, _ = _measure(tokenizer, texts)
-    print("tokens of a text: " + ", ".join(f"{p}% have at most {n}" for p, n in zip(
-        _PERCENTILES, np.percentile(lengths, _PERCENTILES, method="inverted_cdf"))) + f", the longest has {lengths.max()}")
+    print(
+      "tokens of a text: "
+      + ", ".join(
+        f"{p}% have at most {n}"
+        for p, n in zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES, method="inverted_cdf"))
+      )
+      + f", the longest has {lengths.max()}"
+    )
     for name, config, texts in zip(options.config, configs, held_out):
       lengths, unknown = _measure(tokenizer, texts)
       print(f"{name}, {config.eval.split}: {unknown:,} of {lengths.sum():,} tokens are unknown")
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print(f"use it: --config.tokenizer.kind=sentencepiece --config.tokenizer.path={os.path.join(options.out, 'tokenizer.model')}")
+  print(
+    f"use it: --config.tokenizer.kind=sentencepiece --config.tokenizer.path={os.path.join(options.out, 'tokenizer.model')}"
+  )
   return 0
 
 

@@ -22,8 +22,21 @@ def _number(x):
 
 def _print_table(report):
   """One aligned line for each row, then what was not compared."""
-  lines = [_COLUMNS, *(("ok" if row.passed else "FAIL", row.name, "x".join(map(str, row.shape)) or "scalar", _number(row.error),
-                        _number(row.relative), _number(row.tolerance), row.note) for row in report.rows)]
+  lines = [
+    _COLUMNS,
+    *(
+      (
+        "ok" if row.passed else "FAIL",
+        row.name,
+        "x".join(map(str, row.shape)) or "scalar",
+        _number(row.error),
+        _number(row.relative),
+        _number(row.tolerance),
+        row.note,
+      )
+      for row in report.rows
+    ),
+  ]
   widths = [max(map(len, column)) for column in zip(*lines)]
   for line in lines:
     print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
@@ -33,15 +46,29 @@ def _print_table(report):
 
 
 def _as_json(path, report, seconds):
-  rows = [row._asdict() | {name: getattr(row, name) if math.isfinite(getattr(row, name)) else None for name in ("error", "relative")}
-          for row in report.rows]
-  return {"file": path, "task": report.task, "seconds": round(seconds, 1), "rows": rows, "skipped": report.skipped,
-          "not_checked": report.unchecked}
+  rows = [
+    row._asdict()
+    | {
+      name: getattr(row, name) if math.isfinite(getattr(row, name)) else None
+      for name in ("error", "relative")
+    }
+    for row in report.rows
+  ]
+  return {
+    "file": path,
+    "task": report.task,
+    "seconds": round(seconds, 1),
+    "rows": rows,
+    "skipped": report.skipped,
+    "not_checked": report.unchecked,
+  }
 
 
 def main(argv=None):
   """Returns the exit status."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("recordings", nargs="+", metavar="RECORDING.npz")
   parser.add_argument("--json", default="", metavar="FILE", help="file for the rows")
   options = parser.parse_args(argv)
@@ -57,8 +84,10 @@ def main(argv=None):
     seconds = time.perf_counter() - start
     print(f"\n{path}: {report.task}")
     _print_table(report)
-    print(f"{path}: {len(report.rows)} comparisons, {len(report.failed)} failed, {len(report.skipped)} skipped, "
-          f"{len(report.unchecked)} not checked, {seconds:.0f} s")
+    print(
+      f"{path}: {len(report.rows)} comparisons, {len(report.failed)} failed, {len(report.skipped)} skipped, "
+      f"{len(report.unchecked)} not checked, {seconds:.0f} s"
+    )
     status = max(status, 1 if report.failed else 0)
     results.append(_as_json(path, report, seconds))
   if options.json:
@@ -72,6 +101,8 @@ def main(argv=None):
 
 if __name__ == "__main__":
   host.prepare()
-  if jax.default_backend() == "cpu":  # each program runs once, for milliseconds: compiling them is what takes the time
+  if (
+    jax.default_backend() == "cpu"
+  ):  # each program runs once, for milliseconds: compiling them is what takes the time
     jax.config.update("jax_disable_most_optimizations", True)
   sys.exit(main())

@@ -36,14 +36,18 @@ def check_splits(data):
   if data.get("allow_overlap"):
     return
   used = [("train_files", path) for name in data.get("train_files", ()) for path in _paths(name)]
-  used += [(key, path) for key in ("val_file", "test_file") if data.get(key) for path in _paths(data[key])]
+  used += [
+    (key, path) for key in ("val_file", "test_file") if data.get(key) for path in _paths(data[key])
+  ]
   found = {}  # what a path leads to -> the key that names it
   for key, path in used:
     other = found.setdefault(os.path.realpath(path), key)
     if other != key and not _says_splits(data, path):
       why = "measures nothing" if other == "train_files" else "leaves nothing to test on"
-      raise ValueError(f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and {_USES[key]} on the same file "
-                       f"{why}; give them files of their own, or set config.data.allow_overlap=True.")
+      raise ValueError(
+        f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and {_USES[key]} on the same file "
+        f"{why}; give them files of their own, or set config.data.allow_overlap=True."
+      )
 
 
 _USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
@@ -52,6 +56,7 @@ _USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
 def _paths(name):
   """The files that a name of config.data stands for; the name itself if there are none, which the source will say."""
   from mplug_jax.data import shards, storage
+
   if shards.is_pattern(name):
     with contextlib.suppress(OSError, ValueError):
       return storage.expand(name)
@@ -61,6 +66,7 @@ def _paths(name):
 def _says_splits(data, path):
   """Whether a file says of its images which split they belong to."""
   from mplug_jax.data import caption
+
   return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 
 
@@ -68,6 +74,7 @@ def texts(config, source):
   """The texts that the run's tokenizer is fitted to: of scenes those of every task, see scene_corpus.py."""
   if config.data.name in ("scenes", "scene_captions"):
     from mplug_jax.data import scene_corpus, scene_sources
+
     return scene_corpus.texts(scene_sources.scene_config(config.data), config.tokenizer.records)
   return examples(config).texts(source, config.tokenizer.records)
 

@@ -19,12 +19,20 @@ import zlib
 from typing import NamedTuple
 
 _IN_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz)(?=/)", re.IGNORECASE)
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz and zstd
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field, which its data follow
+COMPRESSED = (
+  b"\x1f\x8b",
+  b"BZh",
+  b"\xfd7zXZ",
+  b"\x28\xb5\x2f\xfd",
+)  # first bytes of gzip, bzip2, xz and zstd
+_LOCAL_HEADER = struct.Struct(
+  "<26xHH"
+)  # of a zip member: lengths of its name and of its extra field, which its data follow
 
 
 class _Member(NamedTuple):
   """Where the data of a member begin (of zip: its local header), bytes there, bytes unpacked; of zip method, checksum and flags."""
+
   offset: int
   stored: int
   size: int
@@ -51,8 +59,8 @@ def split(path):
   """A path that leads through an archive -> (archive, name of the member); None for any other path."""
   path = os.fspath(path)
   for match in _IN_ARCHIVE.finditer(path):
-    if os.path.isfile(path[:match.end()]):  # a folder may be called so too
-      return path[:match.end()], posixpath.normpath(path[match.end() + 1:])
+    if os.path.isfile(path[: match.end()]):  # a folder may be called so too
+      return path[: match.end()], posixpath.normpath(path[match.end() + 1 :])
   return None
 
 
@@ -113,17 +121,30 @@ def _members(archive, file):
 def _list_zip(archive, file):
   try:
     with zipfile.ZipFile(file) as found:
-      return {posixpath.normpath(member.filename): _Member(member.header_offset, member.compress_size, member.file_size,
-                                                           member.compress_type, member.CRC, member.flag_bits)
-              for member in found.infolist() if not member.is_dir()}
+      return {
+        posixpath.normpath(member.filename): _Member(
+          member.header_offset,
+          member.compress_size,
+          member.file_size,
+          member.compress_type,
+          member.CRC,
+          member.flag_bits,
+        )
+        for member in found.infolist()
+        if not member.is_dir()
+      }
   except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-    raise ValueError(f"{archive} is not a zip file, or is cut off ({str(error).rstrip('.')}).") from None
+    raise ValueError(
+      f"{archive} is not a zip file, or is cut off ({str(error).rstrip('.')})."
+    ) from None
 
 
 def _list_tar(archive, file):
   if file.read(6).startswith(COMPRESSED):
-    raise ValueError(f"{archive} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it, or pack "
-                     "its files as zip.")
+    raise ValueError(
+      f"{archive} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it, or pack "
+      "its files as zip."
+    )
   file.seek(0)
   members = {}
   try:
@@ -136,7 +157,9 @@ def _list_tar(archive, file):
           members[name] = members[link]
         found.members.clear()  # it would keep a large object for each
   except tarfile.TarError as error:
-    raise ValueError(f"{archive} is not a tar file, or is cut off ({str(error).rstrip('.')}).") from None
+    raise ValueError(
+      f"{archive} is not a tar file, or is cut off ({str(error).rstrip('.')})."
+    ) from None
   return members
 
 
@@ -146,11 +169,15 @@ def _read(file, member, name):
   if member.flags & 1:
     raise ValueError(f"{name} is encrypted; archives of images must not be.")
   if member.method not in (None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise ValueError(f"{name} is packed by method {member.method} of zip; only stored and deflated files are read.")
+    raise ValueError(
+      f"{name} is packed by method {member.method} of zip; only stored and deflated files are read."
+    )
   if member.method is not None:
     file.seek(offset)
     header = file.read(_LOCAL_HEADER.size)
-    offset += len(header) + sum(_LOCAL_HEADER.unpack(header)) if len(header) == _LOCAL_HEADER.size else 0
+    offset += (
+      len(header) + sum(_LOCAL_HEADER.unpack(header)) if len(header) == _LOCAL_HEADER.size else 0
+    )
   file.seek(offset)
   data = file.read(member.stored)
   if member.method == zipfile.ZIP_DEFLATED:

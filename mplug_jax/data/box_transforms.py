@@ -25,6 +25,7 @@ class Canvas(NamedTuple):
   image: u8[S, S, 3], black outside `placed`. boxes: f64[E, 4] in pixels of the canvas. placed: (left, top, right, bottom) of
   the image on it.
   """
+
   image: np.ndarray
   boxes: np.ndarray
   placed: tuple[int, int, int, int]
@@ -47,7 +48,7 @@ def resize_to_side(image, boxes, size, side=max):
 def cut(image, boxes, top, left, height, width):
   """A part of the image; boxes are cut off at its edges."""
   moved = boxes - np.array([left, top] * 2)
-  return image[top:top + height, left:left + width], np.clip(moved, 0, [width, height] * 2)
+  return image[top : top + height, left : left + width], np.clip(moved, 0, [width, height] * 2)
 
 
 def random_crop(image, boxes, rng, smallest, largest, official=False):
@@ -84,7 +85,9 @@ def mentions(text, words, substrings=False):
 
 def swap_sides(text, substrings=False):
   """left <-> right in a text. `substrings`: inside another word too, so that "bright" becomes "bleft", as in the official code."""
-  return _pattern(("left", "right"), substrings).sub(lambda m: {"left": "right", "right": "left"}[m[0]], text)
+  return _pattern(("left", "right"), substrings).sub(
+    lambda m: {"left": "right", "right": "left"}[m[0]], text
+  )
 
 
 def mirror(image, boxes):
@@ -107,7 +110,7 @@ def place(image, boxes, size, left, top):
   """The image on a black canvas of `size` pixels -> Canvas."""
   height, width = image.shape[:2]
   canvas = np.zeros((size, size, 3), np.uint8)
-  canvas[top:top + height, left:left + width] = image
+  canvas[top : top + height, left : left + width] = image
   return Canvas(canvas, boxes + np.array([left, top] * 2), (left, top, left + width, top + height))
 
 
@@ -118,7 +121,21 @@ def fit(image, boxes, size):
   return place(image, boxes, size, left, top)
 
 
-def augment(image, boxes, texts, size, rng, *, long_sides, crop, official_crop, jitter, flip, position_words, official_words):
+def augment(
+  image,
+  boxes,
+  texts,
+  size,
+  rng,
+  *,
+  long_sides,
+  crop,
+  official_crop,
+  jitter,
+  flip,
+  position_words,
+  official_words,
+):
   """The training transform; all boxes and texts of the image are changed together.
 
   Args:
@@ -135,9 +152,15 @@ def augment(image, boxes, texts, size, rng, *, long_sides, crop, official_crop, 
   """
   height, width = image.shape[:2]
   positioned = any(mentions(text, position_words, official_words) for text in texts)
-  if not positioned and max(height, width) <= _CROP_MAX_ASPECT * min(height, width) and rng.random() < crop:
+  if (
+    not positioned
+    and max(height, width) <= _CROP_MAX_ASPECT * min(height, width)
+    and rng.random() < crop
+  ):
     image, boxes = resize_to_side(image, boxes, round(size * rng.choice(_CROP_SHORT_SIDES)), min)
-    image, boxes = random_crop(image, boxes, rng, *(round(size * share) for share in _CROP_RANGE), official_crop)
+    image, boxes = random_crop(
+      image, boxes, rng, *(round(size * share) for share in _CROP_RANGE), official_crop
+    )
   image, boxes = resize_to_side(image, boxes, round(size * rng.choice(long_sides)))
   if rng.random() < jitter:
     image = jitter_colours(image, rng)

@@ -16,10 +16,26 @@ from typing import NamedTuple
 import numpy as np
 
 from mplug_jax.data import (
-    folder, image_reader, json_records, packed, scene_oracle, scene_parse, scene_sources, scene_text, scenes, shards, tables, token_rows)
+  folder,
+  image_reader,
+  json_records,
+  packed,
+  scene_oracle,
+  scene_parse,
+  scene_sources,
+  scene_text,
+  scenes,
+  shards,
+  tables,
+  token_rows,
+)
 from mplug_jax.data.chunked import Chunked
 
-_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of files that hold all splits
+_SPLITS = {
+  "train": ("train", "restval"),
+  "val": ("val",),
+  "test": ("test",),
+}  # of files that hold all splits
 PROMPT_MODES = ("mended", "official")
 
 
@@ -67,7 +83,10 @@ class SceneCaptions(scene_sources.SceneCaptions):
   def is_true(self, index, text):
     """Whether a caption is worded like those of scenes and true of the image, beyond doubt."""
     form = scene_parse.parse(text)
-    return form is not None and scene_oracle.holds(form, scenes.scene(self.config, self.split, index)) is True
+    return (
+      form is not None
+      and scene_oracle.holds(form, scenes.scene(self.config, self.split, index)) is True
+    )
 
 
 class ClipCaptions(scene_sources.SceneClips):
@@ -106,10 +125,22 @@ def images(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"scenes": _scenes, "karpathy": _karpathy, "nocaps": _nocaps, "jsonl": _jsonl, "shards": _jsonl, "clips": _clips,
-              "vatex": _vatex, "msrvtt": _msrvtt, "folder": _folder, "tfds": _tfds}
+  builders = {
+    "scenes": _scenes,
+    "karpathy": _karpathy,
+    "nocaps": _nocaps,
+    "jsonl": _jsonl,
+    "shards": _jsonl,
+    "clips": _clips,
+    "vatex": _vatex,
+    "msrvtt": _msrvtt,
+    "folder": _folder,
+    "tfds": _tfds,
+  }
   if data["name"] not in builders:
-    raise ValueError(f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}.")
+    raise ValueError(
+      f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}."
+    )
   if split not in _SPLITS:
     raise ValueError(f"Split {split!r} does not exist; known splits: {', '.join(_SPLITS)}.")
   return builders[data["name"]](data, split)
@@ -132,11 +163,18 @@ def texts(source, records=0):
 
 
 def _scenes(data, split):
-  return SceneCaptions(scene_sources.scene_config(data), split, data["records"] if split == "train" else 0)
+  return SceneCaptions(
+    scene_sources.scene_config(data), split, data["records"] if split == "train" else 0
+  )
 
 
 def _clips(data, split):
-  return ClipCaptions(scene_sources.scene_config(data), split, data["records"] if split == "train" else 0, max(8, data["frames"]))
+  return ClipCaptions(
+    scene_sources.scene_config(data),
+    split,
+    data["records"] if split == "train" else 0,
+    max(8, data["frames"]),
+  )
 
 
 def _vatex(data, split):
@@ -152,7 +190,12 @@ def _msrvtt(data, split):
   records = _Records(data, split)
   for entry, where in json_records.split_entries(data, split, ("clip_name", "caption")):
     json_records.require_texts(entry, ("clip_name",), where)
-    records.add(entry["clip_name"] + data["video_suffix"], entry["clip_name"], json_records.text_list(entry, "caption", where), where)
+    records.add(
+      entry["clip_name"] + data["video_suffix"],
+      entry["clip_name"],
+      json_records.text_list(entry, "caption", where),
+      where,
+    )
   return records.source()
 
 
@@ -168,7 +211,9 @@ def _karpathy(data, split):
     name = entry.get("filepath", "")
     if name not in folders:  # the official folder of COCO's two is called so, where it exists
       official = pathlib.Path(data["image_root"], f"{name}_img")
-      folders[name] = official.name if name in ("train2014", "val2014") and official.is_dir() else name
+      folders[name] = (
+        official.name if name in ("train2014", "val2014") and official.is_dir() else name
+      )
     image = str(pathlib.PurePath(folders[name], entry["filename"]))
     records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
   return records.source()
@@ -206,7 +251,9 @@ def _coco_id(entry):
 
 def _nocaps(data, split):
   if data.get("fields"):
-    raise ValueError("config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO captions.")
+    raise ValueError(
+      "config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO captions."
+    )
   records = _Records(data, split)
   for path in json_records.split_files(data, split):
     content = json_records.read_json(path)
@@ -222,7 +269,13 @@ def _nocaps(data, split):
         raise ValueError(f"{where}: no image of the file has id {entry['image_id']!r}.")
       captions[entry["image_id"]].append(entry["caption"])
     for number, entry in enumerate(content["images"], 1):
-      records.add(entry["file_name"], entry["id"], captions[entry["id"]], f"{path}, image {number}", entry.get("domain"))
+      records.add(
+        entry["file_name"],
+        entry["id"],
+        captions[entry["id"]],
+        f"{path}, image {number}",
+        entry.get("domain"),
+      )
   return records.source()
 
 
@@ -241,9 +294,13 @@ def _jsonl(data, split):
 
 def _shards(data, names):
   if data.get("fields"):
-    raise ValueError("config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md names.")
+    raise ValueError(
+      "config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md names."
+    )
   if not all(map(shards.is_pattern, names)):
-    raise ValueError(f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes them.")
+    raise ValueError(
+      f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes them."
+    )
   return shards.load(names, data.get("strict", False))
 
 
@@ -256,6 +313,7 @@ def _folder(data, split):
 
 def _tfds(data, split):
   from mplug_jax.data import tfds_source
+
   return tfds_source.Captions(data, split)
 
 
@@ -263,7 +321,11 @@ class _Records:
   """Collects records of files, checked; what is added of one image_id is one record."""
 
   def __init__(self, data, split):
-    self._root, self._training, self._paths = data["image_root"], split == "train", json_records.ImagePaths()
+    self._root, self._training, self._paths = (
+      data["image_root"],
+      split == "train",
+      json_records.ImagePaths(),
+    )
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
 
   def add(self, image, image_id, captions, where, domain=None):
@@ -290,6 +352,7 @@ class _Records:
 class Prompt(NamedTuple):
   """How captions begin. text: put before each. ids: its tokens from [bos] on, which are no targets. start: what generation begins
   with. said: the text of `ids`, which is taken off generated captions."""
+
   text: str
   ids: tuple
   start: tuple
@@ -310,11 +373,15 @@ def prompt(config, tokenizer):
     raise ValueError(f"config.task.prompt_mode={mode!r} is not one of {', '.join(PROMPT_MODES)}.")
   ids = tuple(i for i in tokenizer.encode(text) if i != tokenizer.eos_id)
   if len(ids) + 2 > config.data.max_caption:
-    raise ValueError(f"config.data.max_caption={config.data.max_caption} leaves no room for a caption: [CLS] and config.task.prompt take "
-                     f"{len(ids)} tokens, [SEP] one.")
+    raise ValueError(
+      f"config.data.max_caption={config.data.max_caption} leaves no room for a caption: [CLS] and config.task.prompt take "
+      f"{len(ids)} tokens, [SEP] one."
+    )
   official = mode == "official"
   start = ids[:-1] if official and len(ids) > 1 else ids
-  return Prompt(text if official or not text else f"{text.rstrip()} ", ids, start, tokenizer.decode(ids))
+  return Prompt(
+    text if official or not text else f"{text.rstrip()} ", ids, start, tokenizer.decode(ids)
+  )
 
 
 class CaptionTransform:
@@ -333,20 +400,35 @@ class CaptionTransform:
   """
 
   def __init__(self, tokenizer, images, prompt, *, captions_per_image, max_caption):
-    self._images, self._prompt, self._count, self._pad_id = images, prompt, captions_per_image, tokenizer.pad_id
+    self._images, self._prompt, self._count, self._pad_id = (
+      images,
+      prompt,
+      captions_per_image,
+      tokenizer.pad_id,
+    )
     self._rows = token_rows.TokenRows(tokenizer, max_caption, ends=True)
 
   def __call__(self, index, record, rng):
     image, corrupt = self._images(record["image"], record["image_id"], rng)
     captions = np.full((self._count, self._rows.length), self._pad_id, np.int32)
     valid = np.zeros(self._count, np.bool_)
-    for slot, text in enumerate([] if corrupt else record["captions"][:self._count]):
+    for slot, text in enumerate([] if corrupt else record["captions"][: self._count]):
       captions[slot], valid[slot] = self._rows(self._prompt.text + text), True
-    return {"image": image, "caption": captions, "caption_valid": valid, "corrupt": np.bool_(corrupt), "index": np.int32(index)}
+    return {
+      "image": image,
+      "caption": captions,
+      "caption_valid": valid,
+      "corrupt": np.bool_(corrupt),
+      "index": np.int32(index),
+    }
 
 
 def make_transform(config, tokenizer, train):
   """The transform that config.data, config.task and config.model describe; errors as of `prompt`."""
   del train  # decides the augmentation alone, which comes with the rng
-  return CaptionTransform(tokenizer, image_reader.reader(config), prompt(config, tokenizer),
-                          **{name: config.data[name] for name in ("captions_per_image", "max_caption")})
+  return CaptionTransform(
+    tokenizer,
+    image_reader.reader(config),
+    prompt(config, tokenizer),
+    **{name: config.data[name] for name in ("captions_per_image", "max_caption")},
+  )

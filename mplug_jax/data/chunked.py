@@ -40,4 +40,4 @@ class Chunked:
     return self._chunk(self._whole(int(self.record[index])), index)
 
   def _chunk(self, texts, index):
-    return texts[self._first[index]:self._first[index] + self._size]
+    return texts[self._first[index] : self._first[index] + self._size]

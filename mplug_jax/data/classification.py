@@ -11,8 +11,18 @@ import os
 import numpy as np
 
 from mplug_jax.data import (
-    archives, image_reader, json_records, packed, scene_pairs, scene_sources, scene_statements, scenes, text_assignment, text_ops,
-    token_rows)
+  archives,
+  image_reader,
+  json_records,
+  packed,
+  scene_pairs,
+  scene_sources,
+  scene_statements,
+  scenes,
+  text_assignment,
+  text_ops,
+  token_rows,
+)
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
@@ -34,14 +44,22 @@ def get_source(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"nlvr2": _nlvr2, "snli_ve": _snli_ve, "jsonl": _jsonl, "captions": _captions, "scenes": _scene_statements,
-              "scene_captions": _scene_captions}
+  builders = {
+    "nlvr2": _nlvr2,
+    "snli_ve": _snli_ve,
+    "jsonl": _jsonl,
+    "captions": _captions,
+    "scenes": _scene_statements,
+    "scene_captions": _scene_captions,
+  }
   if data.name not in builders:
     raise ValueError(f"config.data.name={data.name!r} is not one of {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
     raise ValueError(f"Split {split!r} does not exist; known splits: train, val, test.")
   if len(set(data.labels)) < max(2, len(data.labels)):
-    raise ValueError(f"config.data.labels={tuple(data.labels)!r} must list the classes: at least two, none of them twice.")
+    raise ValueError(
+      f"config.data.labels={tuple(data.labels)!r} must list the classes: at least two, none of them twice."
+    )
   return builders[data.name](data, split)
 
 
@@ -100,8 +118,11 @@ class _Pairs(_SceneRecords):
   def __getitem__(self, index):
     pair = self._found(index)
     return self._row(index, pair) | {
-        "images": [scenes.render(scene, self._config) for scene in (pair.left, pair.right)],
-        "more": lambda rng, count: scene_statements.pair_statements(rng, pair.left, pair.right, count, self._easier)}
+      "images": [scenes.render(scene, self._config) for scene in (pair.left, pair.right)],
+      "more": lambda rng, count: scene_statements.pair_statements(
+        rng, pair.left, pair.right, count, self._easier
+      ),
+    }
 
   def _found(self, index):
     return scene_pairs.pair(self._config, self._split, index)
@@ -109,7 +130,11 @@ class _Pairs(_SceneRecords):
   def groups(self, index):
     pair = self._found(index)
     kind, content, _ = scene_pairs.PAIR_TEMPLATES[pair.template]
-    return content, kind, *(_novelty(pair) if content == "object" else ())  # others name no pair of shape and colour
+    return (
+      content,
+      kind,
+      *(_novelty(pair) if content == "object" else ()),
+    )  # others name no pair of shape and colour
 
 
 class _Hypotheses(_SceneRecords):
@@ -118,8 +143,11 @@ class _Hypotheses(_SceneRecords):
   def __getitem__(self, index):
     found = self._found(index)
     return self._row(index, found) | {
-        "images": [scenes.render(found.premise, self._config)],
-        "more": lambda rng, count: scene_statements.hypotheses(rng, found.premise, count, self._easier)}
+      "images": [scenes.render(found.premise, self._config)],
+      "more": lambda rng, count: scene_statements.hypotheses(
+        rng, found.premise, count, self._easier
+      ),
+    }
 
   def _found(self, index):
     return scene_pairs.entailment(self._config, self._split, index)
@@ -127,7 +155,13 @@ class _Hypotheses(_SceneRecords):
   def groups(self, index):
     found = self._found(index)
     relation = found.form.relations[0][0]
-    kind = "size" if relation in ("larger", "smaller") else "side" if relation in _OTHER_SIDE else "height"
+    kind = (
+      "size"
+      if relation in ("larger", "smaller")
+      else "side"
+      if relation in _OTHER_SIDE
+      else "height"
+    )
     return kind, *_novelty(found)
 
 
@@ -139,7 +173,9 @@ def _novelty(found):
 def _scene_statements(data, split):
   kinds = {1: _Hypotheses, 2: _Pairs}
   if data.images_per_text not in kinds:
-    raise ValueError(f"config.data.images_per_text={data.images_per_text} must be 1 or 2 for generated scenes.")
+    raise ValueError(
+      f"config.data.images_per_text={data.images_per_text} must be 1 or 2 for generated scenes."
+    )
   return kinds[data.images_per_text](scene_sources.scene_config(data), split, data.easier)
 
 
@@ -152,7 +188,9 @@ def _images(entry, key, count, where):
   """The image names of an entry, of which there are `count`."""
   names = json_records.text_list(entry, key, where)
   if len(names) != count:
-    raise ValueError(f"{where}: {key} names {len(names)} images, but config.data.images_per_text is {count}.")
+    raise ValueError(
+      f"{where}: {key} names {len(names)} images, but config.data.images_per_text is {count}."
+    )
   return names
 
 
@@ -162,7 +200,9 @@ def _label(entry, data, where):
     return ""
   label = str(entry["label"])  # json's true is "True", as the official files write it
   if label not in data.labels:
-    raise ValueError(f"{where}: label {label!r} is not one of config.data.labels, {', '.join(data.labels)}.")
+    raise ValueError(
+      f"{where}: label {label!r} is not one of config.data.labels, {', '.join(data.labels)}."
+    )
   return label
 
 
@@ -173,21 +213,32 @@ def _read(data, split, key, rename=lambda names: names):
   for entry, where in json_records.split_entries(data, split, keys, ("label", "id")):
     json_records.require_texts(entry, ("sentence",), where)
     names = rename(_images(entry, key, data.images_per_text, where))
-    records.append({"images": [path_of(data.image_root, "image_root", name, where) for name in names],
-                    "id": entry.get("id", len(records)), "sentence": entry["sentence"], "label": _label(entry, data, where)})
+    records.append(
+      {
+        "images": [path_of(data.image_root, "image_root", name, where) for name in names],
+        "id": entry.get("id", len(records)),
+        "sentence": entry["sentence"],
+        "label": _label(entry, data, where),
+      }
+    )
   return Records(records)
 
 
 def _nlvr2(data, split):
-  there = None  # whether training images are where they are said to be; the first one answers for all
+  there = (
+    None  # whether training images are where they are said to be; the first one answers for all
+  )
 
-  def rename(names):  # the official code reads all training images from one folder, whatever the names say
+  def rename(
+    names,
+  ):  # the official code reads all training images from one folder, whatever the names say
     nonlocal there
     if "train" not in names[0]:
       return names
     if there is None:
       there = archives.is_file(os.path.join(data.image_root or "", names[0]))
     return names if there else [f"train/{os.path.basename(name)}" for name in names]
+
   return _read(data, split, "images", rename)
 
 
@@ -206,8 +257,13 @@ def _captions(data, split):
     captions = json_records.text_list(entry, "caption", where)
     if not captions:
       raise ValueError(f"{where}: the list of captions is empty.")
-    records.append({"image": path_of(data.image_root, "image_root", entry["image"], where), "image_id": entry["image"],
-                    "captions": captions})
+    records.append(
+      {
+        "image": path_of(data.image_root, "image_root", entry["image"], where),
+        "image_id": entry["image"],
+        "captions": captions,
+      }
+    )
   return text_assignment.TextAssignment(records, data.labels, data.seed)
 
 
@@ -237,7 +293,9 @@ class ClassificationTransform:
     ValueError: a record without more sentences, though Q > 1.
   """
 
-  def __init__(self, tokenizer, images, *, labels, max_words, max_text, swap=0.0, mirror=0.0, sentences=1):
+  def __init__(
+    self, tokenizer, images, *, labels, max_words, max_text, swap=0.0, mirror=0.0, sentences=1
+  ):
     self._sentences = sentences
     self._images, self._labels, self._max_words = images, tuple(labels), max_words
     self._rows = token_rows.TokenRows(tokenizer, max_text)
@@ -248,7 +306,9 @@ class ClassificationTransform:
     swap, mirror = (False, False) if rng is None else rng.random(2) < (self._swap, self._mirror)
     if rng is not None and self._sentences > 1:
       if "more" not in record:
-        raise ValueError(f"config.data.sentences_per_row={self._sentences} needs generated scenes; other data has one sentence a row.")
+        raise ValueError(
+          f"config.data.sentences_per_row={self._sentences} needs generated scenes; other data has one sentence a row."
+        )
       said += record["more"](rng, self._sentences - 1)
       said += [("", "")] * (self._sentences - len(said))  # without a label, and so without weight
     texts = [text_ops.pre_caption(text, self._max_words) for text, _ in said]
@@ -257,11 +317,13 @@ class ClassificationTransform:
     pixels, unreadable = zip(*(self._images(image, record["id"], rng) for image in images))
     pixels = np.stack(pixels)
     return {
-        "image": pixels[:, :, ::-1].copy() if mirror else pixels,
-        "sentence": np.stack([self._rows(text) for text in texts]),
-        "label": np.array([self._labels.index(label) if label else -1 for _, label in said], np.int32),
-        "corrupt": np.bool_(any(unreadable)),
-        "index": np.int32(index),
+      "image": pixels[:, :, ::-1].copy() if mirror else pixels,
+      "sentence": np.stack([self._rows(text) for text in texts]),
+      "label": np.array(
+        [self._labels.index(label) if label else -1 for _, label in said], np.int32
+      ),
+      "corrupt": np.bool_(any(unreadable)),
+      "index": np.int32(index),
     }
 
 
@@ -269,5 +331,8 @@ def make_transform(config, tokenizer, train):
   """The transform that config.data and config.model describe; without draws when not `train`, for the pipeline then gives no rng."""
   del train
   return ClassificationTransform(
-      tokenizer, image_reader.reader(config), sentences=config.data.sentences_per_row,
-      **{name: config.data[name] for name in ("labels", "max_words", "max_text", "swap", "mirror")})
+    tokenizer,
+    image_reader.reader(config),
+    sentences=config.data.sentences_per_row,
+    **{name: config.data[name] for name in ("labels", "max_words", "max_text", "swap", "mirror")},
+  )

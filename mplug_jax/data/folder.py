@@ -18,10 +18,14 @@ def images(root, split) -> Iterator[tuple[str, list[str], str]]:
     ValueError: no root, a file of captions that is not UTF-8, no image at all. FileNotFoundError: there is no such folder.
   """
   if not root:
-    raise ValueError("data.image_root is not set; source folder reads its folders train, val and test.")
+    raise ValueError(
+      "data.image_root is not set; source folder reads its folders train, val and test."
+    )
   top, found = os.path.join(root, split), False
   if not os.path.isdir(top):
-    raise FileNotFoundError(f"{top} does not exist or is not a folder; source folder reads the images of split {split!r} there.")
+    raise FileNotFoundError(
+      f"{top} does not exist or is not a folder; source folder reads the images of split {split!r} there."
+    )
   for folder, inner, names in os.walk(top):
     inner.sort()  # os.walk goes on in this order
     for name in sorted(names):

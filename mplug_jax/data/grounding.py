@@ -52,10 +52,17 @@ class GroundingTransform:
     ImageError: a strict WholeImages met an image that cannot be read.
   """
 
-  def __init__(self, tokenizer, images, *, size, expressions_per_image, max_phrase, train, augment, blank=False):
+  def __init__(
+    self, tokenizer, images, *, size, expressions_per_image, max_phrase, train, augment, blank=False
+  ):
     self._rows = token_rows.TokenRows(tokenizer, max_phrase, ends=True)
     self._images, self._size, self._count = images, size, expressions_per_image
-    self._pad_id, self._train, self._augment, self._blank = tokenizer.pad_id, train, dict(augment), blank
+    self._pad_id, self._train, self._augment, self._blank = (
+      tokenizer.pad_id,
+      train,
+      dict(augment),
+      blank,
+    )
 
   def __call__(self, index, record, rng):
     count = self._count
@@ -63,9 +70,15 @@ class GroundingTransform:
     texts = [expression["text"].lower() for expression in expressions]
     image, corrupt = self._images(record["image"], record["image_id"])
     example = {
-        "image": np.zeros((self._size, self._size, 3), np.uint8), "placed": np.zeros(4, np.int32), "size": np.zeros(2, np.int32),
-        "phrase": np.full((count, self._rows.length), self._pad_id, np.int32), "box": np.zeros((count, 4), np.float32),
-        "valid": np.zeros(count, np.bool_), "corrupt": np.bool_(corrupt), "index": np.int32(index)}
+      "image": np.zeros((self._size, self._size, 3), np.uint8),
+      "placed": np.zeros(4, np.int32),
+      "size": np.zeros(2, np.int32),
+      "phrase": np.full((count, self._rows.length), self._pad_id, np.int32),
+      "box": np.zeros((count, 4), np.float32),
+      "valid": np.zeros(count, np.bool_),
+      "corrupt": np.bool_(corrupt),
+      "index": np.int32(index),
+    }
     if not corrupt:
       texts = self._fill(example, image, expressions, texts, rng)
     if not (corrupt and self._train):
@@ -77,8 +90,10 @@ class GroundingTransform:
     if len(expressions) <= self._count:
       return expressions
     if not self._train:
-      raise ValueError(f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the source in "
-                       "Chunked, so that none is left out.")
+      raise ValueError(
+        f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the source in "
+        "Chunked, so that none is left out."
+      )
     return [expressions[i] for i in rng.choice(len(expressions), self._count, replace=False)]
 
   def _fill(self, example, image, expressions, texts, rng):
@@ -88,7 +103,9 @@ class GroundingTransform:
     corners = [_inside(e, width, height) for e in expressions if e["box"] is not None]
     corners = np.array(corners, np.float64).reshape(-1, 4)
     if self._train:
-      canvas, texts = box_transforms.augment(image, corners, texts, self._size, rng, **self._augment)
+      canvas, texts = box_transforms.augment(
+        image, corners, texts, self._size, rng, **self._augment
+      )
     else:
       canvas = box_transforms.fit(image, corners, self._size)
     if not self._blank:
@@ -105,7 +122,9 @@ def _inside(expression, width, height):
   x1, y1, x2, y2 = expression["box"]
   clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
   if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-    raise ValueError(f"the box {expression['box']} of {expression['text']!r} lies outside its image of {width} x {height} pixels.")
+    raise ValueError(
+      f"the box {expression['box']} of {expression['text']!r} lies outside its image of {width} x {height} pixels."
+    )
   return clipped
 
 
@@ -113,8 +132,16 @@ def make_transform(config, tokenizer, train):
   """The transform that config.data and config.model describe. Raises ValueError for data.augment.long_sides out of range."""
   data = config.data
   if not data.augment.long_sides or not all(0 < share <= 1 for share in data.augment.long_sides):
-    raise ValueError(f"config.data.augment.long_sides={data.augment.long_sides} must be shares of the canvas, above 0 and at most 1.")
+    raise ValueError(
+      f"config.data.augment.long_sides={data.augment.long_sides} must be shares of the canvas, above 0 and at most 1."
+    )
   return GroundingTransform(
-      tokenizer, WholeImages(config.model.image_size, strict=data.strict), size=config.model.image_size,
-      expressions_per_image=data.expressions_per_image, max_phrase=data.max_phrase, train=train, augment=data.augment.to_dict(),
-      blank=data.blank_image)
+    tokenizer,
+    WholeImages(config.model.image_size, strict=data.strict),
+    size=config.model.image_size,
+    expressions_per_image=data.expressions_per_image,
+    max_phrase=data.max_phrase,
+    train=train,
+    augment=data.augment.to_dict(),
+    blank=data.blank_image,
+  )

@@ -63,7 +63,13 @@ def get(data, split):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {"scenes": _scenes, "transvg": _transvg, "jsonl": _jsonl, "refcoco": _refcoco, "tfds": _tfds}
+  builders = {
+    "scenes": _scenes,
+    "transvg": _transvg,
+    "jsonl": _jsonl,
+    "refcoco": _refcoco,
+    "tfds": _tfds,
+  }
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
@@ -73,11 +79,15 @@ def get(data, split):
 
 def _scenes(data, split):
   from mplug_jax.data import scene_sources
-  return scene_sources.SceneExpressions(scene_sources.scene_config(data), split, expressions=data["expressions_per_image"])
+
+  return scene_sources.SceneExpressions(
+    scene_sources.scene_config(data), split, expressions=data["expressions_per_image"]
+  )
 
 
 def _tfds(data, split):
   from mplug_jax.data import tfds_source
+
   return tfds_source.Expressions(data, split)
 
 
@@ -102,7 +112,9 @@ class _Collector:
     record = self._records.find(path) if grouped else None
     if record is None:
       record = self._records.add({"image": path, "image_id": image}, path if grouped else None)
-    self._records.add_item(record, {"id": str(self._count if number is None else number), "text": text, "box": box})
+    self._records.add_item(
+      record, {"id": str(self._count if number is None else number), "text": text, "box": box}
+    )
     self._count += 1
 
   def source(self):
@@ -148,10 +160,14 @@ def _jsonl(data, split):
 
 def _refcoco(data, split):
   found = _Collector(data, split == "train")
-  for entry, where in json_records.split_entries(data, split, ("sentences",), ("image", "file_name", "bbox", "ref_id")):
+  for entry, where in json_records.split_entries(
+    data, split, ("sentences",), ("image", "file_name", "bbox", "ref_id")
+  ):
     box = None if entry.get("bbox") is None else corners(entry["bbox"], where, "sizes")
     if not isinstance(entry["sentences"], list):
-      raise ValueError(f"{where}: sentences must be a list of strings or of objects with the key sent.")
+      raise ValueError(
+        f"{where}: sentences must be a list of strings or of objects with the key sent."
+      )
     for i, sentence in enumerate(entry["sentences"]):
       text = sentence.get("sent") if isinstance(sentence, dict) else sentence
       number = f"{entry['ref_id']}-{i}" if "ref_id" in entry else None
@@ -163,16 +179,26 @@ def _transvg(data, split):
   """The official lists: tuples (image, mask, box, phrase, attributes), of flickr (image, box, phrase)."""
   dataset = data["dataset"]
   if dataset not in (*TRANSVG_SETS, "vg_uni"):
-    raise ValueError(f"data.dataset={dataset!r} is not one of {', '.join((*TRANSVG_SETS, 'vg_uni'))}.")
+    raise ValueError(
+      f"data.dataset={dataset!r} is not one of {', '.join((*TRANSVG_SETS, 'vg_uni'))}."
+    )
   if not data.get("split_root"):
-    raise ValueError("data.split_root is not set; it is the folder with unc/unc_train.pth and so on.")
-  names = _UNION if dataset == "vg_uni" and split == "train" else ("unc" if dataset == "vg_uni" else dataset,)
+    raise ValueError(
+      "data.split_root is not set; it is the folder with unc/unc_train.pth and so on."
+    )
+  names = (
+    _UNION
+    if dataset == "vg_uni" and split == "train"
+    else ("unc" if dataset == "vg_uni" else dataset,)
+  )
   found = _Collector(data, split == "train")
   for name in names:
     suffix = data["test_name"] if split == "test" else split
     path = pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth")
     if not path.is_file():
-      raise FileNotFoundError(f"{path} does not exist; check data.split_root, data.dataset and data.test_name.")
+      raise FileNotFoundError(
+        f"{path} does not exist; check data.split_root, data.dataset and data.test_name."
+      )
     _add_transvg(found, path, name)
   return found.source()
 

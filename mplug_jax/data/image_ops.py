@@ -20,13 +20,13 @@ MAX_PIXELS = 100_000_000  # width * height; above this a small file could fill t
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {  # value of the tag -> what makes the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
 }
 _CROP_TRIES = 10
 
@@ -73,9 +73,12 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   except UnidentifiedImageError as error:
     raise ImageError(f"Image {name} cannot be read: not an image of a known format.") from error
   except Exception as error:  # Decoders raise anything on damaged bytes.
-    raise ImageError(f"Image {name} cannot be read: {(str(error) or repr(error)).rstrip('.')}.") from error
+    raise ImageError(
+      f"Image {name} cannot be read: {(str(error) or repr(error)).rstrip('.')}."
+    ) from error
   raise TypeError(
-      f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
+    f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}."
+  )
 
 
 def _decode_bytes(data: bytes) -> np.ndarray:
@@ -123,10 +126,15 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def _from_array(array: np.ndarray) -> np.ndarray:
   """u8 or u16 [H, W] or [H, W, 1 | 3 | 4] to u8[H, W, 3]."""
   shape = array.shape
-  if array.dtype not in (np.uint8, np.uint16) or 0 in shape or not (
-      array.ndim == 2 or array.ndim == 3 and shape[2] in (1, 3, 4)):
-    raise ValueError(f"expected uint8 or uint16 of shape [H, W] or [H, W, 1 | 3 | 4], got "
-                     f"{array.dtype} {list(shape)}.")
+  if (
+    array.dtype not in (np.uint8, np.uint16)
+    or 0 in shape
+    or not (array.ndim == 2 or array.ndim == 3 and shape[2] in (1, 3, 4))
+  ):
+    raise ValueError(
+      f"expected uint8 or uint16 of shape [H, W] or [H, W, 1 | 3 | 4], got "
+      f"{array.dtype} {list(shape)}."
+    )
   if array.dtype == np.uint16:
     array = (array >> 8).astype(np.uint8)
   if array.ndim == 2:
@@ -146,9 +154,13 @@ def eval_transform(image: np.ndarray, size: int) -> np.ndarray:
   return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def random_crop_box(height: int, width: int, rng: np.random.Generator,
-                    scale: tuple[float, float],
-                    ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+def random_crop_box(
+  height: int,
+  width: int,
+  rng: np.random.Generator,
+  scale: tuple[float, float],
+  ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
   """Box (top, left, height, width) of a random area and aspect ratio, as torchvision draws it.
 
   The area is uniform in `scale` times the image's, the logarithm of width / height uniform between
@@ -169,11 +181,16 @@ def random_crop_box(height: int, width: int, rng: np.random.Generator,
   return (height - h) // 2, (width - w) // 2, h, w
 
 
-def train_transform(image: np.ndarray, size: int, rng: np.random.Generator,
-                    scale: tuple[float, float] = (0.5, 1.0),
-                    ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: float = 0.5,
-                    randaugment: tuple[int, float] | None = (2, 7),
-                    sharpness_wraps: bool = False) -> np.ndarray:
+def train_transform(
+  image: np.ndarray,
+  size: int,
+  rng: np.random.Generator,
+  scale: tuple[float, float] = (0.5, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  flip: float = 0.5,
+  randaugment: tuple[int, float] | None = (2, 7),
+  sharpness_wraps: bool = False,
+) -> np.ndarray:
   """Random crop, bicubic resize, horizontal flip, RandAugment.
 
   Args:
@@ -192,7 +209,7 @@ def train_transform(image: np.ndarray, size: int, rng: np.random.Generator,
   """
   if not (tuple(scale) == (1, 1) and image.shape[:2] == (size, size)):
     top, left, h, w = random_crop_box(*image.shape[:2], rng, scale, ratio)
-    image = eval_transform(image[top:top + h, left:left + w], size)
+    image = eval_transform(image[top : top + h, left : left + w], size)
   if rng.random() < flip:
     image = image[:, ::-1]
   image = np.ascontiguousarray(image)

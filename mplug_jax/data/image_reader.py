@@ -23,7 +23,13 @@ class ImageReader:
   """
 
   def __init__(self, size, augment=None, strict=False, blank=False, frames=0, sampling="centres"):
-    self._size, self._strict, self._blank, self._frames, self._sampling = size, strict, blank, frames, sampling
+    self._size, self._strict, self._blank, self._frames, self._sampling = (
+      size,
+      strict,
+      blank,
+      frames,
+      sampling,
+    )
     self._augment = None if augment is None else dict(augment)
     self._unreadable = set()  # names, as many as are warned about
 
@@ -41,7 +47,9 @@ class ImageReader:
     if self._blank:
       return black, False
     try:
-      return self._read(image, None if isinstance(image, str | os.PathLike) else str(name), rng), False
+      return self._read(
+        image, None if isinstance(image, str | os.PathLike) else str(name), rng
+      ), False
     except image_ops.ImageError as error:
       if self._strict:
         raise
@@ -54,8 +62,12 @@ class ImageReader:
     if not self._frames:
       return self._transform(image_ops.decode_image(image, name), rng)
     seed = None if rng is None else int(rng.integers(1 << 63))
-    return np.stack([self._transform(frame, None if seed is None else np.random.default_rng(seed))
-                     for frame in video.read_clip(image, self._frames, self._sampling, name)])
+    return np.stack(
+      [
+        self._transform(frame, None if seed is None else np.random.default_rng(seed))
+        for frame in video.read_clip(image, self._frames, self._sampling, name)
+      ]
+    )
 
   def _transform(self, image, rng):
     if self._augment is None or rng is None:
@@ -66,5 +78,17 @@ class ImageReader:
 def reader(config):
   """The ImageReader that config.data and config.model describe; data.augment has what image_ops.train_transform takes."""
   data, augment = config.data, config.data.augment
-  augment = dict(scale=augment.scale, flip=augment.flip, randaugment=augment.randaugment or None, sharpness_wraps=augment.sharpness_wraps)
-  return ImageReader(config.model.image_size, augment, data.strict, data.blank_image, data.frames, data.frame_sampling)
+  augment = dict(
+    scale=augment.scale,
+    flip=augment.flip,
+    randaugment=augment.randaugment or None,
+    sharpness_wraps=augment.sharpness_wraps,
+  )
+  return ImageReader(
+    config.model.image_size,
+    augment,
+    data.strict,
+    data.blank_image,
+    data.frames,
+    data.frame_sampling,
+  )

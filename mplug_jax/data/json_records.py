@@ -11,7 +11,12 @@ from collections.abc import Iterator
 
 from mplug_jax.data import archives, tables
 
-_NUMBERS = ("question_id", "image_id", "id", "ref_id")  # what json writes as a number, though CSV knows only text
+_NUMBERS = (
+  "question_id",
+  "image_id",
+  "id",
+  "ref_id",
+)  # what json writes as a number, though CSV knows only text
 _LISTED = 12  # keys of an entry that a message names
 
 
@@ -34,9 +39,13 @@ class Fields:
     for part in filter(None, map(str.strip, data.get("fields", "").split(","))):
       ours, equals, theirs = (text.strip() for text in part.partition("="))
       if not (ours and equals and theirs):
-        raise ValueError(f"config.data.fields: {part!r} must be written OURS=THEIRS, with a comma before the next.")
+        raise ValueError(
+          f"config.data.fields: {part!r} must be written OURS=THEIRS, with a comma before the next."
+        )
       if ours not in self.known:
-        raise ValueError(f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows {', '.join(self.known)}.")
+        raise ValueError(
+          f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows {', '.join(self.known)}."
+        )
       if ours in self._theirs:
         raise ValueError(f"config.data.fields names {ours!r} twice.")
       self._theirs[ours] = theirs
@@ -56,7 +65,9 @@ class Fields:
       ValueError: it is no object, or a key is missing.
     """
     if not isinstance(entry, dict):
-      raise ValueError(f"{where}: must be an object with {', '.join(self.keys)}, not a {type(entry).__name__}.")
+      raise ValueError(
+        f"{where}: must be an object with {', '.join(self.keys)}, not a {type(entry).__name__}."
+      )
     found = entry
     if self._theirs:
       self._unseen -= entry.keys()
@@ -81,14 +92,20 @@ class Fields:
     """Raises ValueError if no entry so far had one of the keys that config.data.fields names."""
     for ours, theirs in self._theirs.items():
       if theirs in self._unseen:
-        raise ValueError(f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which config.data.fields names for {ours!r}.")
+        raise ValueError(
+          f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which config.data.fields names for {ours!r}."
+        )
 
   def _missing(self, key, there):
     """What is to be said of a key that an entry with the keys `there` lacks."""
     theirs, names = self.theirs(key), list(map(str, there))
     if isinstance(there, dict) and there.get(theirs, "") is None:  # of a table
       return f"{theirs!r} is empty."
-    has = f"it has {', '.join(names[:_LISTED])}{' ...' * (len(names) > _LISTED)}" if names else "it is empty"
+    has = (
+      f"it has {', '.join(names[:_LISTED])}{' ...' * (len(names) > _LISTED)}"
+      if names
+      else "it is empty"
+    )
     if theirs != key:
       return f"key {theirs!r}, which config.data.fields names for {key!r}, is missing; {has}."
     return f"key {key!r} is missing; {has}; name it with --config.data.fields={key}=..."
@@ -119,7 +136,12 @@ def entries(path, fields) -> Iterator[tuple[dict, str]]:
     fields.check_columns(columns, path)
     for row, where in rows:
       entry = fields.rename(row, where, table=True)
-      yield entry if kind == "parquet" else entry | {key: _number(entry[key]) for key in _NUMBERS if key in entry}, where
+      yield (
+        entry
+        if kind == "parquet"
+        else entry | {key: _number(entry[key]) for key in _NUMBERS if key in entry},
+        where,
+      )
 
 
 def lines(path) -> Iterator[tuple[object, str]]:
@@ -131,7 +153,11 @@ def lines(path) -> Iterator[tuple[object, str]]:
 
 def _number(value):
   """A whole number written as text -> int, if it is written as numbers are; anything else as it is."""
-  return int(value) if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) else value
+  return (
+    int(value)
+    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII)
+    else value
+  )
 
 
 def split_entries(data, split, keys, optional=()) -> Iterator[tuple[dict, str]]:
@@ -139,14 +165,18 @@ def split_entries(data, split, keys, optional=()) -> Iterator[tuple[dict, str]]:
   fields, paths = Fields(data, keys, optional), split_files(data, split)
   for path in paths:
     yield from entries(path, fields)
-  if split == "train":  # what evaluation can do without, a test split's answers say, need not be there
+  if (
+    split == "train"
+  ):  # what evaluation can do without, a test split's answers say, need not be there
     fields.check_used(paths)
 
 
 def require(entry, keys, where) -> None:
   """Raises ValueError unless `entry` is an object that has `keys`."""
   if not isinstance(entry, dict):
-    raise ValueError(f"{where}: must be an object with {', '.join(keys)}, not a {type(entry).__name__}.")
+    raise ValueError(
+      f"{where}: must be an object with {', '.join(keys)}, not a {type(entry).__name__}."
+    )
   for key in keys:
     if key not in entry:
       raise ValueError(f"{where}: key {key!r} is missing.")
@@ -179,7 +209,10 @@ def split_files(data, split) -> list[str]:
   Raises:
     FileNotFoundError: a name is that of no file.
   """
-  return [_existing(path, "train_files" if split == "train" else f"{split}_file") for path in split_names(data, split)]
+  return [
+    _existing(path, "train_files" if split == "train" else f"{split}_file")
+    for path in split_names(data, split)
+  ]
 
 
 def split_names(data, split) -> list[str]:
@@ -231,7 +264,9 @@ class ImagePaths:
       raise ValueError(f"{where}: its image {image!r} needs data.{key}, which is not set.")
     path = f"{root}/{image}" if root and not image.startswith("/") else image
     if "//" in path or "./" in path or path[-1:] == "/" or path[-2:] == "/.":
-      path = str(pathlib.PurePath(path))  # the same file has one name; only where needed, for a million takes long
+      path = str(
+        pathlib.PurePath(path)
+      )  # the same file has one name; only where needed, for a million takes long
     if self._left > 0:
       self._left -= 1
       try:
@@ -266,7 +301,9 @@ def _parse(text, path, first_line):
   try:
     return json.loads(text)
   except RecursionError:
-    raise ValueError(f"{path}, line {first_line}: lists or objects are nested too deeply.") from None
+    raise ValueError(
+      f"{path}, line {first_line}: lists or objects are nested too deeply."
+    ) from None
   except json.JSONDecodeError as error:
     line = first_line + error.lineno - 1
     message = f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg})"

@@ -21,4 +21,6 @@ def mask_tokens(row, words, rng, *, probability, whole_words, vocab_size, mask_i
   chosen = (units >= 0) & (draws[np.maximum(units, 0)] < probability)
   how, random_ids = rng.random(len(row)), rng.integers(0, vocab_size, len(row))
   read = np.where(how < _MASKED, mask_id, np.where(how < _MASKED + _RANDOM, random_ids, row))
-  return np.where(chosen, read, row).astype(np.int32), np.where(chosen, row, pad_id).astype(np.int32)
+  return np.where(chosen, read, row).astype(np.int32), np.where(chosen, row, pad_id).astype(
+    np.int32
+  )

@@ -25,7 +25,9 @@ class Mixture:
       raise ValueError(f"A mixture needs sources with records; these have {sizes}.")
     weights = np.array(sizes if weights is None else weights, np.float64)
     if weights.shape != (len(sizes),) or not (np.isfinite(weights) & (weights > 0)).all():
-      raise ValueError(f"A mixture of {len(sizes)} sources needs as many positive weights, not {weights.tolist()}.")
+      raise ValueError(
+        f"A mixture of {len(sizes)} sources needs as many positive weights, not {weights.tolist()}."
+      )
     self.sources, self._sizes = list(sources), sizes
     counts = np.maximum(np.rint(weights * (np.array(sizes) / weights).max()).astype(int), sizes)
     self._ends = np.cumsum(counts).tolist()

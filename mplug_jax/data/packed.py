@@ -12,7 +12,9 @@ import operator
 import numpy as np
 
 
-_BLOCK = 16  # values packed at a time: half the time of each by itself, and a few microseconds to read one
+_BLOCK = (
+  16  # values packed at a time: half the time of each by itself, and a few microseconds to read one
+)
 
 
 def _itself(value):
@@ -28,13 +30,19 @@ class Packed(Sequence):
 
   def __init__(self, keys=None):
     self._keys, self._values = keys and tuple(keys), operator.itemgetter(*keys) if keys else _itself
-    self._bytes, self._ends, self._last = bytearray(), array.array("q"), []  # blocks of _BLOCK values, and those of the last one
+    self._bytes, self._ends, self._last = (
+      bytearray(),
+      array.array("q"),
+      [],
+    )  # blocks of _BLOCK values, and those of the last one
 
   def append(self, value) -> None:
     """Raises KeyError: a key is missing. ValueError: something among the last _BLOCK values is of another type."""
     self._last.append(self._values(value))
     if len(self._last) == _BLOCK:
-      self._bytes += marshal.dumps(self._last)  # the quickest of all; only this very program reads it
+      self._bytes += marshal.dumps(
+        self._last
+      )  # the quickest of all; only this very program reads it
       self._ends.append(len(self._bytes))
       self._last = []
 
@@ -46,7 +54,11 @@ class Packed(Sequence):
       raise IndexError(f"record {index} is not among the {len(self)}")
     block, place = divmod(int(index), _BLOCK)
     start = self._ends[block - 1] if block else 0
-    packed = memoryview(self._bytes)[start:self._ends[block]] if block < len(self._ends) else marshal.dumps(self._last)
+    packed = (
+      memoryview(self._bytes)[start : self._ends[block]]
+      if block < len(self._ends)
+      else marshal.dumps(self._last)
+    )
     value = marshal.loads(packed)[place]
     return value if self._keys is None else dict(zip(self._keys, value))
 

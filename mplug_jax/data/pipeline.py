@@ -40,7 +40,9 @@ class _BlockShuffle(grain.MapDataset):
     epoch, place = divmod(index, count)
     window, inside = divmod(place, block * _BLOCKS)
     start = window * block * _BLOCKS
-    place = start + int(_permutation(min(block * _BLOCKS, count - start), self._seed, epoch, 1 + window)[inside])
+    place = start + int(
+      _permutation(min(block * _BLOCKS, count - start), self._seed, epoch, 1 + window)[inside]
+    )
     number, inside = divmod(place, block)
     if number < count // block:  # what makes no whole block stays last
       place = int(_permutation(count // block, self._seed, epoch, 0)[number]) * block + inside
@@ -99,9 +101,20 @@ class _Example:
     return {**example, "mask": np.True_}
 
 
-def train_batches(source, transform, *, batch_size: int, seed: int, process_index: int = 0,
-                  process_count: int = 1, start_step: int = 0, workers: int = 0, threads: int = 2,
-                  buffer: int = 4, block: int = 0):
+def train_batches(
+  source,
+  transform,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  start_step: int = 0,
+  workers: int = 0,
+  threads: int = 2,
+  buffer: int = 4,
+  block: int = 0,
+):
   """Endless shuffled batches: this process's b = batch_size / process_count rows of each.
 
   Args:
@@ -141,9 +154,18 @@ def train_batches(source, transform, *, batch_size: int, seed: int, process_inde
   return _iterate(dataset[start_step:], workers, threads, buffer)
 
 
-def eval_batches(source, transform, *, batch_size: int, process_index: int = 0,
-                 process_count: int = 1, limit: int | None = None, workers: int = 0,
-                 threads: int = 2, buffer: int = 4):
+def eval_batches(
+  source,
+  transform,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  limit: int | None = None,
+  workers: int = 0,
+  threads: int = 2,
+  buffer: int = 4,
+):
   """Every record once, in order; every process gets the same number of batches.
 
   The transform gets rng None. Global batch s holds records [s B, (s + 1) B); what is missing from
@@ -177,8 +199,10 @@ def _check(source, batch_size, process_index, process_count):
   if not len(source):
     raise ValueError("The data source is empty: there is nothing to make batches of.")
   if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} must be a positive multiple of the number of "
-                     f"processes, {process_count}.")
+    raise ValueError(
+      f"batch_size {batch_size} must be a positive multiple of the number of "
+      f"processes, {process_count}."
+    )
   if not 0 <= process_index < process_count:
     raise ValueError(f"process_index {process_index} is not in [0, {process_count}).")
 
@@ -188,8 +212,10 @@ def _stack(examples):
   try:
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
   except (KeyError, ValueError) as error:
-    raise ValueError("The transform gives examples of different keys or shapes, which cannot be "
-                     f"put into one batch: {error}") from error
+    raise ValueError(
+      "The transform gives examples of different keys or shapes, which cannot be "
+      f"put into one batch: {error}"
+    ) from error
 
 
 def _iterate(batches, workers, threads, buffer):

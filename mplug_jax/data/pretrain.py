@@ -47,11 +47,18 @@ class PretrainTransform(retrieval.PairTransform):
     empty_prefix: share of examples whose prefix is [bos] alone, beside those that draw it: all cuts before a word are equally likely.
   """
 
-  def __init__(self, images, tokenizer, *, max_words, max_caption, mask_probability, whole_words, empty_prefix):
+  def __init__(
+    self, images, tokenizer, *, max_words, max_caption, mask_probability, whole_words, empty_prefix
+  ):
     super().__init__(images, retrieval.CaptionRows(tokenizer, max_words, max_caption))
     self._tokenizer, self._max_words, self._length = tokenizer, max_words, max_caption
-    self._mask = dict(probability=mask_probability, whole_words=whole_words, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id,
-                      pad_id=tokenizer.pad_id)
+    self._mask = dict(
+      probability=mask_probability,
+      whole_words=whole_words,
+      vocab_size=tokenizer.vocab_size,
+      mask_id=tokenizer.mask_id,
+      pad_id=tokenizer.pad_id,
+    )
     self._empty_prefix = empty_prefix
     self._make_cache()
 
@@ -74,13 +81,24 @@ class PretrainTransform(retrieval.PairTransform):
     """rng None, in evaluation: draws that depend on the index alone, no augmentation."""
     example = super().__call__(index, record, rng)
     rng = np.random.default_rng(index) if rng is None else rng
-    words = [self._pieces(word) for word in text_ops.pre_caption(record["caption"], self._max_words).split(" ")]
-    numbers = [-1, *(n for n, word in enumerate(words) for _ in word)][:self._length]
+    words = [
+      self._pieces(word)
+      for word in text_ops.pre_caption(record["caption"], self._max_words).split(" ")
+    ]
+    numbers = [-1, *(n for n, word in enumerate(words) for _ in word)][: self._length]
     numbers = np.array(numbers + [-1] * (self._length - len(numbers)))
     masked, label = mask_tokens(example["caption"], numbers, rng, **self._mask)
-    cut = 0 if self._empty_prefix and rng.random() < self._empty_prefix else int(rng.integers(len(words)))
-    return example | {"masked": masked, "masked_label": label, "prefix": self._row(words[:cut], self._length),
-                      "target": self._row(words[cut:], self._length + 1, self._tokenizer.eos_id)}
+    cut = (
+      0
+      if self._empty_prefix and rng.random() < self._empty_prefix
+      else int(rng.integers(len(words)))
+    )
+    return example | {
+      "masked": masked,
+      "masked_label": label,
+      "prefix": self._row(words[:cut], self._length),
+      "target": self._row(words[cut:], self._length + 1, self._tokenizer.eos_id),
+    }
 
   def _row(self, words, length, eos_id=None):
     """Words -> i32[length]: [bos] and their pieces, ended by eos_id if it is given."""
@@ -93,4 +111,6 @@ def make_transform(config, tokenizer, train):
   if not train:
     return retrieval.make_transform(config, tokenizer, train)
   fields = ("max_words", "max_caption", "mask_probability", "whole_words", "empty_prefix")
-  return PretrainTransform(image_reader.reader(config), tokenizer, **{name: config.data[name] for name in fields})
+  return PretrainTransform(
+    image_reader.reader(config), tokenizer, **{name: config.data[name] for name in fields}
+  )

@@ -74,8 +74,9 @@ def sharpness(image: np.ndarray, factor: float, wraps: bool = False) -> np.ndarr
 def _warp(image: np.ndarray, matrix) -> np.ndarray:
   """Moves content by the 2x3 affine `matrix` (source to target pixel coordinates)."""
   height, width = image.shape[:2]
-  return cv2.warpAffine(image, np.asarray(matrix, np.float64), (width, height),
-                        flags=cv2.INTER_LINEAR, borderValue=FILL)
+  return cv2.warpAffine(
+    image, np.asarray(matrix, np.float64), (width, height), flags=cv2.INTER_LINEAR, borderValue=FILL
+  )
 
 
 def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
@@ -110,21 +111,26 @@ def _enhance(m: float) -> float:
 
 # name -> (operation, argument at magnitude 10 m or None, whether the argument's sign is drawn).
 OPERATIONS: dict[str, tuple[Callable, Callable[[float], float] | None, bool]] = {
-    "identity": (lambda image: image, None, False),
-    "auto_contrast": (auto_contrast, None, False),
-    "equalize": (equalize, None, False),
-    "brightness": (brightness, _enhance, False),
-    "sharpness": (sharpness, _enhance, False),
-    "shear_x": (shear_x, lambda m: 0.3 * m, True),
-    "shear_y": (shear_y, lambda m: 0.3 * m, True),
-    "translate_x": (translate_x, lambda m: 10.0 * m, True),  # pixels, whatever the image size
-    "translate_y": (translate_y, lambda m: 10.0 * m, True),
-    "rotate": (rotate, lambda m: 30.0 * m, True),
+  "identity": (lambda image: image, None, False),
+  "auto_contrast": (auto_contrast, None, False),
+  "equalize": (equalize, None, False),
+  "brightness": (brightness, _enhance, False),
+  "sharpness": (sharpness, _enhance, False),
+  "shear_x": (shear_x, lambda m: 0.3 * m, True),
+  "shear_y": (shear_y, lambda m: 0.3 * m, True),
+  "translate_x": (translate_x, lambda m: 10.0 * m, True),  # pixels, whatever the image size
+  "translate_y": (translate_y, lambda m: 10.0 * m, True),
+  "rotate": (rotate, lambda m: 30.0 * m, True),
 }
 
 
-def rand_augment(image: np.ndarray, rng: np.random.Generator, num_ops: int = 2,
-                 magnitude: float = 7, sharpness_wraps: bool = False) -> np.ndarray:
+def rand_augment(
+  image: np.ndarray,
+  rng: np.random.Generator,
+  num_ops: int = 2,
+  magnitude: float = 7,
+  sharpness_wraps: bool = False,
+) -> np.ndarray:
   """Draws `num_ops` operations with replacement and applies each with probability 1/2.
 
   Args:
@@ -141,8 +147,7 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, num_ops: int = 2,
     ValueError: for a magnitude outside 0..10.
   """
   if not 0 <= magnitude <= MAX_MAGNITUDE:
-    raise ValueError(
-        f"RandAugment magnitude must lie in 0..{MAX_MAGNITUDE}, got {magnitude}.")
+    raise ValueError(f"RandAugment magnitude must lie in 0..{MAX_MAGNITUDE}, got {magnitude}.")
   names = list(OPERATIONS)
   for _ in range(num_ops):
     name = names[rng.integers(len(names))]

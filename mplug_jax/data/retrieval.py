@@ -27,7 +27,12 @@ class Pairs:
   def __getitem__(self, index):
     number = int(self._image[index])
     record = self.images[number]
-    return {"image": record["image"], "image_id": record["image_id"], "id": number, "caption": record["captions"][self._caption[index]]}
+    return {
+      "image": record["image"],
+      "image_id": record["image_id"],
+      "id": number,
+      "caption": record["captions"][self._caption[index]],
+    }
 
 
 def get_images(data, split):
@@ -37,10 +42,14 @@ def get_images(data, split):
     ValueError, FileNotFoundError: as caption.images; an image without captions.
   """
   # What is in a line of one's own file is an entry of the official ones.
-  source = caption.images({**data, "name": "jsonl"} if data.name in ("coco", "flickr30k", "files") else data, split)
+  source = caption.images(
+    {**data, "name": "jsonl"} if data.name in ("coco", "flickr30k", "files") else data, split
+  )
   if not source.counts().all():
     number = int(np.argmin(source.counts()))
-    raise ValueError(f"Image {source[number]['image_id']!r} of split {split!r} has no captions, and retrieval needs at least one of each.")
+    raise ValueError(
+      f"Image {source[number]['image_id']!r} of split {split!r} has no captions, and retrieval needs at least one of each."
+    )
   return source
 
 
@@ -94,4 +103,6 @@ class PairTransform:
 
 def make_transform(config, tokenizer, train):
   """The transform that config.data and config.model describe: of pairs for training, of images for evaluation."""
-  return PairTransform(image_reader.reader(config), caption_rows(config, tokenizer) if train else None)
+  return PairTransform(
+    image_reader.reader(config), caption_rows(config, tokenizer) if train else None
+  )

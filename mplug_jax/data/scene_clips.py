@@ -22,8 +22,12 @@ from mplug_jax.data.scene_text import (
 )
 
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-_TOWARDS = {"left": ("to the left", "leftwards"), "right": ("to the right", "rightwards"),
-            "up": ("up", "upwards"), "down": ("down", "downwards")}
+_TOWARDS = {
+  "left": ("to the left", "leftwards"),
+  "right": ("to the right", "rightwards"),
+  "up": ("up", "upwards"),
+  "down": ("down", "downwards"),
+}
 # a: a mover, d: its direction, v: a verb, b: an object that stays.
 _TEMPLATES = (
   "{a} {v} {d}",
@@ -59,8 +63,9 @@ def _reach(scene, mover, direction, blocked):
   """Whole pixels the mover can go before the border or a blocked box, 2 px apart."""
   dx, dy = STEPS[direction]
   x1, y1, x2, y2 = scene.objects[mover].box
-  reach = {"left": x1, "up": y1, "right": scene.config.size - x2,
-           "down": scene.config.size - y2}[direction] - 1
+  reach = {"left": x1, "up": y1, "right": scene.config.size - x2, "down": scene.config.size - y2}[
+    direction
+  ] - 1
   for bx1, by1, bx2, by2 in blocked:
     beside = by1 - 2 < y2 and y1 < by2 + 2 if dx else bx1 - 2 < x2 and x1 < bx2 + 2
     gap = {"left": x1 - bx2, "right": bx1 - x2, "up": y1 - by2, "down": by1 - y2}[direction] - 2
@@ -93,7 +98,7 @@ def _motions(rng, scene, direction, movers):
   """{object: (direction, box at the end)} of 1 or 2 movers in different directions, or None."""
   motions = {}
   others = [d for d in STEPS if d != direction]
-  for way in (direction, pick(rng, others))[:min(movers, len(scene.objects) - 1)]:
+  for way in (direction, pick(rng, others))[: min(movers, len(scene.objects) - 1)]:
     swept = {i: _union(scene.objects[i].box, end) for i, (_, end) in motions.items()}
     found = _travel(rng, scene, way, swept)
     if found is None:
@@ -116,12 +121,17 @@ def _draw_caption(rng, scene, motions):
   names = pick(rng, (("colour", "shape"), ("size", "colour", "shape"), ("size", "shape")))
   a, b = (describe(scene.objects[i], names) for i in (mover, still))
   template, direction, words = pick(rng, _TEMPLATES), motions[mover][0], Words(rng)
-  text = template.format(a=with_article(words.say(a)), b=with_article(words.say(b)),
-                         d=pick(rng, _TOWARDS[direction]), v=pick(rng, _VERBS))
+  text = template.format(
+    a=with_article(words.say(a)),
+    b=with_article(words.say(b)),
+    d=pick(rng, _TOWARDS[direction]),
+    v=pick(rng, _VERBS),
+  )
   if "{b}" not in template:
     return ClipCaption(text, ((a, direction),), a.held_out)
-  return None if a == b else ClipCaption(text, ((a, direction), (b, "still")),
-                                         a.held_out or b.held_out)
+  return (
+    None if a == b else ClipCaption(text, ((a, direction), (b, "still")), a.held_out or b.held_out)
+  )
 
 
 def _captions(rng, scene, motions, count=5):
@@ -145,26 +155,51 @@ def _questions(rng, first, last, motions):
   thing, direction = first.objects[mover], motions[mover][0]
   still = pick(rng, [i for i in range(len(first.objects)) if i not in motions])
   desc = _singled_out(first, thing)
-  found = [Question(f"in which direction does the {words.say(desc)} move?", direction,
-                    "direction", ("direction", desc), thing.held_out)]
+  found = [
+    Question(
+      f"in which direction does the {words.say(desc)} move?",
+      direction,
+      "direction",
+      ("direction", desc),
+      thing.held_out,
+    )
+  ]
   for name, word in (("colour", "color"), ("shape", "shape")):
     text = f"what {word} is the object that moves {_TOWARDS[direction][0]}?"
-    found.append(Question(text, getattr(thing, name), f"mover_{name}",
-                          ("mover", name, direction), thing.held_out))
+    found.append(
+      Question(
+        text, getattr(thing, name), f"mover_{name}", ("mover", name, direction), thing.held_out
+      )
+    )
   wanted = bool(rng.integers(2))
   asked = thing if wanted else first.objects[still]
   desc = _singled_out(first, asked)
-  found.append(Question(f"does the {words.say(desc)} move?", "yes" if wanted else "no", "moves",
-                        ("moves", desc), asked.held_out))
+  found.append(
+    Question(
+      f"does the {words.say(desc)} move?",
+      "yes" if wanted else "no",
+      "moves",
+      ("moves", desc),
+      asked.held_out,
+    )
+  )
   wanted = bool(rng.integers(2))
   a, b = last.objects[mover], last.objects[still]
   relation = pick(rng, related(last, a, b))
   relation = relation if wanted else OPPOSITE[relation]
   nouns = [_singled_out(first, o) for o in (a, b)]
-  text = (f"is the {words.say(nouns[0])} {PHRASES[relation][0]} the {words.say(nouns[1])} "
-          "at the end?")
-  found.append(Question(text, "yes" if wanted else "no", "finally",
-                        ("finally", relation, *nouns), a.held_out or b.held_out))
+  text = (
+    f"is the {words.say(nouns[0])} {PHRASES[relation][0]} the {words.say(nouns[1])} at the end?"
+  )
+  found.append(
+    Question(
+      text,
+      "yes" if wanted else "no",
+      "finally",
+      ("finally", relation, *nouns),
+      a.held_out or b.held_out,
+    )
+  )
   return found
 
 
@@ -182,8 +217,12 @@ def clip(config: scenes.SceneConfig, split: str, index: int, frames: int = 8) ->
     scene = scenes.scene(config, split, int(rng.integers(scenes.split_size(split))))
     motions = _motions(rng, scene, direction, movers)
   steps = tuple(_frame(scene, motions, t / (frames - 1)) for t in range(frames))
-  return Clip(steps, {i: way for i, (way, _) in motions.items()},
-              _captions(rng, scene, motions), _questions(rng, steps[0], steps[-1], motions))
+  return Clip(
+    steps,
+    {i: way for i, (way, _) in motions.items()},
+    _captions(rng, scene, motions),
+    _questions(rng, steps[0], steps[-1], motions),
+  )
 
 
 def render_clip(clip: Clip, config: scenes.SceneConfig) -> np.ndarray:

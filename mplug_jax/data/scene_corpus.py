@@ -22,5 +22,7 @@ def texts(config, records=0):
       yield from (question.text, question.answer)
     pair = scene_pairs.pair(config, "train", index)
     yield from (pair.text, scene_pairs.entailment(config, "train", index).text)
-    yield from (text for text, _ in scene_statements.pair_statements(rng, pair.left, pair.right, _FURTHER))
+    yield from (
+      text for text, _ in scene_statements.pair_statements(rng, pair.left, pair.right, _FURTHER)
+    )
     yield from (text for text, _ in scene_statements.hypotheses(rng, scene, _FURTHER))

@@ -14,8 +14,10 @@ from mplug_jax.data import scene_pairs, scene_questions, scene_text, scenes
 
 
 def _fits(thing, desc):
-  return all(said is None or said == getattr(thing, name)
-             for name, said in zip(("size", "colour", "shape"), desc, strict=True))
+  return all(
+    said is None or said == getattr(thing, name)
+    for name, said in zip(("size", "colour", "shape"), desc, strict=True)
+  )
 
 
 def _candidates(scene, desc):
@@ -25,8 +27,10 @@ def _candidates(scene, desc):
 def _the(scene, desc):
   found = _candidates(scene, desc)
   if len(found) != 1:
-    raise ValueError(f"{desc} fits {len(found)} objects of scene {scene.split}-{scene.index}, not "
-                     "one: ask about a single object")
+    raise ValueError(
+      f"{desc} fits {len(found)} objects of scene {scene.split}-{scene.index}, not "
+      "one: ask about a single object"
+    )
   return found[0]
 
 
@@ -48,8 +52,10 @@ def _assignments(statement, scene):
   options = [_candidates(scene, desc) for desc in statement.objects]
   for things in itertools.product(*options):
     if len(set(map(id, things))) == len(things):
-      values = [_relation(name, things[i], things[j], scene.config.margin)
-                for name, i, j in statement.relations]
+      values = [
+        _relation(name, things[i], things[j], scene.config.margin)
+        for name, i, j in statement.relations
+      ]
       yield things, False if False in values else None if None in values else True
 
 
@@ -66,8 +72,9 @@ def locate(statement: scene_text.Statement, scene: scenes.Scene) -> tuple[int, i
   """
   found = {things[0].box for things, value in _assignments(statement, scene) if value is not False}
   if len(found) != 1 or not holds(statement, scene):
-    raise ValueError(f"{statement} refers to {len(found)} objects of scene "
-                     f"{scene.split}-{scene.index}, not to one")
+    raise ValueError(
+      f"{statement} refers to {len(found)} objects of scene {scene.split}-{scene.index}, not to one"
+    )
   return found.pop()
 
 
@@ -78,8 +85,9 @@ def _yes(value):
 
 
 def _extreme(things, direction, margin):
-  best = [a for a in things
-          if all(_relation(direction, a, b, margin) for b in things if b is not a)]
+  best = [
+    a for a in things if all(_relation(direction, a, b, margin) for b in things if b is not a)
+  ]
   if len(best) != 1:
     raise ValueError(f"no object is beyond doubt the outermost to the {direction}")
   return best[0]
@@ -96,8 +104,9 @@ def answer(form: tuple, scene: scenes.Scene) -> str:
 
   def neighbour(name, direction, desc):
     anchor = _the(scene, desc)
-    beside = [(o, _relation(direction, o, anchor, margin)) for o in scene.objects
-              if o is not anchor]
+    beside = [
+      (o, _relation(direction, o, anchor, margin)) for o in scene.objects if o is not anchor
+    ]
     hits = [o for o, value in beside if value is not False]
     if len(hits) != 1 or (hits[0], True) not in beside:
       raise ValueError(f"{len(hits)} objects can be {direction} of {desc}")
@@ -115,7 +124,8 @@ def answer(form: tuple, scene: scenes.Scene) -> str:
     "check": lambda name, value, desc: _yes(getattr(_the(scene, desc), name) == value),
     "holds": lambda name, a, b: _yes(_relation(name, _the(scene, a), _the(scene, b), margin)),
     "more": lambda a, b: _yes(len(_candidates(scene, a)) > len(_candidates(scene, b))),
-    "neighbour": neighbour, "position": position,
+    "neighbour": neighbour,
+    "position": position,
     "extreme": lambda name, way: getattr(_extreme(scene.objects, way, margin), name),
   }[kind](*rest)
 
@@ -130,10 +140,19 @@ def judge_pair(form: tuple, left: scenes.Scene, right: scenes.Scene) -> bool:
   else:
     values = [len(_candidates(scene, content)) for scene in (left, right)]
   a, b = values
-  return {"both": bool(a and b), "one": bool(a) != bool(b), "left_only": bool(a and not b),
-          "right_only": bool(b and not a), "any": bool(a or b), "neither": not a and not b,
-          "more_left": a > b, "more_right": b > a, "same": a == b, "two": a + b == 2,
-          "three": a + b == 3}[kind]
+  return {
+    "both": bool(a and b),
+    "one": bool(a) != bool(b),
+    "left_only": bool(a and not b),
+    "right_only": bool(b and not a),
+    "any": bool(a or b),
+    "neither": not a and not b,
+    "more_left": a > b,
+    "more_right": b > a,
+    "same": a == b,
+    "two": a + b == 2,
+    "three": a + b == 3,
+  }[kind]
 
 
 def judge_entailment(statement: scene_text.Statement, scene: scenes.Scene) -> str:
@@ -170,13 +189,17 @@ def holds_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> bool:
   pairs = [list(zip(frames[0].objects, frames[-1].objects, strict=True))] * len(form)
   return any(
     len(set(first for first, _ in chosen)) == len(form)
-    and all(_fits(first, desc) and _motion(first, last) == way
-            for (first, last), (desc, way) in zip(chosen, form, strict=True))
-    for chosen in itertools.product(*pairs))
+    and all(
+      _fits(first, desc) and _motion(first, last) == way
+      for (first, last), (desc, way) in zip(chosen, form, strict=True)
+    )
+    for chosen in itertools.product(*pairs)
+  )
 
 
-def consistency(config: scenes.SceneConfig, split: str, images: int,
-                captions_per_image: int = 5) -> np.ndarray:
+def consistency(
+  config: scenes.SceneConfig, split: str, images: int, captions_per_image: int = 5
+) -> np.ndarray:
   """bool[images x captions_per_image, images]: which captions are true of which images, for the
   first `images` scenes of a split; caption i belongs to image i // captions_per_image."""
   found = [scenes.scene(config, split, i) for i in range(images)]
@@ -213,8 +236,10 @@ def retrieval(table: np.ndarray) -> dict[str, float]:
   result = {}
   for k in (1, 5, 10):
     result[f"text_to_image_r{k}"] = 100 * float(np.minimum(k / ambiguity, 1).mean())
-    hits = [1 - _miss(ambiguity[table[:, i]], np.flatnonzero(table[:, i]) // per_image == i, k)
-            for i in range(images)]
+    hits = [
+      1 - _miss(ambiguity[table[:, i]], np.flatnonzero(table[:, i]) // per_image == i, k)
+      for i in range(images)
+    ]
     result[f"image_to_text_r{k}"] = 100 * float(np.mean(hits))
   return result
 
@@ -248,4 +273,5 @@ def attainable(config: scenes.SceneConfig, split: str, count: int) -> dict[str, 
     labels.append(judge_entailment(triple.form, triple.premise) == triple.label)
   scores = {"vqa": vqa, "grounding": grounding, "nlvr2": pairs, "entailment": labels}
   return {name: 100 * float(np.mean(hits)) for name, hits in scores.items()} | retrieval(
-    consistency(config, split, count))
+    consistency(config, split, count)
+  )

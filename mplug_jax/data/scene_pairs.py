@@ -34,37 +34,79 @@ LABELS = ("entailment", "neutral", "contradiction")
 # kind -> (templates, image values (left, right) of true records, of false ones). Values: whether
 # the image shows {x}, or the number of {x}.
 SHOWN = {
-  "both": (("both images show {x}", "each of the two images shows {x}"),
-           ((True, True),), ((True, False), (False, True))),
-  "one": (("exactly one of the two images shows {x}", "only one of the images shows {x}"),
-          ((True, False), (False, True)), ((True, True), (False, False))),
-  "left_only": (("only the left image shows {x}",), ((True, False),),
-                ((False, True), (True, True), (False, False))),
-  "right_only": (("only the right image shows {x}",), ((False, True),),
-                 ((True, False), (True, True), (False, False))),
-  "any": (("at least one of the images shows {x}",), ((True, False), (False, True)),
-          ((False, False),)),
-  "neither": (("neither image shows {x}", "none of the two images shows {x}"),
-              ((False, False),), ((True, False), (False, True))),
+  "both": (
+    ("both images show {x}", "each of the two images shows {x}"),
+    ((True, True),),
+    ((True, False), (False, True)),
+  ),
+  "one": (
+    ("exactly one of the two images shows {x}", "only one of the images shows {x}"),
+    ((True, False), (False, True)),
+    ((True, True), (False, False)),
+  ),
+  "left_only": (
+    ("only the left image shows {x}",),
+    ((True, False),),
+    ((False, True), (True, True), (False, False)),
+  ),
+  "right_only": (
+    ("only the right image shows {x}",),
+    ((False, True),),
+    ((True, False), (True, True), (False, False)),
+  ),
+  "any": (
+    ("at least one of the images shows {x}",),
+    ((True, False), (False, True)),
+    ((False, False),),
+  ),
+  "neither": (
+    ("neither image shows {x}", "none of the two images shows {x}"),
+    ((False, False),),
+    ((True, False), (False, True)),
+  ),
 }
 COUNTED = {
-  "more_left": (("there are more {x} in the left image than in the right image",
-                 "the left image has more {x} than the right one"),
-                ((1, 0), (2, 0), (2, 1)), ((0, 1), (0, 2), (1, 2))),
-  "more_right": (("there are more {x} in the right image than in the left image",
-                  "the right image has more {x} than the left one"),
-                 ((0, 1), (0, 2), (1, 2)), ((1, 0), (2, 0), (2, 1))),
-  "same": (("the two images show the same number of {x}", "both images have equally many {x}"),
-           ((0, 0), (1, 1), (2, 2)), ((0, 1), (1, 0), (1, 2), (2, 1))),
-  "two": (("there are two {x} in the two images together",),
-          ((0, 2), (1, 1), (2, 0)), ((0, 1), (1, 0), (1, 2), (2, 1))),
-  "three": (("there are three {x} in the two images together",),
-            ((1, 2), (2, 1), (0, 3), (3, 0)), ((0, 2), (1, 1), (2, 0), (2, 2))),
+  "more_left": (
+    (
+      "there are more {x} in the left image than in the right image",
+      "the left image has more {x} than the right one",
+    ),
+    ((1, 0), (2, 0), (2, 1)),
+    ((0, 1), (0, 2), (1, 2)),
+  ),
+  "more_right": (
+    (
+      "there are more {x} in the right image than in the left image",
+      "the right image has more {x} than the left one",
+    ),
+    ((0, 1), (0, 2), (1, 2)),
+    ((1, 0), (2, 0), (2, 1)),
+  ),
+  "same": (
+    ("the two images show the same number of {x}", "both images have equally many {x}"),
+    ((0, 0), (1, 1), (2, 2)),
+    ((0, 1), (1, 0), (1, 2), (2, 1)),
+  ),
+  "two": (
+    ("there are two {x} in the two images together",),
+    ((0, 2), (1, 1), (2, 0)),
+    ((0, 1), (1, 0), (1, 2), (2, 1)),
+  ),
+  "three": (
+    ("there are three {x} in the two images together",),
+    ((1, 2), (2, 1), (0, 3), (3, 0)),
+    ((0, 2), (1, 1), (2, 0), (2, 2)),
+  ),
 }
 PAIR_TEMPLATES = [  # (kind, what {x} is, template)
-  *((kind, content, text) for kind, entry in SHOWN.items() for text in entry[0]
-    for content in ("object", "relation")),
-  *((kind, "count", text) for kind, entry in COUNTED.items() for text in entry[0])]
+  *(
+    (kind, content, text)
+    for kind, entry in SHOWN.items()
+    for text in entry[0]
+    for content in ("object", "relation")
+  ),
+  *((kind, "count", text) for kind, entry in COUNTED.items() for text in entry[0]),
+]
 PAIR_TEMPLATE_COUNT = len(PAIR_TEMPLATES)
 
 
@@ -99,15 +141,20 @@ def _find(rng, config, split, accepts, other_than=None):
     found = scenes.scene(config, split, (start + step) % size)
     if found.index != other_than and accepts(found):
       return found
-  raise ValueError(f"split {split!r} of {config} has no scene that fits the statement: use another "
-                   "seed")
+  raise ValueError(
+    f"split {split!r} of {config} has no scene that fits the statement: use another seed"
+  )
 
 
 def _relation_value(scene, statement):
   """True, False, or None when an object is missing or the answer is not beyond doubt."""
   (first, second), ((direction, _, _),) = statement
-  ways = [related(scene, a, b) for a in matching(scene, first) for b in matching(scene, second)
-          if a is not b]
+  ways = [
+    related(scene, a, b)
+    for a in matching(scene, first)
+    for b in matching(scene, second)
+    if a is not b
+  ]
   if any(direction in w for w in ways):
     return True
   return False if ways and all(OPPOSITE[direction] in w for w in ways) else None
@@ -128,8 +175,9 @@ def content_of(rng, config, split, kind):
   first, second = (Desc(**{name: values[i]}) for i in rng.permutation(len(values))[:2])
   direction = pick(rng, DIRECTIONS)
   form = Statement((first, second), ((direction, 0, 1),))
-  text = " ".join((with_article(words.say(first)), words.relation(direction),
-                   with_article(words.say(second))))
+  text = " ".join(
+    (with_article(words.say(first)), words.relation(direction), with_article(words.say(second)))
+  )
   return form, text, lambda s: _relation_value(s, form)
 
 
@@ -147,16 +195,16 @@ def pair(config: scenes.SceneConfig, split: str, index: int) -> Pair:
   cases = (SHOWN | COUNTED)[kind][1 if label else 2]
   wanted_left, wanted_right = pick(rng, cases)
   left = _find(rng, config, split, lambda s: value(s) is not None and value(s) == wanted_left)
-  right = _find(rng, config, split, lambda s: value(s) is not None and value(s) == wanted_right,
-                left.index)
+  right = _find(
+    rng, config, split, lambda s: value(s) is not None and value(s) == wanted_right, left.index
+  )
   unseen = content == "object" and form.objects[0].held_out
   return Pair(template.format(x=words), label, (kind, form), left, right, number, unseen)
 
 
 def hypothesis(rng: np.random.Generator, scene: scenes.Scene, truth: bool) -> Statement | None:
   """A claim about two objects of the scene, each the only one of its colour and shape."""
-  things = [o for o in scene.objects
-            if len(matching(scene, describe(o, ("colour", "shape")))) == 1]
+  things = [o for o in scene.objects if len(matching(scene, describe(o, ("colour", "shape")))) == 1]
   if len(things) < 2:
     return None
   a, b = (things[i] for i in rng.permutation(len(things))[:2])
@@ -185,6 +233,7 @@ def entailment(config: scenes.SceneConfig, split: str, index: int) -> Entailment
   text = f"{first} is {words.relation(form.relations[0][0])} {second}"
   premise = source
   if label == "neutral":
-    premise = _find(rng, config, split, lambda s: sorted(
-      len(matching(s, d)) for d in form.objects) == [0, 1])
+    premise = _find(
+      rng, config, split, lambda s: sorted(len(matching(s, d)) for d in form.objects) == [0, 1]
+    )
   return Entailment(text, label, form, premise, any(d.held_out for d in form.objects))

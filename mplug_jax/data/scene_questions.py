@@ -158,8 +158,10 @@ def _same(rng, scene):
 
 def _count(rng, scene):
   desc = Desc(**dict([scene.theme]))
-  text = pick(rng, ("how many {} are there?", "how many {} can you see?", "what number of {} are "
-                    "in the image?")).format(_WORDS.say(desc, plural=True))
+  text = pick(
+    rng,
+    ("how many {} are there?", "how many {} can you see?", "what number of {} are in the image?"),
+  ).format(_WORDS.say(desc, plural=True))
   return text, str(len(matching(scene, desc))), ("count", desc), matching(scene, desc)
 
 
@@ -215,9 +217,19 @@ def _extreme(rng, scene):
 
 
 FAMILIES = {
-  "exist": _exist, "size": _size, "check": _check, "relation": _relation, "larger": _larger,
-  "more": _more, "same": _same, "count": _count, "colour": _colour, "shape": _shape,
-  "position": _position, "neighbour": _neighbour, "extreme": _extreme,
+  "exist": _exist,
+  "size": _size,
+  "check": _check,
+  "relation": _relation,
+  "larger": _larger,
+  "more": _more,
+  "same": _same,
+  "count": _count,
+  "colour": _colour,
+  "shape": _shape,
+  "position": _position,
+  "neighbour": _neighbour,
+  "extreme": _extreme,
 }
 YES_NO_FAMILIES = ("exist", "size", "check", "relation", "larger", "more", "same")
 MAX_QUESTIONS = 12
@@ -265,9 +277,21 @@ class SceneVqaSource:
     scene = scenes.scene(self.config, self.split, int(index))
     image_id = f"{self.split}-{index}"
     return {
-      "image": scenes.render(scene, self.config), "image_id": image_id, "unseen": scene.unseen,
-      "questions": [{
-        "question_id": f"{image_id}-{i}", "question": q.text, "answers": [q.answer],
-        "weights": [1.0], "ocr": "", "objects": "", "dataset": "scenes", "family": q.family,
-        "unseen": q.unseen} for i, q in enumerate(questions(scene, self.questions_per_image))],
+      "image": scenes.render(scene, self.config),
+      "image_id": image_id,
+      "unseen": scene.unseen,
+      "questions": [
+        {
+          "question_id": f"{image_id}-{i}",
+          "question": q.text,
+          "answers": [q.answer],
+          "weights": [1.0],
+          "ocr": "",
+          "objects": "",
+          "dataset": "scenes",
+          "family": q.family,
+          "unseen": q.unseen,
+        }
+        for i, q in enumerate(questions(scene, self.questions_per_image))
+      ],
     }

@@ -37,7 +37,12 @@ class SceneCaptions(_SceneRecords):
 
   def _record(self, index):
     scene = scenes.scene(self.config, self.split, index)
-    return {"image": self._image(scene), "image_id": f"{self.split}-{index}", "unseen": scene.unseen, "captions": self.captions(index)}
+    return {
+      "image": self._image(scene),
+      "image_id": f"{self.split}-{index}",
+      "unseen": scene.unseen,
+      "captions": self.captions(index),
+    }
 
   def captions(self, index):
     """The texts of a record, without its pixels."""
@@ -53,7 +58,11 @@ class SceneExpressions(_SceneRecords):
 
   def _record(self, index):
     scene = scenes.scene(self.config, self.split, index)
-    return {"image": self._image(scene), "image_id": f"{self.split}-{index}", "expressions": self.expressions(index)}
+    return {
+      "image": self._image(scene),
+      "image_id": f"{self.split}-{index}",
+      "expressions": self.expressions(index),
+    }
 
   def expressions(self, index):
     """The expressions of a record, without its pixels."""
@@ -66,8 +75,14 @@ class ScenePairs(_SceneRecords):
 
   def _record(self, index):
     pair = scene_pairs.pair(self.config, self.split, index)
-    return {"images": [self._image(pair.left), self._image(pair.right)], "id": f"{self.split}-{index}", "sentence": pair.text,
-            "label": pair.label, "template": pair.template, "unseen": pair.unseen}
+    return {
+      "images": [self._image(pair.left), self._image(pair.right)],
+      "id": f"{self.split}-{index}",
+      "sentence": pair.text,
+      "label": pair.label,
+      "template": pair.template,
+      "unseen": pair.unseen,
+    }
 
   def sentence(self, index):
     """The text of a record, without its pixels."""
@@ -79,8 +94,13 @@ class SceneEntailment(_SceneRecords):
 
   def _record(self, index):
     found = scene_pairs.entailment(self.config, self.split, index)
-    return {"image": self._image(found.premise), "id": f"{self.split}-{index}", "sentence": found.text, "label": found.label,
-            "unseen": found.unseen}
+    return {
+      "image": self._image(found.premise),
+      "id": f"{self.split}-{index}",
+      "sentence": found.text,
+      "label": found.label,
+      "unseen": found.unseen,
+    }
 
   def sentence(self, index):
     """The text of a record, without its pixels."""
@@ -96,15 +116,31 @@ class SceneClips(_SceneRecords):
 
   def _record(self, index):
     clip = self._clip(index)
-    return {"image": scene_clips.render_clip(clip, self.config), "image_id": f"{self.split}-{index}",
-            "captions": [caption.text for caption in clip.captions], "questions": self._questions(clip, index)}
+    return {
+      "image": scene_clips.render_clip(clip, self.config),
+      "image_id": f"{self.split}-{index}",
+      "captions": [caption.text for caption in clip.captions],
+      "questions": self._questions(clip, index),
+    }
 
   def _clip(self, index):
     return scene_clips.clip(self.config, self.split, index, self._frames)
 
   def _questions(self, clip, index):
-    return [{"question_id": f"{self.split}-{index}-{i}", "question": q.text, "answers": [q.answer], "weights": [1.0], "ocr": "",
-             "objects": "", "dataset": "clips", "family": q.family, "unseen": q.unseen} for i, q in enumerate(clip.questions)]
+    return [
+      {
+        "question_id": f"{self.split}-{index}-{i}",
+        "question": q.text,
+        "answers": [q.answer],
+        "weights": [1.0],
+        "ocr": "",
+        "objects": "",
+        "dataset": "clips",
+        "family": q.family,
+        "unseen": q.unseen,
+      }
+      for i, q in enumerate(clip.questions)
+    ]
 
   def captions(self, index):
     """The texts of a record, without its pixels."""

@@ -8,7 +8,16 @@ statements come in sets that differ in little but their labels, so that what the
 import functools
 
 from mplug_jax.data import scene_pairs, scenes
-from mplug_jax.data.scene_text import DIRECTIONS, OPPOSITE, Desc, Words, matching, pick, related, with_article
+from mplug_jax.data.scene_text import (
+  DIRECTIONS,
+  OPPOSITE,
+  Desc,
+  Words,
+  matching,
+  pick,
+  related,
+  with_article,
+)
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
 _NUMBERS = {"no": 0, "two": 2, "three": 3}
@@ -36,11 +45,15 @@ def pair_statements(rng, left, right, count, easier=0.5):
   A true and a false one of a kind are a set; a kind of which these images allow one alone is left out, or its words would tell the
   label. Relations, which most records need and which are the hardest, come twice as often as the other easier ones.
   """
+
   def both(make):
     texts = make(rng, left, right)
     return [(text, str(truth)) for truth, text in texts.items()] if len(texts) == 2 else []
 
-  alike, *simple = (functools.partial(both, make) for make in (_like_the_records, _shown, _related, _related, _counted))
+  alike, *simple = (
+    functools.partial(both, make)
+    for make in (_like_the_records, _shown, _related, _related, _counted)
+  )
   return _collect(rng, alike, simple, easier, count)
 
 
@@ -61,18 +74,31 @@ def _like_the_records(rng, left, right):
 
 # As scene_pairs.SHOWN, of one image.
 _ONE_SHOWS = {
-    "left": (("the left image shows {x}",), ((True, True), (True, False)), ((False, True), (False, False))),
-    "right": (("the right image shows {x}",), ((True, True), (False, True)), ((True, False), (False, False)))}
+  "left": (
+    ("the left image shows {x}",),
+    ((True, True), (True, False)),
+    ((False, True), (False, False)),
+  ),
+  "right": (
+    ("the right image shows {x}",),
+    ((True, True), (False, True)),
+    ((True, False), (False, False)),
+  ),
+}
 
 
 def _shown(rng, left, right):
   """{truth: text} of whether one, both or any of the images show something, told by colour, shape or both."""
   names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
-  templates, true, false = (_ONE_SHOWS | scene_pairs.SHOWN)[pick(rng, ("left", "right", "any", "both"))]
+  templates, true, false = (_ONE_SHOWS | scene_pairs.SHOWN)[
+    pick(rng, ("left", "right", "any", "both"))
+  ]
   template, words, texts = pick(rng, templates), Words(rng), {}
   pairs = scenes.allowed_pairs(left.config, left.split)
   for i in rng.permutation(len(pairs)):
-    desc = Desc(**{name: value for name, value in zip(("shape", "colour"), pairs[i]) if name in names})
+    desc = Desc(
+      **{name: value for name, value in zip(("shape", "colour"), pairs[i]) if name in names}
+    )
     values = bool(matching(left, desc)), bool(matching(right, desc))
     if values in true or values in false:
       texts.setdefault(values in true, template.format(x=with_article(words.say(desc))))
@@ -85,17 +111,29 @@ def _related(rng, left, right):
   if rng.random() < 0.5:
     return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
   side, scene = pick(rng, (("left", left), ("right", right)))
-  words, forms = Words(rng), {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)}
+  words, forms = (
+    Words(rng),
+    {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)},
+  )
   if None in forms.values():
     return {}
-  return {truth: f"the {side} image shows {with_article(words.say(first))} {words.relation(relation)} {with_article(words.say(second))}"
-          for truth, ((first, second), ((relation, _, _),)) in forms.items()}
+  return {
+    truth: f"the {side} image shows {with_article(words.say(first))} {words.relation(relation)} {with_article(words.say(second))}"
+    for truth, ((first, second), ((relation, _, _),)) in forms.items()
+  }
 
 
 def _counted(rng, left, right):
   """{truth: text} of how many objects one of the images shows."""
   said = pick(rng, tuple(_NUMBERS))
-  return _of_one(rng, left, right, "count", f"the {{side}} image shows {said} {{x}}", lambda value: value == _NUMBERS[said])
+  return _of_one(
+    rng,
+    left,
+    right,
+    "count",
+    f"the {{side}} image shows {said} {{x}}",
+    lambda value: value == _NUMBERS[said],
+  )
 
 
 def _of_one(rng, left, right, content, template, holds):
@@ -129,19 +167,24 @@ def _relation(rng, scene):
   first, second = ("the " + words.say(desc) for desc in form.objects)
   holds, fails = (f" is {words.relation(r)} " for r in (relation, OPPOSITE[relation]))
   absent, verb = "the " + words.say(_absent(rng, scene)), pick(rng, (holds, fails))
-  return [(first + holds + second, "entailment"), (first + fails + second, "contradiction"),
-          (pick(rng, (first + verb + absent, absent + verb + second)), "neutral")]
+  return [
+    (first + holds + second, "entailment"),
+    (first + fails + second, "contradiction"),
+    (pick(rng, (first + verb + absent, absent + verb + second)), "neutral"),
+  ]
 
 
 def _absent(rng, scene):
   """Shape and colour of an object that the scene does not show."""
   shown = {(thing.shape, thing.colour) for thing in scene.objects}
-  shape, colour = pick(rng, [pair for pair in scenes.allowed_pairs(scene.config, scene.split) if pair not in shown])
+  shape, colour = pick(
+    rng, [pair for pair in scenes.allowed_pairs(scene.config, scene.split) if pair not in shown]
+  )
   return Desc(colour=colour, shape=shape)
 
 
 def _side(rng, scene):
-  """"the red star is left of the middle": every such star is; then the opposite, and an object that is not there."""
+  """ "the red star is left of the middle": every such star is; then the opposite, and an object that is not there."""
   middle = scenes.Object("", "", "", (scene.config.size / 2,) * 4, 0, ())
   thing = pick(rng, scene.objects)
   desc = Desc(colour=thing.colour, shape=thing.shape)
@@ -152,13 +195,20 @@ def _side(rng, scene):
   words, direction = Words(rng), pick(rng, sides)
   said = [f" is {words.relation(d)} the middle" for d in (direction, OPPOSITE[direction])]
   shown, absent = ("the " + words.say(d) for d in (desc, _absent(rng, scene)))
-  return [(shown + said[0], "entailment"), (shown + said[1], "contradiction"), (absent + pick(rng, said), "neutral")]
+  return [
+    (shown + said[0], "entailment"),
+    (shown + said[1], "contradiction"),
+    (absent + pick(rng, said), "neutral"),
+  ]
 
 
 def _colour(rng, scene):
-  """"the star is red": every star is; then another colour, which no star has, and a shape that is not there."""
+  """ "the star is red": every star is; then another colour, which no star has, and a shape that is not there."""
   pairs = scenes.allowed_pairs(scene.config, scene.split)
-  colours = {shape: {thing.colour for thing in matching(scene, Desc(shape=shape))} for shape in scene.config.shapes}
+  colours = {
+    shape: {thing.colour for thing in matching(scene, Desc(shape=shape))}
+    for shape in scene.config.shapes
+  }
   plain = [shape for shape, found in colours.items() if len(found) == 1]
   missing = [shape for shape, found in colours.items() if not found]
   if not plain or not missing:
@@ -169,4 +219,8 @@ def _colour(rng, scene):
   other = pick(rng, [colour for name, colour in pairs if name == none])
   words = Words(rng)
   shown, absent = (f"the {words.say(Desc(shape=name))} is " for name in (shape, none))
-  return [(shown + right, "entailment"), (shown + wrong, "contradiction"), (absent + other, "neutral")]
+  return [
+    (shown + right, "entailment"),
+    (shown + wrong, "contradiction"),
+    (absent + other, "neutral"),
+  ]

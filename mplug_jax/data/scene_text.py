@@ -14,8 +14,14 @@ import numpy as np
 from mplug_jax.data import scenes
 
 DIRECTIONS = ("left", "right", "above", "below")
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above",
-            "larger": "smaller", "smaller": "larger"}
+OPPOSITE = {
+  "left": "right",
+  "right": "left",
+  "above": "below",
+  "below": "above",
+  "larger": "smaller",
+  "smaller": "larger",
+}
 PHRASES = {  # the first is the one of questions
   "left": ("to the left of", "left of", "on the left of", "on the left side of"),
   "right": ("to the right of", "right of", "on the right of", "on the right side of"),
@@ -25,9 +31,12 @@ PHRASES = {  # the first is the one of questions
   "smaller": ("smaller than",),
 }
 SYNONYMS = {
-  "small": ("small", "little", "tiny"), "large": ("large", "big"),
-  "purple": ("purple", "violet"), "circle": ("circle", "disc"),
-  "diamond": ("diamond", "rhombus"), "cross": ("cross", "plus sign"),
+  "small": ("small", "little", "tiny"),
+  "large": ("large", "big"),
+  "purple": ("purple", "violet"),
+  "circle": ("circle", "disc"),
+  "diamond": ("diamond", "rhombus"),
+  "cross": ("cross", "plus sign"),
   "object": ("object", "thing"),
 }
 
@@ -102,7 +111,10 @@ TEMPLATES = {
 }
 TEMPLATE_COUNT = sum(map(len, TEMPLATES.values()))
 _CAPTION_DETAILS = (  # with repetition: how often
-  *[("size", "colour", "shape")] * 3, *[("colour", "shape")] * 2, ("size", "shape"))
+  *[("size", "colour", "shape")] * 3,
+  *[("colour", "shape")] * 2,
+  ("size", "shape"),
+)
 _DETAILS = (("colour", "shape"), ("size", "shape"), ("size", "colour", "shape"))
 
 
@@ -181,8 +193,11 @@ def describe(thing: scenes.Object, names) -> Desc:
 def matching(scene: scenes.Scene, desc: Desc) -> list[scenes.Object]:
   """The objects of a scene that fit a description."""
   size, colour, shape = desc
-  return [o for o in scene.objects if size in (None, o.size) and colour in (None, o.colour)
-          and shape in (None, o.shape)]
+  return [
+    o
+    for o in scene.objects
+    if size in (None, o.size) and colour in (None, o.colour) and shape in (None, o.shape)
+  ]
 
 
 def related(scene: scenes.Scene, a: scenes.Object, b: scenes.Object) -> list[str]:
@@ -208,8 +223,12 @@ def _draw_statement(rng, scene, kind):
       return None
     relation = "larger" if a.size == "large" else "smaller"
     return things, ("colour", "shape"), ((relation, 0, 1),)
-  ends = {"pair": ((0, 1),), "fork": ((0, 1), (0, 2)), "chain": ((0, 1), (1, 2)),
-          "both": ((0, 2), (1, 2))}[kind]
+  ends = {
+    "pair": ((0, 1),),
+    "fork": ((0, 1), (0, 2)),
+    "chain": ((0, 1), (1, 2)),
+    "both": ((0, 2), (1, 2)),
+  }[kind]
   options = [related(scene, things[i], things[j]) for i, j in ends]
   if kind == "both":
     options = [[r for r in options[0] if r in options[1]]] * 2
@@ -289,16 +308,24 @@ def _relational_expressions(scene, clauses=1):
     anchors.append((anchor, next(d for d in descs if len(matching(scene, d)) == 1)))
   found = []
   for target in scene.objects:
-    facts = [(anchor, desc, direction) for anchor, desc in anchors
-             for direction in related(scene, target, anchor)]
+    facts = [
+      (anchor, desc, direction)
+      for anchor, desc in anchors
+      for direction in related(scene, target, anchor)
+    ]
     for names in (("shape",), ("colour",), *_DETAILS[:2]):
       head = describe(target, names)
       rivals = [o for o in matching(scene, head) if o is not target]
       if not any(_shares(target, o) for o in rivals):
         continue
       for chosen in itertools.combinations(facts, clauses):
-        if all(any(o is anchor or OPPOSITE[direction] in related(scene, o, anchor)
-                   for anchor, _, direction in chosen) for o in rivals):
+        if all(
+          any(
+            o is anchor or OPPOSITE[direction] in related(scene, o, anchor)
+            for anchor, _, direction in chosen
+          )
+          for o in rivals
+        ):
           relations = tuple((fact[2], 0, j + 1) for j, fact in enumerate(chosen))
           found.append((target, Statement((head, *(fact[1] for fact in chosen)), relations)))
   return found or _relational_expressions(scene, clauses + 1)
@@ -324,8 +351,14 @@ def referring(scene: scenes.Scene, count: int = 2) -> list[dict]:
     nouns = ["the " + words.say(desc) for desc in form.objects]
     clauses = [f"{words.relation(name)} {nouns[j]}" for name, _, j in form.relations]
     named = [target, *(o for desc in form.objects[1:] for o in matching(scene, desc))]
-    results.append({
-      "text": " ".join([nouns[0], *clauses[:1], *(f"and {c}" for c in clauses[1:])]),
-      "form": form, "box": target.box, "target": scene.objects.index(target),
-      "needs_relation": needs_relation, "unseen": any(o.held_out for o in named)})
+    results.append(
+      {
+        "text": " ".join([nouns[0], *clauses[:1], *(f"and {c}" for c in clauses[1:])]),
+        "form": form,
+        "box": target.box,
+        "target": scene.objects.index(target),
+        "needs_relation": needs_relation,
+        "unseen": any(o.held_out for o in named),
+      }
+    )
   return results

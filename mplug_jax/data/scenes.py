@@ -23,13 +23,26 @@ SPLITS = {"train": 20_000, "val": 1_000, "test": 1_000}
 SIZES = ("small", "large")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")  # default: the first 4
 COLOURS = {  # default: the first 6
-  "red": (214, 40, 40), "green": (36, 156, 58), "blue": (38, 84, 214),
-  "yellow": (240, 208, 32), "purple": (138, 44, 172), "orange": (244, 132, 26),
-  "pink": (246, 140, 196), "black": (24, 24, 24),
+  "red": (214, 40, 40),
+  "green": (36, 156, 58),
+  "blue": (38, 84, 214),
+  "yellow": (240, 208, 32),
+  "purple": (138, 44, 172),
+  "orange": (244, 132, 26),
+  "pink": (246, 140, 196),
+  "black": (24, 24, 24),
 }
 # One colour a shape, all different, so that no shape gets rarer than another in training.
-HELD_OUT = frozenset({("circle", "orange"), ("square", "purple"), ("triangle", "green"),
-                      ("star", "blue"), ("diamond", "red"), ("cross", "yellow")})
+HELD_OUT = frozenset(
+  {
+    ("circle", "orange"),
+    ("square", "purple"),
+    ("triangle", "green"),
+    ("star", "blue"),
+    ("diamond", "red"),
+    ("cross", "yellow"),
+  }
+)
 MAX_COUNT = 3  # "how many ...?" has the answers 0..MAX_COUNT
 MIN_SIZE = 48
 
@@ -39,8 +52,16 @@ _DIFFICULTIES = {  # canvas in px, fewest and most objects, shapes, colours, lar
 }
 # Half extents as a fraction of the canvas; the two ranges are far apart.
 _RADII = {"small": (0.070, 0.088), "large": (0.125, 0.150)}
-_STREAMS = ("scene", "background", "captions", "questions", "referring", "pair", "entailment",
-            "clip")
+_STREAMS = (
+  "scene",
+  "background",
+  "captions",
+  "questions",
+  "referring",
+  "pair",
+  "entailment",
+  "clip",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +80,25 @@ class SceneConfig:
 
   def __post_init__(self):
     if self.difficulty not in _DIFFICULTIES:
-      raise ValueError(f"unknown scene difficulty {self.difficulty!r}: use one of "
-                       f"{sorted(_DIFFICULTIES)}")
+      raise ValueError(
+        f"unknown scene difficulty {self.difficulty!r}: use one of {sorted(_DIFFICULTIES)}"
+      )
     if self.size is None:
       object.__setattr__(self, "size", _DIFFICULTIES[self.difficulty][0])
     if self.size < MIN_SIZE:
-      raise ValueError(f"scene size {self.size} px is too small to tell shapes apart: use "
-                       f">= {MIN_SIZE}")
+      raise ValueError(
+        f"scene size {self.size} px is too small to tell shapes apart: use >= {MIN_SIZE}"
+      )
     if not 0 <= self.seed < 2**63:
       raise ValueError(f"scene seed {self.seed} is out of range: use 0 <= seed < 2**63")
 
   @property
   def shapes(self) -> tuple[str, ...]:
-    return SHAPES[:_DIFFICULTIES[self.difficulty][3]]
+    return SHAPES[: _DIFFICULTIES[self.difficulty][3]]
 
   @property
   def colours(self) -> tuple[str, ...]:
-    return tuple(COLOURS)[:_DIFFICULTIES[self.difficulty][4]]
+    return tuple(COLOURS)[: _DIFFICULTIES[self.difficulty][4]]
 
   @property
   def margin(self) -> float:
@@ -162,7 +185,8 @@ def _draw_attributes(rng, config, split, theme, themed, count):
       shape, colour = pairs[int(u * len(pairs))]
       attributes.append((SIZES[v < 0.5], colour, shape))
     if len(set(attributes)) == count and any(
-        (a[1] == b[1]) != (a[2] == b[2]) for a, b in itertools.combinations(attributes, 2)):
+      (a[1] == b[1]) != (a[2] == b[2]) for a, b in itertools.combinations(attributes, 2)
+    ):
       return attributes
 
 
@@ -179,8 +203,10 @@ def overlap(a: Object, b: Object) -> float:
     return 0.0
   x1, y1, x2, y2 = shared
   masks = [object_mask(o.shape, o.radius) >= 0.5 for o in (a, b)]
-  views = [m[y1 - o.box[1]:y2 - o.box[1], x1 - o.box[0]:x2 - o.box[0]]
-           for m, o in zip(masks, (a, b), strict=True)]
+  views = [
+    m[y1 - o.box[1] : y2 - o.box[1], x1 - o.box[0] : x2 - o.box[0]]
+    for m, o in zip(masks, (a, b), strict=True)
+  ]
   boxes = (x2 - x1) * (y2 - y1) / min(m.size for m in masks)
   pixels = np.logical_and(*views).sum() / min(m.sum() for m in masks)
   return float(max(boxes, pixels))
@@ -253,8 +279,22 @@ def _outline(shape):
     return np.array([(0, -1), (0.68, 0), (0, 1), (-0.68, 0)])
   if shape == "cross":
     a = 0.32
-    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a),
-                     (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+    return np.array(
+      [
+        (-a, -1),
+        (a, -1),
+        (a, -a),
+        (1, -a),
+        (1, a),
+        (a, a),
+        (a, 1),
+        (-a, 1),
+        (-a, a),
+        (-1, a),
+        (-1, -a),
+        (-a, -a),
+      ]
+    )
   if shape == "star":
     turns = np.arange(10) * np.pi / 5
     reach = np.where(np.arange(10) % 2, 0.46, 1.1)
@@ -274,7 +314,7 @@ def object_mask(shape: str, radius: int) -> np.ndarray:
   cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 255)
   mask = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
   rows, columns = (np.flatnonzero(mask.max(axis) >= 0.5) for axis in (1, 0))
-  mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].copy()
+  mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
   mask.setflags(write=False)
   return mask
 
@@ -314,8 +354,9 @@ def _background(config, rng):
 def render(scene: Scene, config: SceneConfig) -> np.ndarray:
   """Pixels u8[size, size, 3] (RGB) of a scene. Raises ValueError for another scene's config."""
   if config != scene.config:
-    raise ValueError(f"the scene was sampled with {scene.config}, not with {config}: render it "
-                     "with its own config")
+    raise ValueError(
+      f"the scene was sampled with {scene.config}, not with {config}: render it with its own config"
+    )
   image = _background(config, generator(config, scene.split, scene.index, "background"))
   for o in scene.objects:
     x1, y1, x2, y2 = o.box

@@ -18,13 +18,16 @@ _PLAN = "conversion.json"
 @dataclasses.dataclass
 class Shard:
   """What one written file holds. bad: pairs left out; named: sentences on the first of them."""
+
   name: str
   pairs: int
   bad: int
   named: list
 
 
-def convert(patterns, folder, records_per_shard=10_000, workers=1, verify=False, on_shard=lambda shard: None):
+def convert(
+  patterns, folder, records_per_shard=10_000, workers=1, verify=False, on_shard=lambda shard: None
+):
   """Writes pairs-00000-of-00012.array_record and so on into `folder`, each whole or not at all; those that are there are kept.
 
   Args:
@@ -42,10 +45,18 @@ def convert(patterns, folder, records_per_shard=10_000, workers=1, verify=False,
     raise ValueError(f"{folder} must be a folder on a disk; copy the files from there.")
   source = shards.load(patterns)
   count = -(-len(source) // records_per_shard)
-  _check_plan(folder, {"records_per_shard": records_per_shard, "verify": verify,
-                       "sources": [[part.path, storage.state(part.path)[1]] for part in source.parts]})
+  _check_plan(
+    folder,
+    {
+      "records_per_shard": records_per_shard,
+      "verify": verify,
+      "sources": [[part.path, storage.state(part.path)[1]] for part in source.parts],
+    },
+  )
   names = [f"pairs-{number:05d}-of-{count:05d}" for number in range(count)]
-  write = functools.partial(_write, folder=folder, size=records_per_shard, verify=verify, common=_common_folder(source))
+  write = functools.partial(
+    _write, folder=folder, size=records_per_shard, verify=verify, common=_common_folder(source)
+  )
   done = []
   with contextlib.ExitStack() as stack:
     if workers < 2:
@@ -53,7 +64,9 @@ def convert(patterns, folder, records_per_shard=10_000, workers=1, verify=False,
     else:
       pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _keep, (source,))
       stack.enter_context(pool)
-      stack.callback(pool.shutdown, cancel_futures=True)  # after an error the others need not be written first
+      stack.callback(
+        pool.shutdown, cancel_futures=True
+      )  # after an error the others need not be written first
       results = pool.map(write, range(count), names)
     for shard in results:
       on_shard(shard)
@@ -68,7 +81,9 @@ def _check_plan(folder, plan):
   try:
     with open(path, encoding="utf-8") as file:
       if json.load(file) != plan:
-        raise ValueError(f"{folder} holds the conversion of other shards, or with other options: see {path}, and choose another folder.")
+        raise ValueError(
+          f"{folder} holds the conversion of other shards, or with other options: see {path}, and choose another folder."
+        )
   except FileNotFoundError:
     files.write_json(path, plan)
   except json.JSONDecodeError:
@@ -78,7 +93,9 @@ def _check_plan(folder, plan):
 def _common_folder(source):
   """What the paths of all shards begin with, to be left out of keys."""
   folders = {os.path.dirname(part.path) for part in source.parts}
-  return folders.pop() if len(folders) == 1 else os.path.commonprefix(sorted(folders)).rpartition("/")[0]
+  return (
+    folders.pop() if len(folders) == 1 else os.path.commonprefix(sorted(folders)).rpartition("/")[0]
+  )
 
 
 _kept = []  # the source, in a worker process
@@ -98,7 +115,14 @@ def _write(number, name, *, folder, size, verify, common, source=None):
   done = Shard(name, 0, 0, [])
   temporary = f"{path}.tmp{os.getpid()}"
   try:
-    _write_pairs(temporary, source, range(number * size, min((number + 1) * size, len(source))), verify, common, done)
+    _write_pairs(
+      temporary,
+      source,
+      range(number * size, min((number + 1) * size, len(source))),
+      verify,
+      common,
+      done,
+    )
     files.write_json(report, dataclasses.asdict(done))
     os.replace(temporary, path)
   finally:
@@ -111,8 +135,11 @@ def _write_pairs(path, source, numbers, verify, common, done):
   """Writes the pairs that can be used, and counts in `done`."""
   from array_record.python import array_record_module
   import msgpack
+
   try:
-    writer = array_record_module.ArrayRecordWriter(path, "group_size:1,uncompressed")  # images are compressed
+    writer = array_record_module.ArrayRecordWriter(
+      path, "group_size:1,uncompressed"
+    )  # images are compressed
     for number in numbers:
       part, place = source.place(number)
       try:

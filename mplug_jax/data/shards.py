@@ -27,7 +27,9 @@ import numpy as np
 from mplug_jax.data import storage, tar_index
 from mplug_jax.data.image_ops import ImageError
 
-_ARRAY_RECORD = re.compile(r"\.array_?record(?:-\d+-of-\d+|-[*?\[{][^/]*|\*)?$")  # TFDS puts numbers behind the suffix
+_ARRAY_RECORD = re.compile(
+  r"\.array_?record(?:-\d+-of-\d+|-[*?\[{][^/]*|\*)?$"
+)  # TFDS puts numbers behind the suffix
 _GAP = 1 << 16  # bytes between image and text that are read rather than asked for twice
 _THREADS = 16
 
@@ -105,11 +107,13 @@ class TarPairs:
     first, end = min(start for start, _ in places), max(start + size for start, size in places)
     if end - first <= sum(size for _, size in places) + _GAP:
       whole = storage.read(self.path, first, end - first)
-      image, text = (whole[start - first:start - first + size] for start, size in places)
+      image, text = (whole[start - first : start - first + size] for start, size in places)
     else:
       image, text = (storage.read(self.path, *place) for place in places)
     if [len(image), len(text)] != [size for _, size in places]:
-      raise ImageError(f"Pair {self.key(number)} of {self.path} cannot be read: the file became shorter.")
+      raise ImageError(
+        f"Pair {self.key(number)} of {self.path} cannot be read: the file became shorter."
+      )
     return self.key(number), image, self._caption(number, text)
 
   def text(self, number):
@@ -137,12 +141,16 @@ class ArrayRecordPairs:
     try:
       from array_record.python import array_record_data_source
     except ImportError:
-      raise ValueError(f"{path} can only be read with the package array_record, which exists for Linux and macOS.") from None
+      raise ValueError(
+        f"{path} can only be read with the package array_record, which exists for Linux and macOS."
+      ) from None
     self.path = path
     try:
       self._records = array_record_data_source.ArrayRecordDataSource([path])
     except RuntimeError as error:
-      raise ValueError(f"{path} is no whole ArrayRecord file ({str(error).splitlines()[0].rstrip('.')}); make it anew.") from None
+      raise ValueError(
+        f"{path} is no whole ArrayRecord file ({str(error).splitlines()[0].rstrip('.')}); make it anew."
+      ) from None
 
   def __len__(self):
     return len(self._records)
@@ -154,12 +162,17 @@ class ArrayRecordPairs:
   def read(self, number):
     """-> (key, encoded image, caption)."""
     import msgpack
+
     where = f"record {number} of {self.path}"
     try:
       record = msgpack.unpackb(self._records[number])
       key, image, caption = record["key"], record["image"], record["caption"]
     except (RuntimeError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-      what = f"{str(error).splitlines()[0].rstrip('.')}" if isinstance(error, RuntimeError) else "no map with image, caption and key"
+      what = (
+        f"{str(error).splitlines()[0].rstrip('.')}"
+        if isinstance(error, RuntimeError)
+        else "no map with image, caption and key"
+      )
       raise ImageError(f"Pair {where} cannot be read: {what}.") from None
     if not isinstance(image, bytes):
       raise ImageError(f"Pair {where} cannot be used: its image is not bytes.")
@@ -173,7 +186,9 @@ class ArrayRecordPairs:
 def _cleaned(text, where):
   """A caption with single spaces. Raises ImageError: it is no text, or nothing is left."""
   if not isinstance(text, str) or not text.strip():
-    raise ImageError(f"Pair {where} cannot be used: its caption is {'empty' if isinstance(text, str) else 'no text'}.")
+    raise ImageError(
+      f"Pair {where} cannot be used: its caption is {'empty' if isinstance(text, str) else 'no text'}."
+    )
   return " ".join(text.split())
 
 
@@ -191,7 +206,9 @@ def load(patterns, strict=False) -> ShardImages:
   """
   for pattern in patterns:
     if _is_array_record(pattern) and storage.is_remote(pattern) and not pattern.startswith("gs://"):
-      raise ValueError(f"{pattern}: ArrayRecord files are read from a disk or gs:// only; copy or mount them.")
+      raise ValueError(
+        f"{pattern}: ArrayRecord files are read from a disk or gs:// only; copy or mount them."
+      )
   paths = [path for pattern in patterns for path in storage.expand(pattern)]
   if other := next(itertools.filterfalse(is_pattern, paths), None):
     raise ValueError(f"{other} is no shard: their names end with .tar or .array_record.")
@@ -207,8 +224,15 @@ def load(patterns, strict=False) -> ShardImages:
   for sentence in source.left_out:
     logging.warning("%s", sentence)
   if not len(source):
-    raise ValueError(" ".join((f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, .webp) beside "
-                               "KEY.txt or KEY.json.", *source.left_out)))
+    raise ValueError(
+      " ".join(
+        (
+          f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, .webp) beside "
+          "KEY.txt or KEY.json.",
+          *source.left_out,
+        )
+      )
+    )
   logging.info("%s: %d pairs in %d shards.", ", ".join(patterns), len(source), len(paths))
   return source
 
@@ -219,5 +243,7 @@ def _left_out(indices):
   for what in (tar_index.NO_IMAGE, tar_index.NO_TEXT):
     if count := sum(index.skipped.get(what, 0) for index in indices):
       index = next(index for index in indices if what in index.named)
-      found.append(f"Keys without {what}: {count} left out, the first {index.path}/{index.named[what][0]}.")
+      found.append(
+        f"Keys without {what}: {count} left out, the first {index.path}/{index.named[what][0]}."
+      )
   return found

@@ -66,8 +66,16 @@ def get(data, split: str):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file, one of the first images or the package is missing.
   """
-  builders = {"easy_vqa": _easy_vqa, "vqa_v2": _vqa_v2, "jsonl": _jsonl, "scenes": _scenes, "clips": _clips,
-              "video_qa": _video_qa, "gqa": _vqa_v2, "tfds": _tfds}
+  builders = {
+    "easy_vqa": _easy_vqa,
+    "vqa_v2": _vqa_v2,
+    "jsonl": _jsonl,
+    "scenes": _scenes,
+    "clips": _clips,
+    "video_qa": _video_qa,
+    "gqa": _vqa_v2,
+    "tfds": _tfds,
+  }
   if data["name"] not in builders:
     raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
   if split not in ("train", "val", "test"):
@@ -120,49 +128,66 @@ def _easy_vqa(data, split):
   folder = pathlib.Path(spec.submodule_search_locations[0], "data")
   val_every = data.get("val_every", 0)
   if split == "val" and not val_every:
-    raise ValueError("easy_vqa has no validation split of its own; set data.val_every, for "
-                     "instance to 20, to hold out every 20th training image.")
+    raise ValueError(
+      "easy_vqa has no validation split of its own; set data.val_every, for "
+      "instance to 20, to hold out every 20th training image."
+    )
   folder = folder / ("test" if split == "test" else "train")
   records = {}
   for row, (text, answer, number) in enumerate(json_records.read_json(folder / "questions.json")):
     held_out = bool(val_every) and number % val_every == 0
     if split != "test" and held_out != (split == "val"):
       continue
-    record = records.setdefault(number, {
-        "image": str(folder / "images" / f"{number}.png"), "image_id": str(number),
-        "questions": []})
+    record = records.setdefault(
+      number,
+      {"image": str(folder / "images" / f"{number}.png"), "image_id": str(number), "questions": []},
+    )
     record["questions"].append(_question(row, text, [answer], "easy_vqa"))
   return VqaRecords([records[number] for number in sorted(records)])
 
 
 def _scenes(data, split):
   from mplug_jax.data import scene_questions, scenes
-  config = scenes.SceneConfig(data.get("size"), data.get("seed", 0),
-                              data.get("difficulty", "default"))
+
+  config = scenes.SceneConfig(
+    data.get("size"), data.get("seed", 0), data.get("difficulty", "default")
+  )
   return scene_questions.SceneVqaSource(config, split)
 
 
 def _clips(data, split):
   from mplug_jax.data import scene_sources
-  return scene_sources.SceneClips(scene_sources.scene_config(data), split, frames=max(8, data.frames))
+
+  return scene_sources.SceneClips(
+    scene_sources.scene_config(data), split, frames=max(8, data.frames)
+  )
 
 
 def _tfds(data, split):
   from mplug_jax.data import tfds_source
+
   return tfds_source.Questions(data, split)
 
 
 def _entries(data, split, *keys):
   """The entries of a split, which have `keys`; those of training have answers as well."""
   optional = ("question_id", "answer", "dataset", "ocr", "object_label")
-  return json_records.split_entries(data, split, (*keys, "answer") if split == "train" else keys, optional)
+  return json_records.split_entries(
+    data, split, (*keys, "answer") if split == "train" else keys, optional
+  )
 
 
 def _video_qa(data, split):
   def rows():
     for number, (entry, where) in enumerate(_entries(data, split, "video_id", "question")):
       json_records.require_texts(entry, ("video_id",), where)
-      yield "video_root", entry["video_id"] + data.video_suffix, _parse_question(entry, number, where, split == "train"), where
+      yield (
+        "video_root",
+        entry["video_id"] + data.video_suffix,
+        _parse_question(entry, number, where, split == "train"),
+        where,
+      )
+
   return _records(rows(), data)
 
 
@@ -175,34 +200,51 @@ def _vqa_v2(data, split):
     for entry, where in _entries(data, split, "question_id", "question", "image", "dataset"):
       root_key = _ROOT_KEYS.get(entry["dataset"])
       if root_key is None:
-        raise ValueError(f"{where}: dataset {entry['dataset']!r} is not one of "
-                         f"{', '.join(_ROOT_KEYS)}.")
+        raise ValueError(
+          f"{where}: dataset {entry['dataset']!r} is not one of {', '.join(_ROOT_KEYS)}."
+        )
       question = _parse_question(entry, entry["question_id"], where, split == "train")
       if labels is not None:
         _apply_labels(question, labels, where)
       yield root_key, entry["image"], question, where
+
   return _records(rows(), data)
 
 
 def _jsonl(data, split):
   def rows():
     for number, (entry, where) in enumerate(_entries(data, split, "question", "image")):
-      yield "image_root", entry["image"], _parse_question(entry, entry.get("question_id", number), where, split == "train"), where
+      yield (
+        "image_root",
+        entry["image"],
+        _parse_question(entry, entry.get("question_id", number), where, split == "train"),
+        where,
+      )
+
   return _records(rows(), data)
 
 
 def _question(question_id, text, answers, dataset, ocr="", objects=""):
   weight = _SINGLE_ANSWER_WEIGHT.get(dataset)
   weights = None if weight is None else [weight] * len(set(answers))
-  return {"question_id": question_id, "question": text, "answers": answers, "weights": weights,
-          "ocr": ocr, "objects": objects, "dataset": dataset}
+  return {
+    "question_id": question_id,
+    "question": text,
+    "answers": answers,
+    "weights": weights,
+    "ocr": ocr,
+    "objects": objects,
+    "dataset": dataset,
+  }
 
 
 def _parse_question(entry, question_id, where, training):
   """One entry of a file -> question. `ocr` is a list of [position, word] or a string."""
   answers = json_records.text_list(entry, "answer", where) if "answer" in entry else []
   if training and not answers:
-    raise ValueError(f"{where}: the list of answers is empty; a training question needs at least one answer.")
+    raise ValueError(
+      f"{where}: the list of answers is empty; a training question needs at least one answer."
+    )
   json_records.require_texts(entry, ("question", "image", "object_label"), where)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
@@ -210,13 +252,22 @@ def _parse_question(entry, question_id, where, training):
       ocr = " ".join(word for _, word in ocr)
     except (TypeError, ValueError):
       raise ValueError(f"{where}: ocr must be a list of [position, word] pairs.") from None
-  return _question(question_id, entry["question"], answers, entry.get("dataset", "vqa"), ocr,
-                   entry.get("object_label", ""))
+  return _question(
+    question_id,
+    entry["question"],
+    answers,
+    entry.get("dataset", "vqa"),
+    ocr,
+    entry.get("object_label", ""),
+  )
 
 
 def _records(rows, data):
   """Rows (root key, image, question, where) -> source, grouped by image if so configured."""
-  records, path_of = packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS), json_records.ImagePaths()
+  records, path_of = (
+    packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS),
+    json_records.ImagePaths(),
+  )
   group, roots = data.get("questions_per_image", 1) > 1, {}
   for root_key, image, question, where in rows:
     key = (root_key, image) if group else None
@@ -224,7 +275,9 @@ def _records(rows, data):
     if number is None:
       if root_key not in roots:
         roots[root_key] = data.get(root_key)
-      number = records.add({"image": path_of(roots[root_key], root_key, image, where), "image_id": image}, key)
+      number = records.add(
+        {"image": path_of(roots[root_key], root_key, image, where), "image_id": image}, key
+      )
     records.add_item(number, question)
   return VqaRecords(records.close())
 
@@ -240,7 +293,8 @@ def _read_labels(path):
 def _apply_labels(question, labels, where):
   label = labels.get(question["question_id"])
   if label is None:
-    raise ValueError(f"{where}: question_id {question['question_id']} has no entry in "
-                     "data.label_file.")
+    raise ValueError(
+      f"{where}: question_id {question['question_id']} has no entry in data.label_file."
+    )
   question["answers"] = list(label)
   question["weights"] = [float(score) for score in label.values()]

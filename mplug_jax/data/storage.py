@@ -27,13 +27,23 @@ def expand(pattern) -> list[str]:
   found = []
   for path in _braces(pattern):
     if not is_remote(path):
-      matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+      matches = (
+        [path]
+        if os.path.isfile(path)
+        else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+      )
     else:
       with located(path):
         filesystem, inner = _filesystem(path)
-        matches = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(inner))] if _GLOB.search(path) else [path]
+        matches = (
+          [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(inner))]
+          if _GLOB.search(path)
+          else [path]
+        )
     if not matches:
-      raise FileNotFoundError(f"{path} does not exist." if not _GLOB.search(path) else f"No file matches {path}.")
+      raise FileNotFoundError(
+        f"{path} does not exist." if not _GLOB.search(path) else f"No file matches {path}."
+      )
     found += matches
   return found
 
@@ -43,8 +53,12 @@ def _braces(pattern):
   parts, end = [], 0
   for match in _BRACES.finditer(pattern):
     first, last, listed = match.groups()
-    parts += [[pattern[end:match.start()]], listed.split(",") if first is None else
-              [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]]
+    parts += [
+      [pattern[end : match.start()]],
+      listed.split(",")
+      if first is None
+      else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)],
+    ]
     end = match.end()
   return ["".join(choice) for choice in itertools.product(*parts, [pattern[end:]])]
 
@@ -93,7 +107,9 @@ def _filesystem(path):
   try:
     import fsspec
   except ImportError:
-    raise ValueError(f"{path} can only be read with the package fsspec: pip install fsspec.") from None
+    raise ValueError(
+      f"{path} can only be read with the package fsspec: pip install fsspec."
+    ) from None
   return fsspec.core.url_to_fs(path)
 
 
@@ -112,7 +128,9 @@ def located(path):
   except ImportError as error:  # fsspec says which package
     raise ValueError(f"{path} cannot be read: {_sentence(error)}.") from None
   except ValueError as error:
-    raise ValueError(str(error) if path in str(error) else f"{path} cannot be read: {_sentence(error)}.") from None
+    raise ValueError(
+      str(error) if path in str(error) else f"{path} cannot be read: {_sentence(error)}."
+    ) from None
   except Exception as error:  # every file system has its own
     raise OSError(f"{path} cannot be read: {_sentence(error)}.") from error
 

@@ -15,7 +15,17 @@ from collections.abc import Iterator
 from mplug_jax.data import archives
 
 # In the order in which a config looks for files.
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
+SUFFIXES = (
+  ".jsonl",
+  ".json",
+  ".csv",
+  ".tsv",
+  ".parquet",
+  ".jsonl.gz",
+  ".json.gz",
+  ".csv.gz",
+  ".tsv.gz",
+)
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _ROWS = 1024  # of a Parquet file that are Python objects at a time
 
@@ -37,7 +47,9 @@ def open_binary(path):
     with archives.local_file(path) as local, unpack(local, "rb") as file:
       yield file
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise ValueError(f"{path} is not a complete gzip file ({str(error).rstrip('.')}); write it anew.") from None
+    raise ValueError(
+      f"{path} is not a complete gzip file ({str(error).rstrip('.')}); write it anew."
+    ) from None
 
 
 def lines(path) -> Iterator[str]:
@@ -89,14 +101,18 @@ def _separated(path, delimiter):
     raise ValueError(f"{path} is empty; its first row must name the columns.") from None
   header = [name.strip() for name in header]
   if twice := sorted({name for name in header if header.count(name) > 1}):
-    raise ValueError(f"{path}: column {twice[0]!r} stands twice in the first row, which must name every column once.")
+    raise ValueError(
+      f"{path}: column {twice[0]!r} stands twice in the first row, which must name every column once."
+    )
 
   def entries():
     for number, cells in rows:
       where = f"{path}, row {number}"
       if len(cells) != len(header):
-        raise ValueError(f"{where}: it has {len(cells)} cells and the first row {len(header)}; a cell with {delimiter!r}, a line end or "
-                         "quotation marks in it must stand in quotation marks.")
+        raise ValueError(
+          f"{where}: it has {len(cells)} cells and the first row {len(header)}; a cell with {delimiter!r}, a line end or "
+          "quotation marks in it must stand in quotation marks."
+        )
       yield dict(zip(header, map(_value, cells))), where
 
   return header, entries()
@@ -130,14 +146,18 @@ def _parquet(path, wanted):
     import pyarrow
     from pyarrow import parquet
   except ImportError:
-    raise FileNotFoundError(f"{path} can only be read with the package pyarrow: pip install pyarrow.") from None
+    raise FileNotFoundError(
+      f"{path} can only be read with the package pyarrow: pip install pyarrow."
+    ) from None
 
   @contextlib.contextmanager
   def located():
     try:
       yield
     except (pyarrow.ArrowException, OSError) as error:
-      raise ValueError(f"{path} is not a Parquet file, or is damaged ({str(error).splitlines()[0].rstrip('.')}).") from None
+      raise ValueError(
+        f"{path} is not a Parquet file, or is damaged ({str(error).splitlines()[0].rstrip('.')})."
+      ) from None
 
   with located():
     file = parquet.ParquetFile(path)

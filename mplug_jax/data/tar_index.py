@@ -23,7 +23,16 @@ from mplug_jax import files
 from mplug_jax.data import archives, storage
 
 # Offsets and sizes of the data in the tar; the end of the key in `keys`; whether the text is that of a .json.
-PAIR = np.dtype([("image", "<u8"), ("text", "<u8"), ("image_size", "<u4"), ("text_size", "<u4"), ("key_end", "<u4"), ("is_json", "?")])
+PAIR = np.dtype(
+  [
+    ("image", "<u8"),
+    ("text", "<u8"),
+    ("image_size", "<u4"),
+    ("text_size", "<u4"),
+    ("key_end", "<u4"),
+    ("is_json", "?"),
+  ]
+)
 NO_IMAGE, NO_TEXT = "an image", "a text"
 
 _VERSION = 1  # of the files that are kept
@@ -44,6 +53,7 @@ class TarIndex:
     skipped: {NO_IMAGE or NO_TEXT: number of keys without it}. named: {the same: a few of those keys}.
     damage: "" or, of a tar that cannot be read to its end, the sentence that says so; `pairs` are those before.
   """
+
   path: str
   pairs: np.ndarray
   keys: bytes
@@ -56,7 +66,7 @@ class TarIndex:
 
   def key(self, number) -> str:
     start = int(self.pairs["key_end"][number - 1]) if number else 0
-    return self.keys[start:int(self.pairs["key_end"][number])].decode("utf-8", "replace")
+    return self.keys[start : int(self.pairs["key_end"][number])].decode("utf-8", "replace")
 
 
 def load(paths) -> list[TarIndex]:
@@ -72,25 +82,43 @@ def load(paths) -> list[TarIndex]:
 def _load(path):
   size, stamp = storage.state(path)
   kept = _kept_file(path)
-  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, of another tar, or not whole
+  with contextlib.suppress(
+    OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+  ):  # none, of another tar, or not whole
     with np.load(kept, allow_pickle=False) as found:
       about = json.loads(found["about"].tobytes())
       if about.pop("stamp") == [_VERSION, stamp]:
-        return TarIndex(path, found["pairs"].astype(PAIR, copy=False), found["keys"].tobytes(), **about)
+        return TarIndex(
+          path, found["pairs"].astype(PAIR, copy=False), found["keys"].tobytes(), **about
+        )
   index = _make(path, size)
   with contextlib.suppress(OSError):  # no place to keep it: it is made anew each time
     os.makedirs(os.path.dirname(kept), exist_ok=True)
-    about = {"stamp": [_VERSION, stamp], "skipped": index.skipped, "named": index.named, "damage": index.damage}
+    about = {
+      "stamp": [_VERSION, stamp],
+      "skipped": index.skipped,
+      "named": index.named,
+      "damage": index.damage,
+    }
     with files.open_atomic(kept) as file:
-      np.savez(file, pairs=index.pairs, keys=np.frombuffer(index.keys, np.uint8), about=np.frombuffer(json.dumps(about).encode(), np.uint8))
+      np.savez(
+        file,
+        pairs=index.pairs,
+        keys=np.frombuffer(index.keys, np.uint8),
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+      )
   return index
 
 
 def _kept_file(path):
   """Where the index of a tar is kept."""
-  folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mplug_jax", "shards")
+  folder = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mplug_jax", "shards"
+  )
   whole = path if storage.is_remote(path) else os.path.abspath(path)
-  return os.path.join(folder, f"{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz")
+  return os.path.join(
+    folder, f"{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
+  )
 
 
 def _make(path, size):
@@ -106,14 +134,18 @@ def _make(path, size):
         named.append(group.key.decode("utf-8", "replace"))
     elif not missing:
       keys.extend(group.key)
-      rows.append((group.image[0], group.text[0], group.image[1], group.text[1], len(keys), group.is_json))
+      rows.append(
+        (group.image[0], group.text[0], group.image[1], group.text[1], len(keys), group.is_json)
+      )
       if len(rows) == _AT_A_TIME:
         parts.append(np.array(rows, PAIR))
         rows.clear()
 
   with storage.open_file(path) as file:
     if file.read(6).startswith(archives.COMPRESSED):
-      raise ValueError(f"{path} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it.")
+      raise ValueError(
+        f"{path} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it."
+      )
     last = b""
     try:
       for name, offset, length in _members(file, size):
@@ -191,7 +223,9 @@ def _members(file, size):
 
 def _number(field):
   """A number of a header: octal digits, or, if the first bit is set, binary. Raises ValueError."""
-  return int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
+  return (
+    int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
+  )
 
 
 def _name(header):
@@ -213,5 +247,5 @@ def _pax(data):
         found["size"] = int(value)
     except (ValueError, IndexError):
       raise _DamageError("has a damaged pax header") from None
-    data = data[max(1, length):]
+    data = data[max(1, length) :]
   return found

@@ -25,9 +25,13 @@ class TextAssignment:
 
   def __init__(self, source, labels, seed):
     if len(source) < 3:
-      raise ValueError(f"Text assignment needs at least three captioned images, and the data has {len(source)}.")
+      raise ValueError(
+        f"Text assignment needs at least three captioned images, and the data has {len(source)}."
+      )
     if len(labels) != 3:
-      raise ValueError(f"config.data.labels={tuple(labels)!r} must be three for text assignment: first, second, neither.")
+      raise ValueError(
+        f"config.data.labels={tuple(labels)!r} must be three for text assignment: first, second, neither."
+      )
     self._source, self._labels, self._seed = source, labels, seed
 
   def __len__(self):
@@ -42,7 +46,11 @@ class TextAssignment:
     """A record without its images."""
     case, own, _, third, rng = self._draw(index)
     captions = self._captions(third if case == 2 else own)
-    return {"id": index, "sentence": captions[int(rng.integers(len(captions)))], "label": self._labels[case]}
+    return {
+      "id": index,
+      "sentence": captions[int(rng.integers(len(captions)))],
+      "label": self._labels[case],
+    }
 
   def groups(self, index):
     """There are no subsets."""
@@ -50,7 +58,11 @@ class TextAssignment:
     return ()
 
   def _captions(self, index):
-    return self._source.captions(index) if hasattr(self._source, "captions") else self._source[index]["captions"]
+    return (
+      self._source.captions(index)
+      if hasattr(self._source, "captions")
+      else self._source[index]["captions"]
+    )
 
   def _draw(self, index):
     """-> (class number, record of the caption's image, another record, a third, the generator for what is left to draw)."""

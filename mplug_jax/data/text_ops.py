@@ -27,8 +27,9 @@ def pre_caption(text: str, max_words: int) -> str:
   return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
-def vqa_text(question: str, ocr: str = "", objects: str = "", add_ocr: bool = False,
-             add_objects: bool = False) -> str:
+def vqa_text(
+  question: str, ocr: str = "", objects: str = "", add_ocr: bool = False, add_objects: bool = False
+) -> str:
   """The string that the VQA text encoder reads: question [SEP] words in the image [SEP] objects.
 
   Args:

@@ -32,8 +32,12 @@ class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(**options)
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(), "image_id": _TEXT(), **self.FEATURES}))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "image_id": _TEXT(), **self.FEATURES}
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing is downloaded
@@ -43,7 +47,14 @@ class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for number in range(len(source)):
       record = source[number]
       image = _encoded(record["image"])
-      yield number, {"image": io.BytesIO(image), "image_id": str(record["image_id"]), **self.example(record, image)}
+      yield (
+        number,
+        {
+          "image": io.BytesIO(image),
+          "image_id": str(record["image_id"]),
+          **self.example(record, image),
+        },
+      )
 
   def example(self, record, image):
     """The fields beside the image. record: of the source. image: encoded."""
@@ -65,23 +76,41 @@ class MplugQuestions(_Records):
   FEATURES = {"questions": _SEQUENCE({"id": _TEXT(), "question": _TEXT(), "answer": _TEXT()})}
 
   def example(self, record, image):
-    return {"questions": [{"id": str(question["question_id"]), "question": question["question"], "answer": answer}
-                          for question in record["questions"] for answer in question["answers"] or [""]]}
+    return {
+      "questions": [
+        {"id": str(question["question_id"]), "question": question["question"], "answer": answer}
+        for question in record["questions"]
+        for answer in question["answers"] or [""]
+      ]
+    }
 
 
 class MplugBoxes(_Records):
   """Images with phrases and boxes, of a source as in grounding_sources.py; a box that is not known is empty."""
 
-  FEATURES = {"objects": _SEQUENCE({"id": _TEXT(), "text": _TEXT(), "bbox": tfds.features.BBoxFeature()})}
+  FEATURES = {
+    "objects": _SEQUENCE({"id": _TEXT(), "text": _TEXT(), "bbox": tfds.features.BBoxFeature()})
+  }
 
   def example(self, record, image):
     height, width = image_ops.decode_image(image, str(record["image_id"])).shape[:2]
-    return {"objects": [{"id": str(found.get("id", number)), "text": found["text"], "bbox": _shares(found["box"], width, height)}
-                        for number, found in enumerate(record["expressions"])]}
+    return {
+      "objects": [
+        {
+          "id": str(found.get("id", number)),
+          "text": found["text"],
+          "bbox": _shares(found["box"], width, height),
+        }
+        for number, found in enumerate(record["expressions"])
+      ]
+    }
 
 
-_TASKS = {"caption": (MplugCaptions, caption.images), "vqa": (MplugQuestions, sources.get),
-          "grounding": (MplugBoxes, grounding_sources.get)}
+_TASKS = {
+  "caption": (MplugCaptions, caption.images),
+  "vqa": (MplugQuestions, sources.get),
+  "grounding": (MplugBoxes, grounding_sources.get),
+}
 TASKS = tuple(_TASKS)
 
 
@@ -98,7 +127,11 @@ def prepare(task, data, splits, folder):
     ValueError, FileNotFoundError: what the source raises; an image that cannot be read; the set is there already.
   """
   kind, get = _TASKS[task]
-  builder = kind(records={split: get(data, split) for split in splits}, data_dir=folder, file_format="array_record")
+  builder = kind(
+    records={split: get(data, split) for split in splits},
+    data_dir=folder,
+    file_format="array_record",
+  )
   if builder.is_prepared():
     raise ValueError(f"{builder.data_path} is there already; remove it, or choose another folder.")
   builder.download_and_prepare()
@@ -120,4 +153,6 @@ def _shares(box, width, height):
   """(x1, y1, x2, y2) in pixels, or None -> BBox."""
   x1, y1, x2, y2 = (0, 0, 0, 0) if box is None else box
   clip = lambda value: min(max(value, 0.0), 1.0)  # noqa: E731
-  return tfds.features.BBox(ymin=clip(y1 / height), xmin=clip(x1 / width), ymax=clip(y2 / height), xmax=clip(x2 / width))
+  return tfds.features.BBox(
+    ymin=clip(y1 / height), xmin=clip(x1 / width), ymax=clip(y2 / height), xmax=clip(x2 / width)
+  )

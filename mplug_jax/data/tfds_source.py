@@ -32,8 +32,14 @@ class _Source:
   def __getitem__(self, index):
     number = self._number(index)
     read, where = self._split.read(number, "image", "image_id", *self.KEYS), self._where(number)
-    ids = tfds_split.texts(read.get("image_id", ()), where) or [f"{self._split.name}/{self._split.split}/{number}"]
-    return {"image": read["image"][0], "image_id": ids[0], self.NAME: self._own(self._entries(read, number), index)}
+    ids = tfds_split.texts(read.get("image_id", ()), where) or [
+      f"{self._split.name}/{self._split.split}/{number}"
+    ]
+    return {
+      "image": read["image"][0],
+      "image_id": ids[0],
+      self.NAME: self._own(self._entries(read, number), index),
+    }
 
   def entries(self, index):
     """The entries of a record, without its image."""
@@ -58,7 +64,14 @@ class Captions(_Source):
   NAME, KEYS = "captions", ("caption",)
 
   def __init__(self, data, split):
-    super().__init__(tfds_split.Split(data, split, ("image", "caption") if split == "train" else ("image",), ("caption", "image_id")))
+    super().__init__(
+      tfds_split.Split(
+        data,
+        split,
+        ("image", "caption") if split == "train" else ("image",),
+        ("caption", "image_id"),
+      )
+    )
 
   def _entries(self, read, number):
     return [text.lower() for text in tfds_split.texts(read.get("caption", ()), self._where(number))]
@@ -80,16 +93,32 @@ class Questions(_Source):
 
   def __init__(self, data, split):
     keys = ("image", "question", "answer") if split == "train" else ("image", "question")
-    super().__init__(tfds_split.Split(data, split, keys, ("answer", "question_id", "image_id")), each=data["questions_per_image"] == 1)
+    super().__init__(
+      tfds_split.Split(data, split, keys, ("answer", "question_id", "image_id")),
+      each=data["questions_per_image"] == 1,
+    )
 
   questions = _Source.entries
 
   def _entries(self, read, number):
-    columns, found = (tfds_split.texts(read.get(key, ()), self._where(number)) for key in self.KEYS), {}
+    columns, found = (
+      (tfds_split.texts(read.get(key, ()), self._where(number)) for key in self.KEYS),
+      {},
+    )
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
       key = f"{number}-{row}" if key is None else key
-      question = found.setdefault(key, {"question_id": key, "question": text, "answers": [], "weights": None, "ocr": "", "objects": "",
-                                        "dataset": "tfds"})
+      question = found.setdefault(
+        key,
+        {
+          "question_id": key,
+          "question": text,
+          "answers": [],
+          "weights": None,
+          "ocr": "",
+          "objects": "",
+          "dataset": "tfds",
+        },
+      )
       question["answers"] += [answer] if answer else []
     return list(found.values())
 
@@ -102,7 +131,10 @@ class Expressions(_Source):
   def __init__(self, data, split):
     self._training = split == "train"
     keys = ("image", "text", "box") if self._training else ("image", "text")
-    super().__init__(tfds_split.Split(data, split, keys, ("box", "id", "image_id")), each=data["expressions_per_image"] == 1)
+    super().__init__(
+      tfds_split.Split(data, split, keys, ("box", "id", "image_id")),
+      each=data["expressions_per_image"] == 1,
+    )
 
   expressions = _Source.entries
 
@@ -135,4 +167,8 @@ def _size(image):
 def _corners(box, width, height):
   """BBoxFeature (top, left, bottom, right) as shares -> (x1, y1, x2, y2) in pixels; None if it is empty."""
   top, left, bottom, right = map(float, box)
-  return (left * width, top * height, right * width, bottom * height) if bottom > top and right > left else None
+  return (
+    (left * width, top * height, right * width, bottom * height)
+    if bottom > top and right > left
+    else None
+  )

@@ -11,11 +11,20 @@ import os
 from mplug_jax.data import json_records
 
 FIELDS = {  # of a set, by its name: {our key: path}
-    "coco_captions": {"caption": "captions/text", "image_id": "image/id"},
-    "ref_coco": {"text": "objects/refexp/raw", "box": "objects/bbox", "image_id": "image/id", "id": "objects/refexp/refexp_id"},
-    "mplug_captions": {"caption": "captions/text"},
-    "mplug_questions": {"question": "questions/question", "answer": "questions/answer", "question_id": "questions/id"},
-    "mplug_boxes": {"text": "objects/text", "box": "objects/bbox", "id": "objects/id"},
+  "coco_captions": {"caption": "captions/text", "image_id": "image/id"},
+  "ref_coco": {
+    "text": "objects/refexp/raw",
+    "box": "objects/bbox",
+    "image_id": "image/id",
+    "id": "objects/refexp/refexp_id",
+  },
+  "mplug_captions": {"caption": "captions/text"},
+  "mplug_questions": {
+    "question": "questions/question",
+    "answer": "questions/answer",
+    "question_id": "questions/id",
+  },
+  "mplug_boxes": {"text": "objects/text", "box": "objects/bbox", "id": "objects/id"},
 }
 _ALIASES = {"val": ("val", "validation"), "test": ("test",)}
 _LISTED = 20  # fields that a message names
@@ -34,7 +43,12 @@ class Split:
   """
 
   def __init__(self, data, split, required, optional):
-    self._arguments = {key: data.get(key) for key in ("name", "builder", "data_dir", "splits", "fields")}, split, required, optional
+    self._arguments = (
+      {key: data.get(key) for key in ("name", "builder", "data_dir", "splits", "fields")},
+      split,
+      required,
+      optional,
+    )
     self._open()
 
   def __getstate__(self):
@@ -46,20 +60,31 @@ class Split:
 
   def _open(self):
     from tensorflow_datasets import decode, features
+
     data, split, required, optional = self._arguments
     builder = _builder(data)
-    if "array_record" not in (formats := sorted(found.value for found in builder.info.available_file_formats())):
-      raise ValueError(f"{builder.data_path} is prepared as {', '.join(formats)}; prepare it anew with file_format=\"array_record\".")
+    if "array_record" not in (
+      formats := sorted(found.value for found in builder.info.available_file_formats())
+    ):
+      raise ValueError(
+        f'{builder.data_path} is prepared as {", ".join(formats)}; prepare it anew with file_format="array_record".'
+      )
     self.name, self.split = builder.info.full_name, _split_name(data, split, builder)
-    self._records = builder.as_data_source(self.split, file_format="array_record", deserialize_method=decode.DeserializeMethod.RAW_BYTES)
+    self._records = builder.as_data_source(
+      self.split, file_format="array_record", deserialize_method=decode.DeserializeMethod.RAW_BYTES
+    )
     self._paths = self._find_fields(builder.info.features, data, required, optional)
     image = _find(builder.info.features, self._paths["image"])
     if not isinstance(image, features.Image):
-      raise ValueError(f"{self.name}: {self._paths['image']} is no Image but a {type(image).__name__}.")
+      raise ValueError(
+        f"{self.name}: {self._paths['image']} is no Image but a {type(image).__name__}."
+      )
 
   def _find_fields(self, features, data, required, optional):
     """{our key: path} of the fields that are there."""
-    fields = json_records.Fields({"fields": data["fields"] or "", "name": "tfds"}, required, ("image", *optional))
+    fields = json_records.Fields(
+      {"fields": data["fields"] or "", "name": "tfds"}, required, ("image", *optional)
+    )
     defaults, found = FIELDS.get(self.name.split("/")[0], {}), {}
     for key in fields.known:
       named = fields.theirs(key)
@@ -68,8 +93,10 @@ class Split:
         found[key] = path
       elif key in required or named != key:
         known = sorted(_paths(features))
-        raise ValueError(f"{self.name} has no field {path!r} for our {key}; it has {', '.join(known[:_LISTED])}"
-                         f"{' ...' * (len(known) > _LISTED)}; name it with --config.data.fields={key}=...")
+        raise ValueError(
+          f"{self.name} has no field {path!r} for our {key}; it has {', '.join(known[:_LISTED])}"
+          f"{' ...' * (len(known) > _LISTED)}; name it with --config.data.fields={key}=..."
+        )
     return found
 
   def __len__(self):
@@ -85,11 +112,14 @@ class Split:
     """
     from google.protobuf import message
     from tensorflow_datasets.proto import tf_example_pb2
+
     try:
       there = tf_example_pb2.Example.FromString(self._records[index]).features.feature
     except (RuntimeError, message.DecodeError) as error:
       what = str(error).splitlines()[0].rstrip(".")
-      raise ValueError(f"Record {index} of {self.name}, split {self.split}, is damaged ({what}).") from None
+      raise ValueError(
+        f"Record {index} of {self.name}, split {self.split}, is damaged ({what})."
+      ) from None
     found = {}
     for key in filter(self._paths.get, keys):
       path = self._paths[key]
@@ -97,7 +127,10 @@ class Split:
         found[key] = _values(there[path])
       elif f"{path}/ragged_flat_values" in there:
         values = iter(_values(there[f"{path}/ragged_flat_values"]))
-        found[key] = [list(itertools.islice(values, length)) for length in _values(there[f"{path}/ragged_row_lengths_0"])]
+        found[key] = [
+          list(itertools.islice(values, length))
+          for length in _values(there[f"{path}/ragged_row_lengths_0"])
+        ]
     return found
 
 
@@ -109,29 +142,39 @@ def _builder(data):
   except ImportError as error:
     raise ValueError(f"data=tfds:NAME needs the package tensorflow-datasets ({error}).") from None
   if not data["builder"]:
-    raise ValueError("config.data.builder is not set: write data=tfds:NAME, NAME/CONFIG or NAME:VERSION.")
+    raise ValueError(
+      "config.data.builder is not set: write data=tfds:NAME, NAME/CONFIG or NAME:VERSION."
+    )
   place = os.path.expanduser(data["data_dir"]) if data["data_dir"] else None
   try:
     return read_only_builder.builder_from_files(data["builder"], data_dir=place)
   except tfds.core.registered.DatasetNotFoundError:
-    raise FileNotFoundError(f"{data['builder']} is not prepared in {place or tfds.core.constants.DATA_DIR}; name the folder with root=, or "
-                            "prepare it with file_format=\"array_record\" (docs/shards.md).") from None
+    raise FileNotFoundError(
+      f"{data['builder']} is not prepared in {place or tfds.core.constants.DATA_DIR}; name the folder with root=, or "
+      'prepare it with file_format="array_record" (docs/shards.md).'
+    ) from None
   except (ValueError, OSError) as error:  # a malformed name, damaged files
-    raise ValueError(f"{data['builder']} of TFDS cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
+    raise ValueError(
+      f"{data['builder']} of TFDS cannot be read: {str(error).splitlines()[0].rstrip('.')}."
+    ) from None
 
 
 def _split_name(data, split, builder):
   """The split of a set that serves as ours, checked."""
   if len(data["splits"]) != 3:
-    raise ValueError(f"config.data.splits={data['splits']!r} must name three splits, those to train, validate and test on.")
+    raise ValueError(
+      f"config.data.splits={data['splits']!r} must name three splits, those to train, validate and test on."
+    )
   named = dict(zip(("train", "val", "test"), data["splits"]))[split]
   if named == split:
     named = next((name for name in _ALIASES.get(split, ()) if name in builder.info.splits), named)
   try:
     builder.info.splits[named]  # also train[:90%] and train+restval
   except (KeyError, ValueError):
-    raise ValueError(f"{builder.info.full_name} has no split {named!r} for our {split}; it has {', '.join(builder.info.splits)}; name one "
-                     "in config.data.splits.") from None
+    raise ValueError(
+      f"{builder.info.full_name} has no split {named!r} for our {split}; it has {', '.join(builder.info.splits)}; name one "
+      "in config.data.splits."
+    ) from None
   return named
 
 
@@ -146,8 +189,15 @@ def _find(features, path):
   inside = _inner(features) or {}
   if path in inside:
     return inside[path]
-  return next((found for name in inside if path.startswith(f"{name}/")
-               and (found := _find(inside[name], path[len(name) + 1:])) is not None), None)
+  return next(
+    (
+      found
+      for name in inside
+      if path.startswith(f"{name}/")
+      and (found := _find(inside[name], path[len(name) + 1 :])) is not None
+    ),
+    None,
+  )
 
 
 def _paths(features):

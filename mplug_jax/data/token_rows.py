@@ -39,7 +39,13 @@ class TokenRows:
       self.cut += 1
       if self._ends and self.cut <= _WARNINGS:
         logging.warning("%r has %d tokens; it is cut to %d.", text, len(ids), self.length)
-    row = pad_ids([ids], self.length, self._tokenizer.pad_id, truncate=True, ensure_eos=self._tokenizer.eos_id if self._ends else None)[0]
+    row = pad_ids(
+      [ids],
+      self.length,
+      self._tokenizer.pad_id,
+      truncate=True,
+      ensure_eos=self._tokenizer.eos_id if self._ends else None,
+    )[0]
     row.flags.writeable = False
     return row
 

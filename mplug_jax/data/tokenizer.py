@@ -25,8 +25,18 @@ CONFIG_FILE = "tokenizer_config.json"
 
 _CACHED_TEXTS = 32_768
 # The official detokenisation, in this order.
-CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
-             (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+CLEAN_UP = (
+  (" .", "."),
+  (" ?", "?"),
+  (" !", "!"),
+  (" ,", ","),
+  (" ' ", "'"),
+  (" n't", "n't"),
+  (" 'm", "'m"),
+  (" 's", "'s"),
+  (" 've", "'ve"),
+  (" 're", "'re"),
+)
 
 
 class Tokenizer(Protocol):
@@ -76,7 +86,8 @@ class _FileTokenizer:
     self.fingerprint = hashlib.sha256(described + b"\0" + self._data).hexdigest()
     self._build()
     self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.mask_id = map(
-        self.token_id, SPECIAL_TOKENS)
+      self.token_id, SPECIAL_TOKENS
+    )
     self._cached = functools.lru_cache(_CACHED_TEXTS)(self._encode)
 
   def _read(self, data):
@@ -92,13 +103,19 @@ class _FileTokenizer:
   def token_id(self, name: str) -> int:
     found = self._lookup(name)
     if found is None:
-      raise ValueError(f"Token {name!r} is not in {self._where}, a vocabulary of "
-                       f"{self.vocab_size} {self.kind} tokens.")
+      raise ValueError(
+        f"Token {name!r} is not in {self._where}, a vocabulary of "
+        f"{self.vocab_size} {self.kind} tokens."
+      )
     return found
 
   def save(self, directory) -> None:
-    config = {"kind": self.kind, "file": self.file_name, "options": self._options,
-              "fingerprint": self.fingerprint}
+    config = {
+      "kind": self.kind,
+      "file": self.file_name,
+      "options": self._options,
+      "fingerprint": self.fingerprint,
+    }
     os.makedirs(directory, exist_ok=True)
     write_atomic(os.path.join(directory, self.file_name), self._data)
     write_json(os.path.join(directory, CONFIG_FILE), config)
@@ -127,18 +144,23 @@ class WordPieceTokenizer(_FileTokenizer):
     vocab = {}
     for line, token in enumerate(tokens):
       if vocab.setdefault(token, line) != line:
-        raise ValueError(f"{self._where}, line {line + 1}: token {token!r} stands already in line "
-                         f"{vocab[token] + 1}; a vocabulary names every token once.")
+        raise ValueError(
+          f"{self._where}, line {line + 1}: token {token!r} stands already in line "
+          f"{vocab[token] + 1}; a vocabulary names every token once."
+        )
     self.vocab_size, self._tokens, self._lookup = len(tokens), tokens, vocab.get
     for name in SPECIAL_TOKENS:
       self.token_id(name)
     backend = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100))
+      tokenizers.models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100)
+    )
     backend.normalizer = tokenizers.normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
+      clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+    )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens(
-        [tokenizers.AddedToken(name, normalized=False) for name in SPECIAL_TOKENS])
+      [tokenizers.AddedToken(name, normalized=False) for name in SPECIAL_TOKENS]
+    )
     self._backend = backend
 
   def to_json(self) -> str:
@@ -161,10 +183,15 @@ class WordPieceTokenizer(_FileTokenizer):
 
 # What the parts of a tokenizer.json must say for it to be this tokenizer; keys that are missing count as their defaults.
 _JSON_PARTS = {
-    "model": ({"type": "WordPiece", "unk_token": UNK, "continuing_subword_prefix": "##"}, {"type": "WordPiece"}),
-    "normalizer": ({"type": "BertNormalizer", "lowercase": True, "clean_text": True, "handle_chinese_chars": True},
-                   {"clean_text": True, "handle_chinese_chars": True, "lowercase": True}),
-    "pre_tokenizer": ({"type": "BertPreTokenizer"}, {}),
+  "model": (
+    {"type": "WordPiece", "unk_token": UNK, "continuing_subword_prefix": "##"},
+    {"type": "WordPiece"},
+  ),
+  "normalizer": (
+    {"type": "BertNormalizer", "lowercase": True, "clean_text": True, "handle_chinese_chars": True},
+    {"clean_text": True, "handle_chinese_chars": True, "lowercase": True},
+  ),
+  "pre_tokenizer": ({"type": "BertPreTokenizer"}, {}),
 }
 
 
@@ -180,15 +207,23 @@ def _vocabulary_of_json(data, where):
       said = defaults | (content.get(part) or {})
       for key, value in expected.items():
         if said.get(key) != value:
-          raise ValueError(f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and must be {value!r} here.")
+          raise ValueError(
+            f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and must be {value!r} here."
+          )
     if content["normalizer"].get("strip_accents") is False:
-      raise ValueError(f"{where} keeps accents: normalizer.strip_accents is false, and must be true or null here.")
+      raise ValueError(
+        f"{where} keeps accents: normalizer.strip_accents is false, and must be true or null here."
+      )
     tokens = {int(number): token for token, number in content["model"]["vocab"].items()}
     tokens |= {int(added["id"]): added["content"] for added in content.get("added_tokens", ())}
   except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f"{where} is neither a vocabulary nor a tokenizer.json ({error!r}).") from error
+    raise ValueError(
+      f"{where} is neither a vocabulary nor a tokenizer.json ({error!r})."
+    ) from error
   if sorted(tokens) != list(range(len(tokens))):
-    raise ValueError(f"{where}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}.")
+    raise ValueError(
+      f"{where}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}."
+    )
   return "".join(f"{tokens[number]}\n" for number in range(len(tokens))).encode()
 
 
@@ -209,14 +244,16 @@ class SentencePieceTokenizer(_FileTokenizer):
     except (RuntimeError, ValueError, OSError) as error:
       raise ValueError(f"{self._where} is not a SentencePiece model.") from error
     self.vocab_size = len(self._model)
-    literal = {self._model.id_to_piece(i) for i in range(self.vocab_size)
-               if self._model.is_control(i)} | set(SPECIAL_TOKENS)
+    literal = {
+      self._model.id_to_piece(i) for i in range(self.vocab_size) if self._model.is_control(i)
+    } | set(SPECIAL_TOKENS)
     # Longest first, so that "<loc_12>" never loses to a token it starts with.
     names = sorted(literal, key=len, reverse=True)
     self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")").split
     # What decode writes itself; [UNK] is left to the model, which knows the spaces around it.
-    self._literal = {self._lookup(name): "" if name in (PAD, BOS, EOS) else name
-                     for name in names if name != UNK}
+    self._literal = {
+      self._lookup(name): "" if name in (PAD, BOS, EOS) else name for name in names if name != UNK
+    }
 
   def _lookup(self, name: str) -> int | None:
     found = self._model.piece_to_id(name)  # the unknown id for what it does not know
@@ -240,8 +277,9 @@ class SentencePieceTokenizer(_FileTokenizer):
     return " ".join(part for part in parts if part)
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory,
-                        extra_tokens: Sequence[str] = ()) -> SentencePieceTokenizer:
+def train_sentencepiece(
+  texts: Iterable[str], vocab_size: int, directory, extra_tokens: Sequence[str] = ()
+) -> SentencePieceTokenizer:
   """Fits a lower-casing BPE model to texts and saves it; the same texts give the same model.
 
   BPE, because on a corpus of few distinct sentences it keeps whole words, which a unigram model
@@ -256,25 +294,43 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory,
   Raises:
     ValueError: no text, or a vocabulary smaller than the characters of the corpus need.
   """
-  literal = re.compile("|".join(map(re.escape, sorted(
-      (*SPECIAL_TOKENS, *extra_tokens), key=len, reverse=True))))
-  sentences = [line for text in texts for part in literal.split(text)
-               if (line := " ".join(part.split()))]
+  literal = re.compile(
+    "|".join(map(re.escape, sorted((*SPECIAL_TOKENS, *extra_tokens), key=len, reverse=True)))
+  )
+  sentences = [
+    line for text in texts for part in literal.split(text) if (line := " ".join(part.split()))
+  ]
   if not sentences:
     raise ValueError("Cannot fit a SentencePiece model: the corpus has no text.")
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, model_type="bpe",
-        vocab_size=vocab_size, hard_vocab_limit=False, character_coverage=1.0,
-        byte_fallback=False, normalization_rule_name="nmt_nfkc_cf",
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=PAD, unk_piece=UNK, bos_piece=BOS,
-        eos_piece=EOS, unk_surface=UNK, control_symbols=[MASK, *extra_tokens],
-        num_threads=1,  # sums of several threads would depend on their order
-        minloglevel=2)
+      sentence_iterator=iter(sentences),
+      model_writer=model,
+      model_type="bpe",
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      character_coverage=1.0,
+      byte_fallback=False,
+      normalization_rule_name="nmt_nfkc_cf",
+      pad_id=0,
+      unk_id=1,
+      bos_id=2,
+      eos_id=3,
+      pad_piece=PAD,
+      unk_piece=UNK,
+      bos_piece=BOS,
+      eos_piece=EOS,
+      unk_surface=UNK,
+      control_symbols=[MASK, *extra_tokens],
+      num_threads=1,  # sums of several threads would depend on their order
+      minloglevel=2,
+    )
   except (RuntimeError, ValueError) as error:
-    raise ValueError(f"Cannot fit a SentencePiece model of {vocab_size} tokens to "
-                     f"{len(sentences)} texts: {str(error).rpartition('] ')[2]}") from error
+    raise ValueError(
+      f"Cannot fit a SentencePiece model of {vocab_size} tokens to "
+      f"{len(sentences)} texts: {str(error).rpartition('] ')[2]}"
+    ) from error
   tokenizer = SentencePieceTokenizer(model.getvalue())
   tokenizer.save(directory)
   return tokenizer
@@ -313,12 +369,18 @@ def check_same(tokenizer: Tokenizer, fingerprint: str, where: str) -> None:
   """Raises ValueError if `tokenizer` is not the one whose fingerprint is recorded in `where`."""
   if tokenizer.fingerprint != fingerprint:
     raise ValueError(
-        f"The tokenizer ({tokenizer.vocab_size} tokens, sha256 {tokenizer.fingerprint[:12]}) is "
-        f"not the one recorded in {where} (sha256 {fingerprint[:12]}): use the files saved there.")
+      f"The tokenizer ({tokenizer.vocab_size} tokens, sha256 {tokenizer.fingerprint[:12]}) is "
+      f"not the one recorded in {where} (sha256 {fingerprint[:12]}): use the files saved there."
+    )
 
 
-def pad_ids(rows: Sequence[Sequence[int]], length: int, pad_id: int, truncate: bool,
-            ensure_eos: int | None = None) -> np.ndarray:
+def pad_ids(
+  rows: Sequence[Sequence[int]],
+  length: int,
+  pad_id: int,
+  truncate: bool,
+  ensure_eos: int | None = None,
+) -> np.ndarray:
   """Stacks lists of ids into one array.
 
   Args:
@@ -342,8 +404,10 @@ def pad_ids(rows: Sequence[Sequence[int]], length: int, pad_id: int, truncate: b
       row.append(ensure_eos)
     if len(row) > length:
       if not truncate:
-        raise ValueError(f"Row {n} has {len(row)} token ids, more than the {length} allowed; raise "
-                         "the length or allow truncation.")
-      row = row[:length] if ensure_eos is None else [*row[:length - 1], ensure_eos]
-    out[n, :len(row)] = row
+        raise ValueError(
+          f"Row {n} has {len(row)} token ids, more than the {length} allowed; raise "
+          "the length or allow truncation."
+        )
+      row = row[:length] if ensure_eos is None else [*row[: length - 1], ensure_eos]
+    out[n, : len(row)] = row
   return out

@@ -10,7 +10,9 @@ import numpy as np
 from mplug_jax.data import archives, image_ops
 
 SAMPLINGS = ("centres", "official")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a file that cannot be read is reported by the caller, once
+os.environ.setdefault(
+  "OPENCV_FFMPEG_LOGLEVEL", "-8"
+)  # a file that cannot be read is reported by the caller, once
 
 
 def frame_numbers(length, count, sampling="centres"):
@@ -26,7 +28,9 @@ def frame_numbers(length, count, sampling="centres"):
   if sampling.isdigit():
     return np.full(count, min(int(sampling), length - 1))
   if sampling not in SAMPLINGS:
-    raise ValueError(f"config.data.frame_sampling={sampling!r} is not a frame number and none of {', '.join(SAMPLINGS)}.")
+    raise ValueError(
+      f"config.data.frame_sampling={sampling!r} is not a frame number and none of {', '.join(SAMPLINGS)}."
+    )
   if sampling == "official":
     return np.arange(count) * (length // count)
   return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
@@ -102,7 +106,9 @@ class _Capture:
 
   def __init__(self, path):
     self._capture = cv2.VideoCapture(path)
-    self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if self._capture.isOpened() else 0
+    self.length = (
+      max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if self._capture.isOpened() else 0
+    )
 
   def count(self):
     """Frames that are left."""
@@ -127,6 +133,7 @@ class _Capture:
 def _read_with_pyav(path, count, sampling):
   """As OpenCV, for codecs that it lacks. None: no frame."""
   import av
+
   try:
     with av.open(path) as container:
       length = sum(1 for _ in container.decode(video=0))
@@ -146,14 +153,20 @@ def contact_image(video, count=9, sampling="centres"):
   """Frames of a clip side by side in a square, u8[k H, k W, 3], for people to look at."""
   frames, side = read_clip(video, count, sampling), int(np.ceil(np.sqrt(count)))
   frames += [np.full_like(frames[0], 255)] * (side * side - count)
-  return np.concatenate([np.concatenate(frames[i:i + side], axis=1) for i in range(0, side * side, side)])
+  return np.concatenate(
+    [np.concatenate(frames[i : i + side], axis=1) for i in range(0, side * side, side)]
+  )
 
 
 def write_mp4(path, frames, fps=8):
   """Writes u8[T, H, W, 3] as MPEG-4, H and W even. Raises OSError when OpenCV cannot."""
-  writer = cv2.VideoWriter(os.fspath(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, frames.shape[2:0:-1])
+  writer = cv2.VideoWriter(
+    os.fspath(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, frames.shape[2:0:-1]
+  )
   if not writer.isOpened():
-    raise OSError(f"{path}: OpenCV cannot write a video of {frames.shape[2]} x {frames.shape[1]} pixels here.")
+    raise OSError(
+      f"{path}: OpenCV cannot write a video of {frames.shape[2]} x {frames.shape[1]} pixels here."
+    )
   for frame in frames:
     writer.write(np.ascontiguousarray(frame[..., ::-1]))
   writer.release()

@@ -29,8 +29,10 @@ def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
   if weights is None:
     return unique, [answers.count(answer) / len(answers) for answer in unique]
   if len(weights) != len(unique):
-    raise ValueError(f"Question {question['question_id']} has {len(unique)} unique answers but "
-                     f"{len(weights)} weights.")
+    raise ValueError(
+      f"Question {question['question_id']} has {len(unique)} unique answers but "
+      f"{len(weights)} weights."
+    )
   return unique, weights
 
 
@@ -64,9 +66,19 @@ class VqaTransform:
     ImageError: a strict ImageReader met an image that cannot be read.
   """
 
-  def __init__(self, tokenizer, images, *, questions_per_image: int, max_question: int,
-               max_answers: int, max_answer_tokens: int, train: bool, add_ocr: bool = False,
-               add_objects: bool = False):
+  def __init__(
+    self,
+    tokenizer,
+    images,
+    *,
+    questions_per_image: int,
+    max_question: int,
+    max_answers: int,
+    max_answer_tokens: int,
+    train: bool,
+    add_ocr: bool = False,
+    add_objects: bool = False,
+  ):
     self._pad_id = tokenizer.pad_id
     self._images = images
     self._questions_per_image = questions_per_image
@@ -86,13 +98,13 @@ class VqaTransform:
     image, corrupt = self._images(record["image"], record["image_id"], rng)
     shape = (count, self._max_answers, self._answer_rows.length)
     example = {
-        "image": image,
-        "question": np.full((count, self._question_rows.length), self._pad_id, np.int32),
-        "answer": np.full(shape, self._pad_id, np.int32),
-        "answer_weight": np.zeros((count, self._max_answers), np.float32),
-        "question_valid": np.zeros(count, np.bool_),
-        "corrupt": np.bool_(corrupt),
-        "index": np.int32(index),
+      "image": image,
+      "question": np.full((count, self._question_rows.length), self._pad_id, np.int32),
+      "answer": np.full(shape, self._pad_id, np.int32),
+      "answer_weight": np.zeros((count, self._max_answers), np.float32),
+      "question_valid": np.zeros(count, np.bool_),
+      "corrupt": np.bool_(corrupt),
+      "index": np.int32(index),
     }
     if not (corrupt and self._train):
       for slot, question in enumerate(questions):
@@ -107,24 +119,29 @@ class VqaTransform:
     if len(questions) <= count:
       return questions
     if not self._train:
-      raise ValueError(f"it has {len(questions)} questions, more than the {count} of a row; wrap "
-                       "the source in Chunked, so that none is left out.")
+      raise ValueError(
+        f"it has {len(questions)} questions, more than the {count} of a row; wrap "
+        "the source in Chunked, so that none is left out."
+      )
     return [questions[i] for i in rng.choice(len(questions), count, replace=False)]
 
   def _fill(self, example, slot, question):
-    text = text_ops.vqa_text(question["question"], question["ocr"], question["objects"],
-                             self._add_ocr, self._add_objects)
+    text = text_ops.vqa_text(
+      question["question"], question["ocr"], question["objects"], self._add_ocr, self._add_objects
+    )
     example["question"][slot] = self._question_rows(text)
     example["question_valid"][slot] = True
     answers, weights = weighted_answers(question)
     if len(answers) > self._max_answers:
-      raise ValueError(f"question {question['question_id']} has {len(answers)} different answers, "
-                       f"more than max_answers {self._max_answers}.")
+      raise ValueError(
+        f"question {question['question_id']} has {len(answers)} different answers, "
+        f"more than max_answers {self._max_answers}."
+      )
     if self._train and not answers:
       raise ValueError(f"question {question['question_id']} has no answer to train on.")
     for number, answer in enumerate(answers):
       example["answer"][slot, number] = self._answer_rows(answer)
-    example["answer_weight"][slot, :len(weights)] = weights
+    example["answer_weight"][slot, : len(weights)] = weights
 
 
 def candidate_answers(config) -> tuple[str, ...]:
@@ -135,18 +152,34 @@ def candidate_answers(config) -> tuple[str, ...]:
   """
   known = ("generate", "rank")
   if config.task.predict not in known:
-    raise ValueError(f"config.task.predict={config.task.predict!r} is not one of {', '.join(known)}.")
+    raise ValueError(
+      f"config.task.predict={config.task.predict!r} is not one of {', '.join(known)}."
+    )
   if config.task.rank_answers or config.task.predict == "generate":
     return tuple(config.task.rank_answers)
   if not config.data.get("answer_list"):
-    raise ValueError("config.task.predict=rank chooses from config.task.rank_answers, or from the json list config.data.answer_list "
-                     "of a source of files, and neither is given.")
+    raise ValueError(
+      "config.task.predict=rank chooses from config.task.rank_answers, or from the json list config.data.answer_list "
+      "of a source of files, and neither is given."
+    )
   return tuple(sources.answer_list(config.data))
 
 
 def make_transform(config, tokenizer, train: bool) -> VqaTransform:
   """The transform that config.data and config.model describe."""
   return VqaTransform(
-      tokenizer, image_reader.reader(config), train=train,
-      **{name: config.data[name] for name in (
-          "questions_per_image", "max_question", "max_answers", "max_answer_tokens", "add_ocr", "add_objects")})
+    tokenizer,
+    image_reader.reader(config),
+    train=train,
+    **{
+      name: config.data[name]
+      for name in (
+        "questions_per_image",
+        "max_question",
+        "max_answers",
+        "max_answer_tokens",
+        "add_ocr",
+        "add_objects",
+      )
+    },
+  )

@@ -10,6 +10,7 @@ from mplug_jax.data import archives
 class Wanted(NamedTuple):
   """A file of a download. what: the official download that it belongs to, in words. names: where it may be below the root, of which any
   will do; a name may lead into a zip."""
+
   what: str
   names: tuple
 
@@ -17,7 +18,13 @@ class Wanted(NamedTuple):
 def zipped(name, what, *archive, folders=("",), inner=""):
   """The Wanted of a file that may lie in `folders` of the root, or, there, at `inner` in zip files called `archive`."""
   loose = [posixpath.join(folder, name) for folder in folders]
-  return Wanted(what, (*loose, *(posixpath.join(folder, zip_, inner, name) for folder in folders for zip_ in archive)))
+  return Wanted(
+    what,
+    (
+      *loose,
+      *(posixpath.join(folder, zip_, inner, name) for folder in folders for zip_ in archive),
+    ),
+  )
 
 
 class Download:
@@ -33,7 +40,9 @@ class Download:
 
   def __init__(self, root, skip_missing=False):
     if not os.path.isdir(root):
-      raise FileNotFoundError(f"{root} does not exist or is not a folder; --root names the folder of what was downloaded.")
+      raise FileNotFoundError(
+        f"{root} does not exist or is not a folder; --root names the folder of what was downloaded."
+      )
     self.root, self.skip_missing = root, skip_missing
 
   def path(self, name):
@@ -42,12 +51,16 @@ class Download:
 
   def find(self, wanted):
     """The path of a Wanted, or None. Raises ValueError for an archive that cannot be used."""
-    return next((self.path(name) for name in wanted.names if archives.is_file(self.path(name))), None)
+    return next(
+      (self.path(name) for name in wanted.names if archives.is_file(self.path(name))), None
+    )
 
   def require(self, *wanted):
     """The paths of all of `wanted`. Raises FileNotFoundError that names all that are missing."""
     paths = [self.find(one) for one in wanted]
-    missing = [f"{' or '.join(one.names)} ({one.what})" for one, path in zip(wanted, paths) if path is None]
+    missing = [
+      f"{' or '.join(one.names)} ({one.what})" for one, path in zip(wanted, paths) if path is None
+    ]
     if missing:
       raise FileNotFoundError(f"{self.root} lacks {'; and '.join(missing)}.")
     return paths
@@ -94,8 +107,10 @@ class Images:
     self._missing[name] = None
     if not self.folder and not self._skip:
       places = " or ".join(folder or "." for folder in self._names)
-      raise FileNotFoundError(f"{self._download.root}: {name} is not in {places} ({self._what}); complete the download or, if others are "
-                              "there, leave out what is said of this one with --skip_missing.")
+      raise FileNotFoundError(
+        f"{self._download.root}: {name} is not in {places} ({self._what}); complete the download or, if others are "
+        "there, leave out what is said of this one with --skip_missing."
+      )
     return None
 
   def has(self, name):
@@ -105,7 +120,7 @@ class Images:
   def relative(self, path):
     """A path as the config needs it."""
     path = os.path.abspath(path)
-    return path[len(self._base):] if path.startswith(self._base) else path
+    return path[len(self._base) :] if path.startswith(self._base) else path
 
   def finish(self, out):
     """Says how many are missing. Raises FileNotFoundError: some are, and --skip_missing was not given; or all are."""
@@ -113,12 +128,16 @@ class Images:
       return
     problem = f"{len(self._missing):,} of {self._what} are missing, for instance {next(iter(self._missing))}"
     if not (self.folder and self._skip):
-      raise FileNotFoundError(f"{self._download.root}: {problem}; complete the download"
-                              f"{', or leave out what is said of them with --skip_missing' if self.folder else ''}.")
+      raise FileNotFoundError(
+        f"{self._download.root}: {problem}; complete the download"
+        f"{', or leave out what is said of them with --skip_missing' if self.folder else ''}."
+      )
     out.note(f"{problem}; what is said of them was left out")
 
   def _folder_of(self, name):
-    return next((folder for folder in self._folders if self._there(os.path.join(folder, name))), None)
+    return next(
+      (folder for folder in self._folders if self._there(os.path.join(folder, name))), None
+    )
 
   def _there(self, path):
     if archives.split(path) is not None:

@@ -88,12 +88,14 @@ class _Text:
 
   def names(self):
     """The names of an object that begins here; whoever asks for the next one must have read this one's value."""
+
     def name():
       if self.peek() != '"':
         raise self._error("a name in quotation marks should be here")
       found = self.value()
       self._take(":")
       return found
+
     yield from self._members("{", "}", name)
 
   def _members(self, opening, closing, read):
@@ -142,7 +144,9 @@ class _Text:
     """The next character, which must be one of `expected`."""
     found = self.peek()
     if not found or found not in expected:
-      raise self._error(f"{' or '.join(expected)} should be here" if found else "the file is cut off")
+      raise self._error(
+        f"{' or '.join(expected)} should be here" if found else "the file is cut off"
+      )
     self._at += 1
     return found
 
@@ -153,8 +157,10 @@ class _Text:
     except UnicodeDecodeError:
       raise ValueError(f"{self._path} is not UTF-8 text.") from None
     self._before += self._at
-    self._text, self._at = self._text[self._at:] + chunk, 0
+    self._text, self._at = self._text[self._at :] + chunk, 0
     return bool(chunk)
 
   def _error(self, problem):
-    return ValueError(f"{self._path}, character {self._before + self._at + 1}: not valid JSON ({problem}); get the file again.")
+    return ValueError(
+      f"{self._path}, character {self._before + self._at + 1}: not valid JSON ({problem}); get the file again."
+    )

@@ -71,16 +71,22 @@ class Output:
     """-> (path, file that takes its place)."""
     path = os.path.join(self.folder, name)
     if os.path.exists(path) and not self._overwrite:
-      raise FileExistsError(f"{path} exists; remove it, give --overwrite to replace it, or another folder as --out.")
+      raise FileExistsError(
+        f"{path} exists; remove it, give --overwrite to replace it, or another folder as --out."
+      )
     return path, self._stack.enter_context(files.open_atomic(path))
 
   def end(self):
     """All files are complete. Raises ValueError if one has no entry."""
     for entries in self._files:
       if not entries.count:
-        raise ValueError(f"{entries.path} would have no entry: the annotations, or the images that are there, hold none for it.")
+        raise ValueError(
+          f"{entries.path} would have no entry: the annotations, or the images that are there, hold none for it."
+        )
       entries.end()
-    self.lines = [f"wrote {entries.path}: {entries.count:,} {entries.what}" for entries in self._files] + self.lines
+    self.lines = [
+      f"wrote {entries.path}: {entries.count:,} {entries.what}" for entries in self._files
+    ] + self.lines
 
   def note(self, text):
     """A line to print."""

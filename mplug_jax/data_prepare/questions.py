@@ -10,19 +10,43 @@ ANSWERS = 3128  # candidates, as many as the official list of VQA has
 
 
 def _questions(part, archive):
-  return zipped(f"v2_OpenEnded_mscoco_{part}_questions.json", f"the {part} questions of VQA v2, Balanced Real Images", archive)
+  return zipped(
+    f"v2_OpenEnded_mscoco_{part}_questions.json",
+    f"the {part} questions of VQA v2, Balanced Real Images",
+    archive,
+  )
 
 
 def _annotations(part, archive):
-  return zipped(f"v2_mscoco_{part}_annotations.json", f"the {part} annotations of VQA v2, Balanced Real Images", archive)
+  return zipped(
+    f"v2_mscoco_{part}_annotations.json",
+    f"the {part} annotations of VQA v2, Balanced Real Images",
+    archive,
+  )
 
 
 _PARTS = {  # of a split: the COCO images that it is about, its files
-    "train": ("train2014", _questions("train2014", "v2_Questions_Train_mscoco.zip"),
-              _annotations("train2014", "v2_Annotations_Train_mscoco.zip")),
-    "val": ("val2014", _questions("val2014", "v2_Questions_Val_mscoco.zip"), _annotations("val2014", "v2_Annotations_Val_mscoco.zip"))}
-_TESTS = {name: _questions(part, "v2_Questions_Test_mscoco.zip") for name, part in (("test", "test2015"), ("test_dev", "test-dev2015"))}
-_VG = zipped("question_answers.json", "the question answers of Visual Genome", "question_answers.json.zip", folders=("", "vg"))
+  "train": (
+    "train2014",
+    _questions("train2014", "v2_Questions_Train_mscoco.zip"),
+    _annotations("train2014", "v2_Annotations_Train_mscoco.zip"),
+  ),
+  "val": (
+    "val2014",
+    _questions("val2014", "v2_Questions_Val_mscoco.zip"),
+    _annotations("val2014", "v2_Annotations_Val_mscoco.zip"),
+  ),
+}
+_TESTS = {
+  name: _questions(part, "v2_Questions_Test_mscoco.zip")
+  for name, part in (("test", "test2015"), ("test_dev", "test-dev2015"))
+}
+_VG = zipped(
+  "question_answers.json",
+  "the question answers of Visual Genome",
+  "question_answers.json.zip",
+  folders=("", "vg"),
+)
 
 
 def vqa_v2(download, out):
@@ -37,30 +61,54 @@ def vqa_v2(download, out):
   counts = Counter()
   for split, (questions, annotations) in paths.items():
     part = _PARTS[split][0]
-    _annotated(questions, annotations, part, _coco(download, out, part), out, entries[split], counts if split == "train" else None)
+    _annotated(
+      questions,
+      annotations,
+      part,
+      _coco(download, out, part),
+      out,
+      entries[split],
+      counts if split == "train" else None,
+    )
   images = _coco(download, out, "test2015")
   for name, questions in tests.items():
     for question_id, (image_id, text) in questions.items():
       if image := images(_coco_name("test2015", image_id)):
-        entries[name].add({"question_id": question_id, "question": text, "image": image, "dataset": "vqa"})
+        entries[name].add(
+          {"question_id": question_id, "question": text, "image": image, "dataset": "vqa"}
+        )
   images.finish(out)
   for answer, _ in counts.most_common(ANSWERS):
     candidates.add(answer)
   if vg:
     _visual_genome(download, out, vg, vg_entries)
   else:
-    out.note("question_answers.json of Visual Genome is not there, which the paper's recipe trains on as well")
-  out.command("vqa", "base", "data=vqa_v2", f"root={out.folder}", *(() if vg else ("vg=false",)), mode="train")
+    out.note(
+      "question_answers.json of Visual Genome is not there, which the paper's recipe trains on as well"
+    )
+  out.command(
+    "vqa", "base", "data=vqa_v2", f"root={out.folder}", *(() if vg else ("vg=false",)), mode="train"
+  )
 
 
 def _tests(download, out):
   """{name: questions} of test and test-dev, neither of which training needs."""
-  tests = {name: _read_questions(path, "test2015") for name, wanted in _TESTS.items() if (path := download.find(wanted))}
+  tests = {
+    name: _read_questions(path, "test2015")
+    for name, wanted in _TESTS.items()
+    if (path := download.find(wanted))
+  }
   images = _coco(download, out, "test2015")
-  if any(images.has(_coco_name("test2015", image_id)) for questions in tests.values() for image_id, _ in [*questions.values()][:1]):
+  if any(
+    images.has(_coco_name("test2015", image_id))
+    for questions in tests.values()
+    for image_id, _ in [*questions.values()][:1]
+  ):
     return tests
-  out.note(f"the {'test2015 images of COCO' if tests else 'test questions (v2_Questions_Test_mscoco.zip)'} are not there, so there is no "
-           "test split")
+  out.note(
+    f"the {'test2015 images of COCO' if tests else 'test questions (v2_Questions_Test_mscoco.zip)'} are not there, so there is no "
+    "test split"
+  )
   return {}
 
 
@@ -69,14 +117,20 @@ def _coco_name(part, image_id):
 
 
 def _coco(download, out, part):
-  return Images(download, f"the {part} images of COCO",
-                (f"coco/{part}", part, f"coco/{part}.zip/{part}", f"{part}.zip/{part}", f"images/{part}"), f"{out.folder}/coco")
+  return Images(
+    download,
+    f"the {part} images of COCO",
+    (f"coco/{part}", part, f"coco/{part}.zip/{part}", f"{part}.zip/{part}", f"images/{part}"),
+    f"{out.folder}/coco",
+  )
 
 
 def _read_questions(path, part):
   """A file of questions -> {question_id: (image_id, question)}. Raises ValueError, also if it is that of another part."""
   found, said = {}, {}
-  for entry, where in json_stream.entries(path, {"question_id": int, "image_id": int, "question": str}, "questions", said):
+  for entry, where in json_stream.entries(
+    path, {"question_id": int, "image_id": int, "question": str}, "questions", said
+  ):
     if entry["question_id"] in found:
       raise ValueError(f"{where}: question_id {entry['question_id']} stands there twice.")
     found[entry["question_id"]] = entry["image_id"], entry["question"]
@@ -85,8 +139,12 @@ def _read_questions(path, part):
 
 
 def _check_part(path, said, part):
-  if str(said.get("data_subtype", part)).replace("test-dev", "test") != part:  # test-dev is a part of test
-    raise ValueError(f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file has this name.")
+  if (
+    str(said.get("data_subtype", part)).replace("test-dev", "test") != part
+  ):  # test-dev is a part of test
+    raise ValueError(
+      f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file has this name."
+    )
 
 
 def _annotated(questions_path, annotations_path, part, images, out, entries, counts):
@@ -97,22 +155,36 @@ def _annotated(questions_path, annotations_path, part, images, out, entries, cou
   for entry, where in json_stream.entries(annotations_path, types, "annotations", said):
     number = entry["question_id"]
     if number not in left:
-      problem = "is annotated twice" if number in questions else f"is no question of {questions_path}"
+      problem = (
+        "is annotated twice" if number in questions else f"is no question of {questions_path}"
+      )
       raise ValueError(f"{where}: question_id {number} {problem}; get both files again.")
     del left[number]
     image_id, text = questions[number]
     if entry["image_id"] != image_id:
-      raise ValueError(f"{where}: question {number} is about image {entry['image_id']} here and about {image_id} in {questions_path}.")
+      raise ValueError(
+        f"{where}: question {number} is about image {entry['image_id']} here and about {image_id} in {questions_path}."
+      )
     image = images(_coco_name(part, image_id))
     if image is None:
       continue
-    entries.add({"question_id": number, "question": text, "image": image, "dataset": "vqa", "answer": _answers(entry, where)})
+    entries.add(
+      {
+        "question_id": number,
+        "question": text,
+        "image": image,
+        "dataset": "vqa",
+        "answer": _answers(entry, where),
+      }
+    )
     if counts is not None:
       counts[vqa_accuracy.normalise(entry["multiple_choice_answer"])] += 1
   _check_part(annotations_path, said, part)
   if left:
-    raise ValueError(f"{annotations_path} has no annotation of {len(left):,} questions of {questions_path}, for instance of "
-                     f"{next(iter(left))}; get both files again.")
+    raise ValueError(
+      f"{annotations_path} has no annotation of {len(left):,} questions of {questions_path}, for instance of "
+      f"{next(iter(left))}; get both files again."
+    )
   images.finish(out)
 
 
@@ -133,27 +205,57 @@ def _visual_genome(download, out, path, entries):
       json_stream.check(question, {"qa_id": int, "question": str, "answer": str}, f"{where}, qas")
       # Answers are sentences there, with a full stop, and those of VQA are not.
       if answer := question["answer"].strip().removesuffix("."):
-        entries.add({"question_id": question["qa_id"], "question": question["question"], "image": image, "dataset": "vg", "answer": answer})
+        entries.add(
+          {
+            "question_id": question["qa_id"],
+            "question": question["question"],
+            "image": image,
+            "dataset": "vg",
+            "answer": answer,
+          }
+        )
   images.finish(out)
 
 
 def _gqa_file(name):
-  places = ("", "questions/", "questions1.2/", "questions1.2.zip/", "questions1.2.zip/questions1.2/")
-  return Wanted(f"the questions of GQA, version 1.2: {name}", tuple(place + name for place in places))
+  places = (
+    "",
+    "questions/",
+    "questions1.2/",
+    "questions1.2.zip/",
+    "questions1.2.zip/questions1.2/",
+  )
+  return Wanted(
+    f"the questions of GQA, version 1.2: {name}", tuple(place + name for place in places)
+  )
 
 
-_GQA = {split: _gqa_file(f"{name}_balanced_questions.json") for split, name in (("train", "train"), ("val", "val"), ("test", "testdev"))}
+_GQA = {
+  split: _gqa_file(f"{name}_balanced_questions.json")
+  for split, name in (("train", "train"), ("val", "val"), ("test", "testdev"))
+}
 
 
 def gqa(download, out):
   """GQA's balanced questions; its test-dev, which has answers, is the test split."""
   paths = dict(zip(_GQA, download.require(*_GQA.values())))
   entries = {split: out.entries(f"gqa_{split}.json", "questions") for split in paths}
-  images = Images(download, "the images of GQA", ("images", "gqa", "images.zip/images"), f"{out.folder}/images")
+  images = Images(
+    download, "the images of GQA", ("images", "gqa", "images.zip/images"), f"{out.folder}/images"
+  )
   for split, path in paths.items():
-    for number, entry, _ in json_stream.members(path, {"imageId": str, "question": str, "answer": str}):
+    for number, entry, _ in json_stream.members(
+      path, {"imageId": str, "question": str, "answer": str}
+    ):
       if image := images(f"{entry['imageId']}.jpg"):
-        entries[split].add({"question_id": number, "question": entry["question"], "image": image, "dataset": "gqa",
-                            "answer": entry["answer"]})
+        entries[split].add(
+          {
+            "question_id": number,
+            "question": entry["question"],
+            "image": image,
+            "dataset": "gqa",
+            "answer": entry["answer"],
+          }
+        )
   images.finish(out)
   out.command("vqa", "base", "data=gqa", f"root={out.folder}", mode="train")

@@ -45,18 +45,28 @@ class Evaluator:
         corrupt_images, when there are any: images that could not be read; their captions count.
     """
     said, corrupt = {}, 0
-    for index, out, unreadable in common.rows(self.config, self.source, self.transform, predict["generate"], process_index, process_count):
-      text = self.tokenizer.decode(out["tokens"][:out["length"]])
+    for index, out, unreadable in common.rows(
+      self.config, self.source, self.transform, predict["generate"], process_index, process_count
+    ):
+      text = self.tokenizer.decode(out["tokens"][: out["length"]])
       said[index] = text.removeprefix(self._prompt.said).strip()
       corrupt += unreadable
     references = {index: texts for index in said if (texts := self.source.captions(index))}
-    self.samples = [f"{said[i]}" + (f"   (reference: {references[i][0]})" if i in references else "") for i in common.spread(list(said))]
+    self.samples = [
+      f"{said[i]}" + (f"   (reference: {references[i][0]})" if i in references else "")
+      for i in common.spread(list(said))
+    ]
     if process_index == 0:
-      rows = [{"image_id": self.source[index]["image_id"], "caption": text} for index, text in said.items()]
+      rows = [
+        {"image_id": self.source[index]["image_id"], "caption": text}
+        for index, text in said.items()
+      ]
       write_json(os.path.join(self.workdir, "predictions.json"), rows)
       self._write_sheet(said, references)
     result = self._scores(said, references) if references else {}
-    self.samples += [f"{name}: {value}" for name, value in result.items() if isinstance(value, str)]  # why it was not computed
+    self.samples += [
+      f"{name}: {value}" for name, value in result.items() if isinstance(value, str)
+    ]  # why it was not computed
     result = {name: value for name, value in result.items() if not isinstance(value, str)}
     return result | ({"corrupt_images": corrupt} if corrupt else {})
 
@@ -70,15 +80,29 @@ class Evaluator:
       if name := self.source.group(index):
         groups.setdefault(f"_{name}", []).append(index)
     result = text_metrics.evaluate_tokens(ours, truth, _METRICS)
-    result |= {f"{self.metric}{name}": self._score(ours, truth, members) for name, members in sorted(groups.items()) if name}
+    result |= {
+      f"{self.metric}{name}": self._score(ours, truth, members)
+      for name, members in sorted(groups.items())
+      if name
+    }
     following = dict(zip(order, order[1:] + order[:1]))
-    result[f"shuffled_{self.metric}"] = self._score({i: ours[following[i]] for i in order}, truth, order)
+    result[f"shuffled_{self.metric}"] = self._score(
+      {i: ours[following[i]] for i in order}, truth, order
+    )
     if hasattr(self.source, "is_true"):  # generated scenes know what they show
       true = {i: self.source.is_true(i, said[i]) for i in order}
-      result |= {f"true{name}": 100 * float(np.mean([true[i] for i in members])) for name, members in sorted(groups.items())}
-      result["shuffled_true"] = 100 * float(np.mean([self.source.is_true(i, said[following[i]]) for i in order]))
+      result |= {
+        f"true{name}": 100 * float(np.mean([true[i] for i in members]))
+        for name, members in sorted(groups.items())
+      }
+      result["shuffled_true"] = 100 * float(
+        np.mean([self.source.is_true(i, said[following[i]]) for i in order])
+      )
       others = dict(zip(order, _tokenize([[self.source.another_caption(i)] for i in order])))
-      result |= {f"another_caption_{self.metric}{name}": self._score(others, truth, members) for name, members in sorted(groups.items())}
+      result |= {
+        f"another_caption_{self.metric}{name}": self._score(others, truth, members)
+        for name, members in sorted(groups.items())
+      }
     return result
 
   def _score(self, captions, references, members):
@@ -88,13 +112,22 @@ class Evaluator:
 
   def _write_sheet(self, said, references):
     """predictions.png: the first images of the split with their captions and a reference; right or wrong are scenes' alone."""
+
     def sample(index, text):
-      verdict = ("wrong", "right")[self.source.is_true(index, text)] if hasattr(self.source, "is_true") else "open"
+      verdict = (
+        ("wrong", "right")[self.source.is_true(index, text)]
+        if hasattr(self.source, "is_true")
+        else "open"
+      )
       return plots.Sample("", text, references.get(index, [""])[0], verdict)
 
     entries = ((self.source[index]["image"], [sample(index, text)]) for index, text in said.items())
-    common.write_sheet(os.path.join(self.workdir, "predictions.png"), entries, self.config.model.image_size,
-                       self.config.data.frames)
+    common.write_sheet(
+      os.path.join(self.workdir, "predictions.png"),
+      entries,
+      self.config.model.image_size,
+      self.config.data.frames,
+    )
 
 
 def _tokenize(groups):

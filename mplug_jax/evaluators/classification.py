@@ -39,10 +39,18 @@ class Evaluator:
       they are classified without it, and count.
     """
     found, corrupt = [], 0
-    for index, out, unreadable in common.rows(self.config, self.source, self.transform, predict["classify"], process_index,
-                                              process_count):
+    for index, out, unreadable in common.rows(
+      self.config, self.source, self.transform, predict["classify"], process_index, process_count
+    ):
       row = self.source.row(index)
-      found.append(row | {"index": index, "prediction": self.labels[int(out["probability"].argmax())], "scores": out["probability"]})
+      found.append(
+        row
+        | {
+          "index": index,
+          "prediction": self.labels[int(out["probability"].argmax())],
+          "scores": out["probability"],
+        }
+      )
       corrupt += unreadable
     known = [row for row in found if row["label"]]
     self.samples = [_line(row) for row in common.spread(found)]
@@ -51,7 +59,9 @@ class Evaluator:
       self.samples += self._table_lines(table) if len(self.labels) <= _TABLE_LABELS else []
     if process_index == 0:
       self._write(found, table if known else None)
-    return (self._accuracies(known) if known else {}) | ({"corrupt_rows": corrupt} if corrupt else {})
+    return (self._accuracies(known) if known else {}) | (
+      {"corrupt_rows": corrupt} if corrupt else {}
+    )
 
   def _accuracies(self, known):
     right = {row["index"]: row["prediction"] == row["label"] for row in known}
@@ -60,27 +70,49 @@ class Evaluator:
       for name in (row["label"], *self.source.groups(row["index"])):
         groups.setdefault(name, []).append(right[row["index"]])
     _, most = Counter(row["label"] for row in known).most_common(1)[0]
-    return ({"accuracy": 100 * float(np.mean(list(right.values())))}
-            | {f"accuracy_{name}": 100 * float(np.mean(rights)) for name, rights in sorted(groups.items())}
-            | {"majority_label": 100 * most / len(known)})
+    return (
+      {"accuracy": 100 * float(np.mean(list(right.values())))}
+      | {
+        f"accuracy_{name}": 100 * float(np.mean(rights)) for name, rights in sorted(groups.items())
+      }
+      | {"majority_label": 100 * most / len(known)}
+    )
 
   def _confusion(self, known):
     """i64[C, C]: records by true label (rows) and predicted label (columns)."""
     table = np.zeros((len(self.labels),) * 2, np.int64)
-    np.add.at(table, tuple([self.labels.index(row[name]) for row in known] for name in ("label", "prediction")), 1)
+    np.add.at(
+      table,
+      tuple([self.labels.index(row[name]) for row in known] for name in ("label", "prediction")),
+      1,
+    )
     return table
 
   def _table_lines(self, table):
-    return [f"truth {label}: predicted " + ", ".join(f"{other} {count}" for other, count in zip(self.labels, counts))
-            for label, counts in zip(self.labels, table)]
+    return [
+      f"truth {label}: predicted "
+      + ", ".join(f"{other} {count}" for other, count in zip(self.labels, counts))
+      for label, counts in zip(self.labels, table)
+    ]
 
   def _write(self, found, table):
     """predictions.json, confusion.json when truths are known, and predictions.png."""
-    files.write_json(os.path.join(self.workdir, "predictions.json"), [
-        {"id": row["id"], "label": row["prediction"], "scores": {label: round(float(p), 6) for label, p in zip(self.labels, row["scores"])}}
-        for row in found])
+    files.write_json(
+      os.path.join(self.workdir, "predictions.json"),
+      [
+        {
+          "id": row["id"],
+          "label": row["prediction"],
+          "scores": {label: round(float(p), 6) for label, p in zip(self.labels, row["scores"])},
+        }
+        for row in found
+      ],
+    )
     if table is not None:
-      files.write_json(os.path.join(self.workdir, "confusion.json"), {"labels": self.labels, "truth_by_prediction": table.tolist()})
+      files.write_json(
+        os.path.join(self.workdir, "confusion.json"),
+        {"labels": self.labels, "truth_by_prediction": table.tolist()},
+      )
     self._write_sheet(found)
 
   def _write_sheet(self, found):
@@ -90,7 +122,12 @@ class Evaluator:
       if len(images) == common.SHEET_IMAGES:
         break
       try:
-        images.append(_side_by_side(self.source[row["index"]]["images"], max(self.config.model.image_size, common.SHEET_PIXELS // 2)))
+        images.append(
+          _side_by_side(
+            self.source[row["index"]]["images"],
+            max(self.config.model.image_size, common.SHEET_PIXELS // 2),
+          )
+        )
       except image_ops.ImageError:
         continue
       samples.append([plots.Sample(row["sentence"], row["prediction"], row["label"])])
@@ -99,7 +136,9 @@ class Evaluator:
 
 
 def _line(row):
-  return f"{row['sentence']} -> {row['prediction']}" + (f"   (truth: {row['label']})" if row["label"] else "")
+  return f"{row['sentence']} -> {row['prediction']}" + (
+    f"   (truth: {row['label']})" if row["label"] else ""
+  )
 
 
 def _side_by_side(images, size):

@@ -20,20 +20,30 @@ def rows(config, source, transform, fn, process_index=0, process_count=1):
     (record number, {name: that row}, whether an image of the record could not be read).
   """
   batches = pipeline.eval_batches(
-      source, transform, batch_size=config.eval.batch_size, process_index=process_index, process_count=process_count,
-      limit=config.eval.limit or None, threads=config.loader.threads)
+    source,
+    transform,
+    batch_size=config.eval.batch_size,
+    process_index=process_index,
+    process_count=process_count,
+    limit=config.eval.limit or None,
+    threads=config.loader.threads,
+  )
   try:
     for batch in batches:
       out = fn(batch)
       for row in np.flatnonzero(out["mask"]):
-        yield int(out["index"][row]), {name: x[row] for name, x in out.items()}, bool(out["corrupt"][row])
+        yield (
+          int(out["index"][row]),
+          {name: x[row] for name, x in out.items()},
+          bool(out["corrupt"][row]),
+        )
   finally:
     batches.close()
 
 
 def spread(items, count=SAMPLES):
   """At most `count` items of a list, evenly spaced."""
-  return items[::max(1, len(items) // count)][:count]
+  return items[:: max(1, len(items) // count)][:count]
 
 
 def write_sheet(path, entries, size, frames=0):
@@ -48,11 +58,16 @@ def write_sheet(path, entries, size, frames=0):
     if len(images) == SHEET_IMAGES:
       break
     try:
-      images.append(video.contact_image(image, min(frames, SHEET_FRAMES)) if frames else image_ops.decode_image(image))
+      images.append(
+        video.contact_image(image, min(frames, SHEET_FRAMES))
+        if frames
+        else image_ops.decode_image(image)
+      )
     except image_ops.ImageError:
       continue
     lines.append(samples)
   if images:
     size = max(size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
-    plots.sample_sheet(np.stack([image_ops.eval_transform(image, size) for image in images]), lines, path)
-
+    plots.sample_sheet(
+      np.stack([image_ops.eval_transform(image, size) for image in images]), lines, path
+    )

@@ -22,7 +22,9 @@ class Evaluator:
   def __init__(self, config, tokenizer, workdir):
     self.config, self.workdir = config, workdir
     data = config.data
-    self.source = Chunked(grounding.get_source(data, config.eval.split), data.expressions_per_image, "expressions")
+    self.source = Chunked(
+      grounding.get_source(data, config.eval.split), data.expressions_per_image, "expressions"
+    )
     self.transform = grounding.make_transform(config, tokenizer, train=False)
     self.samples = []  # of the last run, one line of text each
 
@@ -41,12 +43,25 @@ class Evaluator:
       could not be read; their expressions count as missed.
     """
     found, corrupt = self._predict(predict["locate"], process_index, process_count)
-    self.samples = [f"{f['expression']['text']} -> {_numbers(f['box'])}" + ("" if f["iou"] is None else f"   (IoU {f['iou']:.2f})")
-                    for f in common.spread(found)]
+    self.samples = [
+      f"{f['expression']['text']} -> {_numbers(f['box'])}"
+      + ("" if f["iou"] is None else f"   (IoU {f['iou']:.2f})")
+      for f in common.spread(found)
+    ]
     if process_index == 0:
-      files.write_json(os.path.join(self.workdir, "predictions.json"), [
-          {"id": f["id"], "expression": f["expression"]["text"], "box": f["box"].tolist(), "score": f["score"], "iou": f["iou"]}
-          for f in found])
+      files.write_json(
+        os.path.join(self.workdir, "predictions.json"),
+        [
+          {
+            "id": f["id"],
+            "expression": f["expression"]["text"],
+            "box": f["box"].tolist(),
+            "score": f["score"],
+            "iou": f["iou"],
+          }
+          for f in found
+        ],
+      )
       self._write_sheet(found)
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
     scored = [f for f in found if f["iou"] is not None]
@@ -55,17 +70,26 @@ class Evaluator:
   def _predict(self, locate, process_index, process_count):
     """Every expression of the split, in order, with what was found; and the image_ids that could not be read."""
     found, corrupt = [], set()
-    for index, out, unreadable in common.rows(self.config, self.source, self.transform, locate, process_index, process_count):
+    for index, out, unreadable in common.rows(
+      self.config, self.source, self.transform, locate, process_index, process_count
+    ):
       if unreadable:
         corrupt.add(self.source[index]["image_id"])
       for i, expression in enumerate(self.source.expressions(index)):
         box, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
         truth = expression["box"]
-        found.append({
-            "id": expression.get("id", f"{index}-{i}"), "index": index, "expression": expression, "size": out["size"],
-            "box": box, "score": float(out["score"][i]),
+        found.append(
+          {
+            "id": expression.get("id", f"{index}-{i}"),
+            "index": index,
+            "expression": expression,
+            "size": out["size"],
+            "box": box,
+            "score": float(out["score"][i]),
             "iou": None if truth is None else 0.0 if unreadable else _iou(box, truth),
-            "nearest": None if truth is None or unreadable else _iou(nearest, truth)})
+            "nearest": None if truth is None or unreadable else _iou(nearest, truth),
+          }
+        )
     return found, corrupt
 
   def _write_sheet(self, found):
@@ -75,7 +99,11 @@ class Evaluator:
       first.setdefault(f["index"], []).append(f)
     # Expressions of scenes with and without a relation take turns: in pairs of images, the sheet shows both.
     chosen = [group[i // 2 % len(group)] for i, group in enumerate(first.values())]
-    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._drawn(chosen), self.config.model.image_size)
+    common.write_sheet(
+      os.path.join(self.workdir, "predictions.png"),
+      self._drawn(chosen),
+      self.config.model.image_size,
+    )
 
   def _drawn(self, chosen):
     """Yields (picture, [Sample])."""
@@ -86,7 +114,10 @@ class Evaluator:
         continue
       verdict = "open" if f["iou"] is None else "right" if f["iou"] >= _ENOUGH else "wrong"
       said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"
-      yield _picture(image, f["expression"]["box"], f["box"]), [plots.Sample(f["expression"]["text"], said, "", verdict)]
+      yield (
+        _picture(image, f["expression"]["box"], f["box"]),
+        [plots.Sample(f["expression"]["text"], said, "", verdict)],
+      )
 
 
 def _iou(box, truth):
@@ -112,7 +143,9 @@ def _metrics(scored):
         result[f"acc@0.5_{name}"] = _percent(part)
   readable = [f for f in scored if f["nearest"] is not None]
   if readable:
-    result["constant_box"] = _constant_box([f["expression"]["box"] for f in readable], [f["size"] for f in readable])
+    result["constant_box"] = _constant_box(
+      [f["expression"]["box"] for f in readable], [f["size"] for f in readable]
+    )
     nearest = [f["nearest"] for f in readable]
     result |= {"nearest_acc@0.5": _percent(nearest), "nearest_mean_iou": float(np.mean(nearest))}
   return result

@@ -16,6 +16,7 @@ _BLOCK = 1 << 24  # similarities held at a time
 class Candidates(NamedTuple):
   """Of R queries: the k best columns, best first, ids i64[R, k] and scores f32[R, k]; and the rank f64[R] of the best correct one,
   see recall.ranks."""
+
   ids: np.ndarray
   scores: np.ndarray
   rank: np.ndarray
@@ -34,8 +35,8 @@ def nearest(queries, others, k, query_images, other_images):
   k, rows = min(k, len(others)), max(1, _BLOCK // len(others))
   parts = []
   for start in range(0, len(queries), rows):
-    scores = queries[start:start + rows] @ others.T
-    rank = recall.ranks(scores, query_images[start:start + rows, None] == other_images)
+    scores = queries[start : start + rows] @ others.T
+    rank = recall.ranks(scores, query_images[start : start + rows, None] == other_images)
     ids = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     parts.append(Candidates(*_sorted(ids, np.take_along_axis(scores, ids, 1)), rank))
   return Candidates(*map(np.concatenate, zip(*parts)))
@@ -98,4 +99,6 @@ def score_pairs(table, blocks, score, width):
 def rerank(candidates, scores, query_images, other_images):
   """Candidates in the order of their new scores f32[R, k], before all others, which keep theirs. Images: see `nearest`."""
   rank = recall.ranks(scores, query_images[:, None] == other_images[candidates.ids])
-  return Candidates(*_sorted(candidates.ids, scores), np.where(np.isfinite(rank), rank, candidates.rank))
+  return Candidates(
+    *_sorted(candidates.ids, scores), np.where(np.isfinite(rank), rank, candidates.rank)
+  )

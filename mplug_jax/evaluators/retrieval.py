@@ -32,7 +32,9 @@ class Evaluator:
   def _texts(self):
     """(captions of all images, [T]; owner i64[T], the image of each)."""
     captions = [self.source.captions(i) for i in range(self._count)]
-    return [text for own in captions for text in own], np.repeat(np.arange(self._count), [len(own) for own in captions])
+    return [text for own in captions for text in own], np.repeat(
+      np.arange(self._count), [len(own) for own in captions]
+    )
 
   def run(self, predict, process_index=0, process_count=1):
     """Evaluates.
@@ -50,18 +52,29 @@ class Evaluator:
     texts, owner = self._texts
     numbers = np.arange(self._count)
     images, corrupt = self._embed_images(predict["embed_image"], process_index, process_count)
-    bank = predict["embed_texts"]({"caption": self._token_rows(texts, process_index, process_count)}, keep=True)
-    features, k = np.asarray(bank["feature"])[:len(texts)], self.config.task.rerank_k
+    bank = predict["embed_texts"](
+      {"caption": self._token_rows(texts, process_index, process_count)}, keep=True
+    )
+    features, k = np.asarray(bank["feature"])[: len(texts)], self.config.task.rerank_k
     kept = k or LISTED  # without re-ranking, as many as the results file lists
-    found = (reranking.nearest(images, features, kept, numbers, owner), reranking.nearest(features, images, kept, owner, numbers))
+    found = (
+      reranking.nearest(images, features, kept, numbers, owner),
+      reranking.nearest(features, images, kept, owner, numbers),
+    )
     result = {"chance_r_mean": recall.chance(owner, self._count)}
     if k:
-      result |= {f"similarity_{name}": value for name, value in recall.recalls(*(side.rank for side in found)).items()}
+      result |= {
+        f"similarity_{name}": value
+        for name, value in recall.recalls(*(side.rank for side in found)).items()
+      }
       found, counts = self._rerank(predict, found, bank, process_index, process_count)
       result |= counts
     ranks = [side.rank for side in found]
     result |= recall.recalls(*ranks) | self._groups(owner, ranks) | self._attainable()
-    self.samples = [f"{texts[t]} -> its image is number {ranks[1][t] + 1:.0f}" for t in common.spread(list(range(len(texts))))]
+    self.samples = [
+      f"{texts[t]} -> its image is number {ranks[1][t] + 1:.0f}"
+      for t in common.spread(list(range(len(texts))))
+    ]
     if process_index == 0:
       self._write_results(*found)
       self._write_sheet(found[1])
@@ -69,8 +82,12 @@ class Evaluator:
 
   def _embed_images(self, fn, process_index, process_count):
     """-> (f32[N, E], number of images that could not be read)."""
-    found = [(out["feature"], unreadable) for _, out, unreadable in common.rows(
-        self.config, self.source, self.transform, fn, process_index, process_count)]
+    found = [
+      (out["feature"], unreadable)
+      for _, out, unreadable in common.rows(
+        self.config, self.source, self.transform, fn, process_index, process_count
+      )
+    ]
     features, corrupt = zip(*found)
     return np.stack(features), sum(corrupt)
 
@@ -79,24 +96,36 @@ class Evaluator:
     size = self.config.eval.batch_size
     padded = texts + [""] * (-len(texts) % size)
     share = len(padded) // process_count
-    return np.stack([self._rows(text) for text in padded[process_index * share:][:share]])
+    return np.stack([self._rows(text) for text in padded[process_index * share :][:share]])
 
   def _rerank(self, predict, found, bank, process_index, process_count):
     """Candidates of both directions by similarity -> (by the matching score, {what: count})."""
     by_image, by_text = found
     table = reranking.PairTable(by_image.ids, by_text.ids)
-    own = slice(process_index * self._per_process(process_count), (process_index + 1) * self._per_process(process_count))
+    own = slice(
+      process_index * self._per_process(process_count),
+      (process_index + 1) * self._per_process(process_count),
+    )
 
     def score(memory, texts):
-      return predict["rerank"]({"pair_text": texts[own].astype(np.int32)}, kept={"memory": memory, "texts": bank})["score"]
+      return predict["rerank"](
+        {"pair_text": texts[own].astype(np.int32)}, kept={"memory": memory, "texts": bank}
+      )["score"]
 
     blocks = self._blocks(predict["image_memory"], table.order(), process_index, process_count)
     scores = reranking.score_pairs(table, blocks, score, self.config.task.rerank_texts)
     numbers, owner = np.arange(self._count), self._texts[1]
     of_images = scores[table.positions(numbers[:, None], by_image.ids)]
     of_texts = scores[table.positions(by_text.ids, np.arange(len(owner))[:, None])]
-    counts = {"pairs_scored": len(table), "pairs_shared": table.wanted - len(table), "images_encoded": self._count}
-    return (reranking.rerank(by_image, of_images, numbers, owner), reranking.rerank(by_text, of_texts, owner, numbers)), counts
+    counts = {
+      "pairs_scored": len(table),
+      "pairs_shared": table.wanted - len(table),
+      "images_encoded": self._count,
+    }
+    return (
+      reranking.rerank(by_image, of_images, numbers, owner),
+      reranking.rerank(by_text, of_texts, owner, numbers),
+    ), counts
 
   def _per_process(self, process_count):
     return self.config.eval.batch_size // process_count
@@ -104,11 +133,17 @@ class Evaluator:
   def _blocks(self, fn, order, process_index, process_count):
     """Yields (numbers i64[G] of the images of a block, -1 for none; what `image_memory` makes of them), in the given order."""
     size = self.config.eval.batch_size
-    batches = pipeline.eval_batches(_Reordered(self.source, order), self.transform, batch_size=size, process_index=process_index,
-                                    process_count=process_count, threads=self.config.loader.threads)
+    batches = pipeline.eval_batches(
+      _Reordered(self.source, order),
+      self.transform,
+      batch_size=size,
+      process_index=process_index,
+      process_count=process_count,
+      threads=self.config.loader.threads,
+    )
     try:
       for start, batch in zip(range(0, len(order), size), batches):
-        numbers = order[start:start + size]
+        numbers = order[start : start + size]
         yield np.pad(numbers, (0, size - len(numbers)), constant_values=-1), fn(batch, keep=True)
     finally:
       batches.close()
@@ -129,9 +164,14 @@ class Evaluator:
     if not isinstance(self.source, scene_sources.SceneCaptions):
       return {}
     captions = int(self.source.counts()[0])
-    oracle = scene_oracle.retrieval(scene_oracle.consistency(self.source.config, self.source.split, self._count, captions))
-    out = {f"attainable_{side}_r{depth}": oracle[f"{name}_r{depth}"]
-           for side, name in (("txt", "image_to_text"), ("img", "text_to_image")) for depth in recall.DEPTHS}
+    oracle = scene_oracle.retrieval(
+      scene_oracle.consistency(self.source.config, self.source.split, self._count, captions)
+    )
+    out = {
+      f"attainable_{side}_r{depth}": oracle[f"{name}_r{depth}"]
+      for side, name in (("txt", "image_to_text"), ("img", "text_to_image"))
+      for depth in recall.DEPTHS
+    }
     return out | {"attainable_r_mean": float(np.mean(list(out.values())))}
 
   @functools.cached_property
@@ -142,24 +182,64 @@ class Evaluator:
     """predictions.json: the best texts of every image and the best images of every text, with their scores."""
     texts, owner = self._texts
     ids = self._image_ids
-    listed = [[(list(map(int, row)), [round(float(s), 6) for s in scores]) for row, scores in zip(x.ids[:, :LISTED], x.scores[:, :LISTED])]
-              for x in (by_image, by_text)]
-    files.write_json(os.path.join(self.workdir, "predictions.json"), {
-        "images": [{"image_id": ids[i], "texts": found, "captions": [texts[t] for t in found], "scores": scores}
-                   for i, (found, scores) in enumerate(listed[0])],
-        "texts": [{"text": t, "caption": texts[t], "image_id": ids[owner[t]], "images": [ids[i] for i in found], "scores": scores}
-                  for t, (found, scores) in enumerate(listed[1])]})
+    listed = [
+      [
+        (list(map(int, row)), [round(float(s), 6) for s in scores])
+        for row, scores in zip(x.ids[:, :LISTED], x.scores[:, :LISTED])
+      ]
+      for x in (by_image, by_text)
+    ]
+    files.write_json(
+      os.path.join(self.workdir, "predictions.json"),
+      {
+        "images": [
+          {
+            "image_id": ids[i],
+            "texts": found,
+            "captions": [texts[t] for t in found],
+            "scores": scores,
+          }
+          for i, (found, scores) in enumerate(listed[0])
+        ],
+        "texts": [
+          {
+            "text": t,
+            "caption": texts[t],
+            "image_id": ids[owner[t]],
+            "images": [ids[i] for i in found],
+            "scores": scores,
+          }
+          for t, (found, scores) in enumerate(listed[1])
+        ],
+      },
+    )
 
   def _write_sheet(self, by_text):
     """predictions.png: some texts, each under the image found for it."""
     texts, owner = self._texts
+
     def entries():
       for t in common.spread(list(range(len(texts))), common.SHEET_IMAGES):
         image = int(by_text.ids[t, 0])
         right = image == owner[t]
-        yield self.source[image]["image"], [plots.Sample(texts[t], f"found {self._image_ids[image]}", str(self._image_ids[owner[t]]),
-                                                         "right" if right else "wrong")]
-    common.write_sheet(os.path.join(self.workdir, "predictions.png"), entries(), self.config.model.image_size, self.config.data.frames)
+        yield (
+          self.source[image]["image"],
+          [
+            plots.Sample(
+              texts[t],
+              f"found {self._image_ids[image]}",
+              str(self._image_ids[owner[t]]),
+              "right" if right else "wrong",
+            )
+          ],
+        )
+
+    common.write_sheet(
+      os.path.join(self.workdir, "predictions.png"),
+      entries(),
+      self.config.model.image_size,
+      self.config.data.frames,
+    )
 
 
 class _Reordered:

@@ -19,7 +19,9 @@ def score(prediction, question):
   if len(answers) == 1:
     return float(vqa_accuracy.exact_match(prediction, answers[0]))
   if question["weights"] is not None:
-    return vqa_accuracy.soft_label_score(prediction, dict(zip(dict.fromkeys(answers), question["weights"])))
+    return vqa_accuracy.soft_label_score(
+      prediction, dict(zip(dict.fromkeys(answers), question["weights"]))
+    )
   return vqa_accuracy.vqa_accuracy(prediction, answers)
 
 
@@ -31,7 +33,9 @@ class Evaluator:
   def __init__(self, config, tokenizer, workdir):
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     data = config.data
-    self.source = Chunked(sources.get(data, config.eval.split), data.questions_per_image, "questions")
+    self.source = Chunked(
+      sources.get(data, config.eval.split), data.questions_per_image, "questions"
+    )
     self.transform = vqa.make_transform(config, tokenizer, train=False)
     self._candidates = vqa.candidate_answers(config)
     self.samples = []  # of the last run, one line of text each
@@ -50,11 +54,15 @@ class Evaluator:
       images that could not be read; their questions are answered without them, and count.
     """
     answers, corrupt = self._predict(predict, process_index, process_count)
-    self.samples = [f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
-                    for q, text in common.spread(answers)]
+    self.samples = [
+      f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
+      for q, text in common.spread(answers)
+    ]
     if process_index == 0:
       rows = [(q["question_id"], text) for q, text in answers]
-      vqa_accuracy.write_results(os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows)))
+      vqa_accuracy.write_results(
+        os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows))
+      )
       self._write_sheet(answers)
     scored = [(q, score(text, q)) for q, text in answers if q["answers"]]
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
@@ -66,13 +74,23 @@ class Evaluator:
     for name, value in sorted(vqa_accuracy.mean_by_group(scores, groups).items()):
       result[f"accuracy_{name}"] = 100 * value
     most, _ = Counter(q["answers"][0] for q, _ in scored).most_common(1)[0]
-    return result | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))} | notes
+    return (
+      result
+      | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))}
+      | notes
+    )
 
   def _predict(self, predict, process_index, process_count):
     """[(question record, answer text)] of the whole split, in order, and the image_ids that could not be read."""
     answers, corrupt = [], set()
-    for index, out, unreadable in common.rows(self.config, self.source, self.transform, predict[self.config.task.predict],
-                                              process_index, process_count):
+    for index, out, unreadable in common.rows(
+      self.config,
+      self.source,
+      self.transform,
+      predict[self.config.task.predict],
+      process_index,
+      process_count,
+    ):
       answers += [(q, self._text(out, i)) for i, q in enumerate(self.source.questions(index))]
       if unreadable:
         corrupt.add(self.source[index]["image_id"])
@@ -81,14 +99,18 @@ class Evaluator:
   def _text(self, out, i):
     """Answer text of question i of a row: generated tokens, or the first of the ranked candidates."""
     if "tokens" in out:
-      return self.tokenizer.decode(out["tokens"][i, :out["length"][i]])
+      return self.tokenizer.decode(out["tokens"][i, : out["length"][i]])
     return self._candidates[int(out["answer"][i, 0])]
 
   def _write_sheet(self, answers):
     """predictions.png: the first images of the split with some of their questions, answers and truths."""
     texts = {q["question_id"]: text for q, text in answers}
-    common.write_sheet(os.path.join(self.workdir, "predictions.png"), self._shown(texts), self.config.model.image_size,
-                       self.config.data.frames)
+    common.write_sheet(
+      os.path.join(self.workdir, "predictions.png"),
+      self._shown(texts),
+      self.config.model.image_size,
+      self.config.data.frames,
+    )
 
   def _shown(self, texts):
     """Yields (image, Samples) of the images whose questions have a text in {question_id: text}, each image once."""
@@ -100,4 +122,10 @@ class Evaluator:
         return
       if record["image_id"] not in seen:
         seen.add(record["image_id"])
-        yield record["image"], [plots.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0]) for q in questions]
+        yield (
+          record["image"],
+          [
+            plots.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
+            for q in questions
+          ],
+        )

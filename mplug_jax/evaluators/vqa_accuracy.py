@@ -16,8 +16,10 @@ import numpy as np
 from mplug_jax.files import write_atomic
 
 _ARTICLES = frozenset({"a", "an", "the"})
-_NUMBERS = {word: str(n) for n, word in enumerate(
-    "zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_NUMBERS = {
+  word: str(n)
+  for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
 
 # Correct spellings. What an annotator wrote may lack exactly one of the apostrophes.
 _CONTRACTED = """
@@ -31,11 +33,12 @@ _CONTRACTED = """
   why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
   you've
 """.split()
-_CONTRACTIONS = {word[:m.start()] + word[m.end():]: word
-                 for word in _CONTRACTED for m in re.finditer("'", word)}
+_CONTRACTIONS = {
+  word[: m.start()] + word[m.end() :]: word for word in _CONTRACTED for m in re.finditer("'", word)
+}
 _CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32  # the official script passes re.UNICODE (= 32) where `count` belongs
@@ -95,8 +98,10 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = Tru
     ValueError: there is no annotator's answer.
   """
   if not answers:
-    raise ValueError("vqa_accuracy: the list of annotators' answers is empty; a question without "
-                     "answers (a test split) has no accuracy, write a results file instead.")
+    raise ValueError(
+      "vqa_accuracy: the list of annotators' answers is empty; a question without "
+      "answers (a test split) has no accuracy, write a results file instead."
+    )
   predicted = normalise(prediction)
   truths = reference_answers(answers)
   matches = truths.count(predicted)
@@ -108,8 +113,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = Tru
   return total / len(truths)
 
 
-def mean_by_group(scores: Mapping[Hashable, float], groups: Mapping[Hashable, str]) \
-    -> dict[str, float]:
+def mean_by_group(
+  scores: Mapping[Hashable, float], groups: Mapping[Hashable, str]
+) -> dict[str, float]:
   """Mean score of each group, such as the accuracy of each question type.
 
   Args:
@@ -168,8 +174,10 @@ def results_rows(question_ids: Sequence[int | str], answers: Sequence[str]) -> l
   for raw_id, answer in zip(question_ids, answers, strict=True):
     question_id = _as_integer(raw_id)
     if by_id.setdefault(question_id, answer) != answer:
-      raise ValueError(f"results_rows: question {question_id!r} has two different answers, "
-                       f"{by_id[question_id]!r} and {answer!r}; question ids must be unique.")
+      raise ValueError(
+        f"results_rows: question {question_id!r} has two different answers, "
+        f"{by_id[question_id]!r} and {answer!r}; question ids must be unique."
+      )
   ordered = sorted(by_id, key=lambda i: (isinstance(i, str), i))
   return [{"question_id": i, "answer": by_id[i]} for i in ordered]
 

@@ -22,7 +22,9 @@ from jax.sharding import PartitionSpec as P
 from mplug_jax.models.dropout import dropout
 from mplug_jax.sharding import BATCH_AXES
 
-MASKED = -1e9  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
+MASKED = (
+  -1e9
+)  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
 BLOCKED_FROM = 2**16  # scores of a head from which it is worth a turn of a loop on CPU
 FUSED_FROM = 256  # queries, and keys, from which a fused kernel is worth its padding
 LANES = 128  # of a TPU: lengths are padded to a multiple
@@ -73,6 +75,7 @@ class _Form(NamedTuple):
   forward: (rate, query, key, value, mask, rng) -> (out, largest score f32[B, H, L, 1], 1 / sum of exponentials f32[B, H, L, 1]).
   backward: (rate, query, key, value, mask, rng, out, largest, inverse, cotangent) -> gradients of query, key and value.
   """
+
   forward: callable
   backward: callable
 
@@ -80,7 +83,9 @@ class _Form(NamedTuple):
 def _choose(direction, kernels, rate, query, key, value, mask, rng, *saved):
   """Runs a direction of the form that suits the shapes, on each platform its own."""
   forms = {} if kernels == "plain" else _forms(query, key, mask, rng)
-  calls = {platform: functools.partial(getattr(form, direction), rate) for platform, form in forms.items()}
+  calls = {
+    platform: functools.partial(getattr(form, direction), rate) for platform, form in forms.items()
+  }
   plain = functools.partial(getattr(_PLAIN, direction), rate)
   args = (query, key, value, mask, rng, *saved)
   return jax.lax.platform_dependent(*args, default=plain, **calls) if calls else plain(*args)
@@ -90,11 +95,17 @@ def _forms(query, key, mask, rng):
   """{platform: form other than the plain one}."""
   (rows, heads, length, _), keys, forms = query.shape, key.shape[2], {}
   mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty and (rows % (mesh.shape["data"] * mesh.shape["fsdp"]) or heads % mesh.shape["tensor"]):
+  if not mesh.empty and (
+    rows % (mesh.shape["data"] * mesh.shape["fsdp"]) or heads % mesh.shape["tensor"]
+  ):
     return forms
   if length * keys >= BLOCKED_FROM and rows * heads > 1:
     forms["cpu"] = _BLOCKED
-  if min(length, keys) >= FUSED_FROM and rng is None and (mask is None or mask.shape[1] == mask.shape[2] == 1):
+  if (
+    min(length, keys) >= FUSED_FROM
+    and rng is None
+    and (mask is None or mask.shape[1] == mask.shape[2] == 1)
+  ):
     forms["tpu"] = _FLASH
   return forms
 
@@ -104,9 +115,15 @@ def _per_shard(function, *args):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1 or mesh.manual_axes:
     return function(*args)
+
   def spec(x):
-    return P(*(axes if size > 1 else None for size, axes in zip(x.shape[:2], (BATCH_AXES, "tensor"))))
-  return jax.shard_map(function, in_specs=jax.tree.map(spec, args), out_specs=P(BATCH_AXES, "tensor"), check_vma=False)(*args)
+    return P(
+      *(axes if size > 1 else None for size, axes in zip(x.shape[:2], (BATCH_AXES, "tensor")))
+    )
+
+  return jax.shard_map(
+    function, in_specs=jax.tree.map(spec, args), out_specs=P(BATCH_AXES, "tensor"), check_vma=False
+  )(*args)
 
 
 # ---- the plain path; first_row numbers the first row of probabilities among all, for dropout
@@ -114,7 +131,12 @@ def _per_shard(function, *args):
 
 def masked_scores(query, key, mask):
   """f32[B, H, L, S] of `attention`, before the softmax."""
-  scores = jnp.einsum("bhld,bhsd->bhls", query * (1.0 / math.sqrt(query.shape[-1])), key, preferred_element_type=jnp.float32)
+  scores = jnp.einsum(
+    "bhld,bhsd->bhls",
+    query * (1.0 / math.sqrt(query.shape[-1])),
+    key,
+    preferred_element_type=jnp.float32,
+  )
   return scores if mask is None else jnp.where(mask, scores, MASKED)
 
 
@@ -129,11 +151,15 @@ def _plain_forward(rate, query, key, value, mask, rng, first_row=0):
   return out.astype(value.dtype), largest, 1.0 / total
 
 
-def _plain_backward(rate, query, key, value, mask, rng, out, largest, inverse, cotangent, first_row=0):
+def _plain_backward(
+  rate, query, key, value, mask, rng, out, largest, inverse, cotangent, first_row=0
+):
   """With P the probabilities and dP their gradient, dS = P (dP - sum P dP), and the sum is the cotangent times the output."""
   dtype, scale = value.dtype, 1.0 / math.sqrt(query.shape[-1])
   weights = jnp.exp(masked_scores(query, key, mask) - largest) * inverse
-  d_value = jnp.einsum("bhls,bhld->bhsd", dropout(weights, rate, rng, first_row).astype(dtype), cotangent)
+  d_value = jnp.einsum(
+    "bhls,bhld->bhsd", dropout(weights, rate, rng, first_row).astype(dtype), cotangent
+  )
   d_weights = jnp.einsum("bhld,bhsd->bhls", cotangent, value, preferred_element_type=jnp.float32)
   inner = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
   d_scores = weights * (dropout(d_weights, rate, rng, first_row) - inner)
@@ -152,6 +178,7 @@ _PLAIN = _Form(_plain_forward, _plain_backward)
 
 def _blocked(function, rate, mask, rng, *arrays):
   """A plain direction over one head after another. arrays: query, key, value and what else it takes, all [B, H, ...]."""
+
   def shard(mask, rng, numbers, *arrays):
     rows, heads, length = arrays[0].shape[:3]
     flat = jax.tree.map(lambda x: x.reshape((rows * heads, 1, 1) + x.shape[2:]), arrays)
@@ -160,14 +187,20 @@ def _blocked(function, rate, mask, rng, *arrays):
       place, number, (query, key, value, *saved) = inputs
       own = None
       if mask is not None:
-        own = mask[place // heads if mask.shape[0] > 1 else 0, place % heads if mask.shape[1] > 1 else 0][None, None]
-      return function(rate, query, key, value, own, rng, *saved, first_row=number * jnp.uint32(length))
+        own = mask[
+          place // heads if mask.shape[0] > 1 else 0, place % heads if mask.shape[1] > 1 else 0
+        ][None, None]
+      return function(
+        rate, query, key, value, own, rng, *saved, first_row=number * jnp.uint32(length)
+      )
 
     results = jax.lax.map(one, (jnp.arange(rows * heads), numbers.ravel(), flat))
     return jax.tree.map(lambda x: x.reshape((rows, heads) + x.shape[3:]), results)
 
   rows, heads = arrays[0].shape[:2]
-  return _per_shard(shard, mask, rng, jnp.arange(rows * heads, dtype=jnp.uint32).reshape(rows, heads), *arrays)
+  return _per_shard(
+    shard, mask, rng, jnp.arange(rows * heads, dtype=jnp.uint32).reshape(rows, heads), *arrays
+  )
 
 
 def _blocked_forward(rate, query, key, value, mask, rng):
@@ -205,10 +238,23 @@ def _flash_inputs(query, key, value, mask):
   if mask is not None or keys % LANES:
     seen = jnp.pad(seen.astype(jnp.int32), ((0, 0), (0, -keys % LANES)))
     segments = flash.SegmentIds(jnp.ones((rows, query.shape[2]), jnp.int32), seen)
-  of_queries, of_keys = (max(n for n in range(LANES, LARGEST_BLOCK + 1, LANES) if x.shape[2] % n == 0) for x in (query, key))
+  of_queries, of_keys = (
+    max(n for n in range(LANES, LARGEST_BLOCK + 1, LANES) if x.shape[2] % n == 0)
+    for x in (query, key)
+  )
   blocks = flash.BlockSizes(
-      block_q=of_queries, block_k_major=of_keys, block_k=of_keys, block_b=1, block_q_major_dkv=of_queries, block_q_dkv=of_queries,
-      block_k_major_dkv=of_keys, block_k_dkv=of_keys, block_q_dq=of_queries, block_k_major_dq=of_keys, block_k_dq=of_keys)
+    block_q=of_queries,
+    block_k_major=of_keys,
+    block_k=of_keys,
+    block_b=1,
+    block_q_major_dkv=of_queries,
+    block_q_dkv=of_queries,
+    block_k_major_dkv=of_keys,
+    block_k_dkv=of_keys,
+    block_q_dq=of_queries,
+    block_k_major_dq=of_keys,
+    block_k_dq=of_keys,
+  )
   return query, key, value, segments, blocks, some
 
 
@@ -220,7 +266,9 @@ def _flash_forward(rate, query, key, value, mask, rng):
 
   def shard(query, key, value, mask):
     query, key, value, segments, blocks, _ = _flash_inputs(query, key, value, mask)
-    out, saved = flash._flash_attention_fwd(query, key, value, None, segments, False, False, scale, blocks, False)
+    out, saved = flash._flash_attention_fwd(
+      query, key, value, None, segments, False, False, scale, blocks, False
+    )
     total, largest = (x[:, :, :length, None] for x in saved[-2:])
     return out[:, :, :length], largest, 1.0 / total
 
@@ -233,10 +281,25 @@ def _flash_backward(rate, query, key, value, mask, rng, out, largest, inverse, c
 
   def shard(query, key, value, mask, out, largest, inverse, cotangent):
     query, key, value, segments, blocks, some = _flash_inputs(query, key, value, mask)
-    saved = (query, key, value, None, segments, _pad(out), 1.0 / _pad(inverse, 1.0)[..., 0], _pad(largest)[..., 0])
-    d_query, d_key, d_value, *_ = flash._flash_attention_bwd(False, False, scale, blocks, False, saved, _pad(cotangent))
+    saved = (
+      query,
+      key,
+      value,
+      None,
+      segments,
+      _pad(out),
+      1.0 / _pad(inverse, 1.0)[..., 0],
+      _pad(largest)[..., 0],
+    )
+    d_query, d_key, d_value, *_ = flash._flash_attention_bwd(
+      False, False, scale, blocks, False, saved, _pad(cotangent)
+    )
     d_query = d_query[:, :, :length]
-    return d_query if some is None else jnp.where(some, d_query, 0), d_key[:, :, :keys], d_value[:, :, :keys]
+    return (
+      d_query if some is None else jnp.where(some, d_query, 0),
+      d_key[:, :, :keys],
+      d_value[:, :, :keys],
+    )
 
   return _per_shard(shard, query, key, value, mask, out, largest, inverse, cotangent)
 
@@ -249,5 +312,12 @@ _FLASH = _Form(_flash_forward, _flash_backward)
 
 def _cudnn_fits(query, key, mask, rng):
   """Whether cuDNN takes these; it is asked for its version at tracing, so that there must be a GPU then."""
-  return (jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and mask is None and rng is None
-          and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and min(query.shape[2], key.shape[2]) >= FUSED_FROM)
+  return (
+    jax.default_backend() == "gpu"
+    and query.dtype in (jnp.bfloat16, jnp.float16)
+    and mask is None
+    and rng is None
+    and query.shape[-1] % 8 == 0
+    and query.shape[-1] <= 128
+    and min(query.shape[2], key.shape[2]) >= FUSED_FROM
+  )

@@ -18,6 +18,7 @@ EPSILON = 1e-12  # of every layer norm in BERT
 
 class BertConfig(NamedTuple):
   """Geometry and numerics common to all BERT parts of one model."""
+
   vocab_size: int
   hidden_size: int
   heads: int
@@ -39,18 +40,29 @@ class BertConfig(NamedTuple):
   def check_length(self, length):
     """Raises ValueError for texts longer than the table of positions: a look-up beyond its end would give NaN."""
     if length > self.max_positions:
-      raise ValueError(f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; lower the data's or "
-                       "task's maximal length.")
+      raise ValueError(
+        f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; lower the data's or "
+        "task's maximal length."
+      )
 
   def dense(self, width, activation=None, name=None):
-    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, activation=activation, name=name)
+    return layers.Dense(
+      width, dtype=self.dtype, kernel_init=self.kernel_init, activation=activation, name=name
+    )
 
   def norm(self, name=None):
     return layers.LayerNorm(EPSILON, self.dtype, name=name)
 
   def attention(self, name=None):
-    return layers.Attention(self.hidden_size, self.heads, self.attention_dropout, self.dtype, self.kernel_init, kernels=self.kernels,
-                            name=name)
+    return layers.Attention(
+      self.hidden_size,
+      self.heads,
+      self.attention_dropout,
+      self.dtype,
+      self.kernel_init,
+      kernels=self.kernels,
+      name=name,
+    )
 
 
 class Memory(NamedTuple):
@@ -59,6 +71,7 @@ class Memory(NamedTuple):
   A segment's rows divide the largest number of rows: [image f[B, N, D], text f[B * Q, L, D]] is the memory of Q
   questions about each image, and the image's keys and values are computed once for all Q.
   """
+
   states: tuple  # of f[M_i, S_i, D]
   masks: tuple  # of bool[M_i, S_i], or None = no padding
 
@@ -75,19 +88,29 @@ class Memory(NamedTuple):
     """bool[M, 1, 1, S], or None when no segment has padding."""
     if all(mask is None for mask in self.masks):
       return None
-    masks = [jnp.ones(x.shape[:2], bool) if mask is None else mask for x, mask in zip(self.states, self.masks)]
+    masks = [
+      jnp.ones(x.shape[:2], bool) if mask is None else mask
+      for x, mask in zip(self.states, self.masks)
+    ]
     return jnp.concatenate([self.repeat(mask) for mask in masks], axis=1)[:, None, None, :]
 
 
 class Embeddings(nn.Module):
   """Word + position + token type (always type 0) embeddings, layer norm, dropout."""
+
   config: BertConfig
 
   def setup(self):
     c = self.config
+
     def table(rows):
       return nn.Embed(rows, c.hidden_size, dtype=c.dtype, embedding_init=c.kernel_init)
-    self.word, self.position, self.token_type = table(c.vocab_size), table(c.max_positions), table(2)
+
+    self.word, self.position, self.token_type = (
+      table(c.vocab_size),
+      table(c.max_positions),
+      table(2),
+    )
     self.norm = c.norm()
     self.dropout = layers.Dropout(c.dropout)
 
@@ -96,11 +119,14 @@ class Embeddings(nn.Module):
     self.config.check_length(positions.shape[0])
     words = self.word(ids)
     words = jnp.where((ids == self.config.pad_id)[..., None], jax.lax.stop_gradient(words), words)
-    return self.dropout(self.norm(words + self.position(positions) + self.token_type(jnp.zeros((1,), jnp.int32))))
+    return self.dropout(
+      self.norm(words + self.position(positions) + self.token_type(jnp.zeros((1,), jnp.int32)))
+    )
 
 
 class BertLayer(nn.Module):
   """Post-norm layer: self-attention, optional cross-attention, feed-forward. A body for `nn.scan`."""
+
   config: BertConfig
   cross: bool = False
 
@@ -109,7 +135,11 @@ class BertLayer(nn.Module):
     self.attention, self.attention_norm = c.attention(), c.norm()
     if self.cross:
       self.crossattention, self.crossattention_norm = c.attention(), c.norm()
-    self.intermediate, self.output, self.output_norm = c.dense(c.mlp_dim), c.dense(c.hidden_size, layers.gelu), c.norm()
+    self.intermediate, self.output, self.output_norm = (
+      c.dense(c.mlp_dim),
+      c.dense(c.hidden_size, layers.gelu),
+      c.norm(),
+    )
     self.dropout = layers.Dropout(c.dropout)
 
   def _feed_forward(self, x):
@@ -142,8 +172,12 @@ class BertLayer(nn.Module):
       (dtype[B, K, D], the cache with `position` filled).
     """
     new = self.attention.keys_values(x)  # [B, H, K, Dh]
-    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], value.transpose(0, 2, 1, 3)[:, :, :, None], position, 3)
-             for name, value in zip(("key", "value"), new)}
+    cache = {
+      name: jax.lax.dynamic_update_slice_in_dim(
+        cache[name], value.transpose(0, 2, 1, 3)[:, :, :, None], position, 3
+      )
+      for name, value in zip(("key", "value"), new)
+    }
     batch, beams = x.shape[:2]
     flat = jax.tree.map(lambda c: c.reshape((batch * beams,) + c.shape[2:]), cache)
     seen = (jnp.arange(flat["key"].shape[2]) <= position)[None, None, None, :]
@@ -155,6 +189,7 @@ class BertLayer(nn.Module):
 
 class LanguageModelHead(nn.Module):
   """dense -> GELU -> layer norm -> product with a word embedding table -> + bias."""
+
   config: BertConfig
 
   @nn.compact
@@ -170,6 +205,7 @@ class LanguageModelHead(nn.Module):
 
 class TextEncoder(nn.Module):
   """Bidirectional BERT encoder. i32[B, L], bool[B, L] -> dtype[B, L, D]."""
+
   config: BertConfig
   depth: int
 
@@ -182,12 +218,15 @@ class TextEncoder(nn.Module):
 
 class TextDecoder(nn.Module):
   """Causal BERT decoder with cross-attention; its output layer is tied to its word embeddings."""
+
   config: BertConfig
   depth: int
 
   def setup(self):
     self.embeddings = Embeddings(self.config)
-    self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(self.config, cross=True)
+    self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(
+      self.config, cross=True
+    )
     self.head = LanguageModelHead(self.config)
 
   def __call__(self, ids, mask, memory, labels=None):
@@ -210,12 +249,22 @@ class TextDecoder(nn.Module):
     c.check_length(length)
     # Taken apart and cast once, before the loop. A loop over the stacked ones inside the loop over positions copies
     # every kernel for every position: half the time of decoding on CPU.
-    stacked = jax.tree.map_with_path(lambda path, x: x.astype(c.dtype) if path[-1].key == "kernel" else x, self.layers.variables["params"])
+    stacked = jax.tree.map_with_path(
+      lambda path, x: x.astype(c.dtype) if path[-1].key == "kernel" else x,
+      self.layers.variables["params"],
+    )
     per_layer = tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.depth))
     shape = (memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
-    return {"layers": per_layer, "cross": tuple(self._layer(params, BertLayer.cross_keys_values, memory) for params in per_layer),
-            "self": tuple({name: jnp.zeros(shape, c.dtype) for name in ("key", "value")} for _ in per_layer),
-            "cross_mask": memory.mask}
+    return {
+      "layers": per_layer,
+      "cross": tuple(
+        self._layer(params, BertLayer.cross_keys_values, memory) for params in per_layer
+      ),
+      "self": tuple(
+        {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")} for _ in per_layer
+      ),
+      "cross_mask": memory.mask,
+    }
 
   def step(self, tokens, position, cache):
     """tokens: i32[B, K] at `position` i32[] -> (f32[B, K, V] for the next position, cache)."""
@@ -227,4 +276,6 @@ class TextDecoder(nn.Module):
 
   def _layer(self, params, method, *args):
     """A method of one layer with the given parameters."""
-    return BertLayer(self.config, cross=True, parent=None).apply({"params": params}, *args, method=method)
+    return BertLayer(self.config, cross=True, parent=None).apply(
+      {"params": params}, *args, method=method
+    )

@@ -23,7 +23,9 @@ def random_bits(key, shape, first_row=0):
   seeds = jax.random.bits(key, (2,), jnp.uint32)
   row, stride = jnp.full(shape[:-1] + (1,), first_row, jnp.uint32), 1
   for axis in reversed(range(len(shape) - 1)):
-    row += jax.lax.broadcasted_iota(jnp.uint32, shape[:-1] + (1,), axis) * jnp.uint32(stride & 0xFFFFFFFF)
+    row += jax.lax.broadcasted_iota(jnp.uint32, shape[:-1] + (1,), axis) * jnp.uint32(
+      stride & 0xFFFFFFFF
+    )
     stride *= shape[axis]
   column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
   return _mix(_mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
@@ -38,4 +40,6 @@ def dropout(x, rate, key, first_row=0):
   """Zeroes elements with probability `rate`, scales the rest by 1 / (1 - rate). key None or rate 0: identity."""
   if key is None or rate == 0.0:
     return x
-  return jnp.where(keep_mask(key, x.shape, rate, first_row), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))
+  return jnp.where(
+    keep_mask(key, x.shape, rate, first_row), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype)
+  )

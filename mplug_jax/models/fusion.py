@@ -15,7 +15,10 @@ def connected_layers(depth, stride, rule):
     rule: "released": j > 0 and j % stride == 0, as the released code (docs/official.md item 2); "paper": with i = j + 1,
       i % (stride + 1) == 0, as the paper's Algorithm 1. With 6 layers both give none at stride 6 and j = 3 at stride 3.
   """
-  rules = {"released": lambda j: j > 0 and j % stride == 0, "paper": lambda j: (j + 1) % (stride + 1) == 0}
+  rules = {
+    "released": lambda j: j > 0 and j % stride == 0,
+    "paper": lambda j: (j + 1) % (stride + 1) == 0,
+  }
   if rule not in rules:
     raise ValueError(f"config.model.fusion={rule!r} is not one of {', '.join(rules)}.")
   return tuple(j for j in range(depth) if rules[rule](j))
@@ -26,6 +29,7 @@ class FusionEncoder(nn.Module):
 
   Only the layers that run exist, and a connected layer has no cross-attention (docs/official.md item 4).
   """
+
   config: BertConfig
   depth: int
   stride: int
@@ -35,7 +39,9 @@ class FusionEncoder(nn.Module):
     layer = layers.remat(BertLayer, self.config.remat)
     self.connected = connected_layers(self.depth, self.stride, self.rule)
     self.layer = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
-    self.second = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]  # of `pair` alone
+    self.second = [
+      layer(self.config, cross=j not in self.connected) for j in range(self.depth)
+    ]  # of `pair` alone
     self.mlm_head = MaskedLanguageModelHead(self.config)
 
   def __call__(self, text, mask, image, keys_values=()):
@@ -49,7 +55,11 @@ class FusionEncoder(nn.Module):
       if j in self.connected:
         image, text = self._connect(layer, image, text, mask)
       else:
-        text, _ = layer(text, mask[:, None, None, :], keys_values[j] if j < len(keys_values) else Memory((image,), (None,)))
+        text, _ = layer(
+          text,
+          mask[:, None, None, :],
+          keys_values[j] if j < len(keys_values) else Memory((image,), (None,)),
+        )
     return image, text
 
   def image_keys_values(self, image):
@@ -64,7 +74,9 @@ class FusionEncoder(nn.Module):
     if image.shape[0] != text.shape[0]:
       image = jnp.repeat(image, text.shape[0] // image.shape[0], axis=0)
     joint_mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
-    joint, _ = layer(constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :])
+    joint, _ = layer(
+      constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :]
+    )
     # The released code adds the layer's output to the image stream and normalises no more (docs/official.md item 3).
     image = image + joint[:, :tokens] if self.rule == "released" else joint[:, :tokens]
     return image, joint[:, tokens:]
@@ -97,10 +109,13 @@ class FusionEncoder(nn.Module):
 
 class MaskedLanguageModelHead(nn.Module):
   """Language model head with a word table of its own, as the fusion encoder's in pre-training: see LanguageModelHead."""
+
   config: BertConfig
 
   @nn.compact
   def __call__(self, x, labels=None):
     c = self.config
-    table = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word").embedding
+    table = nn.Embed(
+      c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word"
+    ).embedding
     return LanguageModelHead(c, name="head")(x, table, labels)

@@ -26,7 +26,9 @@ class Activation:
   def __init__(self, function, derivative):
     self.function, self.derivative = function, derivative
     self._differentiable = jax.custom_vjp(function)
-    self._differentiable.defvjp(lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),))
+    self._differentiable.defvjp(
+      lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),)
+    )
 
   def __call__(self, x):
     return self._differentiable(x)
@@ -38,7 +40,9 @@ def _quick_gelu_derivative(x):
 
 
 def _gelu_derivative(x):
-  return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))) + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2 * math.pi))
+  return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))) + x * jnp.exp(-0.5 * x * x) * (
+    1.0 / math.sqrt(2 * math.pi)
+  )
 
 
 # x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...].
@@ -50,19 +54,24 @@ gelu = Activation(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _
 
 def normal(stddev):
   """Initializer (key, shape, dtype) -> array: normal, mean 0. Through `random_bits`: five times faster on CPU than JAX's."""
+
   def init(key, shape, dtype=jnp.float32):
     return (stddev * _standard_normal(key, shape)).astype(dtype)
+
   return init
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _standard_normal(key, shape):
-  uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (2.0**-24 - 1.0)  # inside (-1, 1), 2^24 values
+  uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (
+    2.0**-24 - 1.0
+  )  # inside (-1, 1), 2^24 values
   return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
 
 
 class Dropout(nn.Module):
   """Dropout of activations, active when a "dropout" rng is given. f[..., D] -> f[..., D]."""
+
   rate: float
 
   def __call__(self, x):
@@ -90,7 +99,9 @@ def _linear_backward(activation, saved, cotangent):
   x, kernel = saved
   active = x if activation is None else activation.function(x)
   rows, columns = active.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-  sums = jax.lax.dot_general(jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ())))[0]
+  sums = jax.lax.dot_general(
+    jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ()))
+  )[0]
   d_x = jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ())))
   if activation is not None:
     d_x *= activation.derivative(x)
@@ -102,6 +113,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 class Dense(nn.Module):
   """activation(x) @ kernel + bias in the compute dtype; parameters are float32. f[..., D] -> dtype[..., features]."""
+
   features: int
   use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
@@ -116,7 +128,12 @@ class Dense(nn.Module):
     else:
       bias = jnp.zeros((self.features,))
     # Named for `remat`: the gradient rule hides the product from policies that look for one.
-    return checkpoint_name(linear(self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)), _PRODUCT)
+    return checkpoint_name(
+      linear(
+        self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
+      ),
+      _PRODUCT,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -140,7 +157,9 @@ def _normalise_backward(epsilon, saved, cotangent):
   x, mean, inverse, scale = saved
   normed = (x.astype(jnp.float32) - mean) * inverse
   inner = cotangent * scale
-  dx = inverse * (inner - inner.mean(-1, keepdims=True) - normed * (inner * normed).mean(-1, keepdims=True))
+  dx = inverse * (
+    inner - inner.mean(-1, keepdims=True) - normed * (inner * normed).mean(-1, keepdims=True)
+  )
   rows = tuple(range(x.ndim - 1))
   return dx.astype(x.dtype), (cotangent * normed).sum(rows), cotangent.sum(rows)
 
@@ -150,6 +169,7 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 
 class LayerNorm(nn.Module):
   """Layer normalisation over the last axis, computed in float32. f[..., D] -> dtype[..., D]."""
+
   epsilon: float
   dtype: jnp.dtype = jnp.float32
 
@@ -176,6 +196,7 @@ class Attention(nn.Module):
   Keys may come from fewer rows than queries: with M key rows and M * R query rows, consecutive groups of R query rows
   share one row of keys (R questions about an image, R answers to a question), whose keys and values are computed once.
   """
+
   width: int
   heads: int
   rate: float = 0.0
@@ -187,6 +208,7 @@ class Attention(nn.Module):
   def setup(self):
     def dense(init):
       return Dense(self.width, dtype=self.dtype, kernel_init=init)
+
     self.query, self.key, self.value = (dense(self.kernel_init) for _ in range(3))
     self.out = dense(self.out_init or self.kernel_init)
 
@@ -210,10 +232,21 @@ class Attention(nn.Module):
     """`attention` without dropout that shows its probabilities f32[B, H, L, S]: they are sown in "intermediates", and what stands in
     "perturbations" is added to them, so that a gradient with respect to it is theirs. See attention_maps.py."""
     probabilities = jax.nn.softmax(masked_scores(query, key, mask))
-    self.sow("intermediates", "probabilities", probabilities, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    self.sow(
+      "intermediates",
+      "probabilities",
+      probabilities,
+      init_fn=lambda: None,
+      reduce_fn=lambda _, new: new,
+    )
     if self.has_variable("perturbations", "probabilities"):
       probabilities += self.get_variable("perturbations", "probabilities")
-    return jnp.einsum("bhls,bhsd->bhld", probabilities.astype(value.dtype), value, preferred_element_type=jnp.float32).astype(value.dtype)
+    return jnp.einsum(
+      "bhls,bhsd->bhld",
+      probabilities.astype(value.dtype),
+      value,
+      preferred_element_type=jnp.float32,
+    ).astype(value.dtype)
 
   def __call__(self, x, mask=None):
     """Self-attention. x: f[B, L, D]; mask: bool, broadcastable to [B, H, L, L] -> dtype[B, L, D]."""
@@ -232,8 +265,10 @@ def remat(layer, policy, looped=False):
   """
   if policy == "none":
     return layer
-  policies = {"full": jax.checkpoint_policies.nothing_saveable,
-              "dots": jax.checkpoint_policies.save_only_these_names(_PRODUCT)}
+  policies = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(_PRODUCT),
+  }
   if policy not in policies:
     raise ValueError(f"config.model.remat={policy!r} is not one of none, {', '.join(policies)}.")
   return nn.remat(layer, prevent_cse=not looped, policy=policies[policy])
@@ -246,7 +281,16 @@ def scan(layer, depth, remat_policy="none", broadcast=0):
     layer: a Module class whose `__call__(carry, ...)` returns (carry, output).
     broadcast: number of arguments behind the carry; every layer gets the same ones.
   """
-  stacked = {"params": 0, "intermediates": 0, "perturbations": 0}  # the last two: see Attention._observed
-  return nn.scan(remat(layer, remat_policy, looped=True), variable_axes=stacked, split_rngs={"params": True, "dropout": True},
-                 in_axes=(nn.broadcast,) * broadcast, length=depth,
-                 unroll=depth if depth <= UNROLLED_DEPTH and remat_policy == "none" else 1)
+  stacked = {
+    "params": 0,
+    "intermediates": 0,
+    "perturbations": 0,
+  }  # the last two: see Attention._observed
+  return nn.scan(
+    remat(layer, remat_policy, looped=True),
+    variable_axes=stacked,
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast,) * broadcast,
+    length=depth,
+    unroll=depth if depth <= UNROLLED_DEPTH and remat_policy == "none" else 1,
+  )

@@ -16,6 +16,7 @@ from mplug_jax.models.vit import VisionTransformer
 
 class Scalar(nn.Module):
   """One learned number f32[], a module so that it exists only for the tasks that use it."""
+
   initial: float
 
   @nn.compact
@@ -25,6 +26,7 @@ class Scalar(nn.Module):
 
 class ClassificationHead(nn.Module):
   """Two-layer head of SNLI-VE and NLVR2: f[B, F] -> f32[B, C]."""
+
   width: int
   classes: int
   dtype: jnp.dtype
@@ -37,6 +39,7 @@ class ClassificationHead(nn.Module):
 
 class MPlug(nn.Module):
   """The model. Geometry as in presets.PRESETS; `stride` and `fusion` choose the connected layers of the fusion encoder."""
+
   image_size: int
   patch_size: int
   vision_width: int
@@ -64,15 +67,37 @@ class MPlug(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
   attention: str = "auto"  # or "plain", see models/attention.py
-  loss_chunk: int = 0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
+  loss_chunk: int = (
+    0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
+  )
 
   def setup(self):
-    bert = BertConfig(self.vocab_size, self.hidden_size, self.heads, self.mlp_dim, self.max_positions, self.pad_id,
-                      self.dropout, self.attention_dropout, self.initializer_range, self.dtype, self.remat,
-                      self.attention, self.loss_chunk)
+    bert = BertConfig(
+      self.vocab_size,
+      self.hidden_size,
+      self.heads,
+      self.mlp_dim,
+      self.max_positions,
+      self.pad_id,
+      self.dropout,
+      self.attention_dropout,
+      self.initializer_range,
+      self.dtype,
+      self.remat,
+      self.attention,
+      self.loss_chunk,
+    )
     self.visual_encoder = VisionTransformer(
-        self.image_size, self.patch_size, self.vision_width, self.vision_layers, self.vision_heads or self.vision_width // 64,
-        self.vision_attention_dropout, self.dtype, self.remat, self.attention)
+      self.image_size,
+      self.patch_size,
+      self.vision_width,
+      self.vision_layers,
+      self.vision_heads or self.vision_width // 64,
+      self.vision_attention_dropout,
+      self.dtype,
+      self.remat,
+      self.attention,
+    )
     self.visn_fc = bert.dense(self.hidden_size)
     self.visn_layer_norm = bert.norm()
     self.visn_dropout = layers.Dropout(self.dropout)
@@ -115,11 +140,18 @@ class MPlug(nn.Module):
     if self.pairing == "duplicated":
       first, second = image.reshape((rows, count) + image.shape[1:]).swapaxes(0, 1)
       return self.fusion_encoder.pair(text, mask, first, second)[:, 0]
+
     def for_every_image(x):  # [B * Q, ...] -> [B * N * Q, ...]
       x = x.reshape((rows, -1) + x.shape[1:])
       return jnp.repeat(x, count, axis=0).reshape((-1,) + x.shape[2:])
+
     _, fused = self.fuse(for_every_image(text), for_every_image(mask), image)
-    return fused[:, 0].reshape(rows, count, -1, fused.shape[-1]).swapaxes(1, 2).reshape(text.shape[0], -1)
+    return (
+      fused[:, 0]
+      .reshape(rows, count, -1, fused.shape[-1])
+      .swapaxes(1, 2)
+      .reshape(text.shape[0], -1)
+    )
 
   def memory(self, image, text=None, mask=None):
     """What the decoder reads: image tokens, then fused text tokens (captioning: image tokens alone) -> Memory."""
@@ -143,11 +175,15 @@ class MPlug(nn.Module):
 
   def contrastive_features(self, image, text):
     """Image and text tokens f[B, N, D], f[B, L, D] (either may be None) -> unit vectors f32[B, E] of their first tokens."""
+
     def unit(x):
       x = x.astype(jnp.float32)
       return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    return (None if image is None else unit(self.vision_proj(image[:, 0])),
-            None if text is None else unit(self.text_proj(text[:, 0])))
+
+    return (
+      None if image is None else unit(self.vision_proj(image[:, 0])),
+      None if text is None else unit(self.text_proj(text[:, 0])),
+    )
 
   def match_logits(self, text):
     """Fused text f[B, L, D] -> f32[B, 2]; class 1 = the text describes the image."""
@@ -172,6 +208,7 @@ class MPlug(nn.Module):
 
 def decoding_fns(model, params):
   """(step_fn, reorder_fn) for mplug_jax.decode over the cache of `MPlug.init_cache`."""
+
   def step(cache, tokens, position):
     return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)
 

@@ -9,15 +9,27 @@ from mplug_jax.sharding import constrain
 
 class Mlp(nn.Module):
   """Linear -> QuickGELU -> linear. f[B, N, W] -> dtype[B, N, W]."""
+
   width: int
   depth: int
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x):
-    x = layers.Dense(4 * self.width, dtype=self.dtype, kernel_init=layers.normal((2 * self.width) ** -0.5), name="up")(x)
+    x = layers.Dense(
+      4 * self.width,
+      dtype=self.dtype,
+      kernel_init=layers.normal((2 * self.width) ** -0.5),
+      name="up",
+    )(x)
     residual_init = layers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
-    return layers.Dense(self.width, dtype=self.dtype, kernel_init=residual_init, activation=layers.quick_gelu, name="down")(x)
+    return layers.Dense(
+      self.width,
+      dtype=self.dtype,
+      kernel_init=residual_init,
+      activation=layers.quick_gelu,
+      name="down",
+    )(x)
 
 
 class Block(nn.Module):
@@ -25,6 +37,7 @@ class Block(nn.Module):
 
   The released code drops attention probabilities here, OpenAI's CLIP does not (docs/official.md item 43).
   """
+
   width: int
   heads: int
   depth: int
@@ -36,8 +49,16 @@ class Block(nn.Module):
   def __call__(self, x):
     scale = self.width**-0.5
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
-    x = x + layers.Attention(self.width, self.heads, self.attention_rate, self.dtype, layers.normal(scale),
-                             layers.normal(scale * (2 * self.depth) ** -0.5), self.kernels, name="attention")(normed)
+    x = x + layers.Attention(
+      self.width,
+      self.heads,
+      self.attention_rate,
+      self.dtype,
+      layers.normal(scale),
+      layers.normal(scale * (2 * self.depth) ** -0.5),
+      self.kernels,
+      name="attention",
+    )(normed)
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
     return constrain(x + Mlp(self.width, self.depth, self.dtype, name="mlp")(normed)), None
 
@@ -51,6 +72,7 @@ def patchify(image, patch):
 
 class VisionTransformer(nn.Module):
   """Image encoder (Radford et al. 2021). `image_size` sets the number of rows of the position table."""
+
   image_size: int
   patch_size: int
   width: int
@@ -68,13 +90,23 @@ class VisionTransformer(nn.Module):
     Raises ValueError for an image of another size (a table of positions fits one size only) or one that patches do not tile.
     """
     if image.shape[1:] != (self.image_size, self.image_size, 3):
-      raise ValueError(f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, 3) and got "
-                       f"{image.shape[1:]}; set config.model.image_size, or resize the images.")
+      raise ValueError(
+        f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, 3) and got "
+        f"{image.shape[1:]}; set config.model.image_size, or resize the images."
+      )
     if self.image_size % self.patch_size:
-      raise ValueError(f"config.model.image_size={self.image_size} is not a multiple of the patch size {self.patch_size}.")
+      raise ValueError(
+        f"config.model.image_size={self.image_size} is not a multiple of the patch size {self.patch_size}."
+      )
     # A product of flattened patches: the gradient of the equal 16 x 16 convolution compiles 30 times slower.
     x = patchify(image.astype(self.dtype), self.patch_size)
-    x = layers.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patch_embed")(x)
+    x = layers.Dense(
+      self.width,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.lecun_normal(),
+      name="patch_embed",
+    )(x)
     scale = self.width**-0.5
     token = self.param("class_embedding", layers.normal(scale), (self.width,)).astype(self.dtype)
     # CLIP's own scale, width**-0.5, would vanish beside patches of a bright image: shapes were not learned from it.
@@ -82,6 +114,13 @@ class VisionTransformer(nn.Module):
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)
-    x, _ = blocks(self.width, self.heads, self.depth, self.attention_rate, self.dtype, self.attention, name="blocks")(
-        constrain(x))
+    x, _ = blocks(
+      self.width,
+      self.heads,
+      self.depth,
+      self.attention_rate,
+      self.dtype,
+      self.attention,
+      name="blocks",
+    )(constrain(x))
     return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)

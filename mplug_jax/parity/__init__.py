@@ -9,12 +9,19 @@ from mplug_jax.parity import caption, grounding, retrieval, videocap, vqa
 from mplug_jax.parity.recording import Recording, Unusable
 from mplug_jax.parity.rows import Row
 
-TASKS = {"vqa": vqa, "caption": caption, "videocap": videocap, "retrieval": retrieval, "grounding": grounding}
+TASKS = {
+  "vqa": vqa,
+  "caption": caption,
+  "videocap": videocap,
+  "retrieval": retrieval,
+  "grounding": grounding,
+}
 
 
 class Report(NamedTuple):
   """rows: of rows.Row, one for each comparison. skipped: {name: why}, not compared on purpose. unchecked: names of
   recorded results that no check knows."""
+
   task: str
   rows: list
   skipped: dict
@@ -42,7 +49,11 @@ def verify(path):
     if not _run(rows, "conversion of sd/", lambda: recording.params and ()):
       return Report(recording.task, rows, recording.skipped, [])
     checks = []
-    _run(rows, f"inputs of {recording.task}", lambda: checks.extend(TASKS[recording.task].checks(recording)) or ())
+    _run(
+      rows,
+      f"inputs of {recording.task}",
+      lambda: checks.extend(TASKS[recording.task].checks(recording)) or (),
+    )
     for name, check in checks:
       _run(rows, name, check)
   return Report(recording.task, rows, recording.skipped, recording.unchecked)

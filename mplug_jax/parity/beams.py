@@ -20,12 +20,26 @@ def checks(recording, case):
 
 def _search(r, memory, prompt, beams, least, most):
   """Reference beam search -> decode.Generation of numpy arrays, padded with -1."""
+
   @jax.jit
   def search(params, memory, prompt):
-    cache = r.model.apply({"params": params}, memory, beams, prompt.shape[1] + most, method=MPlug.init_cache)
+    cache = r.model.apply(
+      {"params": params}, memory, beams, prompt.shape[1] + most, method=MPlug.init_cache
+    )
     step, reorder = decoding_fns(r.model, params)
-    return decode.beam_search(step, reorder, cache, prompt, jnp.full(prompt.shape[:1], prompt.shape[1]), beams=beams, max_length=most,
-                              min_length=least, eos_id=r.eos, pad_id=-1, mode="reference")
+    return decode.beam_search(
+      step,
+      reorder,
+      cache,
+      prompt,
+      jnp.full(prompt.shape[:1], prompt.shape[1]),
+      beams=beams,
+      max_length=most,
+      min_length=least,
+      eos_id=r.eos,
+      pad_id=-1,
+      mode="reference",
+    )
 
   return jax.tree.map(np.asarray, search(r.params, memory, prompt))
 
@@ -62,8 +76,14 @@ def _swapped(ids, lengths, recorded_ids, scores):
   order = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
   for item, row in enumerate(order):
     for k in range(len(row)):
-      tied = [n for n in range(k, len(row)) if abs(scores[item, row[n]] - scores[item, k]) <= SCORE.absolute]
+      tied = [
+        n
+        for n in range(k, len(row))
+        if abs(scores[item, row[n]] - scores[item, k]) <= SCORE.absolute
+      ]
       same = [n for n in tied if np.array_equal(ids[item, row[n]], recorded_ids[item, k])]
       if same:
         row[[k, same[0]]] = row[[same[0], k]]
-  return np.take_along_axis(ids, order[:, :, None], axis=1), np.take_along_axis(lengths, order, axis=1)
+  return np.take_along_axis(ids, order[:, :, None], axis=1), np.take_along_axis(
+    lengths, order, axis=1
+  )

@@ -43,6 +43,7 @@ class Case:
   @functools.cached_property
   def online(self):
     """(loss, {name: output}, gradients)."""
+
     def loss(params, image, ids, mask):
       def forward(m):
         out = self._encode(m, image)
@@ -52,7 +53,9 @@ class Case:
       counted = caption.targets(mask, self._skip)
       return caption.cross_entropy(out["decoder_logits"], ids, counted) / counted.sum(), out
 
-    (value, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.r.params, self.image, *self.r.text("in/caption"))
+    (value, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      self.r.params, self.image, *self.r.text("in/caption")
+    )
     return value, out, gradients
 
   @property
@@ -61,7 +64,9 @@ class Case:
 
   def forward(self):
     loss, out, gradients = self.online
-    yield from self.r.compare({name: x for name, x in out.items() if name not in ("memory", "decoder_logits")}, TENSOR)
+    yield from self.r.compare(
+      {name: x for name, x in out.items() if name not in ("memory", "decoder_logits")}, TENSOR
+    )
     yield from self.r.compare({"decoder_logits": out["decoder_logits"]}, LOGITS)
     yield from self.r.compare({"loss": loss}, LOGITS)
     yield from self.r.compare_gradients(gradients, "loss")
@@ -72,18 +77,34 @@ class Case:
     if r.lacks("out/scst_loss"):
       return
     search = self._search_of_scst()
-    ids, lengths, start = jnp.asarray(r[f"{search}/ids"]), jnp.asarray(r[f"{search}/lengths"]), self.prompt.shape[1]
+    ids, lengths, start = (
+      jnp.asarray(r[f"{search}/ids"]),
+      jnp.asarray(r[f"{search}/lengths"]),
+      self.prompt.shape[1],
+    )
 
     def loss(params, image, reward):
       def forward(m):
-        flat = jnp.maximum(ids, 0).reshape(-1, ids.shape[-1])  # padded with -1, for the pad id may have been generated
-        return m.decode(flat, jnp.arange(ids.shape[-1]) < lengths.reshape(-1, 1), m.memory(self._encode(m, image)["memory"]))
+        flat = jnp.maximum(ids, 0).reshape(
+          -1, ids.shape[-1]
+        )  # padded with -1, for the pad id may have been generated
+        return m.decode(
+          flat,
+          jnp.arange(ids.shape[-1]) < lengths.reshape(-1, 1),
+          m.memory(self._encode(m, image)["memory"]),
+        )
 
       logits = r.model.apply({"params": params}, method=forward).reshape(ids.shape + (-1,))
-      scores = scst.log_probabilities(logits, jnp.maximum(ids, 0), lengths, start) / scst.length_penalties(lengths, start, ids.shape[-1])
-      return scst.policy_losses(scores, lengths, reward - reward.mean(1, keepdims=True), "official").mean(), scores
+      scores = scst.log_probabilities(
+        logits, jnp.maximum(ids, 0), lengths, start
+      ) / scst.length_penalties(lengths, start, ids.shape[-1])
+      return scst.policy_losses(
+        scores, lengths, reward - reward.mean(1, keepdims=True), "official"
+      ).mean(), scores
 
-    (value, scores), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(r.params, self.image, jnp.asarray(r["in/scst_reward"]))
+    (value, scores), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      r.params, self.image, jnp.asarray(r["in/scst_reward"])
+    )
     yield from r.compare({"scst_lengths": lengths}, EXACT)
     yield from r.compare({"scst_scores": scores, "scst_loss": value}, SCORE)
     yield from r.compare_gradients(gradients, "scst_loss")
@@ -97,4 +118,6 @@ class Case:
         search = name.removesuffix("/lengths")
         if np.abs(r[f"{search}/scores"] - scores).max() <= SCORE.absolute:
           return search
-    raise ValueError("no recorded search has the lengths and scores of out/scst_lengths and out/scst_scores")
+    raise ValueError(
+      "no recorded search has the lengths and scores of out/scst_lengths and out/scst_scores"
+    )

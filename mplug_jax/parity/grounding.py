@@ -21,7 +21,11 @@ _OUTSIDE = Tolerance(2e-3)  # logits lowered by 10,000: one float32 step there i
 def checks(r):
   """Recording -> [(name, function -> Rows)]."""
   case = _Case(r)
-  return [("forward and gradients", case.forward), ("box weights", case.box_weights), ("greedy boxes", case.boxes)]
+  return [
+    ("forward and gradients", case.forward),
+    ("box weights", case.box_weights),
+    ("greedy boxes", case.boxes),
+  ]
 
 
 class _Case:
@@ -31,15 +35,23 @@ class _Case:
     self.r = r
     self.text, self.mask = r.text("in/text")
     self.bins, self.truth = r.meta["bins"], jnp.asarray(r["in/boxes"])
-    self.locations = np.flatnonzero(np.asarray(r.state_dict["bbox_prob_mask"]).reshape(-1) == 0)  # f32[V], 0 or -10,000
-    self.prefix = jnp.full((len(self.text), 1), int(r.state_dict["prefix_ids"].reshape(-1)[0]), jnp.int32)
+    self.locations = np.flatnonzero(
+      np.asarray(r.state_dict["bbox_prob_mask"]).reshape(-1) == 0
+    )  # f32[V], 0 or -10,000
+    self.prefix = jnp.full(
+      (len(self.text), 1), int(r.state_dict["prefix_ids"].reshape(-1)[0]), jnp.int32
+    )
     self.target = self.locations[np.asarray(boxes.quantise(self.truth, self.bins))]
 
   def _forward(self, m, image, text, mask, ids):
     """-> recorded outputs by name; "decoder_logits" f32[B, 5, V] have the words' logits lowered."""
     out = encode(m, image, text, mask)
     memory = m.memory(out["fusion_image"], out["fusion_text"], mask)
-    return out | {"decoder_logits": task.lower_words(m.decode(ids, jnp.ones(ids.shape, bool), memory), self.locations)}
+    return out | {
+      "decoder_logits": task.lower_words(
+        m.decode(ids, jnp.ones(ids.shape, bool), memory), self.locations
+      )
+    }
 
   @functools.cached_property
   def _online(self):
@@ -53,12 +65,21 @@ class _Case:
       predicted_ids = out["decoder_logits"][:, :-1].argmax(-1)
       predicted = boxes.dequantise(predicted_ids - self.locations[0], self.bins)
       # The released loss multiplies every sample's tokens with every sample's box (docs/official.md item 11).
-      total, plain = (task.box_losses(token_loss, predicted, self.truth, valid, how).mean() for how in ("batch", "none"))
+      total, plain = (
+        task.box_losses(token_loss, predicted, self.truth, valid, how).mean()
+        for how in ("batch", "none")
+      )
       return total, out | {
-          "token_loss": token_loss, "loss_seq_unweighted": plain, "teacher_pred_ids": predicted_ids,
-          "weight_bbox": task.coordinate_weights(predicted, self.truth), "weight_giou": task.overlap_weights(predicted, self.truth)}
+        "token_loss": token_loss,
+        "loss_seq_unweighted": plain,
+        "teacher_pred_ids": predicted_ids,
+        "weight_bbox": task.coordinate_weights(predicted, self.truth),
+        "weight_giou": task.overlap_weights(predicted, self.truth),
+      }
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(self.r.params, self.r.image(), self.text, self.mask)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      self.r.params, self.r.image(), self.text, self.mask
+    )
 
   def forward(self):
     r, out = self.r, self._online[0][1]
@@ -68,9 +89,16 @@ class _Case:
     name = "out/decoder_logits"
     if not r.lacks(name):
       words = np.setdiff1d(np.arange(out["decoder_logits"].shape[-1]), self.locations)
-      for part, ids, tolerance in ((" (bins)", self.locations, LOGITS), (" (words)", words, _OUTSIDE)):
-        yield r.compare_part(name, part, np.asarray(out["decoder_logits"])[..., ids], r[name][..., ids], tolerance)
-    yield from r.compare({name: out[name] for name in ("token_loss", "loss_seq_unweighted")}, LOGITS)
+      for part, ids, tolerance in (
+        (" (bins)", self.locations, LOGITS),
+        (" (words)", words, _OUTSIDE),
+      ):
+        yield r.compare_part(
+          name, part, np.asarray(out["decoder_logits"])[..., ids], r[name][..., ids], tolerance
+        )
+    yield from r.compare(
+      {name: out[name] for name in ("token_loss", "loss_seq_unweighted")}, LOGITS
+    )
 
   def box_weights(self):
     r = self.r
@@ -89,12 +117,24 @@ class _Case:
 
     @jax.jit
     def search(params, memory):
-      cache = r.model.apply({"params": params}, memory, 1, 1 + task.COORDINATES, method=MPlug.init_cache)
+      cache = r.model.apply(
+        {"params": params}, memory, 1, 1 + task.COORDINATES, method=MPlug.init_cache
+      )
       step, _ = decoding_fns(r.model, params)
-      return decode.greedy(step, cache, self.prefix, jnp.ones(len(self.text), jnp.int32), max_length=task.COORDINATES, eos_id=r.eos,
-                           pad_id=-1, allowed=jnp.asarray(allowed))
+      return decode.greedy(
+        step,
+        cache,
+        self.prefix,
+        jnp.ones(len(self.text), jnp.int32),
+        max_length=task.COORDINATES,
+        eos_id=r.eos,
+        pad_id=-1,
+        allowed=jnp.asarray(allowed),
+      )
 
     memory = r.model.memory(out["fusion_image"], out["fusion_text"], self.mask)
     ids = np.asarray(search(r.params, memory).tokens)[:, 0, 1:]
     yield from r.compare({"pred_ids": ids}, EXACT)
-    yield from r.compare({"pred_boxes": boxes.dequantise(ids - self.locations[0], self.bins)}, TENSOR)
+    yield from r.compare(
+      {"pred_boxes": boxes.dequantise(ids - self.locations[0], self.bins)}, TENSOR
+    )

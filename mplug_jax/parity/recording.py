@@ -26,8 +26,14 @@ class Unusable(ValueError):
 
 
 # Arrays that only files of one task hold, for a file whose `meta` does not name its task.
-_SIGNS = {"in/answer_ids": "vqa", "in/video": "videocap", "in/boxes": "grounding", "in/caption_ids": "caption",
-          "in/step1/image": "retrieval", "in/eval/image": "retrieval"}
+_SIGNS = {
+  "in/answer_ids": "vqa",
+  "in/video": "videocap",
+  "in/boxes": "grounding",
+  "in/caption_ids": "caption",
+  "in/step1/image": "retrieval",
+  "in/eval/image": "retrieval",
+}
 
 
 def _read(path):
@@ -39,9 +45,19 @@ def _read(path):
     raise Unusable(f"{path} does not exist.") from e
   except (AttributeError, TypeError) as e:  # np.load reads .npy files too, and gives an array
     raise Unusable(f"{path} holds a single array, not an .npz archive of recorded arrays.") from e
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+  ) as e:
     reason = (str(e) or type(e).__name__).splitlines()[0]
-    raise Unusable(f"{path} cannot be read as an .npz archive, it is of another kind or damaged ({reason}).") from e
+    raise Unusable(
+      f"{path} cannot be read as an .npz archive, it is of another kind or damaged ({reason})."
+    ) from e
 
 
 def _meta(path, arrays):
@@ -151,7 +167,7 @@ class Recording:
     """Every recorded `<prefix><PyTorch parameter>` with its place in a tree like `params`: (name, ours f32[n], recorded f32[n])."""
     flat = _by_path(tree)
     for key in self.names(prefix):
-      torch_name = key[len(prefix):]
+      torch_name = key[len(prefix) :]
       momentum = re.match(r"\w+_m(\.|$)", torch_name) is not None
       pieces = self._converter.pieces(*convert.online_names([torch_name], momentum), self[key])
       if not pieces:
@@ -178,25 +194,42 @@ class Recording:
       return
     flat, modules = _by_path(gradients), {}
     # A key's bias moves all scores of a query alike: its gradient is rounding, as large as the others make it.
-    rounding = Tolerance(max(NORM.absolute, 1e-8 * max(norm or 0.0 for norm in norms.values())), NORM.relative)
+    rounding = Tolerance(
+      max(NORM.absolute, 1e-8 * max(norm or 0.0 for norm in norms.values())), NORM.relative
+    )
     for key, norm in norms.items():
-      if norm is not None or not re.match(r"\w+_m(\.|$)", key):  # a momentum copy has no gradient, on either side
+      if norm is not None or not re.match(
+        r"\w+_m(\.|$)", key
+      ):  # a momentum copy has no gradient, on either side
         modules.setdefault(key.split(".")[0], []).append(self._norm(flat, key, norm, rounding))
     for module, rows in modules.items():
       worst = max(rows, key=lambda row: row.error / row.tolerance)
-      yield worst._replace(name=f"grad_norms/{tag}/{module}", shape=(len(rows),), passed=all(row.passed for row in rows), note=worst.name)
+      yield worst._replace(
+        name=f"grad_norms/{tag}/{module}",
+        shape=(len(rows),),
+        passed=all(row.passed for row in rows),
+        note=worst.name,
+      )
 
   def _norm(self, flat, key, norm, tolerance):
     """Norm of one parameter's gradient, PyTorch's name and layout (None: no gradient) -> Row."""
-    pieces = [piece for online in convert.online_names([key]) for piece in self._converter.pieces(online, self.state_dict[key])]
-    parts = [_leaf(flat, name, index) for name, index, _ in pieces if norm is not None or name in flat]
+    pieces = [
+      piece
+      for online in convert.online_names([key])
+      for piece in self._converter.pieces(online, self.state_dict[key])
+    ]
+    parts = [
+      _leaf(flat, name, index) for name, index, _ in pieces if norm is not None or name in flat
+    ]
     ours = np.sqrt(sum(np.square(part.astype(np.float64)).sum() for part in parts))
     return compare(key, ours, norm or 0.0, tolerance)
 
 
 def _by_path(tree):
   """Tree -> {path: numpy array}."""
-  return {sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+  return {
+    sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+  }
 
 
 def _leaf(flat, name, index):
@@ -209,4 +242,10 @@ def encode(m, image, ids, mask):
   visual, image = m.visual_encoder(image), m.encode_image(image)
   text = m.encode_text(ids, mask)
   fused = m.fuse(text, mask, image)
-  return {"visual": visual, "image_embeds": image, "text_embeds": text, "fusion_image": fused[0], "fusion_text": fused[1]}
+  return {
+    "visual": visual,
+    "image_embeds": image,
+    "text_embeds": text,
+    "fusion_image": fused[0],
+    "fusion_text": fused[1],
+  }

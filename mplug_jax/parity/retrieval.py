@@ -22,8 +22,11 @@ _UNRANKED = -100.0  # score of pairs that evaluation does not fuse
 def checks(r):
   """Recording -> [(name, function -> Rows)]."""
   case = _Case(r)
-  return [*((step, functools.partial(case.step, step)) for step in case.steps), ("evaluation", case.evaluation),
-          ("recall", case.recall)]
+  return [
+    *((step, functools.partial(case.step, step)) for step in case.steps),
+    ("evaluation", case.evaluation),
+    ("recall", case.recall),
+  ]
 
 
 def _features(m, image, ids, mask):
@@ -36,28 +39,55 @@ def _step(params, model, teacher, batch, queues, alpha, given):
   batch: (image, ids, mask, idx i32[B]). queues: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q]}.
   given: i32[B] twice, the image given to each text and the text given to each image.
   """
+
   def apply(params, method, *args):
     return model.apply({"params": params}, *args, method=method)
 
   image, ids, mask, idx = batch
   encoded = apply(params, encode, image, ids, mask)
-  image_feat, text_feat = apply(params, type(model).contrastive_features, encoded["image_embeds"], encoded["text_embeds"])
+  image_feat, text_feat = apply(
+    params, type(model).contrastive_features, encoded["image_embeds"], encoded["text_embeds"]
+  )
   image_m, text_m = apply(teacher, _features, image, ids, mask)
   i2t, t2i, _ = contrastive.image_text_losses(
-      image_feat, text_feat, image_m, text_m, idx, jnp.ones(idx.shape, bool), queues, params["temp"]["value"], alpha)
-  sim_i2t, sim_t2i = (contrastive.similarities(*args, params["temp"]["value"]) for args in (
-      (image_feat, text_m, queues["text_queue"]), (text_feat, image_m, queues["image_queue"])))
+    image_feat,
+    text_feat,
+    image_m,
+    text_m,
+    idx,
+    jnp.ones(idx.shape, bool),
+    queues,
+    params["temp"]["value"],
+    alpha,
+  )
+  sim_i2t, sim_t2i = (
+    contrastive.similarities(*args, params["temp"]["value"])
+    for args in (
+      (image_feat, text_m, queues["text_queue"]),
+      (text_feat, image_m, queues["image_queue"]),
+    )
+  )
   ita = (i2t.mean() + t2i.mean()) / 2
 
   images, texts = given
   mates = encoded["image_embeds"][images], encoded["text_embeds"][texts], mask[texts]
-  logits, fused, *_ = apply(params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates)
+  logits, fused, *_ = apply(
+    params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates
+  )
   itm = retrieval.matching_losses(logits).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
-      "image_feat": image_feat, "text_feat": text_feat, "image_feat_m": image_m, "text_feat_m": text_m, "sim_i2t": sim_i2t,
-      "sim_t2i": sim_t2i, "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
-      "itm_logits": jnp.concatenate([logits[:, 0], logits[:, 2], logits[:, 1]]), "loss_ita": ita, "loss_itm": itm}
+    "image_feat": image_feat,
+    "text_feat": text_feat,
+    "image_feat_m": image_m,
+    "text_feat_m": text_m,
+    "sim_i2t": sim_i2t,
+    "sim_t2i": sim_t2i,
+    "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
+    "itm_logits": jnp.concatenate([logits[:, 0], logits[:, 2], logits[:, 1]]),
+    "loss_ita": ita,
+    "loss_itm": itm,
+  }
 
 
 class _Case:
@@ -65,32 +95,62 @@ class _Case:
 
   def __init__(self, r):
     self.r = r
-    self.steps = sorted({name.split("/")[1] for name in r.names("in/step")}, key=lambda name: int(name.removeprefix("step")))
+    self.steps = sorted(
+      {name.split("/")[1] for name in r.names("in/step")},
+      key=lambda name: int(name.removeprefix("step")),
+    )
     self.teacher = r.teacher
-    self.queues = {name: jnp.asarray(r.state_dict[name], jnp.float32 if name in ("image_queue", "text_queue") else jnp.int32)
-                   for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")}
+    self.queues = {
+      name: jnp.asarray(
+        r.state_dict[name], jnp.float32 if name in ("image_queue", "text_queue") else jnp.int32
+      )
+      for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")
+    }
     self.program = jax.jit(jax.value_and_grad(_step, has_aux=True), static_argnums=1)
 
   def step(self, step):
     r = self.r
     online = jax.tree.map(np.asarray, {name: r.params[name] for name in self.teacher})
-    self.teacher = train_state.blend_ema(self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED)  # numpy: rounds as PyTorch
+    self.teacher = train_state.blend_ema(
+      self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED
+    )  # numpy: rounds as PyTorch
     how, idx = r.meta["cases"][step], jnp.asarray(r[f"in/{step}/idx"], jnp.int32)
     batch = r.image(f"in/{step}/image"), *r.text(f"in/{step}/text"), idx
-    given = [jnp.asarray(r[f"out/{step}/neg_{side}_index"], jnp.int32) for side in ("image", "text")]
-    (_, out), gradients = self.program(r.params, r.model, jax.tree.map(jnp.asarray, self.teacher), batch, self.queues,
-                                       jnp.float32(how["alpha"] if how["distill"] else 0.0), given)
-    self.queues = contrastive.enqueue(self.queues, out["image_feat_m"], out["text_feat_m"], idx, jnp.ones(idx.shape, bool))
+    given = [
+      jnp.asarray(r[f"out/{step}/neg_{side}_index"], jnp.int32) for side in ("image", "text")
+    ]
+    (_, out), gradients = self.program(
+      r.params,
+      r.model,
+      jax.tree.map(jnp.asarray, self.teacher),
+      batch,
+      self.queues,
+      jnp.float32(how["alpha"] if how["distill"] else 0.0),
+      given,
+    )
+    self.queues = contrastive.enqueue(
+      self.queues, out["image_feat_m"], out["text_feat_m"], idx, jnp.ones(idx.shape, bool)
+    )
     yield from self._rows(step, out)
     yield from self._negatives(step, how["negatives"], out, idx)
     yield from r.compare_gradients(gradients, f"{step}_ita_plus_itm")
     yield from r.compare_tree(self.teacher, f"momentum_after/{step}/", EXACT)
     after = {name: self.queues[name] for name in ("image_queue", "text_queue")}
     yield from r.compare(after, TENSOR, f"queue_after/{step}/")
-    yield from r.compare({name: x for name, x in self.queues.items() if name not in after}, EXACT, f"queue_after/{step}/")
+    yield from r.compare(
+      {name: x for name, x in self.queues.items() if name not in after},
+      EXACT,
+      f"queue_after/{step}/",
+    )
 
   def _rows(self, step, out):
-    tolerances = {"itm_logits": LOGITS, "sim_i2t": LOGITS, "sim_t2i": LOGITS, "loss_ita": LOGITS, "loss_itm": LOGITS}
+    tolerances = {
+      "itm_logits": LOGITS,
+      "sim_i2t": LOGITS,
+      "sim_t2i": LOGITS,
+      "loss_ita": LOGITS,
+      "loss_itm": LOGITS,
+    }
     for name, ours in out.items():
       yield from self.r.compare({name: ours}, tolerances.get(name, TENSOR), f"out/{step}/")
 
@@ -98,14 +158,21 @@ class _Case:
     """The hardest ones where they were recorded without chance; else that none belongs to its own row."""
     r = self.r
     temperature = r.params["temp"]["value"]
-    for side, features, others in (("image", out["text_feat"], out["image_feat_m"]), ("text", out["image_feat"], out["text_feat_m"])):
+    for side, features, others in (
+      ("image", out["text_feat"], out["image_feat_m"]),
+      ("text", out["image_feat"], out["text_feat_m"]),
+    ):
       name = f"neg_{side}_index"
       if how == "argmax":
-        hardest = negatives.draw(features, others, idx, jnp.ones(idx.shape, bool), temperature, group=len(idx))
+        hardest = negatives.draw(
+          features, others, idx, jnp.ones(idx.shape, bool), temperature, group=len(idx)
+        )
         yield from r.compare({name: hardest}, EXACT, f"out/{step}/")
       else:
         own = idx[r[f"out/{step}/{name}"]] == idx
-        yield r.compare_part(f"out/{step}/{name}", " (drawn: of another id)", own, np.zeros(own.shape), EXACT)
+        yield r.compare_part(
+          f"out/{step}/{name}", " (drawn: of another id)", own, np.zeros(own.shape), EXACT
+        )
 
   @functools.cached_property
   def _evaluated(self):
@@ -118,6 +185,7 @@ class _Case:
       def forward(m):
         encoded = {"image_embeds": m.encode_image(image), "text_embeds": m.encode_text(ids, mask)}
         return encoded, m.contrastive_features(*encoded.values())
+
       return r.model.apply({"params": params}, method=forward)
 
     @jax.jit
@@ -127,30 +195,54 @@ class _Case:
     @jax.jit
     def match(params, memory, tokens, mask, texts):
       bank = {"tokens": tokens, "text_mask": mask}
-      return r.model.apply({"params": params}, memory, bank, texts, None, "none", method=retrieval.match_scores)
+      return r.model.apply(
+        {"params": params}, memory, bank, texts, None, "none", method=retrieval.match_scores
+      )
 
     ids, mask = r.text("in/eval/text")
     encoded, (image_feat, text_feat) = embed(r.params, r.image("in/eval/image"), ids, mask)
     images, texts = (np.arange(len(x)) for x in (image_feat, text_feat))
     features = np.asarray(image_feat), np.asarray(text_feat)
     owner = texts % len(images)  # as recorded
-    best = (reranking.nearest(*features, k, images, owner).ids, reranking.nearest(*features[::-1], k, owner, images).ids)
+    best = (
+      reranking.nearest(*features, k, images, owner).ids,
+      reranking.nearest(*features[::-1], k, owner, images).ids,
+    )
     table = reranking.PairTable(*best)
     blocks = [(images, memory(r.params, encoded["image_embeds"]))]
     found = reranking.score_pairs(
-        table, blocks, lambda block, rows: np.asarray(match(r.params, block, encoded["text_embeds"], mask, rows)), width=4)
-    of_images, of_texts = (np.full(shape, _UNRANKED, np.float32) for shape in ((len(images), len(texts)), (len(texts), len(images))))
+      table,
+      blocks,
+      lambda block, rows: np.asarray(match(r.params, block, encoded["text_embeds"], mask, rows)),
+      width=4,
+    )
+    of_images, of_texts = (
+      np.full(shape, _UNRANKED, np.float32)
+      for shape in ((len(images), len(texts)), (len(texts), len(images)))
+    )
     np.put_along_axis(of_images, best[0], found[table.positions(images[:, None], best[0])], axis=1)
     np.put_along_axis(of_texts, best[1], found[table.positions(best[1], texts[:, None])], axis=1)
-    return {"image_feat": image_feat, "text_feat": text_feat, "sims_matrix": np.asarray(image_feat @ text_feat.T), "score_i2t": of_images,
-            "score_t2i": of_texts}
+    return {
+      "image_feat": image_feat,
+      "text_feat": text_feat,
+      "sims_matrix": np.asarray(image_feat @ text_feat.T),
+      "score_i2t": of_images,
+      "score_t2i": of_texts,
+    }
 
   def evaluation(self):
     r = self.r
-    if r.lacks(*(f"out/eval/{name}" for name in ("image_feat", "text_feat", "sims_matrix", "score_i2t", "score_t2i"))):
+    if r.lacks(
+      *(
+        f"out/eval/{name}"
+        for name in ("image_feat", "text_feat", "sims_matrix", "score_i2t", "score_t2i")
+      )
+    ):
       return
     for name, ours in self._evaluated.items():
-      yield from r.compare({name: ours}, LOGITS if name.startswith("score") else TENSOR, "out/eval/")
+      yield from r.compare(
+        {name: ours}, LOGITS if name.startswith("score") else TENSOR, "out/eval/"
+      )
 
   def recall(self):
     """Recorded recall against the least and the most that any order of equal scores gives: the official order of ties is chance."""
@@ -159,11 +251,18 @@ class _Case:
       self.r.skip("meta.eval.metrics", "not in the file")
       return
     i2t, t2i = (self._evaluated[name] for name in ("score_i2t", "score_t2i"))
-    owned = np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]  # text t belongs to image t % images
+    owned = (
+      np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]
+    )  # text t belongs to image t % images
     sides = (i2t, owned), (t2i, owned.T)
     # The rank of each query's best correct candidate when ties go against it, and when they go for it.
     least = recall.recalls(*(recall.ranks(*side) for side in sides))
-    most = recall.recalls(*((scores > np.where(correct, scores, -np.inf).max(1, keepdims=True)).sum(1) for scores, correct in sides))
+    most = recall.recalls(
+      *(
+        (scores > np.where(correct, scores, -np.inf).max(1, keepdims=True)).sum(1)
+        for scores, correct in sides
+      )
+    )
     bounds = {name: (least[name], most[name]) for name in least}
     names = [name for name in bounds if name in recorded]
     values = np.array([recorded[name] for name in names])

@@ -7,6 +7,7 @@ import numpy as np
 
 class Tolerance(NamedTuple):
   """Largest accepted |ours - recorded|: the larger of `absolute` and `relative` x the largest |recorded|."""
+
   absolute: float
   relative: float = 0.0
 
@@ -24,6 +25,7 @@ NORM = Tolerance(1e-6, 2e-4)
 class Row(NamedTuple):
   """One comparison. name: of the recorded array. shape: the recorded one. error: max |ours - recorded|, inf where there
   is no number to give. relative: error / max |recorded|. tolerance: what `error` may be."""
+
   name: str
   shape: tuple
   error: float
@@ -37,7 +39,15 @@ def compare(name, ours, recorded, tolerance, note=""):
   """Two arrays of any equal shape -> Row. Equal infinities agree, a NaN on either side is a failure."""
   ours, recorded = np.asarray(ours), np.asarray(recorded)
   if ours.shape != recorded.shape:
-    return Row(name, recorded.shape, np.inf, np.inf, tolerance.absolute, False, f"ours has shape {ours.shape}")
+    return Row(
+      name,
+      recorded.shape,
+      np.inf,
+      np.inf,
+      tolerance.absolute,
+      False,
+      f"ours has shape {ours.shape}",
+    )
   ours, recorded = ours.astype(np.float64), recorded.astype(np.float64)
   with np.errstate(invalid="ignore"):
     difference = np.where(ours == recorded, 0.0, np.abs(ours - recorded))

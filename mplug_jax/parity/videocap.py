@@ -14,4 +14,9 @@ def _encode(m, video):
   frames = video.reshape((-1,) + video.shape[2:])
   embeds = m.encode_image(frames)
   clips = embeds.reshape(video.shape[0], -1, embeds.shape[-1])
-  return {"visual": m.visual_encoder(frames), "frame_embeds": embeds, "video_embeds": clips, "memory": clips}
+  return {
+    "visual": m.visual_encoder(frames),
+    "frame_embeds": embeds,
+    "video_embeds": clips,
+    "memory": clips,
+  }

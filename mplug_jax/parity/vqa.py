@@ -24,8 +24,14 @@ _UPDATED = Tolerance(1e-4)  # of parameters after a few updates of 1e-3
 def checks(r):
   """Recording -> [(name, function -> Rows)]."""
   case = _Case(r)
-  return [("forward and gradients", case.forward), ("momentum teacher", case.momentum), ("distillation", case.distillation),
-          *beams.checks(r, case), ("ranking", case.ranking), ("optimizer updates", case.updates)]
+  return [
+    ("forward and gradients", case.forward),
+    ("momentum teacher", case.momentum),
+    ("distillation", case.distillation),
+    *beams.checks(r, case),
+    ("ranking", case.ranking),
+    ("optimizer updates", case.updates),
+  ]
 
 
 def _forward(m, image, question, question_mask, ids, mask, owner):
@@ -51,10 +57,13 @@ class _Case:
   @functools.cached_property
   def _program(self):
     """(params, teacher logits, alpha) -> ((loss, outputs), gradients): one program for every loss and for the teacher's forward."""
+
     def loss(params, teacher_logits, alpha, weights, inputs):
       out = self.r.model.apply({"params": params}, *inputs, method=_forward)
       # The released loss normalises the student over time, axis 1 (docs/official.md item 7).
-      answer_loss = losses.answer_cross_entropy(out["decoder_logits"], inputs[3], self.r.pad, teacher_logits, alpha, axis=1)
+      answer_loss = losses.answer_cross_entropy(
+        out["decoder_logits"], inputs[3], self.r.pad, teacher_logits, alpha, axis=1
+      )
       return (weights * answer_loss).sum() / self.rows, out | {"answer_loss": answer_loss}
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -63,7 +72,9 @@ class _Case:
     """-> (loss, {name: output}, gradients)."""
     if teacher_logits is None:
       teacher_logits = jnp.zeros(self.ids.shape + (self.r.model.vocab_size,))
-    (loss, out), gradients = self._program(params, teacher_logits, jnp.float32(alpha), self.weights, self.inputs)
+    (loss, out), gradients = self._program(
+      params, teacher_logits, jnp.float32(alpha), self.weights, self.inputs
+    )
     return loss, out, gradients
 
   @functools.cached_property
@@ -80,8 +91,14 @@ class _Case:
     loss, out, gradients = self.online
     answer_loss, logits = out["answer_loss"], out["decoder_logits"]
     tensors = {name: x for name, x in out.items() if name not in ("answer_loss", "decoder_logits")}
-    mask = np.concatenate([np.ones(out["fusion_image"].shape[:2], bool), self.question_mask], axis=1)
-    yield from r.compare(tensors | {"decoder_states": np.concatenate([out["fusion_image"], out["fusion_text"]], axis=1)}, TENSOR)
+    mask = np.concatenate(
+      [np.ones(out["fusion_image"].shape[:2], bool), self.question_mask], axis=1
+    )
+    yield from r.compare(
+      tensors
+      | {"decoder_states": np.concatenate([out["fusion_image"], out["fusion_text"]], axis=1)},
+      TENSOR,
+    )
     yield from r.compare({"decoder_states_mask": mask}, EXACT)
     yield from r.compare({"decoder_logits": logits}, LOGITS)
     yield from r.compare({"answer_loss": answer_loss, "loss": loss}, LOGITS)
@@ -105,13 +122,16 @@ class _Case:
       return
     yield from r.compare_tree(self._moved_teacher, "momentum_after/", EXACT)
     out = self._teacher_outputs
-    yield from r.compare({f"m_{name}": out[name] for name in out if name not in ("answer_loss", "decoder_logits")}, TENSOR)
+    yield from r.compare(
+      {f"m_{name}": out[name] for name in out if name not in ("answer_loss", "decoder_logits")},
+      TENSOR,
+    )
     yield from r.compare({"m_logits": out["decoder_logits"][:, :-1]}, LOGITS)
 
   def distillation(self):
     """The released loss, whose weight alpha of the teacher is 0, and the recorded ones with another."""
     r, prefix = self.r, "loss_distill_alpha"
-    tags = {name[4:]: float(name[4 + len(prefix):]) for name in r.names(f"out/{prefix}")}
+    tags = {name[4:]: float(name[4 + len(prefix) :]) for name in r.names(f"out/{prefix}")}
     if not r.lacks("out/loss_distill_as_released"):
       tags["loss_distill_as_released"] = 0.0
     for tag, alpha in tags.items():
@@ -141,9 +161,17 @@ class _Case:
     r = self.r
     if r.lacks("opt/losses"):
       return
-    said = {name: float(re.search(rf"\b{name}=([\d.e+-]+)", r.meta["opt"])[1]) for name in ("lr1", "lr2", "weight_decay")}
-    config = {"lr": said["lr1"], "visual_lr": said["lr2"], "weight_decay": said["weight_decay"], "groups": "official",
-              "schedule": {"name": "constant"}}
+    said = {
+      name: float(re.search(rf"\b{name}=([\d.e+-]+)", r.meta["opt"])[1])
+      for name in ("lr1", "lr2", "weight_decay")
+    }
+    config = {
+      "lr": said["lr1"],
+      "visual_lr": said["lr2"],
+      "weight_decay": said["weight_decay"],
+      "groups": "official",
+      "schedule": {"name": "constant"},
+    }
     count = len(r["opt/losses"]) - 1
     tx, _ = optim.make(config, r.params, count + 1, count + 1)
 
@@ -158,7 +186,9 @@ class _Case:
       loss, _, gradients = self.run(params)
       params, state = update(gradients, state, params)
       values.append(loss)
-    yield from r.compare({"losses": np.stack([*values, self.run(params)[0]])}, Tolerance(1e-3), "opt/")
+    yield from r.compare(
+      {"losses": np.stack([*values, self.run(params)[0]])}, Tolerance(1e-3), "opt/"
+    )
     yield from self._after(params, f"opt/after{count}/", count * max(said["lr1"], said["lr2"]))
 
   def _after(self, params, prefix, farthest):
@@ -167,8 +197,10 @@ class _Case:
     Adam divides a gradient by its size, so a number moves by the gradient's relative error. Where that error, as measured
     in the first gradient, is too large to tell the direction, two right programs differ by up to twice the way.
     """
-    gradients = {key.removeprefix("grad/loss/"): (np.abs(recorded), np.abs(ours - recorded).max())
-                 for key, ours, recorded in self.r.pairs(self.online[2], "grad/loss/")}
+    gradients = {
+      key.removeprefix("grad/loss/"): (np.abs(recorded), np.abs(ours - recorded).max())
+      for key, ours, recorded in self.r.pairs(self.online[2], "grad/loss/")
+    }
     for key, ours, recorded in self.r.pairs(params, prefix):
       row = compare(key, ours, recorded, _UPDATED)._replace(shape=self.r[key].shape)
       size, error = gradients.get(key.removeprefix(prefix), (np.inf, 0.0))
@@ -177,4 +209,6 @@ class _Case:
         yield row
         continue
       yield compare(f"{key} (clear gradient)", ours[~unclear], recorded[~unclear], _UPDATED)
-      yield compare(f"{key} (gradient is rounding)", ours[unclear], recorded[unclear], Tolerance(2 * farthest))
+      yield compare(
+        f"{key} (gradient is rounding)", ours[unclear], recorded[unclear], Tolerance(2 * farthest)
+      )

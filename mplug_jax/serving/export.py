@@ -32,6 +32,7 @@ LARGEST_BATCH = 4096
 
 class Function(NamedTuple):
   """method: of Predictor, whose task it runs. inputs: names of the task's batch. make: task -> function (params, batch) -> arrays."""
+
   method: str
   inputs: tuple
   make: Callable
@@ -39,32 +40,48 @@ class Function(NamedTuple):
 
 def _predict(name, *outputs):
   """-> `make` of a predict function as it is, or those `outputs` of it."""
+
   def make(task):
     fn = task.predict_fns()[name]
-    return fn if not outputs else lambda params, batch: {key: x for key, x in fn(params, batch).items() if key in outputs}
+    return (
+      fn
+      if not outputs
+      else lambda params, batch: {key: x for key, x in fn(params, batch).items() if key in outputs}
+    )
+
   return make
 
 
 def _features(of, key):
-  return lambda task: lambda params, batch: {"feature": task.apply(params, getattr(task, of), batch[key])}
+  return lambda task: (
+    lambda params, batch: {"feature": task.apply(params, getattr(task, of), batch[key])}
+  )
 
 
 FUNCTIONS = {
-    "answer": Function("answer", ("image", "question"), lambda task: task.predict_fns()[task.config.task.predict]),
-    "caption": Function("caption", ("image",), _predict("generate")),
-    "match": Function("match", ("image", "caption"), lambda task: task.match_pairs),
-    "embed_image": Function("embed", ("image",), _features("image_features", "image")),
-    "embed_text": Function("embed", ("caption",), _features("text_features", "caption")),
-    "locate": Function("locate", ("image", "placed", "size", "phrase"), _predict("locate", "box", "score")),
-    "compare": Function("compare", ("image", "sentence"), _predict("classify")),
-    "entails": Function("entails", ("image", "sentence"), _predict("classify")),
+  "answer": Function(
+    "answer", ("image", "question"), lambda task: task.predict_fns()[task.config.task.predict]
+  ),
+  "caption": Function("caption", ("image",), _predict("generate")),
+  "match": Function("match", ("image", "caption"), lambda task: task.match_pairs),
+  "embed_image": Function("embed", ("image",), _features("image_features", "image")),
+  "embed_text": Function("embed", ("caption",), _features("text_features", "caption")),
+  "locate": Function(
+    "locate", ("image", "placed", "size", "phrase"), _predict("locate", "box", "score")
+  ),
+  "compare": Function("compare", ("image", "sentence"), _predict("classify")),
+  "entails": Function("entails", ("image", "sentence"), _predict("classify")),
 }
 # Names of a batch that predict functions look at, and whose values matter to nobody here.
 _TRUTHS = {"locate": ("box",), "compare": ("label",), "entails": ("label",)}
 # Texts: (their length in config.data, tokens of those that are too long: "open": cut; "kept": cut, but for [eos]; cleaned by
 # text_ops.pre_caption).
-_TEXTS = {"question": ("max_question", "open", False), "caption": ("max_caption", "open", True),
-          "sentence": ("max_text", "open", True), "phrase": ("max_phrase", "kept", False)}
+_TEXTS = {
+  "question": ("max_question", "open", False),
+  "caption": ("max_caption", "open", True),
+  "sentence": ("max_text", "open", True),
+  "phrase": ("max_phrase", "kept", False),
+}
 
 
 def _struct(task, name, b, q):
@@ -78,7 +95,9 @@ def _struct(task, name, b, q):
     shape = (*count, data[_TEXTS[name][0]])
   else:
     shape = {"placed": (4,), "size": (2,), "box": (q, 4), "label": (1,)}[name]
-  return jax.ShapeDtypeStruct((b, *shape), {"image": jnp.uint8, "box": jnp.float32}.get(name, jnp.int32))
+  return jax.ShapeDtypeStruct(
+    (b, *shape), {"image": jnp.uint8, "box": jnp.float32}.get(name, jnp.int32)
+  )
 
 
 def export_function(task, params, name, platforms=PLATFORMS):
@@ -87,11 +106,18 @@ def export_function(task, params, name, platforms=PLATFORMS):
   Args:
     task: of Predictor.task. params: its parameters, or their shapes, as {"a/b": x}.
   """
-  open_sizes = jax_export.symbolic_shape("b, q", scope=jax_export.SymbolicScope([f"b <= {LARGEST_BATCH}"]))
+  open_sizes = jax_export.symbolic_shape(
+    "b, q", scope=jax_export.SymbolicScope([f"b <= {LARGEST_BATCH}"])
+  )
   task = copy.copy(task)
-  task.model = task.model.clone(attention="plain")  # kernels are of one platform, and chosen by numbers that are open here
+  task.model = task.model.clone(
+    attention="plain"
+  )  # kernels are of one platform, and chosen by numbers that are open here
   fn = FUNCTIONS[name].make(task)
-  given, truths = ({key: _struct(task, key, *open_sizes) for key in keys} for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ())))
+  given, truths = (
+    {key: _struct(task, key, *open_sizes) for key in keys}
+    for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ()))
+  )
 
   def call(params, batch):
     batch = batch | {key: jnp.zeros(x.shape, x.dtype) for key, x in truths.items()}
@@ -102,7 +128,10 @@ def export_function(task, params, name, platforms=PLATFORMS):
 
 
 def _described(struct):
-  return {"shape": [n if isinstance(n, int) else str(n) for n in struct.shape], "dtype": str(np.dtype(struct.dtype))}
+  return {
+    "shape": [n if isinstance(n, int) else str(n) for n in struct.shape],
+    "dtype": str(np.dtype(struct.dtype)),
+  }
 
 
 def _input(task, name, struct):
@@ -112,9 +141,15 @@ def _input(task, name, struct):
   _, ends, cleaned = _TEXTS[name]
   if ends == "open" and task.tokenizer.encode("a")[-1] == task.tokenizer.eos_id:
     ends = "cut"  # this tokenizer ends every text with [eos], which is cut off with the rest
-  return {"is": "text", "length": struct.shape[-1], "ends": ends, "lower": cleaned or name == "phrase",
-          "spaces": text_ops.SPACED if cleaned else "", "deleted": text_ops.DELETED if cleaned else "",
-          "max_words": task.config.data.max_words if cleaned else 0} | _described(struct)
+  return {
+    "is": "text",
+    "length": struct.shape[-1],
+    "ends": ends,
+    "lower": cleaned or name == "phrase",
+    "spaces": text_ops.SPACED if cleaned else "",
+    "deleted": text_ops.DELETED if cleaned else "",
+    "max_words": task.config.data.max_words if cleaned else 0,
+  } | _described(struct)
 
 
 def _tokenizer(tokenizer, folder):
@@ -125,20 +160,34 @@ def _tokenizer(tokenizer, folder):
   else:
     tokenizer.save(folder)
     os.remove(os.path.join(folder, tokenizers.CONFIG_FILE))
-  special = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos", "mask")}
-  return {"kind": tokenizer.kind, "file": "tokenizer.json" if wordpiece else tokenizer.file_name, "vocab_size": tokenizer.vocab_size,
-          **special, "clean_up": tokenizers.CLEAN_UP if wordpiece else ()}
+  special = {
+    f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos", "mask")
+  }
+  return {
+    "kind": tokenizer.kind,
+    "file": "tokenizer.json" if wordpiece else tokenizer.file_name,
+    "vocab_size": tokenizer.vocab_size,
+    **special,
+    "clean_up": tokenizers.CLEAN_UP if wordpiece else (),
+  }
 
 
 def _image(config, frames):
   """The entry of serving.json about images: what a caller does to them, and what happens inside."""
   fit = config.task.name == "grounding"
   inside = "inside the functions: (image / 255 - mean) / std"
-  return {"size": config.model.image_size, "resize": "fit" if fit else "stretch", "filter": "bilinear" if fit else "bicubic",
-          "about": "RGB, 8 bits. stretch: Pillow's antialiased resize to a square, proportions not kept. fit: the long side becomes "
-                   "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, right, bottom) "
-                   "there, input `size` its own width and height.",
-          "frames": frames, "normalised": inside, "mean": image_ops.MEAN.tolist(), "std": image_ops.STD.tolist()}
+  return {
+    "size": config.model.image_size,
+    "resize": "fit" if fit else "stretch",
+    "filter": "bilinear" if fit else "bicubic",
+    "about": "RGB, 8 bits. stretch: Pillow's antialiased resize to a square, proportions not kept. fit: the long side becomes "
+    "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, right, bottom) "
+    "there, input `size` its own width and height.",
+    "frames": frames,
+    "normalised": inside,
+    "mean": image_ops.MEAN.tolist(),
+    "std": image_ops.STD.tolist(),
+  }
 
 
 def export(predictor, dest, names=(), platforms=PLATFORMS):
@@ -153,26 +202,45 @@ def export(predictor, dest, names=(), platforms=PLATFORMS):
   dest, params = pathlib.Path(dest), traverse_util.flatten_dict(predictor.params, sep="/")
   for what, given, there in (("function", names, FUNCTIONS), ("platform", platforms, PLATFORMS)):
     if unknown := sorted(set(given) - set(there)):
-      raise ValueError(f"There is no {what} {unknown[0]!r} to export; there are {', '.join(there)}.")
+      raise ValueError(
+        f"There is no {what} {unknown[0]!r} to export; there are {', '.join(there)}."
+      )
   names = names or [name for name, function in FUNCTIONS.items() if predictor.can(function.method)]
   frames = predictor.config.data.get("frames", 0)
-  tasks = {name: predictor.task(FUNCTIONS[name].method, 0 if name == "locate" else frames) for name in names}
+  tasks = {
+    name: predictor.task(FUNCTIONS[name].method, 0 if name == "locate" else frames)
+    for name in names
+  }
   if dest.exists():
     raise FileExistsError(f"{dest} exists; name a folder that does not.")
   partial = dest.with_name(f"{dest.name}.partial{os.getpid()}")
   try:
     partial.mkdir(parents=True)
-    about = {"platforms": list(platforms), "jax": jax.__version__, "largest_batch": LARGEST_BATCH, "weights": "weights.safetensors",
-             "dtype": predictor.config.model.dtype, "image": _image(predictor.config, frames),
-             "tokenizer": _tokenizer(predictor.tokenizer, partial), "functions": {}}
+    about = {
+      "platforms": list(platforms),
+      "jax": jax.__version__,
+      "largest_batch": LARGEST_BATCH,
+      "weights": "weights.safetensors",
+      "dtype": predictor.config.model.dtype,
+      "image": _image(predictor.config, frames),
+      "tokenizer": _tokenizer(predictor.tokenizer, partial),
+      "functions": {},
+    }
     for name, task in tasks.items():
       exported, given = export_function(task, params, name, platforms)
       files.write_atomic(partial / f"{name}.jax", exported.serialize())
       outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-      about["functions"][name] = {"inputs": {key: _input(task, key, x) for key, x in given.items()},
-                                  "outputs": {key: _described(x) for key, x in outputs.items()}} | _meanings(name, task)
-    torch_write.save_safetensors(partial / "weights.safetensors", (
-        torch_write.Tensor(name, x.shape, x.dtype, lambda x=x: np.asarray(x)) for name, x in params.items()))
+      about["functions"][name] = {
+        "inputs": {key: _input(task, key, x) for key, x in given.items()},
+        "outputs": {key: _described(x) for key, x in outputs.items()},
+      } | _meanings(name, task)
+    torch_write.save_safetensors(
+      partial / "weights.safetensors",
+      (
+        torch_write.Tensor(name, x.shape, x.dtype, lambda x=x: np.asarray(x))
+        for name, x in params.items()
+      ),
+    )
     files.write_json(partial / "serving.json", about)
     for name in ("inputs.py", "serve.py"):
       shutil.copyfile(pathlib.Path(__file__).with_name(name), partial / name)
@@ -189,4 +257,6 @@ def _meanings(name, task):
     return {"answers": list(task.answers)}
   if name in ("compare", "entails"):
     return {"labels": list(task.config.data.labels)}
-  return {"prompt": task.prompt.said} if name == "caption" else {}  # the tokens of a caption begin with it
+  return (
+    {"prompt": task.prompt.said} if name == "caption" else {}
+  )  # the tokens of a caption begin with it

@@ -10,7 +10,9 @@ from mplug_jax import sharding
 # CLIP's channel statistics, for images of 0 to 255.
 _MEAN = tuple(255 * x for x in (0.48145466, 0.4578275, 0.40821073))
 _STD = tuple(255 * x for x in (0.26862954, 0.26130258, 0.27577711))
-_OUT_OF_CACHE = 2**20  # numbers in the feed-forward layer of one image from which several images side by side are slower on CPU
+_OUT_OF_CACHE = (
+  2**20
+)  # numbers in the feed-forward layer of one image from which several images side by side are slower on CPU
 
 
 def normalise(image):
@@ -38,7 +40,9 @@ def contrastive_features(module, image_tokens, text, frames=0):
   """MPlug.contrastive_features with the mean of the first tokens of all `frames` of a clip; 0: an image."""
   if image_tokens is not None and frames:
     first = image_tokens.reshape(image_tokens.shape[0], frames, -1, image_tokens.shape[-1])[:, :, 0]
-    image_tokens = first.mean(1, keepdims=True)  # the projection is linear: the mean of the frames' projections
+    image_tokens = first.mean(
+      1, keepdims=True
+    )  # the projection is linear: the mean of the frames' projections
   return module.contrastive_features(image_tokens, text)
 
 
@@ -133,7 +137,9 @@ class Task(abc.ABC):
     numbers = (self.model.image_size // self.model.patch_size) ** 2 * 4 * self.model.vision_width
     if numbers < _OUT_OF_CACHE or not isinstance(rows, int) or rows == 1:
       return batch | {"image": together(params, batch)}
-    return batch | {"image": jax.lax.platform_dependent(params, batch, default=together, cpu=one_by_one)}
+    return batch | {
+      "image": jax.lax.platform_dependent(params, batch, default=together, cpu=one_by_one)
+    }
 
 
 class ComparingTask(Task):

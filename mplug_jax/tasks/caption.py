@@ -36,9 +36,17 @@ class Task(base.Task):
   def batch_spec(self, batch_size):
     c = self.config.data
     shapes = dict(
-        image=(base.image_shape(self.config, self.model.image_size), jnp.uint8), caption=((c.captions_per_image, c.max_caption), jnp.int32),
-        caption_valid=((c.captions_per_image,), bool), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
-    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+      image=(base.image_shape(self.config, self.model.image_size), jnp.uint8),
+      caption=((c.captions_per_image, c.max_caption), jnp.int32),
+      caption_valid=((c.captions_per_image,), bool),
+      mask=((), bool),
+      corrupt=((), bool),
+      index=((), jnp.int32),
+    )
+    return {
+      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
+      for name, (shape, dtype) in shapes.items()
+    }
 
   def encode(self, module, batch):
     """Batch -> Memory of B rows: the tokens of an image or a clip, which is encoded once for its captions."""
@@ -71,12 +79,14 @@ class Task(base.Task):
     """See base.Task.loss."""
     each, right = self.apply(params, self.predictions, batch, rng=rng)
     counted = self._targets(batch)
-    metrics = {"token_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32)),
-               "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    metrics = {
+      "token_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32)),
+      "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
+    }
     return {"caption": jnp.where(counted, each, 0.0).sum()}, metrics, state.extra
 
   def predict_fns(self):
-    """"generate": one caption for each image as token ids."""
+    """ "generate": one caption for each image as token ids."""
     return {"generate": self._generate}
 
   def _generate(self, params, batch):
@@ -90,17 +100,30 @@ class Task(base.Task):
     """
     step, reorder = decoding_fns(self.model, params)
     starts = starts or self.starts(memory.rows)
-    return decode.beam_search(step, reorder, self.cache(params, memory, beams, starts[0].shape[1]), *starts, beams=beams,
-                              no_repeat_ngram=self.config.task.no_repeat_ngram, **self.limits(), **options)
+    return decode.beam_search(
+      step,
+      reorder,
+      self.cache(params, memory, beams, starts[0].shape[1]),
+      *starts,
+      beams=beams,
+      no_repeat_ngram=self.config.task.no_repeat_ngram,
+      **self.limits(),
+      **options,
+    )
 
   def captions(self, params, batch, count):
     """The `count` best captions of each image -> {"tokens": i32[B, K, P + max_length], "length": i32[B, K], "score": f32[B, K]}.
 
     A batch may have a "prompt" for every image, i32[B, P], and its "prompt_length", i32[B].
     """
-    options, memory = self.config.task, self.apply(params, self.encode, self.with_tokens(params, batch))
+    options, memory = (
+      self.config.task,
+      self.apply(params, self.encode, self.with_tokens(params, batch)),
+    )
     starts = (batch["prompt"], batch["prompt_length"]) if "prompt" in batch else None
-    best = self.search(params, memory, max(options.beams, count), starts, n_best=count, mode=options.beam_mode)
+    best = self.search(
+      params, memory, max(options.beams, count), starts, n_best=count, mode=options.beam_mode
+    )
     return {"tokens": best.tokens, "length": best.lengths, "score": best.scores}
 
   def cache(self, params, memory, sequences, width=0):
@@ -116,5 +139,9 @@ class Task(base.Task):
   def limits(self):
     """What every search of mplug_jax.decode is told."""
     options = self.config.task
-    return {"max_length": options.max_length, "min_length": options.min_length, "eos_id": self.tokenizer.eos_id,
-            "pad_id": self.tokenizer.pad_id}
+    return {
+      "max_length": options.max_length,
+      "min_length": options.min_length,
+      "eos_id": self.tokenizer.eos_id,
+      "pad_id": self.tokenizer.pad_id,
+    }

@@ -22,26 +22,45 @@ class Task(base.Task):
     super().__init__(model, config, tokenizer)
     classes, images = len(config.data.labels), config.data.images_per_text
     if model.classes != classes:
-      raise ValueError(f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; make them agree.")
+      raise ValueError(
+        f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; make them agree."
+      )
     if model.pairing not in ("shared", "duplicated"):
       raise ValueError(f"config.model.pairing={model.pairing!r} is not one of shared, duplicated.")
     if model.pairing == "duplicated" and images != 2:
-      raise ValueError(f"config.model.pairing=duplicated has a layer for each of two images, but config.data.images_per_text={images}.")
-    if config.task.distill.alpha and not (config.ema.decay and config.ema.use in ("teacher", "both")):
-      raise ValueError("config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both.")
+      raise ValueError(
+        f"config.model.pairing=duplicated has a layer for each of two images, but config.data.images_per_text={images}."
+      )
+    if config.task.distill.alpha and not (
+      config.ema.decay and config.ema.use in ("teacher", "both")
+    ):
+      raise ValueError(
+        "config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both."
+      )
 
   def batch_spec(self, batch_size):
     c, size = self.config.data, self.model.image_size
-    shapes = dict(image=((c.images_per_text, size, size, 3), jnp.uint8), sentence=((c.sentences_per_row, c.max_text), jnp.int32),
-                  label=((c.sentences_per_row,), jnp.int32), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
-    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+    shapes = dict(
+      image=((c.images_per_text, size, size, 3), jnp.uint8),
+      sentence=((c.sentences_per_row, c.max_text), jnp.int32),
+      label=((c.sentences_per_row,), jnp.int32),
+      mask=((), bool),
+      corrupt=((), bool),
+      index=((), jnp.int32),
+    )
+    return {
+      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
+      for name, (shape, dtype) in shapes.items()
+    }
 
   def forward(self, module, batch):
     """Batch -> logits f32[B, Q, C]. An image is encoded once for its sentences, a sentence once for its images."""
     image, ids = batch["image"], batch["sentence"].reshape(-1, batch["sentence"].shape[-1])
     image = base.encode_image(module, image.reshape((-1,) + image.shape[2:]))
     mask = ids != self.tokenizer.pad_id
-    logits = module.class_logits(module.fuse_images(module.encode_text(ids, mask), mask, image, batch["image"].shape[1]))
+    logits = module.class_logits(
+      module.fuse_images(module.encode_text(ids, mask), mask, image, batch["image"].shape[1])
+    )
     return logits.reshape(batch["label"].shape + (-1,))
 
   def weights(self, batch, rng):
@@ -50,20 +69,32 @@ class Task(base.Task):
 
   def loss(self, params, state, batch, rng):
     """See base.Task.loss."""
-    distill, label, counted = self.config.task.distill, jnp.maximum(batch["label"], 0), _counted(batch)
+    distill, label, counted = (
+      self.config.task.distill,
+      jnp.maximum(batch["label"], 0),
+      _counted(batch),
+    )
     logits = self.apply(params, self.forward, batch, rng=rng)
     if distill.alpha:
       alpha = distill.alpha * jnp.minimum(1.0, (state.step + 1) / (distill.ramp_steps + 1))
-      loss = losses.distilled_cross_entropy(logits, label, self.apply(state.ema_params, self.forward, batch), alpha)
+      loss = losses.distilled_cross_entropy(
+        logits, label, self.apply(state.ema_params, self.forward, batch), alpha
+      )
     else:
       loss = losses.token_cross_entropy(logits, label)
-    metrics = {"accuracy": (((logits.argmax(-1) == label) * counted).sum(), counted.sum()),
-               "corrupt_rows": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    metrics = {
+      "accuracy": (((logits.argmax(-1) == label) * counted).sum(), counted.sum()),
+      "corrupt_rows": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
+    }
     return {"class": (loss * counted).sum()}, metrics, state.extra
 
   def predict_fns(self):
-    """"classify": {"probability": f32[B, C]} of each row's first sentence."""
-    return {"classify": lambda params, batch: {"probability": jax.nn.softmax(self.apply(params, self.forward, batch)[:, 0])}}
+    """ "classify": {"probability": f32[B, C]} of each row's first sentence."""
+    return {
+      "classify": lambda params, batch: {
+        "probability": jax.nn.softmax(self.apply(params, self.forward, batch)[:, 0])
+      }
+    }
 
 
 def _counted(batch):

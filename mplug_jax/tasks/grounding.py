@@ -38,8 +38,10 @@ def location_ids(tokenizer, bins):
     except ValueError:
       continue
     return first, np.array(rest, np.int32)
-  raise ValueError(f"The tokenizer has no location tokens for config.task.bins={bins}: fit one with config.tokenizer.locations="
-                   f"{bins + 1}, or give a vocabulary with {unused[0]} to {unused[-1]}, as BERT's is for up to 336 bins and more.")
+  raise ValueError(
+    f"The tokenizer has no location tokens for config.task.bins={bins}: fit one with config.tokenizer.locations="
+    f"{bins + 1}, or give a vocabulary with {unused[0]} to {unused[-1]}, as BERT's is for up to 336 bins and more."
+  )
 
 
 def lower_words(logits, ids):
@@ -102,9 +104,15 @@ class Task(base.Task):
 
   def __init__(self, model, config, tokenizer):
     super().__init__(model, config, tokenizer)
-    for name, known in (("box_weights", BOX_WEIGHTS), ("eval_normalisation", _EVAL_NORMALISATIONS), ("rounding", boxes.ROUNDINGS)):
+    for name, known in (
+      ("box_weights", BOX_WEIGHTS),
+      ("eval_normalisation", _EVAL_NORMALISATIONS),
+      ("rounding", boxes.ROUNDINGS),
+    ):
       if config.task[name] not in known:
-        raise ValueError(f"config.task.{name}={config.task[name]!r} is not one of {', '.join(known)}.")
+        raise ValueError(
+          f"config.task.{name}={config.task[name]!r} is not one of {', '.join(known)}."
+        )
     self._bins = config.task.bins
     self._begin, self._locations = location_ids(tokenizer, self._bins)
 
@@ -112,15 +120,28 @@ class Task(base.Task):
     c, size = self.config.data, self.model.image_size
     count = c.expressions_per_image
     shapes = dict(
-        image=((size, size, 3), jnp.uint8), placed=((4,), jnp.int32), size=((2,), jnp.int32), phrase=((count, c.max_phrase), jnp.int32),
-        box=((count, COORDINATES), jnp.float32), valid=((count,), bool), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
-    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+      image=((size, size, 3), jnp.uint8),
+      placed=((4,), jnp.int32),
+      size=((2,), jnp.int32),
+      phrase=((count, c.max_phrase), jnp.int32),
+      box=((count, COORDINATES), jnp.float32),
+      valid=((count,), bool),
+      mask=((), bool),
+      corrupt=((), bool),
+      index=((), jnp.int32),
+    )
+    return {
+      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
+      for name, (shape, dtype) in shapes.items()
+    }
 
   def _normalise(self, image, placed, imagenet):
     """u8[B, S, S, 3] -> f32[B, S, S, 3], exactly 0 around the image, as in the official code."""
     normal = base.normalise(image)
     if imagenet:
-      normal = (image.astype(jnp.float32) - jnp.asarray(_IMAGENET_MEAN)) / jnp.asarray(_IMAGENET_STD)
+      normal = (image.astype(jnp.float32) - jnp.asarray(_IMAGENET_MEAN)) / jnp.asarray(
+        _IMAGENET_STD
+      )
     at, placed = jnp.arange(image.shape[1]), placed[:, :, None]
     columns = (at >= placed[:, 0]) & (at < placed[:, 2])
     rows = (at >= placed[:, 1]) & (at < placed[:, 3])
@@ -129,7 +150,11 @@ class Task(base.Task):
   def encode_image(self, module, batch, imagenet=False):
     """Batch -> tokens f[B, N, D]; a batch may have them as its image."""
     image = batch["image"]
-    return image if image.ndim == 3 else module.encode_image(self._normalise(image, batch["placed"], imagenet))
+    return (
+      image
+      if image.ndim == 3
+      else module.encode_image(self._normalise(image, batch["placed"], imagenet))
+    )
 
   def evaluated_image(self, module, batch):
     """`encode_image` with the pixels normalised as for evaluation."""
@@ -154,8 +179,12 @@ class Task(base.Task):
   def forward(self, module, batch):
     """Batch -> logits f32[R, 4, V] of the location tokens under teacher forcing, those of words lowered."""
     targets = self._targets(batch)
-    ids = jnp.concatenate([jnp.full((len(targets), 1), self._begin, jnp.int32), targets[:, :-1]], axis=1)
-    return lower_words(module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch)), self._locations)
+    ids = jnp.concatenate(
+      [jnp.full((len(targets), 1), self._begin, jnp.int32), targets[:, :-1]], axis=1
+    )
+    return lower_words(
+      module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch)), self._locations
+    )
 
   def weights(self, batch, rng):
     """Boxes in the batch."""
@@ -169,16 +198,25 @@ class Task(base.Task):
     # Lowered logits never win, so the best token is the best location.
     best = logits[..., self._locations].argmax(-1)
     predicted = boxes.dequantise(best, self._bins)
-    total = box_losses(losses.token_cross_entropy(logits, targets), predicted, truth, valid, self.config.task.box_weights).sum()
+    total = box_losses(
+      losses.token_cross_entropy(logits, targets),
+      predicted,
+      truth,
+      valid,
+      self.config.task.box_weights,
+    ).sum()
     count = valid.sum(dtype=jnp.float32)
     right = (jnp.asarray(self._locations)[best] == targets).mean(-1)
     overlap = boxes.iou(boxes.to_corners(predicted), boxes.to_corners(truth))
-    metrics = {"token_accuracy": (jnp.where(valid, right, 0.0).sum(), count), "iou": (jnp.where(valid, overlap, 0.0).sum(), count),
-               "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    metrics = {
+      "token_accuracy": (jnp.where(valid, right, 0.0).sum(), count),
+      "iou": (jnp.where(valid, overlap, 0.0).sum(), count),
+      "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
+    }
     return {"box": total}, metrics, state.extra
 
   def predict_fns(self):
-    """"locate": the most probable box of every phrase."""
+    """ "locate": the most probable box of every phrase."""
     return {"locate": self._locate}
 
   def _locate(self, params, batch):
@@ -200,14 +238,28 @@ class Task(base.Task):
     prompt = jnp.full((memory.rows, 1), self._begin, jnp.int32)
     # length_penalty 0: the score is the plain sum of log-probabilities.
     best = decode.greedy(
-        locations_only, cache, prompt, jnp.ones((memory.rows,), jnp.int32), max_length=COORDINATES, eos_id=self.tokenizer.eos_id,
-        pad_id=self.tokenizer.pad_id, length_penalty=0.0)
+      locations_only,
+      cache,
+      prompt,
+      jnp.ones((memory.rows,), jnp.int32),
+      max_length=COORDINATES,
+      eos_id=self.tokenizer.eos_id,
+      pad_id=self.tokenizer.pad_id,
+      length_penalty=0.0,
+    )
     number_of = np.zeros(self.model.vocab_size, np.int32)
     number_of[self._locations] = np.arange(len(self._locations))
     bins = jnp.asarray(number_of)[best.tokens[:, 0, 1:]].reshape(rows + (COORDINATES,))
 
     def pixels(numbers):
-      return in_image_pixels(boxes.dequantise(numbers, self._bins), batch["placed"], batch["size"], self.model.image_size)
+      return in_image_pixels(
+        boxes.dequantise(numbers, self._bins), batch["placed"], batch["size"], self.model.image_size
+      )
 
-    return {"box": pixels(bins), "bins": bins, "score": best.scores[:, 0].reshape(rows),
-            "nearest": pixels(self._quantise(batch["box"])), "size": batch["size"]}
+    return {
+      "box": pixels(bins),
+      "bins": bins,
+      "score": best.scores[:, 0].reshape(rows),
+      "nearest": pixels(self._quantise(batch["box"])),
+      "size": batch["size"],
+    }

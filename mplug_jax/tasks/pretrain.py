@@ -23,14 +23,17 @@ class Task(retrieval.Task):
     super().__init__(model, config, tokenizer)
     self.coefficients = dict(config.task.coefficients)
     if config.task.mlm_alpha and not self.has_teacher:
-      raise ValueError(f"config.task.mlm_alpha={config.task.mlm_alpha} weighs the words of a teacher, and config.task.queue=0 has none: "
-                       "set it to 0.")
+      raise ValueError(
+        f"config.task.mlm_alpha={config.task.mlm_alpha} weighs the words of a teacher, and config.task.queue=0 has none: "
+        "set it to 0."
+      )
 
   def batch_spec(self, batch_size):
     length = self.config.data.max_caption
     shapes = dict(masked=length, masked_label=length, prefix=length, target=length + 1)
     return super().batch_spec(batch_size) | {
-        name: jax.ShapeDtypeStruct((batch_size, n), jnp.int32) for name, n in shapes.items()}
+      name: jax.ShapeDtypeStruct((batch_size, n), jnp.int32) for name, n in shapes.items()
+    }
 
   def _tokens(self, ids):
     """bool: which ids are no padding."""
@@ -57,11 +60,21 @@ class Task(retrieval.Task):
       (losses, right) of masked_label and of the token behind each of target, see losses.vocabulary_losses. With a teacher's distribution
       in "mlm", the masked logits come as they are.
     """
-    logits, _, (masked_read, prefix_read), image_read = retrieval.match(module, image, *pairs, more=(masked, prefix))
-    decoder = target, self._tokens(target), self._decoder_memory(module, image, image_read, prefix_read, prefix[1])
+    logits, _, (masked_read, prefix_read), image_read = retrieval.match(
+      module, image, *pairs, more=(masked, prefix)
+    )
+    decoder = (
+      target,
+      self._tokens(target),
+      self._decoder_memory(module, image, image_read, prefix_read, prefix[1]),
+    )
     if masked_label is None:
       return logits, module.mlm_logits(masked_read), module.decode(*decoder)
-    hidden = module.mlm_logits(masked_read) if self.config.task.mlm_alpha else module.mlm_losses(masked_read, masked_label)
+    hidden = (
+      module.mlm_logits(masked_read)
+      if self.config.task.mlm_alpha
+      else module.mlm_losses(masked_read, masked_label)
+    )
     return logits, hidden, module.decode_losses(*decoder, losses.next_ids(target))
 
   @staticmethod
@@ -77,7 +90,9 @@ class Task(retrieval.Task):
     """Batch -> logits of `fuse_all`, each image and caption in the place of the negatives."""
     (image, _), (text, mask, _), masked, prefix = self.encode_all(module, batch)
     module.contrastive_temperature()
-    return self.fuse_all(module, image, (text, mask, image, text, mask), masked, prefix, batch["target"])
+    return self.fuse_all(
+      module, image, (text, mask, image, text, mask), masked, prefix, batch["target"]
+    )
 
   def _counted(self, batch):
     """(bool[B, L] hidden tokens, bool[B, T - 1] target tokens) of the rows that count."""
@@ -87,7 +102,10 @@ class Task(retrieval.Task):
   def weights(self, batch, rng):
     """As retrieval.Task; hidden tokens; target tokens."""
     hidden, target = self._counted(batch)
-    return super().weights(batch, rng) | {"mlm": hidden.sum(dtype=jnp.float32), "prefix_lm": target.sum(dtype=jnp.float32)}
+    return super().weights(batch, rng) | {
+      "mlm": hidden.sum(dtype=jnp.float32),
+      "prefix_lm": target.sum(dtype=jnp.float32),
+    }
 
   def encode_rows(self, params, state, batch, rng):
     """As retrieval.Task; `encoded` is what `encode_all` gives, and with config.task.mlm_alpha what it gives by the teacher."""
@@ -104,17 +122,35 @@ class Task(retrieval.Task):
     (image, text, masked, prefix), taught = encoded
     image, *pairs = self.pairs(image, text, drawn)
     logits, words, next_token = self.apply(
-        params, self.fuse_all, image, pairs, masked, prefix, batch["target"], batch["masked_label"], rng=rng)
+      params,
+      self.fuse_all,
+      image,
+      pairs,
+      masked,
+      prefix,
+      batch["target"],
+      batch["masked_label"],
+      rng=rng,
+    )
     terms, metrics = self.matching(logits, batch)
     hidden, target = self._counted(batch)
     if taught is not None:
-      alpha, soft = self.ramped(self.config.task.mlm_alpha, state.step), self.apply(state.ema_params, self._masked_logits, *taught[::2])
-      words = losses.distilled_cross_entropy(words, batch["masked_label"], soft, alpha), words.argmax(-1) == batch["masked_label"]
+      alpha, soft = (
+        self.ramped(self.config.task.mlm_alpha, state.step),
+        self.apply(state.ema_params, self._masked_logits, *taught[::2]),
+      )
+      words = (
+        losses.distilled_cross_entropy(words, batch["masked_label"], soft, alpha),
+        words.argmax(-1) == batch["masked_label"],
+      )
     found = {"mlm": (*words, hidden), "prefix_lm": (*(x[:, :-1] for x in next_token), target)}
-    terms |= {name: jnp.where(counted, each, 0.0).sum() for name, (each, _, counted) in found.items()}
+    terms |= {
+      name: jnp.where(counted, each, 0.0).sum() for name, (each, _, counted) in found.items()
+    }
     return terms, metrics | {
-        f"{name}_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))
-        for name, (_, right, counted) in found.items()}
+      f"{name}_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))
+      for name, (_, right, counted) in found.items()
+    }
 
   def _masked_logits(self, module, image, masked):
     """`_image` of images, tokens and mask of masked captions -> f32[B, L, V]."""

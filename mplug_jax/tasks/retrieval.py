@@ -35,41 +35,73 @@ class Task(base.ComparingTask):
     super().__init__(model, config, tokenizer)
     self.has_teacher = config.task.queue > 0
     if self.has_teacher and not (config.ema.decay and config.ema.use in ("teacher", "both")):
-      raise ValueError("Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both; or "
-                       "config.task.queue=0 and config.task.alpha=0, which need none.")
+      raise ValueError(
+        "Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both; or "
+        "config.task.queue=0 and config.task.alpha=0, which need none."
+      )
     if config.task.alpha and not self.has_teacher:
-      raise ValueError(f"config.task.alpha={config.task.alpha} weighs the targets of a teacher, and config.task.queue=0 has none: set it "
-                       "to 0.")
+      raise ValueError(
+        f"config.task.alpha={config.task.alpha} weighs the targets of a teacher, and config.task.queue=0 has none: set it "
+        "to 0."
+      )
     if config.optim.accumulate != "global":
-      raise ValueError(f"config.optim.accumulate={config.optim.accumulate!r}: the contrastive loss compares all rows of the batch, so "
-                       "microbatches have no means of their own; set it to global.")
+      raise ValueError(
+        f"config.optim.accumulate={config.optim.accumulate!r}: the contrastive loss compares all rows of the batch, so "
+        "microbatches have no means of their own; set it to global."
+      )
     if config.task.queue < 0:
-      raise ValueError(f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone.")
+      raise ValueError(
+        f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone."
+      )
     if config.task.contrast_chunk < 0:
-      raise ValueError(f"config.task.contrast_chunk={config.task.contrast_chunk} must not be negative; 0: all columns at once.")
+      raise ValueError(
+        f"config.task.contrast_chunk={config.task.contrast_chunk} must not be negative; 0: all columns at once."
+      )
     if config.task.rerank_k < 0:
-      raise ValueError(f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone.")
+      raise ValueError(
+        f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone."
+      )
     if config.task.rerank_similarity not in _RERANK_SIMILARITY:
-      raise ValueError(f"config.task.rerank_similarity={config.task.rerank_similarity!r} is not one of {', '.join(_RERANK_SIMILARITY)}.")
+      raise ValueError(
+        f"config.task.rerank_similarity={config.task.rerank_similarity!r} is not one of {', '.join(_RERANK_SIMILARITY)}."
+      )
     if config.task.rerank_texts < 1:
       raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
     parts = config.optim.microbatches
     self._group = config.task.negatives.group or _divisor(config.batch_size // parts)
     if config.task.negatives.ramp_steps and config.task.negatives.greedy:
-      raise ValueError(f"config.task.negatives.ramp_steps={config.task.negatives.ramp_steps} makes drawn negatives harder and harder, and "
-                       "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False.")
+      raise ValueError(
+        f"config.task.negatives.ramp_steps={config.task.negatives.ramp_steps} makes drawn negatives harder and harder, and "
+        "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False."
+      )
     if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
-      negatives.check_group(self._group, config.batch_size // parts, "config.batch_size" + " / config.optim.microbatches" * (parts > 1))
+      negatives.check_group(
+        self._group,
+        config.batch_size // parts,
+        "config.batch_size" + " / config.optim.microbatches" * (parts > 1),
+      )
 
   def batch_spec(self, batch_size):
     shapes = dict(
-        image=(base.image_shape(self.config, self.model.image_size), jnp.uint8), caption=((self.config.data.max_caption,), jnp.int32),
-        id=((), jnp.int32), mask=((), bool), corrupt=((), bool), index=((), jnp.int32))
-    return {name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype) for name, (shape, dtype) in shapes.items()}
+      image=(base.image_shape(self.config, self.model.image_size), jnp.uint8),
+      caption=((self.config.data.max_caption,), jnp.int32),
+      id=((), jnp.int32),
+      mask=((), bool),
+      corrupt=((), bool),
+      index=((), jnp.int32),
+    )
+    return {
+      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
+      for name, (shape, dtype) in shapes.items()
+    }
 
   def init_extra(self):
     """The queues, always fresh (docs/official.md item 48); {} without."""
-    return {} if not self.has_teacher else contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
+    return (
+      {}
+      if not self.has_teacher
+      else contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
+    )
 
   def project(self, params):
     return contrastive.clamp_temperature(params) if self.config.task.clamp_temperature else params
@@ -109,7 +141,11 @@ class Task(base.ComparingTask):
 
   def _ids(self, batch):
     """i32[B]: rows with the same number are no negatives of each other."""
-    return batch["id"] if self.config.task.match == "image" else jnp.arange(len(batch["id"]), dtype=jnp.int32)
+    return (
+      batch["id"]
+      if self.config.task.match == "image"
+      else jnp.arange(len(batch["id"]), dtype=jnp.int32)
+    )
 
   def _rows(self, batch):
     """(bool[B] rows that count, bool[B] those that have hard negatives)."""
@@ -151,24 +187,50 @@ class Task(base.ComparingTask):
     options, (valid, _), ids = self.config.task, self._rows(batch), self._ids(batch)
     temperature, alpha = params["temp"]["value"], self.ramped(options.alpha, state.step)
     image, text = features["image"], features["text"]
-    teacher_image, teacher_text = features.get("teacher_image", image), features.get("teacher_text", text)
+    teacher_image, teacher_text = (
+      features.get("teacher_image", image),
+      features.get("teacher_text", text),
+    )
     i2t, t2i, nearest = contrastive.image_text_losses(
-        image, text, teacher_image, teacher_text, batch["id"], valid, state.extra, temperature, alpha, options.match,
-        options.contrast_chunk)
+      image,
+      text,
+      teacher_image,
+      teacher_text,
+      batch["id"],
+      valid,
+      state.extra,
+      temperature,
+      alpha,
+      options.match,
+      options.contrast_chunk,
+    )
 
     hardness = self.ramped(1.0, state.step, options.negatives.ramp_steps)
 
     def other(features, others, key):
-      noise = None if options.negatives.greedy else negatives.gumbel_noise(key, len(ids), self._group)
-      return negatives.draw(features, others, ids, valid, temperature / hardness, self._group, noise)
+      noise = (
+        None if options.negatives.greedy else negatives.gumbel_noise(key, len(ids), self._group)
+      )
+      return negatives.draw(
+        features, others, ids, valid, temperature / hardness, self._group, noise
+      )
 
     image_rng, text_rng = jax.random.split(rng)
-    drawn = {"image": other(text, teacher_image, image_rng), "text": other(image, teacher_text, text_rng)}
-    metrics = {"itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
-               "temperature": (temperature, jnp.float32(1.0)),
-               "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))}
+    drawn = {
+      "image": other(text, teacher_image, image_rng),
+      "text": other(image, teacher_text, text_rng),
+    }
+    metrics = {
+      "itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
+      "temperature": (temperature, jnp.float32(1.0)),
+      "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
+    }
     terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
-    extra = contrastive.enqueue(state.extra, teacher_image, teacher_text, batch["id"], valid) if self.has_teacher else state.extra
+    extra = (
+      contrastive.enqueue(state.extra, teacher_image, teacher_text, batch["id"], valid)
+      if self.has_teacher
+      else state.extra
+    )
     return terms, metrics, extra, drawn
 
   def pairs(self, image, text, drawn):
@@ -187,21 +249,32 @@ class Task(base.ComparingTask):
     valid, hard = self._rows(batch)
     counted = jnp.stack([valid, hard, hard], axis=1)
     right = (logits.argmax(-1) == MATCH_LABELS) & counted
-    return ({"itm": jnp.where(counted, matching_losses(logits), 0.0).sum()},
-            {"itm_accuracy": (right.sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))})
+    return (
+      {"itm": jnp.where(counted, matching_losses(logits), 0.0).sum()},
+      {"itm_accuracy": (right.sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))},
+    )
 
   # ---- evaluation
 
   def predict_fns(self):
     """The last one reads what the two before it leave on the devices."""
-    return {"embed_image": self._embed_image, "embed_texts": self._embed_texts, "image_memory": self._image_memory, "rerank": self._rerank}
+    return {
+      "embed_image": self._embed_image,
+      "embed_texts": self._embed_texts,
+      "image_memory": self._image_memory,
+      "rerank": self._rerank,
+    }
 
   def predict_sample(self, name, params, sample):
     """See base.Task.predict_sample."""
     if name != "rerank":
       return sample
-    memory, texts = (jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts))
-    pairs = jax.ShapeDtypeStruct(sample["index"].shape + (self.config.task.rerank_texts,), jnp.int32)
+    memory, texts = (
+      jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts)
+    )
+    pairs = jax.ShapeDtypeStruct(
+      sample["index"].shape + (self.config.task.rerank_texts,), jnp.int32
+    )
     return {"memory": memory, "texts": texts, "pair_text": pairs}
 
   def _embed_image(self, params, batch):
@@ -216,23 +289,37 @@ class Task(base.ComparingTask):
     """
     ids = batch["caption"]
     parts = max(1, len(ids) // self.config.eval.batch_size)
-    out = jax.lax.map(lambda part: self.apply(params, self._text, part), sharding.split_rows(ids, parts))
+    out = jax.lax.map(
+      lambda part: self.apply(params, self._text, part), sharding.split_rows(ids, parts)
+    )
     out = sharding.join_rows(out, axes=None)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):
     """-> `image_memory` of the images, and their "feature" f32[G, E]."""
+
     def memory(module, image):
       tokens, feature = self._image(module, image)
       return image_memory(module, tokens) | {"feature": feature}
-    return jax.tree.map(sharding.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"]))
+
+    return jax.tree.map(
+      sharding.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"])
+    )
 
   def _rerank(self, params, batch):
     """`_image_memory` of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
     {"score": f32[G, P]}."""
+
     def scores(part):
-      return self.apply(params, match_scores, part["memory"], batch["texts"], part["pair_text"], params["temp"]["value"],
-                        self.config.task.rerank_similarity)
+      return self.apply(
+        params,
+        match_scores,
+        part["memory"],
+        batch["texts"],
+        part["pair_text"],
+        params["temp"]["value"],
+        self.config.task.rerank_similarity,
+      )
 
     images = {name: batch[name] for name in ("memory", "pair_text")}
     if images["memory"]["tokens"] is None:
@@ -245,12 +332,16 @@ class Task(base.ComparingTask):
   def match_pairs(self, params, batch):
     """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
     see `match_scores`}."""
+
     def pairs(module, batch):
       (image, image_feature), (text, mask, text_feature) = self.encode(module, batch)
       _, fused = module.fuse(text, mask, image)
       return module.match_logits(fused), (image_feature * text_feature).sum(-1)
+
     logits, products = self.apply(params, pairs, batch)
-    score = _match_score(logits, products, params["temp"]["value"], self.config.task.rerank_similarity)
+    score = _match_score(
+      logits, products, params["temp"]["value"], self.config.task.rerank_similarity
+    )
     return {"similarity": products, "probability": jax.nn.softmax(logits)[:, 1], "score": score}
 
 
@@ -265,7 +356,10 @@ def image_memory(module, image):
     layers from there on, None when there are none}.
   """
   fusion = module.fusion_encoder
-  return {"keys_values": fusion.image_keys_values(image), "tokens": image if fusion.connected else None}
+  return {
+    "keys_values": fusion.image_keys_values(image),
+    "tokens": image if fusion.connected else None,
+  }
 
 
 def match_scores(module, memory, texts, pair_text, temperature, similarity):
@@ -284,9 +378,17 @@ def match_scores(module, memory, texts, pair_text, temperature, similarity):
   """
   index = pair_text.reshape(-1)
   _, fused = module.fusion_encoder(
-      sharding.constrain(texts["tokens"][index]), texts["text_mask"][index], memory["tokens"], memory["keys_values"])
+    sharding.constrain(texts["tokens"][index]),
+    texts["text_mask"][index],
+    memory["tokens"],
+    memory["keys_values"],
+  )
   logits = module.match_logits(fused).reshape(pair_text.shape + (2,))
-  products = 0.0 if similarity == "none" else jnp.einsum("ge,gpe->gp", memory["feature"], texts["feature"][pair_text])
+  products = (
+    0.0
+    if similarity == "none"
+    else jnp.einsum("ge,gpe->gp", memory["feature"], texts["feature"][pair_text])
+  )
   return _match_score(logits, products, temperature, similarity)
 
 
@@ -294,7 +396,11 @@ def _match_score(logits, products, temperature, similarity):
   """Logits f32[..., 2] of a match and products f32[...] of features -> f32[...], see `match_scores`."""
   if similarity == "none":
     return logits[..., 1]
-  return logits[..., 1] + products if similarity == "add" else logits[..., 1] - logits[..., 0] + products / temperature
+  return (
+    logits[..., 1] + products
+    if similarity == "add"
+    else logits[..., 1] - logits[..., 0] + products / temperature
+  )
 
 
 def match(module, image, text, mask, other_image, other_text, other_mask, more=()):

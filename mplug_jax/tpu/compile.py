@@ -13,7 +13,9 @@ from mplug_jax.data.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.tpu import hlo
 
 _EFFORT = {"low": {"exec_time_optimization_effort": -1.0}, "full": {}}
-_REPLICATED = ("texts",)  # of what predict functions keep on the devices, what every one of them holds whole
+_REPLICATED = (
+  "texts",
+)  # of what predict functions keep on the devices, what every one of them holds whole
 # What the command line calls functions; every other predict function by its own name.
 _FUNCTIONS = {"generate": ("generate", "locate", "classify"), "embed": ("embed_image",)}
 
@@ -22,6 +24,7 @@ class Report(NamedTuple):
   """Of one chip. `arguments`, `temporaries`, `peak`: bytes of HBM. `flops`: of the compiled products; `model_flops`: of the model, see
   task_flops.py. `traffic`: bytes of HBM. `collectives`: see hlo.Cost. `seconds`: {"compute", "memory", "links"} at published rates, the
   largest of which is the least that the program can take."""
+
   arguments: float
   temporaries: float
   peak: float
@@ -46,8 +49,10 @@ class DoesNotFit(RuntimeError):
   """The program needs more HBM than a chip has: `needed` and `limit` bytes, as the compiler counts them."""
 
   def __init__(self, needed, limit):
-    super().__init__(f"needs {needed / 2**30:.2f} GiB of HBM where {limit / 2**30:.2f} GiB can be used: "
-                     f"{(needed - limit) / 2**30:.2f} GiB too much")
+    super().__init__(
+      f"needs {needed / 2**30:.2f} GiB of HBM where {limit / 2**30:.2f} GiB can be used: "
+      f"{(needed - limit) / 2**30:.2f} GiB too much"
+    )
     self.needed, self.limit = needed, limit
 
 
@@ -85,10 +90,14 @@ def trace(built, config, name):
   with jax.set_mesh(built.mesh):
     if name == "train":
       batch = placed(built.task.batch_spec(config.batch_size), rows)
-      return built.train_step.trace(built.abstract, batch, jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole))
+      return built.train_step.trace(
+        built.abstract, batch, jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole)
+      )
     name, params = function_of(built, name), built.abstract.params
     sample = built.task.predict_sample(name, params, built.task.batch_spec(config.eval.batch_size))
-    batch = {key: placed(value, whole if key in _REPLICATED else rows) for key, value in sample.items()}
+    batch = {
+      key: placed(value, whole if key in _REPLICATED else rows) for key, value in sample.items()
+    }
     return jax.jit(built.task.predict_fns()[name]).trace(params, batch)
 
 
@@ -110,11 +119,30 @@ def compile_for(config, place, name="train", effort="low"):
   seconds = time.perf_counter() - start
   memory, found = compiled.memory_analysis(), hlo.cost(compiled.as_text())
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
+  peak = (
+    arguments
+    + temporaries
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
   chip, sent = place.chip, sum(each[2] for each in found.collectives.values())
-  least = {"compute": found.flops / chip.flops, "memory": found.traffic / chip.bandwidth, "links": sent / chip.links}
-  return Report(arguments, temporaries, peak, found.flops, model_flops(built.task, config, name) / place.chips, found.traffic,
-                found.collectives, least, seconds)
+  least = {
+    "compute": found.flops / chip.flops,
+    "memory": found.traffic / chip.bandwidth,
+    "links": sent / chip.links,
+  }
+  return Report(
+    arguments,
+    temporaries,
+    peak,
+    found.flops,
+    model_flops(built.task, config, name) / place.chips,
+    found.traffic,
+    found.collectives,
+    least,
+    seconds,
+  )
 
 
 def model_flops(task, config, name):
@@ -129,8 +157,10 @@ def model_flops(task, config, name):
 def _too_large(message):
   """DoesNotFit by the compiler's message about HBM, or None where it is about something else."""
   number = r"([\d.]+)([KMGT])"
-  found = (re.search(f"Used {number} of {number} hbm", message)  # it tried to place everything
-           or re.search(rf"required for .*\({number}\) exceeds available HBM \({number}\)", message))  # it saw at once that it cannot
+  found = (
+    re.search(f"Used {number} of {number} hbm", message)  # it tried to place everything
+    or re.search(rf"required for .*\({number}\) exceeds available HBM \({number}\)", message)
+  )  # it saw at once that it cannot
   if not found:
     return None
   unit = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}

@@ -9,18 +9,45 @@ import math
 import re
 from typing import NamedTuple
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32,
-         "s64": 64, "u64": 64, "f64": 64}
+_BITS = {
+  "pred": 8,
+  "s4": 4,
+  "u4": 4,
+  "s8": 8,
+  "u8": 8,
+  "s16": 16,
+  "u16": 16,
+  "bf16": 16,
+  "f16": 16,
+  "s32": 32,
+  "u32": 32,
+  "f32": 32,
+  "s64": 64,
+  "u64": 64,
+  "f64": 64,
+}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _START = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = ")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota", "opt-barrier"}
+_FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "opt-barrier",
+}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Instruction(NamedTuple):
   """`type`, `argument` (all between the brackets) and `attributes` are text; `operands` are names of instructions beside it."""
+
   name: str
   type: str
   opcode: str
@@ -33,6 +60,7 @@ class Instruction(NamedTuple):
 class Cost(NamedTuple):
   """`flops` of matrix products; `traffic` bytes read from and written to HBM; `collectives` {kind: (count, bytes of the whole array, bytes
   that a device sends)}; loops as often as they run."""
+
   flops: float
   traffic: float
   collectives: dict
@@ -49,7 +77,11 @@ def cost(text):
     raise ValueError("The program's text holds no ENTRY computation.")
   flops, traffic, found = _Counter(computations).of(entry)
   kinds = sorted({kind for kind, _ in found})
-  return Cost(flops, traffic, {kind: tuple(found[kind, what] for what in ("count", "bytes", "sent")) for kind in kinds})
+  return Cost(
+    flops,
+    traffic,
+    {kind: tuple(found[kind, what] for what in ("count", "bytes", "sent")) for kind in kinds},
+  )
 
 
 def parse(text):
@@ -60,7 +92,7 @@ def parse(text):
       current = computations.setdefault(header[2], {})
       entry = header[2] if header[1] else entry
     elif current is not None and (start := _START.match(line)):
-      current[start[2]] = _instruction(line[start.end():], start[2], bool(start[1]))
+      current[start[2]] = _instruction(line[start.end() :], start[2], bool(start[1]))
   return computations, entry
 
 
@@ -69,8 +101,10 @@ def _instruction(rest, name, root):
   kind, rest = rest[:end], rest[end:].lstrip()
   opening = rest.index("(")
   closing = _closing(rest, opening)
-  argument = rest[opening + 1:closing]
-  return Instruction(name, kind, rest[:opening], tuple(_NAME.findall(argument)), argument, rest[closing + 1:], root)
+  argument = rest[opening + 1 : closing]
+  return Instruction(
+    name, kind, rest[:opening], tuple(_NAME.findall(argument)), argument, rest[closing + 1 :], root
+  )
 
 
 def _closing(text, opening):
@@ -79,18 +113,25 @@ def _closing(text, opening):
     depth += (text[i] == "(") - (text[i] == ")")
     if not depth:
       return i
-  raise ValueError(f"A bracket is not closed: {text[opening:opening + 80]}")
+  raise ValueError(f"A bracket is not closed: {text[opening : opening + 80]}")
 
 
 def shapes(kind):
   """Type text -> [(dtype, dimensions, whether it is in HBM)], one for every array."""
-  return [(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
-          for dtype, dims, layout in _ARRAY.findall(kind) if dtype in _BITS or dtype.startswith("f8")]
+  return [
+    (dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
+    for dtype, dims, layout in _ARRAY.findall(kind)
+    if dtype in _BITS or dtype.startswith("f8")
+  ]
 
 
 def size(kind, memory=False):
   """Bytes of all arrays of a type; `memory`: of those in HBM alone, not in a memory of the chip's own."""
-  return sum(math.prod(dims) * _BITS.get(dtype, 8) / 8 for dtype, dims, in_memory in shapes(kind) if in_memory or not memory)
+  return sum(
+    math.prod(dims) * _BITS.get(dtype, 8) / 8
+    for dtype, dims, in_memory in shapes(kind)
+    if in_memory or not memory
+  )
 
 
 class _Counter:
@@ -114,7 +155,9 @@ class _Counter:
         called = [_called(instruction, "body")]
       elif opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-        called = _NAME.findall(branches[1]) if branches else [_called(instruction, "true_computation")]
+        called = (
+          _NAME.findall(branches[1]) if branches else [_called(instruction, "true_computation")]
+        )
       else:
         called = [_called(instruction, "to_apply" if opcode == "call" else "calls")]
       inner = [self.of(each) for each in called if each in self._computations]
@@ -131,11 +174,14 @@ class _Counter:
 
   def trips(self, table, loop):
     """How often a while loop runs: the constant its condition compares with, 1 where there is none."""
-    known = re.search(r'known_trip_count[^0-9]*(\d+)', loop.attributes)
+    known = re.search(r"known_trip_count[^0-9]*(\d+)", loop.attributes)
     if known:
       return int(known[1])
-    constants = [int(each.argument) for each in self._nested(_called(loop, "condition"))
-                 if each.opcode == "constant" and each.argument.isdigit()]
+    constants = [
+      int(each.argument)
+      for each in self._nested(_called(loop, "condition"))
+      if each.opcode == "constant" and each.argument.isdigit()
+    ]
     return max(constants, default=1)
 
   def _nested(self, name):
@@ -171,11 +217,15 @@ class _Counter:
         number = int(each.argument)
         read[number] = min(read[number], self._touched(inner, each))
     root = next((each for each in inner.values() if each.root), None)
-    results = [inner.get(name) for name in root.operands] if root and root.opcode == "tuple" else [root]
+    results = (
+      [inner.get(name) for name in root.operands] if root and root.opcode == "tuple" else [root]
+    )
     outer = shapes(fusion.type)
     if None in results or len(results) != len(outer):
       return read, written
-    return read, sum(self._renewed(inner, each) for each, (_, _, in_memory) in zip(results, outer) if in_memory)
+    return read, sum(
+      self._renewed(inner, each) for each, (_, _, in_memory) in zip(results, outer) if in_memory
+    )
 
   def _touched(self, table, array):
     """Bytes that the users of an array inside a fusion read of it, infinite where one reads it whole. TPU fusions hold fusions: the slice
@@ -190,8 +240,11 @@ class _Counter:
         total += self._touched(table, user)
       elif user.opcode == "fusion":
         inner = self._computations.get(_called(user, "calls"), {})
-        total += sum(self._touched(inner, each) for each in inner.values()
-                     if each.opcode == "parameter" and user.operands[int(each.argument)] == array.name)
+        total += sum(
+          self._touched(inner, each)
+          for each in inner.values()
+          if each.opcode == "parameter" and user.operands[int(each.argument)] == array.name
+        )
       elif user.opcode != "dynamic-update-slice" or array.name in user.operands[1:]:
         return math.inf
     return total
@@ -219,7 +272,9 @@ def _called(instruction, what):
 def products(table, instruction):
   """Operations, 2 x multiply-adds, of a dot or convolution, and what a Pallas kernel says of itself; 0 of anything else. TPUs compute every
   matrix product as a convolution. Of JAX's flash attention the forward kernel says it, the two backward kernels do not."""
-  if instruction.opcode == "custom-call" and (said := re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)):
+  if instruction.opcode == "custom-call" and (
+    said := re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+  ):
     return float(said[1])
   if instruction.opcode not in ("dot", "convolution"):
     return 0.0
@@ -229,11 +284,15 @@ def products(table, instruction):
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
     return 2.0 * math.prod(output) * math.prod(left[int(i)] for i in contracted.split(",") if i)
   lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
-  groups = int(found[1]) if (found := re.search(r"batch_group_count=(\d+)", instruction.attributes)) else 1
+  groups = (
+    int(found[1]) if (found := re.search(r"batch_group_count=(\d+)", instruction.attributes)) else 1
+  )
   window = _window(instruction.attributes)
   total = 2.0 * output[out.index("b")] * output[out.index("f")] * right[rhs.index("i")] / groups
   for i, label in enumerate(sorted(set(lhs) - set("bf"))):
-    total *= _pairs(left[lhs.index(label)], right[rhs.index(label)], output[out.index(label)], window, i)
+    total *= _pairs(
+      left[lhs.index(label)], right[rhs.index(label)], output[out.index(label)], window, i
+    )
   return total
 
 
@@ -247,7 +306,9 @@ def _pairs(inputs, kernel, outputs, window, i):
   """Pairs of an output and a kernel position that meet an input element, in the i-th dimension of the window: neither padding nor a gap
   that dilation makes. A batch dimension of a product is one in which every output meets one."""
   value = lambda name, default: window[name].split("x")[i] if name in window else default  # noqa: E731
-  stride, dilation, kernel_dilation = (int(value(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+  stride, dilation, kernel_dilation = (
+    int(value(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
+  )
   low = int(value("pad", "0_0").split("_")[0])
   # position = out * stride + k * kernel_dilation - low must be a multiple of dilation, and within the inputs: out is in a range, and one
   # of every `step` numbers. In closed form, since a batch may be such a dimension: thousands of kernel positions by thousands of outputs.
@@ -259,7 +320,10 @@ def _pairs(inputs, kernel, outputs, window, i):
     rest = low - k * kernel_dilation
     if rest % shared:
       continue
-    first, last = max(0, -(-rest // stride)), min(outputs - 1, (rest + (inputs - 1) * dilation) // stride)
+    first, last = (
+      max(0, -(-rest // stride)),
+      min(outputs - 1, (rest + (inputs - 1) * dilation) // stride),
+    )
     first += (rest // shared * inverse - first) % step
     count += max(0, (last - first) // step + 1)
   return count
@@ -276,7 +340,9 @@ def _collective(table, instruction):
     results = max(0.0, results - operands)
   whole, members = max(operands, results), _members(instruction.attributes)
   share = (members - 1) / members if members > 1 else 0.0
-  sent = whole if kind == "collective-permute" else whole * share * (2 if kind == "all-reduce" else 1)
+  sent = (
+    whole if kind == "collective-permute" else whole * share * (2 if kind == "all-reduce" else 1)
+  )
   return {(kind, "count"): 1, (kind, "bytes"): whole, (kind, "sent"): sent}
 
 

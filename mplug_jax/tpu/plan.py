@@ -18,6 +18,7 @@ _USABLE = 0.95  # of the HBM
 
 class Candidate(NamedTuple):
   """Flags of the command line, {name: value}; and what the analytic model expects: bytes of a chip, seconds of a step."""
+
   flags: dict
   memory: float
   seconds: float
@@ -36,7 +37,7 @@ def changed(config, flags):
 def cheaper(config, chips):
   """Flags that need less memory than `config`, the least loss of speed first: {name: value}, each with what went before."""
   flags, out = {}, []
-  for policy in REMAT[REMAT.index(config.model.remat) + 1:]:
+  for policy in REMAT[REMAT.index(config.model.remat) + 1 :]:
     flags = flags | {"model.remat": policy}
     out.append(flags)
   if config.mesh.fsdp < chips:
@@ -70,22 +71,49 @@ def candidates(config, place):
   tokenizer = compiler.tokenizer_for(config)
   task = tasks.get(config.task.name)(build.build_model(config, tokenizer), config, tokenizer)
   operations = compiler.model_flops(task, config, "train")
-  parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(task_flops.abstract_parameters(task)))
+  parameters = sum(
+    math.prod(x.shape) for x in jax.tree.leaves(task_flops.abstract_parameters(task))
+  )
   found = []
-  for tensor, fsdp in itertools.product((1, 2, 4), (n for n in range(1, place.chips + 1) if place.chips % n == 0)):
+  for tensor, fsdp in itertools.product(
+    (1, 2, 4), (n for n in range(1, place.chips + 1) if place.chips % n == 0)
+  ):
     data = place.chips // (tensor * fsdp)
-    if data * tensor * fsdp != place.chips or config.batch_size % (data * fsdp) or config.model.heads % tensor:
+    if (
+      data * tensor * fsdp != place.chips
+      or config.batch_size % (data * fsdp)
+      or config.model.heads % tensor
+    ):
       continue
     rows = config.batch_size // (data * fsdp)
     for policy, parts in itertools.product(REMAT, (1, 2, 4, 8, 16)):
       if rows % parts:
         continue
-      flags = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "model.remat": policy, "optim.microbatches": parts}
-      memory = _state(config, parameters) / (fsdp * tensor) + _activations(config, rows / parts, policy) / tensor
+      flags = {
+        "mesh.data": data,
+        "mesh.fsdp": fsdp,
+        "mesh.tensor": tensor,
+        "model.remat": policy,
+        "optim.microbatches": parts,
+      }
+      memory = (
+        _state(config, parameters) / (fsdp * tensor)
+        + _activations(config, rows / parts, policy) / tensor
+      )
       compute = operations * _RECOMPUTED[policy] / place.chips / place.chip.flops
-      found.append(Candidate(flags, memory, max(compute, _links(config, parameters, rows, data, fsdp, tensor, parts) / place.chip.links)))
+      found.append(
+        Candidate(
+          flags,
+          memory,
+          max(
+            compute, _links(config, parameters, rows, data, fsdp, tensor, parts) / place.chip.links
+          ),
+        )
+      )
   fits = [each for each in found if each.memory < _USABLE * place.chip.memory]
-  return sorted(fits, key=lambda each: (each.seconds, each.flags["optim.microbatches"], each.memory))
+  return sorted(
+    fits, key=lambda each: (each.seconds, each.flags["optim.microbatches"], each.memory)
+  )
 
 
 def search(config, place, effort, max_compiles, compile_for=None):
@@ -93,7 +121,9 @@ def search(config, place, effort, max_compiles, compile_for=None):
 
   It stops when no candidate left can be faster, by the analytic model, than the fastest compiled one.
   """
-  compile_for = compile_for or (lambda flags: compiler.compile_for(changed(config, flags), place, "train", effort))
+  compile_for = compile_for or (
+    lambda flags: compiler.compile_for(changed(config, flags), place, "train", effort)
+  )
   tried, best = [], math.inf
   for each in candidates(config, place):
     if len(tried) >= max_compiles or each.seconds > best:
@@ -119,8 +149,13 @@ def _activations(config, rows, policy):
   vision = rows * image * model.vision_width
   words = rows * text * model.hidden_size
   scores = 4.0 * rows * (model.vision_width // 64) * image * image * 2
-  kept = _KEPT[policy] * (model.vision_layers * vision + (model.text_layers + model.fusion_layers + model.decoder_layers) * words)
-  return kept + (scores * model.vision_layers if policy == "none" else scores) + _KEPT["none"] * vision
+  kept = _KEPT[policy] * (
+    model.vision_layers * vision
+    + (model.text_layers + model.fusion_layers + model.decoder_layers) * words
+  )
+  return (
+    kept + (scores * model.vision_layers if policy == "none" else scores) + _KEPT["none"] * vision
+  )
 
 
 def _links(config, parameters, rows, data, fsdp, tensor, parts):

@@ -39,7 +39,7 @@ class _Parser:
   def _peek(self):
     while self._at < len(self._text) and self._text[self._at].isspace():
       self._at += 1
-    return self._text[self._at:self._at + 1]
+    return self._text[self._at : self._at + 1]
 
   def _choice(self, start):
     ends = [self._sequence(start)]
@@ -97,7 +97,7 @@ class _Parser:
 
   def _until(self, mark):
     end = self._text.index(mark, self._at + 1)
-    return self._text[self._at + 1:end], end + 1
+    return self._text[self._at + 1 : end], end + 1
 
   def _atom(self, start):
     char = self._peek()
@@ -114,7 +114,9 @@ class _Parser:
     if char == '"':
       word, self._at = self._until('"')
       for letter in word:
-        start = self._nfa.edge(start, _merged([(ord(c), ord(c)) for c in (letter.lower(), letter.upper())]))
+        start = self._nfa.edge(
+          start, _merged([(ord(c), ord(c)) for c in (letter.lower(), letter.upper())])
+        )
       return start
     return self._nfa.edge(start, self._class() if char == "[" else _merged([self._char()]))
 
@@ -126,7 +128,7 @@ class _Parser:
       char = self._text[self._at]
       self._at += 1
       if char == "u":
-        char = chr(int(self._text[self._at:self._at + 4], 16))
+        char = chr(int(self._text[self._at : self._at + 4], 16))
         self._at += 4
     return ord(char), ord(char)
 
@@ -161,7 +163,9 @@ def _merged(ranges, negated=False):
   if not negated:
     return tuple(merged)
   bounds = [-1, *(x for pair in merged for x in pair), _TOP + 1]
-  return tuple((a + 1, b - 1) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a + 1 <= b - 1)
+  return tuple(
+    (a + 1, b - 1) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a + 1 <= b - 1
+  )
 
 
 class _Nfa:
@@ -212,7 +216,10 @@ class _Kinds(dict):
 
   def __init__(self, classes):
     super().__init__()
-    self._bounds = [([x for low, high in ranges for x in (low, high + 1)], number) for ranges, number in classes.items()]
+    self._bounds = [
+      ([x for low, high in ranges for x in (low, high + 1)], number)
+      for ranges, number in classes.items()
+    ]
     self._sets = {}
 
   def __missing__(self, char):
@@ -267,8 +274,14 @@ class Scanner:
   """Finds the rule with the longest match, its `before` counted, at a place of a text; of several, the earliest rule."""
 
   def __init__(self, rules: Sequence[Rule], names: Mapping[str, str]):
-    self.dfa = Dfa([r.pattern if r.before is None else f"({r.pattern})({r.before})" for r in rules], names)
-    self._parts = {i: (Dfa([r.pattern], names), Dfa([r.before], names)) for i, r in enumerate(rules) if r.before is not None}
+    self.dfa = Dfa(
+      [r.pattern if r.before is None else f"({r.pattern})({r.before})" for r in rules], names
+    )
+    self._parts = {
+      i: (Dfa([r.pattern], names), Dfa([r.before], names))
+      for i, r in enumerate(rules)
+      if r.before is not None
+    }
 
   def match(self, text: str, begin: int) -> tuple[int, int, int]:
     """Reads at `begin`, which is inside the text.
@@ -288,5 +301,7 @@ class Scanner:
     if rule in self._parts:
       pattern, before = self._parts[rule]
       # The longest text of the pattern whose rest is all that `before` needs.
-      end = next(e for e in reversed(pattern.ends(text, begin, end)) if end in before.ends(text, e, end))
+      end = next(
+        e for e in reversed(pattern.ends(text, begin, end)) if end in before.ends(text, e, end)
+      )
     return rule, end, seen

@@ -14,7 +14,9 @@ def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
   return zip(*(words[i:] for i in range(n)))
 
 
-def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], most: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def bleu(
+  candidates: Sequence[str], references: Sequence[Sequence[str]], most: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
   """BLEU-1 to BLEU-`most` of candidates that are tokenized.
 
   The reference length of an image is the one closest to the candidate's, the shorter on a tie. Over the whole set, matches, n-grams
@@ -31,7 +33,9 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], most: i
   total_correct, total_guess, total_length, total_reference = [0] * most, [0] * most, 0, 0
   scores = np.zeros((most, len(candidates)))
   for image, (candidate, captions) in enumerate(zip(candidates, references, strict=True)):
-    correct, guess, length, reference = _counts(candidate.split(), [caption.split() for caption in captions], most)
+    correct, guess, length, reference = _counts(
+      candidate.split(), [caption.split() for caption in captions], most
+    )
     scores[:, image] = list(_scores(correct, guess, length, reference))
     total_correct = [a + b for a, b in zip(total_correct, correct)]
     total_guess = [a + b for a, b in zip(total_guess, guess)]
@@ -50,8 +54,13 @@ def _counts(candidate, references, most):
     ours = list(ngrams(candidate, n))
     matched = [gram for gram in ours if gram in present]
     correct.append(len(matched))
-    if len(set(matched)) < len(matched):  # no n-gram counts more often than in the reference that has it most often
-      correct[-1] = sum(min(matched.count(gram), max(list(ngrams(words, n)).count(gram) for words in references)) for gram in set(matched))
+    if len(set(matched)) < len(
+      matched
+    ):  # no n-gram counts more often than in the reference that has it most often
+      correct[-1] = sum(
+        min(matched.count(gram), max(list(ngrams(words, n)).count(gram) for words in references))
+        for gram in set(matched)
+      )
   return correct, [max(0, length - n) for n in range(most)], length, reference
 
 

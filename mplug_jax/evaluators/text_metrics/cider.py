@@ -78,11 +78,15 @@ class CiderD:
   def __init__(self, source: Sequence[Sequence[str]] | DocumentFrequency):
     frequency = source if isinstance(source, DocumentFrequency) else document_frequency(source)
     if frequency.images < 1:
-      raise ValueError("document frequencies need the references of one image at least; there are none.")
+      raise ValueError(
+        "document frequencies need the references of one image at least; there are none."
+      )
     largest = max(frequency.counts.values(), default=0)
     if largest > frequency.images:
-      raise ValueError(f"document frequencies: an n-gram occurs in {largest} of {frequency.images} images; give the number of images "
-                       "that were counted.")
+      raise ValueError(
+        f"document frequencies: an n-gram occurs in {largest} of {frequency.images} images; give the number of images "
+        "that were counted."
+      )
     self._counts, self._images = frequency.counts, frequency.images
 
   def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -119,18 +123,25 @@ class CiderD:
   def _entries(self, texts) -> Iterator[_Entries]:
     """The vectors of captions, which are lists of words, for n = 1..4."""
     lengths = np.array([len(words) for words in texts])
-    row, flat = np.repeat(np.arange(len(texts)), lengths), [word for words in texts for word in words]
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat))  # words from here to the caption's end
+    row, flat = (
+      np.repeat(np.arange(len(texts)), lengths),
+      [word for words in texts for word in words],
+    )
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(
+      len(flat)
+    )  # words from here to the caption's end
     numbers = {}
     word = np.array([numbers.setdefault(word, len(numbers)) for word in flat], np.int64)
     gram = np.zeros_like(word)
     for n in range(1, _MOST + 1):
       # An n-gram is the (n-1)-gram at its start and one word more; at a caption's end there is none.
       begin = np.flatnonzero(left >= n)
-      _, first, inverse = np.unique(gram[begin] * len(numbers) + word[begin + n - 1], return_index=True, return_inverse=True)
+      _, first, inverse = np.unique(
+        gram[begin] * len(numbers) + word[begin + n - 1], return_index=True, return_inverse=True
+      )
       gram[begin] = inverse
-      counts = [self._counts.get(tuple(flat[at:at + n]), 0) for at in begin[first].tolist()]
-      square = (math.log(self._images) - np.log(np.maximum(1.0, np.array(counts, np.float64))))**2
+      counts = [self._counts.get(tuple(flat[at : at + n]), 0) for at in begin[first].tolist()]
+      square = (math.log(self._images) - np.log(np.maximum(1.0, np.array(counts, np.float64)))) ** 2
       width = max(1, len(first))
       key, count = np.unique(row[begin] * width + inverse, return_counts=True)
       square = square[key % width]
@@ -147,11 +158,17 @@ class CiderD:
     sizes = entries.start[ours + 1] - entries.start[ours]
     pair = np.repeat(np.arange(len(ours)), sizes)
     mine = np.arange(len(pair)) + np.repeat(entries.start[ours] - (np.cumsum(sizes) - sizes), sizes)
-    wanted = entries.key[mine] + (theirs - ours)[pair] * entries.width  # the same n-gram in the other caption
+    wanted = (
+      entries.key[mine] + (theirs - ours)[pair] * entries.width
+    )  # the same n-gram in the other caption
     other = np.minimum(np.searchsorted(entries.key, wanted), max(0, len(entries.key) - 1))
     found = entries.key[other] == wanted
     pair, mine, other = pair[found], mine[found], other[found]
-    sums = np.bincount(pair, self._product(entries.count[mine], entries.count[other]) * entries.square[mine], len(ours))
+    sums = np.bincount(
+      pair,
+      self._product(entries.count[mine], entries.count[other]) * entries.square[mine],
+      len(ours),
+    )
     norms = entries.norm[ours] * entries.norm[theirs]
     return np.divide(sums, norms, out=np.zeros(len(ours)), where=norms > 0)
 
@@ -160,7 +177,7 @@ class CiderD:
     return np.minimum(ours, theirs) * theirs
 
   def _length_factor(self, difference):
-    return np.exp(-difference**2 / (2 * _SIGMA**2))
+    return np.exp(-(difference**2) / (2 * _SIGMA**2))
 
 
 class Cider(CiderD):

@@ -13,7 +13,9 @@ class Unavailable(Exception):
   """Why a metric was not computed."""
 
 
-def score(name: str, candidates: Mapping[int, Sequence[str]], references: Mapping[int, Sequence[str]]) -> float:
+def score(
+  name: str, candidates: Mapping[int, Sequence[str]], references: Mapping[int, Sequence[str]]
+) -> float:
   """METEOR or SPICE of a set of tokenized captions.
 
   Nothing is downloaded: without SPICE's models, which pycocoevalcap would fetch, SPICE is unavailable.
@@ -32,7 +34,9 @@ def score(name: str, candidates: Mapping[int, Sequence[str]], references: Mappin
   try:
     package = importlib.import_module(f"pycocoevalcap.{module}")
   except ImportError as error:
-    raise Unavailable(f"pycocoevalcap cannot be imported ({error}); pip install pycocoevalcap") from error
+    raise Unavailable(
+      f"pycocoevalcap cannot be imported ({error}); pip install pycocoevalcap"
+    ) from error
   if shutil.which("java") is None:
     raise Unavailable("there is no `java` on the path; install a Java runtime")
   if name == "SPICE":
@@ -42,5 +46,7 @@ def score(name: str, candidates: Mapping[int, Sequence[str]], references: Mappin
       raise Unavailable(f"{' and '.join(missing)} of Stanford CoreNLP must be in {folder}")
   try:
     return float(getattr(package, method)().compute_score(references, candidates)[0])
-  except Exception as error:  # whatever a foreign program and its wrapper raise; the other metrics stand
+  except (
+    Exception
+  ) as error:  # whatever a foreign program and its wrapper raise; the other metrics stand
     raise Unavailable(f"{method} failed ({type(error).__name__}: {error})") from error

@@ -4,8 +4,12 @@ import re
 import unicodedata
 
 # Letters in the sense of "cased" beside those with a case: modifiers, the Greek iota subscript, Roman numerals.
-_CASED = re.compile("[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f]")
-_APART = re.compile("[\u3005\u3041-\u30fe\u4e00-\u9fff\uf900-\ufa2d]")  # Han and kana, which do not make words with Greek
+_CASED = re.compile(
+  "[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f]"
+)
+_APART = re.compile(
+  "[\u3005\u3041-\u30fe\u4e00-\u9fff\uf900-\ufa2d]"
+)  # Han and kana, which do not make words with Greek
 _SIGMA_TOKEN = re.compile("[^ \n]*\u03a3[^ \n]*")
 
 
@@ -17,7 +21,10 @@ def lower(text: str) -> str:
 
 
 def _without_capital_sigma(token):
-  return "".join(("\u03c2" if _is_final(token, i) else "\u03c3") if char == "\u03a3" else char for i, char in enumerate(token))
+  return "".join(
+    ("\u03c2" if _is_final(token, i) else "\u03c3") if char == "\u03a3" else char
+    for i, char in enumerate(token)
+  )
 
 
 def _is_final(token, at):
@@ -45,7 +52,9 @@ def _connects(char, one, other):
   digits = [unicodedata.category(side)[0] == "N" for side in (one, other)]
   if all(digits):
     return char in ".,'"
-  return not any(digits) and (char in "'\".\u00ad\u2027" or unicodedata.category(char) in ("Pd", "Pc"))
+  return not any(digits) and (
+    char in "'\".\u00ad\u2027" or unicodedata.category(char) in ("Pd", "Pc")
+  )
 
 
 def _joins(char):

@@ -32,7 +32,13 @@ class TokenRule(NamedTuple):
 
 
 def _class(ranges):
-  return "[" + "".join("-".join(f"\\u{int(end, 16):04X}" for end in part.split("-")) for part in ranges.split()) + "]"
+  return (
+    "["
+    + "".join(
+      "-".join(f"\\u{int(end, 16):04X}" for end in part.split("-")) for part in ranges.split()
+    )
+    + "]"
+  )
 
 
 def _any_case(words):
@@ -86,11 +92,11 @@ NAMES = {
   "TAG_NAME": r"[A-Za-z][A-Za-z0-9_:.\-]*",
   "TAG": r"""<([!?][A-Za-z\-][^>\u000D\u000A]*|
              \/{TAG_NAME}|{TAG_NAME}(\ +{TAG_NAME}(\ *=\ *('[^']*'|\"[^\"]*\"))?)*\ *\/?)\ *>""",
-  "URL_CHAR": r'[^\ \u0009\u000A\u000C\u000D\"<>|(){}]',
-  "URL_END": r'[^\ \u0009\u000A\u000C\u000D\"<>|.!?(){},\-]',
+  "URL_CHAR": r"[^\ \u0009\u000A\u000C\u000D\"<>|(){}]",
+  "URL_END": r"[^\ \u0009\u000A\u000C\u000D\"<>|.!?(){},\-]",
   "MAIL": r"""[a-zA-Z0-9][^\ \u0009\u000A\u000C\u000D\"<>|()\u00A0{}]*@([^\ \u0009\u000A\u000C\u000D\"<>|(){}.\u00A0]+\.)*
               [^\ \u0009\u000A\u000C\u000D\"<>|(){}.\u00A0]+""",
-  "ENDING": f"({_any_case(_ENDING)}|{_fixed_start(_ENDING_STATES)}|[pP]?[pP][tT][ye][sS]?|\"ph.d\"|\"ed.d\")\\.",
+  "ENDING": f'({_any_case(_ENDING)}|{_fixed_start(_ENDING_STATES)}|[pP]?[pP][tT][ye][sS]?|"ph.d"|"ed.d")\\.',
   "STARTING": rf'({_fixed_start(_STARTING)}|M("r"|"s")\.)',
   "CLITIC": '{APOSTROPHE}([sSmMdD]|"ll"|"re"|"ve")',
   "EXTENSION": f"({_any_case(_EXTENSIONS)})",
@@ -120,8 +126,23 @@ def _word(text):
   return text.replace("\u00ad", "") or "-"
 
 
-_PLAIN_QUOTES = str.maketrans({"\u0092": "'", "\u2019": "'", "\u0091": "`", "\u2018": "`", "\u201b": "`", "\u0093": "``", "\u201c": "``",
-                               "\u0094": "''", "\u201d": "''", "\u00ab": "``", "\u00bb": "''", "\u2039": "`", "\u203a": "'"})
+_PLAIN_QUOTES = str.maketrans(
+  {
+    "\u0092": "'",
+    "\u2019": "'",
+    "\u0091": "`",
+    "\u2018": "`",
+    "\u201b": "`",
+    "\u0093": "``",
+    "\u201c": "``",
+    "\u0094": "''",
+    "\u201d": "''",
+    "\u00ab": "``",
+    "\u00bb": "''",
+    "\u2039": "`",
+    "\u203a": "'",
+  }
+)
 
 
 def _quotes(text):
@@ -143,8 +164,8 @@ RULES = (
   # Words that are two tokens.
   TokenRule('"cannot"', give_back=3),
   TokenRule('"gonna"|"gotta"|"wanna"|"lemme"|"gimme"', give_back=2),
-  TokenRule("\"'tis\"", give_back=2),
-  TokenRule("\"'twas\"", give_back=3),
+  TokenRule('"\'tis"', give_back=2),
+  TokenRule('"\'twas"', give_back=3),
   # Markup and entities.
   TokenRule("{TAG}", token=_spaced),
   TokenRule(r'&("mdash"|"ndash"|"md");|[\u0096\u0097\u2013-\u2015]', token="--"),
@@ -152,7 +173,7 @@ RULES = (
   TokenRule('&"amp";', token="&"),
   TokenRule('&"lt";', token="<"),
   TokenRule('&"gt";', token=">"),
-  TokenRule('&quot;', before="[A-Za-z0-9$]", token="``"),
+  TokenRule("&quot;", before="[A-Za-z0-9$]", token="``"),
   TokenRule('&"quot";', token=lambda text: "''" if text == "&quot;" else text),
   TokenRule('&"nbsp";', token=""),
   # Words; "n't", "'s", ... leave the word before them.
@@ -162,7 +183,9 @@ RULES = (
   TokenRule("{WORD}", token=_word),
   TokenRule(r'("pro"|"anti")\-'),
   TokenRule(r'"c"(\+\+|#)|"f"#'),
-  TokenRule(r"[A-HJ-XZn]{QUOTE}{LETTER}{2}{LETTER}*|{LETTER}+[aeiouyAEIOUY]{QUOTE}[aeiouA-Z]{LETTER}*"),
+  TokenRule(
+    r"[A-HJ-XZn]{QUOTE}{LETTER}{2}{LETTER}*|{LETTER}+[aeiouyAEIOUY]{QUOTE}[aeiouA-Z]{LETTER}*"
+  ),
   TokenRule("[yY]{APOSTROPHE}", before="{LETTER}"),
   TokenRule(_WITH_APOSTROPHE),
   TokenRule("{APOSTROPHE}[0-9][0-9]", before="{GAP}"),
@@ -181,7 +204,10 @@ RULES = (
   TokenRule(r"[\-+]?{NUMBER}", token=_word),
   TokenRule(r"[\u00B2\u00B3\u00B9\u2070\u2074-\u2079\u2080-\u2089]+"),
   TokenRule(r"({DIGIT}{1,4}[\-\ \u00A0])?{DIGIT}{1,4}(\\?\/|\u2044){DIGIT}{1,4}", token=_spaced),
-  *(TokenRule(sign, token=text) for sign, text in zip("¼½¾⅓⅔", ("1/4", "1/2", "3/4", "1/3", "2/3"), strict=True)),
+  *(
+    TokenRule(sign, token=text)
+    for sign, text in zip("¼½¾⅓⅔", ("1/4", "1/2", "3/4", "1/3", "2/3"), strict=True)
+  ),
   TokenRule(r"[A-Z]*\$|#"),
   TokenRule(r"[\u0080\u00A4\u20A0\u20AC]", token="$"),
   TokenRule(r"\u00A3", token="#"),
@@ -195,14 +221,19 @@ RULES = (
   TokenRule(rf"({_any_case(_NUMBERING)})\.", before="{GAP}?{DIGIT}"),
   TokenRule("{ACRONYM}", before="{GAP}+({STARTING}|{TAG}){GAP}", give_back=1, keep_text=True),
   TokenRule("{ACRONYM}"),
-  TokenRule(r"({WORD_CHAR}|{DIGIT})+(\.({WORD_CHAR}|{DIGIT})+)*\.{EXTENSION}", before="({GAP}|[.?!,])"),
+  TokenRule(
+    r"({WORD_CHAR}|{DIGIT})+(\.({WORD_CHAR}|{DIGIT})+)*\.{EXTENSION}", before="({GAP}|[.?!,])"
+  ),
   TokenRule(r"[A-Za-z]\.", before="{GAP}+({STARTING}|{TAG}){GAP}", give_back=1),
   TokenRule(r"[A-Za-z]\."),
   # Telephone numbers, straight quotes, smileys.
-  TokenRule(r"""(\([0-9]{2,3}\)[\ \u00A0]?|(\+\+?)?([0-9]{2,4}[\-\ \u00A0])?[0-9]{2,4}[\-\ \u00A0])[0-9]{3,4}[\-\ \u00A0]?[0-9]{3,5}
-                |((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}""", token=_phrase),
-  TokenRule(r'\"', before="[A-Za-z0-9$]", token="``"),
-  TokenRule(r'\"', token="''"),
+  TokenRule(
+    r"""(\([0-9]{2,3}\)[\ \u00A0]?|(\+\+?)?([0-9]{2,4}[\-\ \u00A0])?[0-9]{2,4}[\-\ \u00A0])[0-9]{3,4}[\-\ \u00A0]?[0-9]{3,5}
+                |((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}""",
+    token=_phrase,
+  ),
+  TokenRule(r"\"", before="[A-Za-z0-9$]", token="``"),
+  TokenRule(r"\"", token="''"),
   TokenRule("'", before=r"[A-Za-z][^\ \u0009\u000A\u000D\u00A0]", token="`"),
   TokenRule("{CLITIC}", token=_quotes),
   TokenRule(r"[<>]?[:;=][\-o*']?[()DPdpO\\{@|\[\]]", before="[^A-Za-z0-9]", token=_parentheses),
@@ -212,7 +243,9 @@ RULES = (
   TokenRule(r"\-+", token=_dashes),
   TokenRule(r"\.{3,5}|(\.[\ \u00A0]){2,4}\.|[\u0085\u2026]", token="..."),
   TokenRule(r"@+|_+|\*+|(\\\*){1,3}|#+|[?!]+|<<|>>|[<>]"),
-  TokenRule(r"''|'|[`\u0091-\u0094\u00AB\u00BB\u2018-\u201F\u2039\u203A]{1,2}|{APOSTROPHE}", token=_quotes),
+  TokenRule(
+    r"''|'|[`\u0091-\u0094\u00AB\u00BB\u2018-\u201F\u2039\u203A]{1,2}|{APOSTROPHE}", token=_quotes
+  ),
   # Words with digits, hyphens, slashes, "&" and "+".
   TokenRule("{THING}", token=_word),
   TokenRule("{COMPOUND}", token=_word),

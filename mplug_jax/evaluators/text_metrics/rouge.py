@@ -19,8 +19,10 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
   Returns:
     Scores of the images, float64 [images], between 0 and 1. The score of a set is their mean.
   """
-  scores = [_score(candidate.split(" "), [caption.split(" ") for caption in captions])
-            for candidate, captions in zip(candidates, references, strict=True)]
+  scores = [
+    _score(candidate.split(" "), [caption.split(" ") for caption in captions])
+    for candidate, captions in zip(candidates, references, strict=True)
+  ]
   return np.array(scores, np.float64)
 
 

@@ -13,7 +13,27 @@ import re
 from mplug_jax.evaluators.text_metrics import automaton, lower_case, ptb_grammar
 
 # What is left out, after the text is in lower case.
-PUNCTUATION = frozenset(("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+PUNCTUATION = frozenset(
+  (
+    "''",
+    "'",
+    "``",
+    "`",
+    "-LRB-",
+    "-RRB-",
+    "-LCB-",
+    "-RCB-",
+    ".",
+    "?",
+    "!",
+    ",",
+    ":",
+    "-",
+    "--",
+    "...",
+    ";",
+  )
+)
 
 _PIECE = re.compile(r"[^ \n]*[ \n]")
 _MAX_PIECE, _MAX_PIECES = 40, 1 << 16  # of what is remembered
@@ -41,14 +61,19 @@ def tokenize(captions: Iterable[str]) -> list[str]:
   if max(text, default="") > "\uffff":  # code units of UTF-16, as Java's char
     text = "".join(map(chr, memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H")))
   tokenized = lower_case.lower("".join(_lexer().read(text))).split("\n")
-  return [" ".join([w for w in line.rstrip().split(" ") if w and w not in PUNCTUATION]) for line in tokenized]
+  return [
+    " ".join([w for w in line.rstrip().split(" ") if w and w not in PUNCTUATION])
+    for line in tokenized
+  ]
 
 
 class _Lexer:
   """Text -> tokens, remembering the pieces between spaces whose tokens do not depend on what follows."""
 
   def __init__(self):
-    self._match = automaton.Scanner([automaton.Rule(rule.pattern, rule.before) for rule in ptb_grammar.RULES], ptb_grammar.NAMES).match
+    self._match = automaton.Scanner(
+      [automaton.Rule(rule.pattern, rule.before) for rule in ptb_grammar.RULES], ptb_grammar.NAMES
+    ).match
     self._known = {}
 
   def read(self, text: str) -> Iterator[str]:
