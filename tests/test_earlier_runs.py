@@ -1,0 +1,75 @@
+"""Files that an earlier version wrote (commit 0c375fb) still load, resume, evaluate and export.
+
+tests/fixtures/runs_of_0c375fb.tar.xz holds a VQA run of four steps that stopped at step 2, its
+export to PyTorch, a folder converted from that export, and what that version computed from them.
+"""
+
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+import tiny_run
+
+import mplug_jax
+from mplug_jax import torch_files, weights
+
+ROOT = pathlib.Path(__file__).parent
+SCENE = ROOT.parent / "docs" / "scene.png"
+SETTINGS = {
+  "total_steps": 4,
+  "checkpoint.every": 2,
+  "checkpoint.keep": 4,
+  "log_every": 1,
+  "data.questions_per_image": 2,
+  "batch_size": 8,
+}
+
+
+@pytest.fixture
+def earlier(tmp_path):
+  with tarfile.open(ROOT / "fixtures" / "runs_of_0c375fb.tar.xz") as archive:
+    archive.extractall(tmp_path, filter="data")
+  return tmp_path
+
+
+@pytest.fixture
+def expected(earlier):
+  return json.loads((earlier / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["run", "converted"])
+def test_predictor_answers_as_the_earlier_version(name, earlier, expected):
+  model = mplug_jax.Predictor.load(earlier / name, tokenizer=earlier / "run" / "tokenizer")
+  for question, text, score in expected[name]:
+    answer = model.answer(SCENE, question)
+    assert answer.text == text
+    assert answer.score == pytest.approx(score, abs=1e-4)
+
+
+def test_run_resumes_with_the_steps_of_the_earlier_version(earlier, expected):
+  run = earlier / "run"
+  printed = tiny_run.finish(tiny_run.start(run, SETTINGS, devices=1))
+  steps = {row["step"]: row for row in tiny_run.lines(run) if "train/loss" in row}
+  assert sorted(steps) == [1, 2, 3, 4]
+  for row in expected["metrics"]:
+    for name, value in row.items():
+      assert steps[row["step"]][name] == pytest.approx(value, rel=1e-5), name
+  assert printed[-1] == f"final: accuracy {expected['final']['test/accuracy']:.2f}"
+  assert not any("resuming with a difference" in line for line in printed)
+
+
+def test_run_is_evaluated(earlier):
+  flags = ("--mode=evaluate", f"--checkpoint={earlier / 'run'}")
+  printed = tiny_run.finish(tiny_run.start(earlier / "out", SETTINGS, *flags, devices=1))
+  assert printed[-1] == "final: accuracy 37.93"
+
+
+def test_run_exports_the_tensors_of_the_earlier_export(earlier):
+  weights.export_torch(earlier / "run", earlier / "again.safetensors", slim=True)
+  before = torch_files.open_tensors(earlier / "export.safetensors")
+  after = torch_files.open_tensors(earlier / "again.safetensors")
+  assert sorted(before) == sorted(after)
+  for name in before:
+    np.testing.assert_array_equal(before[name], after[name], err_msg=name)
