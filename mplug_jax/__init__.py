@@ -5,7 +5,7 @@ This file imports nothing until it is asked for `Predictor`, so that data worker
 
 __version__ = "0.1.0"
 
-_LAZY = {"Predictor": "predictor", "Clip": "prediction_inputs"}
+_LAZY = {"Predictor": "inference.predictor", "Clip": "inference.inputs"}
 
 
 def __getattr__(name):

@@ -14,8 +14,10 @@ import sys
 
 from PIL import Image
 
-from mplug_jax import Predictor, checkpoint, explain
-from mplug_jax.data import image_ops
+from mplug_jax import Predictor
+from mplug_jax.checkpoints import manager
+from mplug_jax.data.images import ops
+from mplug_jax.inference import explain
 
 MAX_MEGABYTES = 10  # of an upload
 MAX_PIXELS = 25_000_000  # width * height of an image
@@ -40,9 +42,7 @@ def checked(path):
     with Image.open(path) as image:  # reads the header only
       width, height = image.size
   except Exception as error:  # decoders raise anything on damaged bytes
-    raise image_ops.ImageError(
-      f"{name} cannot be read as an image; upload a JPEG or PNG."
-    ) from error
+    raise ops.ImageError(f"{name} cannot be read as an image; upload a JPEG or PNG.") from error
   if width * height > MAX_PIXELS:
     raise ValueError(
       f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million; make it smaller."
@@ -252,7 +252,7 @@ def main(argv=None):
   except ModuleNotFoundError as error:
     print(f"error: the page needs {error.name}: pip install -e '.[demo]'", file=sys.stderr)
     return 1
-  except (*_PROBLEMS, checkpoint.CheckpointError) as error:
+  except (*_PROBLEMS, manager.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   return 0

@@ -19,7 +19,7 @@ import time
 from absl import app, flags, logging
 
 from mplug_jax import main as command
-from mplug_jax.accelerators import unused_accelerator
+from mplug_jax.runtime.accelerators import unused_accelerator
 
 _RECORDS = flags.DEFINE_integer(
   "records", 300, "Records of each split that are read, evenly spaced; 0: all.", lower_bound=0
@@ -66,11 +66,11 @@ class _Screen:
   @contextlib.contextmanager
   def part(self):
     """Whatever a run would end with is one more error here."""
-    from mplug_jax import checkpoint
+    from mplug_jax.checkpoints import manager
 
     try:
       yield
-    except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, manager.CheckpointError) as error:
       logging.debug("Traceback:", exc_info=True)
       self.error(error)
 
@@ -119,12 +119,12 @@ def _devices(screen):
 
 def _data(screen, config, tokenizer):
   """What data_check finds, of the training split and of the one that is evaluated."""
-  from mplug_jax import data_check
+  from mplug_jax.data import check
 
   for split in dict.fromkeys(("train", config.eval.split)):
     with screen.part():
-      report = data_check.check(config, split, tokenizer, limit=_RECORDS.value)
-      lines = data_check.lines(report)
+      report = check.check(config, split, tokenizer, limit=_RECORDS.value)
+      lines = check.lines(report)
       screen.say(
         split, *(line for line in lines if not line.startswith(("warning: ", "error: ", "  words")))
       )
@@ -178,16 +178,19 @@ def _step(screen, config, tokenizer, first, batch_seconds, steps, steps_per_epoc
   """Compiles the train step and makes a few updates with one batch."""
   import jax
   import jax.numpy as jnp
-  from mplug_jax import init_from, sharding, train
-  from mplug_jax.build import Host, build
+
+  from mplug_jax.checkpoints import warm_start
+  from mplug_jax.parallel import rules
+  from mplug_jax.training import loop
+  from mplug_jax.training.build import Host, build
 
   built = build(config, tokenizer, steps, steps_per_epoch)
   with jax.set_mesh(built.mesh):
-    step, compile_seconds = train.compile_step(built, config.batch_size)
-    state, healthy = built.init(), jax.device_put(jnp.bool_(True), sharding.replicated(built.mesh))
+    step, compile_seconds = loop.compile_step(built, config.batch_size)
+    state, healthy = built.init(), jax.device_put(jnp.bool_(True), rules.replicated(built.mesh))
     if config.init.paths:
-      state, origins = init_from.init_from(state, config.init)
-      screen.say("weights", *init_from.summary(origins))
+      state, origins = warm_start.init_from(state, config.init)
+      screen.say("weights", *warm_start.summary(origins))
     shape = " x ".join(f"{axis} {n}" for axis, n in built.mesh.shape.items())
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     memory, need = step.memory_analysis(), ""
@@ -211,7 +214,7 @@ def _step(screen, config, tokenizer, first, batch_seconds, steps, steps_per_epoc
     seconds, losses = [], []
     for _ in range(1 + _UPDATES):
       start = time.perf_counter()
-      batch = sharding.put_batch(built.task.prepare(state, first, Host(built.predict)), built.mesh)
+      batch = rules.put_batch(built.task.prepare(state, first, Host(built.predict)), built.mesh)
       state, metrics, health = step(state, batch, healthy)
       total, count = jax.device_get(metrics["loss"])
       seconds.append(time.perf_counter() - start)
@@ -248,21 +251,23 @@ def examine(config, workdir):
   _machine(screen, workdir)
   _devices(screen)
   with tempfile.TemporaryDirectory() as folder, screen.part():
-    from mplug_jax import data, host, tasks, train
+    from mplug_jax import data, tasks
     from mplug_jax.evaluators import get as get_evaluator
+    from mplug_jax.runtime import process
+    from mplug_jax.training import loop
 
-    host.prepare(config.compilation_cache)
+    process.prepare(config.compilation_cache)
     tasks.get(config.task.name)
     get_evaluator(config.task.name)
     start = time.perf_counter()
     source = data.get_source(config, "train")
-    steps, per_epoch = train.count_steps(config, source)
+    steps, per_epoch = loop.count_steps(config, source)
     screen.say(
       "config",
       f"{config.name}: {steps:,} updates of {config.batch_size} examples, {steps / per_epoch:.1f} epochs of "
       f"{len(source):,} records, which open in {time.perf_counter() - start:.1f} s",
     )
-    tokenizer = train.prepare_tokenizer(config, folder, source)
+    tokenizer = loop.prepare_tokenizer(config, folder, source)
     screen.say("tokenizer", f"{config.tokenizer.kind} of {tokenizer.vocab_size:,} tokens")
     _data(screen, config, tokenizer)
     first, seconds = _batch(screen, config, tokenizer, source)

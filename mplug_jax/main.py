@@ -113,17 +113,19 @@ def main(argv):
   config = CONFIG.value
   folder = workdir(config)
   _start_distributed()
-  from mplug_jax import checkpoint, last_words, train
+  from mplug_jax.checkpoints import manager
+  from mplug_jax.runtime import lost_process
+  from mplug_jax.training import loop
 
   _quiet_other_writes()
   try:
     if _MODE.value == "train":
-      sys.exit(train.train(config, folder))
-    train.evaluate(config, folder, _CHECKPOINT.value or folder)
+      sys.exit(loop.train(config, folder))
+    loop.evaluate(config, folder, _CHECKPOINT.value or folder)
   except Exception as error:
     logging.debug("Traceback:", exc_info=True)
-    last_words.leave_if_another_is_lost(error)
-    if not isinstance(error, (ValueError, OSError, checkpoint.CheckpointError, train.StopTraining)):
+    lost_process.leave_if_another_is_lost(error)
+    if not isinstance(error, (ValueError, OSError, manager.CheckpointError, loop.StopTraining)):
       raise
     _refuse(error)
 

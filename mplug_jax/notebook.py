@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-from mplug_jax.accelerators import unused_accelerator
+from mplug_jax.runtime.accelerators import unused_accelerator
 
 TINY = bool(os.environ.get("MPLUG_NOTEBOOK_TINY"))
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -11,17 +11,17 @@ Exit status: 0, with --strict 1 if a row has no result; 1 and one sentence if no
 """
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 import itertools
 import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from mplug_jax import prediction_rows
-from mplug_jax.data import image_ops
-from mplug_jax.prediction_inputs import is_clip
+from mplug_jax.data.images import ops
+from mplug_jax.inference import jsonl
+from mplug_jax.inference.inputs import is_clip
 
 _SHOWN = 10  # rows without a result that are named at the end
 
@@ -142,7 +142,7 @@ def _parse(argv):
   parser.add_argument(
     "--explain",
     metavar="DIR",
-    help="write a picture of where the model looked for every row, see mplug_jax/explain.py",
+    help="write a picture of where the model looked for every row, see mplug_jax/inference/explain.py",
   )
   parser.add_argument("--strict", action="store_true", help="exit status 1 if a row has no result")
   return parser.parse_args(argv)
@@ -158,7 +158,7 @@ def _rows(options, kind):
   needs_text = kind.text and options.task != "embed" and options.text is None
   if options.input:
     keys = [] if options.task == "embed" else [kind.image, *([kind.text] if needs_text else [])]
-    return lambda: prediction_rows.of_file(options.input, keys)
+    return lambda: jsonl.of_file(options.input, keys)
   if needs_text:
     raise ValueError(
       f"--task={options.task} needs a text: give --text, or --input=FILE with {kind.image} and {kind.text} in each line."
@@ -168,7 +168,7 @@ def _rows(options, kind):
       raise ValueError(
         f"--task={options.task} is about pairs of images: give --image twice, or --input=FILE."
       )
-    return lambda: prediction_rows.of_folder(options.images)
+    return lambda: jsonl.of_folder(options.images)
   if kind.image == "images":
     return lambda: iter([{"images": options.image}])
   return lambda: iter([{"image": image} for image in options.image] or [{}])
@@ -220,11 +220,11 @@ class Reader:
       return path  # whether it can be read shows later
     if path not in decoded:
       try:
-        pixels = image_ops.decode_image(path)
-        decoded[path] = image_ops.eval_transform(pixels, self._size) if self._size else pixels
-      except image_ops.ImageError as error:
+        pixels = ops.decode_image(path)
+        decoded[path] = ops.eval_transform(pixels, self._size) if self._size else pixels
+      except ops.ImageError as error:
         decoded[path] = error
-    if isinstance(decoded[path], image_ops.ImageError):
+    if isinstance(decoded[path], ops.ImageError):
       raise decoded[path]
     return decoded[path]
 
@@ -239,7 +239,7 @@ def _results(predictor, kind, options, rows, batch):
       if good
       else []
     )
-  except image_ops.ImageError as error:  # of a video: find out whose it is
+  except ops.ImageError as error:  # of a video: find out whose it is
     if len(good) == 1:
       return _results(
         predictor, kind, options, rows, (images, texts, errors | {good[0]: str(error)})
@@ -269,7 +269,7 @@ def _explaining(predictor, kind, options):
     return lambda lines, made, first: None
   if kind.method == "embed":
     raise ValueError("--explain shows where an answer came from; --task=embed gives none.")
-  from mplug_jax import explain
+  from mplug_jax.inference import explain
 
   explainer = explain.Explainer(predictor)
   given = {"prompt": options.prompt} if kind.method == "caption" else {"truncate": options.truncate}
@@ -297,10 +297,10 @@ def run(options):
   kind = KINDS[options.task]
   rows = _rows(options, kind)
   total = sum(1 for _ in rows())  # also reads every line once, before anything is computed
-  from mplug_jax import metrics
-  from mplug_jax.predictor import Predictor
+  from mplug_jax.inference.predictor import Predictor
+  from mplug_jax.reporting import metric_log
 
-  out = prediction_rows.Results(options.output) if options.output else None
+  out = jsonl.Results(options.output) if options.output else None
   done, remaining = out.done if out else 0, rows()
   if done > total:
     raise ValueError(
@@ -325,7 +325,7 @@ def run(options):
     0 if kind.method == "locate" or options.explain else predictor.config.model.image_size,
   )
   explained = _explaining(predictor, kind, options)
-  progress, failed, shown = metrics.Progress(total, enabled=total > 1, stream=sys.stderr), 0, []
+  progress, failed, shown = metric_log.Progress(total, enabled=total > 1, stream=sys.stderr), 0, []
   with ThreadPoolExecutor(1) as beside:
     batches = _batches(remaining, predictor.batch_size)
     batch = next(batches, None)

@@ -7,13 +7,16 @@ import subprocess
 import sys
 
 import pytest
-import tiny_run
-from tiny_run import refused
-import vqa_files
 
-from mplug_jax import config as config_lib, data, train
-from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
-from mplug_jax.metrics import read_metrics
+from mplug_jax import config as config_lib
+from mplug_jax import data
+from mplug_jax.data import pipeline
+from mplug_jax.data.sources import vqa
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.reporting.metric_log import read_metrics
+from mplug_jax.training import loop
+from tests.support import tiny_run, vqa_files
+from tests.support.tiny_run import refused
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +39,7 @@ def broken(tmp_path_factory):
 def run(broken, cache, tmp_path_factory):
   """A finished run of 12 updates on broken data."""
   workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(broken, cache)
-  assert train.train(config, str(workdir)) == 0
+  assert loop.train(config, str(workdir)) == 0
   return workdir, config
 
 
@@ -49,7 +52,7 @@ def test_unreadable_images_are_counted_and_the_run_goes_on(run, tmp_path, capsys
   images = sum(4 * row["train/corrupt_images"] for row in rows if "train/corrupt_images" in row)
   assert images in (8, 9)  # one record of eleven, in 12 batches of 8
   capsys.readouterr()
-  result = train.evaluate(config, str(tmp_path), str(workdir))
+  result = loop.evaluate(config, str(tmp_path), str(workdir))
   assert result["corrupt_images"] == 1
   assert "  corrupt_images: 1" in capsys.readouterr().out
   predictions = json.loads((tmp_path / "predictions.json").read_text())
@@ -68,7 +71,7 @@ def test_strict_evaluation_names_the_image(run, broken, tmp_path):
   config = config.copy_and_resolve_references()
   config.data.strict = True
   refused(
-    lambda: train.evaluate(config, str(tmp_path), str(workdir)),
+    lambda: loop.evaluate(config, str(tmp_path), str(workdir)),
     "Record 1 of the data",
     f"{broken}/coco/val/1.png cannot be read",
   )
@@ -78,7 +81,7 @@ def test_strict_evaluation_names_the_image(run, broken, tmp_path):
 def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, tmp_path, capsys):
   folder, workdir = vqa_files.write(tmp_path / "data"), tmp_path / "run"
   config = vqa_files.config(folder, cache, data__strict=True)
-  source = sources.get(config.data, "train")
+  source = vqa.get(config.data, "train")
   transform = data.make_transform(
     config, tokenizers.WordPieceTokenizer(folder / "vocab.txt"), train=True
   )
@@ -91,10 +94,10 @@ def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, 
     if name not in first
   )
   shutil.move(later, tmp_path / "kept")
-  refused(lambda: train.train(config, str(workdir)), f"Image {later} does not exist")
+  refused(lambda: loop.train(config, str(workdir)), f"Image {later} does not exist")
   capsys.readouterr()
   shutil.move(tmp_path / "kept", later)
-  assert train.train(config, str(workdir)) == 0
+  assert loop.train(config, str(workdir)) == 0
   assert "resumed at step 1\n" in capsys.readouterr().out
 
 
@@ -127,7 +130,7 @@ def test_a_wrong_line_is_located_before_anything_is_computed(
     (tmp_path / f"{split}.jsonl").write_text(f"{good}\n{line if split == name else good}\n")
   shutil.copy(broken / "vocab.txt", tmp_path)
   config = vqa_files.config(tmp_path, cache, "jsonl")
-  refused(lambda: train.train(config, str(tmp_path / "run")), f"{tmp_path}/{name}.jsonl, {message}")
+  refused(lambda: loop.train(config, str(tmp_path / "run")), f"{tmp_path}/{name}.jsonl, {message}")
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
   assert name == "val" or not (tmp_path / "run").exists()
 
@@ -160,7 +163,7 @@ def test_splits_of_one_file_are_refused_unless_the_config_says_so(
     **{name: f"{tmp_path}/data/{value}" for name, value in changes.items()},
   )
   refused(
-    lambda: train.train(config, str(tmp_path / "run")),
+    lambda: loop.train(config, str(tmp_path / "run")),
     message.format(tmp_path / "data"),
     "set config.data.allow_overlap=True",
   )
@@ -208,30 +211,30 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
   changed = config.copy_and_resolve_references()
   changed.tokenizer.path = str(other)
   refused(
-    lambda: train.train(changed, str(copy)),
+    lambda: loop.train(changed, str(copy)),
     "holds a run of another configuration",
     "tokenizer.path: ",
     "Choose another --workdir",
   )
   tokenizers.WordPieceTokenizer(other).save(copy / "tokenizer")
   refused(
-    lambda: train.train(config, str(copy)),
+    lambda: loop.train(config, str(copy)),
     "does not fit",
     "word/embedding (27, 32) in the checkpoint, (28, 32) wanted",
   )
   refused(
-    lambda: train.evaluate(config, str(tmp_path), str(copy)),
+    lambda: loop.evaluate(config, str(tmp_path), str(copy)),
     "The tokenizer (28 tokens",
     "is not the one recorded in the checkpoint in",
     "use the files saved there",
   )
   shutil.rmtree(copy / "tokenizer")
   refused(
-    lambda: train.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer"
+    lambda: loop.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer"
   )
   nothing = str(tmp_path / "nothing")
   refused(
-    lambda: train.evaluate(config, str(tmp_path), nothing),
+    lambda: loop.evaluate(config, str(tmp_path), nothing),
     f"No such checkpoint or run directory: {nothing}",
   )
 
@@ -277,7 +280,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
 )
 def test_values_that_cannot_work_are_refused_before_training(broken, cache, changes, message):
   config = vqa_files.config(broken, cache, **changes)
-  refused(lambda: train.build(config, tokenizers.WordPieceTokenizer(broken / "vocab.txt")), message)
+  refused(lambda: loop.build(config, tokenizers.WordPieceTokenizer(broken / "vocab.txt")), message)
 
 
 def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
@@ -285,13 +288,13 @@ def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
   config = vqa_files.config(broken, cache)
   config.eval.split, config.tokenizer.vocab_size = "tset", 7
   refused(
-    lambda: train.train(config, str(tmp_path)),
+    lambda: loop.train(config, str(tmp_path)),
     "Split 'tset' does not exist; known splits: train, val, test.",
   )
   assert (
     not list((tmp_path / "checkpoints").iterdir()) and not (tmp_path / "metrics.jsonl").exists()
   )
-  assert train.train(vqa_files.config(broken, cache), str(tmp_path)) == 0
+  assert loop.train(vqa_files.config(broken, cache), str(tmp_path)) == 0
   assert json.loads((tmp_path / "config.json").read_text())["tokenizer"]["vocab_size"] == 320
 
 
@@ -306,7 +309,7 @@ def start(config, workdir, limit=""):
   )
   command = [
     sys.executable,
-    "tests/main_worker.py",
+    "tests/support/main_worker.py",
     "1",
     "0",
     f"--config={workdir}/given.py",
@@ -338,7 +341,7 @@ def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
   left = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
   assert "12" in left and "16" not in left
   capsys.readouterr()
-  assert train.train(config, str(tmp_path / "run")) == 0
+  assert loop.train(config, str(tmp_path / "run")) == 0
   assert "resumed at step 12\n" in capsys.readouterr().out
   assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} <= {"12", "20"}
   steps = [

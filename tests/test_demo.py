@@ -3,12 +3,13 @@
 import types
 
 import numpy as np
-from PIL import Image
 import pytest
-import tiny_predictor
+from PIL import Image
 
-from mplug_jax import demo, explain
-from mplug_jax.prediction_results import Answer, Box, Hit
+from mplug_jax import demo
+from mplug_jax.inference import explain
+from mplug_jax.inference.results import Answer, Box, Hit
+from tests.support import tiny_predictor
 
 
 class Model:

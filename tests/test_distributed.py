@@ -9,10 +9,11 @@ import sys
 
 import jax
 import pytest
-import tiny_run
 
-from mplug_jax import checkpoint, train
-from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.checkpoints import manager as checkpoint
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.training import loop
+from tests.support import tiny_run
 
 STEPS = 8
 SETTINGS = {
@@ -38,7 +39,7 @@ def _config():
 def _gradients(folder):
   """Gradients of the first update: the first moment after it is (1 - b1) times them, without clipping."""
   c = _config()
-  built = train.build(
+  built = loop.build(
     c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1]
   )
   with contextlib.closing(checkpoint.Manager(folder)) as manager:
@@ -50,10 +51,10 @@ def _gradients(folder):
 def alone(tmp_path_factory):
   """The run in this process on one device: its folder."""
   folder = tmp_path_factory.mktemp("alone")
-  build = train.build
+  build = loop.build
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, "build", lambda *args: build(*args, devices=jax.devices()[:1]))
-    assert train.train(_config(), str(folder)) == 0
+    patch.setattr(loop, "build", lambda *args: build(*args, devices=jax.devices()[:1]))
+    assert loop.train(_config(), str(folder)) == 0
   return folder
 
 

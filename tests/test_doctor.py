@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
-import tiny_run
+from PIL import Image
 
-from mplug_jax import config as config_lib, doctor
+from mplug_jax import config as config_lib
+from mplug_jax import doctor
+from tests.support import tiny_run
 
 
 @pytest.fixture

@@ -5,18 +5,17 @@ export to PyTorch, a folder converted from that export, and what that version co
 """
 
 import json
-import pathlib
 import tarfile
 
 import numpy as np
 import pytest
-import tiny_run
 
 import mplug_jax
-from mplug_jax import torch_files, weights
+from mplug_jax.conversion import importer
+from mplug_jax.tensor_files import open
+from tests.support import paths, tiny_run
 
-ROOT = pathlib.Path(__file__).parent
-SCENE = ROOT.parent / "docs" / "scene.png"
+SCENE = paths.ROOT / "docs" / "scene.png"
 SETTINGS = {
   "total_steps": 4,
   "checkpoint.every": 2,
@@ -29,7 +28,7 @@ SETTINGS = {
 
 @pytest.fixture
 def earlier(tmp_path):
-  with tarfile.open(ROOT / "fixtures" / "runs_of_0c375fb.tar.xz") as archive:
+  with tarfile.open(paths.FIXTURES / "runs_of_0c375fb.tar.xz") as archive:
     archive.extractall(tmp_path, filter="data")
   return tmp_path
 
@@ -67,9 +66,9 @@ def test_run_is_evaluated(earlier):
 
 
 def test_run_exports_the_tensors_of_the_earlier_export(earlier):
-  weights.export_torch(earlier / "run", earlier / "again.safetensors", slim=True)
-  before = torch_files.open_tensors(earlier / "export.safetensors")
-  after = torch_files.open_tensors(earlier / "again.safetensors")
+  importer.export_torch(earlier / "run", earlier / "again.safetensors", slim=True)
+  before = open.open_tensors(earlier / "export.safetensors")
+  after = open.open_tensors(earlier / "again.safetensors")
   assert sorted(before) == sorted(after)
   for name in before:
     np.testing.assert_array_equal(before[name], after[name], err_msg=name)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-import tiny_run
 
 from mplug_jax import notebook
+from tests.support import tiny_run
 
 NAMES = sorted(path.stem for path in (tiny_run.ROOT / "notebooks").glob("*.ipynb"))
 

@@ -4,12 +4,14 @@ import json
 import types
 
 import numpy as np
-from PIL import Image
-import predictor_run
 import pytest
+from PIL import Image
 
-from mplug_jax import predict, prediction_rows, predictor as predictor_lib
-from mplug_jax.prediction_results import Answer
+from mplug_jax import predict
+from mplug_jax.inference import jsonl
+from mplug_jax.inference import predictor as predictor_lib
+from mplug_jax.inference.results import Answer
+from tests.support import predictor_run
 
 
 class Fake:
@@ -142,7 +144,7 @@ def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
 def test_a_file_of_results_loses_its_torn_line_alone(tmp_path):
   path = tmp_path / "out.jsonl"
   path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-  results = prediction_rows.Results(path)
+  results = jsonl.Results(path)
   assert results.done == 2
   results.check({"a": 2})
   with pytest.raises(ValueError, match="other rows"):

@@ -7,7 +7,6 @@ on an idle machine: the load average at the start is in the results. No part of 
 """
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
 import json
 import multiprocessing
 import os
@@ -17,27 +16,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import vqa as vqa_config
-from mplug_jax import (
-  data as data_lib,
-  decode,
-  flops,
-  fusion_benchmark,
-  host,
-  sharding,
-  step_benchmark,
-  train,
-)
-from mplug_jax.build import build_model
-from mplug_jax.data import pipeline, sources, tokenizer as tokenizers
+from mplug_jax import data as data_lib
+from mplug_jax.config.presets import PRESETS
+from mplug_jax.data import pipeline
+from mplug_jax.data.sources import vqa
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.decoding import beam_search
+from mplug_jax.flops import layers
 from mplug_jax.models.mplug import decoding_fns
-from mplug_jax.models.presets import PRESETS
-from mplug_jax.step_benchmark import timed
+from mplug_jax.parallel import rules
+from mplug_jax.performance import fusion_benchmark, train_step_benchmark
+from mplug_jax.performance.train_step_benchmark import timed
+from mplug_jax.runtime import process as host
+from mplug_jax.training import loop
+from mplug_jax.training.build import build_model
 from tools import benchmark_loader, benchmark_report
 
 BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
@@ -60,8 +59,8 @@ def _parse(argv):
   parser.add_argument(
     "--tasks",
     nargs="+",
-    default=list(step_benchmark.TASKS),
-    choices=step_benchmark.TASKS,
+    default=list(train_step_benchmark.TASKS),
+    choices=train_step_benchmark.TASKS,
     help="of steps",
   )
   parser.add_argument("--text_tokens", type=int, default=30, help="of fusion")
@@ -119,7 +118,7 @@ def _peak_memory():
 def matmul(options):
   """Best rate of a plain float32 product, GFLOP/s."""
   del options
-  rates = step_benchmark.product_rates()
+  rates = train_step_benchmark.product_rates()
   return {"gflop_per_second": max(rates.values()), "rates": rates}
 
 
@@ -128,13 +127,13 @@ def vqa_step(options):
   config = _config(options)
   config.optim.groups = "official"
   tokenizer = _tokenizer(config)
-  built = train.build(
+  built = loop.build(
     config, tokenizer, total_steps=100, steps_per_epoch=100, devices=jax.devices()[:1]
   )
-  batch = step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
+  batch = train_step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
   with jax.set_mesh(built.mesh):
     init_seconds, state = timed(built.init)
-    batch, healthy = sharding.put_batch(batch, built.mesh), jnp.bool_(True)
+    batch, healthy = rules.put_batch(batch, built.mesh), jnp.bool_(True)
     compile_seconds, step = timed(lambda: built.train_step.lower(state, batch, healthy).compile())
     host.release_freed_memory()
     _, (state, _, health) = timed(lambda: step(state, batch, healthy))
@@ -145,7 +144,7 @@ def vqa_step(options):
   if not health["ok"]:
     raise RuntimeError("The train step's loss or gradients are not finite.")
   user, system = (_processor_seconds() - before) / options.repeats
-  gflop = flops.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS) / 1e9
+  gflop = layers.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS) / 1e9
   median = statistics.median(seconds)
   return {
     "batch": BATCH,
@@ -165,7 +164,7 @@ def caption(options):
   """Beam search from pixels, in the official mode; the end is forbidden until the last token, so that every step runs."""
   config = _config(options)
   tokenizer = _tokenizer(config)
-  task = train.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
+  task = loop.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
   rng = np.random.default_rng(0)
   spec = jax.eval_shape(
     lambda: task.init(
@@ -181,7 +180,7 @@ def caption(options):
     memory = task.model.memory(task.with_tokens(params, {"image": image})["image"])
     cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
     prompt = jnp.full((memory.rows, 1), tokenizer.bos_id, jnp.int32)
-    return decode.beam_search(
+    return beam_search.beam_search(
       *decoding_fns(task.model, params),
       cache,
       prompt,
@@ -195,7 +194,7 @@ def caption(options):
     )
 
   result = {
-    "gflop_per_image": flops.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9,
+    "gflop_per_image": layers.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9,
     "batches": {},
   }
   for size in options.caption_batches:
@@ -265,7 +264,7 @@ def _seconds_until(command, sign):
 def data(options):
   """Rows (an image and its questions) a second of the training pipeline of `--config=configs/vqa.py`, whatever --preset says."""
   config = vqa_config.get_config("small")
-  source = sources.get(config.data, "train")
+  source = vqa.get(config.data, "train")
   batches = pipeline.train_batches(
     source,
     data_lib.make_transform(config, _tokenizer(config), train=True),
@@ -298,14 +297,16 @@ def fusion(options):
 
 def steps(options):
   """See step_benchmark.steps."""
-  return step_benchmark.steps(
+  return train_step_benchmark.steps(
     options.tasks, options.preset, options.image_size, options.batch, options.repeats
   )
 
 
 def rerank(options):
   """See step_benchmark.rerank."""
-  return step_benchmark.rerank(options.preset, options.image_size, options.batch, options.repeats)
+  return train_step_benchmark.rerank(
+    options.preset, options.image_size, options.batch, options.repeats
+  )
 
 
 PARTS = {

@@ -16,7 +16,9 @@ from PIL import Image
 
 from configs import retrieval as retrieval_config
 from mplug_jax import data
-from mplug_jax.data import image_ops, pipeline, tokenizer as tokenizers
+from mplug_jax.data import pipeline
+from mplug_jax.data.images import ops
+from mplug_jax.data.text import tokenizer as tokenizers
 
 IMAGES, WIDTH, HEIGHT = 256, 640, 480
 SIZES, WORKERS = (224, 384), (1, 2)
@@ -65,7 +67,7 @@ def _pytorch(folder, vocab_file, size, workers):
       transforms.RandomHorizontalFlip(),
       transforms.RandAugment(2, 7),
       transforms.ToTensor(),
-      transforms.Normalize(image_ops.MEAN.tolist(), image_ops.STD.tolist()),
+      transforms.Normalize(ops.MEAN.tolist(), ops.STD.tolist()),
     ]
   )
   tokenizer = hugging_face.BertWordPieceTokenizer(vocab_file)

@@ -1,6 +1,6 @@
 """What tools/benchmark.py measured, as text, beside the official PyTorch code."""
 
-from mplug_jax import fusion_benchmark, step_benchmark
+from mplug_jax.performance import fusion_benchmark, train_step_benchmark
 
 # The official PyTorch code: base, 384 px, float32, 2 threads of an idle machine where a plain float32 matrix product ran at
 # 240 GFLOP/s in PyTorch and 195 in XLA. (seconds, limit: our seconds over PyTorch's scaled by 195 / XLA's rate here.)
@@ -106,8 +106,8 @@ def report(results):
     )
   tables = {
     "fusion": fusion_benchmark.table,
-    "steps": step_benchmark.steps_table,
-    "rerank": step_benchmark.rerank_table,
+    "steps": train_step_benchmark.steps_table,
+    "rerank": train_step_benchmark.rerank_table,
   }
   for name, lines_of in tables.items():
     if name in results:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-from mplug_jax.tpu import topology
+from mplug_jax.performance.tpu import topology
 
 os.environ.update(
   {name: os.environ.get(name, value) for name, value in topology.ENVIRONMENT.items()}
@@ -50,7 +50,7 @@ _JSON = flags.DEFINE_string("json", "", "File that a line of json is added to.")
 def main(argv):
   """Exits with the status that the module's docstring says."""
   del argv
-  from mplug_jax.tpu import report
+  from mplug_jax.performance.tpu import report
 
   config = command.CONFIG.value
   if _BATCH.value:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mplug_jax import converted, weights
+from mplug_jax.conversion import importer, storage
 
 # Fields of the model that shapes do not tell.
 _FIELDS = {
@@ -57,16 +57,16 @@ def main(argv=None):
   verbose, dest = options.pop("verbose"), options.pop("dest")
   given = {name: value for name in _FIELDS if (value := options.pop(name)) is not None}
   try:
-    manifest = weights.convert_checkpoint(options.pop("source"), dest, **options, **given)
+    manifest = importer.convert_checkpoint(options.pop("source"), dest, **options, **given)
   except (ValueError, OSError, ImportError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   if verbose:
-    print("\n".join(weights.tensor_lines(manifest)))
-  print("\n".join(weights.summary(manifest)))
+    print("\n".join(importer.tensor_lines(manifest)))
+  print("\n".join(importer.summary(manifest)))
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
   print(
-    f"manifest: {f'in the metadata of {dest}' if converted.is_file(dest) else f'{dest}/manifest.json'}"
+    f"manifest: {f'in the metadata of {dest}' if storage.is_file(dest) else f'{dest}/manifest.json'}"
   )
   return 0
 

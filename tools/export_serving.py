@@ -1,10 +1,11 @@
-"""A checkpoint as programs for servers: `python -m tools.export_serving runs/vqa served`, see mplug_jax/serving/export.py."""
+"""A checkpoint as programs for servers: `python -m tools.export_serving runs/vqa served`, see mplug_jax/inference/serving/export.py."""
 
 import argparse
 import sys
 
-from mplug_jax import Predictor, checkpoint
-from mplug_jax.serving import export
+from mplug_jax import Predictor
+from mplug_jax.checkpoints import manager
+from mplug_jax.inference.serving import export
 
 
 def _parse(argv):
@@ -39,7 +40,7 @@ def main(argv=None):
       names,
       platforms,
     )
-  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as error:
+  except (ValueError, OSError, ImportError, manager.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   for name, function in about["functions"].items():

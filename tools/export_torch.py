@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from mplug_jax import checkpoint, torch_inventory, weights
+from mplug_jax.checkpoints import manager
+from mplug_jax.conversion import importer, official_inventory
 
 
 def _parse(argv):
@@ -13,7 +14,7 @@ def _parse(argv):
   parser.add_argument(
     "--task",
     default="",
-    choices=["", *torch_inventory.TASKS],
+    choices=["", *official_inventory.TASKS],
     help="official model; default: the source's or the run's",
   )
   parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
@@ -30,12 +31,12 @@ def main(argv=None):
   options = vars(_parse(argv))
   dest = options.pop("dest")
   try:
-    manifest = weights.export_torch(options.pop("checkpoint"), dest, **options)
-  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    manifest = importer.export_torch(options.pop("checkpoint"), dest, **options)
+  except (ValueError, OSError, manager.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print("\n".join(weights.summary(manifest)))
-  print(f"manifest: {weights.manifest_beside(dest)}")
+  print("\n".join(importer.summary(manifest)))
+  print(f"manifest: {importer.manifest_beside(dest)}")
   return 0
 
 

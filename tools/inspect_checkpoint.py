@@ -9,8 +9,9 @@ import contextlib
 import signal
 import sys
 
-from mplug_jax import checkpoint, checkpoint_report
-from mplug_jax.leaves import open_leaves
+from mplug_jax.checkpoints import manager
+from mplug_jax.conversion.inspect import report
+from mplug_jax.conversion.inspect.tensors import open_leaves
 
 
 def _parse(argv):
@@ -52,9 +53,9 @@ def main(argv=None):
     with contextlib.ExitStack() as stack:
       first = stack.enter_context(open_leaves(options.path))
       if options.other is None:
-        lines = checkpoint_report.facts(first, options.path, options.config)
-        names = checkpoint_report.selected(first.leaves, options.match)
-        lines += ["", *checkpoint_report.tree(first, names, options.depth, values)]
+        lines = report.facts(first, options.path, options.config)
+        names = report.selected(first.leaves, options.match)
+        lines += ["", *report.tree(first, names, options.depth, values)]
         status = 0
       else:
         second = stack.enter_context(open_leaves(options.other))
@@ -66,12 +67,10 @@ def main(argv=None):
             ("second", second, options.other),
           )
         ]
-        differences, identical = checkpoint_report.compare(
-          first, second, options.match, options.depth, values
-        )
+        differences, identical = report.compare(first, second, options.match, options.depth, values)
         lines += ["", *differences]
         status = 0 if identical else 1
-  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as error:
+  except (ValueError, OSError, ImportError, manager.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   print("\n".join(lines))

@@ -26,10 +26,12 @@ import importlib
 import os
 import sys
 
-from mplug_jax import data_check, data_prepare
-from mplug_jax.data import shard_convert, shards as shards_lib, tokenizer as tokenizers
-from mplug_jax.data_prepare import referring
-from mplug_jax.models.presets import PRESETS
+from mplug_jax.config.presets import PRESETS
+from mplug_jax.data import check as data_check
+from mplug_jax.data import prepare as data_prepare
+from mplug_jax.data.prepare import array_record, refcoco
+from mplug_jax.data.storage import shards as shards_lib
+from mplug_jax.data.text import tokenizer as tokenizers
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
 _NAMED = 20  # bad pairs that are named
@@ -177,7 +179,7 @@ def _add_recipe(commands, name, recipe):
     action="store_true",
     help="leave out what is said of images that are not there",
   )
-  splits = ("", *referring.SPLIT_BY) if recipe is referring.refcoco else ("",)
+  splits = ("", *refcoco.SPLIT_BY) if recipe is refcoco.refcoco else ("",)
   command.add_argument(
     "--split_by", default="", choices=splits, help="of refcoco, refcoco+ and refcocog: whose splits"
   )
@@ -258,7 +260,7 @@ def shards(options):
     )
 
   try:
-    written, left_out = shard_convert.convert(
+    written, left_out = array_record.convert(
       options.patterns, options.out, options.records_per_shard, options.workers, options.verify, say
     )
   except (ValueError, OSError) as error:
@@ -278,7 +280,7 @@ def shards(options):
 
 def tfds(options):
   """Runs the command `tfds`; returns the exit status."""
-  from mplug_jax.data import tfds_builders
+  from mplug_jax.data.prepare import tfds as tfds_builders
 
   try:
     config = importlib.import_module(f"configs.{options.task}").get_config(

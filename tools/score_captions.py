@@ -10,8 +10,8 @@ import argparse
 import json
 import sys
 
-from mplug_jax import files
-from mplug_jax.evaluators import text_metrics
+from mplug_jax.metrics import captioning
+from mplug_jax.runtime import atomic_files
 
 
 def _read(path):
@@ -54,9 +54,9 @@ def main(argv=None):
     "--metrics",
     nargs="+",
     metavar="NAME",
-    choices=text_metrics.ALL,
-    default=text_metrics.DEFAULT,
-    help=f"some of {', '.join(text_metrics.ALL)}; without: {', '.join(text_metrics.DEFAULT)}",
+    choices=captioning.ALL,
+    default=captioning.DEFAULT,
+    help=f"some of {', '.join(captioning.ALL)}; without: {', '.join(captioning.DEFAULT)}",
   )
   parser.add_argument(
     "--partial",
@@ -66,7 +66,7 @@ def main(argv=None):
   parser.add_argument("--json", default="", metavar="FILE", help="file for the scores")
   options = parser.parse_args(argv)
   try:
-    scores = text_metrics.score_domains(
+    scores = captioning.score_domains(
       _read(options.results), _read(options.annotations), options.metrics, options.partial
     )
   except (ValueError, OSError) as error:
@@ -75,7 +75,7 @@ def main(argv=None):
   _print_table(scores)
   if options.json:
     try:
-      files.write_json(options.json, scores)
+      atomic_files.write_json(options.json, scores)
     except OSError as error:
       print(f"The scores could not be written: {error}.", file=sys.stderr)
       return 2

@@ -18,8 +18,9 @@ import sys
 
 import numpy as np
 
-from mplug_jax import config as config_lib, data
-from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax import config as config_lib
+from mplug_jax import data
+from mplug_jax.data.text import tokenizer as tokenizers
 
 _PERCENTILES = (50, 90, 99)
 

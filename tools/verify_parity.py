@@ -11,7 +11,8 @@ import time
 
 import jax
 
-from mplug_jax import files, host, parity
+from mplug_jax import parity
+from mplug_jax.runtime import atomic_files, process
 
 _COLUMNS = ("verdict", "output", "shape", "max error", "relative", "tolerance", "note")
 
@@ -92,7 +93,7 @@ def main(argv=None):
     results.append(_as_json(path, report, seconds))
   if options.json:
     try:
-      files.write_json(options.json, results)
+      atomic_files.write_json(options.json, results)
     except OSError as e:
       print(f"The rows could not be written: {e}.")
       status = 2
@@ -100,7 +101,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  host.prepare()
+  process.prepare()
   if (
     jax.default_backend() == "cpu"
   ):  # each program runs once, for milliseconds: compiling them is what takes the time

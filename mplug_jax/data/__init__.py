@@ -12,16 +12,16 @@ import importlib
 import os
 
 
-def examples(config):
+def examples_module(config):
   """The module that config.data.examples names."""
-  return importlib.import_module(f"{__name__}.{config.data.examples}")
+  return importlib.import_module(f"{__name__}.examples.{config.data.examples}")
 
 
 def get_source(config, split):
   """The records of one split: "train", "val" or "test"; errors as of the module, for "train" also those of `check_splits`."""
   if split == "train":
     check_splits(config.data)
-  return examples(config).get_source(config.data, split)
+  return examples_module(config).get_source(config.data, split)
 
 
 def check_splits(data):
@@ -55,17 +55,17 @@ _USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
 
 def _paths(name):
   """The files that a name of config.data stands for; the name itself if there are none, which the source will say."""
-  from mplug_jax.data import shards, storage
+  from mplug_jax.data.storage import remote, shards
 
   if shards.is_pattern(name):
     with contextlib.suppress(OSError, ValueError):
-      return storage.expand(name)
+      return remote.expand(name)
   return [name]
 
 
 def _says_splits(data, path):
   """Whether a file says of its images which split they belong to."""
-  from mplug_jax.data import caption
+  from mplug_jax.data.examples import caption
 
   return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 
@@ -73,12 +73,13 @@ def _says_splits(data, path):
 def texts(config, source):
   """The texts that the run's tokenizer is fitted to: of scenes those of every task, see scene_corpus.py."""
   if config.data.name in ("scenes", "scene_captions"):
-    from mplug_jax.data import scene_corpus, scene_sources
+    from mplug_jax.data.sources import scenes
+    from mplug_jax.scenes import corpus
 
-    return scene_corpus.texts(scene_sources.scene_config(config.data), config.tokenizer.records)
-  return examples(config).texts(source, config.tokenizer.records)
+    return corpus.texts(scenes.scene_config(config.data), config.tokenizer.records)
+  return examples_module(config).texts(source, config.tokenizer.records)
 
 
 def make_transform(config, tokenizer, train):
   """The transform of records to examples for pipeline.train_batches (`train`: draw and augment) or eval_batches."""
-  return examples(config).make_transform(config, tokenizer, train)
+  return examples_module(config).make_transform(config, tokenizer, train)

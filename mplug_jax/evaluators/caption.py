@@ -4,12 +4,13 @@ import os
 
 import numpy as np
 
-from mplug_jax import plots
-from mplug_jax.data import caption
-from mplug_jax.evaluators import common, text_metrics
-from mplug_jax.files import write_json
+from mplug_jax.data.examples import caption
+from mplug_jax.evaluators import common
+from mplug_jax.metrics import captioning
+from mplug_jax.reporting import curves
+from mplug_jax.runtime.atomic_files import write_json
 
-_METRICS = (*text_metrics.DEFAULT, "METEOR", "SPICE")
+_METRICS = (*captioning.DEFAULT, "METEOR", "SPICE")
 
 
 class Evaluator:
@@ -79,7 +80,7 @@ class Evaluator:
     for index in order:
       if name := self.source.group(index):
         groups.setdefault(f"_{name}", []).append(index)
-    result = text_metrics.evaluate_tokens(ours, truth, _METRICS)
+    result = captioning.evaluate_tokens(ours, truth, _METRICS)
     result |= {
       f"{self.metric}{name}": self._score(ours, truth, members)
       for name, members in sorted(groups.items())
@@ -108,7 +109,7 @@ class Evaluator:
   def _score(self, captions, references, members):
     """CIDEr-D of some images as a set of their own."""
     captions, references = ({i: texts[i] for i in members} for texts in (captions, references))
-    return text_metrics.evaluate_tokens(captions, references, (self.metric,))[self.metric]
+    return captioning.evaluate_tokens(captions, references, (self.metric,))[self.metric]
 
   def _write_sheet(self, said, references):
     """predictions.png: the first images of the split with their captions and a reference; right or wrong are scenes' alone."""
@@ -119,7 +120,7 @@ class Evaluator:
         if hasattr(self.source, "is_true")
         else "open"
       )
-      return plots.Sample("", text, references.get(index, [""])[0], verdict)
+      return curves.Sample("", text, references.get(index, [""])[0], verdict)
 
     entries = ((self.source[index]["image"], [sample(index, text)]) for index, text in said.items())
     common.write_sheet(
@@ -132,5 +133,5 @@ class Evaluator:
 
 def _tokenize(groups):
   """[[caption, ...], ...] -> the same of tokens."""
-  tokens = iter(text_metrics.tokenize([text for group in groups for text in group]))
+  tokens = iter(captioning.tokenize([text for group in groups for text in group]))
   return [[next(tokens) for _ in group] for group in groups]

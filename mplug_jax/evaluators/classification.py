@@ -1,13 +1,15 @@
 """Evaluates the classification of statements about images on every record of a split."""
 
-from collections import Counter
 import os
+from collections import Counter
 
 import numpy as np
 
-from mplug_jax import files, plots
-from mplug_jax.data import classification, image_ops
+from mplug_jax.data.examples import classification
+from mplug_jax.data.images import ops
 from mplug_jax.evaluators import common
+from mplug_jax.reporting import curves
+from mplug_jax.runtime import atomic_files
 
 _GAP = 8  # white pixels between the images of a row
 _TABLE_LABELS = 6  # a confusion table of more classes is in its file alone
@@ -97,7 +99,7 @@ class Evaluator:
 
   def _write(self, found, table):
     """predictions.json, confusion.json when truths are known, and predictions.png."""
-    files.write_json(
+    atomic_files.write_json(
       os.path.join(self.workdir, "predictions.json"),
       [
         {
@@ -109,7 +111,7 @@ class Evaluator:
       ],
     )
     if table is not None:
-      files.write_json(
+      atomic_files.write_json(
         os.path.join(self.workdir, "confusion.json"),
         {"labels": self.labels, "truth_by_prediction": table.tolist()},
       )
@@ -128,11 +130,11 @@ class Evaluator:
             max(self.config.model.image_size, common.SHEET_PIXELS // 2),
           )
         )
-      except image_ops.ImageError:
+      except ops.ImageError:
         continue
-      samples.append([plots.Sample(row["sentence"], row["prediction"], row["label"])])
+      samples.append([curves.Sample(row["sentence"], row["prediction"], row["label"])])
     if images:
-      plots.sample_sheet(np.stack(images), samples, os.path.join(self.workdir, "predictions.png"))
+      curves.sample_sheet(np.stack(images), samples, os.path.join(self.workdir, "predictions.png"))
 
 
 def _line(row):
@@ -143,6 +145,6 @@ def _line(row):
 
 def _side_by_side(images, size):
   """Images of any kind and size -> u8[size, N size + gaps, 3]. Raises ImageError for one that cannot be read."""
-  parts = [image_ops.eval_transform(image_ops.decode_image(image), size) for image in images]
+  parts = [ops.eval_transform(ops.decode_image(image), size) for image in images]
   gap = np.full((size, _GAP, 3), 255, np.uint8)
   return np.concatenate([part for image in parts for part in (gap, image)][1:], axis=1)

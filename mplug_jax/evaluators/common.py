@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from mplug_jax import plots
-from mplug_jax.data import image_ops, pipeline, video
+from mplug_jax.data import pipeline
+from mplug_jax.data.images import ops, video
+from mplug_jax.reporting import curves
 
 SHEET_IMAGES, SHEET_PIXELS, SHEET_FRAMES, SAMPLES = 12, 288, 4, 5
 
@@ -59,15 +60,13 @@ def write_sheet(path, entries, size, frames=0):
       break
     try:
       images.append(
-        video.contact_image(image, min(frames, SHEET_FRAMES))
-        if frames
-        else image_ops.decode_image(image)
+        video.contact_image(image, min(frames, SHEET_FRAMES)) if frames else ops.decode_image(image)
       )
-    except image_ops.ImageError:
+    except ops.ImageError:
       continue
     lines.append(samples)
   if images:
     size = max(size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
-    plots.sample_sheet(
-      np.stack([image_ops.eval_transform(image, size) for image in images]), lines, path
+    curves.sample_sheet(
+      np.stack([ops.eval_transform(image, size) for image in images]), lines, path
     )

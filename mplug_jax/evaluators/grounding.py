@@ -5,10 +5,13 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mplug_jax import boxes, files, plots
-from mplug_jax.data import box_transforms, grounding, image_ops
-from mplug_jax.data.chunked import Chunked
+from mplug_jax.data import boxes
+from mplug_jax.data.examples import grounding
+from mplug_jax.data.images import box_transforms, ops
+from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.evaluators import common
+from mplug_jax.reporting import curves
+from mplug_jax.runtime import atomic_files
 
 _RED, _GREEN = (214, 40, 40), (0, 170, 60)
 _ENOUGH = 0.5  # IoU
@@ -49,7 +52,7 @@ class Evaluator:
       for f in common.spread(found)
     ]
     if process_index == 0:
-      files.write_json(
+      atomic_files.write_json(
         os.path.join(self.workdir, "predictions.json"),
         [
           {
@@ -109,14 +112,14 @@ class Evaluator:
     """Yields (picture, [Sample])."""
     for f in chosen:
       try:
-        image = image_ops.decode_image(self.source[f["index"]]["image"])
-      except image_ops.ImageError:
+        image = ops.decode_image(self.source[f["index"]]["image"])
+      except ops.ImageError:
         continue
       verdict = "open" if f["iou"] is None else "right" if f["iou"] >= _ENOUGH else "wrong"
       said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"
       yield (
         _picture(image, f["expression"]["box"], f["box"]),
-        [plots.Sample(f["expression"]["text"], said, "", verdict)],
+        [curves.Sample(f["expression"]["text"], said, "", verdict)],
       )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mplug_jax.evaluators import recall
+from mplug_jax.metrics import recall
 
 _BLOCK = 1 << 24  # similarities held at a time
 

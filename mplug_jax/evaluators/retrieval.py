@@ -5,9 +5,14 @@ import os
 
 import numpy as np
 
-from mplug_jax import files, plots
-from mplug_jax.data import pipeline, retrieval as data, scene_oracle, scene_sources
-from mplug_jax.evaluators import common, recall, reranking
+from mplug_jax.data import pipeline
+from mplug_jax.data.examples import retrieval as data
+from mplug_jax.data.sources import scenes
+from mplug_jax.evaluators import common, reranking
+from mplug_jax.metrics import recall
+from mplug_jax.reporting import curves
+from mplug_jax.runtime import atomic_files
+from mplug_jax.scenes import oracle as scene_oracle
 
 LISTED = 10  # candidates of a query in the results file
 
@@ -161,7 +166,7 @@ class Evaluator:
 
   def _attainable(self):
     """On generated scenes: the recall of an oracle that knows which captions are true of which images."""
-    if not isinstance(self.source, scene_sources.SceneCaptions):
+    if not isinstance(self.source, scenes.SceneCaptions):
       return {}
     captions = int(self.source.counts()[0])
     oracle = scene_oracle.retrieval(
@@ -189,7 +194,7 @@ class Evaluator:
       ]
       for x in (by_image, by_text)
     ]
-    files.write_json(
+    atomic_files.write_json(
       os.path.join(self.workdir, "predictions.json"),
       {
         "images": [
@@ -225,7 +230,7 @@ class Evaluator:
         yield (
           self.source[image]["image"],
           [
-            plots.Sample(
+            curves.Sample(
               texts[t],
               f"found {self._image_ids[image]}",
               str(self._image_ids[owner[t]]),

@@ -1,14 +1,16 @@
 """Evaluates visual question answering on every question of a split."""
 
-from collections import Counter
 import os
+from collections import Counter
 
 import numpy as np
 
-from mplug_jax import plots
-from mplug_jax.data import sources, vqa
-from mplug_jax.data.chunked import Chunked
-from mplug_jax.evaluators import common, vqa_accuracy
+from mplug_jax.data.examples import vqa
+from mplug_jax.data.sources import vqa as sources
+from mplug_jax.data.sources.chunked import Chunked
+from mplug_jax.evaluators import common
+from mplug_jax.metrics import vqa_accuracy
+from mplug_jax.reporting import curves
 
 SHEET_QUESTIONS = 4
 
@@ -125,7 +127,7 @@ class Evaluator:
         yield (
           record["image"],
           [
-            plots.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
+            curves.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
             for q in questions
           ],
         )

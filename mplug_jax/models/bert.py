@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mplug_jax import losses
+from mplug_jax.losses import language_modeling
 from mplug_jax.models import layers
-from mplug_jax.sharding import constrain
+from mplug_jax.parallel.rules import constrain
 
 EPSILON = 1e-12  # of every layer norm in BERT
 
@@ -199,8 +199,8 @@ class LanguageModelHead(nn.Module):
     x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, name="dense")(x)))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
     if labels is None:
-      return losses.vocabulary_logits(x, table.astype(c.dtype), bias)
-    return losses.vocabulary_losses(x, table, bias, labels, c.loss_chunk)
+      return language_modeling.vocabulary_logits(x, table.astype(c.dtype), bias)
+    return language_modeling.vocabulary_losses(x, table, bias, labels, c.loss_chunk)
 
 
 class TextEncoder(nn.Module):

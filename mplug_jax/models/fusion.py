@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mplug_jax.models import layers
 from mplug_jax.models.bert import BertConfig, BertLayer, LanguageModelHead, Memory
-from mplug_jax.sharding import constrain
+from mplug_jax.parallel.rules import constrain
 
 
 def connected_layers(depth, stride, rule):

@@ -4,17 +4,17 @@ Shapes: B batch, L query tokens, S key tokens, D width, H heads, Dh head width. 
 softmax, layer norm and logits are float32. Dropout is active exactly when the caller passes a "dropout" rng to `apply`.
 """
 
-from collections.abc import Callable
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from mplug_jax.models.attention import attention, masked_scores
-from mplug_jax.models.dropout import dropout, random_bits
+from mplug_jax.ops.attention import attention, masked_scores
+from mplug_jax.ops.dropout import dropout, random_bits
 
 _PRODUCT = "product with parameters"  # name of the output of every Dense
 UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of saved activations costs a fifth of the step

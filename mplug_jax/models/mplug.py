@@ -207,7 +207,7 @@ class MPlug(nn.Module):
 
 
 def decoding_fns(model, params):
-  """(step_fn, reorder_fn) for mplug_jax.decode over the cache of `MPlug.init_cache`."""
+  """(step_fn, reorder_fn) for mplug_jax.decoding.beam_search over the cache of `MPlug.init_cache`."""
 
   def step(cache, tokens, position):
     return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mplug_jax.models import layers
-from mplug_jax.sharding import constrain
+from mplug_jax.parallel.rules import constrain
 
 
 class Mlp(nn.Module):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import decode
-from mplug_jax.models.mplug import decoding_fns, MPlug
+from mplug_jax.decoding import beam_search
+from mplug_jax.models.mplug import MPlug, decoding_fns
 from mplug_jax.parity.rows import EXACT, SCORE
 
 
@@ -27,7 +27,7 @@ def _search(r, memory, prompt, beams, least, most):
       {"params": params}, memory, beams, prompt.shape[1] + most, method=MPlug.init_cache
     )
     step, reorder = decoding_fns(r.model, params)
-    return decode.beam_search(
+    return beam_search.beam_search(
       step,
       reorder,
       cache,

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import boxes, decode, losses
-from mplug_jax.models.mplug import decoding_fns, MPlug
+from mplug_jax.data import boxes
+from mplug_jax.decoding import beam_search
+from mplug_jax.losses import language_modeling
+from mplug_jax.models.mplug import MPlug, decoding_fns
 from mplug_jax.parity.recording import encode
 from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
 from mplug_jax.tasks import grounding as task
@@ -61,7 +63,7 @@ class _Case:
 
     def loss(params, *inputs):
       out = self.r.model.apply({"params": params}, *inputs, ids, method=self._forward)
-      token_loss = losses.token_cross_entropy(out["decoder_logits"][:, :-1], ids[:, 1:])
+      token_loss = language_modeling.token_cross_entropy(out["decoder_logits"][:, :-1], ids[:, 1:])
       predicted_ids = out["decoder_logits"][:, :-1].argmax(-1)
       predicted = boxes.dequantise(predicted_ids - self.locations[0], self.bins)
       # The released loss multiplies every sample's tokens with every sample's box (docs/official.md item 11).
@@ -121,7 +123,7 @@ class _Case:
         {"params": params}, memory, 1, 1 + task.COORDINATES, method=MPlug.init_cache
       )
       step, _ = decoding_fns(r.model, params)
-      return decode.greedy(
+      return beam_search.greedy(
         step,
         cache,
         self.prefix,

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import convert, sharding
+from mplug_jax.conversion import mapping
 from mplug_jax.models.mplug import MPlug
-from mplug_jax.parity.rows import compare, GRADIENT, NORM, Tolerance
+from mplug_jax.parallel import rules
+from mplug_jax.parity.rows import GRADIENT, NORM, Tolerance, compare
 
 
 class Unusable(ValueError):
@@ -98,7 +99,7 @@ class Recording:
     if not self.state_dict:
       raise Unusable(f"{path} holds no weights: no array is named 'sd/...'.")
     try:
-      self.geometry = convert.geometry_from_recording(self.meta)
+      self.geometry = mapping.geometry_from_recording(self.meta)
     except KeyError as e:
       raise Unusable(f"{path}: 'meta' lacks {e.args[0]}, so the model cannot be built.") from e
     self.model = MPlug(**self.geometry)
@@ -108,16 +109,16 @@ class Recording:
   @functools.cached_property
   def params(self):
     """The online weights as parameters of `model`. Raises ValueError when the conversion table finds a mistake."""
-    return jax.tree.map(jnp.asarray, convert.params_from_torch(self.state_dict, self.geometry))
+    return jax.tree.map(jnp.asarray, mapping.params_from_torch(self.state_dict, self.geometry))
 
   @functools.cached_property
   def teacher(self):
     """The momentum copies of the weights, numpy: a tree like `params`, of the modules that have one."""
-    return convert.params_from_torch(self.state_dict, self.geometry, momentum=True)
+    return mapping.params_from_torch(self.state_dict, self.geometry, momentum=True)
 
   @functools.cached_property
   def _converter(self):
-    return convert.Converter(convert.online_names(self.state_dict), self.geometry)
+    return mapping.Converter(mapping.online_names(self.state_dict), self.geometry)
 
   def __getitem__(self, name):
     if name not in self.arrays:
@@ -169,7 +170,7 @@ class Recording:
     for key in self.names(prefix):
       torch_name = key[len(prefix) :]
       momentum = re.match(r"\w+_m(\.|$)", torch_name) is not None
-      pieces = self._converter.pieces(*convert.online_names([torch_name], momentum), self[key])
+      pieces = self._converter.pieces(*mapping.online_names([torch_name], momentum), self[key])
       if not pieces:
         self.skip(key, "this tensor never runs, the model has none")
         continue
@@ -215,7 +216,7 @@ class Recording:
     """Norm of one parameter's gradient, PyTorch's name and layout (None: no gradient) -> Row."""
     pieces = [
       piece
-      for online in convert.online_names([key])
+      for online in mapping.online_names([key])
       for piece in self._converter.pieces(online, self.state_dict[key])
     ]
     parts = [
@@ -227,9 +228,7 @@ class Recording:
 
 def _by_path(tree):
   """Tree -> {path: numpy array}."""
-  return {
-    sharding.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-  }
+  return {rules.path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _leaf(flat, name, index):

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import contrastive, negatives, train_state
-from mplug_jax.evaluators import recall, reranking
+from mplug_jax.evaluators import reranking
+from mplug_jax.losses import contrastive, hard_negatives
+from mplug_jax.metrics import recall
 from mplug_jax.parity.recording import encode
 from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
 from mplug_jax.tasks import retrieval
+from mplug_jax.training import state
 
 _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
 _UNRANKED = -100.0  # score of pairs that evaluation does not fuse
@@ -111,7 +113,7 @@ class _Case:
   def step(self, step):
     r = self.r
     online = jax.tree.map(np.asarray, {name: r.params[name] for name in self.teacher})
-    self.teacher = train_state.blend_ema(
+    self.teacher = state.blend_ema(
       self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED
     )  # numpy: rounds as PyTorch
     how, idx = r.meta["cases"][step], jnp.asarray(r[f"in/{step}/idx"], jnp.int32)
@@ -164,7 +166,7 @@ class _Case:
     ):
       name = f"neg_{side}_index"
       if how == "argmax":
-        hardest = negatives.draw(
+        hardest = hard_negatives.draw(
           features, others, idx, jnp.ones(idx.shape, bool), temperature, group=len(idx)
         )
         yield from r.compare({name: hardest}, EXACT, f"out/{step}/")

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mplug_jax import losses, optim, ranking, train_state
+from mplug_jax import optim
+from mplug_jax.decoding import answer_ranking as ranking
+from mplug_jax.losses import language_modeling
 from mplug_jax.parity import beams
 from mplug_jax.parity.recording import encode
-from mplug_jax.parity.rows import compare, EXACT, LOGITS, TENSOR, Tolerance
+from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance, compare
 from mplug_jax.tasks import vqa as vqa_task
+from mplug_jax.training import state as train_state
 
 _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
 _UPDATED = Tolerance(1e-4)  # of parameters after a few updates of 1e-3
@@ -61,7 +64,7 @@ class _Case:
     def loss(params, teacher_logits, alpha, weights, inputs):
       out = self.r.model.apply({"params": params}, *inputs, method=_forward)
       # The released loss normalises the student over time, axis 1 (docs/official.md item 7).
-      answer_loss = losses.answer_cross_entropy(
+      answer_loss = language_modeling.answer_cross_entropy(
         out["decoder_logits"], inputs[3], self.r.pad, teacher_logits, alpha, axis=1
       )
       return (weights * answer_loss).sum() / self.rows, out | {"answer_loss": answer_loss}

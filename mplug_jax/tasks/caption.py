@@ -6,8 +6,9 @@ Shapes: B images, C captions of each, T caption tokens, P prompt tokens with [bo
 import jax
 import jax.numpy as jnp
 
-from mplug_jax import decode, losses
-from mplug_jax.data import caption as data
+from mplug_jax.data.examples import caption as data
+from mplug_jax.decoding import beam_search
+from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
@@ -19,7 +20,9 @@ def targets(mask, skip):
 
 def cross_entropy(logits, ids, counted):
   """Sum of the next-token losses. f32[R, T, V], i32[R, T], bool[R, T - 1] as of `targets` -> f32[]."""
-  return jnp.where(counted, losses.token_cross_entropy(logits[:, :-1], ids[:, 1:]), 0.0).sum()
+  return jnp.where(
+    counted, language_modeling.token_cross_entropy(logits[:, :-1], ids[:, 1:]), 0.0
+  ).sum()
 
 
 class Task(base.Task):
@@ -60,7 +63,9 @@ class Task(base.Task):
   def predictions(self, module, batch):
     """Batch -> (losses f32[B * C, T - 1], right bool[B * C, T - 1]) of the token behind each, see losses.vocabulary_losses."""
     ids, mask = self._captions(batch)
-    found = module.decode_losses(ids, mask, self.encode(module, batch), losses.next_ids(ids))
+    found = module.decode_losses(
+      ids, mask, self.encode(module, batch), language_modeling.next_ids(ids)
+    )
     return tuple(x[:, :-1] for x in found)
 
   def _captions(self, batch):
@@ -100,7 +105,7 @@ class Task(base.Task):
     """
     step, reorder = decoding_fns(self.model, params)
     starts = starts or self.starts(memory.rows)
-    return decode.beam_search(
+    return beam_search.beam_search(
       step,
       reorder,
       self.cache(params, memory, beams, starts[0].shape[1]),
@@ -132,12 +137,12 @@ class Task(base.Task):
     return self.apply(params, type(self.model).init_cache, memory, sequences, length)
 
   def starts(self, rows):
-    """-> prompt i32[rows, P], prompt_length i32[rows] of mplug_jax.decode."""
+    """-> prompt i32[rows, P], prompt_length i32[rows] of mplug_jax.decoding.beam_search."""
     start = jnp.asarray(self.prompt.start, jnp.int32)
     return jnp.tile(start, (rows, 1)), jnp.full((rows,), len(start), jnp.int32)
 
   def limits(self):
-    """What every search of mplug_jax.decode is told."""
+    """What every search of mplug_jax.decoding.beam_search is told."""
     options = self.config.task
     return {
       "max_length": options.max_length,

@@ -6,7 +6,7 @@ Shapes: B rows, N images of each, Q sentences about them (evaluation: 1), L toke
 import jax
 import jax.numpy as jnp
 
-from mplug_jax import losses
+from mplug_jax.losses import language_modeling
 from mplug_jax.tasks import base
 
 
@@ -77,11 +77,11 @@ class Task(base.Task):
     logits = self.apply(params, self.forward, batch, rng=rng)
     if distill.alpha:
       alpha = distill.alpha * jnp.minimum(1.0, (state.step + 1) / (distill.ramp_steps + 1))
-      loss = losses.distilled_cross_entropy(
+      loss = language_modeling.distilled_cross_entropy(
         logits, label, self.apply(state.ema_params, self.forward, batch), alpha
       )
     else:
-      loss = losses.token_cross_entropy(logits, label)
+      loss = language_modeling.token_cross_entropy(logits, label)
     metrics = {
       "accuracy": (((logits.argmax(-1) == label) * counted).sum(), counted.sum()),
       "corrupt_rows": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import boxes, decode, losses
-from mplug_jax.data import tokenizer as tokenizers
+from mplug_jax.data import boxes
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.decoding import beam_search
+from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
@@ -199,7 +201,7 @@ class Task(base.Task):
     best = logits[..., self._locations].argmax(-1)
     predicted = boxes.dequantise(best, self._bins)
     total = box_losses(
-      losses.token_cross_entropy(logits, targets),
+      language_modeling.token_cross_entropy(logits, targets),
       predicted,
       truth,
       valid,
@@ -237,7 +239,7 @@ class Task(base.Task):
 
     prompt = jnp.full((memory.rows, 1), self._begin, jnp.int32)
     # length_penalty 0: the score is the plain sum of log-probabilities.
-    best = decode.greedy(
+    best = beam_search.greedy(
       locations_only,
       cache,
       prompt,

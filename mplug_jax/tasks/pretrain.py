@@ -8,7 +8,7 @@ T target tokens, D width, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from mplug_jax import losses
+from mplug_jax.losses import language_modeling
 from mplug_jax.tasks import retrieval
 
 
@@ -75,7 +75,7 @@ class Task(retrieval.Task):
       if self.config.task.mlm_alpha
       else module.mlm_losses(masked_read, masked_label)
     )
-    return logits, hidden, module.decode_losses(*decoder, losses.next_ids(target))
+    return logits, hidden, module.decode_losses(*decoder, language_modeling.next_ids(target))
 
   @staticmethod
   def _decoder_memory(module, image, image_read, prefix_read, mask):
@@ -140,7 +140,7 @@ class Task(retrieval.Task):
         self.apply(state.ema_params, self._masked_logits, *taught[::2]),
       )
       words = (
-        losses.distilled_cross_entropy(words, batch["masked_label"], soft, alpha),
+        language_modeling.distilled_cross_entropy(words, batch["masked_label"], soft, alpha),
         words.argmax(-1) == batch["masked_label"],
       )
     found = {"mlm": (*words, hidden), "prefix_lm": (*(x[:, :-1] for x in next_token), target)}

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import contrastive, losses, negatives, sharding
+from mplug_jax.losses import contrastive, hard_negatives, language_modeling
+from mplug_jax.parallel import rules
 from mplug_jax.tasks import base
 
 MATCH_LABELS = np.array([1, 0, 0], np.int32)  # of the pairs of `match`
@@ -75,7 +76,7 @@ class Task(base.ComparingTask):
         "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False."
       )
     if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
-      negatives.check_group(
+      hard_negatives.check_group(
         self._group,
         config.batch_size // parts,
         "config.batch_size" + " / config.optim.microbatches" * (parts > 1),
@@ -150,7 +151,7 @@ class Task(base.ComparingTask):
   def _rows(self, batch):
     """(bool[B] rows that count, bool[B] those that have hard negatives)."""
     valid = batch["mask"] & ~batch["corrupt"]
-    return valid, negatives.present(self._ids(batch), valid, self._group)
+    return valid, hard_negatives.present(self._ids(batch), valid, self._group)
 
   def weights(self, batch, rng):
     """Pairs in the batch; right and wrong pairs that are matched."""
@@ -209,9 +210,11 @@ class Task(base.ComparingTask):
 
     def other(features, others, key):
       noise = (
-        None if options.negatives.greedy else negatives.gumbel_noise(key, len(ids), self._group)
+        None
+        if options.negatives.greedy
+        else hard_negatives.gumbel_noise(key, len(ids), self._group)
       )
-      return negatives.draw(
+      return hard_negatives.draw(
         features, others, ids, valid, temperature / hardness, self._group, noise
       )
 
@@ -237,7 +240,12 @@ class Task(base.ComparingTask):
     """`_image`, `_text` and `compare`'s drawn negatives -> arguments of `match` behind the module."""
     (image, _), (text, mask, _) = image, text
     others = ((image, drawn["image"]), (text, drawn["text"]), (mask, drawn["text"]))
-    return image, text, mask, *(negatives.take(x, numbers, self._group) for x, numbers in others)
+    return (
+      image,
+      text,
+      mask,
+      *(hard_negatives.take(x, numbers, self._group) for x, numbers in others),
+    )
 
   def rest(self, params, state, encoded, drawn, batch, rng):
     """The term "itm". See base.ComparingTask."""
@@ -290,9 +298,9 @@ class Task(base.ComparingTask):
     ids = batch["caption"]
     parts = max(1, len(ids) // self.config.eval.batch_size)
     out = jax.lax.map(
-      lambda part: self.apply(params, self._text, part), sharding.split_rows(ids, parts)
+      lambda part: self.apply(params, self._text, part), rules.split_rows(ids, parts)
     )
-    out = sharding.join_rows(out, axes=None)
+    out = rules.join_rows(out, axes=None)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):
@@ -303,7 +311,7 @@ class Task(base.ComparingTask):
       return image_memory(module, tokens) | {"feature": feature}
 
     return jax.tree.map(
-      sharding.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"])
+      rules.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"])
     )
 
   def _rerank(self, params, batch):
@@ -326,8 +334,8 @@ class Task(base.ComparingTask):
       return {"score": scores(images)}
     # Connected layers carry all tokens of an image for every text: one image a device at a time, whose activations stay small.
     count = len(images["pair_text"])
-    parts = sharding.split_rows(images, count // sharding.batch_split(count))
-    return {"score": sharding.join_rows(jax.lax.map(scores, parts))}
+    parts = rules.split_rows(images, count // rules.batch_split(count))
+    return {"score": rules.join_rows(jax.lax.map(scores, parts))}
 
   def match_pairs(self, params, batch):
     """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
@@ -378,7 +386,7 @@ def match_scores(module, memory, texts, pair_text, temperature, similarity):
   """
   index = pair_text.reshape(-1)
   _, fused = module.fusion_encoder(
-    sharding.constrain(texts["tokens"][index]),
+    rules.constrain(texts["tokens"][index]),
     texts["text_mask"][index],
     memory["tokens"],
     memory["keys_values"],
@@ -432,7 +440,9 @@ def match(module, image, text, mask, other_image, other_text, other_mask, more=(
 
 def matching_losses(logits):
   """Cross-entropy of the pairs of `match`. f32[B, 3, 2] -> f32[B, 3]."""
-  return losses.token_cross_entropy(logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2]))
+  return language_modeling.token_cross_entropy(
+    logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2])
+  )
 
 
 def _contrastive_accuracy(nearest, ids, queues, valid):

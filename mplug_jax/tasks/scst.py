@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import data, decode, losses
-from mplug_jax.evaluators import text_metrics
+from mplug_jax import data
+from mplug_jax.decoding import beam_search
+from mplug_jax.losses import language_modeling
+from mplug_jax.metrics import captioning
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import caption
 
@@ -21,7 +23,7 @@ LENGTH_PENALTY = 0.6  # of decode.beam_search
 def log_probabilities(logits, ids, lengths, start):
   """Log-probability of what was generated behind a prompt of `start` tokens. f32[..., T, V], i32[..., T], i32[...] -> f32[...]."""
   return sum_generated(
-    -losses.token_cross_entropy(logits[..., :-1, :], ids[..., 1:]), lengths, start
+    -language_modeling.token_cross_entropy(logits[..., :-1, :], ids[..., 1:]), lengths, start
   )
 
 
@@ -60,17 +62,15 @@ class Rewards:
     self._image = source.record
     images = source.source
     counts = images.counts()
-    tokens = text_metrics.tokenize(
-      [text for i in range(len(images)) for text in images.captions(i)]
-    )
+    tokens = captioning.tokenize([text for i in range(len(images)) for text in images.captions(i)])
     ends = counts.cumsum()
     self._references = [tokens[end - count : end] for end, count in zip(ends, counts)]
-    self._metric = text_metrics.CiderD(self._references)
+    self._metric = captioning.CiderD(self._references)
 
   def __call__(self, candidates, indices):
     """[[text, ...] of each row], record number of each row -> [f32[texts of the row] from 0 to 10, ...]."""
     tokens = [
-      text_metrics.tokenize([text])[0] for texts in candidates for text in texts
+      captioning.tokenize([text])[0] for texts in candidates for text in texts
     ]  # alone: the text behind may change the last word
     references = [
       self._references[self._image[index]]
@@ -181,7 +181,9 @@ class Task(caption.Task):
     ids, mask = self._candidates(batch)
     return tuple(
       x[:, :-1]
-      for x in module.decode_losses(ids, mask, self.encode(module, batch), losses.next_ids(ids))
+      for x in module.decode_losses(
+        ids, mask, self.encode(module, batch), language_modeling.next_ids(ids)
+      )
     )
 
   def _candidates(self, batch):
@@ -243,7 +245,7 @@ class Task(caption.Task):
       )
     start = self.starts(memory.rows)
     if options.candidates == "beam":
-      found = decode.beam_search(
+      found = beam_search.beam_search(
         step,
         reorder,
         cache,
@@ -255,7 +257,7 @@ class Task(caption.Task):
       )
     else:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, jnp.arange(memory.rows))
-      found = decode.sample(
+      found = beam_search.sample(
         step,
         cache,
         *start,
@@ -274,7 +276,7 @@ class Task(caption.Task):
 
 
 def whole_prefix_fns(model, params, memory, rng):
-  """(step_fn, reorder_fn) for mplug_jax.decode that read the whole prefix at every position, so that dropout acts everywhere.
+  """(step_fn, reorder_fn) for mplug_jax.decoding.beam_search that read the whole prefix at every position, so that dropout acts everywhere.
 
   Their cache is the tokens so far, i32[B, K, T]. rng: key of the dropout, which every position folds its number into.
   """

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax import decode, losses, ranking
-from mplug_jax.data import vqa as data
+from mplug_jax.data.examples import vqa as data
+from mplug_jax.decoding import answer_ranking, beam_search
+from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.tasks import base
 
@@ -72,7 +73,7 @@ class Task(base.Task):
     """Batch -> (losses f32[R, T - 1], right bool[R, T - 1]) of the token behind each, R = B * Q * A, see losses.vocabulary_losses."""
     ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
     found = module.decode_losses(
-      ids, ids != self.tokenizer.pad_id, self.encode(module, batch), losses.next_ids(ids)
+      ids, ids != self.tokenizer.pad_id, self.encode(module, batch), language_modeling.next_ids(ids)
     )
     return tuple(x[:, :-1] for x in found)
 
@@ -89,7 +90,7 @@ class Task(base.Task):
       logits = self.apply(params, self.forward, batch, rng=rng)
       alpha = distill.alpha * jnp.minimum(1.0, state.step / max(distill.ramp_steps, 1))
       teacher = self.apply(state.ema_params, self.forward, batch)
-      each = losses.distilled_cross_entropy(
+      each = language_modeling.distilled_cross_entropy(
         logits[:, :-1], labels, teacher[:, :-1], alpha, _DISTILL_AXES[distill.axis]
       )
       right = logits[:, :-1].argmax(-1) == labels
@@ -119,7 +120,7 @@ class Task(base.Task):
     )
     step, reorder = decoding_fns(self.model, params)
     prompt = jnp.full((memory.rows, 1), self.tokenizer.bos_id, jnp.int32)
-    best = decode.beam_search(
+    best = beam_search.beam_search(
       step,
       reorder,
       cache,
@@ -151,7 +152,7 @@ class Task(base.Task):
     """-> {"answer": i32[B, Q, k] indices of candidates, most probable first, "probability": f32[B, Q, k]}."""
     rows = batch["question"].shape[:2]
     memory = self.apply(params, self.encode, self.with_tokens(params, batch))
-    ranked = ranking.rank(
+    ranked = answer_ranking.rank(
       score_fn(self.model, params, memory, self.tokenizer.pad_id),
       memory.rows,
       self._candidates(),

@@ -1,0 +1,1 @@
+"""Checkpoint inspection and comparison."""

@@ -1,0 +1,1 @@
+"""Records to fixed-size training examples, one module per task."""

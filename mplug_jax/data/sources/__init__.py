@@ -1,0 +1,1 @@
+"""One source per data set: indexable records of images and texts."""

@@ -1,0 +1,1 @@
+"""Where annotations and images are stored: files, archives, shards, TFDS, remote."""

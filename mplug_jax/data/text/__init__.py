@@ -1,0 +1,1 @@
+"""Tokenizers, text cleaning and masking."""

@@ -1,0 +1,1 @@
+"""Beam search, greedy search, sampling and answer ranking over any step function."""

@@ -1,0 +1,1 @@
+"""Operation counts of layers and traced programs, and hardware peaks."""

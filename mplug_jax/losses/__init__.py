@@ -1,0 +1,1 @@
+"""Losses on arrays: language modeling, contrastive, hard negatives."""

@@ -1,0 +1,1 @@
+"""Benchmark metrics on plain values."""

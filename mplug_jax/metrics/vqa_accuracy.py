@@ -1,0 +1,195 @@
+"""VQA answers: the official normalisation and accuracy, exact match, soft labels, results file.
+
+The accuracy is the one of the VQA challenge (Antol et al., "VQA: Visual Question Answering", 2015,
+section 5, and the evaluation script of visualqa.org): an answer given by three of the other
+annotators is fully right. The script's peculiarities are kept, because published numbers contain
+them; each is said where it happens. Only plain Python: strings in, floats out.
+"""
+
+import json
+import os
+import re
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from mplug_jax.runtime.atomic_files import write_atomic
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBERS = {
+  word: str(n)
+  for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+
+# Correct spellings. What an annotator wrote may lack exactly one of the apostrophes.
+_CONTRACTED = """
+  ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+  haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+  might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+  shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+  someone's something'd something'd've something'll that's there'd there'd've there're there's
+  they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+  what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+  why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+  you've
+""".split()
+_CONTRACTIONS = {
+  word[: m.start()] + word[m.end() :]: word for word in _CONTRACTED for m in re.finditer("'", word)
+}
+_CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MAX_PERIODS = 32  # the official script passes re.UNICODE (= 32) where `count` belongs
+
+
+def strip_punctuation(text: str) -> str:
+  """Official punctuation stage: marks vanish or become spaces, periods go unless a digit follows.
+
+  A mark vanishes when it stands beside a space anywhere in the text, or when the text holds a
+  number such as "1,000"; otherwise it becomes a space ("red/white" -> "red white").
+  """
+  has_number = _DIGIT_COMMA_DIGIT.search(text) is not None
+  out = text
+  for mark in _PUNCTUATION:
+    vanishes = has_number or f"{mark} " in text or f" {mark}" in text
+    out = out.replace(mark, "" if vanishes else " ")
+  return _PERIOD.sub("", out, count=_MAX_PERIODS)
+
+
+def normalise_words(text: str) -> str:
+  """Official word stage: lower case, numbers to digits, no articles, contractions spelled out."""
+  words = (_NUMBERS.get(word, word) for word in text.lower().split())
+  return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normalise(answer: str) -> str:
+  """The full official normalisation of a predicted answer."""
+  flat = answer.replace("\n", " ").replace("\t", " ").strip()
+  return normalise_words(strip_punctuation(flat))
+
+
+def reference_answers(answers: Sequence[str]) -> list[str]:
+  """Annotators' answers as the official script compares them.
+
+  They lose punctuation only when they are not all the same, and are never lower-cased: a
+  unanimous "a cat" cannot be matched, because predictions lose their articles.
+  """
+  if len(set(answers)) > 1:
+    return [strip_punctuation(answer) for answer in answers]
+  return list(answers)
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = True) -> float:
+  """Official VQA accuracy of one answer, in [0, 1].
+
+  Mean over the annotators i of min(1, n_i / 3), n_i = how many of the *other* annotators gave the
+  predicted answer.
+
+  Args:
+    prediction: the generated answer, not normalised.
+    answers: the annotators' answers (ten in VQA v2), not normalised.
+    answer_ids: whether each annotation carries its own `answer_id`. The official script takes as
+      "the others" the annotations that differ from annotation i; without ids, equal answers are
+      equal annotations and all of them are left out together.
+
+  Raises:
+    ValueError: there is no annotator's answer.
+  """
+  if not answers:
+    raise ValueError(
+      "vqa_accuracy: the list of annotators' answers is empty; a question without "
+      "answers (a test split) has no accuracy, write a results file instead."
+    )
+  predicted = normalise(prediction)
+  truths = reference_answers(answers)
+  matches = truths.count(predicted)
+  total = 0.0
+  for truth in truths:
+    left_out = truth == predicted
+    others = matches - left_out if answer_ids else matches * (not left_out)
+    total += min(1.0, others / 3)
+  return total / len(truths)
+
+
+def mean_by_group(
+  scores: Mapping[Hashable, float], groups: Mapping[Hashable, str]
+) -> dict[str, float]:
+  """Mean score of each group, such as the accuracy of each question type.
+
+  Args:
+    scores: question id -> score.
+    groups: question id -> name of its group, for every question id of `scores`.
+
+  Raises:
+    ValueError: a question has no group.
+  """
+  members: dict[str, list[float]] = {}
+  for question_id, score in scores.items():
+    if question_id not in groups:
+      raise ValueError(f"mean_by_group: question {question_id!r} has no group.")
+    members.setdefault(groups[question_id], []).append(score)
+  return {name: sum(values) / len(values) for name, values in members.items()}
+
+
+def soft_label_score(prediction: str, label: Mapping[str, float]) -> float:
+  """The prediction's weight in the label, 0 when absent: the reference's validation metric.
+
+  The lookup is literal, as in the official code, so an answer that detokenisation spaced out
+  ("10 : 30") scores 0 (docs/official.md item 33).
+  """
+  return float(label.get(prediction, 0.0))
+
+
+def exact_match(prediction: str, truth: str) -> bool:
+  """Equality of answers for data with a single right answer.
+
+  Case, repeated spaces and spaces around punctuation do not count, because a WordPiece tokenizer
+  loses them ("t - shirt" is "t-shirt", docs/official.md item 33). Articles and numbers do count.
+  """
+  return _without_spacing(prediction) == _without_spacing(truth)
+
+
+def _without_spacing(text: str) -> str:
+  words = " ".join(text.lower().split())
+  return re.sub(r" ?([^\w\s]) ?", r"\1", words)
+
+
+def results_rows(question_ids: Sequence[int | str], answers: Sequence[str]) -> list[dict]:
+  """Rows in the VQA server's format, one per question, ordered by question id.
+
+  Ids are written as integers wherever they are integers (7, "7", np.int64(7)); other ids, which
+  only users' own data have, stay strings and come last.
+
+  Returns:
+    [{"question_id": int, "answer": str}, ...]
+
+  Raises:
+    ValueError: lengths differ, or one question got two different answers.
+  """
+  if len(question_ids) != len(answers):
+    raise ValueError(f"results_rows: {len(question_ids)} question ids but {len(answers)} answers.")
+  by_id: dict[int | str, str] = {}
+  for raw_id, answer in zip(question_ids, answers, strict=True):
+    question_id = _as_integer(raw_id)
+    if by_id.setdefault(question_id, answer) != answer:
+      raise ValueError(
+        f"results_rows: question {question_id!r} has two different answers, "
+        f"{by_id[question_id]!r} and {answer!r}; question ids must be unique."
+      )
+  ordered = sorted(by_id, key=lambda i: (isinstance(i, str), i))
+  return [{"question_id": i, "answer": by_id[i]} for i in ordered]
+
+
+def _as_integer(question_id: int | str) -> int | str:
+  if isinstance(question_id, (int, np.integer)):
+    return int(question_id)
+  text = str(question_id)
+  # "007" stays a string: as 7 it could collide with another question.
+  return int(text) if re.fullmatch(r"0|-?[1-9][0-9]*", text) else text
+
+
+def write_results(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
+  """Writes `results_rows` as the json file that the VQA server takes, atomically."""
+  write_atomic(path, json.dumps(list(rows), ensure_ascii=False).encode())

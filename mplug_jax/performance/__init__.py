@@ -1,0 +1,1 @@
+"""Benchmarks, and compilation for TPUs that are not attached."""

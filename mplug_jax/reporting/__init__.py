@@ -1,0 +1,1 @@
+"""Metric logs, progress lines and pictures of a run."""

@@ -1,0 +1,1 @@
+"""This process and machine: signals, atomic files, process settings, accelerators."""

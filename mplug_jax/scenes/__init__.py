@@ -1,0 +1,1 @@
+"""Procedural scenes of colored shapes with captions, questions, boxes and statements. Imports no JAX."""

@@ -1,0 +1,1 @@
+"""Reads and writes safetensors and PyTorch files without PyTorch."""

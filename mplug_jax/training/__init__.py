@@ -1,0 +1,1 @@
+"""Train state, train step, the train loop and evaluation runs."""

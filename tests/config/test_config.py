@@ -1,0 +1,335 @@
+"""Configs: every documented argument builds, mistakes are named, and no JAX is imported."""
+
+import itertools
+import json
+import runpy
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import pytest
+
+from mplug_jax import config as config_lib
+from mplug_jax.config.presets import PRESETS
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.training import loop
+from tests.support import tiny_run
+
+CONFIGS = sorted((tiny_run.ROOT / "configs").glob("*.py"))
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def run(*args, **kwargs):
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=tiny_run.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+    **kwargs,
+  )
+
+
+def plain_leaves(value):
+  """Every value inside dicts, lists and tuples."""
+  if isinstance(value, dict | ml_collections.ConfigDict):
+    return [x for v in value.values() for x in plain_leaves(v)]
+  if isinstance(value, list | tuple):
+    return [x for v in value for x in plain_leaves(v)]
+  return [value]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_size_and_source_builds_a_locked_config_of_plain_values(path):
+  module = runpy.run_path(str(path))
+  required = module.get("_REQUIRED", "")
+  get_config = lambda arg="": module["get_config"](",".join(filter(None, (arg, required))))  # noqa: E731
+  for size, data, rest in itertools.product(
+    PRESETS, module["_DATA"], ("", "res=224,steps=7,blank")
+  ):
+    arg = ",".join(filter(None, (size, f"data={data}", rest)))
+    c = get_config(arg)
+    assert c.is_locked and {type(x) for x in plain_leaves(c)} <= {int, float, str, bool}, arg
+    with pytest.raises((AttributeError, KeyError)):
+      c.optim.lrr = 1.0
+    assert c.data.name == data and c.model.patch_size == PRESETS[size]["patch_size"]
+    assert c.total_steps or c.total_epochs, arg
+    if rest:
+      assert (c.model.image_size, c.total_steps, c.data.blank_image) == (224, 7, True)
+    assert config_lib.from_json(config_lib.to_json(c)).to_dict().keys() == c.to_dict().keys()
+    assert json.loads(config_lib.to_json(c))["model"]["hidden_size"] == c.model.hidden_size
+  assert get_config().to_dict() == get_config("small").to_dict()
+
+
+OWN_DATA = [
+  path
+  for path in CONFIGS
+  if path.stem == "caption_scst" or "jsonl" in runpy.run_path(str(path))["_DATA"]
+]
+
+
+@pytest.mark.parametrize("path", OWN_DATA, ids=lambda p: p.stem)
+def test_one_s_own_data_is_one_argument(path, tmp_path):
+  def files(arg):
+    data = module["get_config"](
+      ",".join(filter(None, ("tiny", arg, module.get("_REQUIRED", ""))))
+    ).data
+    return (
+      [
+        name.removeprefix(f"{tmp_path}/")
+        for name in (*data.train_files, data.val_file, data.test_file)
+      ],
+      data.name,
+      data.image_root,
+    )
+
+  module = runpy.run_path(str(path))
+  assert files(f"data=jsonl,root={tmp_path}") == (
+    ["train.jsonl", "val.jsonl", "test.jsonl"],
+    "jsonl",
+    str(tmp_path),
+  )
+  for name in (
+    "train.parquet",
+    "train.csv",
+    "val.tsv",
+    "test.json.gz",
+    "my_train.csv",
+    "my_val.csv",
+    "my_val.jsonl",
+    "my_test.tsv",
+  ):
+    (tmp_path / name).write_text("")
+  assert files(f"data=jsonl,root={tmp_path}") == (
+    ["train.csv", "val.tsv", "test.json.gz"],
+    "jsonl",
+    str(tmp_path),
+  )
+  mine = ["my_train.csv", "my_val.csv", "my_test.tsv"]
+  assert files(f"data=jsonl:{tmp_path}/my_train.csv") == (mine, "jsonl", str(tmp_path))
+  assert files(f"data=jsonl:{tmp_path}/my_train.csv,root=/photos.zip") == (
+    mine,
+    "jsonl",
+    "/photos.zip",
+  )
+  assert files(f"data=jsonl:{tmp_path}/all.json.gz") == (
+    ["all.json.gz", "val.tsv", "test.json.gz"],
+    "jsonl",
+    str(tmp_path),
+  )
+  assert files("data=jsonl:train.xyz") == (["train.xyz", "./val.xyz", "./test.xyz"], "jsonl", ".")
+  for arg in ("data=scenes:/x", "data=jsonl:"):
+    with pytest.raises(
+      ValueError,
+      match="must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or data=tfds:NAME",
+    ):
+      files(arg)
+
+
+def test_a_folder_of_images_is_one_argument():
+  for name in ("caption", "retrieval", "pretrain"):
+    module = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{name}.py"))
+    for arg in ("data=folder,root=/my/images", "data=folder:/my/images"):
+      data = module["get_config"](arg).data
+      assert (data.name, data.image_root, "train_files" in data) == ("folder", "/my/images", False)
+  with pytest.raises(ValueError, match="data='folder' is unknown; there are easy_vqa"):
+    tiny_run.config("data=folder:/x")
+
+
+def test_sizes_alone_decide_the_recipe():
+  paper = tiny_run.config("base,data=vqa_v2,root=/r")
+  assert (paper.batch_size, paper.total_epochs, paper.model.image_size, paper.task.beams) == (
+    1024,
+    8,
+    384,
+    5,
+  )
+  assert paper.optim.schedule.to_dict() == {
+    "name": "official",
+    "epochs": 8,
+    "warmup_units": 4,
+    "warmup_lr": 1e-5,
+    "min_lr": 1e-6,
+  }
+  assert (
+    paper.data.train_files == ("/r/vqa_train.json", "/r/vg_qa.json")
+    and paper.data.vg_root == "/r/vg"
+  )
+  assert tiny_run.config("large,data=vqa_v2").model.remat == "full"
+
+
+@pytest.mark.parametrize(
+  "arg,message",
+  [
+    (
+      "bogus",
+      "'bogus' is unknown. First a size, tiny, small, base, large, huge; then any of blank=False, data=easy_vqa, ",
+    ),
+    ("tiny,colour=red", "'colour=red' is unknown"),
+    ("res=224,tiny", "'tiny' is unknown. First a size"),
+    ("size=giant", "The size 'giant' is unknown; there are tiny, small, base, large, huge."),
+    ("tiny,res=big", "res='big' must be a whole number"),
+    ("tiny,blank=1", "blank='1' must be true or false"),
+    ("data=coco", "data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl"),
+  ],
+)
+def test_wrong_arguments_say_what_there_is(arg, message):
+  with pytest.raises(ValueError) as error:
+    tiny_run.config(arg)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parse_arg():
+  arg = config_lib.parse_arg(" large , lr=1e-4, n=3,flag", lr=0.1, n=1, flag=False, name="x")
+  assert arg.to_dict() == {"size": "large", "lr": 1e-4, "n": 3, "flag": True, "name": "x"}
+  assert config_lib.parse_arg("flag=False,name=a=b", flag=True, name="").to_dict() == {
+    "size": "small",
+    "flag": False,
+    "name": "a=b",
+  }
+  assert config_lib.parse_arg(None).to_dict() == {"size": "small"}
+  with pytest.raises(ValueError, match="lr='fast' must be a number"):
+    config_lib.parse_arg("lr=fast", lr=0.1)
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
+    (
+      ["--config=configs/nothing.py"],
+      "The config cannot be read: [Errno 2] No such file or directory: 'configs/nothing.py'.",
+    ),
+    (
+      ["--config=configs/vqa.py:tiny,data=coco"],
+      "The config argument data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl, gqa, tfds.",
+    ),
+    (
+      ["--config=configs/vqa.py", "--config.optim.lr=1", "--config.optim.lrr=1"],
+      "--config.optim.lrr=1: config.optim has no key 'lrr'; it has accumulate, b1, b2, clip, eps, groups, lr, ",
+    ),
+    (
+      ["--config", "configs/vqa.py", "--config.optm.lr", "1"],
+      "--config.optm.lr: config has no key 'optm'; it has batch_size, ",
+    ),
+    (
+      ["--config=configs/vqa.py", "--config.seed.x=1"],
+      "--config.seed.x=1: config.seed is a value and has no keys.",
+    ),
+    (
+      ["--config=configs/vqa.py", "--config.optim.lr=fast"],
+      "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
+    ),
+    (
+      ["--config=configs/vqa.py", "--wrkdir=x"],
+      "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
+    ),
+    (
+      ["--config=configs/vqa.py", "--mode=test"],
+      "flag --mode=test: value should be one of <train|evaluate>",
+    ),
+    (["--config=configs/vqa.py", "extra"], "Unknown argument 'extra'; --help lists the flags."),
+  ],
+)
+def test_wrong_command_lines_are_one_sentence(arguments, message):
+  result = run("-m", "mplug_jax.main", *arguments)
+  assert result.returncode == 1 and result.stdout == ""
+  assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+
+
+def test_a_mistake_inside_a_config_file_keeps_its_traceback(tmp_path):
+  (tmp_path / "mine.py").write_text("def get_config():\n  return None.lr\n")
+  result = run("-m", "mplug_jax.main", f"--config={tmp_path}/mine.py", "--config.lr=1")
+  assert result.returncode == 1 and 'mine.py", line 2, in get_config' in result.stderr
+
+
+def test_configs_import_no_jax():
+  load = (
+    "module = runpy.run_path({!r})\nmodule['get_config']('base,' + module.get('_REQUIRED', ''))\n"
+  )
+  code = "import sys, runpy\nimport mplug_jax.config\n" + "".join(
+    load.format(str(p)) for p in CONFIGS
+  )
+  code += "assert not {'jax', 'flax'} & sys.modules.keys()"
+  result = run("-c", code)
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  """A vocab.txt of BERT's length; the paper's configs insist on it."""
+  path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+  path.write_text("\n".join([*SPECIAL, *(f"word{i}" for i in range(30522 - len(SPECIAL)))]) + "\n")
+  return path
+
+
+def test_the_paper_recipe_builds_without_computing(vocabulary):
+  c = tiny_run.config("base,data=vqa_v2")
+  built = loop.build(
+    c, tokenizers.WordPieceTokenizer(vocabulary), total_steps=5000, steps_per_epoch=625
+  )
+  params = built.abstract.params
+  assert sum(x.size for x in jax.tree.leaves(params)) == 344_683_578
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
+  assert all(
+    isinstance(x, jax.ShapeDtypeStruct) and x.sharding is not None
+    for x in jax.tree.leaves(built.abstract)
+  )
+  assert sorted(built.schedules) and built.task.model.dtype == "bfloat16"
+  spec = built.task.batch_spec(c.batch_size)
+  assert spec["image"].shape == (1024, 384, 384, 3) and spec["answer"].shape == (1024, 1, 10, 12)
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path):
+  path = tmp_path / "vocab.txt"
+  path.write_text("\n".join(SPECIAL) + "\n")
+  with pytest.raises(
+    ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"
+  ):
+    loop.build(tiny_run.config("base"), tokenizers.WordPieceTokenizer(path))
+
+
+def test_a_run_from_before_a_key_existed_can_be_resumed():
+  new = json.loads(config_lib.to_json(tiny_run.config()))
+  old = json.loads(config_lib.to_json(tiny_run.config()))
+  del old["data"]["fields"], old["data"]["allow_overlap"]
+  assert config_lib.resume_conflicts(old, new) == ([], [])
+  new["data"]["fields"] = "question=q"
+  assert config_lib.resume_conflicts(old, new) == (['data.fields: "" -> "question=q"'], [])
+
+
+def test_another_form_of_attention_is_told_not_refused():
+  new = config_lib.defaults("vqa", "tiny").to_dict()
+  old = {**new, "model": {k: v for k, v in new["model"].items() if k != "attention"}}
+  assert config_lib.resume_conflicts(old, new) == ([], ['model.attention: "plain" -> "auto"'])
+
+
+def test_resume_conflicts():
+  old = {
+    "seed": 0,
+    "batch_size": 32,
+    "task": {"name": "vqa"},
+    "model": {"vision": {"width": 768}, "rates": [0.1, 0.1]},
+    "optim": {"lr": 1e-3, "schedule": {"name": "cosine"}},
+    "log_every": 10,
+  }
+  assert config_lib.resume_conflicts(old, old) == ([], [])
+  new = {
+    "seed": 1,
+    "batch_size": 32,
+    "task": {"name": "vqa", "ocr": True},
+    "model": {"vision": {"width": 1024}, "rates": (0.1, 0.1)},
+    "optim": {"lr": 1e-2, "schedule": {}},
+    "log_every": 20,
+  }
+  assert config_lib.resume_conflicts(old, new) == (
+    ["model.vision.width: 768 -> 1024", "seed: 0 -> 1", "task.ocr: (absent) -> true"],
+    [
+      "log_every: 10 -> 20",
+      "optim.lr: 0.001 -> 0.01",
+      "optim.schedule: (absent) -> {}",
+      'optim.schedule.name: "cosine" -> (absent)',
+    ],
+  )

@@ -1,0 +1,517 @@
+"""BERT, Hugging Face's CLIP, OpenAI's CLIP and open_clip: every tensor lands where it should, alone and together."""
+
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from mplug_jax.checkpoints import manager, warm_start
+from mplug_jax.config.presets import PRESETS
+from mplug_jax.conversion import importer, mapping, official_inventory
+from mplug_jax.conversion.formats.names import (
+  config_beside,
+  infer_geometry,
+  official_names,
+  source_kind,
+)
+from mplug_jax.tensor_files import open, write
+from mplug_jax.training.state import TrainState
+from tests.support.source_tensors import (
+  MLP,
+  POSITIONS,
+  VISION,
+  VOCAB,
+  WIDTH,
+  bert,
+  bert_leaves,
+  clip,
+  clip_leaves,
+  huggingface,
+)
+from tests.support.torch_pickles import archive, new, tensor
+
+# ---- BERT
+
+
+def converted(tensors, folder, **given):
+  """Through a file and `convert_checkpoint` -> {path: array}; the folder is new."""
+  folder.mkdir()
+  write.save_safetensors(folder / "model.safetensors", tensors)
+  importer.convert_checkpoint(folder / "model.safetensors", folder / "ours", **given)
+  return manager.load_arrays(folder / "ours", "params")
+
+
+def assert_leaves(found, expected):
+  assert found.keys() == expected.keys()
+  for path, x in expected.items():
+    np.testing.assert_array_equal(found[path], x, err_msg=path)
+
+
+@pytest.mark.parametrize(
+  "layers, given, parts",
+  [
+    (8, {}, (6, 2, 8)),
+    (8, {"text_layers": 3}, (3, 5, 8)),
+    (8, {"text_layers": 1}, (1, 6, 8)),
+    (3, {}, (3, 0, 3)),
+  ],
+  ids=str,
+)
+def test_bert_starts_the_text_encoder_the_fusion_encoder_and_the_decoder(
+  layers, given, parts, tmp_path
+):
+  tensors = bert(layers)
+  assert_leaves(converted(tensors, tmp_path / "a", heads=2, **given), bert_leaves(tensors, *parts))
+  geometry = json.loads((tmp_path / "a" / "ours" / "model.json").read_text())
+  text, fusion, decoder = parts
+  assert [
+    geometry[name] for name in ("text_layers", "fusion_layers", "decoder_layers", "heads")
+  ] == [text, fusion or 6, decoder, 2]
+  sizes = [geometry[name] for name in ("vocab_size", "hidden_size", "mlp_dim", "max_positions")]
+  assert sizes == [VOCAB, WIDTH, MLP, POSITIONS]
+
+
+def bert_model_names(tensors):
+  return {
+    name.removeprefix("bert."): x for name, x in tensors.items() if not name.startswith("cls.")
+  }
+
+
+def old_norm(name):
+  return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+    "LayerNorm.bias", "LayerNorm.beta"
+  )
+
+
+BERT_NAMES = {
+  "old norms": lambda t: {old_norm(n): x for n, x in t.items()},
+  "without what is tied, constant or never run": lambda t: {
+    n: x
+    for n, x in t.items()
+    if not any(part in n for part in ("decoder", "pooler", "seq_relationship", "position_ids"))
+  },
+  "distributed": lambda t: {f"module.{n}": x for n, x in t.items()},
+}
+
+
+@pytest.mark.parametrize("names", BERT_NAMES)
+def test_names_of_bert_give_the_same_leaves(names, tmp_path):
+  tensors = bert()
+  renamed = BERT_NAMES[names](tensors)
+  assert renamed.keys() != tensors.keys()
+  assert_leaves(converted(renamed, tmp_path / "a"), bert_leaves(tensors, 6, 2, 8))
+
+
+def test_bert_without_a_head_leaves_the_heads_new(tmp_path):
+  tensors = bert(head=False)
+  expected = bert_leaves(tensors, 6, 2, 8, head=False)
+  assert not any("head" in path for path in expected)
+  assert_leaves(converted(tensors, tmp_path / "prefix"), expected)
+  assert_leaves(converted(bert_model_names(tensors), tmp_path / "none"), expected)
+
+
+def test_each_tensor_of_bert_says_what_became_of_it(tmp_path):
+  manifest = importer.convert_checkpoint(saved(bert(), tmp_path / "bert.pth"), tmp_path / "ours")
+  rows = {row["name"]: row for row in manifest["tensors"]}
+  assert rows["bert.encoder.layer.7.output.dense.weight"]["to"] == [
+    "params/fusion_encoder/layer_1/output/kernel",
+    "params/text_decoder/layers/output/kernel[7]",
+  ]
+  assert rows["bert.encoder.layer.2.output.dense.weight"]["to"] == [
+    "params/text_encoder/layers/output/kernel[2]",
+    "params/text_decoder/layers/output/kernel[2]",
+  ]
+  actions = {name: row["action"] for name, row in rows.items() if row["action"] != "map"}
+  assert actions == {
+    "bert.embeddings.position_ids": "constant",
+    "cls.predictions.decoder.weight": "tied",
+    "cls.predictions.decoder.bias": "tied",
+    **{
+      f"{name}.{part}": "dead"
+      for name in ("bert.pooler.dense", "cls.seq_relationship")
+      for part in ("weight", "bias")
+    },
+  }
+
+
+def saved(tensors, path, **options):
+  write.save_pth(path, tensors, **options)
+  return path
+
+
+def test_bert_comes_back_from_the_first_place_of_each_tensor():
+  tensors = bert()
+  shapes = {name: x.shape for name, x in tensors.items()}
+  geometry = infer_geometry(shapes)
+  leaves = bert_leaves(tensors, 6, 2, 8)
+  entries = mapping.plan(shapes, geometry)
+  assert sum(entry.action == "map" for entry in entries.values()) == 5 + 8 * 16 + 5
+  for name, entry in entries.items():
+    if entry.action == "map":
+      np.testing.assert_array_equal(
+        mapping.tensor_to_torch(entry, leaves.__getitem__, shapes[name]),
+        tensors[name],
+        err_msg=name,
+      )
+
+
+def test_bert_base_fits_the_released_base_model():
+  """By shapes alone: the geometry is the preset's, and what is left of the text parts is cross-attention, 5 of 6 layers' in fusion."""
+  base = PRESETS["base"] | {"embed_dim": 256, "pad_id": 0}
+  shapes = {
+    name.removeprefix("text_decoder."): x.shape
+    for name, x in official_inventory.inventory("caption", base).items()
+    if name.startswith("text_decoder.") and "crossattention" not in name
+  }
+  assert infer_geometry(shapes) == base
+  entries = mapping.plan(shapes, base).values()
+  written = {path for entry in entries if entry.action == "map" for path in entry.target}
+  left = {
+    path for path in mapping.leaf_shapes(base) if path.startswith(("text_", "fusion_encoder"))
+  } - written
+  left -= {path for path in left if path.startswith("text_proj")}
+  assert all("/crossattention" in path for path in left) and len(left) == 10 * (1 + 5)
+
+
+def refused(tensors, message, **given):
+  with pytest.raises(ValueError, match=message) as error:
+    names = official_names(tensors)
+    renamed = {name: tensors[key] for name, key in names.items()}
+    mapping.params_from_torch(
+      renamed, infer_geometry({name: x.shape for name, x in renamed.items()}, **given)
+    )
+  assert "\n" not in str(error.value)
+
+
+def test_mistakes_in_bert_are_named():
+  tensors = bert()
+  without = lambda key: {name: x for name, x in tensors.items() if not name.startswith(key)}  # noqa: E731
+  layer = "bert.encoder.layer.{}."
+  refused(
+    without(layer.format(7) + "output.dense.bias"),
+    "2 leaves missing: fusion_encoder/layer_1/output/bias, text_decoder/layers/output/bias",
+  )
+  refused(
+    without(layer.format(0) + "attention.self.key"),
+    "4 leaves missing: text_decoder/layers/attention.*text_encoder/layers/attention",
+  )
+  refused(
+    without("cls.predictions.bias"),
+    "2 leaves missing: fusion_encoder/mlm_head/head/bias, text_decoder/head/bias",
+  )
+  refused(without("bert.embeddings.word"), "no mPLUG and no CLIP or BERT: neither")
+  refused(
+    without("bert.embeddings.position"),
+    "tensor bert.embeddings.position_embeddings.weight is missing",
+  )
+  crossing = layer.format(0) + "crossattention.self.query.weight"
+  refused(
+    tensors | {crossing: np.zeros((WIDTH, WIDTH), np.float32)},
+    "1 unknown tensors: bert.encoder.layer",
+  )
+  refused(
+    tensors | {"classifier.weight": np.zeros((2, WIDTH))}, "1 unknown tensors: classifier.weight"
+  )
+  query = layer.format(3) + "attention.self.query.weight"
+  refused(
+    tensors | {query: np.zeros((WIDTH, MLP))}, "1 tensors of another shape: bert.encoder.layer"
+  )
+  refused(
+    tensors | {query.replace(".3.", ".03."): tensors[query]},
+    "2 leaves written twice: text_decoder/layers/attention.*, text_encoder/layers/attention",
+  )
+  bias = "cls.predictions.decoder.bias"
+  refused(tensors | {bias: np.zeros(VOCAB)}, bias + " and cls.predictions.bias are one tensor")
+  refused(
+    tensors | {"bert.embeddings.LayerNorm.gamma": np.zeros(WIDTH)},
+    "come under two names, .*LayerNorm.weight and .*LayerNorm.gamma",
+  )
+  refused(tensors, "leaves missing: fusion_encoder/layer_2", fusion_layers=3)
+  refused(tensors, "leaves missing: text_decoder/layers", decoder_layers=9)
+  refused(tensors, "width 64 of BERT does not divide into 5 attention heads", heads=5)
+  refused(
+    tensors | {"bert.encoder.layer.5000.output.dense.bias": np.zeros(WIDTH)},
+    "number layers up to 5000, but there are",
+  )
+
+
+# ---- CLIP
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
+def test_hugging_face_clip_fills_the_image_encoder_and_comes_back(kind, tmp_path):
+  tensors = huggingface(clip(), kind)
+  assert source_kind(tensors) == "huggingface_clip"
+  assert_leaves(converted(tensors, tmp_path / "a"), clip_leaves(clip()))
+  importer.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors", slim=True)
+  live = {
+    name: x
+    for name, x in tensors.items()
+    if not name.startswith(("text_", "visual_projection", "logit_scale"))
+  }
+  with open.open_tensors(tmp_path / "back.safetensors") as file:
+    back = {
+      name: file[name] for name in file if not name.startswith("text_model.embeddings.position_ids")
+    }
+  assert_leaves(back, live)
+
+
+def test_position_numbers_follow_a_table_that_was_resized(tmp_path):
+  tensors = huggingface(clip(), "CLIPVisionModel")
+  table, patches = (
+    tensors[f"vision_model.embeddings.{name}"]
+    for name in ("position_embedding.weight", "patch_embedding.weight")
+  )
+  side = int(np.sqrt(len(table) - 1)) + 2
+  converted(tensors, tmp_path / "a", image_size=side * patches.shape[-1])
+  importer.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors")
+  with open.open_tensors(tmp_path / "back.safetensors") as file:
+    assert file.shape("vision_model.embeddings.position_embedding.weight") == (
+      1 + side * side,
+      table.shape[1],
+    )
+    np.testing.assert_array_equal(
+      file["vision_model.embeddings.position_ids"], np.arange(1 + side * side)[None]
+    )
+
+
+def test_hugging_face_clip_by_the_names_of_a_vision_model_alone(tmp_path):
+  """Transformers from version 5 on leaves the prefix of CLIPVisionModel out."""
+  tensors = {
+    name.removeprefix("vision_model."): x
+    for name, x in huggingface(clip(), "CLIPVisionModel").items()
+  }
+  assert source_kind(tensors) == "huggingface_clip" and "encoder.layers.1.mlp.fc2.bias" in tensors
+  assert_leaves(converted(tensors, tmp_path / "a"), clip_leaves(clip()))
+
+
+def test_mistakes_in_hugging_face_clip_are_named():
+  tensors = huggingface(clip())
+  key = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
+  without = {name: x for name, x in tensors.items() if name != key}
+  refused(without, "1 leaves missing: visual_encoder/blocks/attention")
+  refused(
+    without | {key.replace("self_attn", "attn"): tensors[key]},
+    "1 unknown tensors: .*; 1 leaves missing",
+  )
+  refused(
+    tensors | {key: tensors[key][:3]}, "1 tensors of another shape: vision_model.encoder.layers"
+  )
+  refused(
+    tensors | {"cls.predictions.bias": np.zeros(3)}, "1 unknown tensors: cls.predictions.bias"
+  )
+  patches = "vision_model.embeddings.patch_embedding.weight"
+  refused({name: x for name, x in tensors.items() if name != patches}, patches + " is missing")
+  refused(tensors | bert(), "of several models at once: Hugging Face's CLIP .* and BERT")
+
+
+TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+CLIP_FILES = {
+  "OpenAI's state dict": (
+    lambda t: t | {n: np.array(7) for n in ("input_resolution", "context_length", "vocab_size")},
+    "",
+  ),
+  "open_clip": (lambda t: t, ""),
+  "open_clip with a text module": (
+    lambda t: {"text." * n.startswith(TOWER) + n: x for n, x in t.items()},
+    "",
+  ),
+  "open_clip in training": (lambda t: {f"module.{n}": x for n, x in t.items()}, "state_dict"),
+  "both": (
+    lambda t: {"module." + "text." * n.startswith(TOWER) + n: x for n, x in t.items()},
+    "state_dict",
+  ),
+}
+
+
+@pytest.mark.parametrize("style", CLIP_FILES)
+def test_openai_clip_and_open_clip_fill_the_image_encoder(style, tmp_path):
+  rename, wrapper = CLIP_FILES[style]
+  tensors = rename(clip())
+  assert source_kind(tensors) == "clip"
+  expected = clip_leaves(clip())
+  manifest = importer.convert_checkpoint(
+    saved(tensors, tmp_path / "clip.pt", wrapper=wrapper), tmp_path / "pt"
+  )
+  assert_leaves(manager.load_arrays(tmp_path / "pt", "params"), expected)
+  assert_leaves(converted(tensors, tmp_path / "safetensors"), expected)
+  dropped = {row["why"] for row in manifest["tensors"] if row["action"] == "dead"} - {
+    "CLIP's own sizes, never used"
+  }
+  assert dropped == {"CLIP's text tower, never run", "CLIP's own projection, never used"}
+  assert (manifest["geometry"]["image_size"], manifest["geometry"]["patch_size"]) == (16, 8)
+
+
+def torchscript(path, tensors):
+  """An archive as torch.jit.save writes it: a tree of module objects."""
+  tree, records = {"training": False}, {}
+  for i, (key, x) in enumerate(tensors.items()):
+    node, (*parents, last) = tree, key.split(".")
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    records[str(i)], node[last] = x, tensor(str(i), x.shape, kind="torch.HalfStorage")
+
+  def objects(node):
+    return new(
+      "__torch__.clip.Module",
+      {k: objects(v) if isinstance(v, dict) else v for k, v in node.items()},
+    )  # noqa: E731
+
+  return archive(path, objects(tree), records)
+
+
+def test_openai_clip_as_a_torchscript_archive(tmp_path):
+  """In float16, as OpenAI publishes it."""
+  half = {name: x.astype(np.float16) for name, x in clip().items()}
+  importer.convert_checkpoint(
+    torchscript(tmp_path / "ViT.pt", half), tmp_path / "ours", dtype="float32"
+  )
+  found = manager.load_arrays(tmp_path / "ours", "params")
+  assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
+  assert_leaves(found, clip_leaves(half))
+
+
+# ---- which source, and what its configuration says
+
+
+@pytest.mark.parametrize(
+  "names, kind",
+  [
+    (["visual_encoder.visual.proj", "temp"], "mplug"),
+    (["module.text_encoder_m.bert.pooler.dense.bias"], "mplug"),
+    (["logit_scale", "visual.proj"], "clip"),
+    (["module.visual.proj", "text.ln_final.bias"], "clip"),
+    (["text_model.final_layer_norm.bias", "vision_model.pre_layrnorm.bias"], "huggingface_clip"),
+    (["encoder.layers.0.mlp.fc1.bias"], "huggingface_clip"),
+    (["encoder.layer.0.output.dense.bias"], "bert"),
+    (["module.bert.pooler.dense.bias"], "bert"),
+    (["embeddings.word_embeddings.weight", "embeddings.position_ids"], "bert"),
+  ],
+)
+def test_the_source_is_told_by_names(names, kind):
+  assert source_kind(names) == kind
+
+
+def test_an_unknown_or_mixed_source_is_named():
+  with pytest.raises(
+    ValueError,
+    match="no mPLUG and no CLIP or BERT: their names begin with layer1, text_model; convertible are mPLUG",
+  ):
+    source_kind(["layer1.0.weight", "layer1.1.weight", "text_model.embeddings.position_ids"])
+  with pytest.raises(
+    ValueError, match="several models at once: mPLUG .* and BERT .*a file of its own"
+  ):
+    source_kind(["text_encoder.embeddings.position_ids", "bert.embeddings.position_ids"])
+
+
+def config(folder, **entries):
+  (folder / "config.json").write_text(json.dumps(entries))
+  return config_beside(folder / "model.safetensors")
+
+
+def test_heads_are_read_from_the_configuration(tmp_path):
+  assert config_beside(tmp_path) == {}
+  assert (
+    config(tmp_path, model_type="bert", num_attention_heads=12, hidden_act="gelu")
+    == {"heads": 12}
+    == config_beside(tmp_path)
+  )
+  assert config(
+    tmp_path, model_type="clip_vision_model", num_attention_heads=16, hidden_size=1280
+  ) == {"vision_heads": 16}
+  vision = {"num_attention_heads": 12, "hidden_size": 768, "hidden_act": "quick_gelu"}
+  assert (
+    config(tmp_path, model_type="clip", vision_config=vision, hidden_size=5) == {}
+  )  # what is assumed anyway
+  assert config(tmp_path, model_type="clip", vision_config=vision | {"num_attention_heads": 4}) == {
+    "vision_heads": 4
+  }
+  assert config(tmp_path, model={"heads": 3}) == {}  # a run's
+
+
+def test_a_configuration_that_does_not_fit_is_named(tmp_path):
+  with pytest.raises(
+    ValueError, match="config.json: hidden_act is 'gelu', our layers compute 'quick_gelu'.*rename"
+  ):
+    config(tmp_path, model_type="clip", vision_config={"hidden_act": "gelu"})
+  with pytest.raises(
+    ValueError, match="config.json is no configuration of a model .*num_attention_heads 'a'"
+  ):
+    config(tmp_path, model_type="bert", num_attention_heads="a")
+  for text in ("[1]", "{", '{"model_type": "clip", "vision_config": [1]}'):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json is no configuration of a model"):
+      config_beside(tmp_path)
+
+
+# ---- the start of pre-training
+
+
+def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
+  """With the averages, and cross-attention, projection and heads new: each leaf is what its own source has."""
+  text = bert(layers=8)
+  importer.convert_checkpoint(saved(clip(), tmp_path / "clip.pt"), tmp_path / "clip")
+  importer.convert_checkpoint(saved(text, tmp_path / "bert.pth"), tmp_path / "bert", text_layers=4)
+  g = infer_geometry(
+    {name: x.shape for name, x in text.items()},
+    text_layers=4,
+    fusion_layers=4,
+    stride=3,
+    embed_dim=8,
+    **VISION,
+  )
+  shapes = mapping.leaf_shapes(g)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = lambda x: jax.device_put(x, device)  # noqa: E731
+  fresh = {path: np.full(shape, 9, np.float32) for path, shape in shapes.items()}
+  nested = lambda leaves: jax.tree.map(place, nest(leaves))  # noqa: E731
+  state = TrainState(
+    step=0, params=nested(fresh), opt_state=(), ema_params=nested(fresh), extra=(), rng=None
+  )
+  new_leaves = (".*crossattention.*", "(vision_proj|text_proj|itm_head|temp)/.*")
+  paths = (str(tmp_path / "clip"), str(tmp_path / "bert"))
+  options = ml_collections.ConfigDict(dict(paths=paths, new=new_leaves, unused=(), copies=()))
+  started, report = warm_start.init_from(state, options)
+
+  from_clip, from_bert = clip_leaves(clip()), bert_leaves(text, 4, 4, 8)
+  expected = fresh | from_clip | from_bert
+  assert_leaves(flat(started.params), expected)
+  assert_leaves(flat(started.ema_params), expected)
+  where = {
+    path: paths[0] if path in from_clip else paths[1] if path in from_bert else "new"
+    for path in shapes
+  }
+  assert report == where
+  new_parts = {path.split("/")[0] for path, source in where.items() if source == "new"}
+  assert new_parts == {
+    "fusion_encoder",
+    "text_decoder",
+    "vision_proj",
+    "text_proj",
+    "itm_head",
+    "temp",
+  }
+  assert not any("layer_3/crossattention" in path for path in shapes)  # connected
+  with pytest.raises(ValueError, match="parameters are in none of the checkpoints"):
+    warm_start.init_from(
+      state, ml_collections.ConfigDict(dict(paths=paths, new=new_leaves[1:], unused=(), copies=()))
+    )
+
+
+def nest(leaves):
+  tree = {}
+  for path, x in leaves.items():
+    node, (*parents, last) = tree, path.split("/")
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = x
+  return tree
+
+
+def flat(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
+    for path, x in jax.tree.leaves_with_path(tree)
+  }

@@ -1,0 +1,143 @@
+"""The stream of training examples as files and augmentations make it: resumed anywhere, with a few damaged images among many."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mplug_jax import data
+from mplug_jax.data import pipeline
+from mplug_jax.data.images import ops, reader
+from tests.support import retrieval_files
+
+IMAGES, STEPS, BATCH = 13, 30, 8
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+  """(source, transform) of photographs with random crops, mirroring and RandAugment."""
+  folder, rng = tmp_path_factory.mktemp("stream"), np.random.default_rng(0)
+  with (folder / "train.jsonl").open("w") as file:
+    for number in range(IMAGES):
+      Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), np.uint8)).save(
+        folder / f"{number}.jpg"
+      )
+      captions = [f"picture {number}", f"number {number}"]
+      file.write(json.dumps({"image": f"{number}.jpg", "caption": captions}) + "\n")
+  (folder / "vocab.txt").write_text(
+    "\n".join([*retrieval_files.SPECIAL, "picture", "number", *map(str, range(IMAGES))])
+  )
+  c = retrieval_files.config(f"tiny,data=jsonl,root={folder}")
+  c.data.augment.update({"scale": (0.4, 1.0), "flip": 0.5, "randaugment": (2, 7)})
+  return data.get_source(c, "train"), data.make_transform(
+    c, retrieval_files.tokenizer(folder), train=True
+  )
+
+
+def stream(examples, start, steps, processes=1, workers=0):
+  """Global batches [start, start + steps), put together from those of every process."""
+  parts = []
+  for process in range(processes):
+    batches = pipeline.train_batches(
+      *examples,
+      batch_size=BATCH,
+      seed=5,
+      start_step=start,
+      process_index=process,
+      process_count=processes,
+      workers=workers,
+    )
+    parts.append([next(batches) for _ in range(steps)])
+    batches.close()
+  return [
+    {key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+
+
+def test_twenty_stops_continue_the_unbroken_stream(examples):
+  """Anywhere, with any number of processes and workers: the same records, captions and augmented pixels."""
+  unbroken, rng = stream(examples, 0, STEPS), np.random.default_rng(1)
+  pixels = np.concatenate([batch["image"] for batch in unbroken])
+  assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) > 0.95 * len(
+    pixels
+  )  # every visit looks different
+  for case in range(20):
+    start = int(rng.integers(STEPS - 3))
+    processes, workers = {0: (1, 2), 7: (2, 1), 14: (1, 1)}.get(
+      case, (int(rng.choice([1, 2, 4])), 0)
+    )  # workers take seconds to start
+    for ours, expected in zip(stream(examples, start, 3, processes, workers), unbroken[start:]):
+      assert ours.keys() == expected.keys()
+      for key in ours:
+        np.testing.assert_array_equal(
+          ours[key],
+          expected[key],
+          err_msg=f"{key}, step {start}, {processes} processes, {workers} workers",
+        )
+
+
+def test_the_official_overflow_of_sharpness_is_an_option_of_every_config():
+  picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+  different = {}
+  for name in ("caption", "retrieval", "pretrain", "vqa", "snli_ve", "nlvr2"):
+    c = retrieval_files.config("tiny", name)
+    c.data.augment.update({"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (2, 7)})
+    c.model.image_size = 24
+    views = []
+    for wraps in (False, True):
+      c.data.augment.sharpness_wraps = wraps
+      views.append(
+        [reader.reader(c)(picture, "x", np.random.default_rng(seed))[0] for seed in range(40)]
+      )
+    different[name] = sum(bool((a != b).any()) for a, b in zip(*views))
+  assert (
+    set(different.values()) == {different["vqa"]} and 0 < different["vqa"] < 15
+  )  # one operation of ten, applied half the time
+
+
+def damaged(tmp_path, strict):
+  """(source, transform) of 1,200 captions of 1,200 images, of which 12 are no images."""
+  good = tmp_path / "good.png"
+  Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(good)
+  with (tmp_path / "train.jsonl").open("w") as file:
+    for number in range(1200):
+      name = tmp_path / f"{number}.png"
+      name.write_bytes(b"damaged") if number % 100 == 7 else name.symlink_to(good)
+      file.write(json.dumps({"image": name.name, "caption": "a picture"}) + "\n")
+  (tmp_path / "vocab.txt").write_text("\n".join([*retrieval_files.SPECIAL, "a", "picture"]))
+  c = retrieval_files.config(f"tiny,data=jsonl,root={tmp_path}", data__strict=strict)
+  return data.get_source(c, "train"), data.make_transform(
+    c, retrieval_files.tokenizer(tmp_path), train=True
+  )
+
+
+def test_one_percent_of_damaged_images_are_counted_and_ten_are_named(tmp_path, caplog):
+  caplog.set_level(logging.WARNING)
+  batches = pipeline.train_batches(*damaged(tmp_path, strict=False), batch_size=100, seed=0)
+  epoch = [next(batches) for _ in range(12)]
+  batches.close()
+  assert sum(int(batch["corrupt"].sum()) for batch in epoch) == 12
+  assert sorted(np.concatenate([batch["index"][batch["corrupt"]] for batch in epoch])) == list(
+    range(7, 1200, 100)
+  )
+  named = [
+    record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()
+  ]
+  assert len(named) == len(set(named)) == 10 and all(
+    "not an image of a known format" in message for message in named
+  )
+
+
+def test_strict_stops_at_the_first_damaged_image(tmp_path):
+  batches = pipeline.train_batches(*damaged(tmp_path, strict=True), batch_size=100, seed=0)
+  with pytest.raises(
+    ValueError,
+    match=r"Record \d+ of the data cannot be used: Image .*07\.png cannot be read|Image .*/7\.png",
+  ) as error:
+    for _ in range(12):
+      next(batches)
+  assert isinstance(error.value.__cause__, ops.ImageError)
+  batches.close()

@@ -1,0 +1,365 @@
+"""Tokenizers: official WordPiece semantics, SentencePiece, saving, padding."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+
+from mplug_jax.data.text import tokenizer as tokenizer_lib
+
+# Ids differ from BERT's on purpose: nothing may rely on 0 / 100 / 101 / 102 / 103.
+VOCAB = (
+  "a man on horse . , ? ! ' s t don 10 30 : - shirt ##s ##ing rid cafe 中 文 the [UNK] "
+  "[PAD] [MASK] [SEP] [CLS] [unused7] [ sep ]"
+).split()
+CORPUS = [
+  "What color is the circle?",
+  "Is there a red shape in the image?",
+  "Is the shape a triangle?",
+  "Does the image contain a blue rectangle?",
+  "What shape is in the picture?",
+  "yes",
+  "no",
+  "circle",
+  "rectangle",
+  "triangle",
+  "red",
+  "green",
+  "blue",
+  "yellow",
+  "teal",
+  "gray",
+  "brown",
+]
+LOCATIONS = [f"<loc_{i}>" for i in range(337)]
+
+
+@pytest.fixture
+def vocab_file(tmp_path):
+  path = tmp_path / "vocab.txt"
+  path.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+  return path
+
+
+@pytest.fixture
+def wordpiece(vocab_file):
+  return tokenizer_lib.WordPieceTokenizer(vocab_file)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+  return tokenizer_lib.train_sentencepiece(
+    CORPUS, 1000, tmp_path_factory.mktemp("tokenizer"), extra_tokens=[*LOCATIONS, "<x", "<x>"]
+  )
+
+
+@pytest.mark.parametrize(
+  "text,expected",
+  [
+    ("a man on horse.[SEP]", "[CLS] a man on horse . [SEP]"),
+    ("a man on horse. [SEP] ", "[CLS] a man on horse . [SEP]"),
+    ("", "[CLS]"),
+    ("   \t\n", "[CLS]"),
+    ("A MAN on Horses, riding!", "[CLS] a man on horse ##s , rid ##ing !"),
+    ("[CLS] a[MASK]man[PAD]", "[CLS] [CLS] a [MASK] man [PAD]"),
+    ("[sep]", "[CLS] [ sep ]"),  # only the exact spelling is special
+    ("Café cafe\u0301 CAFÉ", "[CLS] cafe cafe cafe"),
+    ("the中文s", "[CLS] the 中 文 s"),
+    ("a zebra horsex man", "[CLS] a [UNK] [UNK] man"),
+    ("a" * 101, "[CLS] [UNK]"),
+    ("don't 10:30 t-shirt", "[CLS] don ' t 10 : 30 t - shirt"),
+    ("a\u0000 \u200bman\ufffd\u00a0on", "[CLS] a man on"),  # control characters vanish
+  ],
+)
+def test_wordpiece_encodes_like_the_official_tokenizer(wordpiece, text, expected):
+  assert [VOCAB[i] for i in wordpiece.encode(text)] == expected.split()
+
+
+def test_wordpiece_ids_come_from_names(wordpiece):
+  assert wordpiece.vocab_size == len(VOCAB)
+  ids = (wordpiece.pad_id, wordpiece.unk_id, wordpiece.bos_id, wordpiece.eos_id, wordpiece.mask_id)
+  assert ids == tuple(map(VOCAB.index, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
+  assert wordpiece.token_id("[unused7]") == VOCAB.index("[unused7]")
+  with pytest.raises(ValueError, match=r"'<loc_1>' is not in .*vocab.txt"):
+    wordpiece.token_id("<loc_1>")
+
+
+@pytest.mark.parametrize(
+  "tokens,expected",
+  [
+    ("[CLS] a man on horse . [SEP] [PAD] [PAD]", "a man on horse."),
+    ("[CLS] rid ##ing horse ##s , man ?", "riding horses, man?"),
+    ("10 : 30 t - shirt", "10 : 30 t - shirt"),
+    ("[CLS] don ' t ! [SEP]", "don't!"),
+    ("a man ' s horse", "a man's horse"),
+    ("[CLS] a [SEP] man [UNK] [MASK]", "a  man [UNK] [MASK]"),  # nothing is cut at [SEP]
+    ("", ""),
+  ],
+)
+def test_wordpiece_decodes_like_the_official_code(wordpiece, tokens, expected):
+  ids = np.array([VOCAB.index(token) for token in tokens.split()], np.int32)
+  assert wordpiece.decode(ids) == expected
+
+
+def test_wordpiece_append_sep_is_an_option(vocab_file, wordpiece, tmp_path):
+  with_sep = tokenizer_lib.WordPieceTokenizer(vocab_file, append_sep=True)
+  assert with_sep.encode("a man") == [*wordpiece.encode("a man"), wordpiece.eos_id]
+  assert with_sep.fingerprint != wordpiece.fingerprint
+  with_sep.save(tmp_path / "saved")
+  assert tokenizer_lib.load(tmp_path / "saved").encode("") == with_sep.encode("")
+
+
+def test_vocabulary_errors_name_file_line_and_token(tmp_path):
+  path = tmp_path / "vocab.txt"
+  with pytest.raises(FileNotFoundError, match="vocab.txt does not exist"):
+    tokenizer_lib.WordPieceTokenizer(path)
+  path.write_text("")
+  with pytest.raises(ValueError, match="vocab.txt is empty"):
+    tokenizer_lib.WordPieceTokenizer(path)
+  path.write_text("\n".join(VOCAB).replace("[MASK]", "mask"))
+  with pytest.raises(ValueError, match=r"'\[MASK\]' is not in .*vocab.txt"):
+    tokenizer_lib.WordPieceTokenizer(path)
+  path.write_text("\n".join([*VOCAB, "man"]))
+  with pytest.raises(ValueError, match=f"line {len(VOCAB) + 1}: token 'man' .* line 2"):
+    tokenizer_lib.WordPieceTokenizer(path)
+
+
+def test_vocabulary_with_windows_line_ends_and_exotic_separators(tmp_path):
+  path = tmp_path / "vocab.txt"
+  path.write_bytes("\r\n".join([*VOCAB, "\u2028", "\x85", "last"]).encode() + b"\r\n")
+  tokenizer = tokenizer_lib.WordPieceTokenizer(path)
+  assert tokenizer.vocab_size == len(VOCAB) + 3
+  assert tokenizer.encode("last") == [tokenizer.bos_id, len(VOCAB) + 2]
+
+
+def as_json(**changes):
+  """The tokenizer.json that Hugging Face's library writes of VOCAB; `changes` replace parts of it."""
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]")
+  )
+  backend.normalizer, backend.pre_tokenizer = (
+    tokenizers.normalizers.BertNormalizer(),
+    tokenizers.pre_tokenizers.BertPreTokenizer(),
+  )
+  backend.add_special_tokens(["[CLS]", "[SEP]", "[new]"])
+  content = json.loads(backend.to_str())
+  for name, value in changes.items():
+    part, key = name.split("__")
+    content[part][key] = value
+  return json.dumps(content)
+
+
+def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
+  (tmp_path / "tokenizer.json").write_text(as_json())
+  (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
+  ours, same = (
+    tokenizer_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
+  )
+  assert ours.fingerprint == same.fingerprint and ours.token_id("[new]") == len(VOCAB)
+  text = "A MAN on Horses, riding the中文s! [SEP]"
+  assert (
+    ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
+  )
+  ours.save(tmp_path / "saved")
+  assert tokenizer_lib.load(tmp_path / "saved").fingerprint == ours.fingerprint
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (
+      as_json(normalizer__lowercase=False),
+      "no uncased WordPiece tokenizer: normalizer.lowercase is False, and must be True",
+    ),
+    (as_json(normalizer__strip_accents=False), "keeps accents: normalizer.strip_accents is false"),
+    (as_json(model__type="BPE"), "model.type is 'BPE', and must be 'WordPiece'"),
+    (as_json(model__vocab={"a": 0, "b": 2}), "ids of its 5 tokens are not 0 to 4"),
+    (as_json()[:-1], "neither a vocabulary nor a tokenizer.json"),
+    (
+      '{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}}',
+      "normalizer.type is None",
+    ),
+    ("[1, 2]", "Token '.PAD.' is not in"),
+  ],
+)  # a vocabulary of one token
+def test_another_tokenizer_json_is_refused(text, message, tmp_path):
+  (tmp_path / "tokenizer.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    tokenizer_lib.WordPieceTokenizer(tmp_path / "tokenizer.json")
+
+
+def test_sentencepiece_round_trip_and_special_ids(sentencepiece):
+  for text in CORPUS:
+    ids = sentencepiece.encode(text)
+    assert ids[0] == sentencepiece.bos_id and sentencepiece.unk_id not in ids
+    assert sentencepiece.decode(ids) == text.lower()
+    assert sentencepiece.encode(text.upper()) == ids
+  assert sentencepiece.encode("") == sentencepiece.encode("  ") == [sentencepiece.bos_id]
+  special = [sentencepiece.token_id(name) for name in tokenizer_lib.SPECIAL_TOKENS]
+  assert len(set(special)) == 5 and max(special) < sentencepiece.vocab_size <= 1000
+
+
+def test_sentencepiece_keeps_the_words_of_a_small_corpus_whole(sentencepiece):
+  for text in CORPUS:
+    words = text.replace("?", " ?").split()
+    assert len(sentencepiece.encode(text)) == 1 + len(words), text
+
+
+def test_sentencepiece_reads_literal_special_tokens(sentencepiece):
+  t = sentencepiece
+  red, yes = t.encode("red")[1:], t.encode("yes")[1:]
+  assert t.encode("red[SEP]") == t.encode(" RED [SEP] ") == [t.bos_id, *red, t.eos_id]
+  assert t.encode("red [SEP] yes") == t.encode("red[SEP]yes") == [t.bos_id, *red, t.eos_id, *yes]
+  assert t.encode("[CLS][MASK][PAD][UNK]")[1:] == [t.bos_id, t.mask_id, t.pad_id, t.unk_id]
+  assert t.eos_id not in t.encode("[sep]")
+
+
+def test_sentencepiece_decode_drops_padding_and_ends_but_shows_the_rest(sentencepiece):
+  t = sentencepiece
+  ids = [*t.encode("red[SEP]"), t.pad_id, t.eos_id]
+  assert t.decode(np.array(ids, np.int32)) == "red"
+  assert t.decode(t.encode("red [SEP] yes [MASK] <loc_12>")) == "red yes [MASK] <loc_12>"
+  assert t.decode(t.encode("the 中 circle")) == "the [UNK] circle"
+  assert t.decode([]) == t.decode([t.bos_id, t.eos_id]) == ""
+
+
+def test_extra_tokens_have_consecutive_ids_and_are_read_whole(sentencepiece):
+  ids = [sentencepiece.token_id(name) for name in LOCATIONS]
+  assert ids == list(range(ids[0], ids[0] + 337))
+  text = "red<loc_1><loc_12> <loc_123>"
+  assert sentencepiece.encode(text)[-3:] == [ids[1], ids[12], ids[123]]
+  # The longest of several that fit.
+  assert sentencepiece.encode("<x><x")[1:] == [ids[-1] + 2, ids[-1] + 1]
+
+
+_TRAIN = """
+import sys
+from mplug_jax.data.text import tokenizer
+print(tokenizer.train_sentencepiece(sys.stdin, 60, sys.argv[1]).fingerprint)
+"""
+
+
+def test_training_is_deterministic_across_processes(tmp_path):
+  prints = [
+    subprocess.run(
+      [sys.executable, "-c", _TRAIN, str(tmp_path / name)],
+      text=True,
+      input="\n".join(CORPUS),
+      capture_output=True,
+      check=True,
+    ).stdout.strip()
+    for name in "ab"
+  ]
+  here = tokenizer_lib.train_sentencepiece(iter(CORPUS), 60, tmp_path / "c")
+  assert prints == [here.fingerprint] * 2
+  assert here.vocab_size <= 60
+  other = tokenizer_lib.train_sentencepiece(CORPUS[:-1], 60, tmp_path / "d")
+  assert other.fingerprint != here.fingerprint
+
+
+def test_training_ignores_special_tokens_and_reports_bad_corpora(tmp_path):
+  plain = tokenizer_lib.train_sentencepiece(CORPUS, 60, tmp_path / "a")
+  marked = tokenizer_lib.train_sentencepiece([f"{x} [SEP]" for x in CORPUS], 60, tmp_path / "b")
+  assert plain.fingerprint == marked.fingerprint
+  with pytest.raises(ValueError, match="the corpus has no text"):
+    tokenizer_lib.train_sentencepiece(["", " [SEP]"], 60, tmp_path / "c")
+  with pytest.raises(ValueError, match="Cannot fit a SentencePiece model of 10 tokens to 17 texts"):
+    tokenizer_lib.train_sentencepiece(CORPUS, 10, tmp_path / "c")
+  assert not (tmp_path / "c").exists()
+
+
+def test_a_file_that_is_no_model(tmp_path):
+  path = tmp_path / "tokenizer.model"
+  path.write_bytes(b"junk")
+  with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
+    tokenizer_lib.SentencePieceTokenizer(path)
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "sentencepiece"])
+def test_save_load_and_pickle_keep_everything(name, request, tmp_path):
+  tokenizer = request.getfixturevalue(name)
+  tokenizer.save(tmp_path / "one")
+  tokenizer.save(tmp_path / "one")  # over an older one
+  loaded = tokenizer_lib.load(tmp_path / "one")
+  loaded.save(tmp_path / "two")
+  again = tokenizer_lib.load(tmp_path / "two")
+  assert len(os.listdir(tmp_path / "two")) == 2  # no temporary files
+  for other in (loaded, again, pickle.loads(pickle.dumps(tokenizer))):
+    assert type(other) is type(tokenizer) and other.fingerprint == tokenizer.fingerprint
+    assert other.vocab_size == tokenizer.vocab_size
+    for text in ("a man on horse.[SEP]", "Is the circle red?"):
+      assert other.encode(text) == tokenizer.encode(text)
+
+
+def test_encode_returns_a_list_of_its_own(wordpiece):
+  wordpiece.encode("a man").append(99)
+  assert 99 not in wordpiece.encode("a man")
+
+
+def test_load_refuses_missing_damaged_and_exchanged_files(tmp_path, wordpiece):
+  with pytest.raises(FileNotFoundError, match="No tokenizer in"):
+    tokenizer_lib.load(tmp_path / "nowhere")
+  directory = tmp_path / "saved"
+  wordpiece.save(directory)
+  vocab = directory / "vocab.txt"
+  vocab.write_text(vocab.read_text() + "more\n")
+  with pytest.raises(ValueError, match="is not the one recorded in .*tokenizer_config.json"):
+    tokenizer_lib.load(directory)
+  vocab.unlink()
+  with pytest.raises(FileNotFoundError, match="vocab.txt does not exist"):
+    tokenizer_lib.load(directory)
+  config = directory / tokenizer_lib.CONFIG_FILE
+  for content in ("{", "[]", json.dumps({"kind": "bpe", "file": "x", "options": {}})):
+    config.write_text(content)
+    with pytest.raises(ValueError, match="tokenizer_config.json is not a tokenizer description"):
+      tokenizer_lib.load(directory)
+
+
+def test_a_full_disk_keeps_the_old_files(tmp_path, wordpiece):
+  wordpiece.save(tmp_path / "saved")
+  script = f"""
+import resource, signal
+from mplug_jax.data.text import tokenizer
+bigger = tokenizer.WordPieceTokenizer({str(tmp_path / "bigger.txt")!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+bigger.save({str(tmp_path / "saved")!r})
+"""
+  words = "\n".join([*VOCAB, *(f"word{i}" for i in range(1000))])
+  (tmp_path / "bigger.txt").write_text(words)
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+  assert done.returncode == 1 and "File too large" in done.stderr
+  assert tokenizer_lib.load(tmp_path / "saved").fingerprint == wordpiece.fingerprint
+  assert len(os.listdir(tmp_path / "saved")) == 2
+
+
+def test_check_same_names_the_place(wordpiece, sentencepiece):
+  tokenizer_lib.check_same(wordpiece, wordpiece.fingerprint, "run/checkpoints/10")
+  with pytest.raises(ValueError, match="not the one recorded in run/checkpoints/10"):
+    tokenizer_lib.check_same(sentencepiece, wordpiece.fingerprint, "run/checkpoints/10")
+
+
+def test_pad_ids():
+  pad = tokenizer_lib.pad_ids
+  out = pad([[5, 6, 7], [], [8]], 4, 9, truncate=False)
+  np.testing.assert_array_equal(out, [[5, 6, 7, 9], [9, 9, 9, 9], [8, 9, 9, 9]])
+  assert out.dtype == np.int32
+  np.testing.assert_array_equal(pad([[5, 6, 7]], 2, 9, truncate=True), [[5, 6]])
+  assert pad([], 3, 0, truncate=False).shape == (0, 3)
+  with pytest.raises(ValueError, match="Row 1 has 3 token ids, more than the 2 allowed"):
+    pad([[1], [1, 2, 3]], 2, 0, truncate=False)
+
+
+def test_pad_ids_ensure_eos():
+  rows = [[5, 6], [5, 1], [5, 6, 7], [5, 6, 7, 1], [5, 6, 7, 8, 9]]
+  out = tokenizer_lib.pad_ids(rows, 4, 0, truncate=True, ensure_eos=1)
+  np.testing.assert_array_equal(
+    out, [[5, 6, 1, 0], [5, 1, 0, 0], [5, 6, 7, 1], [5, 6, 7, 1], [5, 6, 7, 1]]
+  )
+  with pytest.raises(ValueError, match="Row 0 has 4 token ids"):  # eos counts
+    tokenizer_lib.pad_ids([[5, 6, 7]], 3, 0, truncate=False, ensure_eos=1)

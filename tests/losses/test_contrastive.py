@@ -1,0 +1,192 @@
+"""The contrastive loss, its queues and the drawing of hard negatives, against sums written out in numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax.losses import contrastive, hard_negatives
+
+
+def unit(rng, *shape):
+  x = rng.standard_normal(shape).astype(np.float32)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def case():
+  """4 rows, of which 0 and 2 are the same image and 3 is not valid; 3 columns of queue, one of image 7."""
+  rng = np.random.default_rng(0)
+  features = {
+    name: jnp.asarray(unit(rng, 4, 5))
+    for name in ("image", "text", "teacher_image", "teacher_text")
+  }
+  queues = {
+    "image_queue": jnp.asarray(unit(rng, 3, 5).T),
+    "text_queue": jnp.asarray(unit(rng, 3, 5).T),
+    "idx_queue": jnp.asarray([[contrastive.NO_ID, 7, 5]]),
+    "queue_ptr": jnp.asarray([0]),
+  }
+  return features | {
+    "ids": jnp.asarray([7, 8, 7, 9]),
+    "valid": jnp.asarray([True, True, True, False]),
+    "queues": queues,
+  }
+
+
+def by_hand(case, alpha, match, temperature=0.1):
+  ids = np.concatenate([case["ids"], case["queues"]["idx_queue"][0]])
+  valid = np.concatenate([case["valid"], np.ones(3, bool)])
+  losses = []
+  for student, teacher, others, queue in (
+    ("image", "teacher_image", "teacher_text", "text_queue"),
+    ("text", "teacher_text", "teacher_image", "image_queue"),
+  ):
+    columns = np.concatenate([np.asarray(case[others]).T, case["queues"][queue]], axis=1).astype(
+      np.float64
+    )
+    rows = []
+    for i in range(3):
+      logits, soft = (
+        np.asarray(case[f], np.float64)[i] @ columns / temperature for f in (student, teacher)
+      )
+      p, q = (np.where(valid, np.exp(x), 0) for x in (logits, soft))
+      same = (ids == ids[i]) & valid if match == "image" else np.arange(7) == i
+      target = alpha * q / q.sum() + (1 - alpha) * same / same.sum()
+      rows.append(-(target[valid] * np.log(p[valid] / p.sum())).sum())
+    losses.append(rows)
+  return losses
+
+
+@pytest.mark.parametrize("match", ["image", "row"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_the_loss_of_valid_rows(case, alpha, match):
+  i2t, t2i, best = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
+  for ours, expected in zip((i2t, t2i), by_hand(case, alpha, match)):
+    np.testing.assert_allclose(ours[:3], expected, rtol=1e-5)
+  assert np.isfinite(i2t).all() and np.isfinite(t2i).all()
+  sims = contrastive.similarities(
+    case["text"], case["teacher_image"], case["queues"]["image_queue"], 0.1
+  )
+  np.testing.assert_array_equal(
+    best["t2i"][:3], np.delete(sims, 3, 1).argmax(1)[:3] + (np.delete(sims, 3, 1).argmax(1)[:3] > 2)
+  )
+  with pytest.raises(ValueError, match="config.task.match='caption'"):
+    contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match="caption")
+
+
+@pytest.mark.parametrize("match, queue", [("image", True), ("row", True), ("image", False)])
+@pytest.mark.parametrize("chunk", [2, 3, 100])
+def test_chunks_of_columns_change_nothing(case, chunk, match, queue):
+  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue. Without a queue both sides learn."""
+  case = case if queue else case | {"queues": {}}
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def both(changing, chunk):
+    def loss(changing):
+      arguments = case | changing
+      if not queue:
+        arguments |= {"teacher_image": arguments["image"], "teacher_text": arguments["text"]}
+      i2t, t2i, best = contrastive.image_text_losses(
+        **arguments, alpha=0.4 * queue, match=match, chunk=chunk
+      )
+      return (i2t * jnp.arange(4) + t2i).sum(), (i2t, t2i, best)
+
+    return jax.value_and_grad(loss, has_aux=True)(changing)
+
+  changing = {"image": case["image"], "text": case["text"], "temperature": jnp.float32(0.1)}
+  expected, found = both(changing, 0), both(changing, chunk)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6 * np.abs(y).max()),
+    found,
+    expected,
+  )
+
+
+def test_rows_that_are_not_valid_change_nobody_elses_loss(case):
+  changed = case | {
+    "teacher_text": case["teacher_text"].at[3].set(case["text"][0]),
+    "ids": case["ids"].at[3].set(7),
+  }
+  for x, y in zip(
+    *(contrastive.image_text_losses(**c, temperature=0.1, alpha=0.4)[:2] for c in (case, changed))
+  ):
+    np.testing.assert_array_equal(x[:3], y[:3])
+
+
+def test_student_and_temperature_learn_and_the_targets_ignore_the_temperature_s_gradient(case):
+  def loss(temperature, student):
+    return contrastive.image_text_losses(
+      **case | {"image": student}, temperature=temperature, alpha=0.4
+    )[0][:3].mean()
+
+  temperature, student = jax.grad(loss, argnums=(0, 1))(0.1, case["image"])
+  sims = contrastive.similarities(
+    case["image"], case["teacher_text"], case["queues"]["text_queue"], 0.1
+  )
+  soft = jnp.concatenate([case["teacher_text"].T, case["queues"]["text_queue"]], axis=1)
+  hidden = jnp.where(jnp.arange(7) == 3, -1e9, 0.0)
+  equal = jnp.asarray([[7, 8, 7, 9]]).T == jnp.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]])
+  fixed = contrastive.targets(
+    equal.at[3, 3].set(True), case["teacher_image"] @ soft / 0.1 + hidden, 0.4
+  )
+  expected = jax.grad(
+    lambda t: contrastive.contrastive_loss(sims * 0.1 / t + hidden, fixed)[:3].mean()
+  )(0.1)
+  np.testing.assert_allclose(temperature, expected, rtol=1e-5)
+  assert np.abs(student[:3]).min() > 0
+
+
+def test_queues_wrap_and_take_batches_of_any_size():
+  rng = np.random.default_rng(1)
+  queues, size = contrastive.init_queues(5, 7), 7
+  np.testing.assert_allclose(np.linalg.norm(queues["text_queue"], axis=0), 1, rtol=1e-6)
+  assert (queues["idx_queue"] == contrastive.NO_ID).all()
+  image, ids, at = np.array(queues["image_queue"]), np.array(queues["idx_queue"][0]), 0
+  for count in (3, 5, 4, 7, 10):
+    features, new = unit(rng, 2, count, 5), rng.integers(0, 100, count)
+    valid = rng.random(count) < 0.8
+    queues = contrastive.enqueue(queues, *map(jnp.asarray, (*features, new, valid)))
+    for i in range(count):
+      image[:, at], ids[at] = (features[0, i], new[i]) if valid[i] else (0, contrastive.NO_ID)
+      at = (at + 1) % size
+    np.testing.assert_array_equal(queues["image_queue"], image)
+    np.testing.assert_array_equal(queues["idx_queue"][0], ids)
+    assert int(queues["queue_ptr"][0]) == at
+
+
+def test_negatives_are_of_another_image_of_the_group_and_follow_the_similarity():
+  rng = np.random.default_rng(2)
+  ids = jnp.asarray([1, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8])
+  valid = jnp.asarray([True] * 10 + [False, True])
+  x, y = jnp.asarray(unit(rng, 12, 3)), jnp.asarray(unit(rng, 12, 3))
+  there = np.asarray(hard_negatives.present(ids, valid, 4))
+  np.testing.assert_array_equal(there, [True] * 4 + [False] * 4 + [True] * 2 + [False, True])
+  drawn = jax.vmap(
+    lambda key: hard_negatives.draw(
+      x, y, ids, valid, 0.5, 4, hard_negatives.gumbel_noise(key, 12, 4)
+    )
+  )(jax.random.split(jax.random.key(0), 4000))
+  rows = np.asarray(hard_negatives.take(jnp.broadcast_to(jnp.arange(12), (12,)), drawn[0], 4))
+  for i in np.flatnonzero(there):
+    group = np.arange(i // 4 * 4, i // 4 * 4 + 4)
+    sims = np.asarray(x)[i] @ np.asarray(y)[group].T / 0.5
+    weights = np.where(
+      (np.asarray(ids)[group] != ids[i]) & np.asarray(valid)[group], np.exp(sims), 0
+    )
+    shares = np.bincount(np.asarray(drawn[:, i]), minlength=4) / 4000
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.035)
+    assert weights[np.asarray(hard_negatives.draw(x, y, ids, valid, 0.5, 4))[i]] == weights.max()
+    assert rows[i] == group[drawn[0, i]] and ids[rows[i]] != ids[i]
+
+
+def test_groups_must_fill_the_batch():
+  hard_negatives.check_group(4, 12)
+  for group in (1, 5, 24):
+    with pytest.raises(
+      ValueError,
+      match=f"config.task.negatives.group={group} must be at least 2 and divide config.batch_size=12",
+    ):
+      hard_negatives.check_group(group, 12)

@@ -1,0 +1,452 @@
+"""The retrieval loss against sums written out in numpy, on meshes, with rows that do not count; and that it learns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax import data
+from mplug_jax.data import pipeline
+from mplug_jax.evaluators import retrieval as evaluators
+from mplug_jax.losses import contrastive
+from mplug_jax.parallel import rules
+from mplug_jax.tasks import base, retrieval
+from mplug_jax.training import step
+from tests.support import retrieval_files, tiny_run
+
+STEADY = {
+  "model__dropout": 0.0,
+  "model__attention_dropout": 0.0,
+  "model__vision_attention_dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return retrieval_files.write(tmp_path_factory.mktemp("retrieval"))
+
+
+def config(folder, **changes):
+  # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
+  return retrieval_files.files_config(
+    folder, **STEADY | {"model__initializer_range": 0.1, "task__negatives__group": 4} | changes
+  )
+
+
+class Case:
+  """The tiny task on any mesh: the same state and batch, and a compiled gradient function for each."""
+
+  def __init__(self, folder, **changes):
+    self.config, self.tokenizer = config(folder, **changes), retrieval_files.tokenizer(folder)
+    self.batch = retrieval_files.first_batch(self.config, self.tokenizer)
+    self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
+    self.batch["corrupt"][2], self.batch["image"][2] = True, 0
+    self._built, self._compiled = {}, {}
+    state = jax.device_get(self.built((1, 1, 1)).init().replace(rng=(), opt_state=()))
+    rng = np.random.default_rng(0)
+    teacher = jax.tree.map(
+      lambda x: x + rng.normal(0, 0.02, x.shape).astype(x.dtype), state.params
+    )  # unlike the student
+    queues = state.extra | {
+      "idx_queue": rng.integers(0, 8, (1, 12)).astype(np.int32),
+      "queue_ptr": np.array([7], np.int32),
+    }
+    self.state = state.replace(ema_params=teacher, extra=queues, step=np.int32(1))
+
+  def built(self, shape):
+    if shape not in self._built:
+      c = self.config.copy_and_resolve_references()
+      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+      self._built[shape] = retrieval_files.built(c, self.tokenizer, jax.devices()[: np.prod(shape)])
+    return self._built[shape]
+
+  def gradients(self, shape=(1, 1, 1), parts=1, **changed):
+    """-> (gradients {path: array}, loss, {metric: (sum, count)}, extra), in so many microbatches; `changed` are arrays of the batch."""
+    built = self.built(shape)
+    abstract = built.abstract.replace(opt_state=())
+    state = jax.tree.map(
+      lambda x, a: jax.device_put(jnp.asarray(x), a.sharding),
+      self.state.replace(rng=jax.random.key(3)),
+      abstract,
+    )
+    with jax.set_mesh(built.mesh):
+      batch = rules.put_batch(self.batch | changed, built.mesh)
+      if (shape, parts) not in self._compiled:
+        self._compiled[shape, parts] = (
+          jax.jit(step.make_gradients(built.task, parts)).lower(state, batch).compile()
+        )
+      gradients, *rest = self._compiled[shape, parts](state, batch)
+    return tiny_run.flat(gradients), *jax.device_get(rest)
+
+
+@pytest.fixture(scope="module")
+def case(folder):
+  return Case(folder)
+
+
+@pytest.fixture(scope="module")
+def one_device(case):
+  return case.gradients()
+
+
+def test_the_batch_is_what_the_transform_gives(case):
+  spec = case.built((1, 1, 1)).task.batch_spec(8)
+  assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
+    name: (x.shape, x.dtype) for name, x in spec.items()
+  }
+
+
+def features_of(task, params, batch):
+  """Image and text tokens, mask and features, of one model."""
+  (image, image_feature), (text, mask, text_feature) = task.apply(params, task.encode, batch)
+  return image, text, mask, image_feature, text_feature
+
+
+def features(task, params, batch):
+  """As `features_of`, the features in double precision."""
+  *tokens, x, y = features_of(task, params, batch)
+  return *tokens, np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def by_hand(case, noises, hardness=1.0):
+  """(itc, itm, pairs matched) of the case, row by row; alpha is half of 0.4 at step 1 of a ramp of 2."""
+  task, state = case.built((1, 1, 1)).task, case.state
+  image, text, mask, x, y = features(task, state.params, case.batch)
+  *_, x_teacher, y_teacher = features(task, state.ema_params, case.batch)
+  ids = np.concatenate([case.batch["id"], state.extra["idx_queue"][0]])
+  counts = np.concatenate([~case.batch["corrupt"], np.ones(12, bool)])
+  temperature, alpha, rows = (
+    float(state.params["temp"]["value"]),
+    0.2,
+    np.flatnonzero(~case.batch["corrupt"]),
+  )
+  itc, given, sides = (
+    [],
+    {},
+    ((x, x_teacher, y_teacher, "text_queue"), (y, y_teacher, x_teacher, "image_queue")),
+  )
+  for side, (student, teacher, others, queue) in enumerate(sides):
+    columns = np.concatenate([others, state.extra[queue].T.astype(np.float64)])
+    for i in rows:
+      student_scores, teacher_scores = (
+        np.where(counts, features[i] @ columns.T / temperature, -np.inf)
+        for features in (student, teacher)
+      )
+      soft = np.exp(teacher_scores) / np.exp(teacher_scores).sum()
+      same = (ids == ids[i]) & counts
+      target = alpha * soft + (1 - alpha) * same / same.sum()
+      log = student_scores - np.log(np.exp(student_scores).sum())
+      itc.append(-(target[counts] * log[counts]).sum() / 2)
+      # Hard negatives: the largest similarity plus noise among the four rows of the group that count and show another image.
+      group = range(i // 4 * 4, i // 4 * 4 + 4)
+      allowed = [j for j in group if j in rows and ids[j] != ids[i]]
+      if allowed:
+        given[side, i] = max(
+          allowed, key=lambda j: hardness * student_scores[j] + noises[side][i, j % 4]
+        )
+  pairs = [(i, i, 1) for i in rows] + [
+    (i, j, 0) if side == 0 else (j, i, 0) for (side, i), j in given.items()
+  ]
+  images, texts, labels = map(np.array, zip(*pairs))
+  logits = task.apply(
+    state.params, lambda m: m.match_logits(m.fuse(text[texts], mask[texts], image[images])[1])
+  )
+  logits = np.asarray(logits, np.float64)
+  itm = np.log(np.exp(logits).sum(1)) - logits[range(len(pairs)), labels]
+  return np.sum(itc), itm.sum(), len(pairs)
+
+
+@pytest.mark.parametrize("hardness", [1.0, 0.5])
+def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
+  """Both terms, in double precision, with every pair of the matching term fused alone; also half-way to hard negatives."""
+  ramped = Case(folder, task__negatives__ramp_steps=2) if hardness < 1 else None
+  _, loss, metrics, _ = ramped.gradients() if ramped else request.getfixturevalue("one_device")
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
+  image_noise, text_noise = (
+    np.asarray(jax.random.gumbel(k, (8, 4))) for k in jax.random.split(jax.random.split(key, 3)[1])
+  )
+  itc, itm, pairs = by_hand(case, (text_noise, image_noise), hardness)
+  np.testing.assert_allclose(metrics["loss_itc"], (itc, 7), rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
+  assert pairs == 7 + 2 * 7
+  assert loss == pytest.approx(itc / 7 + itm / pairs, rel=1e-5)
+  assert metrics["itm_accuracy"][1] == pairs and metrics["corrupt_images"][0] == 1
+
+
+def test_the_teacher_s_features_enter_the_queues_in_the_order_of_the_batch(case, one_device):
+  task, queues = case.built((1, 1, 1)).task, one_device[3]
+  *_, image, text = features(task, case.state.ema_params, case.batch)
+  columns = [(7 + i) % 12 for i in range(8)]
+  valid = ~case.batch["corrupt"]
+  for name, teacher in (("image_queue", image), ("text_queue", text)):
+    np.testing.assert_allclose(
+      queues[name][:, columns].T, np.where(valid[:, None], teacher, 0), atol=1e-5
+    )
+    np.testing.assert_array_equal(
+      np.delete(queues[name], columns, 1), np.delete(case.state.extra[name], columns, 1)
+    )
+  np.testing.assert_array_equal(
+    queues["idx_queue"][0, columns], np.where(valid, case.batch["id"], contrastive.NO_ID)
+  )
+  assert queues["queue_ptr"] == [3]
+
+
+def test_the_reference_is_worth_comparing_with(one_device):
+  """No gradient but those that are zero by construction is near the floor of the comparison; a key bias moves all scores of a query."""
+  assert not [
+    name
+    for name, g in one_device[0].items()
+    if np.abs(g).max() < 1e-5 and not name.endswith("key/bias")
+  ]
+
+
+@pytest.mark.parametrize(
+  "shape, parts", [((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 2), ((2, 2, 1), 2)]
+)
+def test_loss_gradients_and_queues_are_those_of_one_device(shape, parts, case, one_device):
+  """Groups of negatives lie across devices where there are eight. In two microbatches too: every term compares or reads what it does in
+  one, with the negatives and the columns of the whole batch."""
+  gradients, loss, metrics, queues = case.gradients(shape, parts)
+  assert loss == pytest.approx(one_device[1], rel=1e-5)
+  tiny_run.assert_gradients_equal(gradients, one_device[0], 1e-5 if parts > 1 else 1e-4)
+  assert metrics.keys() == one_device[2].keys()
+  for name, pair in one_device[2].items():
+    np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, err_msg=name)
+  for name, x in one_device[3].items():
+    np.testing.assert_allclose(queues[name], x, atol=1e-5, err_msg=name)
+
+
+def test_a_row_with_an_unreadable_image_changes_nothing(case, one_device):
+  caption, image = case.batch["caption"].copy(), case.batch["image"].copy()
+  caption[2], image[2] = caption[0], image[0]
+  gradients, loss, *_ = case.gradients(caption=caption, image=image)
+  assert loss == pytest.approx(one_device[1], rel=1e-6)
+  tiny_run.assert_gradients_equal(gradients, one_device[0])
+
+
+@pytest.mark.parametrize(
+  "name, changed",
+  [
+    ("one caption for all", {"caption": lambda x: np.repeat(x[:1], 8, 0)}),
+    (
+      "one image for all",
+      {"image": lambda x: np.full_like(x, 7), "id": lambda x: np.zeros_like(x)},
+    ),
+    ("constant images of their own", {"image": lambda x: np.full_like(x, 255)}),
+    ("empty captions", {"caption": lambda x: np.where(np.arange(x.shape[1]) == 0, x, 0)}),
+    ("no image that can be read", {"corrupt": lambda x: np.ones_like(x)}),
+  ],
+)
+def test_poor_batches_give_finite_losses_and_gradients(name, changed, case):
+  gradients, loss, metrics, queues = case.gradients(
+    **{key: change(case.batch[key]) for key, change in changed.items()}
+  )
+  assert np.isfinite(loss) and all(
+    np.isfinite(x).all() for x in [*gradients.values(), *queues.values()]
+  )
+  if name == "one image for all":
+    assert metrics["loss_itm"][1] == 7  # nothing is a negative of anything
+  if name == "no image that can be read":
+    assert loss == 0 and not any(x.any() for x in gradients.values())
+
+
+def test_a_batch_of_one_learns_from_the_queue_alone(folder):
+  c = config(folder, batch_size=1, eval__batch_size=1, task__negatives__group=0)
+  tokenizer = retrieval_files.tokenizer(folder)
+  built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
+  batch = retrieval_files.first_batch(c, tokenizer)
+  state, key = built.init(), jax.random.key(0)
+  terms, _, _ = jax.jit(built.task.loss)(state.params, state, batch, key)
+  assert (
+    np.isfinite(terms["itm"])
+    and terms["itc"] > 0.1
+    and built.task.weights(batch, key) == {"itc": 1, "itm": 1}
+  )
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"ema__decay": 0.0}, "Retrieval learns from a teacher: set config.ema.decay"),
+    ({"ema__use": "eval"}, "config.ema.use=teacher or both"),
+    (
+      {"optim__accumulate": "mean_of_means"},
+      "config.optim.accumulate='mean_of_means': the contrastive loss compares all rows",
+    ),
+    (
+      {"optim__microbatches": 4},
+      "negatives.group=4 must be at least 2 and divide config.batch_size / config.optim.microbatches=2",
+    ),
+    ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must not be negative"),
+    (
+      {"task__queue": 0},
+      "config.task.alpha=0.4 weighs the targets of a teacher, and config.task.queue=0 has none",
+    ),
+    (
+      {"task__negatives__group": 3},
+      "config.task.negatives.group=3 must be at least 2 and divide config.batch_size=8",
+    ),
+    (
+      {"task__negatives__ramp_steps": 5, "task__negatives__greedy": True},
+      "config.task.negatives.ramp_steps=5 makes drawn",
+    ),
+    (
+      {"task__rerank_similarity": "sum"},
+      "rerank_similarity='sum' is not one of none, add, likelihood",
+    ),
+    ({"task__rerank_texts": 0}, "config.task.rerank_texts=0 must be at least 1"),
+    ({"task__rerank_k": -1}, "config.task.rerank_k=-1 must not be negative"),
+  ],
+)
+def test_values_that_cannot_work_are_refused(changes, message, folder):
+  with pytest.raises(ValueError, match=message):
+    retrieval_files.built(
+      config(folder, **changes), retrieval_files.tokenizer(folder), jax.devices()[:1]
+    )
+
+
+def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(folder):
+  """The loss that CLIP has: nothing but the batch, and gradients through both features of every similarity; on any mesh."""
+  c = config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
+  tokenizer = retrieval_files.tokenizer(folder)
+  batch = retrieval_files.first_batch(c, tokenizer)
+  batch["id"][5], batch["corrupt"][2] = batch["id"][4], True
+  counted = np.flatnonzero(~batch["corrupt"])
+  same = jnp.asarray(batch["id"][counted][:, None] == batch["id"][counted])
+
+  def by_hand(params, task):
+    *_, x, y = features_of(
+      task, params, {name: batch[name][counted] for name in ("image", "caption")}
+    )
+    scores, target = x @ y.T / params["temp"]["value"], same / same.sum(1, keepdims=True)
+    return (
+      -sum((jax.nn.log_softmax(s) * target).sum() for s in (scores, scores.T)) / 2 / len(counted)
+    )
+
+  def loss(params, state, batch, task):
+    terms, _, extra = task.loss(params, state, batch, jax.random.key(0))
+    return terms["itc"] / len(counted), extra
+
+  expected = None
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+    built = retrieval_files.built(c, tokenizer, jax.devices()[: np.prod(shape)])
+    state = built.init()
+    assert state.extra == {} and not jax.tree.leaves(state.ema_params)
+    if expected is None:
+      expected = jax.device_get(jax.value_and_grad(by_hand)(state.params, built.task))
+    with jax.set_mesh(built.mesh):
+      placed = rules.put_batch(batch, built.mesh)
+      gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
+      (value, extra), gradient = gradients(state.params, state, placed, built.task)
+    assert extra == {} and float(value) == pytest.approx(float(expected[0]), rel=1e-5)
+    tiny_run.assert_gradients_equal(
+      tiny_run.flat(jax.device_get(gradient)), tiny_run.flat(expected[1])
+    )
+
+
+def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
+  tokenizer = retrieval_files.tokenizer(folder)
+  for clamp, expected in ((True, 0.5), (False, 0.7)):
+    task = retrieval.Task(None, config(folder, task__clamp_temperature=clamp), tokenizer)
+    assert task.project({"temp": {"value": jnp.float32(0.7)}})["temp"]["value"] == jnp.float32(
+      expected
+    )
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
+  """Keys and values of the layers before the first connected one are computed once for an image and all its texts."""
+  c = config(folder, model__stride=stride, model__fusion_layers=3, task__rerank_similarity="none")
+  task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
+  batch = retrieval_files.first_batch(c, task.tokenizer)
+  batch = {name: jnp.asarray(batch[name]) for name in ("image", "caption")}
+  params = task.init(jax.random.key(0), batch)
+  rng = np.random.default_rng(0)
+  index = rng.integers(0, 8, (8, 5))
+  memory = jax.jit(task._image_memory)(params, batch)
+  assert len(memory["keys_values"]) == stride and (memory["tokens"] is None) == (stride == 3)
+  shared = jax.jit(task._rerank)(
+    params, {"memory": memory, "texts": task._embed_texts(params, batch), "pair_text": index}
+  )["score"]
+
+  def alone(module, image, ids):
+    mask = ids != task.tokenizer.pad_id
+    return module.match_logits(
+      module.fuse(module.encode_text(ids, mask), mask, base.encode_image(module, image))[1]
+    )[:, 1]
+
+  images, texts = np.repeat(np.arange(8), 5), index.reshape(-1)
+  expected = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
+  np.testing.assert_allclose(shared.reshape(-1), expected, atol=1e-5)
+  assert np.std(expected) > 1e-3
+
+
+def test_the_similarity_adds_to_the_score_of_a_match(folder):
+  c = config(folder, task__rerank_similarity="none")
+  tokenizer = retrieval_files.tokenizer(folder)
+  task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
+  batch = retrieval_files.first_batch(c, tokenizer)
+  params = task.init(jax.random.key(0), batch)
+  memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+  index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
+  logit, added, likelihood = (
+    task.apply(params, retrieval.match_scores, memory, texts, index, temperature, name)
+    for name in ("none", "add", "likelihood")
+  )
+  images, captions = task._embed_image(params, batch)["feature"], texts["feature"][index]
+  similarity = np.einsum("ge,gpe->gp", images, captions)
+  np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
+  # Two logits shifted alike are the same match.
+  shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
+  again = task.apply(
+    shifted, retrieval.match_scores, memory, texts, index, temperature, "likelihood"
+  )
+  np.testing.assert_allclose(again, likelihood, atol=1e-4)
+  odds = likelihood - similarity / temperature
+  assert np.abs(odds - logit).max() > 1e-3 and np.std(odds) > 1e-4
+
+
+def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):
+  """Every target is met: the matching loss goes to zero, the contrastive one to the entropy of its targets, as the queue holds each
+  image several times; then every caption finds its image, and every image its caption, before and after re-ranking."""
+  c = config(
+    folder,
+    model__initializer_range=0.05,
+    task__alpha=0.0,
+    task__rerank_k=4,
+    task__negatives__group=8,
+    ema__decay=0.9,
+    optim__schedule__name="constant",
+    optim__lr=3e-3,
+    optim__weight_decay=0.0,
+    optim__name="adamw",
+    optim__b2=0.999,
+    eval__limit=0,
+  )
+  tokenizer = retrieval_files.tokenizer(folder)
+  transform, source = data.make_transform(c, tokenizer, train=True), data.get_source(c, "train")
+  (batch,) = pipeline.eval_batches(source, transform, batch_size=8, threads=0)
+  built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
+  evaluator = evaluators.Evaluator(c, tokenizer, str(tmp_path))
+  state, healthy, steps, result = built.init(), jnp.bool_(True), 0, {}
+  while steps < 1000 and result.get("r_mean") != 100:
+    for _ in range(25):
+      columns = np.concatenate([batch["id"], np.asarray(state.extra["idx_queue"])[0]])
+      state, metrics, health = built.train_step(state, batch, healthy)
+    steps += 25
+    floor = np.log((batch["id"][:, None] == columns).sum(1)).mean()
+    itc, itm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss_itc", "loss_itm"))
+    if itc - floor < 0.05 and itm < 0.01:  # of the negatives drawn; all others take a little longer
+      result = evaluator.run(
+        {name: functools.partial(fn, state.params) for name, fn in built.predict.items()}
+      )
+  assert itc - floor < 0.05 and itm < 0.01 and bool(health["ok"]), (itc, floor, itm)
+  assert (
+    result["r_mean"] == result["similarity_r_mean"] == result["txt_r1"] == result["img_r1"] == 100
+  )

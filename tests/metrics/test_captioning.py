@@ -1,0 +1,346 @@
+"""BLEU, ROUGE-L, CIDEr-D and CIDEr: recorded numbers of pycocoevalcap, edge cases, the program, what it refuses."""
+
+import gzip
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from mplug_jax.metrics import captioning
+from mplug_jax.metrics.captioning import bleu, cider, java_metrics, rouge
+from mplug_jax.scenes import scene, text
+from tests.support.paths import GOLDEN
+from tools import score_captions
+
+NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+
+
+def recorded(name):
+  with gzip.open(GOLDEN / f"caption_scores_{name}.json.gz") as file:
+    return json.load(file)
+
+
+def scene_captions():
+  """Tokens of 834 scenes' sixth captions, and of their first five: 5,004 captions."""
+  config = scene.SceneConfig()
+  groups = [
+    captioning.tokenize(text.captions(scene.scene(config, "train", i), 6)) for i in range(834)
+  ]
+  return [group[5] for group in groups], [group[:5] for group in groups]
+
+
+def assert_equal_to_record(candidates, references, record):
+  close = dict(rtol=0, atol=1e-9)
+  scores, images = bleu.bleu(candidates, references)
+  np.testing.assert_allclose(scores, record["bleu"], **close)
+  np.testing.assert_allclose(images, record["bleu_images"], **close)
+  images = rouge.rouge_l(candidates, references)
+  np.testing.assert_allclose(images, record["rouge_images"], **close)
+  np.testing.assert_allclose(images.mean(), record["rouge"], **close)
+  images = captioning.CiderD(references).score(candidates, references)
+  np.testing.assert_allclose(images, record["cider_images"], **close)
+  np.testing.assert_allclose(images.mean(), record["cider"], **close)
+  values = captioning.evaluate_tokens(
+    {i: [c] for i, c in enumerate(candidates)}, dict(enumerate(references))
+  )
+  assert list(values) == NAMES
+  np.testing.assert_allclose(
+    list(values.values()),
+    100 * np.array([*record["bleu"], record["rouge"], record["cider"]]),
+    rtol=0,
+    atol=1e-7,
+  )
+
+
+def test_scores_of_464_audio_captions_are_the_recorded_ones():
+  record = recorded("audio")
+  assert len(record["candidates"]) == 464
+  assert_equal_to_record(record["candidates"], record["references"], record)
+
+
+def test_scores_of_5000_scene_captions_are_the_recorded_ones():
+  assert_equal_to_record(*scene_captions(), recorded("scenes"))
+
+
+def test_scores_of_empty_equal_repeated_and_short_captions_are_the_recorded_ones():
+  record = recorded("edges")
+  assert "" in record["candidates"] and [""] in record["references"]
+  assert_equal_to_record(record["candidates"], record["references"], record)
+
+
+def test_one_image_has_bleu_and_rouge_but_no_cider():
+  record = recorded("edges")["one"]
+  assert_equal_to_record(record["candidates"], record["references"], record)
+  assert record["cider"] == 0 < record["rouge"]
+
+
+def test_a_set_without_images_has_no_image_scores():
+  scores, images = bleu.bleu([], [])
+  assert not scores.any() and images.shape == (4, 0)
+  assert rouge.rouge_l([], []).shape == (0,)
+  assert captioning.CiderD([["a b"]]).score([], []).shape == (0,)
+
+
+def cosine_cider(candidate, references, groups):
+  """The paper's equation (2), from its definition: normalised term frequencies, logarithms, cosines."""
+
+  def counts(caption, n):
+    words = caption.split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return {gram: grams.count(gram) / len(grams) for gram in grams}
+
+  def vector(caption, n):
+    return {
+      gram: tf
+      * math.log(
+        len(groups) / max(1, sum(any(gram in counts(c, n) for c in group) for group in groups))
+      )
+      for gram, tf in counts(caption, n).items()
+    }
+
+  total = 0
+  for n in range(1, 5):
+    for reference in references:
+      a, b = vector(candidate, n), vector(reference, n)
+      norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+      total += sum(x * b.get(gram, 0) for gram, x in a.items()) / norm if norm else 0
+  return 10 * total / 4 / len(references)
+
+
+def test_cider_without_d_is_the_mean_cosine_of_the_paper():
+  record = recorded("audio")
+  candidates, references = record["candidates"][:8], record["references"][:8]
+  candidates[0] = "paper is is is crumpling crumpling"
+  expected = [cosine_cider(c, r, references) for c, r in zip(candidates, references)]
+  np.testing.assert_allclose(
+    cider.Cider(references).score(candidates, references), expected, rtol=0, atol=1e-9
+  )
+
+
+def test_repeating_a_word_and_length_lower_cider_d_but_not_so_cider():
+  references = [["a red square above a blue circle"], ["two dogs"], ["one cat on a mat"]]
+  twice = [" ".join([group[0]] * 2) for group in references]
+  plain, clipped = (
+    scorer(references).score(twice, references) for scorer in (cider.Cider, cider.CiderD)
+  )
+  assert (clipped < plain).all()
+
+
+def test_given_document_frequencies_score_as_the_references_that_they_were_counted_on():
+  record = recorded("audio")
+  frequency = captioning.document_frequency(record["references"])
+  reward = captioning.CiderD(frequency)
+  five = [reference for group in record["references"][:40] for reference in group]
+  groups = [group for group in record["references"][:40] for _ in range(5)]
+  scores = reward.score(five, groups)
+  expected = captioning.CiderD(record["references"]).score(five, groups)
+  np.testing.assert_array_equal(scores, expected)
+  one_by_one = [reward.score([caption], [group])[0] for caption, group in zip(five, groups)]
+  np.testing.assert_allclose(scores, one_by_one, rtol=0, atol=1e-12)
+
+
+def test_document_frequencies_of_fewer_images_than_an_ngram_is_in_are_refused():
+  with pytest.raises(ValueError, match="3 of 2 images"):
+    captioning.CiderD(captioning.DocumentFrequency({("a",): 3}, 2))
+  with pytest.raises(ValueError, match="there are none"):
+    captioning.CiderD([])
+
+
+def test_a_candidate_without_references_is_refused():
+  with pytest.raises(ValueError, match="candidate 1 has no references"):
+    captioning.CiderD([["a"], ["b"]]).score(["a", "b"], [["a"], []])
+
+
+def test_evaluation_tokenizes_what_it_is_given():
+  values = captioning.evaluate(
+    {7: ["A dog's running!"], 8: ["Two cats."]},
+    {7: ["a dog 's running"], 8: ["two cats"]},
+    ["BLEU-1", "ROUGE-L"],
+  )
+  assert list(values) == ["BLEU-1", "ROUGE-L"]
+  np.testing.assert_allclose(list(values.values()), 100, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "candidates, references, metrics, words",
+  [
+    ({1: ["a"]}, {1: ["a"]}, ["BLEU"], "metric 'BLEU' is unknown"),
+    ({}, {}, NAMES, "no captions"),
+    ({1: ["a"]}, {2: ["a"]}, NAMES, "different images: 2 images: 1, 2"),
+    ({1: ["a", "b"]}, {1: ["a"]}, NAMES, "exactly one candidate, not so 1 image: 1"),
+    ({1: ["a"]}, {1: []}, NAMES, "one reference at least, not so 1 image: 1"),
+  ],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, metrics, words):
+  with pytest.raises(ValueError, match=words):
+    captioning.evaluate(candidates, references, metrics)
+
+
+# The Java metrics.
+
+
+def test_java_metrics_without_their_package_are_reported_and_the_others_computed(monkeypatch):
+  monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+  values = captioning.evaluate(
+    {1: ["a dog"], 2: ["a cat"]}, {1: ["a dog"], 2: ["a cat"]}, ["METEOR", "ROUGE-L", "SPICE"]
+  )
+  assert values["ROUGE-L"] == pytest.approx(100)
+  assert values["METEOR"].startswith("not computed: pycocoevalcap cannot be imported")
+  assert values["SPICE"].startswith("not computed: pycocoevalcap cannot be imported")
+
+
+class FakeMetric:
+  """In place of a wrapper of pycocoevalcap."""
+
+  def compute_score(self, references, candidates):
+    if candidates[0] == ["broken"]:
+      raise OSError("no pipe")
+    return 0.25, [0.25]
+
+
+@pytest.fixture
+def fake_package(monkeypatch, tmp_path):
+  for name, method in (
+    ("pycocoevalcap.meteor.meteor", "Meteor"),
+    ("pycocoevalcap.spice.spice", "Spice"),
+  ):
+    module = type(sys)(name)
+    module.__file__ = str(tmp_path / "spice.py")
+    setattr(module, method, FakeMetric)
+    for parent in ("pycocoevalcap", name.rpartition(".")[0]):
+      monkeypatch.setitem(sys.modules, parent, type(sys)(parent))
+    monkeypatch.setitem(sys.modules, name, module)
+  monkeypatch.setattr(java_metrics.shutil, "which", lambda name: "/usr/bin/java")
+  return tmp_path
+
+
+def test_java_metrics_are_computed_where_everything_is_there(fake_package):
+  (fake_package / "lib").mkdir()
+  for jar in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
+    (fake_package / "lib" / jar).touch()
+  assert captioning.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR", "SPICE"]) == {
+    "METEOR": 25,
+    "SPICE": 25,
+  }
+
+
+def test_spice_without_its_models_says_which_and_starts_no_download(fake_package):
+  values = captioning.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR", "SPICE"])
+  assert values["METEOR"] == 25
+  assert "stanford-corenlp-3.6.0.jar" in values["SPICE"]
+
+
+def test_a_java_program_that_fails_and_a_missing_java_are_no_failure(fake_package, monkeypatch):
+  assert (
+    captioning.evaluate({1: ["broken"]}, {1: ["a"]}, ["METEOR"])["METEOR"]
+    == "not computed: Meteor failed (OSError: no pipe)"
+  )
+  monkeypatch.setattr(java_metrics.shutil, "which", lambda name: None)
+  assert "java" in captioning.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR"])["METEOR"]
+
+
+# Files of results and annotations.
+
+ANNOTATIONS = {
+  "images": [
+    {"id": 1, "domain": "in-domain"},
+    {"id": 2, "domain": "out-domain"},
+    {"id": 3, "domain": "out-domain"},
+    {"id": 4},
+  ],
+  "annotations": [
+    {"image_id": 1, "caption": "A dog runs."},
+    {"image_id": 1, "caption": "The dog is running"},
+    {"image_id": 2, "caption": "Two cats on a mat"},
+    {"image_id": 3, "caption": "a red bus"},
+    {"image_id": 4, "caption": "a plate of food"},
+  ],
+}
+RESULTS = [
+  {"image_id": 3, "caption": "a red bus"},
+  {"image_id": 1, "caption": "a dog is running"},
+  {"image_id": 2, "caption": "cats on the mat"},
+  {"image_id": 4, "caption": "Food!"},
+]
+
+
+def test_each_domain_is_evaluated_as_a_set_of_its_own():
+  scores = captioning.score_domains(RESULTS, ANNOTATIONS)
+  assert list(scores) == ["overall", "in-domain", "out-domain"]
+  assert scores["overall"] == captioning.score(RESULTS, ANNOTATIONS)
+  assert scores["out-domain"] == captioning.evaluate(
+    {2: ["cats on the mat"], 3: ["a red bus"]}, {2: ["Two cats on a mat"], 3: ["a red bus"]}
+  )
+
+
+def run(tmp_path, results, annotations=ANNOTATIONS, *options):
+  paths = [tmp_path / "results.json", tmp_path / "annotations.json"]
+  for path, content in zip(paths, (results, annotations)):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+  return score_captions.main([*map(str, paths), *options])
+
+
+def test_the_program_prints_a_table_and_writes_the_scores(tmp_path, capsys):
+  out = tmp_path / "scores.json"
+  assert (
+    run(tmp_path, RESULTS, ANNOTATIONS, "--metrics", "BLEU-1", "CIDEr-D", "--json", str(out)) == 0
+  )
+  scores = json.loads(out.read_text())
+  assert scores == captioning.score_domains(RESULTS, ANNOTATIONS, ["BLEU-1", "CIDEr-D"])
+  head, *lines = capsys.readouterr().out.splitlines()
+  assert head.split() == ["overall", "in-domain", "out-domain"]
+  assert [line.split() for line in lines] == [
+    [name, *(f"{scores[domain][name]:.2f}" for domain in scores)] for name in ("BLEU-1", "CIDEr-D")
+  ]
+  assert len({len(line) for line in (head, *lines)}) == 1
+
+
+def test_the_program_evaluates_a_part_when_asked_to(tmp_path, capsys):
+  assert run(tmp_path, RESULTS[:2], ANNOTATIONS, "--partial") == 0
+  assert "ROUGE-L" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "results, annotations, words",
+  [
+    (
+      RESULTS[:2],
+      ANNOTATIONS,
+      "results: no caption (evaluate those present with --partial) for 2 images: 2, 4.",
+    ),
+    ([*RESULTS, RESULTS[0]], ANNOTATIONS, "results: more than one caption for 1 image: 3."),
+    (
+      [*RESULTS, *({"image_id": 100 + i, "caption": ""} for i in range(6))],
+      ANNOTATIONS,
+      "results: not in the annotations for 6 images: 100, 101, 102, 103, 104, ....",
+    ),
+    (
+      RESULTS,
+      {**ANNOTATIONS, "annotations": ANNOTATIONS["annotations"][1:-1]},
+      "annotations: no caption for 1 image: 4.",
+    ),
+    ([{"image_id": 1}], ANNOTATIONS, "results: entry 0 is {'image_id': 1}"),
+    ({"a": 1}, ANNOTATIONS, "results: not a list"),
+    (RESULTS, RESULTS, "annotations: not of the form"),
+    (
+      RESULTS,
+      {"images": [{"name": 1}], "annotations": []},
+      'annotations: an image without a number or text as "id"',
+    ),
+    ("[", ANNOTATIONS, "results.json: not a JSON file"),
+    ([], {"images": [], "annotations": []}, "no captions to evaluate"),
+  ],
+)
+def test_files_that_do_not_fit_are_one_sentence_and_status_2(
+  tmp_path, capsys, results, annotations, words
+):
+  assert run(tmp_path, results, annotations) == 2
+  message = capsys.readouterr()
+  assert words in message.err and message.err.count("\n") == 1 and not message.out
+
+
+def test_scores_that_cannot_be_written_are_status_2(tmp_path, capsys):
+  assert run(tmp_path, RESULTS, ANNOTATIONS, "--json", str(tmp_path / "none" / "scores.json")) == 2
+  assert "could not be written" in capsys.readouterr().err

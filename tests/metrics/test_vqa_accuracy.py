@@ -1,0 +1,128 @@
+"""VQA answers against recordings of the official evaluation code, and brute force."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+
+from mplug_jax.metrics import vqa_accuracy as va
+from tests.support import paths
+
+GOLDEN = json.loads((paths.GOLDEN / "vqa_eval.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["normalisation"], ids=lambda case: repr(case["input"]))
+def test_normalisation_stages(case):
+  assert va.strip_punctuation(case["stripped"]) == case["processPunctuation"]
+  assert va.normalise_words(case["input"]) == case["processDigitArticle_of_raw"]
+  assert va.normalise(case["input"]) == case["full"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["sets"], ids=lambda case: case["result"].strip())
+def test_answer_sets(case):
+  assert va.reference_answers(case["answers"]) == case["answers_after"]
+  accuracy = va.vqa_accuracy(case["result"], case["answers"], case["answer_ids"])
+  assert round(100 * accuracy, 2) == case["accuracy"] == case["evalQA"]
+
+
+def test_batch_and_groups():
+  batch = GOLDEN["batch"]
+  scores = {
+    i: va.vqa_accuracy(batch["results"][i]["answer"], [a["answer"] for a in q["answers"]])
+    for i, q in batch["questions"].items()
+  }
+  assert {i: round(100 * s, 2) for i, s in scores.items()} == batch["evalQA"]
+  assert round(100 * np.mean(list(scores.values())), 2) == batch["accuracy"]["overall"]
+  for kind, expected in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
+    groups = {i: q[kind] for i, q in batch["questions"].items()}
+    means = va.mean_by_group(scores, groups)
+    assert {k: round(100 * v, 2) for k, v in means.items()} == batch["accuracy"][expected]
+  with pytest.raises(ValueError, match="'3' has no group"):
+    va.mean_by_group(scores, {"0": "a", "1": "a", "2": "a"})
+
+
+def test_soft_labels():
+  golden = GOLDEN["cal_metric"]
+  label = {row["question_id"]: row["label"] for row in golden["labels"]}
+  scores = [va.soft_label_score(r["answer"], label[r["question_id"]]) for r in golden["results"]]
+  assert np.mean(scores) == pytest.approx(golden["score"], abs=1e-12)
+
+
+@pytest.mark.parametrize("answer_ids", [True, False])
+def test_accuracy_is_the_mean_over_left_out_annotators(answer_ids):
+  rng = random.Random(0)
+  for _ in range(300):
+    answers = rng.choices(["red", "blue", "Red.", "2"], k=rng.randint(1, 12))
+    prediction = rng.choice(["red", "Blue", "two", "green"])
+    records = [
+      {"answer": a} | ({"id": i} if answer_ids else {})
+      for i, a in enumerate(va.reference_answers(answers))
+    ]
+    per_annotator = []
+    for record in records:
+      others = [r for r in records if r != record]
+      n = sum(r["answer"] == va.normalise(prediction) for r in others)
+      per_annotator.append(min(1, n / 3))
+    expected = sum(per_annotator) / len(per_annotator)
+    assert va.vqa_accuracy(prediction, answers, answer_ids) == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_contraction_loses_one_apostrophe():
+  wrong_way_round = {"somebody'd": "somebodyd"}
+  for short, full in va._CONTRACTIONS.items():
+    assert va.normalise(short) == full
+    if wrong_way_round.get(short) != full:
+      assert len(short) == len(full) - 1 and short.replace("'", "") == full.replace("'", "")
+  assert len(va._CONTRACTIONS) == 114  # the official table without its 4 "I..." keys and 2 no-ops
+
+
+def test_no_answers_is_an_error():
+  with pytest.raises(ValueError, match="annotators' answers is empty"):
+    va.vqa_accuracy("yes", [])
+
+
+@pytest.mark.parametrize(
+  "prediction, truth, equal",
+  [
+    ("yes", "yes", True),
+    ("Yes", " yes ", True),
+    ("10 : 30", "10:30", True),
+    ("t - shirt", "T-shirt", True),
+    ("hot  dog", "hot dog", True),
+    ("", "yes", False),
+    ("hotdog", "hot dog", False),
+    ("two", "2", False),
+    ("a cat", "cat", False),
+    ("tshirt", "t-shirt", False),
+    ("1 2", "12", False),
+  ],
+)
+def test_exact_match(prediction, truth, equal):
+  assert va.exact_match(prediction, truth) is equal
+
+
+def test_results_file(tmp_path):
+  rows = va.results_rows(
+    [np.int64(30), "7", 4, 30, "q9", "007"], ["yes", "café", "2", "yes", "no", "x"]
+  )
+  assert rows == [
+    {"question_id": 4, "answer": "2"},
+    {"question_id": 7, "answer": "café"},
+    {"question_id": 30, "answer": "yes"},
+    {"question_id": "007", "answer": "x"},
+    {"question_id": "q9", "answer": "no"},
+  ]
+  path = tmp_path / "results.json"
+  path.write_text("old")
+  va.write_results(path, rows)
+  assert json.loads(path.read_text()) == rows
+  assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_results_refuse_contradictions():
+  with pytest.raises(ValueError, match="question 7 has two different answers, 'yes' and 'no'"):
+    va.results_rows([7, "7"], ["yes", "no"])
+  with pytest.raises(ValueError, match="2 question ids but 1 answers"):
+    va.results_rows([1, 2], ["yes"])

@@ -1,0 +1,370 @@
+"""Dropout, attention, layer norm and stacks of layers against plain arithmetic."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax.models import layers
+from mplug_jax.ops import attention, dropout
+
+
+def masks(keys, shape, rate):
+  return np.asarray(jax.jit(jax.vmap(lambda k: dropout.keep_mask(k, shape, rate)))(keys))
+
+
+def correlations(rows):
+  """Correlation of every pair of rows of bool[N, M] (M, the larger, samples): f64[N, N] without its diagonal."""
+  x = rows.astype(np.float64) - rows.mean()
+  c = x @ x.T / (rows.shape[1] * rows.var())
+  return c[~np.eye(len(c), dtype=bool)]
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_keep_mask_has_the_right_frequency_everywhere(rate):
+  mask = masks(jax.random.split(jax.random.key(0), 8), (64, 512), rate)
+  for axis in [(0, 1, 2), (0, 1), (0, 2), (1, 2)]:
+    count = np.prod([mask.shape[a] for a in axis])
+    z = (mask.mean(axis) - (1 - rate)) / np.sqrt(rate * (1 - rate) / count)
+    assert np.abs(z).max() < 5, (axis, np.abs(z).max())
+    if z.size > 50:  # neither more nor less even than chance
+      assert 0.7 < z.std() < 1.3, (axis, z.std())
+
+
+def test_keep_mask_is_independent_across_rows_columns_and_keys():
+  keys = jax.random.split(jax.random.key(1), 64)
+  mask = masks(keys, (64, 1024), 0.5)
+  for rows in (
+    mask[0],
+    mask[0, :, :256].reshape(16, -1),
+    mask[:, 3],
+    mask[:4].reshape(-1, 1024)[:, ::16].T,
+  ):
+    c = correlations(rows)
+    assert np.abs(c).max() < 5.5 / np.sqrt(rows.shape[1]), rows.shape
+  assert not np.array_equal(mask[0], mask[1])
+  close = masks(
+    jax.vmap(jax.random.key)(jnp.arange(64)), (16, 64), 0.5
+  )  # keys whose seeds differ by one
+  assert np.abs(correlations(close.reshape(64, -1))).max() < 5.5 / np.sqrt(1024)
+
+
+def test_keep_mask_of_more_axes_repeats_nothing():
+  mask = masks(jax.random.split(jax.random.key(2), 1), (3, 4, 5, 64), 0.5)[0].reshape(60, 64)
+  assert len({row.tobytes() for row in mask}) == 60
+
+
+def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
+  draw = jax.vmap(lambda key: layers.normal(0.02)(key, (64, 4096)))
+  x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
+  count = x.size
+  assert np.isfinite(x).all() and 4.5 < np.abs(x).max() < 6
+  for power, moment, variance in [
+    (1, 0, 1),
+    (2, 1, 2),
+    (3, 0, 15),
+    (4, 3, 96),
+  ]:  # of the standard normal
+    assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / count), power
+  for rows in (x[0], x[:, 0], x[:, :, :4096:8].transpose(2, 0, 1).reshape(512, -1)[:64]):
+    c = np.corrcoef(rows)
+    assert np.abs(c[~np.eye(len(c), dtype=bool)]).max() < 5.5 / math.sqrt(rows.shape[1])
+
+
+def test_keep_mask_does_not_depend_on_the_sharding():
+  shape, key = (8, 16, 24), jax.random.key(3)
+  plain = np.asarray(dropout.keep_mask(key, shape, 0.3))
+  mesh = jax.make_mesh((2, 4), ("a", "b"))
+  for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
+    assert len({str(s.index) for s in sharded.addressable_shards}) == 8 and np.array_equal(
+      sharded, plain
+    ), spec
+
+
+def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
+  x = jnp.linspace(1.0, 2.0, 200_000).reshape(400, 500)
+  out = np.asarray(dropout.dropout(x, 0.2, jax.random.key(0)))
+  kept = out != 0
+  np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.8, rtol=1e-6)
+  assert abs(out.mean() - 1.5) < 5 * 1.5 * np.sqrt(0.2 / 0.8 / x.size)
+  assert dropout.dropout(x, 0.2, None) is x and dropout.dropout(x, 0.0, jax.random.key(0)) is x
+
+
+class Probe(nn.Module):
+  """A layer that shows its two dropout masks."""
+
+  def setup(self):
+    self.first, self.second = layers.Dropout(0.5), layers.Dropout(0.5)
+
+  @nn.compact
+  def __call__(self, x):
+    nn.Dense(4, name="dense")(x)
+    return x, (self.first(x), self.second(x))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_scanned_layers_differ_at_initialisation_and_in_dropout(remat):
+  stack = layers.scan(Probe, 3, remat)()
+  x = jnp.ones((2, 128))
+  params = stack.init(jax.random.key(0), x)
+  kernels = params["params"]["dense"]["kernel"]
+  assert kernels.shape == (3, 128, 4) and len({k.tobytes() for k in np.asarray(kernels)}) == 3
+  _, seen = stack.apply(params, x, rngs={"dropout": jax.random.key(1)})
+  seen = np.concatenate([np.asarray(s) for s in seen]).reshape(6, -1)
+  assert set(np.unique(seen)) == {0.0, 2.0}
+  assert np.abs(correlations(seen > 0)).max() < 5 / np.sqrt(256)
+  _, seen = stack.apply(params, x)
+  assert all(np.array_equal(s, np.ones((3, 2, 128))) for s in seen)
+
+
+# ---- attention
+
+
+def reference_attention(q, k, v, mask=None, keep=None):
+  """Plain softmax attention in float64; `keep` multiplies the probabilities."""
+  scores = np.einsum("bhld,bhsd->bhls", q, k).astype(np.float64) / np.sqrt(q.shape[-1])
+  if mask is not None:
+    scores = np.where(mask, scores, -1e9)
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  return np.einsum("bhls,bhsd->bhld", p if keep is None else p * keep, v)
+
+
+@pytest.fixture(scope="module")
+def qkv():
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=(2, 3, length, 8)).astype(np.float32) * 2 for length in (5, 7, 7)]
+
+
+def mask_of(kind):
+  rng = np.random.default_rng(1)
+  if kind == "none":
+    return None
+  mask = rng.random({"keys": (2, 1, 1, 7), "full": (2, 3, 5, 7)}.get(kind, (2, 1, 5, 7))) < 0.6
+  mask[..., 0] = True
+  if kind == "empty row":
+    mask[1, :, 2] = False
+  return mask
+
+
+@pytest.mark.parametrize("kind", ["none", "keys", "full", "empty row"])
+def test_attention_equals_plain_softmax(qkv, kind):
+  mask = mask_of(kind)
+  out = np.asarray(jax.jit(attention.attention)(*qkv, mask))
+  np.testing.assert_allclose(out, reference_attention(*qkv, mask), atol=3e-6)
+  if kind == "empty row":
+    np.testing.assert_allclose(out[1, :, 2], qkv[2][1].mean(1), atol=1e-6)
+
+
+def test_attention_gradient_equals_autodiff_of_softmax(qkv):
+  mask = mask_of("empty row")
+  weights = np.random.default_rng(2).normal(size=(2, 3, 5, 8)).astype(np.float32)
+
+  def plain(q, k, v):
+    scores = jnp.where(mask, jnp.einsum("bhld,bhsd->bhls", q, k) / np.sqrt(8), -1e9)
+    return (jnp.einsum("bhls,bhsd->bhld", jax.nn.softmax(scores), v) * weights).sum()
+
+  ours = jax.jit(jax.grad(lambda *x: (attention.attention(*x, mask) * weights).sum(), (0, 1, 2)))(
+    *qkv
+  )
+  for a, b in zip(ours, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+  assert np.isfinite(ours[0]).all() and not np.any(
+    ours[0][1, :, 2]
+  )  # nothing to attend to: no gradient to the query
+
+
+def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
+  key, mask = jax.random.key(4), mask_of("full")
+  keep = np.asarray(dropout.keep_mask(key, (2, 3, 5, 7), 0.3)) / 0.7
+  out = jax.jit(lambda *x: attention.attention(*x, mask, 0.3, key))(*qkv)
+  np.testing.assert_allclose(out, reference_attention(*qkv, mask, keep), atol=3e-6)
+  keys = jax.random.split(key, 4096)
+  mean = jax.jit(
+    lambda *x: jax.vmap(lambda k: attention.attention(*x, mask, 0.3, k))(keys).mean(0)
+  )(*qkv)
+  np.testing.assert_allclose(mean, reference_attention(*qkv, mask), atol=0.1)
+
+
+def test_attention_scores_are_float32_whatever_the_inputs():
+  """Scores near 300 with differences of 0.5 are lost in bfloat16, whose spacing there is 2."""
+  q = jnp.full((1, 1, 1, 64), 8.0, jnp.bfloat16)
+  k = jnp.full((1, 1, 2, 64), 4.6875, jnp.bfloat16).at[0, 0, 1, 0].add(0.5)
+  v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, None, :, None]
+  out = attention.attention(q, k, v)
+  assert out.dtype == jnp.bfloat16
+  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
+
+
+def test_rows_that_share_keys_equal_repeated_keys():
+  """M = 2 rows of keys, R = 3 rows of queries each."""
+  rng = np.random.default_rng(3)
+  x, memory = (
+    rng.normal(size=(6, 4, 16)).astype(np.float32),
+    rng.normal(size=(2, 5, 12)).astype(np.float32),
+  )
+  mask = rng.random((2, 1, 1, 5)) < 0.7
+  module = layers.Attention(16, 2)
+
+  def attend(m, x, memory, mask):
+    return m.attend(x, *m.keys_values(memory), mask)
+
+  params = module.init(jax.random.key(0), x, memory, mask, method=attend)
+  apply = jax.jit(lambda *args: module.apply(params, *args, method=attend))
+  folded = apply(x, memory, mask)
+  np.testing.assert_allclose(folded, apply(x, memory.repeat(3, 0), mask.repeat(3, 0)), atol=1e-6)
+
+
+# ---- linear layers
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4, 5)])
+def test_dense_and_its_own_gradient_rule_equal_flax(shape, use_bias):
+  rng = np.random.default_rng(0)
+  x, weights = (
+    rng.normal(size=shape).astype(np.float32),
+    rng.normal(size=(*shape[:-1], 7)).astype(np.float32),
+  )
+  ours, theirs = layers.Dense(7, use_bias), nn.Dense(7, use_bias)
+  params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, theirs.init(jax.random.key(0), x)
+  )
+
+  def value_and_gradients(module):
+    return jax.jit(
+      jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1))
+    )(params, x)
+
+  for a, b in zip(
+    jax.tree.leaves(value_and_gradients(ours)),
+    jax.tree.leaves(value_and_gradients(theirs)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_in_bfloat16_keeps_float32_parameters():
+  x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+  params = layers.Dense(16).init(jax.random.key(0), x)
+
+  def loss(params, dtype):
+    out = layers.Dense(16, dtype=dtype).apply(params, x)
+    return jnp.square(out).sum(), out.dtype
+
+  (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
+  (low, dtype), gradient = jax.value_and_grad(loss, has_aux=True)(params, jnp.bfloat16)
+  assert dtype == jnp.bfloat16 and abs(low - plain) < 0.02 * plain
+  for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
+    assert a.dtype == jnp.float32 and np.abs(a - b).max() < 0.03 * np.abs(b).max()
+
+
+# ---- layer norm
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
+@pytest.mark.parametrize("scale,offset", [(1.0, 0.0), (1e-4, 0.0), (1.0, 1000.0)])
+def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
+  """Small inputs show the epsilon; a large offset shows a variance taken as a difference of squares."""
+  rng = np.random.default_rng(0)
+  x = (rng.normal(size=(4, 64)) * scale + offset).astype(np.float32)
+  params = {
+    "params": {
+      "scale": rng.normal(size=64).astype(np.float32),
+      "bias": rng.normal(size=64).astype(np.float32),
+    }
+  }
+  wide = x.astype(np.float64)
+  expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon)
+  expected = expected * params["params"]["scale"] + params["params"]["bias"]
+  out = jax.jit(layers.LayerNorm(epsilon).apply)(params, x)
+  np.testing.assert_allclose(out, expected, atol=1e-5 if not offset else 5e-4)
+  low = jax.jit(layers.LayerNorm(epsilon, jnp.bfloat16).apply)(params, x)
+  assert low.dtype == jnp.bfloat16
+  np.testing.assert_allclose(low, out, rtol=0.01, atol=0.01)
+
+
+def test_activations():
+  x = np.linspace(-6, 6, 101)
+  erf = np.vectorize(math.erf)
+  np.testing.assert_allclose(
+    layers.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6
+  )
+  np.testing.assert_allclose(
+    layers.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6
+  )
+
+
+class Wide(nn.Module):
+  """A layer that would keep 64 times its input for the backward pass."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x + nn.Dense(8)(jnp.sin(nn.Dense(512)(x))), None
+
+
+@pytest.mark.parametrize("depth", [4, 6])
+def test_remat_saves_memory(depth):
+  """Also in stacks that would be unrolled, where the compiler would find the recomputed values equal to the first ones."""
+  assert 4 <= layers.UNROLLED_DEPTH < 6
+  x = jnp.ones((256, 8))
+  needed = {}
+  for policy in ("none", "full"):
+    stack = layers.scan(Wide, depth, policy)()
+    params = jax.eval_shape(stack.init, jax.random.key(0), x)
+    compiled = (
+      jax.jit(jax.grad(lambda p, s=stack: jnp.square(s.apply(p, x)[0]).sum()))
+      .lower(params)
+      .compile()
+    )
+    needed[policy] = compiled.memory_analysis().temp_size_in_bytes
+  assert needed["full"] < 0.7 * needed["none"], needed
+
+
+def test_a_policy_may_keep_the_outputs_of_products():
+  """How many products each policy computes: of three with parameters in a layer, forward and two gradients of each, and recomputed."""
+
+  class Products(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = layers.Dense(16, name="a")(x)
+      x = layers.Dense(16, activation=layers.gelu, name="b")(layers.LayerNorm(1e-6)(x))
+      return layers.Dense(16, activation=layers.gelu, name="c")(x)
+
+  x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
+  for policy in ("none", "dots", "full"):
+    layer = layers.remat(Products, policy)()
+    params = layer.init(jax.random.key(0), x)
+    loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
+    counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+    gradients[policy] = jax.grad(loss)(params)
+  assert (
+    counts["none"] == counts["dots"] and counts["full"] == counts["none"] + 2
+  )  # nobody asks for the last output again
+  for policy in ("dots", "full"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+      gradients[policy],
+      gradients["none"],
+    )
+
+
+def test_remat_outside_a_loop_has_a_barrier():
+  layer = layers.remat(Wide, "full")()
+  params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((4, 8)))
+  lowered = jax.jit(jax.grad(lambda p: layer.apply(p, jnp.ones((4, 8)))[0].sum())).lower(params)
+  assert "optimization_barrier" in lowered.as_text()
+
+
+def test_unknown_remat_policy_lists_the_known():
+  with pytest.raises(ValueError, match="'some' is not one of none, full, dots"):
+    layers.remat(Probe, "some")

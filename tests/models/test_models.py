@@ -1,0 +1,444 @@
+"""The model: sharing of images among questions, fusion rules, incremental decoding, gradients, sizes."""
+
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax.config.presets import PRESETS
+from mplug_jax.models import bert, fusion
+from mplug_jax.models.mplug import MPlug, decoding_fns
+
+PAD = 3  # not 0 on purpose
+GEOMETRY = dict(
+  image_size=16,
+  patch_size=8,
+  vision_width=24,
+  vision_layers=2,
+  vision_heads=2,
+  vocab_size=23,
+  hidden_size=16,
+  heads=2,
+  mlp_dim=24,
+  max_positions=12,
+  text_layers=2,
+  fusion_layers=2,
+  stride=1,
+  decoder_layers=2,
+  pad_id=PAD,
+  embed_dim=8,
+)
+
+
+def random_params(model, forward, *args):
+  """Parameters of the modules that `forward` uses, all of them random: no bias is zero, no scale one."""
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, method=forward))["params"]
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    return jnp.asarray(rng.normal(size=leaf.shape) * 0.5 + (path[-1].key == "scale"), jnp.float32)
+
+  return jax.tree.map_with_path(draw, shapes)
+
+
+def apply(model, forward, **rngs):
+  return jax.jit(
+    lambda params, *args: model.apply({"params": params}, *args, method=forward, rngs=rngs)
+  )
+
+
+def fused(m, image, question):
+  mask = question != PAD
+  return m.fuse(m.encode_text(question, mask), mask, m.encode_image(image))
+
+
+def memory(m, image, question):
+  """image: [B, ...]; question: [B, Q, L] -> Memory of B * Q rows."""
+  flat = question.reshape(-1, question.shape[-1])
+  return m.memory(*fused(m, image, flat), flat != PAD)
+
+
+def answer(m, image, question, answers):
+  """answers: [B, Q, A, T] -> logits [B, Q, A, T, V]."""
+  flat = answers.reshape(-1, answers.shape[-1])
+  return m.decode(flat, flat != PAD, memory(m, image, question)).reshape(*answers.shape, -1)
+
+
+def texts(rng, *shape):
+  """Random ids, each text padded beyond a random length of at least 2."""
+  ids = rng.integers(4, 23, shape)
+  return np.where(
+    np.arange(shape[-1]) < rng.integers(2, shape[-1] + 1, shape[:-1])[..., None], ids, PAD
+  ).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+  """2 images, 3 questions about each, 3 answers to each."""
+  rng = np.random.default_rng(1)
+  return (
+    rng.normal(size=(2, 16, 16, 3)).astype(np.float32),
+    texts(rng, 2, 3, 5),
+    texts(rng, 2, 3, 3, 5),
+  )
+
+
+class Case:
+  def __init__(self, inputs, **changes):
+    self.model = MPlug(**GEOMETRY | changes)
+    self.params = random_params(self.model, answer, *inputs)
+    self.answer = apply(self.model, answer)
+
+
+@pytest.fixture(scope="module")
+def connected(inputs):
+  return Case(inputs)
+
+
+@pytest.fixture(scope="module")
+def asymmetric(inputs):
+  return Case(inputs, stride=2)  # no connected layer: the image keeps a row of its own
+
+
+@pytest.fixture(scope="module", params=["connected", "asymmetric"])
+def case(request):
+  return request.getfixturevalue(request.param)
+
+
+# ---- rows
+
+
+def test_questions_about_an_image_equal_separate_calls(case, inputs):
+  image, question, answers = inputs
+  together = case.answer(case.params, *inputs)
+  for q in range(3):
+    alone = case.answer(case.params, image, question[:, [q]], answers[:, [q]])
+    np.testing.assert_allclose(together[:, [q]], alone, atol=2e-5)
+  assert (
+    np.abs(together - case.answer(case.params, image[::-1], question, answers)).max() > 0.1
+  )  # the image matters
+
+
+def test_memory_repeats_the_segment_with_fewer_rows():
+  image, text = jnp.arange(2.0)[:, None, None] * jnp.ones((1, 4, 3)), jnp.ones((6, 5, 3))
+  mask = jnp.asarray(np.random.default_rng(0).random((6, 5)) < 0.5)
+  mixed = bert.Memory((image, text), (None, mask))
+  assert mixed.rows == 6
+  np.testing.assert_array_equal(mixed.repeat(image)[:, 0, 0], [0, 0, 0, 1, 1, 1])
+  assert mixed.repeat(text) is text
+  np.testing.assert_array_equal(
+    mixed.mask[:, 0, 0], np.concatenate([np.ones((6, 4), bool), mask], 1)
+  )
+  assert bert.Memory((image,), (None,)).mask is None
+
+
+def test_padding_changes_nothing(asymmetric, inputs):
+  """Longer padding of questions and answers leaves every logit of a real token."""
+  image, question, answers = inputs
+  wide = [
+    np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)], constant_values=PAD) for x in (question, answers)
+  ]
+  plain, padded = (
+    asymmetric.answer(asymmetric.params, *inputs),
+    asymmetric.answer(asymmetric.params, image, *wide),
+  )
+  np.testing.assert_allclose(
+    np.asarray(padded)[..., :5, :][answers != PAD], np.asarray(plain)[answers != PAD], atol=2e-5
+  )
+
+
+# ---- fusion
+
+
+@pytest.mark.parametrize(
+  "stride,released,paper",
+  [(1, (1, 2, 3, 4, 5), (1, 3, 5)), (2, (2, 4), (2, 5)), (3, (3,), (3,)), (6, (), ())],
+)
+def test_connected_layers_of_six(stride, released, paper):
+  assert fusion.connected_layers(6, stride, "released") == released
+  assert fusion.connected_layers(6, stride, "paper") == paper
+  with pytest.raises(ValueError, match="'other' is not one of released, paper"):
+    fusion.connected_layers(6, stride, "other")
+
+
+def streams(m, image, question):
+  """Image tokens before fusion; image and text after it."""
+  return m.encode_image(image), *fused(m, image, question)
+
+
+def test_rules_differ_by_the_residual_sum_of_the_image(connected, inputs):
+  """Two layers, stride 1: layer 1 is connected under both rules, with the same parameters."""
+  image, question = inputs[0], inputs[1].reshape(-1, 5)
+  paper = MPlug(**GEOMETRY, fusion="paper")
+  before, *ours = apply(connected.model, streams)(connected.params, image, question)
+  _, *theirs = apply(paper, streams)(connected.params, image, question)
+  np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
+  assert ours[0].shape == theirs[0].shape == (6, 5, 16)
+  np.testing.assert_allclose(ours[0] - theirs[0], np.repeat(before, 3, 0), atol=1e-5)
+
+
+def test_without_a_connected_layer_the_image_comes_back_unchanged(asymmetric, inputs):
+  before, image, text = apply(asymmetric.model, streams)(
+    asymmetric.params, inputs[0], inputs[1].reshape(-1, 5)
+  )
+  np.testing.assert_array_equal(image, before)
+  assert image.shape == (2, 5, 16) and text.shape == (6, 5, 16)
+
+
+def test_connected_layers_have_no_cross_attention(inputs):
+  for rule, connected in (("released", {1, 2}), ("paper", {1})):
+    model = MPlug(**GEOMETRY | dict(fusion=rule, fusion_layers=3))
+    stack = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), *inputs, method=answer))[
+      "params"
+    ]["fusion_encoder"]
+    assert {j for j in range(3) if "crossattention" not in stack[f"layer_{j}"]} == connected
+
+
+# ---- decoding
+
+
+def test_incremental_decoding_equals_teacher_forcing(case, inputs):
+  """3 beams per memory row, which change places after position 1."""
+  image, question, _ = inputs
+  rng = np.random.default_rng(5)
+  before, after = rng.integers(4, 23, (6, 3, 2)), rng.integers(4, 23, (6, 3, 3))
+  parents = rng.integers(0, 3, (6, 3)).astype(np.int32)
+  start = apply(case.model, lambda m, *x: m.init_cache(memory(m, *x), 3, 5))
+  cache = start(case.params, image, question)
+  assert cache["cross"][0][0].shape[0] == 6  # keys of the memory: never a copy per beam
+
+  @jax.jit
+  def step(params, cache, tokens, position):
+    return decoding_fns(case.model, params)[0](cache, tokens, position)
+
+  logits = []
+  for t in range(5):
+    tokens = jnp.asarray(before[..., t] if t < 2 else after[..., t - 2], jnp.int32)
+    out, cache = step(case.params, cache, tokens, jnp.int32(t))
+    logits.append(out)
+    if t == 1:
+      cache = decoding_fns(case.model, None)[1](cache, parents)
+  whole = np.concatenate([np.take_along_axis(before, parents[..., None], 1), after], -1)
+  expected = case.answer(
+    case.params, image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)
+  ).reshape(6, 3, 5, 23)
+  np.testing.assert_allclose(np.stack(logits[2:], 2), expected[:, :, 2:], atol=1e-5)
+  rest = np.full((6, 3, 3), 5, np.int32)
+  first = case.answer(
+    case.params,
+    image,
+    question,
+    np.concatenate([before, rest], -1).reshape(2, 3, 3, 5).astype(np.int32),
+  )
+  np.testing.assert_allclose(
+    np.stack(logits[:2], 2), first.reshape(6, 3, 5, 23)[:, :, :2], atol=1e-5
+  )
+
+
+def test_a_token_sees_none_after_it(asymmetric, inputs):
+  image, question, _ = inputs
+  ids = np.random.default_rng(6).integers(4, 23, (2, 3, 3, 5)).astype(np.int32)
+  plain = asymmetric.answer(asymmetric.params, image, question, ids)
+  others = ids.copy()  # the first call may still be reading
+  others[..., 2] = (ids[..., 2] - 3) % 19 + 4
+  changed = asymmetric.answer(asymmetric.params, image, question, others)
+  np.testing.assert_allclose(changed[..., :2, :], plain[..., :2, :], atol=1e-6)
+  assert np.abs(changed[..., 2:, :] - plain[..., 2:, :]).max() > 0.1
+
+
+# ---- gradients and numerics
+
+
+def test_pad_look_up_passes_no_gradient_but_the_tied_head_does():
+  def loss(params, question, ids):
+    text = model.apply(
+      {"params": params}, question, jnp.ones(question.shape, bool), method=MPlug.encode_text
+    )  # pads are read
+    logits = model.apply(
+      {"params": params}, ids, ids != PAD, model.memory(text), method=MPlug.decode
+    )
+    return jnp.square(text).sum() + jnp.square(logits).sum()
+
+  def both(m, question, ids):
+    m.decode(ids, ids != PAD, m.memory(m.encode_text(question, question != PAD)))
+
+  model = MPlug(**GEOMETRY | dict(text_layers=1, decoder_layers=1))
+  question, ids = np.asarray([[4, 5, PAD, PAD]], np.int32), np.asarray([[7, 8, PAD]], np.int32)
+  gradient = jax.jit(jax.grad(loss))(random_params(model, both, question, ids), question, ids)
+  encoder, decoder = (
+    np.asarray(gradient[part]["embeddings"]["word"]["embedding"])
+    for part in ("text_encoder", "text_decoder")
+  )
+  assert np.flatnonzero(encoder.any(1)).tolist() == [4, 5]
+  assert decoder.any(1).all()  # every word, the pad too, is an output
+
+
+def understand(m, image, question):
+  """Image tokens [B, N, D] as they are, text [B, L] -> fused text, of scanned and of unrolled layers."""
+  mask = question != PAD
+  return m.fuse(m.encode_text(question, mask), mask, image)[1]
+
+
+def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
+  geometry = GEOMETRY | dict(text_layers=1, fusion_layers=1)
+  args = np.random.default_rng(0).normal(size=(2, 4, 16)).astype(np.float32), inputs[1][:, 0]
+  params = random_params(MPlug(**geometry), understand, *args)
+
+  def forward(params, key=None, **changes):
+    rngs = None if key is None else {"dropout": key}
+    return MPlug(**geometry | changes).apply(
+      {"params": params}, *args, method=understand, rngs=rngs
+    )
+
+  results, recomputed = {}, {}
+  for policy in ("none", "full", "dots"):
+
+    def loss(params, policy=policy):
+      return jnp.sin(forward(params, jax.random.key(8), remat=policy)).sum()
+
+    traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+    recomputed[policy] = len(
+      re.findall("checkpoint|remat", str(traced.jaxpr))
+    )  # attention's own are in all three
+    assert (recomputed[policy] > recomputed["none"]) == (policy != "none")
+    results[policy] = traced.lower().compile()(params)
+  plain, gradient = results.pop("none")
+  for value, other in results.values():
+    assert abs(value - plain) < 1e-5
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())),
+      other,
+      gradient,
+    )
+
+  forward = jax.jit(forward, static_argnames=("dropout", "attention_dropout"))
+  still = forward(params)
+  np.testing.assert_array_equal(still, forward(params, dropout=0.0, attention_dropout=0.0))
+  loud = [forward(params, jax.random.key(k)) for k in (0, 1)]
+  assert np.abs(loud[0] - still).max() > 0.1 and np.abs(loud[0] - loud[1]).max() > 0.1
+
+
+def test_bfloat16_is_close_to_float32(asymmetric, inputs):
+  low = MPlug(**GEOMETRY | dict(stride=2), dtype=jnp.bfloat16)
+  plain, rounded = (
+    asymmetric.answer(asymmetric.params, *inputs),
+    apply(low, answer)(asymmetric.params, *inputs),
+  )
+  assert rounded.dtype == jnp.float32
+  assert (
+    jax.eval_shape(apply(low, MPlug.encode_image), asymmetric.params, inputs[0]).dtype
+    == jnp.bfloat16
+  )
+  error = np.abs(rounded - plain)
+  assert 0 < error.max() < 0.1 * np.abs(plain).max() and error.mean() < 0.01 * np.abs(plain).max()
+  params = jax.eval_shape(lambda: low.init(jax.random.key(0), *inputs, method=answer))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+# ---- shapes that do not fit
+
+
+def test_images_and_texts_of_the_wrong_size_are_refused(connected, inputs):
+  image, question, answers = inputs
+  with pytest.raises(
+    ValueError, match=r"\(16, 16, 3\) and got \(24, 24, 3\); set config.model.image_size"
+  ):
+    connected.model.apply(
+      {"params": connected.params}, np.zeros((1, 24, 24, 3)), method=MPlug.encode_image
+    )
+  larger = MPlug(**GEOMETRY | dict(image_size=32))
+  with pytest.raises(flax.errors.ScopeParamShapeError, match="position_embedding"):
+    larger.apply({"params": connected.params}, np.zeros((1, 32, 32, 3)), method=MPlug.encode_image)
+  with pytest.raises(ValueError, match="image_size=20 is not a multiple of the patch size 8"):
+    MPlug(**GEOMETRY | dict(image_size=20)).init(
+      jax.random.key(0), np.zeros((1, 20, 20, 3)), method=MPlug.encode_image
+    )
+  for method, *args in (
+    (answer, image, np.full((2, 1, 13), 5), answers[:, :1]),
+    (answer, image, question, np.full((2, 3, 1, 13), 5)),
+    (lambda m, *x: m.init_cache(memory(m, *x), 1, 13), image, question),
+  ):
+    with pytest.raises(
+      ValueError, match="Texts of 13 tokens do not fit config.model.max_positions=12"
+    ):
+      jax.eval_shape(apply(connected.model, method), connected.params, *args)
+
+
+# ---- heads and parameters
+
+
+def heads(m, image, text):
+  return (
+    *m.contrastive_features(image, text),
+    m.match_logits(text),
+    m.mlm_logits(text),
+    m.class_logits(text[:, 0]),
+  )
+
+
+def test_heads():
+  model, tokens = (
+    MPlug(**GEOMETRY, classes=3),
+    np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32),
+  )
+  params = random_params(model, heads, tokens, tokens)
+  assert set(params) == {"vision_proj", "text_proj", "itm_head", "cls_head", "fusion_encoder"}
+  assert list(params["fusion_encoder"]) == ["mlm_head"]
+  run = apply(model, heads)
+  out = run(params, tokens, tokens)
+  assert [x.shape for x in out] == [(2, 8), (2, 8), (2, 2), (2, 5, 23), (2, 3)] and {
+    x.dtype.name for x in out
+  } == {"float32"}
+  for x in out[:2]:
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1.0, atol=1e-6)
+  assert all(
+    np.isfinite(x).all() for x in run(jax.tree.map(jnp.zeros_like, params), tokens, tokens)
+  )
+  assert model.bind({"params": params}).contrastive_features(tokens, None)[1] is None
+  temperature = model.init(jax.random.key(0), method=MPlug.contrastive_temperature)["params"]
+  assert abs(float(temperature.pop("temp")["value"]) - 0.07) < 1e-7 and not temperature
+
+
+def test_parameters_appear_only_for_what_is_used(connected, inputs):
+  assert set(connected.params) == {
+    "visual_encoder",
+    "visn_fc",
+    "visn_layer_norm",
+    "text_encoder",
+    "fusion_encoder",
+    "text_decoder",
+  }
+  assert set(connected.params["fusion_encoder"]) == {"layer_0", "layer_1"}
+
+  def caption(m, image, ids):
+    return m.decode(ids, ids != PAD, m.memory(m.encode_image(image)))
+
+  same_width = MPlug(**GEOMETRY | dict(vision_width=16))
+  params = jax.eval_shape(
+    lambda: same_width.init(jax.random.key(0), inputs[0], inputs[1][:, 0], method=caption)
+  )["params"]
+  assert set(params) == {"visual_encoder", "text_decoder"}
+
+
+@pytest.mark.parametrize(
+  "size,image_size,count",
+  [
+    # What the official VQA forward passes use, with the position tables of base at 384 and large at 336 pixels.
+    ("base", 384, 344_683_578),
+    ("large", 336, 565_252_410),
+    # Never released, published as 1.1 billion with the parts that VQA does not use (CLIP's text tower alone is 0.12).
+    ("huge", 336, 972_804_922),
+  ],
+)
+def test_number_of_parameters(size, image_size, count):
+  geometry = PRESETS[size]
+  assert geometry["image_size"] == image_size
+  model = MPlug(**geometry, pad_id=0)
+  image, ids = jnp.zeros((1, image_size, image_size, 3)), jnp.ones((1, 1, 4), jnp.int32)
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), image, ids, ids[None], method=answer)
+  )["params"]
+  assert sum(x.size for x in jax.tree.leaves(params)) == count

@@ -1,0 +1,447 @@
+"""Compilation for TPUs that are not there: what a program's text tells, slices, plans, and one real compilation."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mplug_jax import config as config_lib
+from mplug_jax.flops import hardware
+from mplug_jax.performance.tpu import compile as compiler
+from mplug_jax.performance.tpu import hlo, plan, report, topology
+from tests.support import tiny_run
+
+# Products of two batches of matrices as a TPU computes them: batch dimensions are spatial ones, in which every output meets one input.
+CONVOLUTIONS = (
+  """HloModule m
+ENTRY %main.1 (a.1: bf16[16,12,80,64], b.1: bf16[16,12,577,64], c.1: bf16[16,576,768], d.1: f32[768,3072,1]) -> f32[16,12,80,577] {
+  %a.1 = bf16[16,12,80,64]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %b.1 = bf16[16,12,577,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %scores.1 = f32[16,12,80,577]{3,2,1,0:T(8,128)} convolution(%a.1, %b.1), """
+  + ("window={size=16x12 stride=15x11 lhs_dilate=16x12}, dim_labels=01bf_01oi->01bf")
+  + """
+  ROOT %copy.1 = f32[16,12,80,577]{3,2,1,0:T(8,128)} copy(%scores.1)
+}
+"""
+)
+
+
+# A turn of a loop as a TPU has it: the slice of stacked weights and its conversion are a fusion inside the product's; the second result is
+# written into a stack. Layout S(1): the chip's own memory.
+NESTED = """HloModule m
+%slice.1 (p.0: f32[24,64,128], p.1: s32[]) -> bf16[64,128] {
+  %p.0 = f32[24,64,128]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %cut.1 = f32[1,64,128]{2,1,0} dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}
+  %convert.1 = bf16[1,64,128]{2,1,0} convert(%cut.1)
+  ROOT %bitcast.1 = bf16[64,128]{1,0} bitcast(%convert.1)
+}
+%cast.1 (p.2: bf16[32,64]) -> bf16[32,64] {
+  %p.2 = bf16[32,64]{1,0} parameter(0)
+  ROOT %bitcast.2 = bf16[32,64]{1,0} bitcast(%p.2)
+}
+%product.1 (p.3: bf16[32,64], p.4: f32[24,64,128], p.5: s32[], p.6: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
+  %p.3 = bf16[32,64]{1,0} parameter(0)
+  %p.4 = f32[24,64,128]{2,1,0} parameter(1)
+  %p.5 = s32[] parameter(2)
+  %p.6 = bf16[24,32,128]{2,1,0} parameter(3)
+  %zero.2 = s32[] constant(0)
+  %left.1 = bf16[32,64]{1,0} fusion(%p.3), kind=kLoop, calls=%cast.1
+  %right.1 = bf16[64,128]{1,0} fusion(%p.4, %p.5), kind=kLoop, calls=%slice.1
+  %convolution.1 = bf16[32,128]{1,0} convolution(%left.1, %right.1), dim_labels=bf_io->bf
+  %bitcast.3 = bf16[1,32,128]{2,1,0} bitcast(%convolution.1)
+  %update.1 = bf16[24,32,128]{2,1,0} dynamic-update-slice(%p.6, %bitcast.3, %p.5, %zero.2, %zero.2)
+  ROOT %both.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) tuple(%convolution.1, %update.1)
+}
+ENTRY %main.1 (a.1: bf16[32,64], b.1: f32[24,64,128], c.1: s32[], d.1: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
+  %a.1 = bf16[32,64]{1,0} parameter(0)
+  %b.1 = f32[24,64,128]{2,1,0} parameter(1)
+  %c.1 = s32[]{S(6)} parameter(2)
+  %d.1 = bf16[24,32,128]{2,1,0} parameter(3)
+  ROOT %out.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) fusion(%a.1, %b.1, %c.1, %d.1), kind=kOutput, calls=%product.1
+}
+"""
+
+
+def test_of_a_stack_a_turn_reads_and_writes_a_slice():
+  found = hlo.cost(NESTED)
+  assert found.flops == 2 * 32 * 64 * 128
+  assert (
+    found.traffic == 2 * 32 * 64 + 4 * 64 * 128 + 2 * 2 * 32 * 128
+  )  # input, a layer's weights; the result, and its copy in the stack
+  whole = NESTED.replace(
+    "dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}", "negate(%p.0)"
+  )
+  assert (
+    hlo.cost(whole).traffic == found.traffic + 23 * 4 * 64 * 128
+  )  # what is not a slice is read whole
+  own = NESTED.replace("ROOT %out.1 = (bf16[32,128]{1,0}", "ROOT %out.1 = (bf16[32,128]{1,0:S(1)}")
+  assert hlo.cost(own).traffic == found.traffic - 2 * 32 * 128
+
+
+def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
+  """Against what the program was made of: 5 turns of a product whose inner dimension is split over 8 devices, and one more."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("x",))
+
+  @jax.jit
+  def f(x, w):
+    def turn(x, _):
+      return jax.lax.with_sharding_constraint(
+        jnp.tanh(x @ w), NamedSharding(mesh, P(None, "x"))
+      ), ()
+
+    x, _ = jax.lax.scan(turn, x, length=5)
+    return x @ w
+
+  x = jax.ShapeDtypeStruct((32, 256), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
+  w = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=NamedSharding(mesh, P("x", None)))
+  found = hlo.cost(f.lower(x, w).compile().as_text())
+  assert found.flops == 6 * 2 * 32 * 256 * 256 / 8
+  # Whatever kind the partitioner chose, 32 x 256 numbers meet in each of the six products.
+  assert sum(count for count, _, _ in found.collectives.values()) >= 6
+  assert sum(size for _, size, _ in found.collectives.values()) >= 6 * 32 * 256 * 4
+  assert all(0 < sent <= 2 * size for _, size, sent in found.collectives.values())
+  assert found.traffic > 6 * 4 * 256 * 256 / 8  # the weights are read every time
+
+
+def test_products_that_a_tpu_writes_as_convolutions():
+  found = hlo.cost(CONVOLUTIONS)
+  assert found.flops == 2 * 16 * 12 * 80 * 577 * 64 and found.collectives == {}
+  first, scores = 2 * 16 * 12 * 80 * 64, 4 * 16 * 12 * 80 * 577
+  assert (
+    found.traffic == first + scores + 2 * scores
+  )  # the second operand is in the chip's own memory
+  with pytest.raises(ValueError, match="no ENTRY"):
+    hlo.cost("HloModule m\n")
+
+
+ASYNCHRONOUS = """
+ENTRY %main (p.0: bf16[768,768]) -> bf16[192,768] {
+  %p.0 = bf16[768,768]{1,0:T(8,128)(2,1)} parameter(0)
+  %s.1 = ((bf16[768,768]{1,0:T(8,128)}), bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p.0), slice={[0:192], [0:768]}
+  %d.1 = bf16[192,768]{1,0:T(8,128)(2,1)S(1)} slice-done(%s.1)
+  %c.1 = (bf16[192,768]{1,0}, bf16[192,768]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%d.1)
+  %e.1 = bf16[192,768]{1,0} copy-done(%c.1)
+  ROOT %k.1 = bf16[192,768]{1,0:S(1)} custom-call(%e.1), custom_call_target="k", backend_config={"cost_estimate":{"flops":"12345"}}
+}
+"""
+
+
+def test_what_is_fetched_ahead_is_read_once_and_a_kernel_says_what_it_computes():
+  found, part = hlo.cost(ASYNCHRONOUS), 2 * 192 * 768
+  assert (
+    found.traffic == part + part + part
+  )  # the slice is read, the copy written, and the kernel reads it
+  away = ASYNCHRONOUS.replace(
+    "bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32", "bf16[192,768]{1,0:T(8,128)(2,1)}, s32"
+  )
+  assert hlo.cost(away).traffic == found.traffic + part
+  assert found.flops == 12345
+
+
+def test_pairs_of_outputs_and_kernel_positions_are_those_counted_one_by_one():
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    inputs, kernel, outputs = (int(n) for n in rng.integers(1, 9, 3))
+    stride, dilation, spread, low = (int(n) for n in rng.integers((1, 1, 1, -3), (5, 7, 3, 9)))
+    positions = [o * stride + k * spread - low for k in range(kernel) for o in range(outputs)]
+    expected = sum(p >= 0 and p % dilation == 0 and p // dilation < inputs for p in positions)
+    window = {
+      "stride": f"{stride}",
+      "lhs_dilate": f"{dilation}",
+      "rhs_dilate": f"{spread}",
+      "pad": f"{low}_0",
+    }
+    assert hlo._pairs(inputs, kernel, outputs, window, 0) == expected
+  # A batch as a dimension of the window: every output meets one kernel position.
+  assert hlo._pairs(16384, 16384, 16384, {"stride": "16383", "lhs_dilate": "16384"}, 0) == 16384
+
+
+def test_what_the_compiler_says_of_too_much_memory():
+  found = compiler._too_large(
+    "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 45.59G of 15.75G hbm. Exceeded"
+  )
+  assert (found.needed, found.limit) == (45.59 * 2**30, 15.75 * 2**30)
+  found = compiler._too_large(
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.65T) exceeds "
+    "available HBM (15.75G)."
+  )
+  assert (found.needed, found.limit) == (1.65 * 2**40, 15.75 * 2**30)
+  assert compiler._too_large("something else") is None
+
+
+@pytest.mark.parametrize(
+  "text,kind,expected",
+  [
+    (
+      "%r = f32[64]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add",
+      "all-reduce",
+      (1, 256, 2 * 256 * 3 / 4),
+    ),
+    (
+      "%r = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}",
+      "all-gather",
+      (1, 256, 256 * 3 / 4),
+    ),
+    (
+      "%r = (f32[64]{0}, f32[256]{0}) all-gather-start(%p), replica_groups=[1,4]<=[4], dimensions={0}",
+      "all-gather",
+      (1, 1024, 768),
+    ),
+    (
+      "%r = f32[64]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}",
+      "collective-permute",
+      (1, 256, 256),
+    ),
+  ],
+)
+def test_bytes_that_a_device_sends(text, kind, expected):
+  module = (
+    f"ENTRY %main (p: f32[64]) -> f32[64] {{\n  %p = f32[64]{{0}} parameter(0)\n  ROOT {text}\n}}\n"
+  )
+  assert hlo.cost(module).collectives == {kind: expected}
+
+
+def test_names_of_slices_and_chips():
+  for name, message in (
+    ("v5e", "is not CHIP:SHAPE, such as v5e:1x1"),
+    ("v9:2x2", "'v9' is unknown; there are v4, v5e"),
+    ("v5e:4", "is not CHIP:SHAPE"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      topology.slice_of(name)
+  assert [hardware.chip(name).memory / 2**30 for name in ("v4", "v5e", "v5p", "v6e", "tpu7x")] == [
+    32,
+    16,
+    95,
+    32,
+    192,
+  ]
+  assert (
+    hardware.chip("v5e").flops == 197e12 == hardware.peak_flops("TPU v5 lite")
+    and hardware.peak_flops("cpu") is None
+  )
+  assert all(
+    chip.source and chip.links < chip.bandwidth < chip.flops for chip in hardware.CHIPS.values()
+  )
+
+
+def place(count=8):
+  return topology.Slice("v5e:2x4", jax.devices()[:count], count, hardware.chip("v5e"))
+
+
+def config(name="pretrain", **changes):
+  c = config_lib.sibling(str(tiny_run.ROOT / "configs/x.py"), name).get_config("tiny").unlock()
+  c.update_from_flattened_dict({"model.image_size": 32, "data.size": 48, "batch_size": 8} | changes)
+  return c.lock()
+
+
+def found(seconds=1.0):
+  return compiler.Report(
+    1e9,
+    2e9,
+    3e9,
+    4e12,
+    3e12,
+    5e9,
+    {"all-reduce": (2.0, 1e6, 2e6)},
+    {"compute": seconds, "memory": 0.5},
+    9.0,
+  )
+
+
+def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
+  """The compiler is played: 16 GiB are needed until everything is recomputed and parameters are split."""
+  asked = []
+
+  def compile_for(c, place, name, effort):
+    asked.append((c.model.remat, c.mesh.fsdp, c.optim.microbatches))
+    if asked[-1][:2] != ("full", 8):
+      raise compiler.DoesNotFit(16 * 2**30, 15.75 * 2**30)
+    return found()
+
+  monkeypatch.setattr(compiler, "compile_for", compile_for)
+  monkeypatch.setattr(topology, "slice_of", lambda name: place())
+  said = []
+  status = report.run(
+    config("vqa"), "v5e:2x4", "train", "low", False, 6, lambda lines, row: said.append((lines, row))
+  )
+  assert status == 3 and asked == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("full", 8, 1)]
+  assert (
+    "needs 16.00 GiB of HBM where 15.75 GiB can be used: 0.25 GiB too much" in said[0][0][0]
+    and said[0][1]["fits"] is False
+  )
+  assert (
+    said[1][0][0]
+    == "this fits: --config.model.remat=full --config.mesh.data=-1 --config.mesh.fsdp=8"
+  )
+  assert (
+    said[1][0][-1].endswith("compute bounds it, MFU at most 2%")
+    and said[1][1]["peak_gib"] == 3e9 / 2**30
+  )
+  slow = found(seconds=0.1)  # by memory: another program may move less
+  assert (
+    "--effort=full compiles one" in report.lines(slow, config("vqa"), place(), "train", "low")[-1]
+  )
+  assert report.lines(slow, config("vqa"), place(), "train", "full")[-1].endswith(
+    "memory bounds it, MFU at most 3%"
+  )
+  asked.clear()
+  report.run(
+    config("vqa"), "v5e:2x4", "train", "low", False, 1, lambda lines, row: said.append((lines, row))
+  )
+  assert len(asked) == 2 and said[-1][0][0].startswith("nothing tried fits (of --max_compiles=1)")
+
+
+def test_a_plan_tries_the_most_promising_and_stops_when_nothing_can_be_better(monkeypatch):
+  c = config("vqa", batch_size=64)
+  expected = plan.candidates(c, place())
+  assert expected == sorted(expected, key=lambda each: each.seconds) and all(
+    each.memory < place().chip.memory for each in expected
+  )
+  assert {
+    each.flags["mesh.data"] * each.flags["mesh.fsdp"] * each.flags["mesh.tensor"]
+    for each in expected
+  } == {8}
+  monkeypatch.setattr(plan, "candidates", lambda *args: expected)
+  tried = plan.search(c, place(), "low", 3, lambda flags: found(seconds=1e9))
+  assert [each for each, _ in tried] == expected[:3]
+  tried = plan.search(
+    c, place(), "low", 9, lambda flags: found(seconds=0.0)._replace(seconds={"compute": 0.0})
+  )
+  assert len(tried) == 1
+
+  def refused(flags):
+    raise compiler.DoesNotFit(17e9, 16e9)
+
+  assert [type(result) for _, result in plan.search(c, place(), "low", 2, refused)] == [
+    compiler.DoesNotFit
+  ] * 2
+
+
+_LOWERED = [
+  ("vqa", "generate"),
+  ("retrieval", "rerank"),
+  ("retrieval", "embed"),
+  ("nlvr2", "generate"),
+]
+_OTHERS = [
+  ("caption", "generate"),
+  ("grounding", "generate"),
+  *(
+    (name, "train")
+    for name in (
+      "pretrain",
+      "vqa",
+      "caption",
+      "caption_scst",
+      "retrieval",
+      "grounding",
+      "nlvr2",
+      "snli_ve",
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  "name,function", [*_LOWERED, *(pytest.param(*case, marks=pytest.mark.slow) for case in _OTHERS)]
+)
+def test_programs_of_every_kind_are_lowered_for_tpus(name, function):
+  """By jax.export, which needs no TPU compiler; sharded over 8 devices."""
+  c = config(name, **{"eval.batch_size": 8, "mesh.data": 4, "mesh.fsdp": 2})
+  built = compiler.build_for(c, jax.devices()[:8])
+  traced = compiler.trace(built, c, function)
+  assert "stablehlo" in traced.lower(lowering_platforms=("tpu",)).as_text()
+  with pytest.raises(
+    ValueError, match="--fn=nothing: the task has no such function; it has train, "
+  ):
+    compiler.function_of(built, "nothing")
+
+
+def test_the_command_says_what_is_wrong():
+  run = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "tools.compile_tpu",
+      f"--config={tiny_run.ROOT}/configs/vqa.py:tiny",
+      "--topology=v5x:2x2",
+    ],
+    capture_output=True,
+    text=True,
+    cwd=tiny_run.ROOT,
+  )
+  assert (
+    run.returncode == 1
+    and run.stderr.splitlines()[-1]
+    == "error: The chip 'v5x' is unknown; there are v4, v5e, v5p, v6e, tpu7x."
+  )
+
+
+def compile_tpu(tmp_path, *arguments):
+  """-> (exit status, what it printed, rows of --json)."""
+  rows = tmp_path / "rows.jsonl"
+  command = [
+    sys.executable,
+    "-m",
+    "tools.compile_tpu",
+    f"--config={tiny_run.ROOT}/configs/vqa.py:tiny",
+    f"--json={rows}",
+    *arguments,
+  ]
+  run = subprocess.run(
+    command,
+    capture_output=True,
+    text=True,
+    cwd=tiny_run.ROOT,
+    env=os.environ | topology.ENVIRONMENT,
+  )
+  assert run.returncode in (0, 3), run.stderr
+  return run.returncode, run.stdout, [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_real_compilation(tmp_path):
+  pytest.importorskip("libtpu")
+  status, _, (row,) = compile_tpu(tmp_path, "--topology=v5e:2x2")
+  assert (
+    status == 0
+    and row["fits"]
+    and 0.9 < row["tflop"] / row["model_tflop"] < 2
+    and row["collectives"]
+  )
+
+
+@pytest.mark.slow
+def test_a_real_program_that_does_not_fit_gets_a_change_that_does(tmp_path):
+  pytest.importorskip("libtpu")
+  status, said, (row, fixed) = compile_tpu(tmp_path, "--topology=v5e:1x1", "--batch=16384")
+  assert status == 3 and not row["fits"] and row["needed_gib"] > row["limit_gib"] == 15.75
+  assert (
+    fixed["fits"]
+    and fixed["peak_gib"] < 15.75
+    and "this fits: --config.model.remat=full --config.optim.microbatches=2" in said
+  )
+
+
+@pytest.mark.slow
+def test_a_real_plan(tmp_path):
+  pytest.importorskip("libtpu")
+  status, said, rows = compile_tpu(
+    tmp_path, "--topology=v5e:2x2", "--batch=4096", "--plan", "--max_compiles=2"
+  )
+  assert (
+    status == 0
+    and rows
+    and all("mesh.data" in row["flags"] for row in rows)
+    and "fastest that fits: --config.mesh.data=" in said
+  )

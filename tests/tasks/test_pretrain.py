@@ -1,0 +1,408 @@
+"""Pre-training: its examples, its four losses against separate passes, meshes, a run that resumes, and what it leaves for other tasks."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax import config as config_lib
+from mplug_jax import data
+from mplug_jax.checkpoints import manager
+from mplug_jax.data import pipeline
+from mplug_jax.data.examples import pretrain
+from mplug_jax.data.sources import mixture
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.evaluators import pretrain as evaluators
+from mplug_jax.losses import language_modeling
+from mplug_jax.parallel import rules
+from mplug_jax.tasks import retrieval
+from mplug_jax.training import loop, step
+from tests.support import retrieval_files, tiny_run
+
+
+def config(arg="tiny", name="pretrain", **changes):
+  c = config_lib.sibling(str(tiny_run.ROOT / "configs" / "x.py"), name).get_config(arg)
+  c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return c
+
+
+SMALL = dict(model__image_size=32, data__size=48, compilation_cache="")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL)
+  tokenizers.train_sentencepiece(
+    data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
+  )
+  return tokenizers.load(folder)
+
+
+def batch_of(c, tokenizer, rows=8):
+  batches = pipeline.train_batches(
+    data.get_source(c, "train"),
+    data.make_transform(c, tokenizer, train=True),
+    batch_size=rows,
+    seed=0,
+    threads=0,
+  )
+  out = {name: np.array(x) for name, x in next(batches).items()}
+  batches.close()
+  return out
+
+
+# ---- examples
+
+
+def test_masked_caption_prefix_and_target_are_parts_of_the_caption(tokenizer):
+  c = config(**SMALL, data__mask_probability=0.4)
+  batch = batch_of(c, tokenizer, 32)
+  pad, bos, eos = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
+  whole = lambda row: [i for i in row if i not in (pad, bos, eos)]  # noqa: E731
+  cuts = set()
+  for i in range(32):
+    caption = batch["caption"][i]
+    assert (
+      whole(batch["prefix"][i]) + whole(batch["target"][i]) == whole(caption)
+      and batch["prefix"][i, 0] == batch["target"][i, 0] == bos
+    )
+    assert np.count_nonzero(batch["target"][i] == eos) == 1 and whole(batch["target"][i])
+    hidden = batch["masked_label"][i] != pad
+    assert (batch["masked_label"][i][hidden] == caption[hidden]).all() and (
+      batch["masked"][i][~hidden] == caption[~hidden]
+    ).all()
+    cuts.add(len(whole(batch["prefix"][i])))
+  assert 0 in cuts and len(cuts) > 3
+  c.data.empty_prefix = 1.0
+  assert (batch_of(c, tokenizer, 32)["prefix"][:, 1] == pad).all()
+  c.data.empty_prefix = 0.2
+  assert (
+    (batch["masked"] == tokenizer.mask_id).sum() > 0.6 * (batch["masked_label"] != pad).sum() > 20
+  )
+  spec = loop.build(c, tokenizer).task.batch_spec(32)
+  assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+    name: (x.shape, np.dtype(x.dtype)) for name, x in spec.items()
+  }
+
+
+def test_words_encoded_one_by_one_are_the_caption(tokenizer):
+  """Else masks of whole words and the split would not lie between words."""
+  c = config(**SMALL)
+  transform, source = data.make_transform(c, tokenizer, train=True), data.get_source(c, "train")
+  for index in (0, 7, 100):
+    words = source[index]["caption"].split(" ")
+    assert [i for word in words for i in transform._pieces(word)] == tokenizer.encode(
+      source[index]["caption"]
+    )[1:]
+  empty = transform(0, source[0] | {"caption": ""}, np.random.default_rng(0))
+  assert (
+    empty["target"][:2].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
+    and (empty["masked_label"] == tokenizer.pad_id).all()
+  )
+  long = transform(0, source[0] | {"caption": "red " * 100}, np.random.default_rng(0))
+  assert (long["caption"] != tokenizer.pad_id).all() and tokenizer.eos_id in long["target"]
+
+
+def test_files_are_a_mixture_in_the_given_shares(tmp_path):
+  from PIL import Image
+
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  for name, count in (("coco", 2), ("vg", 4)):
+    rows = [
+      {"image": "a.png", "image_id": f"{name}{i // 2}", "caption": [f"{name} caption {i}"]}
+      for i in range(count)
+    ]
+    (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+  c = config(f"tiny,data=files,root={tmp_path}").unlock()
+  c.data.train_files = tuple(str(tmp_path / f"{name}.json") for name in ("coco", "vg"))
+  source = data.get_source(c, "train")
+  assert isinstance(source, mixture.Mixture) and [source[i]["id"] for i in range(len(source))] == [
+    0,
+    0,
+    2,
+    2,
+    3,
+    3,
+  ]
+  c.data.weights = (3, 1)
+  assert len(data.get_source(c, "train")) == 16
+  assert list(pretrain.texts(source)) == [f"coco caption {i}" for i in range(2)] + [
+    f"vg caption {i}" for i in range(4)
+  ]
+
+
+# ---- losses
+
+
+@pytest.fixture(scope="module", params=[1, 6], ids=["connected", "no connected layer"])
+def case(request, tokenizer):
+  """Built run, state with a teacher of its own, a batch with a corrupt row and two captions of one image."""
+  c = config(
+    **SMALL,
+    model__stride=request.param,
+    task__mlm_alpha=0.4,
+    task__negatives__greedy=True,
+    **{
+      f"model__{name}": 0.0 for name in ("dropout", "attention_dropout", "vision_attention_dropout")
+    },
+  )
+  built = loop.build(c, tokenizer)
+  state = built.init()
+  state = state.replace(step=jnp.int32(1), ema_params=jax.tree.map(lambda x: x * 1.1, state.params))
+  batch = batch_of(c, tokenizer)
+  batch["corrupt"][3], batch["id"][5] = True, batch["id"][4]
+  batch["prefix"][:2, 1:] = tokenizer.pad_id
+  return c, built, state, {name: jnp.asarray(x) for name, x in batch.items()}
+
+
+def test_the_losses_are_those_of_separate_passes(case, tokenizer):
+  c, built, state, batch = case
+  task, model, key = built.task, built.task.model, jax.random.key(0)
+  terms, metrics, extra = jax.jit(task.loss)(state.params, state, batch, key)
+  apart, _, extra_apart = jax.jit(lambda *args: retrieval.Task.loss(task, *args))(
+    state.params, state, batch, key
+  )
+  for name in ("itc", "itm"):
+    np.testing.assert_allclose(terms[name], apart[name], rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), extra, extra_apart)
+
+  def passes(m):
+    image = m.encode_image(retrieval.base.normalise(batch["image"]))
+    tokens = lambda ids: ids != tokenizer.pad_id  # noqa: E731
+    fused = {
+      name: m.fuse(m.encode_text(batch[name], tokens(batch[name])), tokens(batch[name]), image)
+      for name in ("masked", "prefix")
+    }
+    memory = m.memory(*fused["prefix"], tokens(batch["prefix"]))
+    decoded = [
+      m.decode(batch["target"], tokens(batch["target"]), read) for read in (memory, m.memory(image))
+    ]
+    alone = (
+      tokens(batch["prefix"]).sum(axis=1) == 1
+    )  # then the decoder reads what it reads in captioning
+    return m.mlm_logits(fused["masked"][1]), jnp.where(alone[:, None, None], *decoded[::-1])
+
+  masked, decoded = model.apply({"params": state.params}, method=passes)
+  teacher, _ = model.apply({"params": state.ema_params}, method=passes)
+  valid = np.arange(8) != 3
+  hidden = (np.asarray(batch["masked_label"]) != tokenizer.pad_id) & valid[:, None]
+  alpha = 0.4 * 1 / c.task.ramp_steps
+  mlm = (1 - alpha) * language_modeling.token_cross_entropy(
+    masked, batch["masked_label"]
+  ) - alpha * (jax.nn.softmax(teacher) * jax.nn.log_softmax(masked)).sum(-1)
+  np.testing.assert_allclose(terms["mlm"], np.asarray(mlm)[hidden].sum(), rtol=1e-4)
+  target = (np.asarray(batch["target"][:, 1:]) != tokenizer.pad_id) & valid[:, None]
+  next_token = language_modeling.token_cross_entropy(decoded[:, :-1], batch["target"][:, 1:])
+  np.testing.assert_allclose(terms["prefix_lm"], np.asarray(next_token)[target].sum(), rtol=1e-4)
+  weights = task.weights(batch, key)
+  assert {name: float(x) for name, x in weights.items()} == {
+    "itc": 7,
+    "itm": 7 + 2 * 7,
+    "mlm": hidden.sum(),
+    "prefix_lm": target.sum(),
+  }
+  assert all(
+    0 <= metrics[name][0] <= metrics[name][1]
+    for name in ("mlm_accuracy", "prefix_lm_accuracy", "itm_accuracy")
+  )
+
+
+@pytest.fixture(scope="module")
+def placed(tokenizer):
+  """Function mesh shape, microbatches, changes of the config -> (gradients, loss, extra after the step) of the same state and batch, noise
+  included, and dropout too unless changed."""
+  states = {}
+
+  def run(*shape, parts=1, **changes):
+    c = config(
+      **SMALL,
+      **{"model__initializer_range": 0.1, "task__mlm_alpha": 0.4, "task__negatives__group": 4}
+      | changes,
+    )
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+    batch = batch_of(c, tokenizer)
+    built = loop.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
+    with jax.set_mesh(built.mesh):
+      state = states.setdefault(str(changes), jax.device_get(built.init().replace(rng=()))).replace(
+        rng=jax.random.key(3)
+      )
+      state = jax.tree.map(
+        lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
+      )
+      gradients, loss, _, extra = jax.jit(step.make_gradients(built.task, parts))(
+        state, rules.put_batch(batch, built.mesh)
+      )
+      return tiny_run.flat(gradients), float(loss), tiny_run.flat(extra)
+
+  return run
+
+
+@pytest.mark.slow
+def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
+  gradients, loss, extra = placed(1, 1, 1)
+  assert not [
+    name
+    for name, g in gradients.items()
+    if np.abs(g).max() < 1e-6 and not name.endswith("key/bias")
+  ]
+  for shape in ((4, 2, 1), (2, 2, 2)):
+    ours, our_loss, our_extra = placed(*shape)
+    assert our_loss == pytest.approx(loss, rel=1e-5)
+    tiny_run.assert_gradients_equal(ours, gradients)
+    for name, x in our_extra.items():
+      np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queue", [True, False])
+def test_two_microbatches_equal_one(queue, placed):
+  """With a teacher of features and words; and with none, where both sides of every similarity learn."""
+  steady = {
+    f"model__{name}": 0.0 for name in ("dropout", "attention_dropout", "vision_attention_dropout")
+  }
+  changes = (
+    steady if queue else steady | {"task__queue": 0, "task__alpha": 0.0, "task__mlm_alpha": 0.0}
+  )
+  gradients, loss, extra = placed(1, 1, 1, **changes)
+  for shape in ((1, 1, 1), (2, 2, 1)):
+    ours, our_loss, our_extra = placed(*shape, parts=2, **changes)
+    assert our_loss == pytest.approx(loss, rel=1e-5) and our_extra.keys() == extra.keys()
+    tiny_run.assert_gradients_equal(ours, gradients, 1e-5)
+    for name, x in our_extra.items():
+      np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
+
+
+def test_eight_pairs_are_learnt_by_heart(tmp_path):
+  """All four losses go to the least they can be; then captions and images find each other, and hidden words and endings are told."""
+  folder = retrieval_files.write(tmp_path)
+  files = {
+    f"data__{name}": str(folder / f"coco_{split}.json")
+    for name, split in (("val_file", "val"), ("test_file", "test"))
+  }
+  c = retrieval_files.files_config(
+    folder,
+    "pretrain",
+    **files,
+    data__train_files=(str(folder / "coco_train.json"),),
+    data__mask_probability=0.5,
+    eval__limit=0,
+    model__initializer_range=0.1,
+    task__alpha=0.0,
+    task__rerank_k=4,
+    task__negatives__group=8,
+    ema__decay=0.9,
+    optim__schedule__name="constant",
+    optim__lr=3e-3,
+    optim__weight_decay=0.0,
+  )
+  tokenizer = retrieval_files.tokenizer(folder)
+  built, batch = (
+    retrieval_files.built(c, tokenizer, jax.devices()[:1]),
+    retrieval_files.first_batch(c, tokenizer),
+  )
+  evaluator = evaluators.Evaluator(c, tokenizer, str(tmp_path))
+  state, healthy, result = built.init(), jnp.bool_(True), {}
+  for _ in range(40):
+    for _ in range(25):
+      columns = np.concatenate([batch["id"], np.asarray(state.extra["idx_queue"])[0]])
+      state, metrics, health = built.train_step(state, batch, healthy)
+    seen = {name: float(total / count) for name, (total, count) in metrics.items()}
+    # The queue holds each image several times, and each of them is right.
+    seen["loss_itc"] -= np.log((batch["id"][:, None] == columns).sum(1)).mean()
+    if seen["loss_itc"] < 0.05 and all(
+      seen[f"loss_{name}"] < 0.01 for name in ("itm", "mlm", "prefix_lm")
+    ):
+      result = evaluator.run(
+        {name: functools.partial(fn, state.params) for name, fn in built.predict.items()}
+      )
+      if result["r_mean"] == 100:
+        break
+  assert seen["mlm_accuracy"] == seen["prefix_lm_accuracy"] == 1 and bool(health["ok"])
+  assert result.get("r_mean") == result["similarity_r_mean"] == 100, seen
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A finished tiny run of four updates."""
+  folder = tmp_path_factory.mktemp("run")
+  assert loop.train(config(**SMALL), folder) == 0
+  return folder
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
+  c = config(**SMALL, checkpoint__every=2)
+  real, calls = pipeline.train_batches, []
+
+  def short(*args, **options):
+    calls.append(options["start_step"])
+    for number, batch in enumerate(real(*args, **options)):
+      if options["start_step"] == 0 and number == 2:
+        raise OSError("the disk is gone")
+      yield batch
+
+  monkeypatch.setattr(loop.pipeline, "train_batches", short)
+  with pytest.raises(OSError, match="the disk is gone"):
+    loop.train(c, tmp_path)
+  assert loop.train(c, tmp_path) == 0 and calls == [0, 2]
+  ours, whole = (
+    tiny_run.flat(
+      {which: manager.load_arrays(folder, which) for which in ("params", "ema_params", "extra")}
+    )
+    for folder in (tmp_path, run)
+  )
+  assert ours.keys() == whole.keys() and any("image_queue" in name for name in ours)
+  for name, x in ours.items():
+    np.testing.assert_array_equal(x, whole[name], err_msg=name)
+  assert tiny_run.lines(tmp_path)[-1] == tiny_run.lines(run)[-1]
+
+
+@pytest.mark.slow
+def test_it_reports_zero_shot_retrieval(run):
+  result = json.loads((run / "result.json").read_text())
+  assert (
+    result["metric"] == "r_mean"
+    and 0 <= result["metrics"]["r_mean"] <= 100
+    and (run / "predictions.png").exists()
+  )
+  losses_seen = tiny_run.lines(run)[0]
+  assert {f"train/loss_{name}" for name in ("itc", "itm", "mlm", "prefix_lm")} <= losses_seen.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name, changes, metric",
+  [
+    ("vqa", {}, "accuracy"),
+    ("caption", {}, "CIDEr-D"),
+    ("retrieval", {}, "r_mean"),
+    ("video_qa", {}, "accuracy"),
+  ],
+)
+def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path):
+  c = config(
+    "tiny" if name == "video_qa" else "tiny,data=scenes", name, **SMALL, eval__limit=8, **changes
+  )
+  result = loop.evaluate(c, tmp_path, run)
+  assert np.isfinite(result[metric]) and (tmp_path / "predictions.json").exists()
+
+
+@pytest.mark.slow
+def test_it_starts_other_tasks_and_starts_from_two_checkpoints(run, tmp_path):
+  c = config(f"tiny,data=scenes,init={run}", "vqa", **SMALL, total_steps=1)
+  assert loop.train(c, tmp_path / "vqa") == 0
+  origins = json.loads((tmp_path / "vqa" / "init.json").read_text())
+  assert set(origins.values()) == {str(run)}
+
+
+def test_what_cannot_work_is_named(tmp_path):
+  with pytest.raises(ValueError, match="both clip=FOLDER and bert=FOLDER"):
+    config("base,clip=x")
+  with pytest.raises(ValueError, match="data='coco' is unknown; there are scenes, files, jsonl"):
+    config("base,data=coco")

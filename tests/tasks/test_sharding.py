@@ -1,0 +1,108 @@
+"""What the mesh does to every task: a rule for each parameter, and no device that gathers the image tokens of the whole batch."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mplug_jax import config as config_lib
+from mplug_jax import tasks
+from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
+from mplug_jax.flops import layers, traced
+from mplug_jax.parallel import rules
+from mplug_jax.training import loop
+from mplug_jax.training.build import build_model
+from tests.support import tiny_run
+
+TASKS = (
+  "pretrain",
+  "vqa",
+  "caption",
+  "caption_scst",
+  "retrieval",
+  "grounding",
+  "nlvr2",
+  "snli_ve",
+  "video_retrieval",
+)
+
+
+def config_of(task, arg):
+  return config_lib.load(str(tiny_run.ROOT / "configs" / f"{task}.py") + f":{arg}").unlock()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+  "size", ["tiny", *(pytest.param(s, marks=pytest.mark.slow) for s in ("base", "large", "huge"))]
+)
+def test_a_rule_matches_every_parameter(task, size, caplog, monkeypatch):
+  """The tiny model has every kind of parameter: its vision and text widths differ, and some of its fusion layers are connected.
+
+  At the published sizes every dimension divides over fsdp 4 and tensor 2 as well.
+  """
+  monkeypatch.setattr(rules, "_said", set())
+  c = config_of(
+    task, size if size == "tiny" else f"{size},res=336" + ",init=x" * (task == "caption_scst")
+  )
+  tokenizer = StandInTokenizer(c.model.vocab_size or 500)
+  mesh = rules.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  if size != "tiny":
+    mesh = rules.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+  params = traced.abstract_parameters(
+    tasks.get(c.task.name)(build_model(c, tokenizer), c, tokenizer)
+  )
+  for path, leaf in jax.tree.leaves_with_path(params):
+    rules.parameter_spec(rules.path_name(path), leaf.shape, mesh)
+  assert [r.getMessage() for r in caplog.records if "No sharding rule" in r.getMessage()] == []
+  if size != "tiny":
+    assert not caplog.records
+
+
+def largest_gathered(compiled, image_tokens):
+  """Elements of the largest all-gather of a compiled program that has image tokens along an axis, and how many all-gathers it has."""
+  found = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled.as_text())
+  shapes = [tuple(map(int, dims.split(","))) for dims in found if dims]
+  return max([int(np.prod(shape)) for shape in shapes if image_tokens in shape], default=0), len(
+    found
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "rerank"])
+def test_matching_gathers_no_image_tokens(name):
+  """Hard negatives inside groups of 2 rows, on a mesh of 8 devices with 2 rows each; re-ranking beside them."""
+  c = config_of("retrieval", "tiny")
+  c.update_from_flattened_dict(
+    {
+      "batch_size": 16,
+      "eval.batch_size": 16,
+      "model.image_size": 112,
+      "mesh.data": 4,
+      "mesh.fsdp": 2,
+      "task.negatives.group": 2,
+    }
+  )
+  tokenizer = StandInTokenizer(500)
+  built = loop.build(c, tokenizer, 10, 10)
+  rows, whole = rules.batch_sharding(built.mesh), rules.replicated(built.mesh)
+
+  def placed(tree, how):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=how), tree)
+
+  with jax.set_mesh(built.mesh):
+    if name == "train":
+      healthy = jax.ShapeDtypeStruct((), bool, sharding=whole)
+      lowered = built.train_step.lower(
+        built.abstract, placed(built.task.batch_spec(16), rows), healthy
+      )
+    else:
+      sample = built.task.predict_sample("rerank", built.abstract.params, built.task.batch_spec(16))
+      sample = {
+        key: placed(value, whole if key == "texts" else rows) for key, value in sample.items()
+      }
+      sample["pair_text"] = jax.ShapeDtypeStruct((16, 4), np.int32, sharding=rows)
+      lowered = jax.jit(built.task.predict_fns()["rerank"]).lower(built.abstract.params, sample)
+    largest, count = largest_gathered(lowered.compile(), layers.image_tokens(built.task.model))
+  assert count > 0 or name == "rerank"  # fsdp gathers parameters
+  assert largest < 16 * layers.image_tokens(built.task.model) * c.model.hidden_size

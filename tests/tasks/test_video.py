@@ -1,0 +1,171 @@
+"""Zero-shot tasks about clips: a checkpoint that was trained on images, its tokens of several frames, and what is reported."""
+
+import importlib.util
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax.data.images import video
+from mplug_jax.data.sources import scenes as scene_sources
+from mplug_jax.scenes import scene
+from mplug_jax.tasks import base
+from mplug_jax.training import loop
+from mplug_jax.training.build import build_model
+from tests.support import tiny_run
+
+
+def config(name, arg):
+  spec = importlib.util.spec_from_file_location(name, tiny_run.ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A tiny run of pre-training on scenes, two updates long: it has the parameters of every task."""
+  folder = tmp_path_factory.mktemp("run")
+  c = config("pretrain", "tiny,steps=2")
+  c.update_from_flattened_dict(
+    {"model.image_size": 32, "data.size": 48, "compilation_cache": "", "task.rerank_k": 0}
+  )
+  assert loop.train(c, folder) == 0
+  return folder
+
+
+def settings(c):
+  c.unlock()
+  c.model.image_size, c.data.size, c.compilation_cache, c.eval.limit, c.eval.batch_size = (
+    32,
+    48,
+    "",
+    6,
+    8,
+  )
+  return c
+
+
+def test_the_tokens_of_a_clip_are_those_of_its_frames():
+  c = tiny_run.config()
+  model = build_model(c, type("Tokenizer", (), {"vocab_size": 20, "pad_id": 0}))
+  clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3)), jnp.uint8)
+
+  def run(m):
+    tokens = base.encode_image(m, clips)
+    frames = [base.encode_image(m, clips[:, i]) for i in range(3)]
+    return (
+      tokens,
+      frames,
+      base.contrastive_features(m, tokens, None, 3)[0],
+      [m.vision_proj(x[:, 0]) for x in frames],
+    )
+
+  (tokens, frames, feature, projected), _ = model.init_with_output(jax.random.key(0), method=run)
+  np.testing.assert_allclose(tokens, jnp.concatenate(frames, axis=1), rtol=1e-5, atol=1e-5)
+  mean = np.mean(projected, axis=0)
+  np.testing.assert_allclose(
+    feature, mean / np.linalg.norm(mean, axis=1, keepdims=True), rtol=1e-4, atol=1e-5
+  )
+  assert base.image_shape(c, 32) == (32, 32, 3)
+
+
+def test_questions_about_clips(run, tmp_path, capsys):
+  result = loop.evaluate(settings(config("video_qa", "tiny")), tmp_path, run)
+  out = capsys.readouterr().out
+  assert (
+    0 <= result["accuracy"] <= 100
+    and {"accuracy_direction", "accuracy_finally", "majority_answer"} <= result.keys()
+  )
+  assert (
+    "final: accuracy" in out
+    and len(json.loads((tmp_path / "predictions.json").read_text())) == 6 * 5
+  )
+  assert (tmp_path / "predictions.png").stat().st_size > 5000
+
+
+def test_video_files_and_ranked_answers(run, tmp_path, capsys):
+  (tmp_path / "videos").mkdir()
+  clips, rows = scene_sources.SceneClips(scene.SceneConfig(48), "test"), []
+  for i in range(3):
+    record = clips[i]
+    video.write_mp4(tmp_path / "videos" / f"{record['image_id']}.mp4", record["image"])
+    rows += [
+      {"video_id": record["image_id"], "question": q["question"], "answer": q["answers"][0]}
+      for q in record["questions"]
+    ]
+  rows.append({"video_id": "lost", "question": "is it there?", "answer": "no"})
+  (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (tmp_path / "answers.json").write_text(
+    json.dumps({answer: i for i, answer in enumerate(sorted({row["answer"] for row in rows}))})
+  )
+  c = settings(config("video_qa", f"tiny,data=video_qa,root={tmp_path},frames=4"))
+  c.eval.limit, c.task.rank_top_k = 0, 4
+  result = loop.evaluate(c, tmp_path / "out", run)
+  answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
+  assert len(answers) == 16 and {row["answer"] for row in answers} <= {
+    row["answer"] for row in rows
+  }
+  assert result["corrupt_images"] == 1 and 0 <= result["accuracy"] <= 100
+  shutil.rmtree(tmp_path / "videos")
+  with pytest.raises(
+    FileNotFoundError,
+    match="entry 1|line 1: image .*test-0.mp4 does not exist; check data.video_root",
+  ):
+    loop.evaluate(c, tmp_path / "out", run)
+
+
+def test_captions_of_clips(run, tmp_path, capsys):
+  result = loop.evaluate(settings(config("video_caption", "tiny")), tmp_path, run)
+  assert (
+    0 <= result["CIDEr-D"]
+    and {"CIDEr-D_seen", "shuffled_CIDEr-D"} <= result.keys()
+    and "true" not in result
+  )
+  assert (
+    "final: CIDEr-D" in capsys.readouterr().out
+    and len(json.loads((tmp_path / "predictions.json").read_text())) == 6
+  )
+
+
+def test_searching_clips(run, tmp_path):
+  c = settings(config("video_retrieval", "tiny,sampling=2,frames=1"))
+  result = loop.evaluate(c, tmp_path / "frame", run)
+  assert 0 <= result["r_mean"] <= 100 and result["pairs_scored"] > 0
+  c.data.frames, c.data.frame_sampling = 8, "centres"
+  assert loop.evaluate(c, tmp_path / "clip", run).keys() == result.keys()
+  assert (tmp_path / "clip" / "predictions.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+  "name, row, file",
+  [
+    (
+      "video_caption:vatex",
+      {"videoID": "test-{i}", "enCap": ["a red circle", "there it is"]},
+      "test.json",
+    ),
+    ("video_retrieval:msrvtt", {"clip_name": "test-{i}", "caption": "clip {i}"}, "test.jsonl"),
+  ],
+)
+def test_official_files(name, row, file, run, tmp_path):
+  (tmp_path / "videos").mkdir()
+  clips, rows = scene_sources.SceneClips(scene.SceneConfig(48), "test"), []
+  for i in range(3):
+    video.write_mp4(tmp_path / "videos" / f"test-{i}.mp4", clips[i]["image"])
+    rows.append(
+      {key: value.format(i=i) if isinstance(value, str) else value for key, value in row.items()}
+    )
+  text = json.dumps(rows) if file.endswith(".json") else "".join(json.dumps(r) + "\n" for r in rows)
+  (tmp_path / file).write_text(text)
+  name, data = name.split(":")
+  c = settings(config(name, f"tiny,data={data},root={tmp_path},frames=4"))
+  c.eval.limit, c.task.rerank_k = 0, 2
+  if name == "video_caption":
+    c.task.update({"min_length": 1, "max_length": 6, "prompt": ""})
+  result = loop.evaluate(c, tmp_path / "out", run)
+  assert np.isfinite(result[{"video_caption": "CIDEr-D", "video_retrieval": "r_mean"}[name]])
+  assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) > 0

@@ -1,0 +1,534 @@
+"""The train loop on a tiny VQA run: stopping and resuming, what is refused, the guard, averages, evaluation, exit codes."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from mplug_jax import data, main
+from mplug_jax.checkpoints import manager as checkpoint
+from mplug_jax.data import pipeline
+from mplug_jax.data.sources import vqa as sources
+from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.reporting import metric_log
+from mplug_jax.tasks import vqa
+from mplug_jax.training import loop
+from tests.support import tiny_run
+
+STEPS = 6
+SETTINGS = {
+  "total_steps": STEPS,
+  "log_every": 1,
+  "checkpoint.every": 2,
+  "eval.every": 3,
+  "eval.limit": 10,
+  "eval.batch_size": 8,
+  "optim.schedule.name": "constant",
+  "ema.decay": 0.9,
+  "data.augment.scale": (0.5, 1.0),
+  "data.augment.randaugment": (2, 7),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compilation(tmp_path_factory):
+  """A compilation cache that all runs of this file share, subprocesses included; gone afterwards."""
+  folder = tmp_path_factory.mktemp("compiled")
+  before = jax.config.jax_compilation_cache_dir
+  yield str(folder)
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def settings(compilation):
+  """Function (changes) -> the config of these tests: dropout, averages, flips and RandAugment on, an evaluation half way."""
+
+  def make(**changes):
+    c = tiny_run.config()
+    c.update_from_flattened_dict(SETTINGS | {"compilation_cache": compilation})
+    c.update_from_flattened_dict(
+      {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return c
+
+  return make
+
+
+_BUILDS = {}
+_EVALUATED = []  # the parameters that predict functions were called with
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+  """Runs use one of the eight devices, and runs of one configuration share their traced functions."""
+  original = loop.build
+
+  def build(config, tokenizer, *steps):
+    keys = ("task", "model", "tokenizer", "data", "optim", "ema", "mesh", "seed", "batch_size")
+    key = (
+      json.dumps([json.loads(config.to_json_best_effort())[k] for k in keys]),
+      tokenizer.fingerprint,
+      steps,
+    )
+    if key not in _BUILDS:
+      count = abs(config.mesh.data * config.mesh.fsdp * config.mesh.tensor)
+      _BUILDS[key] = original(config, tokenizer, *steps, devices=jax.devices()[:count])
+
+    def recorded(predict):
+      def call(params, batch):
+        _EVALUATED.append(params)
+        return predict(params, batch)
+
+      return call
+
+    return _BUILDS[key]._replace(
+      predict={name: recorded(predict) for name, predict in _BUILDS[key].predict.items()}
+    )
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "build", build)
+    yield
+  _BUILDS.clear()
+  _EVALUATED.clear()
+
+
+def run(config, workdir):
+  """-> (exit status, what was printed)."""
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    status = loop.train(config, str(workdir))
+  return status, out.getvalue()
+
+
+def send_at(monkeypatch, number, step):
+  """Sends a signal to this process when `step` updates are done."""
+  update = metric_log.Progress.update
+
+  def hooked(self, done, loss=None):
+    if done == step and loss is None:
+      os.kill(os.getpid(), number)
+    return update(self, done, loss)
+
+  monkeypatch.setattr(metric_log.Progress, "update", hooked)
+
+
+def poison(monkeypatch, step):
+  """Makes the answer weights of update number `step` (from 1) NaN."""
+
+  def prepare(self, state, batch, host):
+    if int(state.step) == step - 1:
+      batch = batch | {"answer_weight": batch["answer_weight"] * np.nan}
+    return batch
+
+  monkeypatch.setattr(vqa.Task, "prepare", prepare)
+
+
+def saved_state(config, workdir, step=None):
+  """{path: array} of a checkpoint, and what was saved with it."""
+  tokenizer = tokenizers.load(os.path.join(workdir, "tokenizer"))
+  abstract = loop.build(config, tokenizer, STEPS, 4000 // config.batch_size).abstract
+  with contextlib.closing(checkpoint.Manager(workdir)) as manager:
+    state, extra = manager.restore(abstract, step)
+  return tiny_run.flat(state), extra
+
+
+def assert_same_run(config, ours, reference):
+  state, extra = saved_state(config, ours)
+  expected, expected_extra = saved_state(config, reference)
+  assert state.keys() == expected.keys() and extra == expected_extra
+  for name, x in expected.items():
+    assert state[name].dtype == x.dtype and state[name].tobytes() == x.tobytes(), name
+  assert tiny_run.lines(ours) == tiny_run.lines(reference)
+  for name in ("predictions.json", "result.json"):
+    assert (ours / name).read_bytes() == (reference / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(settings, tmp_path_factory):
+  """A run of STEPS updates without interruption: (folder, what it printed)."""
+  folder = tmp_path_factory.mktemp("unbroken")
+  status, out = run(settings(), folder)
+  assert status == 0
+  return folder, out
+
+
+@pytest.fixture(scope="module")
+def stopped(settings, tmp_path_factory):
+  """The same run, which got SIGTERM during its third update: (folder, what it printed)."""
+  folder = tmp_path_factory.mktemp("stopped")
+  with pytest.MonkeyPatch.context() as patch:
+    send_at(patch, signal.SIGTERM, 3)
+    status, out = run(settings(), folder)
+  assert status == 0
+  return folder, out
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+  """A copy of the stopped run, to go on with."""
+  return shutil.copytree(stopped[0], tmp_path / "run")
+
+
+def test_what_a_run_prints_and_leaves(settings, unbroken):
+  folder, out = unbroken
+  assert {p.name for p in folder.iterdir()} == {
+    "config.json",
+    "tokenizer",
+    "checkpoints",
+    "metrics.jsonl",
+    "parameters.txt",
+    "predictions.json",
+    "predictions.png",
+    "curves.png",
+    "result.json",
+  }
+  rows = tiny_run.lines(folder)
+  assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in rows if "test/accuracy" in row] == [3, 6]
+  assert all(
+    row["train/loss_answer"] == pytest.approx(row["train/loss"], rel=1e-6)
+    for row in rows
+    if "train/loss" in row
+  )
+  result = json.loads((folder / "result.json").read_text())
+  assert result["step"] == STEPS and result["metrics"]["accuracy"] == rows[-1]["test/accuracy"]
+  assert out.splitlines()[-1] == f"final: accuracy {result['metrics']['accuracy']:.2f}"
+  assert "devices: 1 cpu as data 1 x fsdp 1 x tensor 1" in out and "parameters: 0.21 million" in out
+  questions = sum(len(source) for source in [json.loads((folder / "predictions.json").read_text())])
+  assert questions >= 10
+  assert json.loads((folder / "config.json").read_text()) == json.loads(
+    settings().to_json_best_effort()
+  )
+
+
+def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(
+  settings, unbroken, stopped, copy
+):
+  assert stopped[1].splitlines()[-1] == "stopped at step 3; the same command goes on from there"
+  assert [row["step"] for row in tiny_run.lines(copy)] == [1, 2, 3, 3]
+  assert not (copy / "result.json").exists()
+  status, out = run(settings(), copy)
+  assert status == 0 and "resumed at step 3" in out and "difference" not in out
+  assert out.splitlines()[-1] == unbroken[1].splitlines()[-1]
+  assert_same_run(settings(), copy, unbroken[0])
+
+
+def test_a_run_starts_from_another(settings, unbroken, tmp_path):
+  c = settings(init__paths=(str(unbroken[0]),))
+  status, out = run(c, tmp_path)
+  assert status == 0 and f"text_decoder: 36 parameters from {unbroken[0]}" in out
+  assert set(json.loads((tmp_path / "init.json").read_text()).values()) == {str(unbroken[0])}
+  first, last = (tiny_run.lines(unbroken[0])[i]["train/loss"] for i in (0, -2))
+  assert abs(tiny_run.lines(tmp_path)[0]["train/loss"] - last) < 0.3 * abs(
+    first - last
+  )  # it goes on where the other ended
+
+
+def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatch):
+  say = loop._say_step
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      loop, "_say_step", lambda *args: (say(*args), os.kill(os.getpid(), signal.SIGINT))
+    )
+    status, out = run(settings(), tmp_path)
+  assert (
+    status == 0 and out.splitlines()[-1] == "stopped at step 0; the same command goes on from there"
+  )
+  status, out = run(settings(), tmp_path)
+  assert status == 0 and "resumed at step 0" in out
+  assert_same_run(settings(), tmp_path, unbroken[0])
+
+
+def test_a_signal_during_the_last_update_finishes_the_run(settings, copy, unbroken, monkeypatch):
+  """With the trace of the profiler beside it, whose window a resumed run may start in."""
+  send_at(monkeypatch, signal.SIGTERM, STEPS)
+  status, out = run(settings(profile_steps=(1, 5)), copy)
+  assert status == 0 and out.splitlines()[-1].startswith("final: accuracy")
+  assert "resuming with a difference: profile_steps" in out
+  assert_same_run(settings(), copy, unbroken[0])
+
+
+def test_profiling_leaves_a_trace_of_the_chosen_updates(settings, copy):
+  assert run(settings(profile_steps=(4, 5)), copy)[0] == 0
+  assert list((copy / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
+  folder, out = unbroken
+  before = {
+    p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"
+  }
+  status, again = run(settings(), folder)
+  assert status == 0
+  assert (
+    again.splitlines()[0]
+    == f"{folder} holds a finished run of 6 steps; choose another --workdir to train again."
+  )
+  assert again.splitlines()[-1] == out.splitlines()[-1]
+  assert {
+    p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"
+  } == before
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+  "name,value",
+  [
+    ("model__dropout", 0.2),
+    ("task__max_length", 7),
+    ("data__max_question", 20),
+    ("batch_size", 16),
+    ("seed", 1),
+    ("tokenizer__vocab_size", 300),
+  ],
+)
+def test_resuming_another_run_is_refused(name, value, settings, copy):
+  before = (copy / "config.json").read_bytes()
+  dotted = name.replace("__", ".")
+  with pytest.raises(ValueError) as error:
+    run(settings(**{name: value}), copy)
+  message = str(error.value)
+  assert (
+    message.startswith(f"{copy} holds a run of another configuration") and f"{dotted}: " in message
+  )
+  assert message.count("\n") == 0 and message.count(": ") == 1
+  assert (copy / "config.json").read_bytes() == before
+
+
+def test_other_differences_are_said(settings, copy, monkeypatch):
+  class Reached(Exception):
+    pass
+
+  def stop(*args):
+    raise Reached
+
+  monkeypatch.setattr(loop, "prepare_tokenizer", stop)
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out), pytest.raises(Reached):
+    loop.train(settings(optim__lr=0.5, log_every=3), str(copy))
+  assert out.getvalue().splitlines() == [
+    "resuming with a difference: log_every: 1 -> 3",
+    "resuming with a difference: optim.lr: 0.001 -> 0.5",
+  ]
+  assert json.loads((copy / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+def test_another_tokenizer_is_refused(settings, copy):
+  """One of the same size, so that every shape fits."""
+  texts = sources.texts(sources.get(settings().data, "train"))
+  swapped = [
+    t.replace("red", "?").replace("blue", "red").replace("?", "blue") if t in ("red", "blue") else t
+    for t in texts
+  ]
+  before = tokenizers.load(copy / "tokenizer").vocab_size
+  shutil.rmtree(copy / "tokenizer")
+  tokenizers.train_sentencepiece(swapped, settings().tokenizer.vocab_size, copy / "tokenizer")
+  assert tokenizers.load(copy / "tokenizer").vocab_size == before
+  with pytest.raises(
+    ValueError,
+    match="The tokenizer .* is not the one recorded in the checkpoint in .*use the files saved there",
+  ):
+    run(settings(), copy)
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    (dict(total_steps=0), "Set config.total_steps or config.total_epochs"),
+    (dict(batch_size=6, mesh__data=4), "batch of 6 rows cannot be split .* multiple of"),
+    (dict(optim__microbatches=3), "config.optim.microbatches=3"),
+    (
+      dict(optim__microbatches=4, mesh__data=4),
+      "batch of 2 rows cannot be split .*config.optim.microbatches",
+    ),
+    (dict(model__vocab_size=50), "config.model.vocab_size=50 but the tokenizer has"),
+    (
+      dict(tokenizer__kind="bpe"),
+      "config.tokenizer.kind='bpe' is not one of wordpiece, sentencepiece",
+    ),
+    (dict(task__name="vqaa"), "config.task.name='vqaa' is not a task; there are: .*vqa"),
+  ],
+)
+def test_a_config_that_cannot_train_is_refused_in_one_sentence(
+  changes, message, settings, tmp_path
+):
+  with pytest.raises(ValueError, match=message) as error:
+    run(settings(**changes), tmp_path)
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "checkpoints").exists() or not os.listdir(tmp_path / "checkpoints")
+
+
+# ---- the guard
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+  settings, stopped, unbroken, tmp_path, monkeypatch
+):
+  """The message names step and leaf, the state saved is that of the step before, and a repaired run goes on from there."""
+  with monkeypatch.context() as patch:
+    poison(patch, 4)
+    with pytest.raises(loop.StopTraining) as error:
+      run(settings(), tmp_path)
+  first = next(
+    iter(k for k in saved_state(settings(), tmp_path)[0] if k.startswith("params/"))
+  ).removeprefix("params/")
+  message = str(error.value)
+  assert message.startswith(f"Step 4: the gradient of {first} is not finite, so training stopped;")
+  assert f"the state after step 3 is saved in {tmp_path}." in message
+  state, extra = saved_state(settings(), tmp_path)
+  expected, _ = saved_state(settings(), stopped[0])
+  assert extra["step"] == 3
+  for name, x in expected.items():
+    assert state[name].tobytes() == x.tobytes(), name
+    assert not np.issubdtype(x.dtype, np.floating) or np.isfinite(state[name]).all(), name
+  assert run(settings(), tmp_path)[0] == 0
+  assert_same_run(settings(), tmp_path, unbroken[0])
+
+
+def test_the_guard_watches_the_last_update_and_the_program_says_so(
+  settings, tmp_path, monkeypatch, capsys
+):
+  poison(monkeypatch, STEPS)
+  assert _main(monkeypatch, settings(), workdir=tmp_path) == 1
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+  assert (
+    line.startswith("error: Step 6: the gradient of") and "the state after step 5 is saved" in line
+  )
+  assert not (tmp_path / "result.json").exists()
+  assert saved_state(settings(), tmp_path)[1]["step"] == 5
+
+
+# ---- averages and distillation
+
+
+def test_the_averaged_weights_are_evaluated(settings, copy):
+  run(settings(), copy)
+  state, _ = saved_state(settings(), copy)
+  evaluated = tiny_run.flat(_EVALUATED[-1])
+  different = 0
+  for name, x in evaluated.items():
+    np.testing.assert_array_equal(x, state[f"ema_params/{name}"])
+    different += not np.array_equal(x, state[f"params/{name}"])
+  assert different > 0.9 * len(evaluated)
+
+
+def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path):
+  """The logged loss of update 3 is computed again from the checkpoint of step 2: alpha from step 1 on is 0.4."""
+  c = settings(
+    task__distill__alpha=0.4,
+    ema__use="both",
+    total_steps=3,
+    checkpoint__every=1,
+    checkpoint__keep=3,
+    eval__limit=1,
+    eval__every=0,
+  )
+  assert run(c, tmp_path)[0] == 0
+  ours, plain = (
+    {row["step"]: row["train/loss"] for row in tiny_run.lines(f) if "train/loss" in row}
+    for f in (tmp_path, unbroken[0])
+  )
+  assert ours[3] != pytest.approx(plain[3], rel=1e-3)
+  tokenizer = tokenizers.load(tmp_path / "tokenizer")
+  built = loop.build(c, tokenizer, 3, 500)
+  with contextlib.closing(checkpoint.Manager(tmp_path)) as manager:
+    state, _ = manager.restore(built.abstract, 2)
+  source = sources.get(c.data, "train")
+  transform = data.make_transform(c, tokenizer, train=True)
+  batch = next(
+    pipeline.train_batches(source, transform, batch_size=8, seed=c.seed, start_step=2, threads=0)
+  )
+  key = jax.random.fold_in(jax.random.fold_in(state.rng, 2), 0)
+  logits = jax.jit(
+    lambda params, batch, rng: built.task.apply(params, built.task.forward, batch, rng=rng),
+    static_argnames=(),
+  )
+  student, teacher = (
+    np.asarray(x, np.float64)[:, :-1]
+    for x in (logits(state.params, batch, key), logits(state.ema_params, batch, None))
+  )
+  log_student, log_teacher = (
+    x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (student, teacher)
+  )
+  ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])[:, 1:]
+  hard = -np.take_along_axis(log_student, ids[..., None], -1)[..., 0]
+  soft = -(np.exp(log_teacher) * log_student).sum(-1)
+  each = np.where(ids != tokenizer.pad_id, 0.6 * hard + 0.4 * soft, 0.0).sum(-1)
+  expected = (batch["answer_weight"].ravel() * each).sum() / batch["question_valid"].sum()
+  assert ours[3] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- evaluation and the program
+
+
+def _main(monkeypatch, config, workdir, mode="train", checkpoint=""):
+  """Exit status of mplug_jax.main with these flags."""
+  for name, value in dict(
+    CONFIG=config, _WORKDIR=str(workdir), _MODE=mode, _CHECKPOINT=str(checkpoint)
+  ).items():
+    monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(main, "_COORDINATOR", types.SimpleNamespace(value=""))
+  try:
+    main.main(["main"])
+  except SystemExit as stop:
+    return stop.code
+  return 0
+
+
+def test_evaluating_a_finished_run_repeats_its_result(
+  settings, unbroken, tmp_path, monkeypatch, capsys
+):
+  """Of a folder of its own; a schedule of any length does not matter there."""
+  c = settings(optim__schedule__warmup_steps=200, total_steps=1000)
+  assert _main(monkeypatch, c, tmp_path, mode="evaluate", checkpoint=unbroken[0]) == 0
+  assert capsys.readouterr().out.splitlines()[-1] == unbroken[1].splitlines()[-1]
+  assert (tmp_path / "predictions.json").read_bytes() == (
+    unbroken[0] / "predictions.json"
+  ).read_bytes()
+
+
+def test_evaluation_says_what_does_not_fit(settings, unbroken, tmp_path, monkeypatch, capsys):
+  assert (
+    _main(monkeypatch, settings(), tmp_path, mode="evaluate", checkpoint=tmp_path / "nothing") == 1
+  )
+  assert str(tmp_path / "nothing") in capsys.readouterr().err
+  assert (
+    _main(
+      monkeypatch, settings(model__mlp_dim=128), tmp_path, mode="evaluate", checkpoint=unbroken[0]
+    )
+    == 1
+  )
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+  assert "does not fit this configuration" in line
+
+
+def test_the_program_stops_on_sigterm_and_goes_on_as_if_nothing_had_happened(
+  settings, compilation, unbroken, tmp_path
+):
+  """A process of its own, told to stop from outside, resumed by this one: the unbroken run, bit for bit."""
+  process = tiny_run.start(
+    tmp_path, SETTINGS | {"compilation_cache": compilation}, use=1, sleep=0.5
+  )
+  tiny_run.wait_for_lines(tmp_path / "metrics.jsonl", 2, process)
+  process.send_signal(signal.SIGTERM)
+  last = tiny_run.finish(process)[-1]
+  assert (
+    2
+    <= int(
+      last.removeprefix("stopped at step ").removesuffix("; the same command goes on from there")
+    )
+    < STEPS
+  )
+  assert run(settings(), tmp_path)[0] == 0
+  assert_same_run(settings(), tmp_path, unbroken[0])
