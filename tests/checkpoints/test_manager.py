@@ -279,7 +279,7 @@ def test_values_are_cast_to_the_wanted_dtype(tmp_path):
 _FULL_DISK = """
   import resource, sys
   import jax, jax.numpy as jnp
-  from mplug_jax import checkpoint
+  from mplug_jax.checkpoints import manager as checkpoint
 
   def state(step):
     return {"x": jax.random.normal(jax.random.key(step), (1 << 18,))}

@@ -24,7 +24,7 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 def test_atomic_write_on_a_full_disk(tmp_path):
   atomic_files.write_atomic(tmp_path / "file", b"old")
   code = (
-    "import resource, signal; from mplug_jax import files\n"
+    "import resource, signal; from mplug_jax.runtime import atomic_files as files\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
     f"files.write_atomic({str(tmp_path / 'file')!r}, bytes(100_000))"

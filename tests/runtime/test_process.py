@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import resource, sys
 import jax, jax.numpy as jnp
-from mplug_jax import host
+from mplug_jax.runtime import process as host
 if sys.argv[1] == "prepared":
   host.prepare()
 f = jax.jit(lambda x: jnp.cumsum(x[:, None] * jnp.ones(16), axis=0).max())  # a temporary array of 64 MiB

@@ -168,7 +168,7 @@ def test_a_failed_write_leaves_the_old_file(save, load, error, tmp_path):
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
   code = (
-    "import resource, signal, sys, numpy; from mplug_jax import torch_write\n"
+    "import resource, signal, sys, numpy; from mplug_jax.tensor_files import write as torch_write\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     "for save in torch_write.save_pth, torch_write.save_safetensors:\n"

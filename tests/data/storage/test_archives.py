@@ -196,7 +196,7 @@ def test_a_child_reads_though_its_parent_was_listing(folder):
   """A fork while another thread holds the lock leaves the child able to read."""
   code = f"""
 import os, threading
-from mplug_jax.data import archives
+from mplug_jax.data.storage import archives
 held, done = threading.Event(), threading.Event()
 def hold():
   with archives._lock:

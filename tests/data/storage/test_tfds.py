@@ -384,7 +384,7 @@ def test_scenes_become_a_set(tmp_path, monkeypatch):
 def test_tensorflow_is_not_imported(own):
   code = f"""
 import sys
-from mplug_jax.data import sources
+from mplug_jax.data.sources import vqa as sources
 data = dict(name="tfds", builder="mplug_questions", data_dir={str(own / "tfds")!r}, splits=("train", "val", "test"), fields="",
             questions_per_image=1)
 print(len(sources.get(data, "train")[0]["questions"]), sorted({{"tensorflow", "jax"}} & set(sys.modules)))
