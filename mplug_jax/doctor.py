@@ -180,6 +180,7 @@ def _step(screen, config, tokenizer, first, batch_seconds, steps, steps_per_epoc
   import jax.numpy as jnp
 
   from mplug_jax.checkpoints import warm_start
+  from mplug_jax.parallel import batches as batches_lib
   from mplug_jax.parallel import rules
   from mplug_jax.training import loop
   from mplug_jax.training.build import Host, build
@@ -214,7 +215,9 @@ def _step(screen, config, tokenizer, first, batch_seconds, steps, steps_per_epoc
     seconds, losses = [], []
     for _ in range(1 + _UPDATES):
       start = time.perf_counter()
-      batch = rules.put_batch(built.task.prepare(state, first, Host(built.predict)), built.mesh)
+      batch = batches_lib.put_batch(
+        built.task.prepare(state, first, Host(built.predict)), built.mesh
+      )
       state, metrics, health = step(state, batch, healthy)
       total, count = jax.device_get(metrics["loss"])
       seconds.append(time.perf_counter() - start)

@@ -298,7 +298,7 @@ def run(options):
   rows = _rows(options, kind)
   total = sum(1 for _ in rows())  # also reads every line once, before anything is computed
   from mplug_jax.inference.predictor import Predictor
-  from mplug_jax.reporting import metric_log
+  from mplug_jax.reporting import progress as progress_lib
 
   out = jsonl.Results(options.output) if options.output else None
   done, remaining = out.done if out else 0, rows()
@@ -325,7 +325,11 @@ def run(options):
     0 if kind.method == "locate" or options.explain else predictor.config.model.image_size,
   )
   explained = _explaining(predictor, kind, options)
-  progress, failed, shown = metric_log.Progress(total, enabled=total > 1, stream=sys.stderr), 0, []
+  progress, failed, shown = (
+    progress_lib.Progress(total, enabled=total > 1, stream=sys.stderr),
+    0,
+    [],
+  )
   with ThreadPoolExecutor(1) as beside:
     batches = _batches(remaining, predictor.batch_size)
     batch = next(batches, None)

@@ -154,7 +154,7 @@ def test_last_words_are_for_ends_that_leave_no_time():
     ("sys.exit(3)", False),
     ("1 / 0", False),
   ):
-    code = f"import os, sys; from mplug_jax import last_words; last_words.prepare('that was all'); {ending}"
+    code = f"import os, sys; from mplug_jax.runtime import lost_process as last_words; last_words.prepare('that was all'); {ending}"
     out = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

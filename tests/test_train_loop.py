@@ -18,7 +18,7 @@ from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.reporting import metric_log
+from mplug_jax.reporting import progress
 from mplug_jax.tasks import vqa
 from mplug_jax.training import loop
 from tests.support import tiny_run
@@ -111,14 +111,14 @@ def run(config, workdir):
 
 def send_at(monkeypatch, number, step):
   """Sends a signal to this process when `step` updates are done."""
-  update = metric_log.Progress.update
+  update = progress.Progress.update
 
   def hooked(self, done, loss=None):
     if done == step and loss is None:
       os.kill(os.getpid(), number)
     return update(self, done, loss)
 
-  monkeypatch.setattr(metric_log.Progress, "update", hooked)
+  monkeypatch.setattr(progress.Progress, "update", hooked)
 
 
 def poison(monkeypatch, step):

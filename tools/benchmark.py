@@ -30,13 +30,13 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.decoding import beam_search
 from mplug_jax.flops import layers
+from mplug_jax.models.factory import build_model
 from mplug_jax.models.mplug import decoding_fns
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.performance import fusion_benchmark, train_step_benchmark
 from mplug_jax.performance.train_step_benchmark import timed
 from mplug_jax.runtime import process as host
 from mplug_jax.training import loop
-from mplug_jax.training.build import build_model
 from tools import benchmark_loader, benchmark_report
 
 BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
@@ -133,7 +133,7 @@ def vqa_step(options):
   batch = train_step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
   with jax.set_mesh(built.mesh):
     init_seconds, state = timed(built.init)
-    batch, healthy = rules.put_batch(batch, built.mesh), jnp.bool_(True)
+    batch, healthy = batches_lib.put_batch(batch, built.mesh), jnp.bool_(True)
     compile_seconds, step = timed(lambda: built.train_step.lower(state, batch, healthy).compile())
     host.release_freed_memory()
     _, (state, _, health) = timed(lambda: step(state, batch, healthy))

@@ -17,7 +17,7 @@ from mplug_jax.data.images import ops, video
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.storage import archives
 from mplug_jax.data.text import cleaning
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 
 _NAMED = 10  # images, ids and the like that a report names
 _COVERED = (10, 100, 1000)  # most frequent answers whose share is reported
@@ -483,10 +483,10 @@ def write_sheet(report, path, frames=0) -> bool:
   if report.samples:
     images = np.stack([_picture(item, frames) for item in report.samples])
     said = [
-      [curves.Sample(text, answer, "", "open") for text, answer in item.shown[:_SHEET_TEXTS]]
+      [sample_sheet.Sample(text, answer, "", "open") for text, answer in item.shown[:_SHEET_TEXTS]]
       for item in report.samples
     ]
-    curves.sample_sheet(images, said, path)
+    sample_sheet.sample_sheet(images, said, path)
   return bool(report.samples)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from mplug_jax.data.examples import caption
 from mplug_jax.evaluators import common
 from mplug_jax.metrics import captioning
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime.atomic_files import write_json
 
 _METRICS = (*captioning.DEFAULT, "METEOR", "SPICE")
@@ -120,7 +120,7 @@ class Evaluator:
         if hasattr(self.source, "is_true")
         else "open"
       )
-      return curves.Sample("", text, references.get(index, [""])[0], verdict)
+      return sample_sheet.Sample("", text, references.get(index, [""])[0], verdict)
 
     entries = ((self.source[index]["image"], [sample(index, text)]) for index, text in said.items())
     common.write_sheet(

@@ -8,7 +8,7 @@ import numpy as np
 from mplug_jax.data.examples import classification
 from mplug_jax.data.images import ops
 from mplug_jax.evaluators import common
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 
 _GAP = 8  # white pixels between the images of a row
@@ -132,9 +132,11 @@ class Evaluator:
         )
       except ops.ImageError:
         continue
-      samples.append([curves.Sample(row["sentence"], row["prediction"], row["label"])])
+      samples.append([sample_sheet.Sample(row["sentence"], row["prediction"], row["label"])])
     if images:
-      curves.sample_sheet(np.stack(images), samples, os.path.join(self.workdir, "predictions.png"))
+      sample_sheet.sample_sheet(
+        np.stack(images), samples, os.path.join(self.workdir, "predictions.png")
+      )
 
 
 def _line(row):

@@ -4,7 +4,7 @@ import numpy as np
 
 from mplug_jax.data import pipeline
 from mplug_jax.data.images import ops, video
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 
 SHEET_IMAGES, SHEET_PIXELS, SHEET_FRAMES, SAMPLES = 12, 288, 4, 5
 
@@ -67,6 +67,6 @@ def write_sheet(path, entries, size, frames=0):
     lines.append(samples)
   if images:
     size = max(size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
-    curves.sample_sheet(
+    sample_sheet.sample_sheet(
       np.stack([ops.eval_transform(image, size) for image in images]), lines, path
     )

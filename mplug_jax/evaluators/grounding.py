@@ -10,7 +10,7 @@ from mplug_jax.data.examples import grounding
 from mplug_jax.data.images import box_transforms, ops
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.evaluators import common
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 
 _RED, _GREEN = (214, 40, 40), (0, 170, 60)
@@ -119,7 +119,7 @@ class Evaluator:
       said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"
       yield (
         _picture(image, f["expression"]["box"], f["box"]),
-        [curves.Sample(f["expression"]["text"], said, "", verdict)],
+        [sample_sheet.Sample(f["expression"]["text"], said, "", verdict)],
       )
 
 

@@ -10,7 +10,7 @@ from mplug_jax.data.examples import retrieval as data
 from mplug_jax.data.sources import scenes
 from mplug_jax.evaluators import common, reranking
 from mplug_jax.metrics import recall
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 from mplug_jax.scenes import oracle as scene_oracle
 
@@ -230,7 +230,7 @@ class Evaluator:
         yield (
           self.source[image]["image"],
           [
-            curves.Sample(
+            sample_sheet.Sample(
               texts[t],
               f"found {self._image_ids[image]}",
               str(self._image_ids[owner[t]]),

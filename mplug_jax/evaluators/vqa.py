@@ -10,7 +10,7 @@ from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.evaluators import common
 from mplug_jax.metrics import vqa_accuracy
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import sample_sheet
 
 SHEET_QUESTIONS = 4
 
@@ -127,7 +127,7 @@ class Evaluator:
         yield (
           record["image"],
           [
-            curves.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
+            sample_sheet.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
             for q in questions
           ],
         )

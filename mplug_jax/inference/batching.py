@@ -7,7 +7,7 @@ request nor the padding changes its result.
 import jax
 import numpy as np
 
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 
 _FACTOR = 4  # between one compiled number of rows and the next
 
@@ -57,7 +57,7 @@ class Programs:
       self._compiled[key] = jax.jit(make())
     with jax.set_mesh(self.mesh):
       return self._compiled[key](
-        self.params, jax.device_put(batch, rules.batch_sharding(self.mesh))
+        self.params, jax.device_put(batch, batches.batch_sharding(self.mesh))
       )
 
   def rows(self, key, make, batch):

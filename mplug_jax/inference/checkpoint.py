@@ -16,8 +16,9 @@ from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import storage
 from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.models import factory
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.parallel import rules
-from mplug_jax.training import build
 
 # Fields of config.model that follow from the weights; the others are how it computes.
 _GEOMETRY = ("embed_dim", "fusion", "vision_heads", "pairing", "classes", *PRESETS["base"])
@@ -53,7 +54,7 @@ def restore(path, config=None, tokenizer=None, devices=None):
   config, shapes = _config_of(path, config), manager.array_shapes(path)
   tokenizer = _tokenizer_of(path, tokenizer)
   mesh = _mesh(config, devices or jax.local_devices())
-  model = build.build_model(config, tokenizer)
+  model = factory.build_model(config, tokenizer)
   averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
   which = (
     "ema_params"
@@ -169,6 +170,6 @@ def _tokenizer_of(path, given):
 def _mesh(config, devices):
   """The config's mesh where these devices fit it, else the batch split over all of them."""
   try:
-    return rules.make_mesh(config.mesh, devices)
+    return mesh_lib.make_mesh(config.mesh, devices)
   except ValueError:
-    return rules.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    return mesh_lib.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)

@@ -18,7 +18,8 @@ from PIL import Image
 from mplug_jax.data.images import ops
 from mplug_jax.inference import attention_maps, inputs
 from mplug_jax.inference.results import Answer, Box, Label, Match
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import overlay as overlay_lib
+from mplug_jax.reporting import sample_sheet
 
 MAPS = ("gradient", "attention")
 _WIDTH = 8  # answers and captions are padded to a multiple of it
@@ -52,32 +53,34 @@ class Explanation(NamedTuple):
 
   def picture(self, image=0):
     """One image with the boxes alone -> u8[H', W', 3], see plots.overlay."""
-    return curves.overlay(self.images[image], None, self.boxes if image == 0 else ())
+    return overlay_lib.overlay(self.images[image], None, self.boxes if image == 0 else ())
 
   def overlay(self, kind="gradient", word=None, image=0):
     """One image with the map over it and the boxes -> u8[H', W', 3], see plots.overlay."""
-    return curves.overlay(
+    return overlay_lib.overlay(
       self.images[image], self.map(kind, word)[image], self.boxes if image == 0 else ()
     )
 
   def save(self, path, kind="gradient"):
     """Writes a sheet as PNG: the images, the map of everything, and those of the words where there are several."""
     said, numbers = _said(self.result), range(len(self.images))
-    cells = [(self.picture(i), curves.Sample(self.asked, said, "", "open")) for i in numbers]
+    cells = [(self.picture(i), sample_sheet.Sample(self.asked, said, "", "open")) for i in numbers]
     cells += [
-      (self.overlay(kind, None, i), curves.Sample("where it looked", said, "", "open"))
+      (self.overlay(kind, None, i), sample_sheet.Sample("where it looked", said, "", "open"))
       for i in numbers
     ]
     if len(self.words) > 1:
       cells += [
         (
           self.overlay(kind, n, i),
-          curves.Sample("", f"{word.text} ({np.exp(word.score):.2f})", "", "open"),
+          sample_sheet.Sample("", f"{word.text} ({np.exp(word.score):.2f})", "", "open"),
         )
         for n, word in enumerate(self.words)
         for i in numbers
       ]
-    curves.sample_sheet([image for image, _ in cells], [[sample] for _, sample in cells], path)
+    sample_sheet.sample_sheet(
+      [image for image, _ in cells], [[sample] for _, sample in cells], path
+    )
 
 
 def _said(result):

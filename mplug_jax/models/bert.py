@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mplug_jax.losses import language_modeling
 from mplug_jax.models import layers
+from mplug_jax.ops import activations, initializers
 from mplug_jax.parallel.rules import constrain
 
 EPSILON = 1e-12  # of every layer norm in BERT
@@ -35,7 +36,7 @@ class BertConfig(NamedTuple):
 
   @property
   def kernel_init(self):
-    return layers.normal(self.initializer_range)
+    return initializers.normal(self.initializer_range)
 
   def check_length(self, length):
     """Raises ValueError for texts longer than the table of positions: a look-up beyond its end would give NaN."""
@@ -137,7 +138,7 @@ class BertLayer(nn.Module):
       self.crossattention, self.crossattention_norm = c.attention(), c.norm()
     self.intermediate, self.output, self.output_norm = (
       c.dense(c.mlp_dim),
-      c.dense(c.hidden_size, layers.gelu),
+      c.dense(c.hidden_size, activations.gelu),
       c.norm(),
     )
     self.dropout = layers.Dropout(c.dropout)
@@ -196,7 +197,7 @@ class LanguageModelHead(nn.Module):
   def __call__(self, x, table, labels=None):
     """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]; with labels i32[B, L] their losses instead, see losses.vocabulary_losses."""
     c = self.config
-    x = c.norm("norm")(layers.gelu(c.dense(c.hidden_size, name="dense")(x)))
+    x = c.norm("norm")(activations.gelu(c.dense(c.hidden_size, name="dense")(x)))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
     if labels is None:
       return language_modeling.vocabulary_logits(x, table.astype(c.dtype), bias)

@@ -4,8 +4,6 @@ Shapes: B batch, L query tokens, S key tokens, D width, H heads, Dh head width. 
 softmax, layer norm and logits are float32. Dropout is active exactly when the caller passes a "dropout" rng to `apply`.
 """
 
-import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,60 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from mplug_jax.ops.activations import Activation
 from mplug_jax.ops.attention import attention, masked_scores
-from mplug_jax.ops.dropout import dropout, random_bits
+from mplug_jax.ops.dropout import dropout
+from mplug_jax.ops.initializers import normal
+from mplug_jax.ops.layer_norm import normalise
+from mplug_jax.ops.linear import linear
 
 _PRODUCT = "product with parameters"  # name of the output of every Dense
+
+
 UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of saved activations costs a fifth of the step
-
-
-class Activation:
-  """An elementwise function whose backward pass keeps its input alone and recomputes the rest: less memory traffic."""
-
-  def __init__(self, function, derivative):
-    self.function, self.derivative = function, derivative
-    self._differentiable = jax.custom_vjp(function)
-    self._differentiable.defvjp(
-      lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),)
-    )
-
-  def __call__(self, x):
-    return self._differentiable(x)
-
-
-def _quick_gelu_derivative(x):
-  gate = nn.sigmoid(1.702 * x)
-  return gate * (1.0 + 1.702 * x * (1.0 - gate))
-
-
-def _gelu_derivative(x):
-  return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))) + x * jnp.exp(-0.5 * x * x) * (
-    1.0 / math.sqrt(2 * math.pi)
-  )
-
-
-# x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...].
-quick_gelu = Activation(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivative)
-# Exact (erf) GELU, the activation of BERT. f[...] -> f[...]. With erf rather than erfc, which JAX's own uses for precision
-# far in the tail: half the time on CPU.
-gelu = Activation(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)
-
-
-def normal(stddev):
-  """Initializer (key, shape, dtype) -> array: normal, mean 0. Through `random_bits`: five times faster on CPU than JAX's."""
-
-  def init(key, shape, dtype=jnp.float32):
-    return (stddev * _standard_normal(key, shape)).astype(dtype)
-
-  return init
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _standard_normal(key, shape):
-  uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (
-    2.0**-24 - 1.0
-  )  # inside (-1, 1), 2^24 values
-  return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
 
 
 class Dropout(nn.Module):
@@ -77,38 +32,6 @@ class Dropout(nn.Module):
   def __call__(self, x):
     active = self.rate > 0.0 and self.has_rng("dropout")
     return dropout(x, self.rate, self.make_rng("dropout") if active else None)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear(activation, x, kernel, bias):
-  """activation(x) times f[D, E] plus f[E]. f[..., D] -> f[..., E]; activation None = identity.
-
-  Its own gradient rule. It keeps x alone, not activation(x) beside it. And for XLA on CPU: JAX's default computes the
-  kernel's gradient transposed, for which XLA first writes a transposed copy of the whole cotangent, and sums the bias's
-  gradient over strided memory: together a third of a small model's train step.
-  """
-  active = x if activation is None else activation.function(x)
-  return jax.lax.dot_general(active, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
-
-
-def _linear_forward(activation, x, kernel, bias):
-  return linear(activation, x, kernel, bias), (x, kernel)
-
-
-def _linear_backward(activation, saved, cotangent):
-  x, kernel = saved
-  active = x if activation is None else activation.function(x)
-  rows, columns = active.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-  sums = jax.lax.dot_general(
-    jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ()))
-  )[0]
-  d_x = jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ())))
-  if activation is not None:
-    d_x *= activation.derivative(x)
-  return d_x, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), sums
-
-
-linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Dense(nn.Module):
@@ -134,37 +57,6 @@ class Dense(nn.Module):
       ),
       _PRODUCT,
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x, scale, bias, epsilon):
-  """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis. f[..., D], f32[D], f32[D] -> f32[..., D].
-
-  Its own gradient rule keeps the input and two numbers a row; JAX's default keeps several arrays of the input's size.
-  """
-  return _normalise_forward(x, scale, bias, epsilon)[0]
-
-
-def _normalise_forward(x, scale, bias, epsilon):
-  wide = x.astype(jnp.float32)
-  mean = wide.mean(-1, keepdims=True)
-  inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
-  return (wide - mean) * inverse * scale + bias, (x, mean, inverse, scale)
-
-
-def _normalise_backward(epsilon, saved, cotangent):
-  del epsilon
-  x, mean, inverse, scale = saved
-  normed = (x.astype(jnp.float32) - mean) * inverse
-  inner = cotangent * scale
-  dx = inverse * (
-    inner - inner.mean(-1, keepdims=True) - normed * (inner * normed).mean(-1, keepdims=True)
-  )
-  rows = tuple(range(x.ndim - 1))
-  return dx.astype(x.dtype), (cotangent * normed).sum(rows), cotangent.sum(rows)
-
-
-normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class LayerNorm(nn.Module):

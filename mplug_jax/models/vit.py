@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mplug_jax.models import layers
+from mplug_jax.ops import activations, initializers
 from mplug_jax.parallel.rules import constrain
 
 
@@ -19,15 +20,15 @@ class Mlp(nn.Module):
     x = layers.Dense(
       4 * self.width,
       dtype=self.dtype,
-      kernel_init=layers.normal((2 * self.width) ** -0.5),
+      kernel_init=initializers.normal((2 * self.width) ** -0.5),
       name="up",
     )(x)
-    residual_init = layers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
+    residual_init = initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
     return layers.Dense(
       self.width,
       dtype=self.dtype,
       kernel_init=residual_init,
-      activation=layers.quick_gelu,
+      activation=activations.quick_gelu,
       name="down",
     )(x)
 
@@ -54,8 +55,8 @@ class Block(nn.Module):
       self.heads,
       self.attention_rate,
       self.dtype,
-      layers.normal(scale),
-      layers.normal(scale * (2 * self.depth) ** -0.5),
+      initializers.normal(scale),
+      initializers.normal(scale * (2 * self.depth) ** -0.5),
       self.kernels,
       name="attention",
     )(normed)
@@ -108,9 +109,13 @@ class VisionTransformer(nn.Module):
       name="patch_embed",
     )(x)
     scale = self.width**-0.5
-    token = self.param("class_embedding", layers.normal(scale), (self.width,)).astype(self.dtype)
+    token = self.param("class_embedding", initializers.normal(scale), (self.width,)).astype(
+      self.dtype
+    )
     # CLIP's own scale, width**-0.5, would vanish beside patches of a bright image: shapes were not learned from it.
-    positions = self.param("position_embedding", layers.normal(1.0), (x.shape[1] + 1, self.width))
+    positions = self.param(
+      "position_embedding", initializers.normal(1.0), (x.shape[1] + 1, self.width)
+    )
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)

@@ -7,13 +7,13 @@ import logging
 import re
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+from mplug_jax.parallel.mesh import BATCH_AXES
+
 MIN_SHARD = 128  # rows of a parameter per device below which more fsdp only costs messages
+
 
 # (regex on the end of the parameter path, axes of the trailing dimensions); first match wins. Depth is never sharded.
 RULES = (
@@ -26,7 +26,11 @@ RULES = (
   (r"(patch_embed|visn_fc|dense|vision_proj|text_proj|itm_head)/kernel", ("fsdp", None)),
   (r"class_embedding|scale|bias|temp/value", ()),
 )
+
+
 _COMPILED = tuple((re.compile(rf"(.*/)?({regex})"), axes) for regex, axes in RULES)
+
+
 _said = set()
 
 
@@ -34,34 +38,6 @@ def _say_once(message):
   if message not in _said:
     _said.add(message)
     logging.warning(message)
-
-
-def make_mesh(sizes, devices=None):
-  """The mesh over `devices` (default: all).
-
-  Args:
-    sizes: {"data": n, "fsdp": n, "tensor": n}; one of them may be -1, the rest of the devices.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices, or processes would share rows of a batch.
-  """
-  devices = jax.devices() if devices is None else devices
-  shape = [int(sizes[axis]) for axis in AXES]
-  known = int(np.prod([n for n in shape if n != -1]))
-  if shape.count(-1) == 1 and known > 0 and len(devices) % known == 0:
-    shape[shape.index(-1)] = len(devices) // known
-  if min(shape) < 1 or int(np.prod(shape)) != len(devices):
-    raise ValueError(
-      f"config.mesh={dict(zip(AXES, (int(sizes[a]) for a in AXES)))} does not fit {len(devices)} devices: the sizes must "
-      "multiply to that number, and one of them may be -1 for the rest."
-    )
-  processes = len({device.process_index for device in devices})
-  if shape[0] * shape[1] % processes:
-    raise ValueError(
-      f"config.mesh has data x fsdp = {shape[0] * shape[1]}, which must be a multiple of the {processes} processes: each "
-      "reads rows of its own, so the tensor axis has to stay inside a process."
-    )
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def path_name(path):
@@ -143,67 +119,6 @@ def place(x, *axes):
   )
 
 
-def split_rows(tree, count, group=1):
-  """[B, ...] -> [count, B / count, ...] for every array, `group` consecutive rows together; strided, so that every part has rows of every
-  device and no row changes its own."""
-
-  def split(x):
-    x = x.reshape((-1, count, group) + x.shape[1:]).swapaxes(0, 1)
-    return place(x.reshape((count, -1) + x.shape[3:]), None, BATCH_AXES)
-
-  return jax.tree.map(split, tree)
-
-
-def join_rows(tree, group=1, axes=BATCH_AXES):
-  """What `split_rows` split, its rows over `axes`; None: whole on every device."""
-
-  def join(x):
-    count = len(x)
-    x = x.reshape((count, -1, group) + x.shape[2:]).swapaxes(0, 1)
-    return place(x.reshape((-1,) + x.shape[3:]), axes)
-
-  return jax.tree.map(join, tree)
-
-
-def batch_split(rows):
-  """Over how many devices of the current mesh `constrain` splits so many rows; 1 outside one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  split = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
-  return 1 if rows % split else split
-
-
 def replicated(mesh):
   """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
-
-
-def batch_sharding(mesh, leading=()):
-  """Sharding of a batch array, its rows over the batch axes; `leading` are axes before the rows."""
-  return NamedSharding(mesh, P(*leading, BATCH_AXES))
-
-
-def check_rows(rows, mesh, what):
-  """Raises ValueError when `rows` rows do not divide over the mesh; `what` decides their number."""
-  split = mesh.shape["data"] * mesh.shape["fsdp"]
-  if rows % split:
-    raise ValueError(
-      f"A batch of {rows} rows cannot be split over data x fsdp = {split} devices; make {what} a "
-      "multiple of it."
-    )
-
-
-def put_batch(batch, mesh):
-  """This process's rows as numpy arrays -> global arrays over the mesh, rows in process order.
-
-  Raises:
-    ValueError: the global batch does not divide over the mesh.
-  """
-  check_rows(
-    next(iter(jax.tree.leaves(batch))).shape[0] * jax.process_count(),
-    mesh,
-    "config.batch_size (and config.eval.batch_size)",
-  )
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-  )

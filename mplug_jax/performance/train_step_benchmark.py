@@ -15,7 +15,7 @@ import numpy as np
 from mplug_jax import config as config_lib
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.flops import layers, traced
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 from mplug_jax.training.build import build
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
@@ -82,7 +82,7 @@ def step(task, preset, image_size, batch, repeats):
   rows = random_batch(built.task.batch_spec(batch), tokenizer.vocab_size)
   rates = [max(product_rates().values())]
   with jax.set_mesh(built.mesh):
-    state, rows, healthy = built.init(), rules.put_batch(rows, built.mesh), jnp.bool_(True)
+    state, rows, healthy = built.init(), batches.put_batch(rows, built.mesh), jnp.bool_(True)
     compiled = built.train_step.lower(state, rows, healthy).compile()
     seconds = []
     for _ in range(repeats + 1):

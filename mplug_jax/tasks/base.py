@@ -5,7 +5,7 @@ import abc
 import jax
 import jax.numpy as jnp
 
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 
 # CLIP's channel statistics, for images of 0 to 255.
 _MEAN = tuple(255 * x for x in (0.48145466, 0.4578275, 0.40821073))
@@ -131,8 +131,8 @@ class Task(abc.ABC):
       return self.apply(params, encode, batch)
 
     def one_by_one(params, batch):
-      parts = rules.split_rows(batch, rows // rules.batch_split(rows))
-      return rules.join_rows(jax.lax.map(lambda part: together(params, part), parts))
+      parts = batches.split_rows(batch, rows // batches.batch_split(rows))
+      return batches.join_rows(jax.lax.map(lambda part: together(params, part), parts))
 
     numbers = (self.model.image_size // self.model.patch_size) ** 2 * 4 * self.model.vision_width
     if numbers < _OUT_OF_CACHE or not isinstance(rows, int) or rows == 1:

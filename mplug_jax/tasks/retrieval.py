@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.losses import contrastive, hard_negatives, language_modeling
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches, rules
 from mplug_jax.tasks import base
 
 MATCH_LABELS = np.array([1, 0, 0], np.int32)  # of the pairs of `match`
@@ -298,9 +298,9 @@ class Task(base.ComparingTask):
     ids = batch["caption"]
     parts = max(1, len(ids) // self.config.eval.batch_size)
     out = jax.lax.map(
-      lambda part: self.apply(params, self._text, part), rules.split_rows(ids, parts)
+      lambda part: self.apply(params, self._text, part), batches.split_rows(ids, parts)
     )
-    out = rules.join_rows(out, axes=None)
+    out = batches.join_rows(out, axes=None)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
   def _image_memory(self, params, batch):
@@ -334,8 +334,8 @@ class Task(base.ComparingTask):
       return {"score": scores(images)}
     # Connected layers carry all tokens of an image for every text: one image a device at a time, whose activations stay small.
     count = len(images["pair_text"])
-    parts = rules.split_rows(images, count // rules.batch_split(count))
-    return {"score": rules.join_rows(jax.lax.map(scores, parts))}
+    parts = batches.split_rows(images, count // batches.batch_split(count))
+    return {"score": batches.join_rows(jax.lax.map(scores, parts))}
 
   def match_pairs(self, params, batch):
     """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],

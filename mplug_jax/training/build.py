@@ -9,8 +9,9 @@ from jax.experimental import multihost_utils
 
 from mplug_jax import config as config_lib
 from mplug_jax import optim, tasks
-from mplug_jax.models.mplug import MPlug
-from mplug_jax.parallel import rules
+from mplug_jax.models.factory import build_model
+from mplug_jax.parallel import batches
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import state
 from mplug_jax.training import step as train_step
 
@@ -38,22 +39,6 @@ class Host(NamedTuple):
     return rows[jax.process_index() * count :][:count]
 
 
-def build_model(config, tokenizer):
-  """config.model -> MPlug.
-
-  Raises:
-    ValueError: the model's vocabulary is not the tokenizer's.
-  """
-  fields = config.model.to_dict()
-  fields["vocab_size"] = fields["vocab_size"] or tokenizer.vocab_size
-  if fields["vocab_size"] != tokenizer.vocab_size:
-    raise ValueError(
-      f"config.model.vocab_size={fields['vocab_size']} but the tokenizer has {tokenizer.vocab_size} tokens; set it "
-      "to 0 to follow the tokenizer, or give the vocabulary that the model was made for in config.tokenizer.path."
-    )
-  return MPlug(**fields | {"dtype": jnp.dtype(fields["dtype"]), "pad_id": tokenizer.pad_id})
-
-
 def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None):
   """Config and tokenizer -> Build; computes nothing, so it also serves compilation for devices that are not there.
 
@@ -64,15 +49,15 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
   """
   config_lib.check(config)
   task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
-  mesh = rules.make_mesh(config.mesh, devices)
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
   parts = config.optim.microbatches
-  rules.check_rows(config.batch_size, mesh, "config.batch_size")
-  rules.check_rows(
+  batches.check_rows(config.batch_size, mesh, "config.batch_size")
+  batches.check_rows(
     config.batch_size // parts,
     mesh,
     f"config.batch_size divided by config.optim.microbatches={parts}",
   )
-  rules.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
+  batches.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
   sample = task.batch_spec(1)
   init_params = jax.jit(
     lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample))
@@ -118,7 +103,7 @@ def _predictor(fn, mesh):
 
   def predict(params, batch, kept=None, keep=False):
     with jax.set_mesh(mesh):
-      out = jitted(params, rules.put_batch(batch, mesh) | (kept or {}))
+      out = jitted(params, batches.put_batch(batch, mesh) | (kept or {}))
     if keep:
       return out
     return jax.tree.map(

@@ -24,10 +24,13 @@ from mplug_jax.checkpoints import warm_start
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.flops import hardware, traced
+from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves, metric_log
+from mplug_jax.reporting import progress as progress_lib
 from mplug_jax.runtime import atomic_files, process
 from mplug_jax.runtime.signals import Interrupt
+from mplug_jax.training import timing
 from mplug_jax.training.build import Host, build
 
 
@@ -119,7 +122,9 @@ def compile_step(built, batch_size):
   start = time.perf_counter()
   with jax.set_mesh(built.mesh):  # the mesh is a thread's own
     batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rules.batch_sharding(built.mesh)),
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=batches_lib.batch_sharding(built.mesh)
+      ),
       built.task.batch_spec(batch_size),
     )
     healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=rules.replicated(built.mesh))
@@ -278,9 +283,9 @@ def train(config, workdir):
     writer = metric_log.Writer(
       workdir, enabled=primary, tensorboard=config.tensorboard, resume_step=start
     )
-    progress = metric_log.Progress(total_steps, enabled=primary)
+    progress = progress_lib.Progress(total_steps, enabled=primary)
     peak = hardware.peak_flops(built.mesh.devices.flat[0].device_kind)
-    timer = metric_log.StepTimer(
+    timer = timing.StepTimer(
       config.batch_size,
       flops=traced.train_step_flops(built.task, config.batch_size) if peak else 0,
       peak=peak and peak * built.mesh.size,
@@ -345,7 +350,9 @@ def train(config, workdir):
       batch = next_batch(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
         with timer.host():
-          batch = rules.put_batch(built.task.prepare(state, batch, Host(built.predict)), built.mesh)
+          batch = batches_lib.put_batch(
+            built.task.prepare(state, batch, Host(built.predict)), built.mesh
+          )
         check_health()  # of the update before, while this one's batch was made
         state, step_metrics, health = step_fn(state, batch, healthy)
       healthy = health["ok"]
@@ -364,7 +371,7 @@ def train(config, workdir):
         timer.step()
       progress.update(step + 1)
       if (step + 1) % config.log_every == 0 or step + 1 == total_steps:
-        means = metric_log.reduce_metrics(jax.device_get(pending))
+        means = timing.reduce_metrics(jax.device_get(pending))
         pending = []
         rates = {f"lr_{name}": float(schedule(step)) for name, schedule in built.schedules.items()}
         speed = timer.report()

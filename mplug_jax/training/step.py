@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 from mplug_jax.tasks import base
 from mplug_jax.training import state as train_state
 
@@ -38,7 +38,7 @@ def make_gradients(task, microbatches=1, accumulate="global"):
       )
       return grads, loss, metrics | _loss_metrics(shown), extra
 
-    micro = rules.split_rows(batch, microbatches)
+    micro = batches.split_rows(batch, microbatches)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
     each = jax.vmap(task.weights)(micro, keys)
     counts = jax.tree.map(jnp.sum, each)
@@ -81,13 +81,13 @@ def _in_two_passes(task, microbatches, state, batch):
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
     jnp.arange(microbatches)
   )  # as base.ComparingTask.loss
-  micro = rules.split_rows(batch, microbatches, group)
+  micro = batches.split_rows(batch, microbatches, group)
 
   def features_of(_, inputs):
     part, key = inputs
     return None, task.encode_rows(state.params, state, part, key[0])[1]
 
-  features = rules.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
+  features = batches.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
 
   def compared(params, features):
     terms, metrics, extra, drawn = task.compare(
@@ -111,7 +111,7 @@ def _in_two_passes(task, microbatches, state, batch):
     new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
     return jax.tree.map(jnp.add, grads, new), out
 
-  drawn, slopes = rules.split_rows((drawn, slopes), microbatches, group)
+  drawn, slopes = batches.split_rows((drawn, slopes), microbatches, group)
   grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, drawn, slopes))
   other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
   shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}

@@ -12,11 +12,11 @@ from jax.interpreters import partial_eval
 from configs import vqa as vqa_config
 from mplug_jax.decoding import beam_search
 from mplug_jax.flops import layers
+from mplug_jax.models.factory import build_model
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.ops import attention
 from mplug_jax.tasks import base
 from mplug_jax.training import loop
-from mplug_jax.training.build import build_model
 
 TOKENIZER = SimpleNamespace(vocab_size=500, pad_id=0, bos_id=1, eos_id=2)
 IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH = 2, 3, 11, 2, 5

@@ -13,10 +13,10 @@ from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.flops import layers as flops
 from mplug_jax.flops import traced as task_flops
+from mplug_jax.models.factory import build_model
 from mplug_jax.ops import attention
 from mplug_jax.reporting import metric_log
 from mplug_jax.training import loop
-from mplug_jax.training.build import build_model
 from tests.flops import test_layers as test_flops
 from tests.support import tiny_run
 

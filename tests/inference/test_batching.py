@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.inference import batching as batches
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import mesh as mesh_lib
 
 
 def test_compiled_sizes():
@@ -35,7 +35,7 @@ def test_calls_are_at_least_half_full(count, expected):
 
 @pytest.mark.parametrize("limit, width", [(1, 1), (4, 1), (16, 1), (4, 2), (1, 2)])
 def test_requests_come_back_in_order_and_images_are_encoded_once(limit, width):
-  mesh = rules.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   programs = batches.Programs({"scale": jax.numpy.float32(2)}, mesh, limit)
   rng, encoded, calls = np.random.default_rng(0), [], []
   images = list(range(11))
@@ -70,7 +70,7 @@ def test_requests_come_back_in_order_and_images_are_encoded_once(limit, width):
 
 
 def test_rows_in_several_calls():
-  mesh = rules.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
+  mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
   programs = batches.Programs({}, mesh, 4)
   x = np.arange(11.0)
   assert (

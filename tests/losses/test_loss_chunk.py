@@ -7,7 +7,7 @@ import pytest
 
 from mplug_jax import data
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 from mplug_jax.training import loop, step
 from tests.support import retrieval_files, tiny_run
 
@@ -19,7 +19,7 @@ def gradients(c, tokenizer, batch, shape, chunk):
   c.model.loss_chunk = chunk
   built = loop.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
   with jax.set_mesh(built.mesh):
-    state, batch = built.init(), rules.put_batch(batch, built.mesh)
+    state, batch = built.init(), batches.put_batch(batch, built.mesh)
     found, loss, metrics, _ = jax.jit(step.make_gradients(built.task))(state, batch)
   return tiny_run.flat(jax.device_get(found)), float(loss), jax.device_get(metrics)
 

@@ -11,7 +11,7 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.evaluators import retrieval as evaluators
 from mplug_jax.losses import contrastive
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 from mplug_jax.tasks import base, retrieval
 from mplug_jax.training import step
 from tests.support import retrieval_files, tiny_run
@@ -72,7 +72,7 @@ class Case:
       abstract,
     )
     with jax.set_mesh(built.mesh):
-      batch = rules.put_batch(self.batch | changed, built.mesh)
+      batch = batches.put_batch(self.batch | changed, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (
           jax.jit(step.make_gradients(built.task, parts)).lower(state, batch).compile()
@@ -338,7 +338,7 @@ def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(f
     if expected is None:
       expected = jax.device_get(jax.value_and_grad(by_hand)(state.params, built.task))
     with jax.set_mesh(built.mesh):
-      placed = rules.put_batch(batch, built.mesh)
+      placed = batches.put_batch(batch, built.mesh)
       gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
       (value, extra), gradient = gradients(state.params, state, placed, built.task)
     assert extra == {} and float(value) == pytest.approx(float(expected[0]), rel=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.models import layers
-from mplug_jax.ops import attention, dropout
+from mplug_jax.ops import activations, attention, dropout, initializers
 
 
 def masks(keys, shape, rate):
@@ -61,7 +61,7 @@ def test_keep_mask_of_more_axes_repeats_nothing():
 
 
 def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
-  draw = jax.vmap(lambda key: layers.normal(0.02)(key, (64, 4096)))
+  draw = jax.vmap(lambda key: initializers.normal(0.02)(key, (64, 4096)))
   x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
   count = x.size
   assert np.isfinite(x).all() and 4.5 < np.abs(x).max() < 6
@@ -297,10 +297,10 @@ def test_activations():
   x = np.linspace(-6, 6, 101)
   erf = np.vectorize(math.erf)
   np.testing.assert_allclose(
-    layers.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6
+    activations.gelu(x.astype(np.float32)), x * 0.5 * (1 + erf(x / np.sqrt(2))), atol=2e-6
   )
   np.testing.assert_allclose(
-    layers.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6
+    activations.quick_gelu(x.astype(np.float32)), x / (1 + np.exp(-1.702 * x)), atol=2e-6
   )
 
 
@@ -337,8 +337,8 @@ def test_a_policy_may_keep_the_outputs_of_products():
     @nn.compact
     def __call__(self, x):
       x = layers.Dense(16, name="a")(x)
-      x = layers.Dense(16, activation=layers.gelu, name="b")(layers.LayerNorm(1e-6)(x))
-      return layers.Dense(16, activation=layers.gelu, name="c")(x)
+      x = layers.Dense(16, activation=activations.gelu, name="b")(layers.LayerNorm(1e-6)(x))
+      return layers.Dense(16, activation=activations.gelu, name="c")(x)
 
   x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
   for policy in ("none", "dots", "full"):

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import attention as attend
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import mesh as mesh_lib
 
 ROWS, HEADS, WIDTH = 2, 3, 8
 
@@ -99,7 +99,7 @@ def test_blocked_on_a_mesh_equals_one_device_and_moves_nothing(blocked):
     return value_and_gradients("auto", x, mask, 0.3, key)
 
   plain = value_and_gradients("plain", inputs, mask, 0.3, key)
-  mesh = rules.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   with jax.set_mesh(mesh):
     placed = [jax.device_put(x, place) for x in inputs]
@@ -153,7 +153,7 @@ def test_tpu_gets_the_flash_kernel_where_it_can():
 
 
 def test_tpu_kernel_on_a_mesh_takes_each_device_its_own():
-  mesh = rules.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   inputs = [
     jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

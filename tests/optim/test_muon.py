@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mplug_jax import optim
 from mplug_jax.optim import muon
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import mesh as mesh_lib
 
 CONFIG = {
   "name": "muon",
@@ -108,7 +108,7 @@ def test_updates_on_a_mesh_are_those_of_one_device():
   tx, _ = optim.make(CONFIG, params, 10, 5)
   update = jax.jit(tx.update)
   alone, _ = update(params, tx.init(params), params)
-  mesh = rules.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+  mesh = mesh_lib.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
   specs = jax.tree.map(
     lambda x: (
       P(*[None] * (x.ndim - 2), "fsdp", "tensor") if x.ndim > 1 and x.shape[-2] % 2 == 0 else P()

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches, rules
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
@@ -23,7 +24,7 @@ def nothing_said_yet(monkeypatch):
 
 
 def _mesh(data=1, fsdp=1, tensor=1):
-  return rules.make_mesh(
+  return mesh_lib.make_mesh(
     {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[: data * fsdp * tensor]
   )
 
@@ -103,7 +104,7 @@ def test_columns_of_queues_are_split_as_parameters_are():
     "text_queue": jax.ShapeDtypeStruct((16, 63), jnp.float32),
   }
   found = rules.shardings_for(
-    {"extra": queues}, {}, rules.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    {"extra": queues}, {}, mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   )["extra"]
   assert {name: tuple(x.spec) for name, x in found.items()} == {
     "image_queue": (None, "fsdp"),
@@ -159,18 +160,18 @@ def test_a_parameter_without_a_rule_is_replicated_and_is_said_once(caplog):
 
 
 def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():
-  assert dict(rules.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape) == {
+  assert dict(mesh_lib.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape) == {
     "data": 2,
     "fsdp": 2,
     "tensor": 2,
   }
-  assert dict(rules.make_mesh({"data": 2, "fsdp": -1, "tensor": 1}).shape) == {
+  assert dict(mesh_lib.make_mesh({"data": 2, "fsdp": -1, "tensor": 1}).shape) == {
     "data": 2,
     "fsdp": 4,
     "tensor": 1,
   }
   assert (
-    dict(rules.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:3]).shape)["data"]
+    dict(mesh_lib.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:3]).shape)["data"]
     == 3
   )
   for sizes in (
@@ -186,8 +187,8 @@ def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():
     with pytest.raises(
       ValueError, match="does not fit 8 devices: .* one of them may be -1"
     ) as error:
-      rules.make_mesh(dict(zip(rules.AXES, sizes)))
-    assert str(dict(zip(rules.AXES, sizes))) in str(error.value)
+      mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+    assert str(dict(zip(mesh_lib.AXES, sizes))) in str(error.value)
 
 
 def test_make_mesh_keeps_the_tensor_axis_inside_a_process():
@@ -197,13 +198,13 @@ def test_make_mesh_keeps_the_tensor_axis_inside_a_process():
     with pytest.raises(
       ValueError, match="data x fsdp = 1, which must be a multiple of the 2 processes"
     ):
-      rules.make_mesh(dict(zip(rules.AXES, sizes)), devices)
+      mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)), devices)
 
 
 def test_put_batch_splits_rows_over_data_and_fsdp_in_order():
   rows = np.arange(24, dtype=np.int32).reshape(8, 3)
   mesh = _mesh(2, 2, 2)
-  placed = rules.put_batch({"x": rows, "valid": rows[:, 0] > 3}, mesh)
+  placed = batches.put_batch({"x": rows, "valid": rows[:, 0] > 3}, mesh)
   np.testing.assert_array_equal(placed["x"], rows)
   assert placed["valid"].dtype == bool
   for shard in placed["x"].addressable_shards:
@@ -217,7 +218,7 @@ def test_put_batch_says_what_a_batch_must_divide_by():
     ValueError,
     match="batch of 6 rows .* data x fsdp = 4 devices; make config.batch_size .* a multiple of it",
   ):
-    rules.put_batch({"x": np.zeros((6, 3))}, _mesh(2, 2, 2))
+    batches.put_batch({"x": np.zeros((6, 3))}, _mesh(2, 2, 2))
 
 
 def test_constrain_splits_rows_inside_a_mesh_alone():

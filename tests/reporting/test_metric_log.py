@@ -12,6 +12,8 @@ import pytest
 from absl import logging
 
 from mplug_jax.reporting import metric_log
+from mplug_jax.reporting import progress as progress_lib
+from mplug_jax.training import timing
 from tests.support import paths
 
 
@@ -35,19 +37,19 @@ def test_reduction_weighs_by_count():
     {"loss": (np.array([1.0, 2.0]), np.array([3, 5])), "rare": (0.0, 0)},
     {"rare": (np.float32(0.5), 1)},
   ]
-  assert metric_log.reduce_metrics(steps) == {"loss": 0.9, "accuracy": 0.25, "rare": 0.5}
+  assert timing.reduce_metrics(steps) == {"loss": 0.9, "accuracy": 0.25, "rare": 0.5}
 
 
 def test_reduction_keeps_float64_and_bad_values():
   many = [{"x": (np.float32(1.0), np.float32(1.0))}] * 4 + [{"x": (np.float32(2.0**24), 1)}] * 4
-  assert metric_log.reduce_metrics(many)["x"] == (4 + 4 * 2.0**24) / 8
-  out = metric_log.reduce_metrics([{"none": (0, 0), "bad": (np.nan, 3), "inf": (1.0, 0)}])
+  assert timing.reduce_metrics(many)["x"] == (4 + 4 * 2.0**24) / 8
+  out = timing.reduce_metrics([{"none": (0, 0), "bad": (np.nan, 3), "inf": (1.0, 0)}])
   assert set(out) == {"bad", "inf"} and math.isnan(out["bad"]) and math.isinf(out["inf"])
 
 
 def test_reduction_of_device_arrays():
   jnp = pytest.importorskip("jax.numpy")
-  out = metric_log.reduce_metrics([{"x": (jnp.bfloat16(3), jnp.int32(2))}, {"x": (jnp.ones(2), 1)}])
+  out = timing.reduce_metrics([{"x": (jnp.bfloat16(3), jnp.int32(2))}, {"x": (jnp.ones(2), 1)}])
   assert out == {"x": 5 / 3}
 
 
@@ -176,7 +178,7 @@ def test_read_metrics_needs_a_file(tmp_path):
 
 def test_step_timer():
   clock = Clock()
-  timer = metric_log.StepTimer(examples_per_step=32, clock=clock, flops=3e12, peak=6e12)
+  timer = timing.StepTimer(examples_per_step=32, clock=clock, flops=3e12, peak=6e12)
   clock.now += 7.0
   timer.reset()
   for _ in range(4):
@@ -204,7 +206,7 @@ def test_step_timer():
   clock.now += 2.0
   timer.step()
   assert timer.report()["steps_per_sec"] == pytest.approx(0.5)
-  timer = metric_log.StepTimer(1, clock=clock)
+  timer = timing.StepTimer(1, clock=clock)
   timer.step()
   assert "mfu" not in timer.report()
 
@@ -216,7 +218,7 @@ class Terminal(io.StringIO):
 
 def test_progress_in_a_log():
   clock, stream = Clock(), io.StringIO()
-  progress = metric_log.Progress(1000, stream=stream, log_seconds=10, clock=clock)
+  progress = progress_lib.Progress(1000, stream=stream, log_seconds=10, clock=clock)
   for step in range(1, 42):
     progress.update(step, loss=0.25 if step % 10 == 0 else None)
     clock.now += 0.5
@@ -232,7 +234,7 @@ def test_progress_in_a_log():
 
 def test_progress_last_step_and_slow_steps():
   clock, stream = Clock(), io.StringIO()
-  progress = metric_log.Progress(3, stream=stream, log_seconds=1e6, clock=clock)
+  progress = progress_lib.Progress(3, stream=stream, log_seconds=1e6, clock=clock)
   for step in (1, 2, 3):
     progress.update(step)
     clock.now += 4.0
@@ -242,7 +244,7 @@ def test_progress_last_step_and_slow_steps():
 
 def test_progress_pause_is_not_counted():
   clock, stream = Clock(), io.StringIO()
-  progress = metric_log.Progress(10_000, stream=stream, log_seconds=0, clock=clock)
+  progress = progress_lib.Progress(10_000, stream=stream, log_seconds=0, clock=clock)
   for step in range(1, 5):
     progress.update(step)
     clock.now += 1.0
@@ -258,7 +260,7 @@ def test_progress_pause_is_not_counted():
 def test_progress_on_a_terminal(monkeypatch):
   monkeypatch.setenv("COLUMNS", "70")
   clock, stream = Clock(), Terminal()
-  progress = metric_log.Progress(100, stream=stream, clock=clock)
+  progress = progress_lib.Progress(100, stream=stream, clock=clock)
   for step in range(1, 101):
     progress.update(step, loss=1.0)
     clock.now += 0.0625
@@ -273,7 +275,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
 def test_progress_disabled_is_silent():
   stream = io.StringIO()
-  progress = metric_log.Progress(10, enabled=False, stream=stream)
+  progress = progress_lib.Progress(10, enabled=False, stream=stream)
   progress.update(10, loss=1.0)
   progress.pause()
   assert stream.getvalue() == ""

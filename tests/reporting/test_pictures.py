@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug_jax.reporting import curves
+from mplug_jax.reporting import curves, overlay, sample_sheet
 
 GREEN, RED, GREY = (23, 128, 61), (198, 40, 40), (107, 116, 128)
 
@@ -101,7 +101,7 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
     [("is there a box?", "no", "")],
   ]
   out = tmp_path / "sheet.png"
-  curves.sample_sheet(images, lines, out)
+  sample_sheet.sample_sheet(images, lines, out)
   with Image.open(out) as image:
     width, height = image.size
     purple = np.all(np.asarray(image) == (200, 30, 220), axis=-1).sum()
@@ -116,43 +116,43 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
 )
 def test_sample_sheet_colour_follows_the_answer(tmp_path, prediction, present, absent):
   images = np.full((1, 300, 200, 3), 128, np.uint8)
-  curves.sample_sheet(images, [[("q", prediction, "blue")]], tmp_path / "s.png")
+  sample_sheet.sample_sheet(images, [[("q", prediction, "blue")]], tmp_path / "s.png")
   colors = colors_of(tmp_path / "s.png")
   assert present in colors and absent not in colors
 
 
 @pytest.mark.parametrize("text", ["word " * 400, "x" * 3000, "many\nlines\n" * 50, "", "été ΑΒΓ"])
 def test_long_texts_stay_inside_their_cell(tmp_path, text):
-  rows = curves._wrap(" ".join(text.split()))
-  assert 1 <= len(rows) <= curves._MAX_ROWS
-  assert max(curves._font().getlength(row) for row in rows) <= curves._CELL
+  rows = sample_sheet._wrap(" ".join(text.split()))
+  assert 1 <= len(rows) <= sample_sheet._MAX_ROWS
+  assert max(sample_sheet._font().getlength(row) for row in rows) <= sample_sheet._CELL
   images = np.zeros((2, 32, 48, 3), np.uint8)
-  curves.sample_sheet(images, [[(text, text, text)], []], tmp_path / "s.png")
+  sample_sheet.sample_sheet(images, [[(text, text, text)], []], tmp_path / "s.png")
   with Image.open(tmp_path / "s.png") as image:
     assert image.size[0] < 700 and image.size[1] < 700
 
 
 def test_wrap_loses_no_word():
   text = "what colour is the small shape that stands to the left of the big yellow triangle"
-  assert " ".join(curves._wrap(text)) == text
+  assert " ".join(sample_sheet._wrap(text)) == text
 
 
 def test_sample_sheet_refuses_wrong_input(tmp_path):
   images = np.zeros((2, 8, 8, 3), np.uint8)
   with pytest.raises(ValueError, match="2 images but texts for 1"):
-    curves.sample_sheet(images, [[]], tmp_path / "s.png")
+    sample_sheet.sample_sheet(images, [[]], tmp_path / "s.png")
   with pytest.raises(ValueError, match=r"u8\[N, H, W, 3\].*float32"):
-    curves.sample_sheet(images.astype(np.float32), [[], []], tmp_path / "s.png")
+    sample_sheet.sample_sheet(images.astype(np.float32), [[], []], tmp_path / "s.png")
   assert os.listdir(tmp_path) == []
 
 
 def test_an_overlay_is_bright_where_the_heat_is_and_has_the_box():
   image = np.full((48, 96, 3), 120, np.uint8)
-  found = curves.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
+  found = overlay.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
   assert found.shape == (144, 288, 3)
   brightness = found.astype(int).sum(-1)
   assert brightness[100:, 220:].mean() > 2 * brightness[60:100, :80].mean()
   assert (found[18, 18:90] == (61, 245, 107)).all()
-  assert (curves.overlay(image, None)[:] == 120).all() and (
-    curves.overlay(image, np.zeros((2, 2))) < 120
+  assert (overlay.overlay(image, None)[:] == 120).all() and (
+    overlay.overlay(image, np.zeros((2, 2))) < 120
   ).all()

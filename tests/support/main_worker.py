@@ -11,7 +11,7 @@ import jax
 from absl import app, logging
 
 from mplug_jax import main
-from mplug_jax.reporting import metric_log
+from mplug_jax.reporting import progress
 from mplug_jax.training import loop
 
 
@@ -21,14 +21,14 @@ def _use_devices(count):
 
 
 def _sleep_after_updates(seconds):
-  update = metric_log.Progress.update
+  update = progress.Progress.update
 
   def hooked(self, step, loss=None):
     update(self, step, loss)
     if loss is None:
       time.sleep(seconds)
 
-  metric_log.Progress.update = hooked
+  progress.Progress.update = hooked
 
 
 if __name__ == "__main__":

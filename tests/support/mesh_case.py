@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
 from mplug_jax.training import loop, step
 
 
@@ -26,7 +26,7 @@ class MeshCase:
       state = jax.tree.map(
         lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
       )
-      placed = rules.put_batch(self.batch if batch is None else batch, built.mesh)
+      placed = batches.put_batch(self.batch if batch is None else batch, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (
           jax.jit(step.make_gradients(built.task, parts)).lower(state, placed).compile()

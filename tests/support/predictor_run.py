@@ -10,7 +10,7 @@ from mplug_jax import config as config_lib
 from mplug_jax import tasks
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.training import build
+from mplug_jax.models import factory
 from tests.support import tiny_run
 
 # Whole words for the vocabulary, and every letter.
@@ -46,7 +46,7 @@ def save(folder, c, seed=0, sharpness=2.0):
     folder / "tokenizer",
     tokenizers.location_names(c.tokenizer.locations),
   )
-  task = tasks.get(c.task.name)(build.build_model(c, tokenizer), c, tokenizer)
+  task = tasks.get(c.task.name)(factory.build_model(c, tokenizer), c, tokenizer)
   shapes = jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1))
   rng, params = np.random.default_rng(seed), {}
   for name, leaf in sorted(traverse_util.flatten_dict(shapes, sep="/").items()):

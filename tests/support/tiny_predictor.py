@@ -11,8 +11,8 @@ from mplug_jax import tasks
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.inference.checkpoint import Restored
 from mplug_jax.inference.predictor import Predictor
-from mplug_jax.parallel import rules
-from mplug_jax.training.build import build_model
+from mplug_jax.models.factory import build_model
+from mplug_jax.parallel import mesh as mesh_lib
 from tests.support import tiny_run
 
 WORDS = "what is the blue shape ? there a circle not red in image yes no on of left two dog <person> , . -"
@@ -38,7 +38,7 @@ def predictor(folder, name, **changes):
     )
   model, mesh = (
     build_model(c, tokenizer),
-    rules.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
+    mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
   )
   task = tasks.get(c.task.name)(model, c, tokenizer)
   shapes = jax.eval_shape(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mplug_jax import data
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.tasks import base
 from mplug_jax.tasks import caption as caption_task
 from mplug_jax.training import loop
@@ -54,10 +55,10 @@ def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, cas
     jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
   )  # tiny images stay in the cache
   monkeypatch.setattr(base, "_OUT_OF_CACHE", 0)
-  mesh = rules.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
+  mesh = mesh_lib.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
   with jax.set_mesh(mesh):
     traced = jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
-    found = jax.jit(task.with_tokens)(case.state.params, rules.put_batch({"image": image}, mesh))[
+    found = jax.jit(task.with_tokens)(case.state.params, batches.put_batch({"image": image}, mesh))[
       "image"
     ]
   assert ("platform_index" in str(traced)) == (rows > 1)

@@ -11,7 +11,7 @@ from mplug_jax import data
 from mplug_jax.data import boxes, pipeline
 from mplug_jax.data.images import box_transforms
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import base, grounding
 from mplug_jax.training import loop, step
 from tests.support import tiny_run
@@ -71,7 +71,7 @@ class Made:
       built.abstract,
     )
     with jax.set_mesh(built.mesh):
-      out = function(state, rules.put_batch(batch or self.batch, built.mesh))
+      out = function(state, batches_lib.put_batch(batch or self.batch, built.mesh))
     return tiny_run.flat(out[0]), float(out[1]), jax.device_get(out[2])
 
   @functools.cached_property

@@ -19,7 +19,7 @@ from mplug_jax.data.sources import grounding
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators import grounding as evaluator
-from mplug_jax.reporting import metric_log
+from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import tiny_run, vqa_files
 from tests.support.grounding_files import config, painted, png
@@ -105,7 +105,7 @@ def test_what_a_run_reports(cache, unbroken):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
-  update = metric_log.Progress.update
+  update = progress.Progress.update
 
   def hooked(self, done, loss=None):
     if done == 2 and loss is None:
@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
     return update(self, done, loss)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(metric_log.Progress, "update", hooked)
+    patch.setattr(progress.Progress, "update", hooked)
     status, lines = program(settings(cache), tmp_path)
   assert status == 0 and lines[-1].startswith("stopped at step 2")
   status, lines = program(settings(cache), tmp_path)

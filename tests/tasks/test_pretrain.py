@@ -17,7 +17,7 @@ from mplug_jax.data.sources import mixture
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators import pretrain as evaluators
 from mplug_jax.losses import language_modeling
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
 from mplug_jax.training import loop, step
 from tests.support import retrieval_files, tiny_run
@@ -233,7 +233,7 @@ def placed(tokenizer):
         lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
       )
       gradients, loss, _, extra = jax.jit(step.make_gradients(built.task, parts))(
-        state, rules.put_batch(batch, built.mesh)
+        state, batches_lib.put_batch(batch, built.mesh)
       )
       return tiny_run.flat(gradients), float(loss), tiny_run.flat(extra)
 

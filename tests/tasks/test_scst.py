@@ -9,9 +9,10 @@ import pytest
 
 from mplug_jax import data
 from mplug_jax.metrics import captioning
+from mplug_jax.models.factory import build_model
 from mplug_jax.tasks import scst
 from mplug_jax.training import loop
-from mplug_jax.training.build import Host, build_model
+from mplug_jax.training.build import Host
 from tests.support import caption_run, mesh_case, tiny_run
 
 COUNT = 3

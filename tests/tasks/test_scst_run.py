@@ -14,7 +14,7 @@ import pytest
 
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.reporting import metric_log
+from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import caption_run, tiny_run, vqa_files
 
@@ -105,10 +105,10 @@ def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
 def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(
   settings, unbroken, tmp_path, monkeypatch
 ):
-  update = metric_log.Progress.update
+  update = progress.Progress.update
   with monkeypatch.context() as patch:
     patch.setattr(
-      metric_log.Progress,
+      progress.Progress,
       "update",
       lambda self, step, loss=None: (
         update(self, step, loss),

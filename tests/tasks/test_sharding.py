@@ -10,9 +10,10 @@ from mplug_jax import config as config_lib
 from mplug_jax import tasks
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.flops import layers, traced
-from mplug_jax.parallel import rules
+from mplug_jax.models.factory import build_model
+from mplug_jax.parallel import batches, rules
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import loop
-from mplug_jax.training.build import build_model
 from tests.support import tiny_run
 
 TASKS = (
@@ -46,9 +47,9 @@ def test_a_rule_matches_every_parameter(task, size, caplog, monkeypatch):
     task, size if size == "tiny" else f"{size},res=336" + ",init=x" * (task == "caption_scst")
   )
   tokenizer = StandInTokenizer(c.model.vocab_size or 500)
-  mesh = rules.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   if size != "tiny":
-    mesh = rules.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
   params = traced.abstract_parameters(
     tasks.get(c.task.name)(build_model(c, tokenizer), c, tokenizer)
   )
@@ -85,7 +86,7 @@ def test_matching_gathers_no_image_tokens(name):
   )
   tokenizer = StandInTokenizer(500)
   built = loop.build(c, tokenizer, 10, 10)
-  rows, whole = rules.batch_sharding(built.mesh), rules.replicated(built.mesh)
+  rows, whole = batches.batch_sharding(built.mesh), rules.replicated(built.mesh)
 
   def placed(tree, how):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=how), tree)

@@ -11,10 +11,10 @@ import pytest
 
 from mplug_jax.data.images import video
 from mplug_jax.data.sources import scenes as scene_sources
+from mplug_jax.models.factory import build_model
 from mplug_jax.scenes import scene
 from mplug_jax.tasks import base
 from mplug_jax.training import loop
-from mplug_jax.training.build import build_model
 from tests.support import tiny_run
 
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from mplug_jax.flops import layers
-from mplug_jax.training.build import build_model
+from mplug_jax.models.factory import build_model
 from tools import benchmark, benchmark_report
 
 

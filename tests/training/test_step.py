@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 from mplug_jax import data, optim
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.sources import vqa
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import loop
 from mplug_jax.training import step as train_step
 from mplug_jax.training.state import TrainState
@@ -55,7 +56,7 @@ class Meshes:
     """-> (gradients, loss, {metric: (sum, count)})."""
     built = self.built(shape)
     with jax.set_mesh(built.mesh):
-      batch = rules.put_batch(self.batch, built.mesh)
+      batch = batches.put_batch(self.batch, built.mesh)
       if shape not in self._compiled:
         self._compiled[shape] = (
           jax.jit(train_step.make_gradients(built.task)).lower(state, batch).compile()
@@ -175,7 +176,7 @@ def test_four_microbatches_equal_one_with_uneven_counts(meshes):
     )
     with jax.set_mesh(built.mesh):
       out = jax.jit(train_step.make_gradients(built.task, parts))(
-        state, rules.put_batch(meshes.batch, built.mesh)
+        state, batches.put_batch(meshes.batch, built.mesh)
       )
     results.append((tiny_run.flat(out[0]), float(out[1]), jax.device_get(out[2])))
   (whole, loss, metrics), (parts, parts_loss, parts_metrics) = results
@@ -305,10 +306,12 @@ def test_keys_are_those_of_the_step_and_the_microbatch():
 
 
 def test_microbatches_take_rows_from_every_device():
-  mesh = rules.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
+  mesh = mesh_lib.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
   rows = np.arange(16, dtype=np.int32)
   with jax.set_mesh(mesh):
-    parts = jax.jit(lambda b: rules.split_rows(b, 2))(rules.put_batch({"row": rows}, mesh))["row"]
+    parts = jax.jit(lambda b: batches.split_rows(b, 2))(batches.put_batch({"row": rows}, mesh))[
+      "row"
+    ]
   assert parts.sharding.is_equivalent_to(
     jax.sharding.NamedSharding(mesh, P(None, ("data", "fsdp"))), 2
   )

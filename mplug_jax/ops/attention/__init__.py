@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention as flash
 from jax.sharding import PartitionSpec as P
 
 from mplug_jax.ops.dropout import dropout
-from mplug_jax.parallel.rules import BATCH_AXES
+from mplug_jax.parallel.mesh import BATCH_AXES
 
 MASKED = (
   -1e9

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
 from mplug_jax.flops import traced
-from mplug_jax.parallel import rules
+from mplug_jax.parallel import batches, rules
 from mplug_jax.performance.tpu import hlo
 from mplug_jax.training.build import build
 
@@ -82,7 +82,7 @@ def function_of(built, name):
 
 def trace(built, config, name):
   """The train step (name "train") or a predict function, traced on abstract arrays -> jax.stages.Traced."""
-  rows = rules.batch_sharding(built.mesh)
+  rows = batches.batch_sharding(built.mesh)
   whole = rules.replicated(built.mesh)
 
   def placed(tree, how):

@@ -8,8 +8,8 @@ import jax
 
 from mplug_jax import tasks
 from mplug_jax.flops import traced
+from mplug_jax.models import factory
 from mplug_jax.performance.tpu import compile as compiler
-from mplug_jax.training import build
 
 REMAT = ("none", "dots", "full")  # from most memory and least computation on
 _RECOMPUTED = {"none": 1.0, "dots": 1.1, "full": 4 / 3}  # operations, against those of the model
@@ -71,7 +71,7 @@ def repair(config, place, name, effort, max_compiles):
 def candidates(config, place):
   """Every mesh, remat policy and number of microbatches that the analytic model believes to fit, the fastest first."""
   tokenizer = compiler.tokenizer_for(config)
-  task = tasks.get(config.task.name)(build.build_model(config, tokenizer), config, tokenizer)
+  task = tasks.get(config.task.name)(factory.build_model(config, tokenizer), config, tokenizer)
   operations = compiler.model_flops(task, config, "train")
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(traced.abstract_parameters(task)))
   found = []

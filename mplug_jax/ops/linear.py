@@ -1,0 +1,38 @@
+"""The matrix product of a dense layer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear(activation, x, kernel, bias):
+  """activation(x) times f[D, E] plus f[E]. f[..., D] -> f[..., E]; activation None = identity.
+
+  Its own gradient rule. It keeps x alone, not activation(x) beside it. And for XLA on CPU: JAX's default computes the
+  kernel's gradient transposed, for which XLA first writes a transposed copy of the whole cotangent, and sums the bias's
+  gradient over strided memory: together a third of a small model's train step.
+  """
+  active = x if activation is None else activation.function(x)
+  return jax.lax.dot_general(active, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+
+
+def _linear_forward(activation, x, kernel, bias):
+  return linear(activation, x, kernel, bias), (x, kernel)
+
+
+def _linear_backward(activation, saved, cotangent):
+  x, kernel = saved
+  active = x if activation is None else activation.function(x)
+  rows, columns = active.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+  sums = jax.lax.dot_general(
+    jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ()))
+  )[0]
+  d_x = jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ())))
+  if activation is not None:
+    d_x *= activation.derivative(x)
+  return d_x, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), sums
+
+
+linear.defvjp(_linear_forward, _linear_backward)
