@@ -4,7 +4,6 @@ A run directory holds `checkpoints/<step>/` with the items `state` (arrays), `da
 a best metric is tracked, `metrics` (JSON).
 """
 
-import collections
 import errno
 import functools
 import logging
@@ -20,9 +19,11 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from mplug_jax.checkpoints import damage, orbax_logging
+from mplug_jax.checkpoints.names import grouped
 from mplug_jax.tensor_files import open
 
 DIRECTORY = "checkpoints"
+
 
 _log = logging.getLogger(__name__)
 
@@ -57,16 +58,6 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 def _saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:
   return _shapes(ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
-
-
-def grouped(names, separator: str = "/") -> str:
-  """Up to three names; more of them counted by their first three components: "params/text_decoder/layers (26), rng"."""
-  names = list(names)
-  if len(names) <= 3:
-    return ", ".join(sorted(names))
-  counts = collections.Counter(separator.join(name.split(separator)[:3]) for name in names)
-  shown = [f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items())]
-  return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more groups" if len(shown) > 12 else "")
 
 
 def _check_shapes(wanted: dict, saved: dict, where) -> None:

@@ -7,9 +7,9 @@ import jax
 from flax import traverse_util
 
 from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints.names import grouped, module_of
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
-from mplug_jax.conversion.mapping import module_of
 
 
 def _matches(patterns, name):
@@ -98,7 +98,7 @@ def init_from(state, options):
     (unused, "parameters of the checkpoints have no place", "unused"),
   ]
   if texts := [
-    f"{len(names)} {what} ({manager.grouped(names)}); allow it with regexes in config.init.{field}"
+    f"{len(names)} {what} ({grouped(names)}); allow it with regexes in config.init.{field}"
     for names, what, field in problems
     if names
   ]:
@@ -153,9 +153,7 @@ def load_params(path, abstract_params, which="params"):
     if name != POSITIONS and there.get(name, leaf.shape) != leaf.shape
   ]
   if missing or other:
-    lacks = [f"{len(missing)} parameters are not in it ({manager.grouped(missing)})"] * bool(
-      missing
-    )
+    lacks = [f"{len(missing)} parameters are not in it ({grouped(missing)})"] * bool(missing)
     differ = [f"{len(other)} have another shape ({', '.join(other[:3])})"] * bool(other)
     raise ValueError(f"{path} does not fit this configuration: {'; '.join(lacks + differ)}.")
   arrays = manager.load_arrays(path, which)

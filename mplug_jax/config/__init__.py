@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import os
+from typing import Any, TypeAlias
 
 import ml_collections
 from ml_collections import ConfigDict, config_dict
 
+from mplug_jax.config import arguments
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.data.storage import tabular
+
+# ConfigDict. Its fields are dynamic, so that type checkers cannot know them.
+Config: TypeAlias = Any
 
 
 def parse_arg(arg, **spec):
@@ -95,14 +99,18 @@ def own_files(arg):
   folder = (os.path.dirname(arg.file) or ".") if arg.file else arg.root
   name = os.path.basename(arg.file) if arg.file else "train.jsonl"
   suffix = next(
-    (suffix for suffix in sorted(tabular.SUFFIXES, key=len, reverse=True) if name.endswith(suffix)),
+    (
+      suffix
+      for suffix in sorted(arguments.SUFFIXES, key=len, reverse=True)
+      if name.endswith(suffix)
+    ),
     "",
   )
   stem, found = name.removesuffix(suffix), {}
   for split in ("train", "val", "test"):
     paths = [
       os.path.join(folder, (stem.replace("train", split) if "train" in stem else split) + end)
-      for end in (suffix, *tabular.SUFFIXES)
+      for end in (suffix, *arguments.SUFFIXES)
     ]
     found[split] = next(filter(os.path.isfile, paths), paths[0])
   return {

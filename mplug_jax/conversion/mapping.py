@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mplug_jax.checkpoints.manager import grouped
+from mplug_jax.checkpoints.names import grouped, module_of
 from mplug_jax.conversion.formats import tables
 from mplug_jax.models.fusion import connected_layers
 from mplug_jax.models.mplug import MPlug
@@ -155,15 +155,6 @@ def _leaf_shapes(geometry):
     )
   )["params"]
   return {path: x.shape for path, x in traverse_util.flatten_dict(params, sep="/").items()}
-
-
-def module_of(path):
-  """The part of the model that a leaf belongs to; a checkpoint holds all of a part or nothing."""
-  return (
-    "/".join(path.split("/")[:2])
-    if path.startswith("fusion_encoder/mlm_head")
-    else path.split("/")[0]
-  )
 
 
 def _refuse(problems):

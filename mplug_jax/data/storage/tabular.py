@@ -14,19 +14,9 @@ from collections.abc import Iterator
 
 from mplug_jax.data.storage import archives
 
-# In the order in which a config looks for files.
-SUFFIXES = (
-  ".jsonl",
-  ".json",
-  ".csv",
-  ".tsv",
-  ".parquet",
-  ".jsonl.gz",
-  ".json.gz",
-  ".csv.gz",
-  ".tsv.gz",
-)
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
 _ROWS = 1024  # of a Parquet file that are Python objects at a time
 
 
