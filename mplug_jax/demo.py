@@ -15,7 +15,7 @@ import sys
 from PIL import Image
 
 from mplug_jax import Predictor
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import errors
 from mplug_jax.data.images import ops
 from mplug_jax.inference import explain
 
@@ -252,7 +252,7 @@ def main(argv=None):
   except ModuleNotFoundError as error:
     print(f"error: the page needs {error.name}: pip install -e '.[demo]'", file=sys.stderr)
     return 1
-  except (*_PROBLEMS, manager.CheckpointError) as error:
+  except (*_PROBLEMS, errors.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   return 0

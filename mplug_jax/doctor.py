@@ -66,11 +66,11 @@ class _Screen:
   @contextlib.contextmanager
   def part(self):
     """Whatever a run would end with is one more error here."""
-    from mplug_jax.checkpoints import manager
+    from mplug_jax.checkpoints import errors
 
     try:
       yield
-    except (ValueError, OSError, manager.CheckpointError) as error:
+    except (ValueError, OSError, errors.CheckpointError) as error:
       logging.debug("Traceback:", exc_info=True)
       self.error(error)
 
@@ -120,11 +120,12 @@ def _devices(screen):
 def _data(screen, config, tokenizer):
   """What data_check finds, of the training split and of the one that is evaluated."""
   from mplug_jax.data import check
+  from mplug_jax.data.check import report as report_lib
 
   for split in dict.fromkeys(("train", config.eval.split)):
     with screen.part():
       report = check.check(config, split, tokenizer, limit=_RECORDS.value)
-      lines = check.lines(report)
+      lines = report_lib.lines(report)
       screen.say(
         split, *(line for line in lines if not line.startswith(("warning: ", "error: ", "  words")))
       )
@@ -258,6 +259,7 @@ def examine(config, workdir):
     from mplug_jax.evaluators import get as get_evaluator
     from mplug_jax.runtime import process
     from mplug_jax.training import loop
+    from mplug_jax.training import workdir as workdir_lib
 
     process.prepare(config.compilation_cache)
     tasks.get(config.task.name)
@@ -270,7 +272,7 @@ def examine(config, workdir):
       f"{config.name}: {steps:,} updates of {config.batch_size} examples, {steps / per_epoch:.1f} epochs of "
       f"{len(source):,} records, which open in {time.perf_counter() - start:.1f} s",
     )
-    tokenizer = loop.prepare_tokenizer(config, folder, source)
+    tokenizer = workdir_lib.prepare_tokenizer(config, folder, source)
     screen.say("tokenizer", f"{config.tokenizer.kind} of {tokenizer.vocab_size:,} tokens")
     _data(screen, config, tokenizer)
     first, seconds = _batch(screen, config, tokenizer, source)

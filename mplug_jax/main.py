@@ -113,19 +113,19 @@ def main(argv):
   config = CONFIG.value
   folder = workdir(config)
   _start_distributed()
-  from mplug_jax.checkpoints import manager
+  from mplug_jax.checkpoints import errors
   from mplug_jax.runtime import lost_process
-  from mplug_jax.training import loop
+  from mplug_jax.training import evaluate, loop
 
   _quiet_other_writes()
   try:
     if _MODE.value == "train":
       sys.exit(loop.train(config, folder))
-    loop.evaluate(config, folder, _CHECKPOINT.value or folder)
+    evaluate.evaluate(config, folder, _CHECKPOINT.value or folder)
   except Exception as error:
     logging.debug("Traceback:", exc_info=True)
     lost_process.leave_if_another_is_lost(error)
-    if not isinstance(error, (ValueError, OSError, manager.CheckpointError, loop.StopTraining)):
+    if not isinstance(error, (ValueError, OSError, errors.CheckpointError, loop.StopTraining)):
       raise
     _refuse(error)
 

@@ -12,9 +12,9 @@ from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
-from mplug_jax.training import loop
+from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run, vqa_files
 from tests.support.tiny_run import refused
 
@@ -52,7 +52,7 @@ def test_unreadable_images_are_counted_and_the_run_goes_on(run, tmp_path, capsys
   images = sum(4 * row["train/corrupt_images"] for row in rows if "train/corrupt_images" in row)
   assert images in (8, 9)  # one record of eleven, in 12 batches of 8
   capsys.readouterr()
-  result = loop.evaluate(config, str(tmp_path), str(workdir))
+  result = evaluate.evaluate(config, str(tmp_path), str(workdir))
   assert result["corrupt_images"] == 1
   assert "  corrupt_images: 1" in capsys.readouterr().out
   predictions = json.loads((tmp_path / "predictions.json").read_text())
@@ -71,7 +71,7 @@ def test_strict_evaluation_names_the_image(run, broken, tmp_path):
   config = config.copy_and_resolve_references()
   config.data.strict = True
   refused(
-    lambda: loop.evaluate(config, str(tmp_path), str(workdir)),
+    lambda: evaluate.evaluate(config, str(tmp_path), str(workdir)),
     "Record 1 of the data",
     f"{broken}/coco/val/1.png cannot be read",
   )
@@ -83,7 +83,7 @@ def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, 
   config = vqa_files.config(folder, cache, data__strict=True)
   source = vqa.get(config.data, "train")
   transform = data.make_transform(
-    config, tokenizers.WordPieceTokenizer(folder / "vocab.txt"), train=True
+    config, wordpiece.WordPieceTokenizer(folder / "vocab.txt"), train=True
   )
   batches = pipeline.train_batches(source, transform, batch_size=8, seed=config.seed)
   first = {source[i]["image"] for i in next(batches)["index"]}
@@ -216,25 +216,25 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
     "tokenizer.path: ",
     "Choose another --workdir",
   )
-  tokenizers.WordPieceTokenizer(other).save(copy / "tokenizer")
+  wordpiece.WordPieceTokenizer(other).save(copy / "tokenizer")
   refused(
     lambda: loop.train(config, str(copy)),
     "does not fit",
     "word/embedding (27, 32) in the checkpoint, (28, 32) wanted",
   )
   refused(
-    lambda: loop.evaluate(config, str(tmp_path), str(copy)),
+    lambda: evaluate.evaluate(config, str(tmp_path), str(copy)),
     "The tokenizer (28 tokens",
     "is not the one recorded in the checkpoint in",
     "use the files saved there",
   )
   shutil.rmtree(copy / "tokenizer")
   refused(
-    lambda: loop.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer"
+    lambda: evaluate.evaluate(config, str(tmp_path), str(copy)), f"No tokenizer in {copy}/tokenizer"
   )
   nothing = str(tmp_path / "nothing")
   refused(
-    lambda: loop.evaluate(config, str(tmp_path), nothing),
+    lambda: evaluate.evaluate(config, str(tmp_path), nothing),
     f"No such checkpoint or run directory: {nothing}",
   )
 
@@ -280,7 +280,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
 )
 def test_values_that_cannot_work_are_refused_before_training(broken, cache, changes, message):
   config = vqa_files.config(broken, cache, **changes)
-  refused(lambda: loop.build(config, tokenizers.WordPieceTokenizer(broken / "vocab.txt")), message)
+  refused(lambda: loop.build(config, wordpiece.WordPieceTokenizer(broken / "vocab.txt")), message)
 
 
 def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):

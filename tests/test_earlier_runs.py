@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mplug_jax
-from mplug_jax.conversion import importer
+from mplug_jax.conversion import exporter
 from mplug_jax.tensor_files import open
 from tests.support import paths, tiny_run
 
@@ -66,7 +66,7 @@ def test_run_is_evaluated(earlier):
 
 
 def test_run_exports_the_tensors_of_the_earlier_export(earlier):
-  importer.export_torch(earlier / "run", earlier / "again.safetensors", slim=True)
+  exporter.export_torch(earlier / "run", earlier / "again.safetensors", slim=True)
   before = open.open_tensors(earlier / "export.safetensors")
   after = open.open_tensors(earlier / "again.safetensors")
   assert sorted(before) == sorted(after)

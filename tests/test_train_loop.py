@@ -17,10 +17,12 @@ from mplug_jax import data, main
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa as sources
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.reporting import progress
 from mplug_jax.tasks import vqa
 from mplug_jax.training import loop
+from mplug_jax.training import workdir as workdir_lib
 from tests.support import tiny_run
 
 STEPS = 6
@@ -134,7 +136,7 @@ def poison(monkeypatch, step):
 
 def saved_state(config, workdir, step=None):
   """{path: array} of a checkpoint, and what was saved with it."""
-  tokenizer = tokenizers.load(os.path.join(workdir, "tokenizer"))
+  tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer"))
   abstract = loop.build(config, tokenizer, STEPS, 4000 // config.batch_size).abstract
   with contextlib.closing(checkpoint.Manager(workdir)) as manager:
     state, extra = manager.restore(abstract, step)
@@ -313,7 +315,7 @@ def test_other_differences_are_said(settings, copy, monkeypatch):
   def stop(*args):
     raise Reached
 
-  monkeypatch.setattr(loop, "prepare_tokenizer", stop)
+  monkeypatch.setattr(workdir_lib, "prepare_tokenizer", stop)
   out = io.StringIO()
   with contextlib.redirect_stdout(out), pytest.raises(Reached):
     loop.train(settings(optim__lr=0.5, log_every=3), str(copy))
@@ -331,10 +333,10 @@ def test_another_tokenizer_is_refused(settings, copy):
     t.replace("red", "?").replace("blue", "red").replace("?", "blue") if t in ("red", "blue") else t
     for t in texts
   ]
-  before = tokenizers.load(copy / "tokenizer").vocab_size
+  before = tokenizer_lib.load(copy / "tokenizer").vocab_size
   shutil.rmtree(copy / "tokenizer")
-  tokenizers.train_sentencepiece(swapped, settings().tokenizer.vocab_size, copy / "tokenizer")
-  assert tokenizers.load(copy / "tokenizer").vocab_size == before
+  sentencepiece.train_sentencepiece(swapped, settings().tokenizer.vocab_size, copy / "tokenizer")
+  assert tokenizer_lib.load(copy / "tokenizer").vocab_size == before
   with pytest.raises(
     ValueError,
     match="The tokenizer .* is not the one recorded in the checkpoint in .*use the files saved there",
@@ -440,7 +442,7 @@ def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path
     for f in (tmp_path, unbroken[0])
   )
   assert ours[3] != pytest.approx(plain[3], rel=1e-3)
-  tokenizer = tokenizers.load(tmp_path / "tokenizer")
+  tokenizer = tokenizer_lib.load(tmp_path / "tokenizer")
   built = loop.build(c, tokenizer, 3, 500)
   with contextlib.closing(checkpoint.Manager(tmp_path)) as manager:
     state, _ = manager.restore(built.abstract, 2)

@@ -27,7 +27,7 @@ from mplug_jax import data as data_lib
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import tokenizer_base, wordpiece
 from mplug_jax.decoding import beam_search
 from mplug_jax.flops import layers
 from mplug_jax.models.factory import build_model
@@ -75,8 +75,8 @@ def _vocabulary(size):
   """Bytes of a WordPiece vocab.txt: the special tokens and made-up words."""
   return "\n".join(
     [
-      *tokenizers.SPECIAL_TOKENS,
-      *(f"word{i}" for i in range(size - len(tokenizers.SPECIAL_TOKENS))),
+      *tokenizer_base.SPECIAL_TOKENS,
+      *(f"word{i}" for i in range(size - len(tokenizer_base.SPECIAL_TOKENS))),
     ]
   ).encode()
 
@@ -99,7 +99,7 @@ def _config(options):
 
 
 def _tokenizer(config):
-  return tokenizers.WordPieceTokenizer(_vocabulary(config.model.vocab_size or 320))
+  return wordpiece.WordPieceTokenizer(_vocabulary(config.model.vocab_size or 320))
 
 
 def _processor_seconds():

@@ -18,7 +18,7 @@ from configs import retrieval as retrieval_config
 from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.images import ops
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import tokenizer_base, wordpiece
 
 IMAGES, WIDTH, HEIGHT = 256, 640, 480
 SIZES, WORKERS = (224, 384), (1, 2)
@@ -45,7 +45,7 @@ def _write(folder, rng, vocabulary):
 def _ours(folder, vocab_file, size, workers):
   """An endless iterator of batches, and what ends it."""
   config = retrieval_config.get_config(f"base,data=jsonl,root={folder},res={size}")
-  transform = data.make_transform(config, tokenizers.WordPieceTokenizer(vocab_file), train=True)
+  transform = data.make_transform(config, wordpiece.WordPieceTokenizer(vocab_file), train=True)
   batches = pipeline.train_batches(
     data.get_source(config, "train"), transform, batch_size=BATCH, seed=0, workers=workers
   )
@@ -117,7 +117,7 @@ def loader(options):
     _write(folder, rng, words)
     vocab_file = os.path.join(folder, "vocab.txt")
     with open(vocab_file, "w") as file:
-      file.write("\n".join([*tokenizers.SPECIAL_TOKENS, *words]))
+      file.write("\n".join([*tokenizer_base.SPECIAL_TOKENS, *words]))
     for size in SIZES:
       for workers in WORKERS:
         rates = [

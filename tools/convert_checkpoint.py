@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mplug_jax.conversion import importer, storage
+from mplug_jax.conversion import manifest as manifest_lib
 
 # Fields of the model that shapes do not tell.
 _FIELDS = {
@@ -62,8 +63,8 @@ def main(argv=None):
     print(f"error: {error}", file=sys.stderr)
     return 1
   if verbose:
-    print("\n".join(importer.tensor_lines(manifest)))
-  print("\n".join(importer.summary(manifest)))
+    print("\n".join(manifest_lib.tensor_lines(manifest)))
+  print("\n".join(manifest_lib.summary(manifest)))
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
   print(
     f"manifest: {f'in the metadata of {dest}' if storage.is_file(dest) else f'{dest}/manifest.json'}"

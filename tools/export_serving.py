@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mplug_jax import Predictor
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import errors
 from mplug_jax.inference.serving import export
 
 
@@ -40,7 +40,7 @@ def main(argv=None):
       names,
       platforms,
     )
-  except (ValueError, OSError, ImportError, manager.CheckpointError) as error:
+  except (ValueError, OSError, ImportError, errors.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   for name, function in about["functions"].items():

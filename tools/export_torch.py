@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from mplug_jax.checkpoints import manager
-from mplug_jax.conversion import importer, official_inventory
+from mplug_jax.checkpoints import errors
+from mplug_jax.conversion import exporter, official_inventory
+from mplug_jax.conversion import manifest as manifest_lib
 
 
 def _parse(argv):
@@ -31,12 +32,12 @@ def main(argv=None):
   options = vars(_parse(argv))
   dest = options.pop("dest")
   try:
-    manifest = importer.export_torch(options.pop("checkpoint"), dest, **options)
-  except (ValueError, OSError, manager.CheckpointError) as error:
+    manifest = exporter.export_torch(options.pop("checkpoint"), dest, **options)
+  except (ValueError, OSError, errors.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print("\n".join(importer.summary(manifest)))
-  print(f"manifest: {importer.manifest_beside(dest)}")
+  print("\n".join(manifest_lib.summary(manifest)))
+  print(f"manifest: {manifest_lib.manifest_beside(dest)}")
   return 0
 
 

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import sys
 
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import errors
 from mplug_jax.conversion.inspect import report
 from mplug_jax.conversion.inspect.tensors import open_leaves
 
@@ -70,7 +70,7 @@ def main(argv=None):
         differences, identical = report.compare(first, second, options.match, options.depth, values)
         lines += ["", *differences]
         status = 0 if identical else 1
-  except (ValueError, OSError, ImportError, manager.CheckpointError) as error:
+  except (ValueError, OSError, ImportError, errors.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   print("\n".join(lines))

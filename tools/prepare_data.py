@@ -27,11 +27,14 @@ import os
 import sys
 
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.data import check as data_check
+from mplug_jax.data import check as check_lib
 from mplug_jax.data import prepare as data_prepare
+from mplug_jax.data.check import report as report_lib
+from mplug_jax.data.check import sheet
 from mplug_jax.data.prepare import array_record, refcoco
 from mplug_jax.data.storage import shards as shards_lib
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece, wordpiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
 _NAMED = 20  # bad pairs that are named
@@ -210,9 +213,11 @@ def _config(options, file, split):
 def _tokenizer(path):
   """Raises ValueError, FileNotFoundError."""
   if os.path.isdir(path):
-    return tokenizers.load(path)
+    return tokenizer_lib.load(path)
   return (
-    tokenizers.SentencePieceTokenizer if path.endswith(".model") else tokenizers.WordPieceTokenizer
+    sentencepiece.SentencePieceTokenizer
+    if path.endswith(".model")
+    else wordpiece.WordPieceTokenizer
   )(path)
 
 
@@ -222,15 +227,15 @@ def check(options):
     config = _config(options, options.file, options.split)
     others = [(name, _config(options, name, "val"), "val") for name in options.against]
     tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
-    report = data_check.check(config, options.split, tokenizer, others, options.limit)
+    report = check_lib.check(config, options.split, tokenizer, others, options.limit)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print(f"{options.file}, read as {config.data.name} for {options.task}")
-  print("\n".join(data_check.lines(report)))
+  print("\n".join(report_lib.lines(report)))
   if options.sheet:
     try:
-      written = data_check.write_sheet(report, options.sheet, config.data.frames)
+      written = sheet.write_sheet(report, options.sheet, config.data.frames)
     except OSError as error:
       print(f"error: the sheet could not be written: {error}", file=sys.stderr)
       return 2

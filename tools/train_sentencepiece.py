@@ -20,7 +20,7 @@ import numpy as np
 
 from mplug_jax import config as config_lib
 from mplug_jax import data
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece, tokenizer_base
 
 _PERCENTILES = (50, 90, 99)
 
@@ -61,7 +61,7 @@ def _parse(argv):
   for name, least in (("vocab_size", 1), ("locations", 0), ("records", 0)):
     if getattr(options, name) < least:
       parser.error(f"--{name}={getattr(options, name)} must be at least {least}.")
-  if os.path.exists(os.path.join(options.out, tokenizers.CONFIG_FILE)):
+  if os.path.exists(os.path.join(options.out, tokenizer_base.CONFIG_FILE)):
     parser.error(f"--out={options.out} holds a tokenizer already; choose another folder.")
   return options
 
@@ -94,8 +94,8 @@ def main(argv=None):
       for config in configs
       if options.held_out
     ]
-    tokenizer = tokenizers.train_sentencepiece(
-      texts, options.vocab_size, options.out, tokenizers.location_names(options.locations)
+    tokenizer = sentencepiece.train_sentencepiece(
+      texts, options.vocab_size, options.out, sentencepiece.location_names(options.locations)
     )
     print(f"{tokenizer.vocab_size:,} tokens, {len(texts):,} texts")
     lengths, _ = _measure(tokenizer, texts)

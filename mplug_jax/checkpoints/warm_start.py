@@ -6,7 +6,7 @@ import re
 import jax
 from flax import traverse_util
 
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import reading
 from mplug_jax.checkpoints.names import grouped, module_of
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
@@ -19,7 +19,7 @@ def _matches(patterns, name):
 def _sources(paths):
   """[(path, {which: {leaf: array}})], parameters and their averages."""
   trees = [
-    (path, {which: manager.load_arrays(path, which) for which in ("params", "ema_params")})
+    (path, {which: reading.load_arrays(path, which) for which in ("params", "ema_params")})
     for path in paths
   ]
   for path, tree in trees:
@@ -105,7 +105,7 @@ def init_from(state, options):
     raise ValueError(f"config.init.paths: {'; '.join(texts)}.")
   params = traverse_util.unflatten_dict(
     {
-      name: manager.placed(found[name], leaf) if name in found else leaf
+      name: reading.placed(found[name], leaf) if name in found else leaf
       for name, leaf in wanted.items()
     },
     sep="/",
@@ -115,7 +115,7 @@ def init_from(state, options):
     state = state.replace(
       ema_params=traverse_util.unflatten_dict(
         {
-          name: manager.placed(averages[name], leaf) if name in averages else leaf
+          name: reading.placed(averages[name], leaf) if name in averages else leaf
           for name, leaf in traverse_util.flatten_dict(state.ema_params, sep="/").items()
         },
         sep="/",
@@ -141,11 +141,11 @@ def load_params(path, abstract_params, which="params"):
   wanted = traverse_util.flatten_dict(abstract_params, sep="/")
   there = {
     name.removeprefix(f"{which}/"): shape
-    for name, shape in manager.array_shapes(path).items()
+    for name, shape in reading.array_shapes(path).items()
     if name.startswith(f"{which}/")
   }
   if not there or there == {name: tuple(leaf.shape) for name, leaf in wanted.items()}:
-    return manager.load_params(path, abstract_params, which)
+    return reading.load_params(path, abstract_params, which)
   missing = [name for name in wanted if name not in there]
   other = [
     f"{name} {list(there[name])} instead of {list(leaf.shape)}"
@@ -156,10 +156,10 @@ def load_params(path, abstract_params, which="params"):
     lacks = [f"{len(missing)} parameters are not in it ({grouped(missing)})"] * bool(missing)
     differ = [f"{len(other)} have another shape ({', '.join(other[:3])})"] * bool(other)
     raise ValueError(f"{path} does not fit this configuration: {'; '.join(lacks + differ)}.")
-  arrays = manager.load_arrays(path, which)
+  arrays = reading.load_arrays(path, which)
   return traverse_util.unflatten_dict(
     {
-      name: manager.placed(_fitted(name, arrays[name], leaf.shape, path)[0], leaf)
+      name: reading.placed(_fitted(name, arrays[name], leaf.shape, path)[0], leaf)
       for name, leaf in wanted.items()
     },
     sep="/",

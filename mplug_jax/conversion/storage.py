@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from mplug_jax.checkpoints import manager, orbax_logging
+from mplug_jax.checkpoints import errors as errors_lib
+from mplug_jax.checkpoints import orbax_logging, reading
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tensor_files import open
 from mplug_jax.tensor_files import write as torch_write
@@ -160,7 +161,7 @@ def save(dest, leaves, manifest, dead=()):
 def not_written(dest, error):
   """A failure to write -> OSError of one sentence."""
   return OSError(
-    f"{dest} could not be written ({manager.reason(error)}), and nothing of it remains; "
+    f"{dest} could not be written ({errors_lib.reason(error)}), and nothing of it remains; "
     "make room or choose another destination."
   )
 
@@ -173,7 +174,7 @@ def read_description(path):
   """
   path = pathlib.Path(path)
   if path.is_file():
-    with manager.open_file(path) as file:
+    with reading.open_file(path) as file:
       texts = file.metadata.get("geometry", ""), file.metadata.get("manifest", "")
   elif (path / "model.json").exists():
     texts = (path / "model.json").read_text(), (path / "manifest.json").read_text()

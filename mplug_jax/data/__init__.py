@@ -65,7 +65,7 @@ def _paths(name):
 
 def _says_splits(data, path):
   """Whether a file says of its images which split they belong to."""
-  from mplug_jax.data.examples import caption
+  from mplug_jax.data.sources import caption
 
   return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 

@@ -32,21 +32,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Stands in for log 0 where the result must stay finite (docs/official.md item 30).
-_LOG_ZERO = -1e20
-
-
-class Generation(NamedTuple):
-  """Generated sequences: K per item.
-
-  tokens: i32[B, K, T], prompt included, padded with the pad id. lengths: i32[B, K], tokens that are
-  not padding. scores: f32[B, K], natural logarithms. A beam search that finds fewer than K
-  sequences fills up with the bare prompt and score -inf.
-  """
-
-  tokens: jax.Array
-  lengths: jax.Array
-  scores: jax.Array
+from mplug_jax.decoding.constraints import forbid_tokens
+from mplug_jax.decoding.tokens import (
+  LOG_ZERO,
+  Generation,
+  append_tokens,
+  check_options,
+  column,
+  log_softmax,
+  take_beams,
+  token_buffer,
+)
 
 
 class _BeamState(NamedTuple):
@@ -56,13 +52,6 @@ class _BeamState(NamedTuple):
   log_prob: jax.Array  # f32[B, K], of the generated part of each live beam
   done: jax.Array  # bool[B]
   stored: Generation  # the K best hypotheses so far, best first
-
-
-class _SampleState(NamedTuple):
-  position: jax.Array  # i32[]
-  cache: object
-  samples: Generation
-  done: jax.Array  # bool[B, K]
 
 
 def beam_search(
@@ -101,7 +90,7 @@ def beam_search(
   Raises: ValueError for options out of range.
   """
   n_best = beams if n_best is None else n_best
-  _check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
+  check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
   if beams < 1 or not 1 <= n_best <= beams:
     raise ValueError(f"beam search needs 1 <= n_best <= beams, got n_best={n_best}, beams={beams}")
   if mode not in ("standard", "reference"):
@@ -110,7 +99,7 @@ def beam_search(
   advance = _advance_reference if reference else functools.partial(_advance_standard, n_best=n_best)
   # Rounded once from float64: float32 powers differ between platforms.
   penalties = jnp.asarray(((6 + np.arange(max_length)) / 6) ** length_penalty, jnp.float32)
-  tokens = _buffer(prompt, prompt_length, beams, max_length, pad_id)
+  tokens = token_buffer(prompt, prompt_length, beams, max_length, pad_id)
   batch, _, width = tokens.shape
   rows = jnp.arange(beams)[None, :]
 
@@ -118,9 +107,9 @@ def beam_search(
     # i32[B]: index among the generated tokens of the one to find; negative inside the prompt.
     generated = state.position + 1 - prompt_length
     active = (generated >= 0) & ~state.done
-    logits, cache = step_fn(state.cache, _column(state.tokens, state.position), state.position)
-    log_prob = _forbid(
-      _log_softmax(logits),
+    logits, cache = step_fn(state.cache, column(state.tokens, state.position), state.position)
+    log_prob = forbid_tokens(
+      log_softmax(logits),
       state.tokens,
       state.position,
       generated,
@@ -128,7 +117,7 @@ def beam_search(
       eos_id=eos_id,
       no_repeat_ngram=no_repeat_ngram,
       allowed=allowed,
-      early_eos=_LOG_ZERO if reference else -jnp.inf,
+      early_eos=LOG_ZERO if reference else -jnp.inf,
     )
     total = _end_dead_items(state.log_prob[:, :, None] + log_prob, state.log_prob, eos_id)
     parents, token, log_prob, stored, ended = advance(
@@ -138,8 +127,8 @@ def beam_search(
     if beams > 1:
       cache = reorder_fn(cache, parents)
     # The buffer already holds the prompt, and padding for items that have ended.
-    token = jnp.where(active[:, None], token, _column(state.tokens, state.position + 1))
-    tokens = _append(_take(state.tokens, parents), state.position + 1, token)
+    token = jnp.where(active[:, None], token, column(state.tokens, state.position + 1))
+    tokens = append_tokens(take_beams(state.tokens, parents), state.position + 1, token)
     log_prob = jnp.where(active[:, None], log_prob, state.log_prob)
     done = state.done | (active & ended)
     return _BeamState(state.position + 1, cache, tokens, log_prob, done, stored)
@@ -190,106 +179,6 @@ def greedy(
   )
 
 
-def sample(
-  step_fn,
-  cache,
-  prompt,
-  prompt_length,
-  keys,
-  *,
-  num_samples,
-  max_length,
-  min_length=0,
-  eos_id,
-  pad_id,
-  temperature=1.0,
-  top_k=0,
-  top_p=1.0,
-  no_repeat_ngram=0,
-  allowed=None,
-):
-  """K = num_samples independent samples per item, in the order drawn (not sorted by score).
-
-  Forbidden tokens go first, then the logits are divided by temperature, then top_k keeps the k most
-  probable tokens (0: all; ties: the lowest ids), then top_p keeps the fewest of them, best first,
-  whose probability (rescaled to sum to 1) reaches top_p (Holtzman et al. 2020).
-
-  Args: see the module; keys: key[B], one random key per item (threefry, the default of JAX, whose
-    draws do not depend on the batch): sample k draws its token number s with
-    fold_in(fold_in(key, k), s), so it depends neither on the other items nor on num_samples.
-  Returns: Generation. scores: sum of the log-probabilities of the generated tokens, eos included,
-    under the model's own distribution (temperature 1, nothing filtered or forbidden), without
-    length penalty.
-  Raises: ValueError for options out of range.
-  """
-  _check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
-  if num_samples < 1 or temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
-    raise ValueError(
-      "sampling needs num_samples >= 1, temperature > 0, top_k >= 0 and 0 < top_p <= 1, got "
-      f"{num_samples=}, {temperature=}, {top_k=}, {top_p=}"
-    )
-  tokens = _buffer(prompt, prompt_length, num_samples, max_length, pad_id)
-  batch, _, width = tokens.shape
-  fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
-  per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-  sample_keys = per_sample(keys, jnp.arange(num_samples))
-
-  def body(state):
-    tokens, lengths, scores = state.samples
-    generated = state.position + 1 - prompt_length
-    active = (generated >= 0)[:, None] & ~state.done
-    logits, cache = step_fn(state.cache, _column(tokens, state.position), state.position)
-    log_prob = _log_softmax(logits)
-    permitted = _forbid(
-      log_prob,
-      tokens,
-      state.position,
-      generated,
-      min_length=min_length,
-      eos_id=eos_id,
-      no_repeat_ngram=no_repeat_ngram,
-      allowed=allowed,
-      early_eos=-jnp.inf,
-    )
-    dead = jnp.all(permitted == -jnp.inf, axis=-1)
-    step = jnp.broadcast_to(jnp.maximum(generated, 0)[:, None], state.done.shape)
-    token = _draw(fold_in(sample_keys, step), permitted / temperature, top_k, top_p)
-    token = jnp.where(dead, eos_id, token)
-    log_prob = jnp.take_along_axis(log_prob, token[:, :, None], axis=-1)[:, :, 0]
-    ended = (token == eos_id) | (generated + 1 == max_length)[:, None]
-    token = jnp.where(active, token, _column(tokens, state.position + 1))
-    samples = Generation(
-      _append(tokens, state.position + 1, token),
-      jnp.where(active, lengths + 1, lengths),
-      jnp.where(active, scores + log_prob, scores),
-    )
-    return _SampleState(state.position + 1, cache, samples, state.done | (active & ended))
-
-  shape = (batch, num_samples)
-  lengths = jnp.broadcast_to(prompt_length[:, None], shape)
-  samples = Generation(tokens, lengths, jnp.zeros(shape, jnp.float32))
-  state = _SampleState(jnp.int32(0), cache, samples, jnp.zeros(shape, bool))
-  state = jax.lax.while_loop(lambda s: (s.position < width - 1) & ~jnp.all(s.done), body, state)
-  return state.samples
-
-
-def _draw(keys, logits, top_k, top_p):
-  """One token i32[B, K] from logits f32[B, K, V], filtered, with keys key[B, K]."""
-  categorical = jax.vmap(jax.vmap(jax.random.categorical))
-  if not top_k and top_p == 1:
-    return categorical(keys, logits).astype(jnp.int32)
-  vocabulary = logits.shape[-1]
-  logits, ids = jax.lax.top_k(logits, min(top_k or vocabulary, vocabulary))
-  if top_p < 1:
-    probability = jax.nn.softmax(logits, axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability
-    # Rank 0 stays whatever the rounding of its `before`.
-    keep = (before < top_p) | (jnp.arange(logits.shape[-1]) == 0)
-    logits = jnp.where(keep, logits, -jnp.inf)
-  rank = categorical(keys, logits)
-  return jnp.take_along_axis(ids, rank[:, :, None], axis=-1)[:, :, 0]
-
-
 def _advance_reference(state, total, generated, active, *, penalties, eos_id):
   """One official step: (parents, token, log_prob [B, K], stored Generation, ended bool[B])."""
   beams = state.log_prob.shape[1]
@@ -331,7 +220,7 @@ def _fill_with_unfinished(state, prompt_length, penalties):
   lengths = jnp.broadcast_to(prompt_length[:, None] + len(penalties), rank.shape)
   fill = (jnp.arange(beams)[None, :] >= found) & (scores > -jnp.inf)
   return Generation(
-    jnp.where(fill[:, :, None], _take(state.tokens, rank), state.stored.tokens),
+    jnp.where(fill[:, :, None], take_beams(state.tokens, rank), state.stored.tokens),
     jnp.where(fill, lengths, state.stored.lengths),
     jnp.where(fill, scores, state.stored.scores),
   )
@@ -339,14 +228,14 @@ def _fill_with_unfinished(state, prompt_length, penalties):
 
 def _store(state, parents, token, scores):
   """The K best of the store and the candidates [B, C]; ties stay in order of arrival."""
-  tokens = _append(_take(state.tokens, parents), state.position + 1, token)
+  tokens = append_tokens(take_beams(state.tokens, parents), state.position + 1, token)
   lengths = jnp.full(scores.shape, state.position + 2, jnp.int32)
   pool = jax.tree.map(
     lambda *x: jnp.concatenate(x, axis=1), state.stored, Generation(tokens, lengths, scores)
   )
   scores, index = jax.lax.top_k(pool.scores, state.stored.scores.shape[1])
   lengths = jnp.take_along_axis(pool.lengths, index, axis=1)
-  return Generation(_take(pool.tokens, index), lengths, scores)
+  return Generation(take_beams(pool.tokens, index), lengths, scores)
 
 
 def _best(values, count):
@@ -359,79 +248,4 @@ def _best(values, count):
 def _end_dead_items(total, log_prob, eos_id):
   """Gives eos to the live beams (log_prob > -inf) of items with no permitted token at all."""
   dead = jnp.all(total == -jnp.inf, axis=(1, 2))[:, None]
-  return total.at[:, :, eos_id].set(jnp.where(dead, log_prob + _LOG_ZERO, total[:, :, eos_id]))
-
-
-def _forbid(
-  log_prob, tokens, position, generated, *, min_length, eos_id, no_repeat_ngram, allowed, early_eos
-):
-  """log_prob f32[B, K, V] with -inf for forbidden tokens, early_eos for eos before min_length."""
-  vocabulary = log_prob.shape[-1]
-  if allowed is not None:
-    if allowed.shape != (vocabulary,):
-      raise ValueError(f"`allowed` has shape {allowed.shape}, the logits have {vocabulary} tokens")
-    log_prob = jnp.where(allowed, log_prob, -jnp.inf)
-  if 0 < no_repeat_ngram <= tokens.shape[-1]:
-    repeats = _completes_ngram(tokens, position, no_repeat_ngram, vocabulary)
-    log_prob = jnp.where(repeats, -jnp.inf, log_prob)
-  if min_length:
-    eos = log_prob[:, :, eos_id]
-    early = (generated < min_length)[:, None]
-    log_prob = log_prob.at[:, :, eos_id].set(jnp.where(early, jnp.minimum(eos, early_eos), eos))
-  return log_prob
-
-
-def _completes_ngram(tokens, position, n, vocabulary):
-  """bool[B, K, V]: tokens that at position + 1 repeat an n-gram of tokens[:, :, :position + 1]."""
-  batch, beams, width = tokens.shape
-  starts = jnp.arange(width - n + 1)
-  match = jnp.broadcast_to(starts + n - 1 <= position, (batch, beams, width - n + 1))
-  for offset in range(n - 1):
-    last = _column(tokens, position - n + 2 + offset)
-    match &= tokens[:, :, offset : offset + width - n + 1] == last[:, :, None]
-  banned = jnp.zeros((batch, beams, vocabulary), bool)
-  items, rows = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
-  return banned.at[items, rows, tokens[:, :, n - 1 :]].max(match)
-
-
-def _log_softmax(logits):
-  """float32 log-probabilities; a row of -inf stays -inf instead of NaN."""
-  logits = logits.astype(jnp.float32)
-  empty = jnp.all(logits == -jnp.inf, axis=-1, keepdims=True)
-  return jnp.where(empty, -jnp.inf, jax.nn.log_softmax(logits, axis=-1))
-
-
-def _buffer(prompt, prompt_length, rows, max_length, pad_id):
-  """i32[B, K, T]: each item's prompt, `rows` times, then padding."""
-  inside = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
-  tokens = jnp.where(inside, prompt, pad_id).astype(jnp.int32)
-  tokens = jnp.pad(tokens, ((0, 0), (0, max_length)), constant_values=pad_id)
-  return jnp.tile(tokens[:, None, :], (1, rows, 1))
-
-
-def _column(tokens, position):
-  """tokens i32[B, K] at a position."""
-  return jax.lax.dynamic_index_in_dim(tokens, position, axis=2, keepdims=False)
-
-
-def _append(tokens, position, token):
-  """tokens with token i32[B, K] written at a position."""
-  return jax.lax.dynamic_update_index_in_dim(tokens, token, position, axis=2)
-
-
-def _take(tokens, index):
-  """Rows index i32[B, C] of tokens i32[B, K, T]: i32[B, C, T]."""
-  return jnp.take_along_axis(tokens, index[:, :, None], axis=1)
-
-
-def _check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram):
-  if prompt.ndim != 2 or prompt.shape[1] < 1 or prompt_length.shape != prompt.shape[:1]:
-    raise ValueError(
-      "decoding needs prompt [B, P] with P >= 1 and prompt_length [B], got shapes "
-      f"{prompt.shape} and {prompt_length.shape}"
-    )
-  if max_length < 1 or not 0 <= min_length <= max_length or no_repeat_ngram < 0:
-    raise ValueError(
-      "decoding needs max_length >= 1, 0 <= min_length <= max_length and no_repeat_ngram >= 0, "
-      f"got {max_length=}, {min_length=}, {no_repeat_ngram=}"
-    )
+  return total.at[:, :, eos_id].set(jnp.where(dead, log_prob + LOG_ZERO, total[:, :, eos_id]))

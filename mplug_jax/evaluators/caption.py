@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 
-from mplug_jax.data.examples import caption
+from mplug_jax.data.examples import caption as caption_lib
+from mplug_jax.data.sources import caption
 from mplug_jax.evaluators import common
 from mplug_jax.metrics import captioning
 from mplug_jax.reporting import sample_sheet
@@ -21,8 +22,8 @@ class Evaluator:
   def __init__(self, config, tokenizer, workdir):
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     self.source = caption.images(config.data, config.eval.split)
-    self.transform = caption.make_transform(config, tokenizer, train=False)
-    self._prompt = caption.prompt(config, tokenizer)
+    self.transform = caption_lib.make_transform(config, tokenizer, train=False)
+    self._prompt = caption_lib.prompt(config, tokenizer)
     self.samples = []  # of the last run, one line of text each
 
   def run(self, predict, process_index=0, process_count=1):

@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from mplug_jax import config as config_lib
-from mplug_jax.checkpoints import manager, warm_start
+from mplug_jax.checkpoints import reading, warm_start
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import storage
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece, wordpiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.models import factory
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.parallel import rules
@@ -51,7 +52,7 @@ def restore(path, config=None, tokenizer=None, devices=None):
     FileNotFoundError, ValueError, checkpoint.CheckpointError: one sentence.
   """
   path = os.fspath(path)
-  config, shapes = _config_of(path, config), manager.array_shapes(path)
+  config, shapes = _config_of(path, config), reading.array_shapes(path)
   tokenizer = _tokenizer_of(path, tokenizer)
   mesh = _mesh(config, devices or jax.local_devices())
   model = factory.build_model(config, tokenizer)
@@ -128,7 +129,7 @@ def _geometry(path):
 
 def _of_weights(path):
   """A config for converted weights of which nobody says what they were trained for: what their parts are made for."""
-  parts = {name.split("/")[1] for name in manager.array_shapes(path) if name.startswith("params/")}
+  parts = {name.split("/")[1] for name in reading.array_shapes(path) if name.startswith("params/")}
   if "cls_head" in parts:
     raise ValueError(
       f"{path} classifies, and its classes are not known: name the config, config='configs/snli_ve.py:base' or another."
@@ -155,15 +156,15 @@ def _tokenizer_of(path, given):
       raise ValueError(
         f"{path} has no tokenizer: name the vocabulary that it was trained with, tokenizer='vocab.txt'."
       )
-    return tokenizers.load(own)
+    return tokenizer_lib.load(own)
   if not isinstance(given, str | os.PathLike):
     return given
   if os.path.isdir(given):
-    return tokenizers.load(given)
+    return tokenizer_lib.load(given)
   return (
-    tokenizers.SentencePieceTokenizer
+    sentencepiece.SentencePieceTokenizer
     if os.fspath(given).endswith(".model")
-    else tokenizers.WordPieceTokenizer
+    else wordpiece.WordPieceTokenizer
   )(given)
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mplug_jax.ops.activations import Activation
-from mplug_jax.ops.attention import attention, masked_scores
+from mplug_jax.ops.attention import attention
+from mplug_jax.ops.attention.common import masked_scores
 from mplug_jax.ops.dropout import dropout
 from mplug_jax.ops.initializers import normal
 from mplug_jax.ops.layer_norm import normalise

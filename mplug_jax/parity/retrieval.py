@@ -14,7 +14,7 @@ from mplug_jax.losses import contrastive, hard_negatives
 from mplug_jax.metrics import recall
 from mplug_jax.parity.recording import encode
 from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
-from mplug_jax.tasks import retrieval
+from mplug_jax.tasks import matching
 from mplug_jax.training import state
 
 _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
@@ -74,9 +74,9 @@ def _step(params, model, teacher, batch, queues, alpha, given):
   images, texts = given
   mates = encoded["image_embeds"][images], encoded["text_embeds"][texts], mask[texts]
   logits, fused, *_ = apply(
-    params, retrieval.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates
+    params, matching.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates
   )
-  itm = retrieval.matching_losses(logits).mean()
+  itm = matching.matching_losses(logits).mean()
   renamed = {name.replace("fusion_", "fusion_pos_"): x for name, x in encoded.items()}
   return ita + itm, renamed | {
     "image_feat": image_feat,
@@ -192,13 +192,13 @@ class _Case:
 
     @jax.jit
     def memory(params, image):
-      return r.model.apply({"params": params}, image, method=retrieval.image_memory)
+      return r.model.apply({"params": params}, image, method=matching.image_memory)
 
     @jax.jit
     def match(params, memory, tokens, mask, texts):
       bank = {"tokens": tokens, "text_mask": mask}
       return r.model.apply(
-        {"params": params}, memory, bank, texts, None, "none", method=retrieval.match_scores
+        {"params": params}, memory, bank, texts, None, "none", method=matching.match_scores
       )
 
     ids, mask = r.text("in/eval/text")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.data import boxes
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
 from mplug_jax.decoding import beam_search
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import decoding_fns
@@ -34,7 +34,7 @@ def location_ids(tokenizer, bins):
     ValueError: it has neither.
   """
   unused = tuple(f"[unused{_FIRST_UNUSED + i}]" for i in range(bins + 2))
-  for names in (tokenizers.location_names(bins + 1), unused):
+  for names in (sentencepiece.location_names(bins + 1), unused):
     try:
       first, *rest = map(tokenizer.token_id, names)
     except ValueError:

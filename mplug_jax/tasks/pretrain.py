@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mplug_jax.losses import language_modeling
-from mplug_jax.tasks import retrieval
+from mplug_jax.tasks import matching, retrieval
 
 
 class Task(retrieval.Task):
@@ -60,7 +60,7 @@ class Task(retrieval.Task):
       (losses, right) of masked_label and of the token behind each of target, see losses.vocabulary_losses. With a teacher's distribution
       in "mlm", the masked logits come as they are.
     """
-    logits, _, (masked_read, prefix_read), image_read = retrieval.match(
+    logits, _, (masked_read, prefix_read), image_read = matching.match(
       module, image, *pairs, more=(masked, prefix)
     )
     decoder = (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax import data
-from mplug_jax.decoding import beam_search
+from mplug_jax.decoding import beam_search, sampling
 from mplug_jax.losses import language_modeling
 from mplug_jax.metrics import captioning
 from mplug_jax.models.mplug import decoding_fns
@@ -257,7 +257,7 @@ class Task(caption.Task):
       )
     else:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, jnp.arange(memory.rows))
-      found = beam_search.sample(
+      found = sampling.sample(
         step,
         cache,
         *start,

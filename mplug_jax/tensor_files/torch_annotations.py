@@ -12,8 +12,7 @@ import pickletools
 
 import numpy as np
 
-from mplug_jax.tensor_files import open as torch_files
-from mplug_jax.tensor_files import torch_unpickler
+from mplug_jax.tensor_files import torch_archive, torch_unpickler
 
 _DTYPES = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"f2", "f4", "f8"}
 _MAX_FILE = 1 << 31  # the largest list of a known data set has about 40 MB
@@ -104,8 +103,8 @@ def load(path):
   with open(path, "rb") as file:
     data = file.read(64)
     if data.startswith(b"PK\x03\x04"):
-      data = torch_files.Archive(path, file).whole("data.pkl")
-    elif data.startswith(torch_files.LEGACY_MAGIC):
+      data = torch_archive.Archive(path, file).whole("data.pkl")
+    elif data.startswith(torch_archive.LEGACY_MAGIC):
       data = _legacy_pickle(data + file.read(), path)
     else:
       raise ValueError(f"{path} is not a file that torch.save wrote.")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mplug_jax.runtime.atomic_files import open_atomic
-from mplug_jax.tensor_files.torch_unpickler import SAFETENSORS, STORAGES
+from mplug_jax.tensor_files.torch_types import SAFETENSORS, STORAGES
 
 
 class Tensor(NamedTuple):

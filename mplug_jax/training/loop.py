@@ -5,24 +5,18 @@ resume -> [evaluation due? -> save due or interrupted? -> next batch -> update],
 the data stands after N batches.
 """
 
-import functools
-import json
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-from clu import parameter_overview
-from jax.experimental import multihost_utils
 
-from mplug_jax import config as config_lib
 from mplug_jax import data, evaluators, tasks
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.data import pipeline
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import tokenizer_base
 from mplug_jax.flops import hardware, traced
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
@@ -32,6 +26,13 @@ from mplug_jax.runtime import atomic_files, process
 from mplug_jax.runtime.signals import Interrupt
 from mplug_jax.training import timing
 from mplug_jax.training.build import Host, build
+from mplug_jax.training.evaluate import Evaluation, report_result
+from mplug_jax.training.workdir import (
+  finished_result,
+  open_workdir,
+  prepare_tokenizer,
+  report_parameters,
+)
 
 
 class StopTraining(RuntimeError):
@@ -47,76 +48,6 @@ def count_steps(config, source):
   return total_steps, steps_per_epoch
 
 
-def prepare_tokenizer(config, workdir, source):
-  """The run's tokenizer: the one in its folder, else a given vocabulary, else that of the first run in config.init.paths that has one, for
-  its token embeddings are of no use with another, else one fitted to the training texts by process 0.
-
-  Raises:
-    ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a run in config.init.paths.
-  """
-  folder = os.path.join(workdir, "tokenizer")
-  starts = [
-    path
-    for path in config.init.paths
-    if os.path.exists(os.path.join(path, "tokenizer", tokenizers.CONFIG_FILE))
-  ]
-  if jax.process_index() == 0 and not os.path.exists(os.path.join(folder, tokenizers.CONFIG_FILE)):
-    kind, path = config.tokenizer.kind, config.tokenizer.path
-    given = {
-      "wordpiece": tokenizers.WordPieceTokenizer,
-      "sentencepiece": tokenizers.SentencePieceTokenizer,
-    }
-    if kind not in given:
-      raise ValueError(f"config.tokenizer.kind={kind!r} is not one of {', '.join(given)}.")
-    if path:
-      given[kind](path).save(folder)
-    elif starts:
-      shutil.copytree(os.path.join(starts[0], "tokenizer"), folder)
-    elif kind == "wordpiece":
-      raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
-    else:
-      tokenizers.train_sentencepiece(
-        data.texts(config, source),
-        config.tokenizer.vocab_size,
-        folder,
-        tokenizers.location_names(config.tokenizer.locations),
-      )
-  multihost_utils.sync_global_devices("tokenizer")
-  tokenizer = tokenizers.load(folder)
-  for path in starts:
-    tokenizers.check_same(
-      tokenizer,
-      tokenizers.load(os.path.join(path, "tokenizer")).fingerprint,
-      f"config.init.paths, {path}",
-    )
-  return tokenizer
-
-
-def _open_workdir(config, workdir, resuming):
-  """Writes config.json; compares it with the one of the run to resume, or clears what a start without a checkpoint left.
-
-  Raises:
-    ValueError: the config differs from the run's in what cannot change.
-  """
-  path = os.path.join(workdir, "config.json")
-  text = config_lib.to_json(config)
-  if not resuming:
-    if jax.process_index() == 0:
-      shutil.rmtree(os.path.join(workdir, "tokenizer"), ignore_errors=True)
-  elif os.path.exists(path):
-    with open(path) as file:
-      refuse, notice = config_lib.resume_conflicts(json.load(file), json.loads(text))
-    if refuse:
-      raise ValueError(
-        f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
-        "Choose another --workdir, or repeat the run's own settings."
-      )
-    for line in notice:
-      print(f"resuming with a difference: {line}", flush=True)
-  if jax.process_index() == 0:
-    atomic_files.write_atomic(path, text.encode())
-
-
 def compile_step(built, batch_size):
   """Traces and compiles the train step on abstract arrays -> (compiled step, seconds it took)."""
   start = time.perf_counter()
@@ -130,25 +61,6 @@ def compile_step(built, batch_size):
     healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=rules.replicated(built.mesh))
     compiled = built.train_step.lower(built.abstract, batch, healthy).compile()
   return compiled, time.perf_counter() - start
-
-
-def _finished(workdir, total_steps):
-  """The result of a finished run in this folder, or None."""
-  path = os.path.join(workdir, "result.json")
-  if not os.path.exists(path):
-    return None
-  with open(path) as file:
-    result = json.load(file)
-  return result if result["step"] >= total_steps else None
-
-
-def _say_parameters(workdir, params):
-  """Prints the model's size by part; leaves the full table in parameters.txt."""
-  counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
-  with open(os.path.join(workdir, "parameters.txt"), "w") as file:
-    file.write(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
-  parts = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in counts.items())
-  print(f"parameters: {sum(counts.values()) / 1e6:.2f} million ({parts})", flush=True)
 
 
 def _say_step(mesh, compile_seconds, step):
@@ -174,38 +86,6 @@ def _bad_leaf_name(params, health):
   return "the gradient of " + rules.path_name(jax.tree.leaves_with_path(params)[number][0])
 
 
-class Evaluation:
-  """Runs the evaluator on the weights that config.ema.use names."""
-
-  def __init__(self, config, tokenizer, workdir, built):
-    self.evaluator = evaluators.get(config.task.name)(config, tokenizer, workdir)
-    self.metric, self._predict = self.evaluator.metric, built.predict
-    self._averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
-
-  def weights(self, state):
-    """The parameters to evaluate, of a TrainState."""
-    return state.ema_params if self._averaged else state.params
-
-  def run(self, params):
-    """-> {metric: value}."""
-    predict = {name: functools.partial(fn, params) for name, fn in self._predict.items()}
-    return self.evaluator.run(predict, jax.process_index(), jax.process_count())
-
-
-def _say_result(metric, result, samples=()):
-  """A few predictions, what is worth knowing beside the metric, and the run's last line."""
-  for line in samples:
-    print(f"  {line}")
-  for name in sorted(set(result) - {metric}):
-    print(f"  {name}: {result[name]:.2f}")
-  print(
-    f"final: {metric} {result[metric]:.2f}"
-    if metric in result
-    else "final: no answers to compare with",
-    flush=True,
-  )
-
-
 def train(config, workdir):
   """Trains and evaluates; resumes when `workdir` holds a run. Returns the exit status.
 
@@ -228,12 +108,12 @@ def train(config, workdir):
   manager = checkpoint.Manager(
     workdir, keep=config.checkpoint.keep, best_metric=evaluators.get(config.task.name).metric
   )
-  _open_workdir(config, workdir, resuming=manager.latest_step() is not None)
-  if result := _finished(workdir, total_steps):
+  open_workdir(config, workdir, resuming=manager.latest_step() is not None)
+  if result := finished_result(workdir, total_steps):
     print(
       f"{workdir} holds a finished run of {result['step']} steps; choose another --workdir to train again."
     )
-    _say_result(result["metric"], result["metrics"])
+    report_result(result["metric"], result["metrics"])
     return 0
   tokenizer = prepare_tokenizer(config, workdir, source)
 
@@ -257,7 +137,7 @@ def train(config, workdir):
     else:
       state, saved = manager.restore(built.abstract)
       start = int(state.step)
-      tokenizers.check_same(tokenizer, saved["tokenizer"], f"the checkpoint in {workdir}")
+      tokenizer_base.check_same(tokenizer, saved["tokenizer"], f"the checkpoint in {workdir}")
       print(f"resumed at step {start}", flush=True)
     batches = pipeline.train_batches(
       source,
@@ -273,7 +153,7 @@ def train(config, workdir):
     )
     healthy = jax.device_put(jnp.bool_(True), rules.replicated(built.mesh))
     if primary:
-      _say_parameters(workdir, state.params)
+      report_parameters(workdir, state.params)
     step_fn, compile_seconds = compilation.result()
     process.release_freed_memory()
     if primary:
@@ -392,46 +272,5 @@ def train(config, workdir):
       {"step": total_steps, "metric": evaluation.metric, "metrics": result},
     )
     curves.curves(os.path.join(workdir, "metrics.jsonl"), os.path.join(workdir, "curves.png"))
-    _say_result(evaluation.metric, result, evaluation.evaluator.samples)
+    report_result(evaluation.metric, result, evaluation.evaluator.samples)
   return 0
-
-
-def _tokenizer_of(config, workdir, path):
-  """The tokenizer that a run carries; of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`."""
-  if os.path.isdir(os.path.join(path, checkpoint.DIRECTORY)):
-    tokenizer = tokenizers.load(os.path.join(path, "tokenizer"))
-    tokenizers.check_same(
-      tokenizer, checkpoint.load_extra(path)["tokenizer"], f"the checkpoint in {path}"
-    )
-    return tokenizer
-  checkpoint.array_shapes(path)  # whether there is a checkpoint at all
-  if not config.tokenizer.path:
-    raise ValueError(
-      f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path."
-    )
-  return prepare_tokenizer(config, workdir, None)
-
-
-def evaluate(config, workdir, path):
-  """Evaluates a checkpoint on config.eval.split; results go to `workdir`. Returns {metric: value}.
-
-  Args:
-    path: run folder of this task or of one that trains all its parameters (pre-training, say), or a converted checkpoint.
-
-  Raises:
-    FileNotFoundError: there is no checkpoint.
-    ValueError: it is of another model, or lacks parameters or a tokenizer.
-  """
-  process.prepare(config.compilation_cache)
-  os.makedirs(workdir, exist_ok=True)
-  tokenizer = _tokenizer_of(config, workdir, path)
-  built = build(config, tokenizer)
-  evaluation = Evaluation(config, tokenizer, workdir, built)
-  which = (
-    "ema_params" if evaluation.weights(built.abstract) is built.abstract.ema_params else "params"
-  )
-  with jax.set_mesh(built.mesh):
-    result = evaluation.run(warm_start.load_params(path, built.abstract.params, which))
-  if jax.process_index() == 0:
-    _say_result(evaluation.metric, result, evaluation.evaluator.samples)
-  return result

@@ -17,7 +17,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mplug_jax import optim
-from mplug_jax.checkpoints import manager as checkpoint
+from mplug_jax.checkpoints import errors, reading
+from mplug_jax.checkpoints import manager as manager_lib
 from tests.support.paths import ROOT
 
 
@@ -77,7 +78,7 @@ def _assert_same(a, b):
 
 
 def _saved(workdir, steps, **options):
-  manager = checkpoint.Manager(workdir, **options)
+  manager = manager_lib.Manager(workdir, **options)
   for step in steps:
     manager.save(step, _state(step), {"position": 10 * step})
   manager.wait()
@@ -85,7 +86,7 @@ def _saved(workdir, steps, **options):
 
 
 def _closing(*args, **kwargs):
-  return contextlib.closing(checkpoint.Manager(*args, **kwargs))
+  return contextlib.closing(manager_lib.Manager(*args, **kwargs))
 
 
 def _steps(workdir):
@@ -96,7 +97,7 @@ def _steps(workdir):
 def test_every_bit_comes_back_on_another_mesh(tmp_path, ema):
   abstract = _shard(_state(3, ema), _mesh(4, 2))
   state = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), _state(3, ema), abstract)
-  manager = checkpoint.Manager(tmp_path)
+  manager = manager_lib.Manager(tmp_path)
   assert manager.save(3, state, {"position": 96, "epoch": [1, "a"]})
   for mesh in (_mesh(4, 2), _mesh(1, 8), _mesh(1, 1)):
     wanted = _shard(state, mesh)
@@ -113,7 +114,7 @@ def test_every_bit_comes_back_on_another_mesh(tmp_path, ema):
 def test_arrays_may_be_donated_right_after_save(tmp_path):
   step = jax.jit(lambda x: x + 1.0, donate_argnums=0)
   x = step(jnp.zeros(1 << 22))
-  manager = checkpoint.Manager(tmp_path)
+  manager = manager_lib.Manager(tmp_path)
   manager.save(1, {"x": x}, {})
   for _ in range(3):
     x = step(x)
@@ -161,7 +162,7 @@ def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
     (newest / "state" / "array_metadatas" / "process_0").unlink()
   else:
     next((newest / "data").iterdir()).write_text('{"posi')
-  manager = checkpoint.Manager(tmp_path, keep=2)
+  manager = manager_lib.Manager(tmp_path, keep=2)
   with caplog.at_level(logging.WARNING):
     state, extra = manager.restore(_shard(_state(), _mesh(2, 1)))
   _assert_same(state, _state(1))
@@ -175,13 +176,13 @@ def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
 
 @pytest.mark.parametrize("content", [b"", b'{"acc', b"\x84\xff"])
 def test_damaged_metrics_cost_only_themselves(tmp_path, caplog, content):
-  manager = checkpoint.Manager(tmp_path, keep=2, best_metric="acc")
+  manager = manager_lib.Manager(tmp_path, keep=2, best_metric="acc")
   for step in (1, 2):
     manager.save(step, _state(step), {}, {"acc": 0.5})
   manager.close()
   (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_bytes(content)
   with caplog.at_level(logging.WARNING):
-    manager = checkpoint.Manager(tmp_path, keep=2, best_metric="acc")
+    manager = manager_lib.Manager(tmp_path, keep=2, best_metric="acc")
   assert "which cannot be read; the checkpoint stays" in caplog.text
   _assert_same(manager.restore(_shard(_state(), _mesh(2, 1)))[0], _state(2))
   assert manager.best_step() == 1 and manager.save(3, _state(3), {}, {"acc": 0.7})
@@ -189,7 +190,7 @@ def test_damaged_metrics_cost_only_themselves(tmp_path, caplog, content):
 
 
 def test_all_unreadable_or_none_says_so(tmp_path):
-  manager = checkpoint.Manager(tmp_path, keep=2)
+  manager = manager_lib.Manager(tmp_path, keep=2)
   abstract = _shard(_state(), _mesh(1, 1))
   with pytest.raises(FileNotFoundError, match="No checkpoint in"):
     manager.restore(abstract)
@@ -199,7 +200,7 @@ def test_all_unreadable_or_none_says_so(tmp_path):
     manager.restore(abstract, step=7)
   (tmp_path / "checkpoints" / "1" / "state" / "_METADATA").unlink()
   with pytest.raises(
-    checkpoint.CheckpointError, match="None of 1 checkpoints .* can be read; 1, the newest: "
+    errors.CheckpointError, match="None of 1 checkpoints .* can be read; 1, the newest: "
   ):
     manager.restore(abstract)
   manager.close()
@@ -228,20 +229,20 @@ def test_another_configuration_is_refused_without_fallback(tmp_path):
 
 def test_load_params_from_every_kind_of_directory(tmp_path):
   state = _state(2, ema=True)
-  manager = checkpoint.Manager(tmp_path, keep=2)
+  manager = manager_lib.Manager(tmp_path, keep=2)
   manager.save(1, _state(1, ema=True), {})
   manager.save(2, state, {})
   manager.close()
   abstract = _shard(state.params, _mesh(2, 2))
   folder = tmp_path / "checkpoints"
   for path in (tmp_path, folder, folder / "2", folder / "2" / "state"):
-    params = checkpoint.load_params(path, abstract)
+    params = reading.load_params(path, abstract)
     _assert_same(params, state.params)
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(
       lambda x: x.sharding, abstract
     )
-  _assert_same(checkpoint.load_params(tmp_path, abstract, step=1), _state(1).params)
-  _assert_same(checkpoint.load_params(tmp_path, abstract, which="ema_params"), state.ema_params)
+  _assert_same(reading.load_params(tmp_path, abstract, step=1), _state(1).params)
+  _assert_same(reading.load_params(tmp_path, abstract, which="ema_params"), state.ema_params)
 
 
 def test_load_params_reports_what_does_not_fit(tmp_path):
@@ -252,26 +253,26 @@ def test_load_params_reports_what_does_not_fit(tmp_path):
   abstract["itm_head"] = _shard({"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}, mesh)
   del abstract["text_decoder"]
   with pytest.raises(ValueError) as error:
-    checkpoint.load_params(tmp_path, abstract)
+    reading.load_params(tmp_path, abstract)
   text = str(error.value)
   assert "2 missing in the checkpoint: params/itm_head/bias, params/itm_head/kernel" in text
   assert "2 in the checkpoint alone: params/text_decoder/bias, params/text_decoder/kernel" in text
   assert "params/visual_encoder/kernel (8, 16) in the checkpoint, (8, 8) wanted" in text
   with pytest.raises(ValueError, match="holds no ema_params"):
-    checkpoint.load_params(tmp_path, abstract, which="ema_params")
+    reading.load_params(tmp_path, abstract, which="ema_params")
   with pytest.raises(FileNotFoundError, match=r"No checkpoint 5 in .*there are \[1\]"):
-    checkpoint.load_params(tmp_path, abstract, step=5)
+    reading.load_params(tmp_path, abstract, step=5)
   with pytest.raises(FileNotFoundError, match="No such checkpoint"):
-    checkpoint.load_params(tmp_path / "nowhere", abstract)
+    reading.load_params(tmp_path / "nowhere", abstract)
   (tmp_path / "empty").mkdir()
   with pytest.raises(FileNotFoundError, match="neither a run directory"):
-    checkpoint.load_params(tmp_path / "empty", abstract)
+    reading.load_params(tmp_path / "empty", abstract)
 
 
 def test_values_are_cast_to_the_wanted_dtype(tmp_path):
   _saved(tmp_path, [1]).close()
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _state(1).params)
-  _assert_same(checkpoint.load_params(tmp_path, _shard(half, _mesh(1, 1))), half)
+  _assert_same(reading.load_params(tmp_path, _shard(half, _mesh(1, 1))), half)
 
 
 # ---- a full disk, an interrupted save
@@ -312,7 +313,7 @@ def test_full_disk_says_so_and_keeps_the_last_good_one(tmp_path):
   assert "Traceback" not in result.stderr
   assert len(_steps(tmp_path)) == 2  # step 1 and what the failed save left
 
-  manager = checkpoint.Manager(tmp_path)
+  manager = manager_lib.Manager(tmp_path)
   assert _steps(tmp_path) == ["1"]
   x = {"x": jax.random.normal(jax.random.key(1), (1 << 18,))}
   restored, extra = manager.restore(_shard(x, _mesh(1, 1)))
@@ -327,7 +328,7 @@ def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path):
   _saved(tmp_path, [1]).close()
   folder = tmp_path / "checkpoints"
   (folder / "1").rename(folder / "2.orbax-checkpoint-tmp")
-  manager = checkpoint.Manager(tmp_path)
+  manager = manager_lib.Manager(tmp_path)
   assert manager.latest_step() is None and _steps(tmp_path) == []
   manager.save(3, _state(3), {})
   manager.close()

@@ -7,8 +7,8 @@ import pytest
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.checkpoints.position_embeddings import resize_positions
-from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.training import loop
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.training import loop, workdir
 from tests.support import tiny_run
 
 
@@ -146,20 +146,20 @@ def test_what_does_not_fit_is_named(run, fresh, tmp_path):
 
 def test_a_run_reads_with_the_tokenizer_of_the_one_it_starts_from(tmp_path):
   """Token embeddings mean nothing to another tokenizer."""
-  first = tokenizers.train_sentencepiece(
+  first = sentencepiece.train_sentencepiece(
     ["a red star is above a blue disc"] * 3, 60, tmp_path / "first" / "tokenizer"
   )
-  other = tokenizers.train_sentencepiece(
+  other = sentencepiece.train_sentencepiece(
     ["quite another text, and longer"] * 3, 60, tmp_path / "other"
   )
   c = tiny_run.config(init__paths=(str(tmp_path / "converted"), str(tmp_path / "first")))
-  found = loop.prepare_tokenizer(c, str(tmp_path / "new"), None)
+  found = workdir.prepare_tokenizer(c, str(tmp_path / "new"), None)
   assert found.fingerprint == first.fingerprint != other.fingerprint
   assert (
-    loop.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint
+    workdir.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint
   )  # on resumption
   c.tokenizer.path = str(tmp_path / "other" / "tokenizer.model")
   with pytest.raises(
     ValueError, match=r"The tokenizer \(.*\) is not the one recorded in config.init.paths, .*first"
   ):
-    loop.prepare_tokenizer(c, str(tmp_path / "refused"), None)
+    workdir.prepare_tokenizer(c, str(tmp_path / "refused"), None)

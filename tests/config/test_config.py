@@ -12,7 +12,7 @@ import pytest
 
 from mplug_jax import config as config_lib
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
@@ -268,7 +268,7 @@ def vocabulary(tmp_path_factory):
 def test_the_paper_recipe_builds_without_computing(vocabulary):
   c = tiny_run.config("base,data=vqa_v2")
   built = loop.build(
-    c, tokenizers.WordPieceTokenizer(vocabulary), total_steps=5000, steps_per_epoch=625
+    c, wordpiece.WordPieceTokenizer(vocabulary), total_steps=5000, steps_per_epoch=625
   )
   params = built.abstract.params
   assert sum(x.size for x in jax.tree.leaves(params)) == 344_683_578
@@ -288,7 +288,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"
   ):
-    loop.build(tiny_run.config("base"), tokenizers.WordPieceTokenizer(path))
+    loop.build(tiny_run.config("base"), wordpiece.WordPieceTokenizer(path))
 
 
 def test_a_run_from_before_a_key_existed_can_be_resumed():

@@ -7,9 +7,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mplug_jax.checkpoints import manager, warm_start
+from mplug_jax.checkpoints import reading, warm_start
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.conversion import importer, mapping, official_inventory
+from mplug_jax.conversion import exporter, importer, mapping, official_inventory
 from mplug_jax.conversion.formats.names import (
   config_beside,
   infer_geometry,
@@ -40,7 +40,7 @@ def converted(tensors, folder, **given):
   folder.mkdir()
   write.save_safetensors(folder / "model.safetensors", tensors)
   importer.convert_checkpoint(folder / "model.safetensors", folder / "ours", **given)
-  return manager.load_arrays(folder / "ours", "params")
+  return reading.load_arrays(folder / "ours", "params")
 
 
 def assert_leaves(found, expected):
@@ -245,7 +245,7 @@ def test_hugging_face_clip_fills_the_image_encoder_and_comes_back(kind, tmp_path
   tensors = huggingface(clip(), kind)
   assert source_kind(tensors) == "huggingface_clip"
   assert_leaves(converted(tensors, tmp_path / "a"), clip_leaves(clip()))
-  importer.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors", slim=True)
+  exporter.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors", slim=True)
   live = {
     name: x
     for name, x in tensors.items()
@@ -266,7 +266,7 @@ def test_position_numbers_follow_a_table_that_was_resized(tmp_path):
   )
   side = int(np.sqrt(len(table) - 1)) + 2
   converted(tensors, tmp_path / "a", image_size=side * patches.shape[-1])
-  importer.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors")
+  exporter.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors")
   with open.open_tensors(tmp_path / "back.safetensors") as file:
     assert file.shape("vision_model.embeddings.position_embedding.weight") == (
       1 + side * side,
@@ -335,7 +335,7 @@ def test_openai_clip_and_open_clip_fill_the_image_encoder(style, tmp_path):
   manifest = importer.convert_checkpoint(
     saved(tensors, tmp_path / "clip.pt", wrapper=wrapper), tmp_path / "pt"
   )
-  assert_leaves(manager.load_arrays(tmp_path / "pt", "params"), expected)
+  assert_leaves(reading.load_arrays(tmp_path / "pt", "params"), expected)
   assert_leaves(converted(tensors, tmp_path / "safetensors"), expected)
   dropped = {row["why"] for row in manifest["tensors"] if row["action"] == "dead"} - {
     "CLIP's own sizes, never used"
@@ -368,7 +368,7 @@ def test_openai_clip_as_a_torchscript_archive(tmp_path):
   importer.convert_checkpoint(
     torchscript(tmp_path / "ViT.pt", half), tmp_path / "ours", dtype="float32"
   )
-  found = manager.load_arrays(tmp_path / "ours", "params")
+  found = reading.load_arrays(tmp_path / "ours", "params")
   assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
   assert_leaves(found, clip_leaves(half))
 

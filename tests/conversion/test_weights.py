@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mplug_jax.checkpoints import manager as checkpoint
-from mplug_jax.checkpoints import warm_start
-from mplug_jax.conversion import importer, mapping, official_inventory, storage
+from mplug_jax.checkpoints import manager as manager_lib
+from mplug_jax.checkpoints import reading, warm_start
+from mplug_jax.conversion import exporter, importer, mapping, official_inventory, storage
 from mplug_jax.conversion.formats.names import infer_geometry, official_name, official_names
 from mplug_jax.tensor_files import open, write
 from tools import convert_checkpoint as convert_tool
@@ -114,7 +114,7 @@ def test_there_and_back_with_every_byte(task, large, ours, tmp_path):
   tensors = state_dict(task, large)
   source = save(tmp_path / "official.pth", tensors)
   importer.convert_checkpoint(source, tmp_path / ours, keep_dead=True, **GIVEN)
-  manifest = importer.export_torch(tmp_path / ours, tmp_path / "back.pth")
+  manifest = exporter.export_torch(tmp_path / ours, tmp_path / "back.pth")
   assert_same_bytes(read(tmp_path / "back.pth"), tensors)
   assert not any("initialisation" in row["why"] for row in manifest["tensors"])
 
@@ -122,8 +122,8 @@ def test_there_and_back_with_every_byte(task, large, ours, tmp_path):
 def test_what_never_runs_is_made_again_or_left_out(tmp_path):
   tensors = state_dict("vqa")
   importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
-  importer.export_torch(tmp_path / "ours", tmp_path / "full.pth")
-  importer.export_torch(tmp_path / "ours", tmp_path / "slim.safetensors", slim=True)
+  exporter.export_torch(tmp_path / "ours", tmp_path / "full.pth")
+  exporter.export_torch(tmp_path / "ours", tmp_path / "slim.safetensors", slim=True)
   full, slim = read(tmp_path / "full.pth"), read(tmp_path / "slim.safetensors")
   live = {name: x for name, x in tensors.items() if not dead(name)}
   assert_same_bytes(slim, live)
@@ -144,10 +144,10 @@ def test_ours_to_torch_and_back(tmp_path):
     dtype="float32",
     **GIVEN,
   )
-  importer.export_torch(tmp_path / "a", tmp_path / "back.pth")
+  exporter.export_torch(tmp_path / "a", tmp_path / "back.pth")
   importer.convert_checkpoint(tmp_path / "back.pth", tmp_path / "b", **GIVEN)
   for which in ("params", "ema_params", "extra"):
-    first, second = (checkpoint.load_arrays(tmp_path / name, which) for name in "ab")
+    first, second = (reading.load_arrays(tmp_path / name, which) for name in "ab")
     assert first
     assert_same_bytes(second, first)
 
@@ -164,24 +164,24 @@ def test_the_result_is_read_as_parameters(tmp_path):
   )
   importer.convert_checkpoint(tmp_path / "official.pth", tmp_path / "ours.safetensors", **GIVEN)
   for path in ("ours", "ours.safetensors"):
-    params = checkpoint.load_params(tmp_path / path, abstract)
+    params = reading.load_params(tmp_path / path, abstract)
     jax.tree.map(np.testing.assert_array_equal, params, mapping.params_from_torch(tensors, g))
     assert all(
       x.sharding == like.sharding
       for x, like in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True)
     )
     with pytest.raises(ValueError, match="holds no ema_params"):
-      checkpoint.load_params(tmp_path / path, abstract, which="ema_params")
+      reading.load_params(tmp_path / path, abstract, which="ema_params")
     with pytest.raises(
       ValueError, match="does not fit.*in the checkpoint alone: params/text_encoder"
     ):
-      checkpoint.load_params(
+      reading.load_params(
         tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"}
       )
   with pytest.raises(
     ValueError, match="official.pth holds PyTorch weights; make a checkpoint of it"
   ):
-    checkpoint.load_params(tmp_path / "official.pth", abstract)
+    reading.load_params(tmp_path / "official.pth", abstract)
   assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
   assert infer_geometry({name: x.shape for name, x in tensors.items()}, **GIVEN) == g
 
@@ -220,9 +220,7 @@ def test_bytes_of_tied_copies_count_not_their_values(tmp_path):
   tensors[words][0, 0] = np.nan
   importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
   assert np.isnan(
-    checkpoint.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][
-      0, 0
-    ]
+    reading.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][0, 0]
   )
 
 
@@ -234,7 +232,7 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
   leaves = {
     f"{tree}/{path}": x
     for tree in ("params", "ema_params", "extra")
-    for path, x in checkpoint.load_arrays(tmp_path / "folder", tree).items()
+    for path, x in reading.load_arrays(tmp_path / "folder", tree).items()
   }
   dead_ones = {
     f"dead/{name}": x for name, x in read(tmp_path / "folder" / "dead_weights.safetensors").items()
@@ -243,15 +241,15 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
   for path in ("folder", "file.safetensors"):
     assert storage.read_description(tmp_path / path) == (manifest["geometry"], manifest)
     assert (
-      checkpoint.array_shapes(tmp_path / path).items()
+      reading.array_shapes(tmp_path / path).items()
       >= {name: x.shape for name, x in leaves.items()}.items()
     )
-    part = checkpoint.load_arrays(tmp_path / path, "params/text_encoder")
+    part = reading.load_arrays(tmp_path / path, "params/text_encoder")
     assert_same_bytes(
       {f"params/text_encoder/{name}": x for name, x in part.items()},
       {name: x for name, x in leaves.items() if name.startswith("params/text_encoder/")},
     )
-    assert checkpoint.load_arrays(tmp_path / path, "params/nothing") == {}
+    assert reading.load_arrays(tmp_path / path, "params/nothing") == {}
   with open.open_tensors(tmp_path / "file.safetensors") as file:
     assert file.metadata.keys() == {"geometry", "manifest"}
 
@@ -322,7 +320,7 @@ def test_wrappers(wrapper, tmp_path):
   importer.convert_checkpoint(
     save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "ours", **GIVEN
   )
-  leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
+  leaves = reading.load_arrays(tmp_path / "ours", "params")
   np.testing.assert_array_equal(
     leaves["visual_encoder/class_embedding"], tensors["visual_encoder.visual.class_embedding"]
   )
@@ -337,12 +335,12 @@ def test_clip_alone_fills_the_image_encoder(tmp_path):
   importer.convert_checkpoint(
     save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32
   )
-  leaves = checkpoint.load_arrays(tmp_path / "ours", "params")
+  leaves = reading.load_arrays(tmp_path / "ours", "params")
   assert {path.split("/")[0] for path in leaves} == {"visual_encoder"} and leaves[
     "visual_encoder/position_embedding"
   ].shape == (17, 64)
   importer.convert_checkpoint(tmp_path / "clip.pt", tmp_path / "zero", zero_positions=True)
-  assert not checkpoint.load_arrays(tmp_path / "zero", "params")[
+  assert not reading.load_arrays(tmp_path / "zero", "params")[
     "visual_encoder/position_embedding"
   ].any()
 
@@ -351,14 +349,14 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
   """A run folder, as training leaves it, becomes the official VQA model, and its parameters come back."""
   g, tensors = geometry(), state_dict("vqa")
   params = mapping.params_from_torch(tensors, g, dtype=np.float32)
-  manager = checkpoint.Manager(tmp_path / "run")
+  manager = manager_lib.Manager(tmp_path / "run")
   manager.save(1, {"params": params, "ema_params": ()}, {"step": 1})
   manager.close()
   model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
   (tmp_path / "run" / "config.json").write_text(
     json.dumps({"task": {"name": "vqa"}, "model": model})
   )
-  manifest = importer.export_torch(tmp_path / "run", tmp_path / "run.pth")
+  manifest = exporter.export_torch(tmp_path / "run", tmp_path / "run.pth")
   assert {
     row["why"] for row in manifest["tensors"] if row["name"].startswith("text_encoder_m.encoder")
   } == {"copied from the online weights: the checkpoint has no average"}
@@ -376,7 +374,7 @@ def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tm
     if name in tensors
   }
   ours = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
-  manager = checkpoint.Manager(tmp_path / "run")
+  manager = manager_lib.Manager(tmp_path / "run")
   manager.save(
     1,
     {
@@ -391,7 +389,7 @@ def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tm
   (tmp_path / "run" / "config.json").write_text(
     json.dumps({"task": {"name": run_task}, "model": model})
   )
-  assert importer.export_torch(tmp_path / "run", tmp_path / "run.pth")["task"] == task
+  assert exporter.export_torch(tmp_path / "run", tmp_path / "run.pth")["task"] == task
   exported = read(tmp_path / "run.pth")
   assert exported.keys() == official_inventory.inventory(task, g).keys()
   assert_same_bytes({name: exported[name] for name in queues}, queues)
@@ -472,14 +470,14 @@ def test_a_failed_export_keeps_the_old_files(tmp_path, monkeypatch):
   importer.convert_checkpoint(
     save(tmp_path / "official.pth", state_dict("caption")), tmp_path / "ours.safetensors", **GIVEN
   )
-  importer.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth", slim=True)
+  exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth", slim=True)
   before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
   monkeypatch.setattr(official_inventory, "initial", lambda *unused: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    importer.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+    exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth")
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
   with pytest.raises(ValueError, match="is the checkpoint itself"):
-    importer.export_torch(tmp_path / "ours.safetensors", tmp_path / "ours.safetensors")
+    exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "ours.safetensors")
   with pytest.raises(ValueError, match="is a converted checkpoint already"):
     importer.convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "again")
 

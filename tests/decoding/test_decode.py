@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax.decoding import beam_search
+from mplug_jax.decoding import beam_search, sampling
+from mplug_jax.decoding import tokens as tokens_lib
 
 VOCABULARY, EOS, PAD, ROWS = 5, 1, 0, 97
 
@@ -68,7 +69,7 @@ def _jitted(kind, batch, rows, options):
   elif kind == "greedy":
     fn = functools.partial(beam_search.greedy, step_fn)
   else:
-    fn = functools.partial(beam_search.sample, step_fn, num_samples=rows)
+    fn = functools.partial(sampling.sample, step_fn, num_samples=rows)
   return _jit(functools.partial(fn, eos_id=EOS, pad_id=PAD, **options))
 
 
@@ -79,7 +80,7 @@ def run(kind, table, prompt, rows=1, lengths=None, keys=None, **options):
   fn = _jitted(kind, len(prompt), rows, tuple(sorted(options.items())))
   extra = () if kind != "sample" else (make_keys(0, len(prompt)) if keys is None else keys,)
   result = fn(make_cache(table, rows), jnp.asarray(prompt), jnp.asarray(lengths), *extra)
-  return beam_search.Generation(*map(np.asarray, result))
+  return tokens_lib.Generation(*map(np.asarray, result))
 
 
 def sequences(result, item=0):
@@ -271,7 +272,7 @@ def test_early_exit():
   # Two results: the beams go on until a length bonus of 200 tokens cannot beat the second one.
   assert 4 <= len(beam()) <= 15
   sampled = positions(
-    lambda cache: beam_search.sample(
+    lambda cache: sampling.sample(
       counting, cache, prompt, lengths, make_keys(0, 2), num_samples=2, **options
     )
   )
@@ -455,7 +456,7 @@ def test_bad_beam_options(message, options):
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": -1}])
 def test_bad_sample_options(options):
   with pytest.raises(ValueError, match=next(iter(options))):
-    beam_search.sample(
+    sampling.sample(
       step_fn,
       None,
       jnp.ones((1, 1), jnp.int32),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mplug_jax.data.images import ops, video
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
 from mplug_jax.inference import inputs
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -22,7 +22,7 @@ def encoded(image, **options):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  return tokenizers.train_sentencepiece(
+  return sentencepiece.train_sentencepiece(
     ["is the red circle left of the blue square"] * 3, 64, tmp_path_factory.mktemp("tokenizer")
   )
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from mplug_jax import data
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.parallel import batches
-from mplug_jax.training import loop, step
+from mplug_jax.training import gradients as gradients_lib
+from mplug_jax.training import loop
 from tests.support import retrieval_files, tiny_run
 
 
@@ -20,7 +22,7 @@ def gradients(c, tokenizer, batch, shape, chunk):
   built = loop.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
   with jax.set_mesh(built.mesh):
     state, batch = built.init(), batches.put_batch(batch, built.mesh)
-    found, loss, metrics, _ = jax.jit(step.make_gradients(built.task))(state, batch)
+    found, loss, metrics, _ = jax.jit(gradients_lib.make_gradients(built.task))(state, batch)
   return tiny_run.flat(jax.device_get(found)), float(loss), jax.device_get(metrics)
 
 
@@ -38,10 +40,10 @@ def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
     model__initializer_range=0.1,
   )
   c.compilation_cache, c.tokenizer.vocab_size = "", 128
-  tokenizers.train_sentencepiece(
+  sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, tmp_path
   )
-  tokenizer = tokenizers.load(tmp_path)
+  tokenizer = tokenizer_lib.load(tmp_path)
   batch = retrieval_files.first_batch(c, tokenizer)
   expected, expected_loss, expected_metrics = gradients(c, tokenizer, batch, (1, 1, 1), 0)
   found, loss, metrics = gradients(c, tokenizer, batch, (2, 2, 2), 3)

@@ -12,8 +12,8 @@ from mplug_jax.data import pipeline
 from mplug_jax.evaluators import retrieval as evaluators
 from mplug_jax.losses import contrastive
 from mplug_jax.parallel import batches
-from mplug_jax.tasks import base, retrieval
-from mplug_jax.training import step
+from mplug_jax.tasks import base, matching, retrieval
+from mplug_jax.training import gradients as gradients_lib
 from tests.support import retrieval_files, tiny_run
 
 STEADY = {
@@ -75,7 +75,7 @@ class Case:
       batch = batches.put_batch(self.batch | changed, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (
-          jax.jit(step.make_gradients(built.task, parts)).lower(state, batch).compile()
+          jax.jit(gradients_lib.make_gradients(built.task, parts)).lower(state, batch).compile()
         )
       gradients, *rest = self._compiled[shape, parts](state, batch)
     return tiny_run.flat(gradients), *jax.device_get(rest)
@@ -396,7 +396,7 @@ def test_the_similarity_adds_to_the_score_of_a_match(folder):
   memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
   index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
   logit, added, likelihood = (
-    task.apply(params, retrieval.match_scores, memory, texts, index, temperature, name)
+    task.apply(params, matching.match_scores, memory, texts, index, temperature, name)
     for name in ("none", "add", "likelihood")
   )
   images, captions = task._embed_image(params, batch)["feature"], texts["feature"][index]
@@ -405,7 +405,7 @@ def test_the_similarity_adds_to_the_score_of_a_match(folder):
   # Two logits shifted alike are the same match.
   shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
   again = task.apply(
-    shifted, retrieval.match_scores, memory, texts, index, temperature, "likelihood"
+    shifted, matching.match_scores, memory, texts, index, temperature, "likelihood"
   )
   np.testing.assert_allclose(again, likelihood, atol=1e-4)
   odds = likelihood - similarity / temperature

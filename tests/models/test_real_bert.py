@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import reading
 from mplug_jax.conversion import importer
-from mplug_jax.data.text.tokenizer import WordPieceTokenizer, pad_ids
+from mplug_jax.data.text.tokenizer import pad_ids
+from mplug_jax.data.text.wordpiece import WordPieceTokenizer
 from mplug_jax.models.mplug import MPlug
 
 pytestmark = pytest.mark.slow
@@ -139,7 +140,7 @@ def folder():
 
 def params(checkpoint_folder, prefix=""):
   """Nested parameters whose path starts with `prefix`."""
-  leaves = manager.load_arrays(checkpoint_folder, "params")
+  leaves = reading.load_arrays(checkpoint_folder, "params")
   return traverse_util.unflatten_dict(
     {path: jnp.asarray(x) for path, x in leaves.items() if path.startswith(prefix)}, sep="/"
   )
@@ -217,7 +218,7 @@ def test_bert_as_the_library_saves_it(name, tmp_path):
   model = getattr(transformers, name)(config)
   model.save_pretrained(tmp_path / "theirs")
   importer.convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
-  found = manager.load_arrays(tmp_path / "ours", "params")
+  found = reading.load_arrays(tmp_path / "ours", "params")
   state = {key.removeprefix("bert."): x.numpy() for key, x in model.state_dict().items()}
   np.testing.assert_array_equal(
     found["fusion_encoder/layer_1/output/kernel"], state["encoder.layer.7.output.dense.weight"].T

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import attention as attend
+from mplug_jax.ops.attention import flash_tpu
 from mplug_jax.parallel import mesh as mesh_lib
 
 ROWS, HEADS, WIDTH = 2, 3, 8
@@ -184,11 +185,11 @@ def test_flash_kernel_equals_plain(kind):
   mask = mask_of(kind, length, keys)
   plain = value_and_gradients("plain", inputs, mask)
   with pltpu.force_tpu_interpret_mode():
-    out, largest, inverse = jax.jit(lambda *x: attention._flash_forward(0.0, *x, mask, None))(
+    out, largest, inverse = jax.jit(lambda *x: flash_tpu._flash_forward(0.0, *x, mask, None))(
       *inputs[:3]
     )
     saved = (out, largest, inverse, inputs[3])
-    gradients = jax.jit(lambda *x: attention._flash_backward(0.0, *x[:3], mask, None, *x[3:]))(
+    gradients = jax.jit(lambda *x: flash_tpu._flash_backward(0.0, *x[:3], mask, None, *x[3:]))(
       *inputs[:3], *saved
     )
   check_equal((out, *gradients), plain, 5e-6)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from mplug_jax import optim
+from mplug_jax.optim import groups as groups_lib
 from mplug_jax.optim import schedules
 from tests.support.paths import GOLDEN
 
@@ -185,7 +186,7 @@ def test_official_groups_equal_recording():
     "itm_head/bias": (3e-5, 0.0),
   }
   assert len(expected) == 23 + 21 + 26 + 36 + 7  # vision, text, fusion, decoder, above
-  groups = optim.resolve_groups({**CONFIG, "groups": "official"}, list(expected))
+  groups = groups_lib.resolve_groups({**CONFIG, "groups": "official"}, list(expected))
   for (path, want), group in zip(expected.items(), groups, strict=True):
     assert (group.lr, group.weight_decay) == want, path
     assert group.name == ("visual" if path.startswith("visual_encoder/") else "main")
@@ -193,7 +194,7 @@ def test_official_groups_equal_recording():
 
 def test_plain_decays_kernels_alone():
   paths = list(_flat(_params()))
-  groups = optim.resolve_groups({**CONFIG, "groups": "plain"}, paths)
+  groups = groups_lib.resolve_groups({**CONFIG, "groups": "plain"}, paths)
   assert {p for p, g in zip(paths, groups, strict=True) if g.weight_decay} == {
     "visual_encoder/blocks/mlp/up/kernel",
     "text_encoder/layers/output/kernel",

@@ -9,7 +9,8 @@ from PIL import Image
 
 from mplug_jax import data
 from mplug_jax.data import pipeline
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from tests.support import tiny_run
 
 NO_DROPOUT = {
@@ -30,10 +31,10 @@ def config(arg="tiny", file="caption", **changes):
 
 def tokenizer(folder, c):
   """A SentencePiece model fitted to the training captions, in `folder`."""
-  tokenizers.train_sentencepiece(
+  sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
-  return tokenizers.load(folder)
+  return tokenizer_lib.load(folder)
 
 
 def batch(c, tokenizer, step=0):

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mplug_jax import data
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from tests.support import tiny_run
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -27,10 +28,10 @@ def config(file, arg="tiny", **changes):
 def tokenizer(folder, c):
   """A SentencePiece model fitted to some training sentences, in `folder`."""
   c.tokenizer.records = 200
-  tokenizers.train_sentencepiece(
+  sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
-  return tokenizers.load(folder)
+  return tokenizer_lib.load(folder)
 
 
 def stack(c, tokenizer, records):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mplug_jax import data
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
 from tests.support import tiny_run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -30,8 +30,8 @@ def config(arg="tiny", **changes):
 def tokenizer(folder, c):
   """A SentencePiece model with the config's location tokens, fitted to a few training texts, in `folder`."""
   texts = data.examples_module(c).texts(data.get_source(c, "train"), 200)
-  return tokenizers.train_sentencepiece(
-    texts, c.tokenizer.vocab_size, folder, tokenizers.location_names(c.tokenizer.locations)
+  return sentencepiece.train_sentencepiece(
+    texts, c.tokenizer.vocab_size, folder, sentencepiece.location_names(c.tokenizer.locations)
   )
 
 

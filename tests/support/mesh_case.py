@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.parallel import batches
-from mplug_jax.training import loop, step
+from mplug_jax.training import gradients as gradients_lib
+from mplug_jax.training import loop
 
 
 class MeshCase:
@@ -29,6 +30,6 @@ class MeshCase:
       placed = batches.put_batch(self.batch if batch is None else batch, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (
-          jax.jit(step.make_gradients(built.task, parts)).lower(state, placed).compile()
+          jax.jit(gradients_lib.make_gradients(built.task, parts)).lower(state, placed).compile()
         )
       return jax.device_get(self._compiled[shape, parts](state, placed)[:3])

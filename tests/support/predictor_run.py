@@ -9,7 +9,7 @@ from flax import traverse_util
 from mplug_jax import config as config_lib
 from mplug_jax import tasks
 from mplug_jax.checkpoints import manager as checkpoint
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
 from mplug_jax.models import factory
 from tests.support import tiny_run
 
@@ -40,11 +40,11 @@ def save(folder, c, seed=0, sharpness=2.0):
 
   Kernels keep the size of what goes through them, times `sharpness`, so that inputs differ in scores by more than the rounding of float32.
   """
-  tokenizer = tokenizers.train_sentencepiece(
+  tokenizer = sentencepiece.train_sentencepiece(
     _TEXTS,
     c.tokenizer.vocab_size,
     folder / "tokenizer",
-    tokenizers.location_names(c.tokenizer.locations),
+    sentencepiece.location_names(c.tokenizer.locations),
   )
   task = tasks.get(c.task.name)(factory.build_model(c, tokenizer), c, tokenizer)
   shapes = jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1))

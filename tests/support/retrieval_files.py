@@ -8,7 +8,7 @@ from PIL import Image
 from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data import pipeline
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
@@ -69,7 +69,7 @@ def files_config(folder, name="retrieval", **changes):
 
 
 def tokenizer(folder):
-  return tokenizers.WordPieceTokenizer(folder / "vocab.txt")
+  return wordpiece.WordPieceTokenizer(folder / "vocab.txt")
 
 
 def first_batch(c, tokenizer, split="train"):

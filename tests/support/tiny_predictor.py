@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mplug_jax import tasks
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece, tokenizer_base, wordpiece
 from mplug_jax.inference.checkpoint import Restored
 from mplug_jax.inference.predictor import Predictor
 from mplug_jax.models.factory import build_model
@@ -29,12 +29,12 @@ def predictor(folder, name, **changes):
   """The Predictor of `config`, with a tokenizer of the WORDS in `folder`."""
   c = config(name, **changes)
   if c.tokenizer.kind == "wordpiece":
-    tokenizer = tokenizers.WordPieceTokenizer(
-      "\n".join([*tokenizers.SPECIAL_TOKENS, *WORDS.split(), "##s", "##h"]).encode()
+    tokenizer = wordpiece.WordPieceTokenizer(
+      "\n".join([*tokenizer_base.SPECIAL_TOKENS, *WORDS.split(), "##s", "##h"]).encode()
     )
   else:
-    tokenizer = tokenizers.train_sentencepiece(
-      WORDS.split(), 400, folder, tokenizers.location_names(c.tokenizer.locations)
+    tokenizer = sentencepiece.train_sentencepiece(
+      WORDS.split(), 400, folder, sentencepiece.location_names(c.tokenizer.locations)
     )
   model, mesh = (
     build_model(c, tokenizer),

@@ -14,7 +14,8 @@ import pytest
 from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.reporting import metric_log
 from tests.support.paths import ROOT
 
@@ -72,10 +73,10 @@ def config(arg="tiny", **changes):
 
 def tokenizer(folder, c):
   """A SentencePiece model fitted to the training texts, in `folder`."""
-  tokenizers.train_sentencepiece(
+  sentencepiece.train_sentencepiece(
     vqa.texts(vqa.get(c.data, "train")), c.tokenizer.vocab_size, folder
   )
-  return tokenizers.load(folder)
+  return tokenizer_lib.load(folder)
 
 
 def batch(c, tokenizer):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mplug_jax import data
 from mplug_jax.checkpoints import manager as checkpoint
-from mplug_jax.data.examples import caption
+from mplug_jax.data.sources import caption
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators.caption import Evaluator
 from mplug_jax.reporting import metric_log, progress

@@ -10,7 +10,7 @@ from PIL import Image
 from mplug_jax.checkpoints import manager
 from mplug_jax.data.examples import classification
 from mplug_jax.evaluators import classification as evaluator
-from mplug_jax.training import loop
+from mplug_jax.training import evaluate, loop
 from tests.support import classification_run, tiny_run, vqa_files
 
 
@@ -141,7 +141,7 @@ def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_co
   config = settings(
     data__test_file=str(tmp_path / "nlvr_test.json"), data__image_root=str(tmp_path)
   )
-  assert loop.evaluate(config, str(tmp_path), str(run)) == {"corrupt_rows": 1}
+  assert evaluate.evaluate(config, str(tmp_path), str(run)) == {"corrupt_rows": 1}
   assert capsys.readouterr().out.splitlines()[-1] == "final: no answers to compare with"
   assert len(json.loads((tmp_path / "predictions.json").read_text())) == 6
   assert not (tmp_path / "confusion.json").exists() and (tmp_path / "predictions.png").exists()

@@ -10,10 +10,11 @@ import pytest
 from mplug_jax import data
 from mplug_jax.data import boxes, pipeline
 from mplug_jax.data.images import box_transforms
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import wordpiece
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import base, grounding
-from mplug_jax.training import loop, step
+from mplug_jax.training import gradients as gradients_lib
+from mplug_jax.training import loop
 from tests.support import tiny_run
 from tests.support.grounding_files import config, painted
 from tests.support.grounding_files import tokenizer as fitted
@@ -63,7 +64,7 @@ class Made:
   def gradients(self, built, microbatches=1, batch=None):
     """-> ({path: gradient}, loss, {metric: (sum, count)})."""
     function = self._compiled.setdefault(
-      (id(built), microbatches), jax.jit(step.make_gradients(built.task, microbatches))
+      (id(built), microbatches), jax.jit(gradients_lib.make_gradients(built.task, microbatches))
     )
     state = jax.tree.map(
       lambda x, a: jax.device_put(jnp.asarray(x), a.sharding),
@@ -130,7 +131,7 @@ def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer
     "[MASK]",
     *(f"[unused{i}]" for i in range(99, 994)),
   ]
-  begin, ids = grounding.location_ids(tokenizers.WordPieceTokenizer("\n".join(words).encode()), 336)
+  begin, ids = grounding.location_ids(wordpiece.WordPieceTokenizer("\n".join(words).encode()), 336)
   assert (
     begin == 344 and len(ids) == 337 and (ids[0], ids[-1]) == (345, 681)
   )  # as in the official code

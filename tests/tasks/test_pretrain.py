@@ -10,16 +10,18 @@ import pytest
 
 from mplug_jax import config as config_lib
 from mplug_jax import data
-from mplug_jax.checkpoints import manager
+from mplug_jax.checkpoints import reading
 from mplug_jax.data import pipeline
 from mplug_jax.data.examples import pretrain
 from mplug_jax.data.sources import mixture
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
+from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.evaluators import pretrain as evaluators
 from mplug_jax.losses import language_modeling
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
-from mplug_jax.training import loop, step
+from mplug_jax.training import evaluate, loop
+from mplug_jax.training import gradients as gradients_lib
 from tests.support import retrieval_files, tiny_run
 
 
@@ -35,10 +37,10 @@ SMALL = dict(model__image_size=32, data__size=48, compilation_cache="")
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
   folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL)
-  tokenizers.train_sentencepiece(
+  sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
-  return tokenizers.load(folder)
+  return tokenizer_lib.load(folder)
 
 
 def batch_of(c, tokenizer, rows=8):
@@ -232,7 +234,7 @@ def placed(tokenizer):
       state = jax.tree.map(
         lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
       )
-      gradients, loss, _, extra = jax.jit(step.make_gradients(built.task, parts))(
+      gradients, loss, _, extra = jax.jit(gradients_lib.make_gradients(built.task, parts))(
         state, batches_lib.put_batch(batch, built.mesh)
       )
       return tiny_run.flat(gradients), float(loss), tiny_run.flat(extra)
@@ -353,7 +355,7 @@ def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
   assert loop.train(c, tmp_path) == 0 and calls == [0, 2]
   ours, whole = (
     tiny_run.flat(
-      {which: manager.load_arrays(folder, which) for which in ("params", "ema_params", "extra")}
+      {which: reading.load_arrays(folder, which) for which in ("params", "ema_params", "extra")}
     )
     for folder in (tmp_path, run)
   )
@@ -389,7 +391,7 @@ def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path)
   c = config(
     "tiny" if name == "video_qa" else "tiny,data=scenes", name, **SMALL, eval__limit=8, **changes
   )
-  result = loop.evaluate(c, tmp_path, run)
+  result = evaluate.evaluate(c, tmp_path, run)
   assert np.isfinite(result[metric]) and (tmp_path / "predictions.json").exists()
 
 

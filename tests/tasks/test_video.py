@@ -14,7 +14,7 @@ from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.models.factory import build_model
 from mplug_jax.scenes import scene
 from mplug_jax.tasks import base
-from mplug_jax.training import loop
+from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run
 
 
@@ -74,7 +74,7 @@ def test_the_tokens_of_a_clip_are_those_of_its_frames():
 
 
 def test_questions_about_clips(run, tmp_path, capsys):
-  result = loop.evaluate(settings(config("video_qa", "tiny")), tmp_path, run)
+  result = evaluate.evaluate(settings(config("video_qa", "tiny")), tmp_path, run)
   out = capsys.readouterr().out
   assert (
     0 <= result["accuracy"] <= 100
@@ -104,7 +104,7 @@ def test_video_files_and_ranked_answers(run, tmp_path, capsys):
   )
   c = settings(config("video_qa", f"tiny,data=video_qa,root={tmp_path},frames=4"))
   c.eval.limit, c.task.rank_top_k = 0, 4
-  result = loop.evaluate(c, tmp_path / "out", run)
+  result = evaluate.evaluate(c, tmp_path / "out", run)
   answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
   assert len(answers) == 16 and {row["answer"] for row in answers} <= {
     row["answer"] for row in rows
@@ -115,11 +115,11 @@ def test_video_files_and_ranked_answers(run, tmp_path, capsys):
     FileNotFoundError,
     match="entry 1|line 1: image .*test-0.mp4 does not exist; check data.video_root",
   ):
-    loop.evaluate(c, tmp_path / "out", run)
+    evaluate.evaluate(c, tmp_path / "out", run)
 
 
 def test_captions_of_clips(run, tmp_path, capsys):
-  result = loop.evaluate(settings(config("video_caption", "tiny")), tmp_path, run)
+  result = evaluate.evaluate(settings(config("video_caption", "tiny")), tmp_path, run)
   assert (
     0 <= result["CIDEr-D"]
     and {"CIDEr-D_seen", "shuffled_CIDEr-D"} <= result.keys()
@@ -133,10 +133,10 @@ def test_captions_of_clips(run, tmp_path, capsys):
 
 def test_searching_clips(run, tmp_path):
   c = settings(config("video_retrieval", "tiny,sampling=2,frames=1"))
-  result = loop.evaluate(c, tmp_path / "frame", run)
+  result = evaluate.evaluate(c, tmp_path / "frame", run)
   assert 0 <= result["r_mean"] <= 100 and result["pairs_scored"] > 0
   c.data.frames, c.data.frame_sampling = 8, "centres"
-  assert loop.evaluate(c, tmp_path / "clip", run).keys() == result.keys()
+  assert evaluate.evaluate(c, tmp_path / "clip", run).keys() == result.keys()
   assert (tmp_path / "clip" / "predictions.png").stat().st_size > 5000
 
 
@@ -166,6 +166,6 @@ def test_official_files(name, row, file, run, tmp_path):
   c.eval.limit, c.task.rerank_k = 0, 2
   if name == "video_caption":
     c.task.update({"min_length": 1, "max_length": 6, "prompt": ""})
-  result = loop.evaluate(c, tmp_path / "out", run)
+  result = evaluate.evaluate(c, tmp_path / "out", run)
   assert np.isfinite(result[{"video_caption": "CIDEr-D", "video_retrieval": "r_mean"}[name]])
   assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) > 0

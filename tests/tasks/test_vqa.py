@@ -7,9 +7,9 @@ import pytest
 
 from mplug_jax.checkpoints import manager
 from mplug_jax.data.sources import vqa
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import tokenizer, wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
-from mplug_jax.training import loop
+from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run, vqa_files
 
 
@@ -86,7 +86,7 @@ def test_a_split_without_answers_gets_a_results_file(folder, run, tmp_path, caps
   workdir, config = run
   config = config.copy_and_resolve_references()
   config.eval.split = "test"
-  assert loop.evaluate(config, str(tmp_path), str(workdir)) == {}
+  assert evaluate.evaluate(config, str(tmp_path), str(workdir)) == {}
   predictions(tmp_path, folder / "vqa_test.json")
   assert capsys.readouterr().out.splitlines()[-1] == "final: no answers to compare with"
   assert not (tmp_path / "checkpoints").exists()
@@ -103,7 +103,7 @@ def test_ranking_of_given_answers(folder, run, tmp_path, capsys, how):
   else:
     (tmp_path / "answers.json").write_text(json.dumps(candidates))
     config.data.answer_list = str(tmp_path / "answers.json")
-  result = loop.evaluate(config, str(tmp_path), str(workdir))
+  result = evaluate.evaluate(config, str(tmp_path), str(workdir))
   answers = predictions(tmp_path, folder / "vqa_val.json")
   assert set(answers.values()) <= set(candidates) and answers == predictions(
     workdir, folder / "vqa_val.json"
@@ -178,8 +178,8 @@ def test_generated_scenes(cache, tmp_path):
 
 def test_a_run_carries_its_tokenizer(folder, run):
   workdir, config = run
-  saved = tokenizers.load(workdir / "tokenizer")
-  assert saved.fingerprint == tokenizers.WordPieceTokenizer(folder / "vocab.txt").fingerprint
+  saved = tokenizer.load(workdir / "tokenizer")
+  assert saved.fingerprint == wordpiece.WordPieceTokenizer(folder / "vocab.txt").fingerprint
   built = loop.build(config, saved)
   _, extra = manager.Manager(workdir).restore(built.abstract)
   assert extra == {"step": 12, "tokenizer": saved.fingerprint}

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from mplug_jax.tensor_files import open
+from mplug_jax.tensor_files import torch_archive
 from mplug_jax.tensor_files.open import open_tensors
 from mplug_jax.tensor_files.write import save_pth, save_safetensors
 from tests.support.torch_pickles import archive, floats, program, refused, same, tensor
@@ -111,7 +111,7 @@ def test_damage_found_while_reading(tmp_path):
 
 
 def test_a_pickle_too_large_for_a_checkpoint(tmp_path, monkeypatch):
-  monkeypatch.setattr(open, "_MAX_PICKLE", 100)
+  monkeypatch.setattr(torch_archive, "_MAX_PICKLE", 100)
   refused(
     lambda: open_tensors(archive(tmp_path / "file", {"x" * 200: 1}, {}, zipfile.ZIP_DEFLATED)),
     "no checkpoint has that much",

@@ -6,7 +6,7 @@ import pytest
 
 from mplug_jax import config as config_lib
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.training import loop
+from mplug_jax.training import workdir
 from tests.support import tiny_run
 from tools import train_sentencepiece
 
@@ -54,7 +54,9 @@ def test_one_model_for_two_tasks(configs, tmp_path, capsys):
   c = config_lib.load(configs[1].removeprefix("--config=")).unlock()
   c.tokenizer.update({"kind": "sentencepiece", "path": path})
   (tmp_path / "run").mkdir()
-  assert loop.prepare_tokenizer(c, str(tmp_path / "run"), None).fingerprint == tokenizer.fingerprint
+  assert (
+    workdir.prepare_tokenizer(c, str(tmp_path / "run"), None).fingerprint == tokenizer.fingerprint
+  )
   with pytest.raises(SystemExit):
     train_sentencepiece.main([*configs, f"--out={out}"])
   assert "holds a tokenizer already" in capsys.readouterr().err

@@ -12,8 +12,9 @@ from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.sources import vqa
 from mplug_jax.parallel import batches
 from mplug_jax.parallel import mesh as mesh_lib
+from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from mplug_jax.training import step as train_step
+from mplug_jax.training import step as step_lib
 from mplug_jax.training.state import TrainState
 from tests.support import tiny_run
 
@@ -59,7 +60,7 @@ class Meshes:
       batch = batches.put_batch(self.batch, built.mesh)
       if shape not in self._compiled:
         self._compiled[shape] = (
-          jax.jit(train_step.make_gradients(built.task)).lower(state, batch).compile()
+          jax.jit(gradients_lib.make_gradients(built.task)).lower(state, batch).compile()
         )
       return self._compiled[shape](state, batch)[:3]
 
@@ -175,7 +176,7 @@ def test_four_microbatches_equal_one_with_uneven_counts(meshes):
       built.abstract,
     )
     with jax.set_mesh(built.mesh):
-      out = jax.jit(train_step.make_gradients(built.task, parts))(
+      out = jax.jit(gradients_lib.make_gradients(built.task, parts))(
         state, batches.put_batch(meshes.batch, built.mesh)
       )
     results.append((tiny_run.flat(out[0]), float(out[1]), jax.device_get(out[2])))
@@ -221,7 +222,7 @@ def test_parameters_are_projected_after_the_update_and_before_they_are_averaged(
       return jax.tree.map(lambda x: jnp.clip(x, 0.4, 0.45), params)
 
   optimizer = optax.sgd(0.01)
-  step = train_step.make_train_step(Clamped(), optimizer, ema_decay=0.5)
+  step = step_lib.make_train_step(Clamped(), optimizer, ema_decay=0.5)
   state, _, _ = step(_regression_state(optimizer, ema=True), _regression_batch(), True)
   assert state.params["text_decoder"]["offset"] == np.float32(0.4)  # from -1
   assert state.ema_params["text_decoder"]["offset"] == pytest.approx((-1 + 0.4) / 2)
@@ -274,7 +275,7 @@ def test_division_of_accumulated_losses(accumulate):
   whole = [slice(None)]
   strided = [slice(i, None, 4) for i in range(4)]
   one, (gradients, loss, metrics, extra) = (
-    jax.jit(train_step.make_gradients(Regression(), count, accumulate))(state, batch)
+    jax.jit(gradients_lib.make_gradients(Regression(), count, accumulate))(state, batch)
     for count in (1, 4)
   )
   expected = _by_hand(batch, whole if accumulate == "global" else strided)
@@ -299,7 +300,7 @@ def test_division_of_accumulated_losses(accumulate):
 def test_keys_are_those_of_the_step_and_the_microbatch():
   state = _regression_state(optax.sgd(0.1)).replace(step=jnp.int32(11))
   for count in (1, 4):
-    _, _, metrics, _ = train_step.make_gradients(Regression(), count)(state, _regression_batch())
+    _, _, metrics, _ = gradients_lib.make_gradients(Regression(), count)(state, _regression_batch())
     step_key = jax.random.fold_in(state.rng, 11)
     expected = sum(jax.random.uniform(jax.random.fold_in(step_key, i)) for i in range(count))
     np.testing.assert_allclose(metrics["noise"][0], expected, rtol=1e-6)
@@ -328,7 +329,7 @@ def test_microbatches_take_rows_from_every_device():
 def test_average_is_blended_after_every_update(include, excluded):
   optimizer = optax.sgd(0.05)
   step = jax.jit(
-    train_step.make_train_step(Regression(), optimizer, ema_decay=0.9, ema_include=include)
+    step_lib.make_train_step(Regression(), optimizer, ema_decay=0.9, ema_include=include)
   )
   state, healthy = _regression_state(optimizer, ema=True), jnp.bool_(True)
   average = {"slope": 0.5, "offset": -1.0}
@@ -364,7 +365,7 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, pla
   optimizer, _ = optim.make(
     {"name": name, "lr": 0.1, "schedule": {"name": "constant"}}, params, 10, 10
   )
-  step = jax.jit(train_step.make_train_step(Regression(), optimizer, ema_decay=0.5))
+  step = jax.jit(step_lib.make_train_step(Regression(), optimizer, ema_decay=0.5))
   state, healthy = _regression_state(optimizer, ema=True), jnp.bool_(True)
   state, _, health = step(state, _regression_batch(0), healthy)
   good = tiny_run.flat(state)

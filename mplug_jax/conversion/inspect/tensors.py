@@ -15,11 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mplug_jax.checkpoints import manager, orbax_logging
+from mplug_jax.checkpoints import errors, manager, orbax_logging
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import mapping, storage
 from mplug_jax.conversion.formats.names import config_beside, infer_geometry, official_names
-from mplug_jax.data.text.tokenizer import CONFIG_FILE
+from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
 from mplug_jax.tensor_files import open
 
 _BATCH = (
@@ -203,7 +203,7 @@ def _open_orbax(path, kind, facts=None, geometry=None, config=None):
       if getattr(x, "shape", None) is not None
     }
   except Exception as error:  # a damaged directory fails in any way
-    raise manager.CheckpointError(f"{path} cannot be read ({manager.reason(error)}).") from error
+    raise errors.CheckpointError(f"{path} cannot be read ({errors.reason(error)}).") from error
 
   def read(wanted):
     wanted = set(wanted)
@@ -221,7 +221,7 @@ def _open_orbax(path, kind, facts=None, geometry=None, config=None):
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         arrays = treedef.flatten_up_to(checkpointer.restore(epath.Path(path), args=items))
     except Exception as error:
-      raise manager.CheckpointError(f"{path} cannot be read ({manager.reason(error)}).") from error
+      raise errors.CheckpointError(f"{path} cannot be read ({errors.reason(error)}).") from error
     return {name: np.asarray(x) for name, x in zip(names, arrays, strict=True) if name in wanted}
 
   return Leaves(kind, leaves, read, facts, geometry, config)

@@ -7,8 +7,9 @@ the keys of source "jsonl". Any file may be a pattern of shards, see shards.py.
 
 import numpy as np
 
-from mplug_jax.data.examples import caption
+from mplug_jax.data.examples import caption as caption_lib
 from mplug_jax.data.images import reader
+from mplug_jax.data.sources import caption
 from mplug_jax.data.text import cleaning, token_rows
 
 
@@ -62,7 +63,7 @@ def get_source(data, split):
 
 def texts(source, records=0):
   """The captions of `records` images of a `Pairs`, evenly spaced; 0: of all."""
-  return caption.texts(source.images, records)
+  return caption_lib.texts(source.images, records)
 
 
 class CaptionRows:

@@ -4,7 +4,7 @@ from mplug_jax.data.prepare import json_stream
 from mplug_jax.data.prepare.download import Images, zipped
 from mplug_jax.data.sources import grounding
 from mplug_jax.data.storage import archives
-from mplug_jax.tensor_files import torch_unpickler
+from mplug_jax.tensor_files import torch_types, torch_unpickler
 
 SPLIT_BY = ("unc", "google", "umd")
 _TESTS = {
@@ -82,7 +82,7 @@ def _refs(path):
       f"{path} names {', '.join(sorted(unknown))}, and a list of refs consists of plain values; get the file again."
     )
   if not isinstance(values, list):
-    raise ValueError(f"{path} must hold a list of objects, not {torch_unpickler.describe(values)}.")
+    raise ValueError(f"{path} must hold a list of objects, not {torch_types.describe(values)}.")
   refs = []
   for number, entry in enumerate(values, 1):
     where = f"{path}, entry {number}"

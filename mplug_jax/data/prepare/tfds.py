@@ -11,9 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mplug_jax.data.examples import caption
 from mplug_jax.data.images import ops
-from mplug_jax.data.sources import grounding, vqa
+from mplug_jax.data.sources import caption, grounding, vqa
 from mplug_jax.data.storage import archives
 
 _TEXT, _SEQUENCE = tfds.features.Text, tfds.features.Sequence

@@ -23,8 +23,8 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from mplug_jax.data.images import ops
-from mplug_jax.data.text import cleaning
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import cleaning, tokenizer_base
+from mplug_jax.data.text import wordpiece as wordpiece_lib
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tasks import base
 from mplug_jax.tensor_files import write
@@ -157,12 +157,12 @@ def _input(task, name, struct):
 
 def _tokenizer(tokenizer, folder):
   """Writes the tokenizer for the library it is of -> the entry of serving.json."""
-  wordpiece = isinstance(tokenizer, tokenizers.WordPieceTokenizer)
+  wordpiece = isinstance(tokenizer, wordpiece_lib.WordPieceTokenizer)
   if wordpiece:
     atomic_files.write_atomic(os.path.join(folder, "tokenizer.json"), tokenizer.to_json().encode())
   else:
     tokenizer.save(folder)
-    os.remove(os.path.join(folder, tokenizers.CONFIG_FILE))
+    os.remove(os.path.join(folder, tokenizer_base.CONFIG_FILE))
   special = {
     f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos", "mask")
   }
@@ -171,7 +171,7 @@ def _tokenizer(tokenizer, folder):
     "file": "tokenizer.json" if wordpiece else tokenizer.file_name,
     "vocab_size": tokenizer.vocab_size,
     **special,
-    "clean_up": tokenizers.CLEAN_UP if wordpiece else (),
+    "clean_up": wordpiece_lib.CLEAN_UP if wordpiece else (),
   }
 
 

@@ -10,8 +10,9 @@ from mplug_jax import config as config_lib
 from mplug_jax import data as data_lib
 from mplug_jax.data.examples import caption
 from mplug_jax.data.images import reader
+from mplug_jax.data.sources import caption as caption_lib
 from mplug_jax.data.sources.chunked import Chunked
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece
 from tests.support import caption_run, tiny_run
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
@@ -142,7 +143,7 @@ def test_an_image_that_cannot_be_read_has_no_captions():
 def test_every_caption_is_in_one_training_record(size):
   counts = [3, 1, 5, 2]
   texts = [[f"{i}-{n}" for n in range(count)] for i, count in enumerate(counts)]
-  chunked = Chunked(caption.CaptionRecords([record(*each) for each in texts]), size, "captions")
+  chunked = Chunked(caption_lib.CaptionRecords([record(*each) for each in texts]), size, "captions")
   expected = [
     (i, each[first : first + size])
     for i, each in enumerate(texts)
@@ -154,7 +155,7 @@ def test_every_caption_is_in_one_training_record(size):
 
 def test_scenes_train_on_five_captions_and_are_scored_by_what_they_show():
   c = caption_run.config(data__records=0)
-  train, test = data_lib.get_source(c, "train"), caption.images(c.data, "test")
+  train, test = data_lib.get_source(c, "train"), caption_lib.images(c.data, "test")
   assert len(train) == 20_000 and len(train[7]["captions"]) == 5
   assert len(data_lib.get_source(caption_run.config(data__captions_per_image=1), "train")) == 5 * 64
   assert {test.group(i) for i in range(20)} == {"seen", "unseen"}
@@ -173,7 +174,7 @@ def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
     ("vqa", "what is bottommost"),
   ):
     c = config_lib.sibling(tiny_run.ROOT / "configs" / "x.py", name).get_config("small,data=scenes")
-    tokenizer = tokenizers.train_sentencepiece(
+    tokenizer = sentencepiece.train_sentencepiece(
       data_lib.texts(c, None), c.tokenizer.vocab_size, tmp_path / name
     )
     found.add(tokenizer.fingerprint)
@@ -191,7 +192,7 @@ def test_an_epoch_of_the_official_recipe_has_a_record_for_every_sentence(tmp_pat
 
 def test_the_official_format(tmp_path):
   c = caption_run.config(f"tiny,data=karpathy,root={caption_run.write_karpathy(tmp_path)}")
-  train, test = caption.images(c.data, "train"), caption.images(c.data, "test")
+  train, test = caption_lib.images(c.data, "train"), caption_lib.images(c.data, "test")
   assert (
     [train[i]["image_id"] for i in range(3)] == [7, 8, 9]
     and len(test) == 1
@@ -204,7 +205,7 @@ def test_the_official_format(tmp_path):
   )
   assert train[2]["image"] == str(tmp_path / "val2014_img" / "COCO_val2014_000000000009.jpg")
   (tmp_path / "val2014_img").rename(tmp_path / "val2014")
-  assert caption.images(c.data, "test")[0]["image"] == str(
+  assert caption_lib.images(c.data, "test")[0]["image"] == str(
     tmp_path / "val2014" / "COCO_val2014_000000000011.jpg"
   )
 
@@ -234,7 +235,7 @@ def test_one_file_of_all_splits(tmp_path):
     split: [
       r["image_id"]
       for r in map(
-        caption.images(c.data, split).__getitem__, range(len(caption.images(c.data, split)))
+        caption_lib.images(c.data, split).__getitem__, range(len(caption_lib.images(c.data, split)))
       )
     ]
     for split in ("train", "val", "test")
@@ -257,7 +258,7 @@ def test_nocaps_has_domains(tmp_path):
   }
   (tmp_path / "caption_val.json").write_text(json.dumps(content))
   c = caption_run.config(f"tiny,data=nocaps,root={tmp_path}")
-  found = caption.images(c.data, c.eval.split)
+  found = caption_lib.images(c.data, c.eval.split)
   assert [(found[i]["image_id"], found.captions(i), found.group(i)) for i in range(2)] == [
     (3, ["a dog"], "in-domain"),
     (4, ["a cat", "the cat"], "out-domain"),
@@ -265,7 +266,7 @@ def test_nocaps_has_domains(tmp_path):
   with pytest.raises(
     FileNotFoundError, match="data.train_files names .*caption_train.json, which does not exist"
   ):
-    caption.images(c.data, "train")
+    caption_lib.images(c.data, "train")
 
 
 def test_own_lines_of_one_image_are_put_together(tmp_path):
@@ -276,7 +277,7 @@ def test_own_lines_of_one_image_are_put_together(tmp_path):
     {"image": "a.png", "image_id": "x", "caption": "no cat"},
   ]
   (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-  source = caption.images(caption_run.config(f"tiny,data=jsonl,root={tmp_path}").data, "train")
+  source = caption_lib.images(caption_run.config(f"tiny,data=jsonl,root={tmp_path}").data, "train")
   assert [(source[i]["image_id"], source.captions(i)) for i in range(len(source))] == [
     ("a.png", ["one dog", "a dog", "a dog"]),
     ("x", ["no cat"]),
@@ -306,27 +307,27 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
     )
     pairs = data_lib.get_source(config, "train")
     assert [pairs[i]["caption"] for i in range(len(pairs))] == ["a dog, é", "two dogs", "a cat"]
-  assert caption.images(c.data, "val").counts().tolist() == [0]
+  assert caption_lib.images(c.data, "val").counts().tolist() == [0]
   (tmp_path / "train/deep/a.txt").unlink()
   with pytest.raises(
     ValueError, match="train/deep/a.png: there is no caption; a training image needs at least one"
   ):
-    caption.images(c.data, "train")
+    caption_lib.images(c.data, "train")
   with pytest.raises(
     FileNotFoundError,
     match=f"{tmp_path}/test does not exist or is not a folder; source folder reads the images",
   ):
-    caption.images(c.data, "test")
+    caption_lib.images(c.data, "test")
   (tmp_path / "test").mkdir()
   with pytest.raises(
     ValueError, match=f"{tmp_path}/test holds no image whose name ends with .jpg, "
   ):
-    caption.images(c.data, "test")
+    caption_lib.images(c.data, "test")
   with pytest.raises(
     ValueError,
     match="data.image_root is not set; source folder reads its folders train, val and test",
   ):
-    caption.images(caption_run.config("tiny,data=folder").data, "train")
+    caption_lib.images(caption_run.config("tiny,data=folder").data, "train")
 
 
 GOOD = {"filename": "a.png", "filepath": "", "sentences": [{"raw": "a dog"}]}
@@ -371,7 +372,7 @@ def test_a_wrong_entry_is_located(tmp_path, name, entry, message):
     )
   c = caption_run.config(f"tiny,data={name},root={tmp_path}")
   with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-    caption.images(c.data, "train")
+    caption_lib.images(c.data, "train")
   assert "\n" not in str(error.value)
 
 
@@ -382,7 +383,7 @@ def test_an_annotation_of_no_image_is_located(tmp_path):
   with pytest.raises(
     ValueError, match="caption_val.json, annotation 1: no image of the file has id 4"
   ):
-    caption.images(caption_run.config(f"tiny,data=nocaps,root={tmp_path}").data, "val")
+    caption_lib.images(caption_run.config(f"tiny,data=nocaps,root={tmp_path}").data, "val")
 
 
 def test_unknown_names_are_refused():
@@ -390,13 +391,13 @@ def test_unknown_names_are_refused():
   with pytest.raises(
     ValueError, match="Split 'tset' does not exist; known splits: train, val, test"
   ):
-    caption.images(c.data, "tset")
+    caption_lib.images(c.data, "tset")
   c.data.name = "coco"
   with pytest.raises(
     ValueError,
     match="data.name is 'coco'; known sources of captions: scenes, karpathy, nocaps, jsonl",
   ):
-    caption.images(c.data, "train")
+    caption_lib.images(c.data, "train")
   with pytest.raises(ValueError, match="data.captions_per_image=0 must be at least 1"):
     data_lib.get_source(caption_run.config(data__captions_per_image=0), "train")
   with pytest.raises(

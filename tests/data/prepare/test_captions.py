@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from mplug_jax.training import loop
+from mplug_jax.training import evaluate
 from tests.support import downloads, vqa_files
 from tests.support.downloads import (
   configs,
@@ -253,7 +253,7 @@ def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, cache, tmp
       model__image_size=32,
       **changes,
     )
-    assert metric in loop.evaluate(c, str(tmp_path / f"out_{name}"), str(tmp_path / "pretrain"))
+    assert metric in evaluate.evaluate(c, str(tmp_path / f"out_{name}"), str(tmp_path / "pretrain"))
 
 
 def test_cocos_own_splits(tmp_path):

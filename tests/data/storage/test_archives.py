@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug_jax.data.examples import caption
 from mplug_jax.data.images import ops, reader, video
-from mplug_jax.data.sources import vqa
+from mplug_jax.data.sources import caption, vqa
 from mplug_jax.data.storage import annotations, archives
 from tests.support import paths
 

@@ -15,14 +15,14 @@ import pytest
 from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data import check, pipeline
-from mplug_jax.data.examples import caption as captions
 from mplug_jax.data.examples import retrieval
 from mplug_jax.data.images import ops
 from mplug_jax.data.images import reader as image_reader
+from mplug_jax.data.sources import caption as caption_lib
 from mplug_jax.data.sources import mixture
 from mplug_jax.data.storage import remote as storage
 from mplug_jax.data.storage import shards, tar_index
-from mplug_jax.data.text import tokenizer as tokenizers
+from mplug_jax.data.text import sentencepiece, tokenizer
 from mplug_jax.training import loop
 from tests.support import shard_files, tiny_run, vqa_files
 from tests.support.shard_files import caption, numbered, pair, picture, tar_bytes
@@ -480,8 +480,8 @@ def test_shards_and_files_mix_by_weight(pattern, records, tmp_path):
   c.data.weights = (1, 1, 2)
   source = data.get_source(c, "train")
   assert len(source) == 44
-  tokenizers.train_sentencepiece(data.texts(c, source), 120, tmp_path / "tokenizer")
-  transform = data.make_transform(c, tokenizers.load(tmp_path / "tokenizer"), train=True)
+  sentencepiece.train_sentencepiece(data.texts(c, source), 120, tmp_path / "tokenizer")
+  transform = data.make_transform(c, tokenizer.load(tmp_path / "tokenizer"), train=True)
   found = pipeline.train_batches(source, transform, batch_size=44, seed=0)
   batch = next(found)
   found.close()
@@ -511,7 +511,7 @@ def test_the_config_argument(tmp_path):
     ("gs://bucket/x-*.array_record",),
     "",
   )
-  tiny_run.refused(lambda: captions.images(c.data, "test"), "data.test_file is not set")
+  tiny_run.refused(lambda: caption_lib.images(c.data, "test"), "data.test_file is not set")
   pattern = shard_files.write(tmp_path / "pairs")
   c = config("caption", f"data=shards:{pattern}", data__val_file=f"{tmp_path}/pairs/00001.tar")
   tiny_run.refused(

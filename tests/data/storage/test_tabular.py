@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from mplug_jax.data.examples import caption, classification
-from mplug_jax.data.sources import grounding, vqa
+from mplug_jax.data.examples import classification
+from mplug_jax.data.sources import caption, grounding, vqa
 from mplug_jax.data.storage import annotations, tabular
 from tests.support.tiny_run import refused
 

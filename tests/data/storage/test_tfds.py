@@ -17,9 +17,8 @@ from tensorflow_datasets.core.features import feature as feature_lib
 
 from mplug_jax import config as config_lib
 from mplug_jax import data
-from mplug_jax.data.examples import caption
 from mplug_jax.data.images import ops
-from mplug_jax.data.sources import grounding, vqa
+from mplug_jax.data.sources import caption, grounding, vqa
 from mplug_jax.training import loop
 from tests.support import shard_files, tiny_run, vqa_files
 from tools import prepare_data

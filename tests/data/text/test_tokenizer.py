@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from mplug_jax.data.text import sentencepiece as sentencepiece_lib
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.data.text import tokenizer_base
+from mplug_jax.data.text import wordpiece as wordpiece_lib
 
 # Ids differ from BERT's on purpose: nothing may rely on 0 / 100 / 101 / 102 / 103.
 VOCAB = (
@@ -48,12 +51,12 @@ def vocab_file(tmp_path):
 
 @pytest.fixture
 def wordpiece(vocab_file):
-  return tokenizer_lib.WordPieceTokenizer(vocab_file)
+  return wordpiece_lib.WordPieceTokenizer(vocab_file)
 
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory):
-  return tokenizer_lib.train_sentencepiece(
+  return sentencepiece_lib.train_sentencepiece(
     CORPUS, 1000, tmp_path_factory.mktemp("tokenizer"), extra_tokens=[*LOCATIONS, "<x", "<x>"]
   )
 
@@ -107,7 +110,7 @@ def test_wordpiece_decodes_like_the_official_code(wordpiece, tokens, expected):
 
 
 def test_wordpiece_append_sep_is_an_option(vocab_file, wordpiece, tmp_path):
-  with_sep = tokenizer_lib.WordPieceTokenizer(vocab_file, append_sep=True)
+  with_sep = wordpiece_lib.WordPieceTokenizer(vocab_file, append_sep=True)
   assert with_sep.encode("a man") == [*wordpiece.encode("a man"), wordpiece.eos_id]
   assert with_sep.fingerprint != wordpiece.fingerprint
   with_sep.save(tmp_path / "saved")
@@ -117,22 +120,22 @@ def test_wordpiece_append_sep_is_an_option(vocab_file, wordpiece, tmp_path):
 def test_vocabulary_errors_name_file_line_and_token(tmp_path):
   path = tmp_path / "vocab.txt"
   with pytest.raises(FileNotFoundError, match="vocab.txt does not exist"):
-    tokenizer_lib.WordPieceTokenizer(path)
+    wordpiece_lib.WordPieceTokenizer(path)
   path.write_text("")
   with pytest.raises(ValueError, match="vocab.txt is empty"):
-    tokenizer_lib.WordPieceTokenizer(path)
+    wordpiece_lib.WordPieceTokenizer(path)
   path.write_text("\n".join(VOCAB).replace("[MASK]", "mask"))
   with pytest.raises(ValueError, match=r"'\[MASK\]' is not in .*vocab.txt"):
-    tokenizer_lib.WordPieceTokenizer(path)
+    wordpiece_lib.WordPieceTokenizer(path)
   path.write_text("\n".join([*VOCAB, "man"]))
   with pytest.raises(ValueError, match=f"line {len(VOCAB) + 1}: token 'man' .* line 2"):
-    tokenizer_lib.WordPieceTokenizer(path)
+    wordpiece_lib.WordPieceTokenizer(path)
 
 
 def test_vocabulary_with_windows_line_ends_and_exotic_separators(tmp_path):
   path = tmp_path / "vocab.txt"
   path.write_bytes("\r\n".join([*VOCAB, "\u2028", "\x85", "last"]).encode() + b"\r\n")
-  tokenizer = tokenizer_lib.WordPieceTokenizer(path)
+  tokenizer = wordpiece_lib.WordPieceTokenizer(path)
   assert tokenizer.vocab_size == len(VOCAB) + 3
   assert tokenizer.encode("last") == [tokenizer.bos_id, len(VOCAB) + 2]
 
@@ -158,7 +161,7 @@ def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
   (tmp_path / "tokenizer.json").write_text(as_json())
   (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
   ours, same = (
-    tokenizer_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
+    wordpiece_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
   )
   assert ours.fingerprint == same.fingerprint and ours.token_id("[new]") == len(VOCAB)
   text = "A MAN on Horses, riding the中文s! [SEP]"
@@ -190,7 +193,7 @@ def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
 def test_another_tokenizer_json_is_refused(text, message, tmp_path):
   (tmp_path / "tokenizer.json").write_text(text)
   with pytest.raises(ValueError, match=message):
-    tokenizer_lib.WordPieceTokenizer(tmp_path / "tokenizer.json")
+    wordpiece_lib.WordPieceTokenizer(tmp_path / "tokenizer.json")
 
 
 def test_sentencepiece_round_trip_and_special_ids(sentencepiece):
@@ -200,7 +203,7 @@ def test_sentencepiece_round_trip_and_special_ids(sentencepiece):
     assert sentencepiece.decode(ids) == text.lower()
     assert sentencepiece.encode(text.upper()) == ids
   assert sentencepiece.encode("") == sentencepiece.encode("  ") == [sentencepiece.bos_id]
-  special = [sentencepiece.token_id(name) for name in tokenizer_lib.SPECIAL_TOKENS]
+  special = [sentencepiece.token_id(name) for name in tokenizer_base.SPECIAL_TOKENS]
   assert len(set(special)) == 5 and max(special) < sentencepiece.vocab_size <= 1000
 
 
@@ -255,21 +258,21 @@ def test_training_is_deterministic_across_processes(tmp_path):
     ).stdout.strip()
     for name in "ab"
   ]
-  here = tokenizer_lib.train_sentencepiece(iter(CORPUS), 60, tmp_path / "c")
+  here = sentencepiece_lib.train_sentencepiece(iter(CORPUS), 60, tmp_path / "c")
   assert prints == [here.fingerprint] * 2
   assert here.vocab_size <= 60
-  other = tokenizer_lib.train_sentencepiece(CORPUS[:-1], 60, tmp_path / "d")
+  other = sentencepiece_lib.train_sentencepiece(CORPUS[:-1], 60, tmp_path / "d")
   assert other.fingerprint != here.fingerprint
 
 
 def test_training_ignores_special_tokens_and_reports_bad_corpora(tmp_path):
-  plain = tokenizer_lib.train_sentencepiece(CORPUS, 60, tmp_path / "a")
-  marked = tokenizer_lib.train_sentencepiece([f"{x} [SEP]" for x in CORPUS], 60, tmp_path / "b")
+  plain = sentencepiece_lib.train_sentencepiece(CORPUS, 60, tmp_path / "a")
+  marked = sentencepiece_lib.train_sentencepiece([f"{x} [SEP]" for x in CORPUS], 60, tmp_path / "b")
   assert plain.fingerprint == marked.fingerprint
   with pytest.raises(ValueError, match="the corpus has no text"):
-    tokenizer_lib.train_sentencepiece(["", " [SEP]"], 60, tmp_path / "c")
+    sentencepiece_lib.train_sentencepiece(["", " [SEP]"], 60, tmp_path / "c")
   with pytest.raises(ValueError, match="Cannot fit a SentencePiece model of 10 tokens to 17 texts"):
-    tokenizer_lib.train_sentencepiece(CORPUS, 10, tmp_path / "c")
+    sentencepiece_lib.train_sentencepiece(CORPUS, 10, tmp_path / "c")
   assert not (tmp_path / "c").exists()
 
 
@@ -277,7 +280,7 @@ def test_a_file_that_is_no_model(tmp_path):
   path = tmp_path / "tokenizer.model"
   path.write_bytes(b"junk")
   with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
-    tokenizer_lib.SentencePieceTokenizer(path)
+    sentencepiece_lib.SentencePieceTokenizer(path)
 
 
 @pytest.mark.parametrize("name", ["wordpiece", "sentencepiece"])
@@ -313,7 +316,7 @@ def test_load_refuses_missing_damaged_and_exchanged_files(tmp_path, wordpiece):
   vocab.unlink()
   with pytest.raises(FileNotFoundError, match="vocab.txt does not exist"):
     tokenizer_lib.load(directory)
-  config = directory / tokenizer_lib.CONFIG_FILE
+  config = directory / tokenizer_base.CONFIG_FILE
   for content in ("{", "[]", json.dumps({"kind": "bpe", "file": "x", "options": {}})):
     config.write_text(content)
     with pytest.raises(ValueError, match="tokenizer_config.json is not a tokenizer description"):
@@ -339,9 +342,9 @@ bigger.save({str(tmp_path / "saved")!r})
 
 
 def test_check_same_names_the_place(wordpiece, sentencepiece):
-  tokenizer_lib.check_same(wordpiece, wordpiece.fingerprint, "run/checkpoints/10")
+  tokenizer_base.check_same(wordpiece, wordpiece.fingerprint, "run/checkpoints/10")
   with pytest.raises(ValueError, match="not the one recorded in run/checkpoints/10"):
-    tokenizer_lib.check_same(sentencepiece, wordpiece.fingerprint, "run/checkpoints/10")
+    tokenizer_base.check_same(sentencepiece, wordpiece.fingerprint, "run/checkpoints/10")
 
 
 def test_pad_ids():

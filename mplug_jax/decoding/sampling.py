@@ -1,0 +1,123 @@
+"""Sampling with temperature, top-k and top-p."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mplug_jax.decoding.constraints import forbid_tokens
+from mplug_jax.decoding.tokens import (
+  Generation,
+  append_tokens,
+  check_options,
+  column,
+  log_softmax,
+  token_buffer,
+)
+
+
+class _SampleState(NamedTuple):
+  position: jax.Array  # i32[]
+  cache: object
+  samples: Generation
+  done: jax.Array  # bool[B, K]
+
+
+def sample(
+  step_fn,
+  cache,
+  prompt,
+  prompt_length,
+  keys,
+  *,
+  num_samples,
+  max_length,
+  min_length=0,
+  eos_id,
+  pad_id,
+  temperature=1.0,
+  top_k=0,
+  top_p=1.0,
+  no_repeat_ngram=0,
+  allowed=None,
+):
+  """K = num_samples independent samples per item, in the order drawn (not sorted by score).
+
+  Forbidden tokens go first, then the logits are divided by temperature, then top_k keeps the k most
+  probable tokens (0: all; ties: the lowest ids), then top_p keeps the fewest of them, best first,
+  whose probability (rescaled to sum to 1) reaches top_p (Holtzman et al. 2020).
+
+  Args: see the module; keys: key[B], one random key per item (threefry, the default of JAX, whose
+    draws do not depend on the batch): sample k draws its token number s with
+    fold_in(fold_in(key, k), s), so it depends neither on the other items nor on num_samples.
+  Returns: Generation. scores: sum of the log-probabilities of the generated tokens, eos included,
+    under the model's own distribution (temperature 1, nothing filtered or forbidden), without
+    length penalty.
+  Raises: ValueError for options out of range.
+  """
+  check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
+  if num_samples < 1 or temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
+    raise ValueError(
+      "sampling needs num_samples >= 1, temperature > 0, top_k >= 0 and 0 < top_p <= 1, got "
+      f"{num_samples=}, {temperature=}, {top_k=}, {top_p=}"
+    )
+  tokens = token_buffer(prompt, prompt_length, num_samples, max_length, pad_id)
+  batch, _, width = tokens.shape
+  fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
+  per_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+  sample_keys = per_sample(keys, jnp.arange(num_samples))
+
+  def body(state):
+    tokens, lengths, scores = state.samples
+    generated = state.position + 1 - prompt_length
+    active = (generated >= 0)[:, None] & ~state.done
+    logits, cache = step_fn(state.cache, column(tokens, state.position), state.position)
+    log_prob = log_softmax(logits)
+    permitted = forbid_tokens(
+      log_prob,
+      tokens,
+      state.position,
+      generated,
+      min_length=min_length,
+      eos_id=eos_id,
+      no_repeat_ngram=no_repeat_ngram,
+      allowed=allowed,
+      early_eos=-jnp.inf,
+    )
+    dead = jnp.all(permitted == -jnp.inf, axis=-1)
+    step = jnp.broadcast_to(jnp.maximum(generated, 0)[:, None], state.done.shape)
+    token = _draw(fold_in(sample_keys, step), permitted / temperature, top_k, top_p)
+    token = jnp.where(dead, eos_id, token)
+    log_prob = jnp.take_along_axis(log_prob, token[:, :, None], axis=-1)[:, :, 0]
+    ended = (token == eos_id) | (generated + 1 == max_length)[:, None]
+    token = jnp.where(active, token, column(tokens, state.position + 1))
+    samples = Generation(
+      append_tokens(tokens, state.position + 1, token),
+      jnp.where(active, lengths + 1, lengths),
+      jnp.where(active, scores + log_prob, scores),
+    )
+    return _SampleState(state.position + 1, cache, samples, state.done | (active & ended))
+
+  shape = (batch, num_samples)
+  lengths = jnp.broadcast_to(prompt_length[:, None], shape)
+  samples = Generation(tokens, lengths, jnp.zeros(shape, jnp.float32))
+  state = _SampleState(jnp.int32(0), cache, samples, jnp.zeros(shape, bool))
+  state = jax.lax.while_loop(lambda s: (s.position < width - 1) & ~jnp.all(s.done), body, state)
+  return state.samples
+
+
+def _draw(keys, logits, top_k, top_p):
+  """One token i32[B, K] from logits f32[B, K, V], filtered, with keys key[B, K]."""
+  categorical = jax.vmap(jax.vmap(jax.random.categorical))
+  if not top_k and top_p == 1:
+    return categorical(keys, logits).astype(jnp.int32)
+  vocabulary = logits.shape[-1]
+  logits, ids = jax.lax.top_k(logits, min(top_k or vocabulary, vocabulary))
+  if top_p < 1:
+    probability = jax.nn.softmax(logits, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    # Rank 0 stays whatever the rounding of its `before`.
+    keep = (before < top_p) | (jnp.arange(logits.shape[-1]) == 0)
+    logits = jnp.where(keep, logits, -jnp.inf)
+  rank = categorical(keys, logits)
+  return jnp.take_along_axis(ids, rank[:, :, None], axis=-1)[:, :, 0]

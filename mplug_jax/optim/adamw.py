@@ -1,0 +1,81 @@
+"""AdamW as the official code computes it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mplug_jax.optim.groups import Group, clip_factor
+from mplug_jax.optim.schedules import Schedule
+
+
+class AdamWState(NamedTuple):
+  """count i32[] updates done; mu, nu trees like the parameters, optax.MaskedNode where frozen."""
+
+  count: jax.Array
+  mu: Any
+  nu: Any
+
+
+def adamw(
+  groups: list[Group],
+  schedules: dict[str, Schedule],
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  mu_dtype: str = "float32",
+  clip: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """AdamW with groups, without intermediate trees (Loshchilov and Hutter 2019, Algorithm 2).
+
+  p -= lr (m_hat / (sqrt(v_hat) + eps) + weight_decay p), the form of torch.optim.AdamW. Gradients
+  are first scaled to a global norm of at most `clip`. Frozen parameters own no moments and do not
+  count in the norm.
+
+  Args:
+    groups: one per parameter, in the order of jax.tree.leaves.
+    schedules: {group name: learning rate as a function of the number of updates done}.
+    b1, b2, eps: decays of the two moments, constant of the denominator.
+    mu_dtype: dtype in which the first moment is kept; arithmetic is float32.
+    clip: largest global norm of the gradients.
+  """
+
+  def moment(params, dtype):
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(
+      optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
+      for p, group in zip(leaves, groups, strict=True)
+    )
+
+  def init(params):
+    mu, nu = moment(params, jnp.dtype(mu_dtype)), moment(params, jnp.float32)
+    return AdamWState(jnp.zeros([], jnp.int32), mu, nu)
+
+  def update(grads, state, params, *, ok=True):
+    leaves, tree = jax.tree.flatten(params)
+    grads, mu, nu = (tree.flatten_up_to(x) for x in (grads, state.mu, state.nu))
+    factor = clip_factor(grads, groups, clip)
+    # The update is made from moments that already heed `ok`. Were it chosen afterwards, XLA would copy both moments of
+    # every parameter before it overwrites them: the memory of two more models.
+    lrs = {name: jnp.where(ok, schedule(state.count), 0.0) for name, schedule in schedules.items()}
+    # 1 - b^t without the cancellation that costs four digits at t = 1.
+    mu_scale, nu_scale = (-1.0 / jnp.expm1((state.count + 1) * math.log(b)) for b in (b1, b2))
+    updates = [jnp.zeros_like(p) for p in leaves]
+    for i, (p, group) in enumerate(zip(leaves, groups, strict=True)):
+      if group.freeze:
+        continue
+      g = grads[i].astype(jnp.float32) * factor
+      old = mu[i].astype(jnp.float32)
+      m = jnp.where(ok, b1 * old + (1.0 - b1) * g, old)
+      v = jnp.where(ok, b2 * nu[i] + (1.0 - b2) * jnp.square(g), nu[i])
+      direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
+      updates[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
+      mu[i], nu[i] = m.astype(mu_dtype), v
+    return tree.unflatten(updates), AdamWState(
+      state.count + ok, tree.unflatten(mu), tree.unflatten(nu)
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)

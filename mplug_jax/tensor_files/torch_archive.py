@@ -1,0 +1,205 @@
+"""Reads PyTorch's zip archives and legacy files without PyTorch."""
+
+import contextlib
+import functools
+import os
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from mplug_jax.tensor_files import torch_types, torch_unpickler
+from mplug_jax.tensor_files.tensor_file import Entry, TensorFile, read_chunked
+from mplug_jax.tensor_files.torch_types import Broken, Placeholder, TensorRef
+
+_MAX_PICKLE = 1 << 29  # of data.pkl, unpacked: the largest models have a few MB
+
+
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+
+
+# torch.save and torch.jit.save: a zip archive of a pickle and one record for each storage.
+
+
+class Archive:
+  """The zip archive: records under one folder, stored ones read by their place in the file."""
+
+  def __init__(self, path, file):
+    self.path, self.file, self.size = path, file, os.path.getsize(path)
+    try:
+      self.zip = zipfile.ZipFile(file)
+    except (
+      zipfile.BadZipFile,
+      ValueError,
+      NotImplementedError,
+      struct.error,
+      OverflowError,
+      OSError,
+    ) as error:
+      raise ValueError(
+        f"{path}: a zip archive that is cut short or damaged ({error}); get the file again."
+      ) from error
+    roots = [
+      name[: -len("data.pkl")]
+      for name in self.zip.namelist()
+      if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(roots) != 1:
+      raise ValueError(
+        f"{path}: a zip archive with {len(roots) or 'no'} data.pkl, so not one that torch.save wrote; "
+        "if it has checkpoints inside, unpack it."
+      )
+    self.root = roots[0]
+
+  def info(self, name, where):
+    """The entry of a record. Raises ValueError."""
+    try:
+      info = self.zip.getinfo(self.root + name)
+    except KeyError:
+      raise ValueError(
+        f"{where}: record {self.root}{name} is missing; the file is damaged."
+      ) from None
+    if (
+      info.header_offset < 0
+      or info.header_offset + info.compress_size > self.size
+      or (info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size)
+    ):
+      raise ValueError(
+        f"{where}: record {info.filename} does not lie inside the file, which is damaged."
+      )
+    if info.flag_bits & 1:
+      raise ValueError(
+        f"{where}: record {info.filename} is encrypted; unpack it and save it without a password."
+      )
+    return info
+
+  def read(self, name, offset, count, dtype, where):
+    """`count` elements at a byte offset of a record -> array [count]."""
+    info = self.info(name, where)
+    if info.compress_type == zipfile.ZIP_STORED:
+      # Not through zipfile: it reads from the start, and checks a checksum that PyTorch may leave out.
+      return read_chunked(self.file, self._start(info) + offset, count, dtype, where)
+    try:
+      with self.zip.open(info) as file:
+        return read_chunked(file, offset, count, dtype, where)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+      raise ValueError(
+        f"{where}: record {info.filename} cannot be unpacked ({error}); get the file again."
+      ) from error
+
+  def _start(self, info):
+    """Offset of a record's first byte: its name and padding stand between the local header and it."""
+    self.file.seek(info.header_offset)
+    header = self.file.read(30)
+    if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+      raise ValueError(
+        f"{self.path}: record {info.filename} is not where the archive says; the file is damaged."
+      )
+    name, extra = struct.unpack("<HH", header[26:])
+    return info.header_offset + 30 + name + extra
+
+  def whole(self, name):
+    """All bytes of a small record."""
+    info = self.info(name, self.path)
+    if info.file_size > _MAX_PICKLE:
+      raise ValueError(
+        f"{self.path}: record {info.filename} has {info.file_size} bytes; no checkpoint has that much."
+      )
+    return self.read(
+      name, 0, info.file_size, np.uint8, f"{self.path}: record {info.filename}"
+    ).tobytes()
+
+  def load(self, ref, where):
+    """TensorRef -> array, in the order of its shape."""
+    part = self.read(
+      f"data/{ref.storage.key}", ref.offset * ref.dtype.itemsize, ref.span, ref.dtype, where
+    )
+    if ref.contiguous:
+      return part.reshape(ref.shape)
+    return np.lib.stride_tricks.as_strided(
+      part, ref.shape, [s * ref.dtype.itemsize for s in ref.strides]
+    ).copy(order="C")
+
+
+def open_archive(path):
+  with contextlib.ExitStack() as stack:
+    archive = Archive(path, stack.enter_context(open(path, "rb")))
+    if (
+      archive.root + "byteorder" in archive.zip.namelist()
+      and (order := archive.whole("byteorder")) != b"little"
+    ):
+      raise ValueError(
+        f"{path}: byte order {order[:20]!r} is not supported; save it on a little-endian machine."
+      )
+    root, placeholders = torch_unpickler.load(archive.whole("data.pkl"), path)
+    wrapper, values = _state_dict(path, root, lambda x: isinstance(x, (TensorRef, Broken)))
+    entries, ignored = {}, {}
+    for key, value in values.items():
+      if isinstance(value, (TensorRef, Broken)) and isinstance(key, str):
+        entries[key] = _archive_entry(archive, value, f"{path}: tensor {key!r}")
+      else:
+        ignored[torch_types.name_of(key)] = torch_types.type_name(value)
+    return TensorFile(path, entries, stack.pop_all().close, wrapper, placeholders, ignored)
+
+
+def _state_dict(path, root, is_tensor):
+  """-> (wrapper, {name: value}). Raises ValueError for a checkpoint without tensors."""
+  values = torch_unpickler.flatten_modules(root, path) if isinstance(root, Placeholder) else root
+  found = torch_unpickler.find_state_dict(values, is_tensor)
+  if found is None:
+    raise ValueError(
+      f"{path}: no state dict in it: it holds {torch_types.describe(root)}; save model.state_dict() instead."
+    )
+  return "/".join(found[0]), found[1]
+
+
+def _archive_entry(archive, ref, where):
+  if isinstance(ref, Broken):
+    raise ValueError(f"{where} cannot be read: {ref.reason}.")
+  nbytes = ref.storage.nbytes
+  size = archive.info(f"data/{ref.storage.key}", where).file_size if nbytes else 0
+  if size != nbytes:
+    raise ValueError(
+      f"{where}: its record has {size} bytes and should have {nbytes}; the file is damaged."
+    )
+  return Entry(ref.shape, ref.dtype, functools.partial(archive.load, ref, where))
+
+
+# torch.save before PyTorch 1.6: pickles and storages one after the other.
+
+
+def open_legacy(path):
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(
+      f"{path}: a file from before PyTorch 1.6, which takes PyTorch to read: pip install 'mplug_jax[convert]'"
+    ) from error
+  try:
+    root = torch.load(path, weights_only=True, map_location="cpu")
+  except Exception as error:  # a damaged file fails in any way
+    raise ValueError(
+      f"{path}: a file from before PyTorch 1.6 that PyTorch does not load as weights alone ({error})."
+    ) from error
+  wrapper, values = _state_dict(path, root, torch.is_tensor)
+  entries, ignored = {}, {}
+  for key, value in values.items():
+    if not torch.is_tensor(value) or not isinstance(key, str):
+      ignored[torch_types.name_of(key)] = torch_types.type_name(value)
+      continue
+    dtype = torch_types.TORCH_DTYPES.get(str(value.dtype).removeprefix("torch."))
+    if dtype is None or value.layout != torch.strided:
+      raise ValueError(
+        f"{path}: tensor {key!r} cannot be read: {value.dtype}, {value.layout} is not supported."
+      )
+    entries[key] = Entry(tuple(value.shape), dtype, functools.partial(_from_torch, value, dtype))
+  return TensorFile(path, entries, wrapper=wrapper, ignored=ignored)
+
+
+def _from_torch(tensor, dtype):
+  # As bytes: numpy has no bfloat16 that PyTorch knows of.
+  import torch
+
+  flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().copy()
+  return flat.view(dtype).reshape(tuple(tensor.shape))

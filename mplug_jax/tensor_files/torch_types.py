@@ -1,0 +1,182 @@
+"""Placeholders for the PyTorch objects that a checkpoint's pickle describes; dtypes of PyTorch and safetensors."""
+
+import collections
+import dataclasses
+import math
+import pickle
+
+import ml_dtypes
+import numpy as np
+
+# (numpy and torch name, torch's storage class, safetensors code). Without a storage class: rebuilt by _rebuild_tensor_v3 only.
+_DTYPE_ROWS = (
+  ("float64", "DoubleStorage", "F64"),
+  ("float32", "FloatStorage", "F32"),
+  ("float16", "HalfStorage", "F16"),
+  ("bfloat16", "BFloat16Storage", "BF16"),
+  ("int64", "LongStorage", "I64"),
+  ("int32", "IntStorage", "I32"),
+  ("int16", "ShortStorage", "I16"),
+  ("int8", "CharStorage", "I8"),
+  ("uint8", "ByteStorage", "U8"),
+  ("bool", "BoolStorage", "BOOL"),
+  ("complex64", "ComplexFloatStorage", "C64"),
+  ("complex128", "ComplexDoubleStorage", ""),
+  ("uint64", "", "U64"),
+  ("uint32", "", "U32"),
+  ("uint16", "", "U16"),
+  ("float8_e4m3fn", "", "F8_E4M3"),
+  ("float8_e5m2", "", "F8_E5M2"),
+)
+
+
+def _dtype(name):
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+TORCH_DTYPES = {name: _dtype(name) for name, _, _ in _DTYPE_ROWS}
+
+
+STORAGES = {storage: _dtype(name) for name, storage, _ in _DTYPE_ROWS if storage}
+
+
+SAFETENSORS = {code: _dtype(name) for name, _, code in _DTYPE_ROWS if code}
+
+
+class Fixed:
+  """What a pickle can name or build, but not change: the BUILD instruction would set attributes."""
+
+  def __setstate__(self, state):
+    raise pickle.UnpicklingError(f"the pickle tries to change a {type(self).__name__}")
+
+
+class StateDict(dict):
+  """Stands for collections.OrderedDict; drops attributes (`_metadata`), which could shadow methods."""
+
+  __slots__ = ()
+
+  def __setstate__(self, state):
+    pass
+
+
+class Placeholder:
+  """Stands for an object of an unknown class or the result of an unknown function. Keeps what was put into it as its state."""
+
+  __slots__ = ("state",)
+  qualified_name = ""
+  counts: collections.Counter
+
+  def __new__(cls, *unused_args, **unused_kwargs):
+    self = super().__new__(cls)
+    self.state = None
+    cls.counts[cls.qualified_name] += 1
+    return self
+
+  def __setstate__(self, state):
+    self.state = state
+
+  def __call__(self, *unused_args, **unused_kwargs):
+    return self
+
+  def __setitem__(self, key, value):
+    pass
+
+  def append(self, item):
+    pass
+
+  def extend(self, items):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Fixed):
+  """A tensor that cannot be rebuilt, and why: an error only if somebody needs it."""
+
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageType(Fixed):
+  dtype: np.dtype | None  # None: untyped, counted in bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class DType(Fixed):
+  # Not the numpy object itself, which has a __setstate__ of its own that changes it for the whole process.
+  dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage(Fixed):
+  """A record of the archive: its key, dtype (None if untyped) and number of elements (bytes if untyped)."""
+
+  key: str
+  dtype: np.dtype | None
+  numel: int
+
+  @property
+  def nbytes(self):
+    return self.numel * (self.dtype.itemsize if self.dtype else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRef(Fixed):
+  """A view of a storage: offset and strides in elements of `dtype`."""
+
+  storage: Storage
+  dtype: np.dtype
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+  @property
+  def span(self):
+    """Number of elements from the first one of the view to its last one."""
+    return (
+      1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
+    )
+
+  @property
+  def contiguous(self):
+    expected = 1
+    for n, stride in zip(reversed(self.shape), reversed(self.strides)):
+      if n != 1 and stride != expected:
+        return False
+      expected *= n
+    return True
+
+
+def describe(value) -> str:
+  """A value of an unpickled file in a few words; never its contents, which may be endless."""
+  if isinstance(value, Placeholder):
+    return f"an object of {value.qualified_name}"
+  if isinstance(value, type) and issubclass(value, Placeholder):
+    return f"the name {value.qualified_name}"
+  if isinstance(value, (TensorRef, Broken)):
+    return "a tensor"
+  if isinstance(value, dict):
+    entries = [f"{name_of(key)[:60]!r}: {type_name(x)}" for key, x in list(value.items())[:8]]
+    more = f", and {len(value) - 8} more" if len(value) > 8 else ""
+    return f"a dictionary with {', '.join(entries)}{more}" if value else "an empty dictionary"
+  return f"a {type_name(value)}"
+
+
+def name_of(key) -> str:
+  """A dictionary's key as text; of a key that is no string its type alone, as its contents may be endless."""
+  return key if isinstance(key, str) else f"<{type_name(key)}>"
+
+
+def type_name(value) -> str:
+  """The type of a value of an unpickled file, by the name it has in the file."""
+  if isinstance(value, Placeholder):
+    return value.qualified_name
+  return {TensorRef: "tensor", Broken: "tensor", StateDict: "dict"}.get(
+    type(value), type(value).__name__
+  )
+
+
+def possible_shape(shape, itemsize: int, max_bytes: int = 1 << 62) -> bool:
+  """Whether numpy can make an array of this shape, which then has at most `max_bytes`."""
+  return (
+    len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes
+  )  # numpy counts an empty dimension as one

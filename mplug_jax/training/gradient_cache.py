@@ -1,0 +1,57 @@
+"""GradCache (Gao et al. 2021): contrastive losses over a whole batch, computed a microbatch at a time in two passes."""
+
+import jax
+import jax.numpy as jnp
+
+from mplug_jax.parallel import batches
+from mplug_jax.training.loss_terms import loss_metrics, scale_terms
+
+
+def cached_gradients(task, microbatches, state, batch):
+  """As the function of `make_gradients`, for a base.ComparingTask.
+
+  The first pass keeps nothing of a microbatch but its features. They are compared over the whole batch, which gives the terms of the
+  comparison and their slopes: derivatives with respect to the features. The second pass adds to the other terms of a microbatch the
+  product of its features with these slopes, whose gradient is what the comparison's would be through all microbatches at once.
+  """
+  rng = jax.random.fold_in(state.rng, state.step)
+  whole_key = jax.random.fold_in(rng, 0)
+  weights, group = task.weights(batch, whole_key), task.row_group
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
+    jnp.arange(microbatches)
+  )  # as base.ComparingTask.loss
+  micro = batches.split_rows(batch, microbatches, group)
+
+  def features_of(_, inputs):
+    part, key = inputs
+    return None, task.encode_rows(state.params, state, part, key[0])[1]
+
+  features = batches.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
+
+  def compared(params, features):
+    terms, metrics, extra, drawn = task.compare(
+      params, state, features, batch, jax.random.split(whole_key, 3)[1]
+    )
+    loss, shown = scale_terms(task, terms, weights)
+    return loss, (metrics, shown, extra, drawn)
+
+  (loss, (metrics, shown, extra, drawn)), (grads, slopes) = jax.value_and_grad(
+    compared, (0, 1), has_aux=True
+  )(state.params, features)
+
+  def part_loss(params, part, key, drawn, slopes):
+    encoded, features = task.encode_rows(params, state, part, key[0])
+    terms, metrics = task.rest(params, state, encoded, drawn, part, key[2])
+    loss, shown = scale_terms(task, terms, weights)
+    pull = sum(jnp.vdot(features[name], slope) for name, slope in slopes.items())
+    return loss + pull, (loss, metrics, shown)
+
+  def add(grads, inputs):
+    new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
+    return jax.tree.map(jnp.add, grads, new), out
+
+  drawn, slopes = batches.split_rows((drawn, slopes), microbatches, group)
+  grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, drawn, slopes))
+  other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
+  shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}
+  return grads, loss + losses.sum(), metrics | other_metrics | loss_metrics(shown), extra

@@ -1,0 +1,68 @@
+"""Gradients of a task's loss over the microbatches of a batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mplug_jax.parallel import batches
+from mplug_jax.tasks import two_pass
+from mplug_jax.training.gradient_cache import cached_gradients
+from mplug_jax.training.loss_terms import loss_metrics, scale_terms
+
+
+def make_gradients(task, microbatches=1, accumulate="global"):
+  """Function (state, batch) -> (gradients, loss f32[], {metric: (sum, count)}, extra).
+
+  The loss is the sum over terms of coefficient x total / weight with totals and weights over the whole global batch,
+  whatever the number of microbatches. `accumulate="mean_of_means"` divides inside each microbatch and averages, as the
+  official accumulation does (docs/official.md item 51).
+  A task that compares the rows of a batch goes through its microbatches twice, see `cached_gradients`.
+  """
+  if microbatches > 1 and isinstance(task, two_pass.ComparingTask):
+    return functools.partial(cached_gradients, task, microbatches)
+
+  def scaled_loss(params, state, batch, rng, weights):
+    terms, metrics, extra = task.loss(params, state, batch, rng)
+    loss, shown = scale_terms(task, terms, weights)
+    return loss, (metrics, shown, extra)
+
+  def gradients(state, batch):
+    rng = jax.random.fold_in(state.rng, state.step)
+    value_and_grad = jax.value_and_grad(scaled_loss, has_aux=True)
+    if microbatches == 1:
+      key = jax.random.fold_in(rng, 0)
+      weights = task.weights(batch, key)
+      (loss, (metrics, shown, extra)), grads = value_and_grad(
+        state.params, state, batch, key, weights
+      )
+      return grads, loss, metrics | loss_metrics(shown), extra
+
+    micro = batches.split_rows(batch, microbatches)
+    keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
+    each = jax.vmap(task.weights)(micro, keys)
+    counts = jax.tree.map(jnp.sum, each)
+    if accumulate == "global":
+      each = jax.tree.map(lambda w, count: jnp.broadcast_to(count, w.shape), each, counts)
+    else:
+      each = jax.tree.map(lambda w: w * microbatches, each)
+
+    def body(carry, inputs):
+      grads, loss, extra = carry
+      batch, key, weights = inputs
+      (value, (metrics, shown, extra)), new = value_and_grad(
+        state.params, state.replace(extra=extra), batch, key, weights
+      )
+      return (jax.tree.map(jnp.add, grads, new), loss + value, extra), (metrics, shown)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (grads, loss, extra), (metrics, shown) = jax.lax.scan(
+      body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, each)
+    )
+    metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    shown = {
+      k: (total.sum(), jnp.asarray(counts[k], jnp.float32)) for k, (total, _) in shown.items()
+    }
+    return grads, loss, metrics | loss_metrics(shown), extra
+
+  return gradients
