@@ -38,7 +38,7 @@ from mplug_jax import config
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
-  c = config.defaults("caption", arg.size)
+  c = config.default_config("caption", arg.size)
   c.task.update(
     {
       "prompt": "",

@@ -11,14 +11,15 @@ is the paper's recipe: batch 128 (large: 256), 5 epochs, five beams without drop
 official, docs/official.md item 46). The paper reports CIDEr 150.4 (base) and 155.1 (large).
 """
 
+from configs import caption
 from mplug_jax import config
 
-_DATA = config.sibling(__file__, "caption")._DATA
+_DATA = caption._DATA
 _REQUIRED = "init=runs/caption"  # by every size but tiny
 
 
 def get_config(arg=""):
-  c = config.sibling(__file__, "caption").get_config(arg)
+  c = caption.get_config(arg)
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
   if not arg.init and arg.size != "tiny":
     raise ValueError(

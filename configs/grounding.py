@@ -41,7 +41,7 @@ def get_config(arg=""):
   arg = config.parse_arg(
     arg, data="scenes", dataset="unc", test="", root="", init="", res=0, steps=0, blank=False
   )
-  c = config.defaults("grounding", arg.size)
+  c = config.default_config("grounding", arg.size)
   c.task.update(
     {
       "bins": {"tiny": 96, "small": 32}.get(arg.size, 336),

@@ -35,9 +35,8 @@ reads train.jsonl and val.jsonl under `root`, a line {"images": [first, second],
 data=jsonl:FILE, other keys and archives: as in configs/vqa.py.
 """
 
+from configs import snli_ve
 from mplug_jax import config
-
-_shared = config.sibling(__file__, "snli_ve")
 
 
 def get_config(arg=""):
@@ -45,14 +44,14 @@ def get_config(arg=""):
     arg, data="scenes", root="", labels="", pairing="", init="", res=0, steps=0, blank=False
   )
   assignment = arg.data in ("captions", "scene_captions")
-  c = config.defaults("nlvr2", arg.size)
-  _shared.classification(
+  c = config.default_config("nlvr2", arg.size)
+  snli_ve.classification(
     c, arg, images=2, labels=("first", "second", "neither") if assignment else ("False", "True")
   )
   config.choose(_DATA, arg.data)(c, arg)
   c.model.pairing = arg.pairing or ("duplicated" if assignment else "shared")
   if arg.size in ("base", "large", "huge"):
-    _shared.paper(
+    snli_ve.paper(
       c, arg.size, batch_size=256 if assignment else 128, epochs=1 if assignment else 10
     )
     if assignment:
@@ -60,11 +59,11 @@ def get_config(arg=""):
   if c.model.pairing == "duplicated":
     # The second layer of a pair starts as the first one.
     c.init.copies = ((r"fusion_encoder/second_(\d+)/(.*)", r"fusion_encoder/layer_\1/\2"),)
-  return _shared.finish(c, arg)
+  return snli_ve.finish(c, arg)
 
 
 def _scenes(c, arg):
-  _shared.scenes(c, arg)
+  snli_ve.scenes(c, arg)
   c.total_steps = 1500
   c.batch_size = 16  # pairs, each with eight statements: two images cost twice the time
   c.data.max_text = 24
@@ -75,17 +74,17 @@ def _scenes(c, arg):
 
 
 def _nlvr2(c, arg):
-  _shared.read_files(c, arg, "nlvr_train.json", "nlvr_dev.json", "nlvr_test.json", "")
+  snli_ve.read_files(c, arg, "nlvr_train.json", "nlvr_dev.json", "nlvr_test.json", "")
   c.data.swap = 0.5
 
 
 def _captions(c, arg):
-  _shared.read_files(c, arg, "train.json", "val.json", "test.json", "")
+  snli_ve.read_files(c, arg, "train.json", "val.json", "test.json", "")
   c.data.seed = 0
 
 
 def _scene_captions(c, arg):
-  _shared.scenes(c, arg)
+  snli_ve.scenes(c, arg)
   # Captions are longer than statements, and the mirror would exchange first and second.
   c.data.update({"max_text": 40, "mirror": 0.0, "sentences_per_row": 1})
 
@@ -93,7 +92,7 @@ def _scene_captions(c, arg):
 _DATA = {
   "scenes": _scenes,
   "nlvr2": _nlvr2,
-  "jsonl": _shared.own_data,
+  "jsonl": snli_ve.own_data,
   "captions": _captions,
   "scene_captions": _scene_captions,
 }

@@ -28,6 +28,7 @@ prepared set of TensorFlow Datasets: docs/shards.md. Several patterns and json f
 
 import os
 
+from configs import retrieval
 from mplug_jax import config
 
 # What neither CLIP nor BERT brings, and what they bring beyond the model.
@@ -65,8 +66,7 @@ def get_config(arg=""):
     )
   source = config.choose(_DATA, arg.data) + (f":{arg.file}" if arg.file else "")
   c = config.variant(
-    __file__,
-    "retrieval",
+    retrieval,
     arg,
     data=source,
     root=arg.root,

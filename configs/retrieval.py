@@ -32,7 +32,7 @@ from mplug_jax import config
 
 def get_config(arg=""):
   arg = config.parse_arg(arg, data="scenes", root="", init="", res=0, steps=0, blank=False)
-  c = config.defaults("retrieval", arg.size)
+  c = config.default_config("retrieval", arg.size)
   c.batch_size = 64
   c.task.update(
     {

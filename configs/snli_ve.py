@@ -29,7 +29,7 @@ def get_config(arg=""):
   arg = config.parse_arg(
     arg, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False
   )
-  c = config.defaults("snli_ve", arg.size)
+  c = config.default_config("snli_ve", arg.size)
   classification(c, arg, images=1, labels=("contradiction", "neutral", "entailment"))
   config.choose(_DATA, arg.data)(c, arg)
   if arg.size in ("base", "large", "huge"):

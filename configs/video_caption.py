@@ -14,6 +14,7 @@ is the paper's setting for VATEX: 8 frames at 448 px, the prompt "a picture of",
 
 import os
 
+from configs import caption
 from mplug_jax import config
 
 _DATA = {"clips": False, "vatex": True}  # whether it is the paper's setting
@@ -25,8 +26,7 @@ def get_config(arg=""):
   )
   paper = config.choose(_DATA, arg.data)
   c = config.variant(
-    __file__,
-    "caption",
+    caption,
     arg,
     data="jsonl" if paper else "scenes",
     root=arg.root,

@@ -14,6 +14,7 @@ The paper reports 21.1 (MSR-VTT) and 37.2 (MSVD) for the base model; docs/offici
 
 import os
 
+from configs import vqa
 from mplug_jax import config
 
 _DATA = {"clips": False, "video_qa": True}  # whether it is the paper's setting
@@ -25,8 +26,7 @@ def get_config(arg=""):
   )
   paper = config.choose(_DATA, arg.data)
   c = config.variant(
-    __file__,
-    "vqa",
+    vqa,
     arg,
     data="jsonl" if paper else "scenes",
     root=arg.root,

@@ -15,6 +15,7 @@ score and similarity. It reads test.jsonl under `root`, a line {"clip_name", "ca
 
 import os
 
+from configs import retrieval
 from mplug_jax import config
 
 _DATA = {"clips": False, "msrvtt": True}  # whether it is the paper's setting
@@ -26,8 +27,7 @@ def get_config(arg=""):
   )
   paper = config.choose(_DATA, arg.data)
   c = config.variant(
-    __file__,
-    "retrieval",
+    retrieval,
     arg,
     data="jsonl" if paper else "scenes",
     root=arg.root,

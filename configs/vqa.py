@@ -32,7 +32,7 @@ def get_config(arg=""):
   arg = config.parse_arg(
     arg, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, blank=False
   )
-  c = config.defaults("vqa", arg.size)
+  c = config.default_config("vqa", arg.size)
   c.task.update(
     {
       "beams": 1,

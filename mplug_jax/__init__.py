@@ -3,7 +3,7 @@
 This file imports nothing until it is asked for `Predictor`, so that data workers start without JAX.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {"Predictor": "inference.predictor", "Clip": "inference.inputs"}
 

@@ -8,6 +8,8 @@ import warnings
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mplug_jax import config as config_lib
+
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with an argument behind a colon.", lock_config=True
 )
@@ -17,6 +19,9 @@ _MODE = flags.DEFINE_enum(
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "Run folder whose weights --mode=evaluate reads; default: the workdir."
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+  "print_config", False, "Print the resolved config as JSON and exit; nothing is computed."
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "host:port of process 0; needed only where JAX cannot find out itself."
@@ -64,8 +69,33 @@ def _unknown_key(argv):
   return None
 
 
+def _with_config_files(argv):
+  """Replaces the name of a packaged config, as in --config=vqa:tiny, by its file.
+
+  Raises:
+    FileNotFoundError: there is neither such a file nor such a packaged config.
+  """
+  resolved = list(argv)
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition("=")
+    if flag.lstrip("-") != "config" or not flag.startswith("-"):
+      continue
+    position = i if equals else i + 1
+    if position == len(argv):
+      continue
+    name, colon, rest = (value if equals else argv[position]).partition(":")
+    resolved[position] = (
+      (f"{flag}=" if equals else "") + config_lib.config_file(name) + colon + rest
+    )
+  return resolved
+
+
 def parse_flags(argv):
   """Parses the command line; returns what is left of it. Anything wrong with it, or with the config file, is one sentence."""
+  try:
+    argv = _with_config_files(argv)
+  except FileNotFoundError as error:
+    _refuse(error)
   try:
     rest = flags.FLAGS(argv)
     if CONFIG.value is None:
@@ -111,6 +141,9 @@ def main(argv):
   """Runs what the parsed flags say. Exits with status 0 when it is done, 1 and one sentence on stderr when it cannot be."""
   del argv
   config = CONFIG.value
+  if _PRINT_CONFIG.value:
+    print(config_lib.to_json(config), end="")
+    return
   folder = workdir(config)
   _start_distributed()
   from mplug_jax.checkpoints import errors

@@ -1,5 +1,6 @@
 """What is wrong is said in one sentence, and nothing is lost: whole runs on broken data, configs and disks."""
 
+import importlib
 import json
 import os
 import shutil
@@ -178,7 +179,7 @@ def test_a_file_that_says_the_splits_of_its_images_serves_for_all(tmp_path):
   path = tmp_path / "all.json"
   for content, allowed in (({"images": [entry | {"split": "train"}]}, True), ([entry], False)):
     path.write_text("\n" + json.dumps(content))
-    config = config_lib.sibling(str(tiny_run.ROOT / "configs" / "x.py"), "caption").get_config(
+    config = importlib.import_module("configs.caption").get_config(
       f"tiny,data=karpathy,root={tmp_path}"
     )
     config.data.train_files, config.data.val_file = (str(path),), str(path)

@@ -1,5 +1,6 @@
 """The examination of machine, config and data before training (mplug_jax/doctor.py)."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug_jax import config as config_lib
 from mplug_jax import doctor
 from tests.support import tiny_run
 
@@ -28,9 +28,7 @@ def settings(tmp_path):
     (tmp_path / f"{split}.jsonl").write_text(
       "".join(json.dumps(row) + "\n" for row in (rows if split == "train" else rows[:-1]))
     )
-  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", "vqa").get_config(
-    f"tiny,data=jsonl,root={tmp_path}"
-  )
+  c = importlib.import_module("configs.vqa").get_config(f"tiny,data=jsonl,root={tmp_path}")
   c.compilation_cache = ""
   return c
 

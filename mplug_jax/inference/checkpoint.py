@@ -145,7 +145,7 @@ def _of_weights(path):
     raise ValueError(
       f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with config.init.paths first."
     )
-  return config_lib.defaults(task, "base")
+  return config_lib.default_config(task, "base")
 
 
 def _tokenizer_of(path, given):

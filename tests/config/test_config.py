@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import runpy
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
-CONFIGS = sorted((tiny_run.ROOT / "configs").glob("*.py"))
+CONFIGS = sorted((tiny_run.ROOT / "configs").glob("[!_]*.py"))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -200,7 +201,7 @@ def test_parse_arg():
     ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
     (
       ["--config=configs/nothing.py"],
-      "The config cannot be read: [Errno 2] No such file or directory: 'configs/nothing.py'.",
+      "The config configs/nothing.py does not exist. Name a file, or one of the packaged configs: caption, ",
     ),
     (
       ["--config=configs/vqa.py:tiny,data=coco"],
@@ -237,6 +238,34 @@ def test_wrong_command_lines_are_one_sentence(arguments, message):
   result = run("-m", "mplug_jax.main", *arguments)
   assert result.returncode == 1 and result.stdout == ""
   assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("config", ["configs/vqa.py:tiny", "vqa:tiny"])
+def test_print_config_shows_the_resolved_config_without_jax(config, tmp_path):
+  code = (
+    "import runpy, sys\n"
+    f"sys.argv = ['main', '--config={config}', '--config.seed=7', '--print_config']\n"
+    "try:\n  runpy.run_module('mplug_jax.main', run_name='__main__')\n"
+    "finally:\n  print('jax' in sys.modules, file=sys.stderr)\n"
+  )
+  result = run("-c", code)
+  assert result.returncode == 0 and result.stderr.strip() == "False", result.stderr
+  printed = json.loads(result.stdout)
+  expected = tiny_run.config()
+  expected.seed = 7
+  assert printed == json.loads(config_lib.to_json(expected))
+
+
+def test_packaged_configs_are_found_by_name_and_files_go_first(tmp_path, monkeypatch):
+  packaged = config_lib.config_file("vqa")
+  assert pathlib.Path(packaged) == tiny_run.ROOT / "configs" / "vqa.py"
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load("vqa:tiny").name == "vqa"
+  (tmp_path / "vqa").write_text("")
+  assert config_lib.config_file("vqa") == "vqa"
+  for name in ("none", "../configs/vqa", "configs/vqa"):
+    with pytest.raises(FileNotFoundError, match="packaged configs: caption, caption_scst"):
+      config_lib.config_file(name)
 
 
 def test_a_mistake_inside_a_config_file_keeps_its_traceback(tmp_path):
@@ -301,7 +330,7 @@ def test_a_run_from_before_a_key_existed_can_be_resumed():
 
 
 def test_another_form_of_attention_is_told_not_refused():
-  new = config_lib.defaults("vqa", "tiny").to_dict()
+  new = config_lib.default_config("vqa", "tiny").to_dict()
   old = {**new, "model": {k: v for k, v in new["model"].items() if k != "attention"}}
   assert config_lib.resume_conflicts(old, new) == ([], ['model.attention: "plain" -> "auto"'])
 

@@ -63,7 +63,7 @@ def run(tmp_path_factory):
   for step in (2, 4):
     manager.save(step, state, {"step": step, "tokenizer": "abc123"}, {"accuracy": step / 8})
   manager.close()
-  config = config_lib.defaults("vqa", "tiny")
+  config = config_lib.default_config("vqa", "tiny")
   config.batch_size = 48
   (folder / "config.json").write_text(config_lib.to_json(config))
   (folder / "tokenizer").mkdir()

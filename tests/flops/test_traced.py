@@ -1,5 +1,6 @@
 """Operations of every task's step by the rule of task_flops, against the products of the differentiated program."""
 
+import importlib
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from mplug_jax import config as config_lib
 from mplug_jax import tasks
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
@@ -25,7 +25,7 @@ TOKENIZER = StandInTokenizer(500)
 
 
 def task_of(name, arg="tiny", **changes):
-  c = config_lib.sibling(str(tiny_run.ROOT / "configs" / "x.py"), name).get_config(arg).unlock()
+  c = importlib.import_module(f"configs.{name}").get_config(arg).unlock()
   c.update_from_flattened_dict({"model.image_size": 32, "data.size": 48} | changes)
   return tasks.get(c.task.name)(build_model(c, TOKENIZER), c, TOKENIZER)
 

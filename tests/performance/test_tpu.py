@@ -1,5 +1,6 @@
 """Compilation for TPUs that are not there: what a program's text tells, slices, plans, and one real compilation."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mplug_jax import config as config_lib
 from mplug_jax.flops import hardware
 from mplug_jax.performance.tpu import compile as compiler
 from mplug_jax.performance.tpu import hlo, plan, report, topology
@@ -239,7 +239,7 @@ def place(count=8):
 
 
 def config(name="pretrain", **changes):
-  c = config_lib.sibling(str(tiny_run.ROOT / "configs/x.py"), name).get_config("tiny").unlock()
+  c = importlib.import_module(f"configs.{name}").get_config("tiny").unlock()
   c.update_from_flattened_dict({"model.image_size": 32, "data.size": 48, "batch_size": 8} | changes)
   return c.lock()
 

@@ -1,16 +1,15 @@
 """Eight pictures with a caption each in the official retrieval format, and the tiny retrieval run on them, shared by tests."""
 
+import importlib
 import json
 
 import numpy as np
 from PIL import Image
 
-from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
-from tests.support import tiny_run
 
 WORDS = "red blue green cat dog bird tree house".split()
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -47,7 +46,7 @@ def write(folder):
 
 def config(arg="tiny", name="retrieval", **changes):
   """configs/`name`.py with `arg`; `changes` are written section__field=value."""
-  c = config_lib.sibling(tiny_run.ROOT / "configs" / "vqa.py", name).get_config(arg)
+  c = importlib.import_module(f"configs.{name}").get_config(arg)
   c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
   return c
 

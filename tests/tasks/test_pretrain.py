@@ -1,6 +1,7 @@
 """Pre-training: its examples, its four losses against separate passes, meshes, a run that resumes, and what it leaves for other tasks."""
 
 import functools
+import importlib
 import json
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.checkpoints import reading
 from mplug_jax.data import pipeline
@@ -26,7 +26,7 @@ from tests.support import retrieval_files, tiny_run
 
 
 def config(arg="tiny", name="pretrain", **changes):
-  c = config_lib.sibling(str(tiny_run.ROOT / "configs" / "x.py"), name).get_config(arg)
+  c = importlib.import_module(f"configs.{name}").get_config(arg)
   c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return c
 

@@ -200,7 +200,9 @@ def _compact(config):
   given, task = config_lib.flat(config), config.get("task", {}).get("name", "unknown")
   found = {}
   for size in PRESETS:
-    defaults = config_lib.flat(json.loads(config_lib.to_json(config_lib.defaults(task, size))))
+    defaults = config_lib.flat(
+      json.loads(config_lib.to_json(config_lib.default_config(task, size)))
+    )
     found[size] = {name: value for name, value in given.items() if defaults.get(name, ...) != value}
   size = min(found, key=lambda size: len(found[size]))
   return f"task {task}, size {size}; beside the defaults: " + ", ".join(

@@ -1,19 +1,19 @@
 """Captioning records of every source, and examples against tokens spelled out here."""
 
+import importlib
 import json
 
 import ml_collections
 import numpy as np
 import pytest
 
-from mplug_jax import config as config_lib
 from mplug_jax import data as data_lib
 from mplug_jax.data.examples import caption
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import caption as caption_lib
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.data.text import sentencepiece
-from tests.support import caption_run, tiny_run
+from tests.support import caption_run
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
 PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
@@ -173,7 +173,7 @@ def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
     ("nlvr2", "exactly one of the two images shows"),
     ("vqa", "what is bottommost"),
   ):
-    c = config_lib.sibling(tiny_run.ROOT / "configs" / "x.py", name).get_config("small,data=scenes")
+    c = importlib.import_module(f"configs.{name}").get_config("small,data=scenes")
     tokenizer = sentencepiece.train_sentencepiece(
       data_lib.texts(c, None), c.tokenizer.vocab_size, tmp_path / name
     )
@@ -302,9 +302,7 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
     )
   ]
   for name in ("retrieval", "pretrain"):
-    config = config_lib.sibling(str(tiny_run.ROOT / "configs/x.py"), name).get_config(
-      f"data=folder:{tmp_path}"
-    )
+    config = importlib.import_module(f"configs.{name}").get_config(f"data=folder:{tmp_path}")
     pairs = data_lib.get_source(config, "train")
     assert [pairs[i]["caption"] for i in range(len(pairs))] == ["a dog, é", "two dogs", "a cat"]
   assert caption_lib.images(c.data, "val").counts().tolist() == [0]

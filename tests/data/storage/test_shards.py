@@ -1,5 +1,6 @@
 """Shards of image-text pairs: their indices, damage, remote files, conversion, and runs on them."""
 
+import importlib
 import io
 import itertools
 import json
@@ -12,7 +13,6 @@ import fsspec
 import numpy as np
 import pytest
 
-from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data import check, pipeline
 from mplug_jax.data.examples import retrieval
@@ -73,7 +73,7 @@ def expected(count):
 
 
 def config(name, arg, **changes):
-  c = config_lib.sibling(CONFIGS, name).get_config(f"tiny,{arg}")
+  c = importlib.import_module(f"configs.{name}").get_config(f"tiny,{arg}")
   c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return c
 

@@ -1,6 +1,7 @@
 """Sets of TensorFlow Datasets: prepared here in the layouts of the catalogue, read without TensorFlow, and our own data as such sets."""
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -15,7 +16,6 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import feature as feature_lib
 
-from mplug_jax import config as config_lib
 from mplug_jax import data
 from mplug_jax.data.images import ops
 from mplug_jax.data.sources import caption, grounding, vqa
@@ -34,7 +34,7 @@ def cache(tmp_path_factory):
 
 
 def config(name, arg, **changes):
-  c = config_lib.sibling(CONFIGS, name).get_config(f"tiny,{arg}")
+  c = importlib.import_module(f"configs.{name}").get_config(f"tiny,{arg}")
   c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return c
 

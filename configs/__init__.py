@@ -1,0 +1,1 @@
+"""Configs, one file per task: `get_config(arg)` returns an ml_collections.ConfigDict."""

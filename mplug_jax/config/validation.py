@@ -1,0 +1,49 @@
+"""Checks of config values, before anything is built."""
+
+from mplug_jax.config.resume import flat
+
+_CHOICES = {
+  "model.dtype": ("float32", "bfloat16"),
+  "model.attention": ("auto", "plain"),
+  "optim.accumulate": ("global", "mean_of_means"),
+  "ema.use": ("teacher", "eval", "both"),
+}
+
+
+_POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
+
+
+def check(config):
+  """Refuses values that would fail late or obscurely, or pass for something else.
+
+  Raises:
+    ValueError: names the key, its value and what it may be.
+  """
+  values = flat(config)
+  for name, known in _CHOICES.items():
+    if values[name] not in known:
+      raise ValueError(f"config.{name}={values[name]!r} is not one of {', '.join(known)}.")
+  for name in _POSITIVE:
+    if values[name] < 1:
+      raise ValueError(f"config.{name}={values[name]} must be at least 1.")
+  heads = {
+    "hidden_size": config.model.heads,
+    "vision_width": config.model.vision_heads or config.model.vision_width // 64,
+  }
+  for width, number in heads.items():
+    if number < 1 or config.model[width] % number:
+      raise ValueError(
+        f"config.model.{width}={config.model[width]} cannot be divided into {number} attention heads."
+      )
+  if config.batch_size % config.optim.microbatches:
+    raise ValueError(
+      f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}."
+    )
+
+
+def check_fields(what, fields, known):
+  """Raises ValueError naming the fields of `what` that are not among the known ones."""
+  if extra := sorted(set(fields) - set(known)):
+    raise ValueError(
+      f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
+    )
