@@ -32,7 +32,7 @@ def get_config(arg=""):
         "candidates": "sample",
         "count": 5,  # "beam": the best of a beam search
         "baseline": "mean",  # of the candidates; or "greedy": the reward of the greedy caption
-        "normalise": "none",  # "official": divided by the length penalty and by the length
+        "normalize": "none",  # "official": divided by the length penalty and by the length
         "sample_dropout": False,
       }
     )
@@ -47,7 +47,7 @@ def get_config(arg=""):
 
 def _paper(c, size):
   """The official recipe: beams, both normalisations, a warm-up that goes down."""
-  c.task.update({"candidates": "beam", "normalise": "official"})
+  c.task.update({"candidates": "beam", "normalize": "official"})
   c.batch_size = 128 if size == "base" else 256
   c.optim.update({"lr": 1e-6, "visual_lr": 1e-6})
   c.optim.schedule = {

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import mplug_jax
+from mplug_jax.config import resume
 from mplug_jax.conversion import exporter
 from mplug_jax.tensor_files import open
+from mplug_jax.training import workdir
 from tests.support import paths, tiny_run
 
 SCENE = paths.ROOT / "docs" / "scene.png"
@@ -63,6 +65,26 @@ def test_run_is_evaluated(earlier):
   flags = ("--mode=evaluate", f"--checkpoint={earlier / 'run'}")
   printed = tiny_run.finish(tiny_run.start(earlier / "out", SETTINGS, *flags, devices=1))
   assert printed[-1] == "final: accuracy 37.93"
+
+
+def test_run_with_renamed_keys_loads_resumes_and_exports(earlier, expected, monkeypatch):
+  path = earlier / "run" / "config.json"
+  config = json.loads(path.read_text())
+  config["model"]["width_of_text"] = config["model"].pop("hidden_size")
+  config["tokenizer"]["kind"] = "pieces"
+  path.write_text(json.dumps(config))
+  monkeypatch.setitem(resume.RENAMED_KEYS, "model.width_of_text", "model.hidden_size")
+  monkeypatch.setitem(resume.RENAMED_VALUES, "tokenizer.kind", {"pieces": "sentencepiece"})
+  model = mplug_jax.Predictor.load(earlier / "run")
+  for question, text, _ in expected["run"]:
+    assert model.answer(SCENE, question).text == text
+  present = tiny_run.config()
+  present.update_from_flattened_dict(SETTINGS)
+  workdir.open_workdir(present, str(earlier / "run"), resuming=True)
+  path.write_text(json.dumps(config))
+  exporter.export_torch(earlier / "run", earlier / "renamed.safetensors", slim=True)
+  before = open.open_tensors(earlier / "export.safetensors")
+  assert sorted(before) == sorted(open.open_tensors(earlier / "renamed.safetensors"))
 
 
 def test_run_exports_the_tensors_of_the_earlier_export(earlier):

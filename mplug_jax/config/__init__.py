@@ -17,7 +17,7 @@ from mplug_jax.config.recipes import (
   scenes,
   variant,
 )
-from mplug_jax.config.resume import flat, from_json, resume_conflicts, to_json
+from mplug_jax.config.resume import flat, from_json, rename, resume_conflicts, to_json, upgrade
 from mplug_jax.config.validation import check, check_fields
 
 # ConfigDict. Its fields are dynamic, so that type checkers cannot know them.
@@ -40,8 +40,10 @@ __all__ = [
   "own_shards",
   "own_tfds",
   "parse_arg",
+  "rename",
   "resume_conflicts",
   "scenes",
   "to_json",
+  "upgrade",
   "variant",
 ]

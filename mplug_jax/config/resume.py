@@ -1,34 +1,21 @@
-"""config.json: writing, reading, names of earlier versions, and which differences forbid resuming."""
+"""config.json of a run: reading, writing, names of earlier versions, and resume conflicts."""
 
+import copy
 import json
+from collections.abc import Mapping
+from typing import Any
 
-import ml_collections
 from ml_collections import ConfigDict
 
+# Keys of earlier versions -> today's, both as dotted paths. A row may rename a whole section.
+RENAMED_KEYS: dict[str, str] = {
+  "task.normalise": "task.normalize",
+}
 
-def flat(config):
-  """Config or plain dictionary -> {"optim.schedule.name": value, ...}; an empty section is a value."""
-  out = {}
-  for key, value in config.items():
-    nested = isinstance(value, ConfigDict | dict) and len(value)
-    out |= {f"{key}.{name}": v for name, v in flat(value).items()} if nested else {key: value}
-  return out
+# Values of earlier versions, by today's key: {key: {earlier value: today's value}}.
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {}
 
-
-_FIXED = (
-  "task",
-  "model",
-  "tokenizer",
-  "data",
-  "batch_size",
-  "seed",
-)  # sections that a resumed run shares with its beginning
-
-
-_FREE = ("model.attention",)  # of those, what changes rounding alone
-
-
-# Keys that runs from before they existed do not have in their config.json, with the value that says what those did.
+# Keys added after the first runs, with the value that reproduces runs without the key.
 _LATER = {
   "data.fields": "",
   "data.allow_overlap": False,
@@ -42,34 +29,112 @@ _LATER = {
   "task.contrast_chunk": 0,
 }
 
+# A resumed run must have these sections and keys in common with its beginning,
+_FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")
+# apart from these keys, which change rounding alone.
+_FREE = ("model.attention",)
 
-def resume_conflicts(old, new):
-  """Differences between the config of a run and the one it shall be resumed with.
+
+def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+  """Returns {"optim.schedule.name": value, ...}; an empty section is a value.
 
   Args:
-    old: dictionary read from the run's config.json.
-    new: the present one, of JSON values.
+    config: ConfigDict or nested dictionary.
+  """
+  out: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict | dict) and len(value):
+      out |= {f"{key}.{name}": v for name, v in flat(value).items()}
+    else:
+      out[key] = value
+  return out
+
+
+def rename(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config of an earlier run with today's names of keys and values.
+
+  Args:
+    config: nested dictionary read from a config.json; it is not changed.
+  """
+  renamed = copy.deepcopy(dict(config))
+  for old, new in RENAMED_KEYS.items():
+    section, key = _section(renamed, old)
+    if section is not None and key in section:
+      value = section.pop(key)
+      target, name = _section(renamed, new, create=True)
+      assert target is not None, f"{new} lies inside a value"
+      target.setdefault(name, value)
+  for path, values in RENAMED_VALUES.items():
+    section, key = _section(renamed, path)
+    if section is not None and isinstance(section.get(key), str | int | float):
+      section[key] = values.get(section[key], section[key])
+  return renamed
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config of an earlier run with today's names and the keys it lacks.
+
+  Keys added later get the value that reproduces the earlier run, where their section exists. Keys
+  that change rounding alone are not added, so that today's default holds.
+
+  Args:
+    config: nested dictionary read from a config.json; it is not changed.
+  """
+  upgraded = rename(config)
+  for path, value in _LATER.items():
+    section, key = _section(upgraded, path)
+    if section is not None and path not in _FREE:
+      section.setdefault(key, value)
+  return upgraded
+
+
+def _section(
+  config: dict[str, Any], path: str, create: bool = False
+) -> tuple[dict[str, Any] | None, str]:
+  """Returns (dictionary that would hold the key of a dotted path or None, last part of it)."""
+  *names, key = path.split(".")
+  section: Any = config
+  for name in names:
+    section = section.setdefault(name, {}) if create else section.get(name)
+    if not isinstance(section, dict):
+      return None, key
+  return section, key
+
+
+def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+  """Compares the config of a run with the one that resumes it.
+
+  Args:
+    old: dictionary read from the run's config.json, possibly of an earlier version.
+    new: the present config as a dictionary of JSON values.
 
   Returns:
-    (differences that forbid resuming, differences to tell the user), as "optim.lr: 0.001 -> 0.01".
+    (differences that forbid resuming, differences to report), as "optim.lr: 0.001 -> 0.01".
   """
-  old, new = _LATER | flat(old), _LATER | flat(json.loads(json.dumps(new)))
-  refuse, notice = [], []
-  for name in sorted(old.keys() | new.keys()):
-    before, after = (json.dumps(c[name]) if name in c else "(absent)" for c in (old, new))
+  old_values = _LATER | flat(upgrade(old))
+  new_values = _LATER | flat(json.loads(json.dumps(new)))
+  refused: list[str] = []
+  reported: list[str] = []
+  for name in sorted(old_values.keys() | new_values.keys()):
+    before, after = (
+      json.dumps(values[name]) if name in values else "(absent)"
+      for values in (old_values, new_values)
+    )
     if before != after:
-      section = name.split(".")[0]
-      (refuse if section in _FIXED and name not in _FREE else notice).append(
-        f"{name}: {before} -> {after}"
-      )
-  return refuse, notice
+      fixed = name.split(".")[0] in _FIXED and name not in _FREE
+      (refused if fixed else reported).append(f"{name}: {before} -> {after}")
+  return refused, reported
 
 
-def to_json(config):
-  """ConfigDict -> json text, keys in their order."""
+def to_json(config: Any) -> str:
+  """Returns a ConfigDict as JSON text, keys in their order."""
   return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
 
 
-def from_json(text):
-  """Text of a config.json -> ConfigDict."""
-  return ml_collections.ConfigDict(json.loads(text))
+def from_json(text: str) -> ConfigDict:
+  """Returns the ConfigDict of a config.json of this or an earlier version.
+
+  Raises:
+    json.JSONDecodeError: `text` is not JSON.
+  """
+  return ConfigDict(upgrade(json.loads(text)))

@@ -10,6 +10,7 @@ import numpy as np
 from mplug_jax.checkpoints import reading
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.config.presets import PRESETS
+from mplug_jax.config.resume import upgrade
 from mplug_jax.conversion import mapping, official_inventory, storage
 from mplug_jax.conversion.manifest import manifest_beside
 from mplug_jax.runtime import atomic_files
@@ -131,7 +132,7 @@ def _what_it_is(path, shapes):
     raise ValueError(
       f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json)."
     )
-  config = json.loads((path / "config.json").read_text())
+  config = upgrade(json.loads((path / "config.json").read_text()))
   geometry = {
     name: config["model"][name]
     for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])

@@ -41,14 +41,14 @@ def length_penalties(lengths, start, width):
   return jnp.asarray(table, jnp.float32)[lengths]
 
 
-def policy_losses(scores, lengths, advantage, normalise):
+def policy_losses(scores, lengths, advantage, normalize):
   """-score x advantage, f32[...]; "official" divides it by the tokens of the whole sequence too (docs/official.md item 46).
 
   Args:
     scores: f32[...], what the gradient goes through. lengths: i32[...], prompt included. advantage: f32[...], reward - baseline.
-    normalise: "official" or "none".
+    normalize: "official" or "none".
   """
-  return -(scores / jnp.maximum(lengths, 1) if normalise == "official" else scores) * advantage
+  return -(scores / jnp.maximum(lengths, 1) if normalize == "official" else scores) * advantage
 
 
 class Rewards:
@@ -91,7 +91,7 @@ class Task(caption.Task):
 
   config.task, besides captioning's: `candidates` "beam" (the K best) or "sample" (K draws), `count` K, `sample_dropout`
   (generate with dropout, as official; then without a cache: slow), `baseline` "mean" (of the K, the candidate itself among them,
-  as official) or "greedy" (the reward of the greedy caption), `normalise` "official" or "none" (see policy_losses; the
+  as official) or "greedy" (the reward of the greedy caption), `normalize` "official" or "none" (see policy_losses; the
   official score is divided by the beam search's length penalty besides).
   """
 
@@ -100,7 +100,7 @@ class Task(caption.Task):
     for name, known in (
       ("candidates", CANDIDATES),
       ("baseline", BASELINES),
-      ("normalise", NORMALISATIONS),
+      ("normalize", NORMALISATIONS),
     ):
       if config.task[name] not in known:
         raise ValueError(
@@ -201,11 +201,11 @@ class Task(caption.Task):
     options, lengths, start = self.config.task, batch["candidate_length"], len(self.prompt.start)
     each, _ = self.apply(params, self.predictions, batch, rng=rng)
     scores = sum_generated(-each.reshape(lengths.shape + each.shape[1:]), lengths, start)
-    if options.normalise == "official":
+    if options.normalize == "official":
       scores = scores / length_penalties(lengths, start, self._width)
     counted = lengths > 0
     policy = policy_losses(
-      scores, lengths, batch["reward"] - batch["baseline"][:, None], options.normalise
+      scores, lengths, batch["reward"] - batch["baseline"][:, None], options.normalize
     )
     last = jnp.take_along_axis(
       batch["candidates"], jnp.maximum(lengths - 1, 0)[..., None], axis=-1

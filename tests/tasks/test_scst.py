@@ -43,7 +43,7 @@ class Case(mesh_case.MeshCase):
 
   def __init__(self, tokenizer):
     self.config, self.tokenizer = (
-      config(model__initializer_range=0.1, task__normalise="official"),
+      config(model__initializer_range=0.1, task__normalize="official"),
       tokenizer,
     )
     self.data = caption_run.batch(self.config, tokenizer)
@@ -309,7 +309,7 @@ def test_rewarded_captions_become_more_probable(case):
   [
     ({"task__candidates": "beams"}, "config.task.candidates='beams' is not one of beam, sample"),
     ({"task__baseline": "best"}, "config.task.baseline='best' is not one of mean, greedy"),
-    ({"task__normalise": "length"}, "config.task.normalise='length' is not one of official, none"),
+    ({"task__normalize": "length"}, "config.task.normalize='length' is not one of official, none"),
     ({"task__count": 1}, "config.task.count=1: the mean of a single candidate is its own reward"),
     ({"task__count": 0, "task__baseline": "greedy"}, "config.task.count=0 must be at least 1"),
   ],

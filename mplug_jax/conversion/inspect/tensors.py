@@ -17,6 +17,7 @@ from etils import epath
 
 from mplug_jax.checkpoints import errors, manager, orbax_logging
 from mplug_jax.config.presets import PRESETS
+from mplug_jax.config.resume import rename
 from mplug_jax.conversion import mapping, storage
 from mplug_jax.conversion.formats.names import config_beside, infer_geometry, official_names
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
@@ -155,7 +156,7 @@ def _open_run(path, kind, steps):
       f"{name}={value}" for name, value in _json(path / "metrics" / "metrics").items()
     )
   facts |= _tokenizer(path, run / "tokenizer" / CONFIG_FILE)
-  config = _json(run / "config.json") if (run / "config.json").exists() else {}
+  config = rename(_json(run / "config.json")) if (run / "config.json").exists() else {}
   found = _open_orbax(path / "state", kind, facts, config=config)
   if config:
     # A vocabulary of 0 in the config follows the tokenizer; the word table says what came of it.
