@@ -1,4 +1,4 @@
-"""The examination of machine, config and data before training (mplug_jax/doctor.py)."""
+"""Checks of machine, config and data before training (mplug_jax/doctor.py, training/preflight)."""
 
 import importlib
 import json
@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from mplug_jax import doctor
+from mplug_jax.runtime.accelerators import unused_accelerator
+from mplug_jax.training.preflight import machine
 from tests.support import tiny_run
 
 
@@ -33,7 +35,7 @@ def settings(tmp_path):
   return c
 
 
-def test_what_will_train_is_said_to_with_what_it_puts_up_with(settings, tmp_path, capsys):
+def test_doctor_accepts_a_trainable_config_with_warnings(settings, tmp_path, capsys):
   before = sorted(tmp_path.iterdir())
   assert doctor.examine(settings, str(tmp_path / "runs" / "new")) == 0
   out = capsys.readouterr().out
@@ -69,17 +71,15 @@ def test_what_will_train_is_said_to_with_what_it_puts_up_with(settings, tmp_path
     ),
   ],
 )
-def test_what_will_not_train_is_said_to_with_the_reason(
-  settings, tmp_path, capsys, change, message
-):
+def test_doctor_reports_why_a_config_cannot_train(settings, tmp_path, capsys, change, message):
   change(settings)
   assert doctor.examine(settings, str(tmp_path)) > 0
   out = capsys.readouterr().out
   assert f"error     {message}" in out and "verdict   this will not train, " in out
 
 
-def test_a_step_that_is_too_large_is_not_tried(settings, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 20)
+def test_doctor_does_not_run_a_step_that_exceeds_memory(settings, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
   assert doctor.examine(settings, str(tmp_path)) == 1
   out = capsys.readouterr().out
   assert (
@@ -99,11 +99,11 @@ def test_a_step_that_is_too_large_is_not_tried(settings, tmp_path, capsys, monke
     ("cpu", {"JAX_PLATFORMS": "cpu"}, ("/dev/nvidia0",), ""),
   ],
 )
-def test_an_accelerator_that_jax_does_not_use_is_noticed(backend, environment, files, expected):
-  assert doctor.unused_accelerator(backend, environment, files.__contains__) == expected
+def test_unused_accelerator(backend, environment, files, expected):
+  assert unused_accelerator(backend, environment, files.__contains__) == expected
 
 
-def test_the_command_line_refuses_as_that_of_a_run():
+def test_unknown_config_is_a_one_line_error():
   done = subprocess.run(
     [sys.executable, "-m", "mplug_jax.doctor", "--config=configs/none.py"],
     cwd=tiny_run.ROOT,

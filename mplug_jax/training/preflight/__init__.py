@@ -1,0 +1,1 @@
+"""Checks before training: machine, devices, data, memory and a few updates."""
