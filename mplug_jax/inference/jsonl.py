@@ -1,86 +1,111 @@
-"""Rows of the command line of mplug_jax.predict: where they come from, and the file of results that grows line by line. No JAX."""
+"""Input rows and the JSONL results file of the predict command. No JAX."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from mplug_jax.data.storage import annotations
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def of_folder(folder):
-  """Yields {"image": path} of all images under a folder, in the order of their names. Raises FileNotFoundError: there are none."""
-  found = False
-  for place, folders, names in os.walk(folder):
+def of_folder(folder: str) -> Iterator[dict[str, str]]:
+  """Yields {"image": path} for all images under a folder, sorted by name.
+
+  Raises:
+    FileNotFoundError: the folder has no images.
+  """
+  empty = True
+  for parent, folders, names in os.walk(folder):
     folders.sort()
     for name in sorted(names):
       if name.lower().endswith(IMAGES):
-        found = True
-        yield {"image": os.path.join(place, name)}
-  if not found:
+        empty = False
+        yield {"image": os.path.join(parent, name)}
+  if empty:
     raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGES)}).")
 
 
-def of_file(path, keys):
-  """Yields the objects on the lines of a JSONL file, which must have `keys`. Raises ValueError: names file and line."""
-  for row, where in annotations.lines(path):
+def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a JSONL file.
+
+  Args:
+    path: file with one JSON object a line.
+    keys: keys that every object must have.
+
+  Raises:
+    ValueError: a line is not an object or lacks a key; the message gives file and line.
+  """
+  for row, location in annotations.lines(path):
     if not isinstance(row, dict):
-      raise ValueError(f"{where} is no json object.")
+      raise ValueError(f"{location} is no json object.")
     if missing := [key for key in keys if key not in row]:
       raise ValueError(
-        f"{where} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}."
+        f"{location} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}."
       )
     yield row
 
 
 class Results:
-  """A JSONL file to which results are appended: a line for each row, in their order, so that the lines say how far it went.
+  """A JSONL file to which results are appended, one line for each row, in the rows' order.
 
-  Raises (when made):
-    ValueError: the file holds results of other rows.
+  Attributes:
+    path: of the file; it is created by the first `write`.
+    done: number of rows with a line in the file when this object was created.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str):
+    """Removes an incomplete last line of the file. Raises ValueError: not a results file."""
     self.path = path
-    self.done, self._last = _mend(path)
-    self._file = None
+    self.done, self._last = _remove_incomplete_line(path)
+    self._file: TextIO | None = None
 
-  def check(self, row):
-    """The last row that was done before must be the one in the last line. Raises ValueError."""
+  def check(self, row: dict[str, Any]) -> None:
+    """Raises ValueError unless the file's last line is the result of `row`."""
     if any(self._last.get(key) != value for key, value in row.items()):
       raise ValueError(
-        f"{self.path} holds results of other rows (line {self.done} is not of row {self.done}); name another --output, or "
-        "remove it."
+        f"{self.path} holds results of other rows (line {self.done} is not of row {self.done}); "
+        "name another --output, or remove it."
       )
 
-  def write(self, lines):
-    """Appends objects; they are in the file when this returns, and without a first one there is no file."""
-    self._file = self._file or open(self.path, "a", encoding="utf-8")
+  def write(self, lines: Sequence[dict[str, Any]]) -> None:
+    """Appends objects and flushes them."""
+    if self._file is None:
+      self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
     self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     self._file.flush()
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the file if anything was written."""
     if self._file:
       self._file.close()
 
 
-def _mend(path):
-  """Cuts off a last line that was not written to its end -> (number of lines, the last as an object or {})."""
+def _remove_incomplete_line(path: str) -> tuple[int, dict[str, Any]]:
+  """Truncates the file behind its last complete line; returns the line count and the last object.
+
+  Without the file or without lines these are 0 and {}.
+  """
   with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
-    count, end, last = 0, 0, b"{}"
+    count = 0
+    end = 0
+    last = b"{}"
     for line in file:
       if not line.endswith(b"\n"):
         break
-      count, end, last = count + 1, end + len(line), line
+      count += 1
+      end += len(line)
+      last = line
     file.truncate(end)
     try:
-      found = json.loads(last)
+      last_object = json.loads(last)
     except ValueError:
-      found = None
-    if not isinstance(found, dict):
+      last_object = None
+    if not isinstance(last_object, dict):
       raise ValueError(
         f"{path} is no file of results: its line {count} is no json object; name another --output."
       )
-    return count, found
+    return count, last_object
   return 0, {}

@@ -1,37 +1,59 @@
-"""What the methods of Predictor give: plain Python, no JAX."""
+"""Results of Predictor's methods: plain Python, no JAX."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Answer(NamedTuple):
-  """score: log-probability, divided by the length penalty of decode.beam_search; the probability among `candidates` if these are given."""
+  """An answer to a question.
+
+  Attributes:
+    text: the answer.
+    score: log-probability divided by beam search's length penalty; the probability among
+      `candidates` if these are given.
+  """
 
   text: str
   score: float
 
 
 class Caption(NamedTuple):
-  """score: as of Answer."""
+  """A caption of an image.
+
+  Attributes:
+    text: the caption, without the prompt.
+    score: log-probability divided by beam search's length penalty.
+  """
 
   text: str
   score: float
 
 
 class Match(NamedTuple):
-  """similarity: of the features, -1 to 1. probability: that the text describes the image, of a model that reads both. Numbers for one image
-  and one text; lists, a row for each image, where there are several."""
+  """Scores of images and texts: numbers for one image and one text, else lists.
+
+  Attributes:
+    similarity: cosine similarity of the contrastive features, -1 to 1.
+    probability: that the text describes the image, from the model that reads both.
+  """
 
   similarity: float | list
   probability: float | list
 
 
 class Hit(NamedTuple):
-  """A found image: its number and itself as they were given to `index`; `score` decides the order; similarity as of Match."""
+  """A search result.
+
+  Attributes:
+    number: position of the image in the list given to `index`.
+    image: the image as given to `index`.
+    score: what the results are sorted by.
+    similarity: cosine similarity of the contrastive features, -1 to 1.
+  """
 
   number: int
-  image: object
+  image: Any
   score: float
   similarity: float
 
@@ -51,11 +73,17 @@ class Label(NamedTuple):
 
   label: str
   score: float
-  scores: dict
+  scores: dict[str, float]
 
 
 class Index(NamedTuple):
-  """Images to search in. features: f32[N, E]. tokens: [N] of dtype[T, D] in the host's memory, or None: not to be re-ranked."""
+  """Images that `search` looks through.
+
+  Attributes:
+    images: the images as given.
+    features: unit vectors, f32[N, E].
+    tokens: N arrays [T, D] in host memory; None: results are not re-ranked.
+  """
 
   images: list
   features: np.ndarray

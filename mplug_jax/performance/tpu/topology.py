@@ -1,11 +1,13 @@
-"""TPU slices by name, as abstract devices to compile for; no TPU is needed, the compiler is (the extra `tpu`)."""
+"""Abstract devices of TPU slices, for compiling without a TPU. Needs libtpu (the extra `tpu`)."""
 
+import math
 import re
 from typing import NamedTuple
 
 from mplug_jax.flops import hardware as chips
 
-# What the TPU compiler must find in the environment before JAX is imported: no search for a TPU, no log folder, no lock against others.
+# Environment variables of the TPU compiler, to be set before JAX is imported: no search for a TPU,
+# no log folder, no lock against other processes.
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -33,11 +35,18 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device a chip, not on
 
 
 class NoCompiler(RuntimeError):
-  """There is no TPU compiler here."""
+  """The TPU compiler (libtpu) is not installed."""
 
 
 class Slice(NamedTuple):
-  """`devices`: abstract ones; `chips` of the kind `chip`."""
+  """A TPU slice.
+
+  Attributes:
+    name: such as "v5e:4x4".
+    devices: abstract JAX devices.
+    chips: number of chips.
+    chip: kind of the chips.
+  """
 
   name: str
   devices: list
@@ -45,33 +54,33 @@ class Slice(NamedTuple):
   chip: chips.Chip
 
 
-def slice_of(name):
-  """ "v5e:4x4" -> Slice.
+def slice_of(name: str) -> Slice:
+  """Returns the slice of a name such as "v5e:4x4".
 
   Raises:
-    ValueError: not a name of a slice, or of a chip that chips.CHIPS lacks, or a shape that the compiler does not take. NoCompiler.
+    ValueError: the name has another form, the chip is unknown, or the compiler rejects the shape.
+    NoCompiler: libtpu is not installed.
   """
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
-  if not found:
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
+  if not match:
     raise ValueError(f"--topology={name!r} is not CHIP:SHAPE, such as {', '.join(EXAMPLES)}.")
-  chip, bounds = chips.chip(found[1]), [int(n) for n in found[2].split("x")]
-  count = 1
-  for n in bounds:
-    count *= n
+  chip = chips.chip(match[1])
+  count = math.prod(int(side) for side in match[2].split("x"))
   try:
     import libtpu  # noqa: F401
   except ImportError:
     raise NoCompiler(
-      'There is no TPU compiler here: pip install -e ".[tpu]" brings it (libtpu, about 700 MB; no TPU is needed).'
+      'There is no TPU compiler here: pip install -e ".[tpu]" brings it '
+      "(libtpu, about 700 MB; no TPU is needed)."
     ) from None
   from jax.experimental import topologies
 
-  options = _OPTIONS.get(found[1], {}) | (_SINGLE if count == 1 else {})
+  options = _OPTIONS.get(match[1], {}) | (_SINGLE if count == 1 else {})
   try:
     devices = topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
   except Exception as error:  # the compiler's own, of several classes
     raise ValueError(
-      f"The TPU compiler does not know --topology={name} ({str(error).splitlines()[0][:200]}); it knows "
-      f"{', '.join(EXAMPLES)} and others."
+      f"The TPU compiler does not know --topology={name} ({str(error).splitlines()[0][:200]}); "
+      f"it knows {', '.join(EXAMPLES)} and others."
     ) from None
   return Slice(name, list(devices), count, chip)
