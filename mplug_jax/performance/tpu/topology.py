@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from mplug_jax.flops import hardware as chips
+from mplug_jax.flops import hardware
 
 # Environment variables of the TPU compiler, to be set before JAX is imported: no search for a TPU,
 # no log folder, no lock against other processes.
@@ -51,7 +51,7 @@ class Slice(NamedTuple):
   name: str
   devices: list
   chips: int
-  chip: chips.Chip
+  chip: hardware.Chip
 
 
 def slice_of(name: str) -> Slice:
@@ -64,10 +64,10 @@ def slice_of(name: str) -> Slice:
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
   if not match:
     raise ValueError(f"--topology={name!r} is not CHIP:SHAPE, such as {', '.join(EXAMPLES)}.")
-  chip = chips.chip(match[1])
+  chip = hardware.chip(match[1])
   count = math.prod(int(side) for side in match[2].split("x"))
   try:
-    import libtpu  # noqa: F401
+    import libtpu  # noqa: F401 # pyright: ignore[reportMissingImports] (an extra)
   except ImportError:
     raise NoCompiler(
       'There is no TPU compiler here: pip install -e ".[tpu]" brings it '
