@@ -1,9 +1,13 @@
-"""Command line: `python -m mplug_jax.main --config=configs/vqa.py [--workdir=DIR] [--mode=train|evaluate]`."""
+"""Command line of training and evaluation.
+
+python -m mplug_jax.main --config=configs/vqa.py [--workdir=DIR] [--mode=train|evaluate]
+"""
 
 import os
 import re
 import sys
 import warnings
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -46,54 +50,19 @@ def _start_distributed():
     jax.distributed.initialize(heartbeat_timeout_seconds=60)
 
 
-def _refuse(message):
-  """One sentence on stderr, status 1."""
+def _refuse(message: object) -> NoReturn:
+  """Prints a message on stderr and exits with status 1."""
   print(f"error: {message}", file=sys.stderr)
   sys.exit(1)
 
 
-def _unknown_key(argv):
-  """A sentence about the first --config.a.b of the command line that its config lacks, or None."""
-  file = re.search(r"\0--?config[=\0]([^\0]*)", "\0".join(argv))
-  config = flags.FLAGS["config"].parser.parse(file[1])
-  for arg in argv:
-    path = re.match(r"--?(config\.[^=]*)", arg)
-    section, *keys = path[1].split(".") if path else [""]
-    values = config
-    for key in keys:
-      if not hasattr(values, "keys"):
-        return f"{arg}: {section} is a value and has no keys."
-      if key not in values:
-        return f"{arg}: {section} has no key {key!r}; it has {', '.join(sorted(values.keys()))}."
-      section, values = f"{section}.{key}", values[key]
-  return None
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line and returns the arguments that are no flags.
 
-
-def _with_config_files(argv):
-  """Replaces the name of a packaged config, as in --config=vqa:tiny, by its file.
-
-  Raises:
-    FileNotFoundError: there is neither such a file nor such a packaged config.
+  A wrong flag or config exits with status 1 and a message of one line on stderr.
   """
-  resolved = list(argv)
-  for i, arg in enumerate(argv):
-    flag, equals, value = arg.partition("=")
-    if flag.lstrip("-") != "config" or not flag.startswith("-"):
-      continue
-    position = i if equals else i + 1
-    if position == len(argv):
-      continue
-    name, colon, rest = (value if equals else argv[position]).partition(":")
-    resolved[position] = (
-      (f"{flag}=" if equals else "") + config_lib.config_file(name) + colon + rest
-    )
-  return resolved
-
-
-def parse_flags(argv):
-  """Parses the command line; returns what is left of it. Anything wrong with it, or with the config file, is one sentence."""
   try:
-    argv = _with_config_files(argv)
+    argv = config_lib.resolve_config_flag(argv)
   except FileNotFoundError as error:
     _refuse(error)
   try:
@@ -105,15 +74,16 @@ def parse_flags(argv):
     CONFIG.value.name  # noqa: B018 - a file that could not be read raises here
   except flags.Error as error:
     cause = error
-    while (
-      "\n" in str(cause) and cause.__context__
-    ):  # the message of a config's own error is wrapped in tracebacks
+    # absl wraps the message of an error inside the config file in tracebacks.
+    while "\n" in str(cause) and cause.__context__:
       cause = cause.__context__
     _refuse(cause)
   except OSError as error:
     _refuse(f"The config cannot be read: {str(error).splitlines()[-1].strip()}.")
   except (AttributeError, KeyError):
-    if unknown := _unknown_key(argv):
+    file = re.search(r"\0--?config[=\0]([^\0]*)", "\0".join(argv))
+    assert file
+    if unknown := config_lib.unknown_key(argv, flags.FLAGS["config"].parser.parse(file[1])):
       _refuse(unknown)
     raise
   if len(rest) > 1:
@@ -121,13 +91,13 @@ def parse_flags(argv):
   return rest
 
 
-def workdir(config):
-  """The folder of the run that the flags describe."""
+def workdir(config: config_lib.Config) -> str:
+  """Returns the run folder: --workdir, or runs/<config name>."""
   return _WORKDIR.value or os.path.join("runs", config.name)
 
 
 def _quiet_other_writes():
-  """When a write fails, Orbax closes the event loop that its other writes report to, and drops them; one error is enough."""
+  """Silences follow-up errors of Orbax's other writes when one write fails."""
 
   def hook(problem):
     if str(problem.exc_value) != "Event loop is closed":
@@ -137,8 +107,8 @@ def _quiet_other_writes():
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
-def main(argv):
-  """Runs what the parsed flags say. Exits with status 0 when it is done, 1 and one sentence on stderr when it cannot be."""
+def main(argv: list[str]) -> None:
+  """Trains, evaluates or prints the config; an expected error exits with status 1 and one line."""
   del argv
   config = CONFIG.value
   if _PRINT_CONFIG.value:

@@ -1,4 +1,4 @@
-"""What all configs share: their argument, default sections, recipes, validation and resume rules. Imports no JAX.
+"""Shared parts of configs: arguments, defaults, recipes, validation, resume rules; no JAX.
 
 Config files import this package and use the names below; each is documented in its module.
 """
@@ -6,6 +6,7 @@ Config files import this package and use the names below; each is documented in 
 from typing import Any, TypeAlias
 
 from mplug_jax.config.arguments import choose, config_file, load, parse_arg
+from mplug_jax.config.command_line import resolve_config_flag, unknown_key
 from mplug_jax.config.defaults import default_config
 from mplug_jax.config.recipes import (
   finish,
@@ -41,9 +42,11 @@ __all__ = [
   "own_tfds",
   "parse_arg",
   "rename",
+  "resolve_config_flag",
   "resume_conflicts",
   "scenes",
   "to_json",
+  "unknown_key",
   "upgrade",
   "variant",
 ]

@@ -3,10 +3,14 @@
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from mplug_jax.config.presets import PRESETS
+
+T = TypeVar("T")
 
 # In the order in which a config looks for files.
 SUFFIXES = (
@@ -22,18 +26,24 @@ SUFFIXES = (
 )
 
 
-def parse_arg(arg, **spec):
-  """Parses "base,res=384,data=vqa_v2" against `spec`, {name: default}, whose values also give the types.
+def parse_arg(arg: str | None, **spec: Any) -> Any:
+  """Parses the argument of a config, as "base,res=384,data=vqa_v2".
 
-  The first part without "=" is the size, a name in PRESETS. Booleans are written true or false, and a name alone, after
-  the size, means true. Where `spec` has `data`, its value may go on behind a colon: data=jsonl:FILE, see own_files, data=folder:ROOT,
-  data=shards:PATTERN, see own_shards, or data=tfds:NAME, see own_tfds.
+  The first part without "=" is the size, a name in PRESETS. Booleans are written true or false; a
+  name alone, after the size, means true. If `spec` has `data`, its value may continue after a
+  colon: data=jsonl:FILE (own_files), data=folder:ROOT, data=shards:PATTERN (own_shards) or
+  data=tfds:NAME (own_tfds).
+
+  Args:
+    arg: text after the colon of --config; None or "": the defaults.
+    **spec: known names with their defaults, whose types the values must have.
 
   Returns:
-    ConfigDict of `spec` with the given values, and `size`; with `data` also `file`, what jsonl, shards or tfds: names, or "".
+    Locked ConfigDict of `spec` with the given values, and `size`; with `data` also `file`, the text
+    after jsonl:, shards: or tfds:, or "".
 
   Raises:
-    ValueError: an unknown name or size, or a value of another type; the message lists what there is.
+    ValueError: unknown name or size, or a value of another type; the message lists valid ones.
   """
   values = ConfigDict({"size": "small", **spec})
   for i, part in enumerate(p.strip() for p in (arg or "").split(",") if p.strip()):
@@ -44,27 +54,29 @@ def parse_arg(arg, **spec):
     if name not in values:
       known = ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
       raise ValueError(
-        f"The config argument {part!r} is unknown. First a size, {', '.join(PRESETS)}; then any of {known}."
+        f"The config argument {part!r} is unknown. First a size, {', '.join(PRESETS)}; "
+        f"then any of {known}."
       )
     values[name] = _typed(name, text if equals else "true", spec.get(name, ""))
   if values.size not in PRESETS:
     raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
   if "data" in spec:
     values.file = ""
-    given, (values.data, colon, path) = values.data, values.data.partition(":")
+    given = values.data
+    values.data, colon, path = given.partition(":")
     if colon:
-      place = {"jsonl": "file", "folder": "root", "shards": "file", "tfds": "file"}.get(values.data)
-      if not place or not path:
+      field = {"jsonl": "file", "folder": "root", "shards": "file", "tfds": "file"}.get(values.data)
+      if not field or not path:
         raise ValueError(
-          f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, data=shards:PATTERN or "
-          "data=tfds:NAME; others take root=."
+          f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, "
+          "data=shards:PATTERN or data=tfds:NAME; others take root=."
         )
-      values[place] = path
+      values[field] = path
   return values.lock()
 
 
-def _typed(name, text, default):
-  """`text` as the type of `default`."""
+def _typed(name: str, text: str, default: Any) -> Any:
+  """Converts `text` to the type of `default`."""
   if isinstance(default, bool):
     if text.lower() not in ("true", "false"):
       raise ValueError(f"The config argument {name}={text!r} must be true or false.")
@@ -76,8 +88,8 @@ def _typed(name, text, default):
     raise ValueError(f"The config argument {name}={text!r} must be a {kind}.") from None
 
 
-def choose(table, data):
-  """Returns the entry of `table` for the config argument data=...
+def choose(table: Mapping[str, T], data: str) -> T:
+  """Returns the entry of `table` for the config argument data=NAME.
 
   Raises:
     ValueError: there is no such entry; the message lists all.
@@ -87,8 +99,8 @@ def choose(table, data):
   return table[data]
 
 
-def config_file(name):
-  """Returns the file of a config: `name` itself if it is a file, else the packaged config of that name.
+def config_file(name: str) -> str:
+  """Returns `name` if it is a file, else the file of the packaged config of that name.
 
   Args:
     name: "configs/vqa.py", or "vqa" for the config that comes with the package.
@@ -106,11 +118,12 @@ def config_file(name):
     if os.path.basename(name) == name and os.path.isfile(path):
       return path
   raise FileNotFoundError(
-    f"The config {name} does not exist. Name a file, or one of the packaged configs: {', '.join(known)}."
+    f"The config {name} does not exist. Name a file, or one of the packaged configs: "
+    f"{', '.join(known)}."
   )
 
 
-def load(name):
+def load(name: str) -> Any:
   """Builds the config that a command line names.
 
   Args:
@@ -125,7 +138,8 @@ def load(name):
   """
   file, _, arg = name.partition(":")
   spec = importlib.util.spec_from_file_location("config_of_command_line", config_file(file))
-  assert spec and spec.loader
+  assert spec is not None
+  assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg)

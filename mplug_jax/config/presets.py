@@ -1,6 +1,7 @@
-"""Geometries of the model, as plain numbers: fields of `mplug_jax.models.mplug.MPlug`. Imports no JAX.
+"""Model geometries by size, as plain numbers: fields of mplug_jax.models.mplug.MPlug; no JAX.
 
-A vocab_size of 0 follows the tokenizer."""
+A vocab_size of 0 follows the tokenizer.
+"""
 
 _BERT_BASE = dict(vocab_size=30522, hidden_size=768, heads=12, mlp_dim=3072, max_positions=512)
 _CLIP_B16 = dict(patch_size=16, vision_width=768, vision_layers=12)

@@ -1,16 +1,22 @@
-"""Recipes that several configs share: sources of files, training from scratch, the official fine-tuning."""
+"""Recipes that several configs share: files, training from scratch, official fine-tuning."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from mplug_jax.config.arguments import SUFFIXES
 
 
-def own_files(arg):
-  """One's own data, of data=jsonl: the fields of config.data that name the files and the folder of the images.
+def own_files(arg: Any) -> dict[str, Any]:
+  """Returns the fields of config.data for the user's own annotation files, data=jsonl.
 
-  data=jsonl,root=FOLDER: train, val and test under FOLDER, each with the first of SUFFIXES with which it exists, else .jsonl, so
-  that a message names it. data=jsonl:FILE trains on FILE; what is called alike but with val or test for train lies beside it, and the
-  images in its folder, unless root= says otherwise.
+  data=jsonl,root=FOLDER reads train, val and test under FOLDER, each with the first of SUFFIXES
+  that exists, else .jsonl, so that the error names that file. data=jsonl:FILE trains on FILE; the
+  other splits are files beside it with val or test in place of train in their names. Images are
+  read from the folder of FILE or from root=.
+
+  Args:
+    arg: result of `parse_arg`.
   """
   folder = (os.path.dirname(arg.file) or ".") if arg.file else arg.root
   name = os.path.basename(arg.file) if arg.file else "train.jsonl"
@@ -18,23 +24,31 @@ def own_files(arg):
     (suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)),
     "",
   )
-  stem, found = name.removesuffix(suffix), {}
+  stem = name.removesuffix(suffix)
+  files = {}
   for split in ("train", "val", "test"):
     paths = [
       os.path.join(folder, (stem.replace("train", split) if "train" in stem else split) + end)
       for end in (suffix, *SUFFIXES)
     ]
-    found[split] = next(filter(os.path.isfile, paths), paths[0])
+    files[split] = next(filter(os.path.isfile, paths), paths[0])
   return {
-    "train_files": (arg.file or found["train"],),
-    "val_file": found["val"],
-    "test_file": found["test"],
+    "train_files": (arg.file or files["train"],),
+    "val_file": files["val"],
+    "test_file": files["test"],
     "image_root": arg.root or folder,
   }
 
 
-def own_shards(arg):
-  """The fields of config.data for data=shards:PATTERN: train on what PATTERN names; if "train" is in it, val and test are called alike."""
+def own_shards(arg: Any) -> dict[str, Any]:
+  """Returns the fields of config.data for data=shards:PATTERN.
+
+  PATTERN names the training shards. If it contains "train", val and test in its place name the
+  other splits.
+
+  Args:
+    arg: result of `parse_arg`.
+  """
   head, train, tail = arg.file.rpartition("train")
   val, test = (head + split + tail if train else "" for split in ("val", "test"))
   return {
@@ -45,15 +59,18 @@ def own_shards(arg):
   }
 
 
-def own_tfds(arg):
-  """The fields of config.data for data=tfds:NAME, prepared in the folder root=, else where TFDS puts it."""
-  train = (
-    "train+restval" if arg.file.startswith("coco_captions") else "train"
-  )  # Karpathy's split has both
+def own_tfds(arg: Any) -> dict[str, Any]:
+  """Returns the fields of config.data for data=tfds:NAME.
+
+  Args:
+    arg: result of `parse_arg`; its root is the data folder, "" the default one of TFDS.
+  """
+  # Karpathy's training split has both parts of COCO captions.
+  train = "train+restval" if arg.file.startswith("coco_captions") else "train"
   return {"builder": arg.file, "data_dir": arg.root, "splits": (train, "val", "test")}
 
 
-def variant(module, arg, **options):
+def variant(module: Any, arg: Any, **options: Any) -> Any:
   """Returns another config, unlocked, of the size arg.size.
 
   Args:
@@ -65,25 +82,37 @@ def variant(module, arg, **options):
   return module.get_config(",".join([arg.size, *given])).unlock()
 
 
-def scenes(c, arg, steps, **fields):
-  """Training on the generated scenes of data/scenes.py, `fields` of `c.data` included.
+def scenes(c: Any, arg: Any, steps: int, **fields: Any) -> None:
+  """Sets up training on the generated scenes of mplug_jax/scenes.
 
-  Scenes name sides, and every object counts: a config mirrors and crops only where its data can.
+  Texts about scenes mention left and right and every object, so that a config mirrors or crops
+  only where its data can.
+
+  Args:
+    c: config to change.
+    arg: result of `parse_arg`.
+    steps: number of updates.
+    **fields: further fields of c.data.
   """
   size = arg.res or 96
   c.total_steps = steps
   c.data.update({"size": size, "seed": 0, "difficulty": "default", **fields})
-  c.tokenizer.update(
-    {"records": 500, "vocab_size": 512}
-  )  # of 20,000: few words, often repeated; all of them whole
+  # 500 of 20,000 records contain all words; every word is one token.
+  c.tokenizer.update({"records": 500, "vocab_size": 512})
   c.model.image_size = size
 
 
-def from_scratch(c, lr, initializer_range):
-  """From random initialisation on little data, as two CPU cores can learn from it; `initializer_range` of all but the image encoder.
+def from_scratch(c: Any, lr: float, initializer_range: float) -> None:
+  """Sets up training from random initialization on little data, for two CPU cores.
 
-  Dropout would only slow that down. Where a sentence must meet an image before anything can be learnt, 0.1 and a small rate do it
-  hundreds of updates sooner than 0.05: cross-attention then adds as much as it finds, and noise does not wash it away.
+  Dropout is off, because it only slows such runs. For tasks that need cross-attention before the
+  loss falls, an initializer_range of 0.1 and a small learning rate need hundreds of updates less
+  than 0.05: the output of cross-attention is then as large as its input.
+
+  Args:
+    c: config to change.
+    lr: learning rate of Muon.
+    initializer_range: standard deviation of all weights but the image encoder's.
   """
   c.optim.update({"name": "muon", "lr": lr, "b2": 0.98})
   c.optim.schedule.warmup_steps = 50
@@ -97,22 +126,35 @@ def from_scratch(c, lr, initializer_range):
   )
 
 
-def official(c, batch_size, lr, visual_lr, dtype="bfloat16", **schedule):
-  """What the official recipes share: groups and schedule of the optimizer, in `dtype`."""
+def official(
+  c: Any, batch_size: int, lr: float, visual_lr: float, dtype: str = "bfloat16", **schedule: Any
+) -> None:
+  """Sets optimizer groups and schedule of the official fine-tuning recipes.
+
+  Args:
+    c: config to change.
+    batch_size: rows of the global batch.
+    lr: learning rate of all but the image encoder.
+    visual_lr: learning rate of the image encoder.
+    dtype: of the computation.
+    **schedule: fields of the official schedule.
+  """
   c.update({"batch_size": batch_size, "log_every": 50})
   c.model.dtype = dtype
   c.optim.update({"lr": lr, "visual_lr": visual_lr, "groups": "official"})
-  # Assigned, for `update` would keep the fields of the default schedule.
+  # Assigned, because `update` would keep the fields of the default schedule.
   c.optim.schedule = {"name": "official", **schedule}
   c.checkpoint.every = 500
 
 
-def finish(c, arg, unused, new=()):
-  """The tiny size, and what the config argument says, after everything else.
+def finish(c: Any, arg: Any, unused: str, new: Sequence[str] = ()) -> Any:
+  """Applies the tiny size and the config argument; called last.
 
   Args:
-    unused: pattern of the parameters that the task does without, should arg.init have them.
-    new: patterns of those it adds to what arg.init has.
+    c: config to change.
+    arg: result of `parse_arg`.
+    unused: pattern of parameters of arg.init that the task may lack.
+    new: patterns of parameters of the task that arg.init may lack.
 
   Returns:
     The locked config.

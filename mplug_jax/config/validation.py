@@ -1,5 +1,8 @@
 """Checks of config values, before anything is built."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from mplug_jax.config.resume import flat
 
 _CHOICES = {
@@ -13,8 +16,8 @@ _CHOICES = {
 _POSITIVE = ("batch_size", "log_every", "optim.microbatches", "checkpoint.every", "eval.batch_size")
 
 
-def check(config):
-  """Refuses values that would fail late or obscurely, or pass for something else.
+def check(config: Any) -> None:
+  """Checks values that would otherwise fail late or be misread.
 
   Raises:
     ValueError: names the key, its value and what it may be.
@@ -33,16 +36,27 @@ def check(config):
   for width, number in heads.items():
     if number < 1 or config.model[width] % number:
       raise ValueError(
-        f"config.model.{width}={config.model[width]} cannot be divided into {number} attention heads."
+        f"config.model.{width}={config.model[width]} cannot be divided into {number} "
+        "attention heads."
       )
   if config.batch_size % config.optim.microbatches:
     raise ValueError(
-      f"config.optim.microbatches={config.optim.microbatches} does not divide config.batch_size={config.batch_size}."
+      f"config.optim.microbatches={config.optim.microbatches} does not divide "
+      f"config.batch_size={config.batch_size}."
     )
 
 
-def check_fields(what, fields, known):
-  """Raises ValueError naming the fields of `what` that are not among the known ones."""
+def check_fields(what: str, fields: Iterable[str], known: Iterable[str]) -> None:
+  """Checks the names of fields.
+
+  Args:
+    what: owner of the fields, for the message.
+    fields: names to check.
+    known: valid names.
+
+  Raises:
+    ValueError: a field is not among the known ones.
+  """
   if extra := sorted(set(fields) - set(known)):
     raise ValueError(
       f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
