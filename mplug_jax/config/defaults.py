@@ -1,14 +1,20 @@
 """The sections of every config, with their defaults. The comments are the reference for users."""
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 from mplug_jax.config.presets import PRESETS
 
 
-def default_config(task, size):
-  """The sections every config has, filled for the model size `size`; a config changes what its recipe needs.
+def default_config(task: str, size: str) -> Any:
+  """Returns the default config; a config file changes what its recipe needs.
 
-  All durations are in updates unless they say epochs. The comments are the reference for users.
+  All durations are in updates unless their name says epochs.
+
+  Args:
+    task: name of the task.
+    size: name of the model size in PRESETS.
   """
   c = ConfigDict()
   c.name = task
@@ -52,15 +58,18 @@ def default_config(task, size):
   c.data = ConfigDict(
     {
       "frames": 0,  # of a clip that an example shows instead of an image; 0: images
-      "frame_sampling": "centres",  # or "official", or the number of one frame: see data/video.py
-      "fields": "",  # what annotation files call our keys, "question=q,image=file": see data/json_records.py
-      "allow_overlap": False,  # val_file and test_file may be trained on, and be one file
-      "shuffle_block": 0,  # so many neighbouring records stay near each other, for slow disks: see data/pipeline.py; 0: none
+      # or "official", or the number of one frame: see data/images/video.py
+      "frame_sampling": "centres",
+      # Keys of the annotation files, as "question=q,image=file": see data/storage/annotations.py
+      "fields": "",
+      "allow_overlap": False,  # the same file may be used for several splits
+      # Number of adjacent records that stay together in the shuffle, for slow disks; 0: none.
+      # See data/pipeline.py.
+      "shuffle_block": 0,
     }
   )
-  c.loader = ConfigDict(
-    {"workers": 0, "threads": 2}
-  )  # Grain processes (0: none), else threads; neither changes the data
+  # Grain processes (0: none), else threads; neither changes the data.
+  c.loader = ConfigDict({"workers": 0, "threads": 2})
   c.optim = ConfigDict(
     {
       "name": "adamw",
@@ -73,33 +82,35 @@ def default_config(task, size):
       "momentum": 0.95,
       "mu_dtype": "float32",
       "clip": 1.0,
-      "groups": config_dict.FieldReference(
-        "plain", field_type=object
-      ),  # a table by name, or rows: see optim.resolve_groups
+      # A table by name, or rows: see optim.groups.resolve_groups.
+      "groups": config_dict.FieldReference("plain", field_type=object),
       "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
-      "microbatches": 1,  # the batch is split in this many parts, whose gradients are added
-      "accumulate": "global",  # or "mean_of_means", the official division by each part's own count
+      "microbatches": 1,  # the batch is split into this many parts; their gradients are added
+      # or "mean_of_means", the official division by the count of each part
+      "accumulate": "global",
     }
   )
   c.init = ConfigDict(
     {
-      "paths": (),  # start from these: results of tools.convert_checkpoint, or runs; the first that has a parameter counts
-      "new": (),
-      "unused": (),  # regexes of parameters that may stay random; of those found that the model may lack
-      "copies": (),  # (regex, replacement) pairs: a parameter that is nowhere found starts as the one of the other name
+      # Results of tools.convert_checkpoint, or runs; the first that has a parameter provides it.
+      "paths": (),
+      "new": (),  # regexes of parameters that may stay random
+      "unused": (),  # regexes of parameters in the paths that the model may lack
+      # (regex, replacement) pairs: a parameter that no path has is copied from the one so named.
+      "copies": (),
     }
   )
-  c.ema = ConfigDict(
-    {"decay": 0.0, "include": ".*", "use": "eval"}
-  )  # decay 0: off; use: teacher, eval or both
+  # decay 0: off; use: teacher, eval or both.
+  c.ema = ConfigDict({"decay": 0.0, "include": ".*", "use": "eval"})
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   c.checkpoint = ConfigDict(
     {
       "every": 1000,  # updates
-      "keep": 2,  # the last ones, beside the best: should the newest be damaged, a run goes on from the one before
+      # Number of recent checkpoints kept beside the best one. With 2, a run resumes from the
+      # previous one if the newest is damaged.
+      "keep": 2,
     }
   )
-  c.eval = ConfigDict(
-    {"every": 0, "batch_size": 64, "limit": 0, "split": "test"}
-  )  # every 0: at the end; limit 0: all
+  # every 0: at the end; limit 0: all.
+  c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})
   return c
