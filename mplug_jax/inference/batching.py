@@ -1,8 +1,11 @@
-"""Any number of rows through a few compiled shapes: images encoded once each, results for every request about them in its order.
+"""Batches any number of requests into a few compiled shapes and encodes each image once.
 
-A request is about one image or several, and has a row of arrays of its own. Rows do not see each other, so neither what stands beside a
-request nor the padding changes its result.
+A request has one image or several, and a row of arrays. Rows are computed independently, so a
+result depends neither on the other requests of its batch nor on the padding.
 """
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,17 +15,28 @@ from mplug_jax.parallel import batches
 _FACTOR = 4  # between one compiled number of rows and the next
 
 
-def sizes(limit, split):
-  """Compiled numbers of rows, ascending: 1, 4, 16, ... up to `limit`, each times `split`, the devices that a batch is spread over."""
-  found, rows = [], 1
+def sizes(limit: int, split: int) -> tuple[int, ...]:
+  """Compiled numbers of rows, ascending: 1, 4, 16, ... up to `limit`, each times `split`.
+
+  Args:
+    limit: most rows of a call.
+    split: number of devices that a batch is sharded over.
+  """
+  smaller = []
+  rows = 1
   while rows * split < limit:
-    found.append(rows * split)
+    smaller.append(rows * split)
     rows *= _FACTOR
-  return (*found, -(-max(limit, 1) // split) * split)
+  return (*smaller, -(-max(limit, 1) // split) * split)
 
 
-def fitting(count, known):
-  """How many of `count` rows go into one call, and its compiled size: at least half full where that is possible."""
+def fitting(count: int, known: Sequence[int]) -> tuple[int, int]:
+  """Rows of one call and its compiled size, at least half full where that is possible.
+
+  Args:
+    count: rows that are left.
+    known: compiled sizes, ascending.
+  """
   whole = next((size for size in known if size >= count), known[-1])
   if 2 * count >= whole or whole == known[0]:
     return min(count, whole), whole
@@ -30,8 +44,8 @@ def fitting(count, known):
   return size, size
 
 
-def padded(array, size):
-  """[n, ...] -> [size, ...], the last row repeated."""
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+  """Pads [n, ...] to [size, ...] by repeating the last row."""
   return (
     array
     if len(array) == size
@@ -40,19 +54,32 @@ def padded(array, size):
 
 
 class Programs:
-  """Predict functions, compiled when first called with a shape, and the parameters they read.
+  """Compiled predict functions and their parameters.
 
-  Args:
-    params: on the mesh. limit: most rows of a call.
+  Attributes:
+    params: parameters on the mesh.
+    mesh: the mesh.
+    sizes: compiled numbers of rows, ascending.
   """
 
-  def __init__(self, params, mesh, limit):
-    self.params, self.mesh = params, mesh
+  def __init__(self, params: Any, mesh: jax.sharding.Mesh, limit: int):
+    """limit: most rows of a call."""
+    self.params = params
+    self.mesh = mesh
     self.sizes = sizes(limit, mesh.shape["data"] * mesh.shape["fsdp"])
     self._compiled = {}
 
-  def call(self, key, make, batch):
-    """Runs the program called `key`; `make` () -> function (params, batch) of arrays, asked when it is new -> arrays on the devices."""
+  def call(self, key: Hashable, make: Callable[[], Callable], batch: Mapping[str, Any]) -> Any:
+    """Runs a program on a batch that goes into one call.
+
+    Args:
+      key: identifies the program.
+      make: returns its function (params, batch); called when the key is new.
+      batch: {name: array [size, ...]}.
+
+    Returns:
+      What the function returns, on the devices.
+    """
     if key not in self._compiled:
       self._compiled[key] = jax.jit(make())
     with jax.set_mesh(self.mesh):
@@ -60,63 +87,79 @@ class Programs:
         self.params, jax.device_put(batch, batches.batch_sharding(self.mesh))
       )
 
-  def rows(self, key, make, batch):
-    """As `call` with numpy rows {name: [N, ...]}, in as many calls as it takes -> {name: numpy [N, ...]}."""
-    count, done, found = len(next(iter(batch.values()))), 0, []
+  def rows(
+    self, key: Hashable, make: Callable[[], Callable], batch: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Like `call` with any number of rows {name: [N, ...]}; returns {name: [N, ...]} as numpy."""
+    count = len(next(iter(batch.values())))
+    done = 0
+    outputs = []
     while done < count:
       taken, size = fitting(count - done, self.sizes)
       out = self.call(
         key, make, {name: padded(x[done : done + taken], size) for name, x in batch.items()}
       )
-      found.append({name: np.asarray(x)[:taken] for name, x in jax.device_get(out).items()})
+      outputs.append({name: np.asarray(x)[:taken] for name, x in jax.device_get(out).items()})
       done += taken
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
-  def whole(self, count):
-    """The compiled size for `count` rows that must go into one call."""
+  def whole(self, count: int) -> int:
+    """Returns the compiled size for `count` rows that must go into one call."""
     return next(
       (size for size in self.sizes if size >= count), -(-count // self.sizes[0]) * self.sizes[0]
     )
 
-  def requests(self, images, requests, rows, encode, predict):
+  def requests(
+    self,
+    images: Sequence[Any],
+    requests: Sequence[tuple[int, ...]],
+    rows: Mapping[str, np.ndarray],
+    encode: Callable,
+    predict: Callable,
+  ) -> dict[str, np.ndarray]:
     """Encodes the images of requests, each once, and runs a predict function on every request.
 
     Args:
-      images: list. requests: list of tuples of numbers of `images`, all of one length.
-      rows: {name: [R, ...]}, what each request has beside its images.
-      encode: function: list of images -> (tokens f[size, N, D] on the devices, {name: [n, ...]} that the images bring along).
-      predict: function {name: [size, ...]} with the tokens as "image" -> {name: array [size, ...]}.
+      images: the images.
+      requests: positions in `images`, tuples of one length.
+      rows: {name: [R, ...]}, the other inputs of each request.
+      encode: list of images -> (tokens f[size, N, D] on the devices, {name: [n, ...]} other
+        inputs that come from the images).
+      predict: {name: [size, ...]} with the tokens as "image" -> {name: array [size, ...]}.
 
     Returns:
       {name: numpy [R, ...]} in the order of the requests.
     """
     order = sorted(range(len(requests)), key=lambda number: requests[number])
-    found = []
+    outputs = []
     for numbers, members in self._blocks(order, requests):
       tokens, more = encode([images[number] for number in members])
-      places = {number: place for place, number in enumerate(members)}
-      at = np.array([[places[image] for image in requests[number]] for number in numbers], np.int32)
+      positions = {number: position for position, number in enumerate(members)}
+      at = np.array(
+        [[positions[image] for image in requests[number]] for number in numbers], np.int32
+      )
       done = 0
       while done < len(numbers):
         taken, size = fitting(len(numbers) - done, self.sizes)
-        part, who = padded(at[done : done + taken], size), np.array(numbers[done : done + taken])
-        batch = {name: padded(x[who], size) for name, x in rows.items()} | {
+        part = padded(at[done : done + taken], size)
+        chosen = np.array(numbers[done : done + taken])
+        batch = {name: padded(x[chosen], size) for name, x in rows.items()} | {
           name: x[part[:, 0]] for name, x in more.items()
         }
         out = jax.device_get(predict(batch | {"image": self._chosen(tokens, part)}))
-        found.append({name: np.asarray(x)[:taken] for name, x in out.items()})
+        outputs.append({name: np.asarray(x)[:taken] for name, x in out.items()})
         done += taken
     back = np.argsort(order, kind="stable")
-    return {name: np.concatenate([part[name] for part in found])[back] for name in found[0]}
+    return {name: np.concatenate([part[name] for part in outputs])[back] for name in outputs[0]}
 
-  def _blocks(self, order, requests):
+  def _blocks(
+    self, order: Sequence[int], requests: Sequence[tuple[int, ...]]
+  ) -> Iterator[tuple[list[int], list[int]]]:
     """Yields (request numbers, numbers of their images) with as many images as go into one call."""
-    left, seen, numbers, members = (
-      len({image for request in requests for image in request}),
-      set(),
-      [],
-      {},
-    )
+    left = len({image for request in requests for image in request})
+    seen: set[int] = set()
+    numbers: list[int] = []
+    members: dict[int, None] = {}
     room, _ = fitting(max(left, len(requests[0])), self.sizes)
     for number in order:
       new = [image for image in dict.fromkeys(requests[number]) if image not in members]
@@ -129,9 +172,9 @@ class Programs:
       members |= dict.fromkeys(requests[number])
     yield numbers, list(members)
 
-  def _chosen(self, tokens, places):
-    """tokens f[n, N, D], places i32[R, 1] -> f[R, N, D]; i32[R, k] -> f[R, k, N, D]."""
-    index = places[:, 0] if places.shape[1] == 1 else places
+  def _chosen(self, tokens: jax.Array, positions: np.ndarray) -> jax.Array:
+    """Gathers f[n, N, D] at i32[R, 1] -> f[R, N, D], or at i32[R, k] -> f[R, k, N, D]."""
+    index = positions[:, 0] if positions.shape[1] == 1 else positions
     if index.shape == tokens.shape[:1] and (index == np.arange(len(index))).all():
       return tokens
     return self.call(

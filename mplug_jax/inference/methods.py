@@ -1,23 +1,29 @@
-"""What a checkpoint can be asked: the task behind each method of Predictor, the parts it needs, and its settings."""
+"""Methods of Predictor: the task behind each, the parameters it needs, and its settings."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from mplug_jax import tasks
+from mplug_jax.tasks import base
 
 
 class Method(NamedTuple):
-  """What a method of Predictor needs.
+  """Requirements of a Predictor method.
 
-  verb: in a message. task: whose predict functions it runs. trained: tasks that teach it. parts: of the parameters, beside the image
-  encoder. config: what trains a checkpoint for it.
+  Attributes:
+    verb: what it does, for messages.
+    task: task whose predict functions it runs.
+    trained: tasks whose checkpoints have learned it.
+    parts: parts of the parameters that it needs beside the image encoder.
+    config: config file that trains a checkpoint for it.
   """
 
   verb: str
   task: str
-  trained: tuple
-  parts: tuple
+  trained: tuple[str, ...]
+  parts: tuple[str, ...]
   config: str
 
 
@@ -117,41 +123,57 @@ _ZERO_SHOT = {
 }
 
 
-def refusal(name, where, parts, config):
-  """Why a checkpoint cannot do what the method `name` needs, one sentence; "" if it can.
+def refusal(name: str, path: str, parts: Collection[str], config: Any) -> str:
+  """Returns one sentence on why a checkpoint does not support a method; "" if it does.
 
   Args:
-    where: what the sentence calls the checkpoint. parts: names of the parts that it has. config: its ConfigDict.
+    name: of the method.
+    path: of the checkpoint, for the sentence.
+    parts: parts of the parameters that the checkpoint has.
+    config: the checkpoint's ConfigDict.
   """
-  method, known = METHODS[name], config.task.name
-  advice = f"train one with --config={method.config}:init={where}"
+  method = METHODS[name]
+  trained_task = config.task.name
+  advice = f"train one with --config={method.config}:init={path}"
   if missing := [part for part in ("visual_encoder", *method.parts) if part not in parts]:
     return (
-      f"{where} cannot {method.verb}: a {known} checkpoint has no {', '.join(missing)}; {advice}."
+      f"{path} cannot {method.verb}: a {trained_task} checkpoint has no {', '.join(missing)}; "
+      f"{advice}."
     )
-  if known not in method.trained:
-    return f"{where} cannot {method.verb}: it was trained for {known}; {advice}."
+  if trained_task not in method.trained:
+    return f"{path} cannot {method.verb}: it was trained for {trained_task}; {advice}."
   if (
     name in _IMAGES_OF_A_STATEMENT
     and (count := config.data.images_per_text) != _IMAGES_OF_A_STATEMENT[name]
   ):
-    return f"{where} cannot {method.verb}: its cls_head reads {count} image{'s' * (count > 1)}; {advice}."
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{path} cannot {method.verb}: its cls_head reads {images}; {advice}."
   return ""
 
 
-def make_task(name, model, config, tokenizer, frames=0, **changes):
-  """The Task behind the method `name`, with the checkpoint's own settings where it was trained for that task.
+def make_task(
+  name: str, model: Any, config: Any, tokenizer: Any, frames: int = 0, **changes: Any
+) -> base.Task:
+  """Builds the task behind a method.
+
+  Settings are the checkpoint's own if it was trained for that task, else the zero-shot settings.
 
   Args:
-    frames: of clips; 0: images. changes: of config.task.
+    name: of the method.
+    model: the MPlug module.
+    config: the checkpoint's ConfigDict.
+    tokenizer: the checkpoint's tokenizer.
+    frames: frames of a clip; 0 for images.
+    **changes: fields of config.task to replace.
   """
-  wanted = METHODS[name].task
-  task, data = _ZERO_SHOT.get(wanted, ({}, {}))
-  if config.task.name in (wanted, _SAME_SETTINGS.get(wanted)):
-    task, data = task | config.task.to_dict(), data | config.data.to_dict()
-  settings = ConfigDict(
+  task_name = METHODS[name].task
+  task, data = _ZERO_SHOT.get(task_name, ({}, {}))
+  if config.task.name in (task_name, _SAME_SETTINGS.get(task_name)):
+    task = task | config.task.to_dict()
+    data = data | config.data.to_dict()
+  settings: Any = ConfigDict(
     {
-      "task": {**task, "name": wanted, **changes},
+      "task": {**task, "name": task_name, **changes},
       "data": {**data, "frames": frames},
       "ema": config.ema,
       "optim": config.optim,
@@ -164,4 +186,4 @@ def make_task(name, model, config, tokenizer, frames=0, **changes):
     for key in ("max_question", "max_caption"):
       if key in settings.data:
         settings.data[key] = min(settings.data[key], settings.model.max_positions)
-  return tasks.get(wanted)(model, settings, tokenizer)
+  return tasks.get(task_name)(model, settings, tokenizer)
