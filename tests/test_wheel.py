@@ -59,6 +59,18 @@ def test_wheel_holds_package_configs_and_tools(wheel):
   assert not any(name.startswith(("tests/", "docs/", "notebooks/")) for name in names)
 
 
+def test_metadata_names_core_dependencies_and_extras(wheel):
+  archive = zipfile.ZipFile(wheel)
+  (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+  lines = archive.read(name).decode().splitlines()
+  extras = {line.removeprefix("Provides-Extra: ") for line in lines if "Provides-Extra" in line}
+  expected = "cpu cuda cuda13 tpu dev test convert eval video export demo notebooks docs"
+  assert extras == set(expected.split())
+  core = "\n".join(line for line in lines if "Requires-Dist" in line and "extra ==" not in line)
+  for package in ("jax>=", "flax>=", "jaxtyping>=", "tqdm>=", "etils[epath]>="):
+    assert f"Requires-Dist: {package}" in core
+
+
 def test_packaged_config_is_found_outside_a_clone(wheel, tmp_path):
   zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
   (tmp_path / "elsewhere").mkdir()
