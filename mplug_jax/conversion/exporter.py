@@ -9,9 +9,9 @@ import numpy as np
 
 from mplug_jax.checkpoints import reading
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
-from mplug_jax.config.presets import PRESETS
 from mplug_jax.config.resume import upgrade
 from mplug_jax.conversion import mapping, official_inventory, storage
+from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.conversion.manifest import manifest_beside
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tensor_files import write
@@ -133,10 +133,7 @@ def _what_it_is(path, shapes):
       f"{path} is neither a converted checkpoint (model.json) nor a run folder (config.json)."
     )
   config = upgrade(json.loads((path / "config.json").read_text()))
-  geometry = {
-    name: config["model"][name]
-    for name in ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
-  }
+  geometry = {name: config["model"][name] for name in GEOMETRY}
   words = next(
     shape
     for name, shape in shapes.items()

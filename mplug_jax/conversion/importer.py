@@ -14,7 +14,8 @@ import numpy as np
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
 from mplug_jax.conversion import mapping, storage
-from mplug_jax.conversion.formats.names import config_beside, infer_geometry, official_names
+from mplug_jax.conversion.geometry import infer_geometry
+from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.tensor_files import open, write
 
 

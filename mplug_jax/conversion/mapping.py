@@ -1,4 +1,4 @@
-"""PyTorch tensors <-> our parameters, by the tables of convert_table.py, which are read in both directions.
+"""PyTorch tensors <-> our parameters, by the tables of the formats, which are read in both directions.
 
 Every key matches exactly one row and every leaf is written exactly once; everything else is an error that lists what is
 left over. A source that by its nature lacks leaves of a part (BERT: cross-attention) declares them.
@@ -15,7 +15,8 @@ import numpy as np
 from flax import traverse_util
 
 from mplug_jax.checkpoints.names import grouped, module_of
-from mplug_jax.conversion.formats import tables
+from mplug_jax.conversion import formats
+from mplug_jax.conversion.formats.format import KINDS, find_row
 from mplug_jax.models.fusion import connected_layers
 from mplug_jax.models.mplug import MPlug
 
@@ -45,32 +46,27 @@ class Converter:
 
   def __init__(self, keys, geometry):
     """keys: PyTorch names of the online weights. geometry: fields of MPlug (depths, stride, fusion are read)."""
-    self._source, self._geometry = tables.source_of(keys), geometry
+    self._geometry = geometry
+    self._table = next(
+      (
+        fmt
+        for fmt in formats.FORMATS
+        if fmt.table_prefix and any(key.startswith(fmt.table_prefix) for key in keys)
+      ),
+      formats.FORMATS[0],
+    )
     self._connected = connected_layers(
       geometry["fusion_layers"], geometry["stride"], geometry.get("fusion", "released")
     )
-
-    def stored(regex):
-      return 1 + max((int(m[1]) for key in keys if (m := re.match(regex, key))), default=-1)  # noqa: E731
-
-    self.leaves_new, self._absent = (), ()
-    if self._source != "bert":
-      self._first = stored(r"fusion_encoder\.encoder\.layer\.(\d+)\.") - geometry["fusion_layers"]
-      return
-    self._first = geometry["text_layers"]
-    head, fusion = (
-      any(key.startswith("cls.predictions.") for key in keys),
-      stored(r"bert\.encoder\.layer\.(\d+)\.") > self._first,
-    )
-    self.leaves_new = tables.BERT_LEAVES_NEW if head else tables.HEADLESS_BERT_LEAVES_NEW
-    self._absent = () if head and fusion else ("fusion_encoder/mlm_head/",)
+    self._placement = self._table.placement(keys, geometry)
+    self.leaves_new = self._placement.leaves_new
 
   def _place(self, target):
     """Target -> (path, index on its depth axis or None), or the reason why the model has no such place."""
-    if target.startswith(self._absent):
+    if target.startswith(self._placement.absent):
       return "a part that the source does not fill"
     if layer := re.search(r"<(\d+)>", target):
-      j = int(layer[1]) - self._first
+      j = int(layer[1]) - self._placement.first_fusion_layer
       if not 0 <= j < self._geometry["fusion_layers"]:
         return "a stored fusion layer that never runs"  # docs/official.md item 4
       if j in self._connected and "/crossattention" in target:
@@ -82,8 +78,8 @@ class Converter:
       int(depth[1]),
       {"text_encoder": "text_layers", "text_decoder": "decoder_layers"}.get(target.split("/")[0]),
     )
-    if self._source == "bert" and index >= self._geometry[field]:
-      return "a layer of BERT that no part takes"
+    if field and self._placement.spare_layer and index >= self._geometry[field]:
+      return self._placement.spare_layer
     return target.replace(depth[0], ""), index
 
   def entry(self, key):
@@ -92,14 +88,14 @@ class Converter:
     Raises:
       KeyError: the key does not match exactly one row of the table.
     """
-    targets, kind, rest = tables.find(self._source, key)
-    if kind not in tables.KINDS:
+    targets, kind, rest = find_row(self._table, key)
+    if kind not in KINDS:
       return Entry(kind, targets)
     places = [self._place(target) for target in targets]
     found = [place for place in places if isinstance(place, tuple)]
     if not found:
       return Entry("dead", places[0])
-    rests, forward, inverse = tables.KINDS[kind][rest]
+    rests, forward, inverse = KINDS[kind][rest]
     return Entry(
       "map",
       tuple(path + rest for path, _ in found for rest in rests),
@@ -244,7 +240,7 @@ def params_from_torch(state_dict, geometry, momentum=False, dtype=None):
   """Official mPLUG state dict -> parameters of `MPlug`; one tensor at a time is in memory besides the result.
 
   Args:
-    state_dict: {PyTorch key: array}, names as `convert_names.official_name` makes them; may read its arrays when asked.
+    state_dict: {PyTorch key: array}, names as `names.official_name` makes them; may read its arrays when asked.
     geometry: fields of MPlug.
     momentum: take the momentum copies (`text_encoder_m...`) instead of the online weights.
     dtype: of the result; None: for each leaf the one that holds its tensors' without loss.

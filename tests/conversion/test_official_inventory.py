@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.conversion import mapping, official_inventory
-from mplug_jax.conversion.formats.names import infer_geometry
+from mplug_jax.conversion.geometry import infer_geometry
 from tests.support import paths
 
 with gzip.open(paths.GOLDEN / "state_dicts.json.gz") as file:

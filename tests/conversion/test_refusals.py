@@ -93,7 +93,7 @@ def refused(capsys, folder, main, *args, messages=()):
       ("1 unknown tensors: classifier.weight",),
     ),
     (lambda x: x | {f"module.{KEY}": x[KEY]}, ("come under two names", f"module.{KEY}")),
-    (lambda x: {"weight": np.zeros((3, 4), np.float32)}, ("no mPLUG and no CLIP",)),
+    (lambda x: {"weight": np.zeros((3, 4), np.float32)}, ("fit no known format",)),
   ],
   ids=["dropped", "renamed", "narrower", "flat", "unknown", "twice", "of something else"],
 )

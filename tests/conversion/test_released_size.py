@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.conversion import mapping, official_inventory
-from mplug_jax.conversion.formats.names import infer_geometry
+from mplug_jax.conversion.geometry import infer_geometry
 from mplug_jax.tensor_files import open as torch_files
 from mplug_jax.tensor_files import write
 from tests.support.paths import ROOT

@@ -10,12 +10,8 @@ import pytest
 from mplug_jax.checkpoints import reading, warm_start
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import exporter, importer, mapping, official_inventory
-from mplug_jax.conversion.formats.names import (
-  config_beside,
-  infer_geometry,
-  official_names,
-  source_kind,
-)
+from mplug_jax.conversion.geometry import infer_geometry
+from mplug_jax.conversion.names import config_beside, official_names, source_kind
 from mplug_jax.tensor_files import open, write
 from mplug_jax.training.state import TrainState
 from tests.support.source_tensors import (
@@ -201,7 +197,7 @@ def test_mistakes_in_bert_are_named():
     without("cls.predictions.bias"),
     "2 leaves missing: fusion_encoder/mlm_head/head/bias, text_decoder/head/bias",
   )
-  refused(without("bert.embeddings.word"), "no mPLUG and no CLIP or BERT: neither")
+  refused(without("bert.embeddings.word"), "fit no known format: neither")
   refused(
     without("bert.embeddings.position"),
     "tensor bert.embeddings.position_embeddings.weight is missing",
@@ -397,7 +393,7 @@ def test_the_source_is_told_by_names(names, kind):
 def test_an_unknown_or_mixed_source_is_named():
   with pytest.raises(
     ValueError,
-    match="no mPLUG and no CLIP or BERT: their names begin with layer1, text_model; convertible are mPLUG",
+    match="fit no known format: their names begin with layer1, text_model; convertible are mPLUG",
   ):
     source_kind(["layer1.0.weight", "layer1.1.weight", "text_model.embeddings.position_ids"])
   with pytest.raises(

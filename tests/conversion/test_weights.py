@@ -13,7 +13,8 @@ import pytest
 from mplug_jax.checkpoints import manager as manager_lib
 from mplug_jax.checkpoints import reading, warm_start
 from mplug_jax.conversion import exporter, importer, mapping, official_inventory, storage
-from mplug_jax.conversion.formats.names import infer_geometry, official_name, official_names
+from mplug_jax.conversion.geometry import infer_geometry
+from mplug_jax.conversion.names import official_name, official_names
 from mplug_jax.tensor_files import open, write
 from tools import convert_checkpoint as convert_tool
 from tools import export_torch as export_tool
@@ -438,7 +439,7 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
     tmp_path,
     "1 tensors come under two names, for example .* and module",
   )
-  refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "no mPLUG and no CLIP")
+  refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "fit no known format")
   refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)
   refused(
     tensors,

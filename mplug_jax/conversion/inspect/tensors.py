@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mplug_jax.checkpoints import errors, manager, orbax_logging
-from mplug_jax.config.presets import PRESETS
 from mplug_jax.config.resume import rename
 from mplug_jax.conversion import mapping, storage
-from mplug_jax.conversion.formats.names import config_beside, infer_geometry, official_names
+from mplug_jax.conversion.geometry import GEOMETRY, infer_geometry
+from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
 from mplug_jax.tensor_files import open
 
@@ -27,7 +27,6 @@ _BATCH = (
   64 << 20
 )  # bytes that are read at once: opening an Orbax directory for every bias would take most of the time
 # Fields of a run's config.model that are the model's geometry; the others are how it computes.
-GEOMETRY = ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
 
 
 class Leaf(NamedTuple):

@@ -1,0 +1,166 @@
+"""The description of one foreign checkpoint format, and the kinds of its table rows.
+
+A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is a path of ours:
+`\\1` is the regex's group, `[\\1]` an index on a leading depth axis, `<\\1>` a fusion layer in the source's numbering.
+A tuple of targets: one tensor that initializes several leaves, those of them that the model has; the export reads the
+first. For other kinds the target is a text that describes the tensor.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Placement(NamedTuple):
+  """How the layers and parts of one file map to a model.
+
+  Attributes:
+    first_fusion_layer: the source's index of the model's first fusion layer.
+    leaves_new: regexes of leaves that the source lacks although it has their part of the model.
+    absent: path prefixes of parts that the source does not fill.
+    spare_layer: reason for dropping a layer beyond a part's depth; "" makes such a layer an error.
+  """
+
+  first_fusion_layer: int
+  leaves_new: tuple[str, ...] = ()
+  absent: tuple[str, ...] = ()
+  spare_layer: str = ""
+
+
+class Format(NamedTuple):
+  """Everything that conversion needs of one foreign format.
+
+  Attributes:
+    name: key of the format.
+    title: name for messages, with the beginnings of its tensor names.
+    sign: regex of tensor names that only this format has.
+    rows: table rows, see the module docstring.
+    geometry: ({table name: shape}, given fields) -> fields of MPlug, {} for another format's tensors.
+    placement: (table names, fields of MPlug) -> Placement.
+    table_prefix: beginning of table names that selects these rows; "" for the official model's names.
+    bare: regex of names that some files save without `prefix`.
+    prefix: what the table's names have before the bare ones.
+    renames: (regex, replacement) pairs of other spellings of the names.
+    family: first word of `model_type` in a config.json beside the weights; "" if there is none.
+    activation: the `hidden_act` that our layers compute.
+    config_section: entry of config.json with the fields, where it has one.
+    config_fields: (attention heads, width) of config.json -> fields of MPlug.
+  """
+
+  name: str
+  title: str
+  sign: str
+  rows: tuple[tuple[str, Any, str], ...]
+  geometry: Callable[[Mapping, Mapping], dict[str, Any]]
+  placement: Callable[[Any, Mapping], Placement]
+  table_prefix: str = ""
+  bare: str = ""
+  prefix: str = ""
+  renames: tuple[tuple[str, str], ...] = ()
+  family: str = ""
+  activation: str = ""
+  config_section: str = ""
+  config_fields: Callable[[int, int], dict[str, Any]] | None = None
+
+
+# {kind: {rest of the PyTorch key: (rests of our leaves, forward: array -> arrays, inverse: arrays, PyTorch shape -> array)}}.
+_ONE = (lambda x: (x,), lambda parts, shape: parts[0])
+_TRANSPOSED = (lambda x: (x.T,), lambda parts, shape: parts[0].T)
+_QKV = ("/query/", "/key/", "/value/")
+KINDS = {
+  "copy": {"": (("",), *_ONE)},
+  "linear": {".weight": (("/kernel",), *_TRANSPOSED), ".bias": (("/bias",), *_ONE)},
+  "norm": {".weight": (("/scale",), *_ONE), ".bias": (("/bias",), *_ONE)},
+  # Convolution weight [out, 3, p, p] <-> matrix over flattened patches [p * p * 3, out].
+  "patches": {
+    "": (
+      ("",),
+      lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, len(x)),),
+      lambda parts, shape: (
+        parts[0].reshape(shape[2], shape[3], shape[1], shape[0]).transpose(3, 2, 0, 1)
+      ),
+    )
+  },
+  "qkv": {
+    "_weight": (
+      tuple(f"{name}kernel" for name in _QKV),
+      lambda x: tuple(part.T for part in np.split(x, 3)),
+      lambda parts, shape: np.concatenate([part.T for part in parts]),
+    ),
+    "_bias": (
+      tuple(f"{name}bias" for name in _QKV),
+      lambda x: tuple(np.split(x, 3)),
+      lambda parts, shape: np.concatenate(parts),
+    ),
+  },
+}
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(rows):
+  return tuple(
+    (
+      re.compile(regex + "(?P<rest>" + "|".join(map(re.escape, KINDS.get(kind, [""]))) + ")"),
+      target,
+      kind,
+    )
+    for regex, target, kind in rows
+  )
+
+
+def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
+  """Finds the table row of a tensor.
+
+  Args:
+    table: the format.
+    key: table name of the tensor.
+
+  Returns:
+    (targets, or the description of a tensor that is no parameter; kind; rest of the name after the row's regex).
+
+  Raises:
+    KeyError: the name does not match exactly one row.
+  """
+  rows = [
+    (m, target, kind)
+    for regex, target, kind in _compiled(table.rows)
+    if (m := regex.fullmatch(key))
+  ]
+  if len(rows) != 1:
+    raise KeyError(
+      f"PyTorch tensor {key!r} matches {len(rows)} rows of the conversion table, it should match exactly one."
+    )
+  match, target, kind = rows[0]
+  if kind not in KINDS:
+    return match.expand(target), kind, ""
+  return (
+    tuple(map(match.expand, (target,) if isinstance(target, str) else target)),
+    kind,
+    match["rest"],
+  )
+
+
+def layers(shapes, regex):
+  """Number of layers whose names match the regex with the number as its group."""
+  count = 1 + max((int(m[1]) for name in shapes if (m := re.match(regex, name))), default=-1)
+  if count > len(shapes):
+    raise ValueError(
+      f"The tensors' names number layers up to {count - 1}, but there are {len(shapes)} tensors; the file is damaged."
+    )
+  return count
+
+
+def shape_of(shapes, name, axes):
+  """The shape of a tensor that tells the geometry."""
+  if name not in shapes:
+    raise ValueError(
+      f"The tensor {name} is missing, which tells the model's geometry; get the complete file."
+    )
+  if len(shapes[name]) != axes:
+    raise ValueError(
+      f"The tensor {name} should have {axes} axes and has shape {list(shapes[name])}."
+    )
+  return shapes[name]
