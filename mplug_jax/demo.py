@@ -14,7 +14,7 @@ import sys
 
 from PIL import Image
 
-from mplug_jax import Predictor
+from mplug_jax import Predictor, tune_process
 from mplug_jax.checkpoints import errors
 from mplug_jax.data.images import ops
 from mplug_jax.inference import explain
@@ -241,6 +241,7 @@ def _parse(argv):
 def main(argv=None):
   """Serves until it is stopped. Returns the exit status: 0, or 1 after one sentence on stderr."""
   options = _parse(argv)
+  tune_process()
   try:
     blocks = build(
       Pages(

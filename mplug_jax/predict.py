@@ -243,6 +243,7 @@ def run(options):
   total = sum(1 for _ in rows())  # also reads every line once, before anything is computed
   from mplug_jax.inference.predictor import Predictor
   from mplug_jax.reporting import progress as progress_lib
+  from mplug_jax.runtime.process import tune_process
 
   out = jsonl.Results(options.output) if options.output else None
   done, remaining = out.done if out else 0, rows()
@@ -257,6 +258,7 @@ def run(options):
     print(f"{options.output} has {done} of {total} rows; going on behind them.", file=sys.stderr)
   if done == total:
     return 0
+  tune_process()
   predictor = Predictor.load(
     options.checkpoint, options.config, options.tokenizer, batch_size=options.batch_size
   )

@@ -22,7 +22,6 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.reporting import progress
 from mplug_jax.tasks import vqa
 from mplug_jax.training import loop
-from mplug_jax.training import workdir as workdir_lib
 from tests.support import tiny_run
 
 STEPS = 6
@@ -315,7 +314,7 @@ def test_other_differences_are_said(settings, copy, monkeypatch):
   def stop(*args):
     raise Reached
 
-  monkeypatch.setattr(workdir_lib, "prepare_tokenizer", stop)
+  monkeypatch.setattr(loop, "prepare_tokenizer", stop)
   out = io.StringIO()
   with contextlib.redirect_stdout(out), pytest.raises(Reached):
     loop.train(settings(optim__lr=0.5, log_every=3), str(copy))

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mplug_jax import Predictor
+from mplug_jax import Predictor, tune_process
 from mplug_jax.checkpoints import errors
 from mplug_jax.inference.serving import export
 
@@ -33,6 +33,7 @@ def main(argv=None):
   names, platforms = (
     tuple(filter(None, text.split(","))) for text in (options.functions, options.platforms)
   )
+  tune_process()
   try:
     about = export.export(
       Predictor.load(options.checkpoint, options.config, options.tokenizer),

@@ -7,7 +7,6 @@ Images are paths, encoded bytes, PIL images or arrays u8[H, W], [H, W, 3 | 4]; c
 import functools
 
 import flax
-import jax
 import numpy as np
 
 from mplug_jax.data.examples import caption as caption_data
@@ -15,9 +14,7 @@ from mplug_jax.inference import checkpoint as restored
 from mplug_jax.inference import inputs, methods
 from mplug_jax.inference.batching import Programs, padded
 from mplug_jax.inference.results import Answer, Box, Caption, Hit, Index, Label, Match
-from mplug_jax.runtime import process
 
-_COMPILATION_WORTH_KEEPING = 0.1  # seconds
 _PROMPT_WIDTHS = 8  # prompts are padded to a multiple of it
 
 
@@ -43,6 +40,9 @@ class Predictor:
   def load(cls, checkpoint, config=None, tokenizer=None, *, batch_size=0, devices=None):
     """Reads a checkpoint.
 
+    Changes no setting of the calling process; `mplug_jax.tune_process()` before it makes
+    computations on CPU faster and keeps compiled programs for the next start.
+
     Args:
       checkpoint: run folder of mplug_jax.main, or what tools.convert_checkpoint made of PyTorch weights.
       config: "configs/vqa.py:base" or a ConfigDict, for weights that do not say what they were trained for. Default: the run's own; of
@@ -56,9 +56,6 @@ class Predictor:
     """
     if batch_size < 0:
       raise ValueError(f"batch_size={batch_size} must be at least 1, or 0 for the config's own.")
-    found = None if jax.config.jax_compilation_cache_dir else "~/.cache/mplug_jax"
-    process.prepare(found or "")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _COMPILATION_WORTH_KEEPING)
     return cls(restored.restore(checkpoint, config, tokenizer, devices), batch_size)
 
   @property

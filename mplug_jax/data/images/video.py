@@ -11,9 +11,6 @@ from mplug_jax.data.images import ops
 from mplug_jax.data.storage import archives
 
 SAMPLINGS = ("centres", "official")
-os.environ.setdefault(
-  "OPENCV_FFMPEG_LOGLEVEL", "-8"
-)  # a file that cannot be read is reported by the caller, once
 
 
 def frame_numbers(length, count, sampling="centres"):
@@ -82,6 +79,8 @@ def _local_file(path, name, stack):
 
 def _read_with_opencv(path, count, sampling):
   """Decodes from the start, for seeking is not exact; twice when the file says a wrong number of frames. None: no frame."""
+  # OpenCV reads it when it opens the first video. The caller reports unreadable files, once.
+  os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
   with contextlib.closing(_Capture(path)) as capture:
     length = capture.length
   for _ in range(2):

@@ -242,8 +242,8 @@ def test_extra_tokens_have_consecutive_ids_and_are_read_whole(sentencepiece):
 
 _TRAIN = """
 import sys
-from mplug_jax.data.text import tokenizer
-print(tokenizer.train_sentencepiece(sys.stdin, 60, sys.argv[1]).fingerprint)
+from mplug_jax.data.text import sentencepiece
+print(sentencepiece.train_sentencepiece(sys.stdin, 60, sys.argv[1]).fingerprint)
 """
 
 
