@@ -45,7 +45,7 @@ def parse_arg(arg: str | None, **spec: Any) -> Any:
   Raises:
     ValueError: unknown name or size, or a value of another type; the message lists valid ones.
   """
-  values = ConfigDict({"size": "small", **spec})
+  values: Any = ConfigDict({"size": "small", **spec})
   for i, part in enumerate(p.strip() for p in (arg or "").split(",") if p.strip()):
     name, equals, text = part.partition("=")
     if not equals and name in PRESETS and i == 0:

@@ -28,7 +28,7 @@ def check_updates(
   batch: dict[str, np.ndarray],
   batch_seconds: float,
   steps: int,
-  steps_per_epoch: float,
+  steps_per_epoch: int,
 ) -> None:
   """Compiles the train step and makes a few updates with one batch.
 
