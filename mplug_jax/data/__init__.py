@@ -1,6 +1,6 @@
 """Sources, transforms and the input pipeline. Nothing here imports JAX.
 
-`config.data.examples` names the module of this package that knows a kind of records. It has
+`config.data.examples` names a row of EXAMPLES: the module for one kind of records. Each module has
 
   get_source(data, split): random-access records of config.data;
   texts(source, records): their texts, what a tokenizer is fitted to; `records` of them, evenly spaced, 0 for all;
@@ -10,11 +10,31 @@
 import contextlib
 import importlib
 import os
+from types import ModuleType
+from typing import Any
+
+# config.data.examples -> its module, imported when it is used.
+EXAMPLES = {
+  "caption": "mplug_jax.data.examples.caption",
+  "classification": "mplug_jax.data.examples.classification",
+  "grounding": "mplug_jax.data.examples.grounding",
+  "pretrain": "mplug_jax.data.examples.pretrain",
+  "retrieval": "mplug_jax.data.examples.retrieval",
+  "vqa": "mplug_jax.data.examples.vqa",
+}
 
 
-def examples_module(config):
-  """The module that config.data.examples names."""
-  return importlib.import_module(f"{__name__}.examples.{config.data.examples}")
+def examples_module(config: Any) -> ModuleType:
+  """Returns the module for config.data.examples.
+
+  Raises:
+    ValueError: EXAMPLES has no such row; the message lists its names.
+  """
+  name = config.data.examples
+  if name not in EXAMPLES:
+    known = ", ".join(sorted(EXAMPLES))
+    raise ValueError(f"config.data.examples={name!r} is unknown; use one of: {known}.")
+  return importlib.import_module(EXAMPLES[name])
 
 
 def get_source(config, split):
