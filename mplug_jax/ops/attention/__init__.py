@@ -15,14 +15,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.ops.attention import cudnn
 from mplug_jax.ops.attention.blocked_cpu import BLOCKED
+from mplug_jax.ops.attention.common import FUSED_FROM
 from mplug_jax.ops.attention.flash_tpu import FLASH
 from mplug_jax.ops.attention.reference import PLAIN
 
 BLOCKED_FROM = 2**16  # scores of a head from which it is worth a turn of a loop on CPU
-
-
-FUSED_FROM = 256  # queries, and keys, from which a fused kernel is worth its padding
 
 
 def attention(query, key, value, mask=None, rate=0.0, rng=None, kernels="auto"):
@@ -39,9 +38,8 @@ def attention(query, key, value, mask=None, rate=0.0, rng=None, kernels="auto"):
     the mean of all values.
   """
   mask, rng = None if mask is None else jnp.asarray(mask), rng if rate > 0.0 else None
-  if kernels == "auto" and _cudnn_fits(query, key, mask, rng):
-    swapped = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*swapped, implementation="cudnn").swapaxes(1, 2)
+  if kernels == "auto" and cudnn.fits(query, key, mask, rng):
+    return cudnn.attention(query, key, value)
   return _attention(kernels, rate, query, key, value, mask, rng)
 
 
@@ -91,19 +89,3 @@ def _forms(query, key, mask, rng):
   ):
     forms["tpu"] = FLASH
   return forms
-
-
-# ---- cuDNN, for GPU
-
-
-def _cudnn_fits(query, key, mask, rng):
-  """Whether cuDNN takes these; it is asked for its version at tracing, so that there must be a GPU then."""
-  return (
-    jax.default_backend() == "gpu"
-    and query.dtype in (jnp.bfloat16, jnp.float16)
-    and mask is None
-    and rng is None
-    and query.shape[-1] % 8 == 0
-    and query.shape[-1] <= 128
-    and min(query.shape[2], key.shape[2]) >= FUSED_FROM
-  )

@@ -14,6 +14,9 @@ MASKED = (
 )  # added to the score of a masked key: finite, so a row without any key gives a mean, not NaN
 
 
+FUSED_FROM = 256  # queries, and keys, from which a fused kernel is worth its padding
+
+
 class Form(NamedTuple):
   """One way to compute attention; both directions of a call use the same.
 
