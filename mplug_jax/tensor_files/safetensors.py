@@ -1,4 +1,8 @@
-"""Reads safetensors files."""
+"""Reads safetensors files.
+
+Own code rather than the safetensors library: a 1 GiB file takes 0.24 s here and 0.25 to 0.42 s with
+`safe_open` (0.8.0, CPU, cached file), whose errors name neither the file nor the tensor.
+"""
 
 import contextlib
 import functools

@@ -3,6 +3,8 @@
 A pickle is a program: it names functions and calls them. `load` knows the few names a state dict needs (ordered dictionaries,
 storages, the functions that rebuild a tensor) as inert stand-ins of its own; every other name becomes a `Placeholder`
 class, which takes any arguments, state and items and does nothing. No name in the file is ever imported.
+
+Own code rather than torch.load: conversion works without PyTorch installed.
 """
 
 import collections
