@@ -1,8 +1,20 @@
-"""Evaluators: a task's own data, a jitted predict function, and the benchmark's own metric. They know no models."""
+"""Evaluators, one per benchmark: data of a split, a predict function and the benchmark's metric."""
 
 import importlib
 
+# Task name -> "module:class"; the module is imported when its evaluator is asked for.
+EVALUATORS = {
+  "caption": "mplug_jax.evaluators.caption:Evaluator",
+  "classification": "mplug_jax.evaluators.classification:Evaluator",
+  "grounding": "mplug_jax.evaluators.grounding:Evaluator",
+  "pretrain": "mplug_jax.evaluators.retrieval:Evaluator",  # Zero-shot retrieval.
+  "retrieval": "mplug_jax.evaluators.retrieval:Evaluator",
+  "scst": "mplug_jax.evaluators.caption:Evaluator",
+  "vqa": "mplug_jax.evaluators.vqa:Evaluator",
+}
 
-def get(name):
-  """The Evaluator class for the task `name`."""
-  return importlib.import_module(f"{__name__}.{name}").Evaluator
+
+def get(name: str) -> type:
+  """Returns the evaluator class of the task `name`."""
+  module, _, symbol = EVALUATORS[name].partition(":")
+  return getattr(importlib.import_module(module), symbol)

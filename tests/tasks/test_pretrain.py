@@ -16,7 +16,7 @@ from mplug_jax.data.examples import pretrain
 from mplug_jax.data.sources import mixture
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
-from mplug_jax.evaluators import pretrain as evaluators
+from mplug_jax.evaluators import retrieval as evaluators
 from mplug_jax.losses import language_modeling
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
