@@ -286,7 +286,7 @@ def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
 @pytest.mark.parametrize(
   "name,value",
   [
-    ("model__dropout", 0.2),
+    ("model__dropout_rate", 0.2),
     ("task__max_length", 7),
     ("data__max_question", 20),
     ("batch_size", 16),

@@ -118,9 +118,9 @@ def from_scratch(c: Any, lr: float, initializer_range: float) -> None:
   c.optim.schedule.warmup_steps = 50
   c.model.update(
     {
-      "dropout": 0.0,
-      "attention_dropout": 0.0,
-      "vision_attention_dropout": 0.0,
+      "dropout_rate": 0.0,
+      "attention_dropout_rate": 0.0,
+      "vision_attention_dropout_rate": 0.0,
       "initializer_range": initializer_range,
     }
   )

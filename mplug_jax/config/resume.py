@@ -10,10 +10,16 @@ from ml_collections import ConfigDict
 # Keys of earlier versions -> today's, both as dotted paths. A row may rename a whole section.
 RENAMED_KEYS: dict[str, str] = {
   "task.normalise": "task.normalize",
+  "model.attention": "model.attention_impl",
+  "model.dropout": "model.dropout_rate",
+  "model.attention_dropout": "model.attention_dropout_rate",
+  "model.vision_attention_dropout": "model.vision_attention_dropout_rate",
 }
 
 # Values of earlier versions, by today's key: {key: {earlier value: today's value}}.
-RENAMED_VALUES: dict[str, dict[Any, Any]] = {}
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {
+  "model.attention_impl": {"plain": "reference"},
+}
 
 # Keys added after the first runs, with the value that reproduces runs without the key.
 _LATER = {
@@ -25,14 +31,14 @@ _LATER = {
   "model.loss_chunk": 0,
   "task.negatives.ramp_steps": 0,
   "data.empty_prefix": 0.0,
-  "model.attention": "plain",
+  "model.attention_impl": "reference",
   "task.contrast_chunk": 0,
 }
 
 # A resumed run must have these sections and keys in common with its beginning,
 _FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")
 # apart from these keys, which change rounding alone.
-_FREE = ("model.attention",)
+_FREE = ("model.attention_impl",)
 
 
 def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

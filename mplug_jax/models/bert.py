@@ -26,12 +26,12 @@ class BertConfig(NamedTuple):
   mlp_dim: int
   max_positions: int
   pad_id: int
-  dropout: float
-  attention_dropout: float
+  dropout_rate: float
+  attention_dropout_rate: float
   initializer_range: float
   dtype: jnp.dtype
   remat: str
-  kernels: str
+  attention_impl: str
   loss_chunk: int
 
   @property
@@ -58,10 +58,10 @@ class BertConfig(NamedTuple):
     return layers.Attention(
       self.hidden_size,
       self.heads,
-      self.attention_dropout,
+      self.attention_dropout_rate,
       self.dtype,
       self.kernel_init,
-      kernels=self.kernels,
+      attention_impl=self.attention_impl,
       name=name,
     )
 
@@ -113,7 +113,7 @@ class Embeddings(nn.Module):
       table(2),
     )
     self.norm = c.norm()
-    self.dropout = layers.Dropout(c.dropout)
+    self.dropout = layers.Dropout(c.dropout_rate)
 
   def __call__(self, ids, positions):
     """ids: i32[B, L]; positions: i32[L] -> dtype[B, L, D]. The look-up of the pad id passes no gradient."""
@@ -141,7 +141,7 @@ class BertLayer(nn.Module):
       c.dense(c.hidden_size, activations.gelu),
       c.norm(),
     )
-    self.dropout = layers.Dropout(c.dropout)
+    self.dropout = layers.Dropout(c.dropout_rate)
 
   def _feed_forward(self, x):
     out = self.output(self.intermediate(x))

@@ -92,11 +92,11 @@ class Attention(nn.Module):
 
   width: int
   heads: int
-  rate: float = 0.0
+  dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   kernel_init: Callable = normal(0.02)
   out_init: Callable | None = None  # default: kernel_init
-  kernels: str = "auto"  # see attention.KERNELS
+  attention_impl: str = "auto"  # see ops.attention.attention
 
   def setup(self):
     def dense(init):
@@ -113,12 +113,12 @@ class Attention(nn.Module):
     """x: f[M * R, L, D]; key, value: [M, H, S, Dh]; mask: bool, broadcastable to [M, H, R * L, S] -> [M * R, L, D]."""
     rows, length, _ = x.shape
     query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * L, D]
-    rng = self.make_rng("dropout") if self.rate > 0.0 and self.has_rng("dropout") else None
+    rng = self.make_rng("dropout") if self.dropout_rate > 0.0 and self.has_rng("dropout") else None
     query = split_heads(query, self.heads)
     if self.is_mutable_collection("intermediates"):
       out = self._observed(query, key, value, mask)
     else:
-      out = attention(query, key, value, mask, self.rate, rng, self.kernels)
+      out = attention(query, key, value, mask, self.dropout_rate, rng, self.attention_impl)
     return self.out(merge_heads(out)).reshape(rows, length, self.width)
 
   def _observed(self, query, key, value, mask):

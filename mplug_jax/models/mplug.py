@@ -60,13 +60,13 @@ class MPlug(nn.Module):
   embed_dim: int = 256
   classes: int = 2
   temperature: float = 0.07
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
-  vision_attention_dropout: float = 0.1
+  dropout_rate: float = 0.1
+  attention_dropout_rate: float = 0.1
+  vision_attention_dropout_rate: float = 0.1
   initializer_range: float = 0.02
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
-  attention: str = "auto"  # or "plain", see models/attention.py
+  attention_impl: str = "auto"  # or "reference", see ops/attention
   loss_chunk: int = (
     0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
   )
@@ -79,12 +79,12 @@ class MPlug(nn.Module):
       self.mlp_dim,
       self.max_positions,
       self.pad_id,
-      self.dropout,
-      self.attention_dropout,
+      self.dropout_rate,
+      self.attention_dropout_rate,
       self.initializer_range,
       self.dtype,
       self.remat,
-      self.attention,
+      self.attention_impl,
       self.loss_chunk,
     )
     self.visual_encoder = VisionTransformer(
@@ -93,14 +93,14 @@ class MPlug(nn.Module):
       self.vision_width,
       self.vision_layers,
       self.vision_heads or self.vision_width // 64,
-      self.vision_attention_dropout,
+      self.vision_attention_dropout_rate,
       self.dtype,
       self.remat,
-      self.attention,
+      self.attention_impl,
     )
     self.visn_fc = bert.dense(self.hidden_size)
     self.visn_layer_norm = bert.norm()
-    self.visn_dropout = layers.Dropout(self.dropout)
+    self.visn_dropout = layers.Dropout(self.dropout_rate)
     self.text_encoder = TextEncoder(bert, self.text_layers)
     self.fusion_encoder = FusionEncoder(bert, self.fusion_layers, self.stride, self.fusion)
     self.text_decoder = TextDecoder(bert, self.decoder_layers)

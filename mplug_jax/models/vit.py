@@ -42,9 +42,9 @@ class Block(nn.Module):
   width: int
   heads: int
   depth: int
-  attention_rate: float
+  attention_dropout_rate: float
   dtype: jnp.dtype
-  kernels: str
+  attention_impl: str
 
   @nn.compact
   def __call__(self, x):
@@ -53,11 +53,11 @@ class Block(nn.Module):
     x = x + layers.Attention(
       self.width,
       self.heads,
-      self.attention_rate,
+      self.attention_dropout_rate,
       self.dtype,
       initializers.normal(scale),
       initializers.normal(scale * (2 * self.depth) ** -0.5),
-      self.kernels,
+      self.attention_impl,
       name="attention",
     )(normed)
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
@@ -79,10 +79,10 @@ class VisionTransformer(nn.Module):
   width: int
   depth: int
   heads: int
-  attention_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
-  attention: str = "auto"
+  attention_impl: str = "auto"
 
   @nn.compact
   def __call__(self, image):
@@ -123,9 +123,9 @@ class VisionTransformer(nn.Module):
       self.width,
       self.heads,
       self.depth,
-      self.attention_rate,
+      self.attention_dropout_rate,
       self.dtype,
-      self.attention,
+      self.attention_impl,
       name="blocks",
     )(constrain(x))
     return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)

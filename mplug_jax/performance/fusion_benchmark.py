@@ -77,7 +77,7 @@ def networks(model):
     model.initializer_range,
     model.dtype,
     "none",
-    model.attention,
+    model.attention_impl,
     0,
   )
   depth = model.fusion_layers

@@ -59,7 +59,7 @@ def test_added_keys_get_the_value_of_the_earlier_run():
   upgraded = config_lib.upgrade({"data": {"name": "scenes"}, "model": {}})
   assert upgraded["data"]["empty_prefix"] == 0.0
   assert "augment" not in upgraded["data"]
-  assert upgraded["model"] == {"loss_chunk": 0}  # attention changes rounding alone
+  assert upgraded["model"] == {"loss_chunk": 0}  # attention_impl changes rounding alone
   assert "task" not in upgraded
 
 
@@ -69,6 +69,18 @@ def test_scst_config_of_an_earlier_run_reads_as_todays():
   old["task"]["normalise"] = old["task"].pop("normalize")
   assert config_lib.from_json(json.dumps(old)).task.normalize == "none"
   assert config_lib.resume_conflicts(old, json.loads(config_lib.to_json(today))) == ([], [])
+
+
+def test_model_keys_of_an_earlier_run_read_as_todays():
+  today = json.loads(config_lib.to_json(tiny_run.config()))
+  today["model"]["attention_impl"] = "reference"
+  old = json.loads(json.dumps(today))
+  for name in ("dropout", "attention_dropout", "vision_attention_dropout"):
+    old["model"][name] = old["model"].pop(f"{name}_rate")
+  del old["model"]["attention_impl"]
+  old["model"]["attention"] = "plain"
+  assert config_lib.rename(old)["model"] == today["model"]
+  assert config_lib.resume_conflicts(old, today) == ([], [])
 
 
 def test_todays_config_keeps_its_values():
@@ -93,8 +105,11 @@ def test_run_older_than_a_key_resumes():
 
 def test_attention_change_is_reported_not_refused():
   new = config_lib.default_config("vqa", "tiny").to_dict()
-  old = {**new, "model": {k: v for k, v in new["model"].items() if k != "attention"}}
-  assert config_lib.resume_conflicts(old, new) == ([], ['model.attention: "plain" -> "auto"'])
+  old = {**new, "model": {k: v for k, v in new["model"].items() if k != "attention_impl"}}
+  assert config_lib.resume_conflicts(old, new) == (
+    [],
+    ['model.attention_impl: "reference" -> "auto"'],
+  )
 
 
 def test_resume_conflicts():

@@ -35,7 +35,7 @@ def without_recomputation(monkeypatch):
   monkeypatch.setattr(
     attention,
     "_attention",
-    lambda kernels, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
+    lambda attention_impl, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
   )
 
 
@@ -148,9 +148,9 @@ def test_agrees_with_xla_where_products_dominate():
     heads=12,
     mlp_dim=3072,
     image_size=64,
-    dropout=0.0,
-    attention_dropout=0.0,
-    vision_attention_dropout=0.0,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    vision_attention_dropout_rate=0.0,
   )
   shape = (IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH)
   counted = jax.jit(gradients(task)).lower(params, batch).cost_analysis()["flops"]

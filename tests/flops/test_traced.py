@@ -74,7 +74,7 @@ def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   monkeypatch.setattr(
     attention,
     "_attention",
-    lambda kernels, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
+    lambda attention_impl, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
   )
   task = task_of(name, **changes)
   # Hard negatives are drawn by products that nothing differentiates.

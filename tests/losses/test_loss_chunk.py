@@ -34,9 +34,9 @@ def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
   c = retrieval_files.config(
     "tiny" + ",data=scenes" * (task == "vqa"),
     task,
-    model__dropout=0.0,
-    model__attention_dropout=0.0,
-    model__vision_attention_dropout=0.0,
+    model__dropout_rate=0.0,
+    model__attention_dropout_rate=0.0,
+    model__vision_attention_dropout_rate=0.0,
     model__initializer_range=0.1,
   )
   c.compilation_cache, c.tokenizer.vocab_size = "", 128

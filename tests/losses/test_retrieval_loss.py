@@ -17,9 +17,9 @@ from mplug_jax.training import gradients as gradients_lib
 from tests.support import retrieval_files, tiny_run
 
 STEADY = {
-  "model__dropout": 0.0,
-  "model__attention_dropout": 0.0,
-  "model__vision_attention_dropout": 0.0,
+  "model__dropout_rate": 0.0,
+  "model__attention_dropout_rate": 0.0,
+  "model__vision_attention_dropout_rate": 0.0,
 }
 
 

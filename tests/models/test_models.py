@@ -314,9 +314,11 @@ def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
       gradient,
     )
 
-  forward = jax.jit(forward, static_argnames=("dropout", "attention_dropout"))
+  forward = jax.jit(forward, static_argnames=("dropout_rate", "attention_dropout_rate"))
   still = forward(params)
-  np.testing.assert_array_equal(still, forward(params, dropout=0.0, attention_dropout=0.0))
+  np.testing.assert_array_equal(
+    still, forward(params, dropout_rate=0.0, attention_dropout_rate=0.0)
+  )
   loud = [forward(params, jax.random.key(k)) for k in (0, 1)]
   assert np.abs(loud[0] - still).max() > 0.1 and np.abs(loud[0] - loud[1]).max() > 0.1
 

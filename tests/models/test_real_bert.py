@@ -154,7 +154,7 @@ def test_token_embeddings_of_a_trained_bert(folder, tmp_path):
   manifest = importer.convert_checkpoint(folder / "model.safetensors", tmp_path / "ours")
   assert manifest["geometry"]["heads"] == 12 and manifest["geometry"]["text_layers"] == 6
   part = params(tmp_path / "ours", "text_encoder/")
-  model = MPlug(**manifest["geometry"], dropout=0.0, attention_dropout=0.0)
+  model = MPlug(**manifest["geometry"], dropout_rate=0.0, attention_dropout_rate=0.0)
   tokenizer = WordPieceTokenizer(folder / "vocab.txt", append_sep=True)
   ids = pad_ids(
     [tokenizer.encode(text) for text in sentences(60, seed=1)], 64, tokenizer.pad_id, truncate=True

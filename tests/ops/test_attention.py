@@ -44,9 +44,11 @@ def mask_of(kind, length, keys, rows=ROWS):
   return mask
 
 
-def value_and_gradients(kernels, inputs, mask, rate=0.0, rng=None):
+def value_and_gradients(attention_impl, inputs, mask, rate=0.0, rng=None):
   query, key, value, cotangent = inputs
-  out, gradients = jax.vjp(lambda *x: attend(*x, mask, rate, rng, kernels), query, key, value)
+  out, gradients = jax.vjp(
+    lambda *x: attend(*x, mask, rate, rng, attention_impl), query, key, value
+  )
   return out, *gradients(cotangent)
 
 
@@ -74,7 +76,7 @@ def test_blocked_equals_plain(blocked, kind):
   for rate in (0.0, 0.4):  # the same probabilities are dropped
     ours, plain = (
       jax.jit(lambda *x, k=k, rate=rate: value_and_gradients(k, x, mask, rate, key))(*inputs)
-      for k in ("auto", "plain")
+      for k in ("auto", "reference")
     )
     check_equal(ours, plain, 2e-6)
   if kind == "empty":
@@ -86,7 +88,10 @@ def test_short_texts_and_the_plain_setting_stay_plain(monkeypatch):
   inputs = arrays(5, 7)
   assert not is_blocked(inputs, None)
   monkeypatch.setattr(attention, "BLOCKED_FROM", 1)
-  assert "while" not in jax.jit(lambda *x: attend(*x, kernels="plain")).lower(*inputs[:3]).as_text()
+  assert (
+    "while"
+    not in jax.jit(lambda *x: attend(*x, attention_impl="reference")).lower(*inputs[:3]).as_text()
+  )
 
 
 def test_blocked_on_a_mesh_equals_one_device_and_moves_nothing(blocked):
@@ -99,7 +104,7 @@ def test_blocked_on_a_mesh_equals_one_device_and_moves_nothing(blocked):
   def run(mask, *x):
     return value_and_gradients("auto", x, mask, 0.3, key)
 
-  plain = value_and_gradients("plain", inputs, mask, 0.3, key)
+  plain = value_and_gradients("reference", inputs, mask, 0.3, key)
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   with jax.set_mesh(mesh):
@@ -140,7 +145,9 @@ def test_tpu_gets_the_flash_kernel_where_it_can():
   assert kernels_in(backward, mask_of("keys", 577, 577), *inputs) == 3
   assert (
     kernels_in(
-      lambda *x: attend(*x, kernels="plain"), *inputs[:3], platforms=("tpu", "cpu", "cuda")
+      lambda *x: attend(*x, attention_impl="reference"),
+      *inputs[:3],
+      platforms=("tpu", "cpu", "cuda"),
     )
     == 0
   )
@@ -183,7 +190,7 @@ def test_flash_kernel_equals_plain(kind):
   length, keys = (130, 200) if kind == "keys" else (70, 90)
   inputs = arrays(length, keys, heads=2)
   mask = mask_of(kind, length, keys)
-  plain = value_and_gradients("plain", inputs, mask)
+  plain = value_and_gradients("reference", inputs, mask)
   with pltpu.force_tpu_interpret_mode():
     out, largest, inverse = jax.jit(lambda *x: flash_tpu._flash_forward(0.0, *x, mask, None))(
       *inputs[:3]
@@ -210,7 +217,9 @@ def test_cudnn_is_asked_only_in_half_precision_without_masks(monkeypatch):
   out = attend(*inputs[:3])
   assert calls == ["cudnn"] and out.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-    out.astype(jnp.float32), attend(*inputs[:3], kernels="plain").astype(jnp.float32), atol=0.02
+    out.astype(jnp.float32),
+    attend(*inputs[:3], attention_impl="reference").astype(jnp.float32),
+    atol=0.02,
   )
   attend(*arrays(300, 257)[:3])
   attend(*inputs[:3], mask_of("keys", 300, 257))

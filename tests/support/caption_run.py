@@ -14,9 +14,9 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from tests.support import tiny_run
 
 NO_DROPOUT = {
-  "model__dropout": 0.0,
-  "model__attention_dropout": 0.0,
-  "model__vision_attention_dropout": 0.0,
+  "model__dropout_rate": 0.0,
+  "model__attention_dropout_rate": 0.0,
+  "model__vision_attention_dropout_rate": 0.0,
 }
 
 

@@ -25,9 +25,9 @@ def tokenizer(tmp_path_factory):
 
 def no_dropout(**changes):
   return {
-    "model__dropout": 0.0,
-    "model__attention_dropout": 0.0,
-    "model__vision_attention_dropout": 0.0,
+    "model__dropout_rate": 0.0,
+    "model__attention_dropout_rate": 0.0,
+    "model__vision_attention_dropout_rate": 0.0,
     **changes,
   }
 

@@ -148,7 +148,8 @@ def case(request, tokenizer):
     task__mlm_alpha=0.4,
     task__negatives__greedy=True,
     **{
-      f"model__{name}": 0.0 for name in ("dropout", "attention_dropout", "vision_attention_dropout")
+      f"model__{name}": 0.0
+      for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
     },
   )
   built = loop.build(c, tokenizer)
@@ -263,7 +264,8 @@ def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
 def test_two_microbatches_equal_one(queue, placed):
   """With a teacher of features and words; and with none, where both sides of every similarity learn."""
   steady = {
-    f"model__{name}": 0.0 for name in ("dropout", "attention_dropout", "vision_attention_dropout")
+    f"model__{name}": 0.0
+    for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
   }
   changes = (
     steady if queue else steady | {"task__queue": 0, "task__alpha": 0.0, "task__mlm_alpha": 0.0}

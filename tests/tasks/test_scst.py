@@ -270,7 +270,7 @@ def test_beams_differ_and_do_not_follow_the_step(case, mode):
 
 def test_generating_with_dropout_follows_the_step_and_without_rate_is_the_cached_search(case):
   beam = dict(task__candidates="beam", task__sample_dropout=True)
-  first, again, later = _generate(case, (2, 2, 3), model__dropout=0.3, **beam)
+  first, again, later = _generate(case, (2, 2, 3), model__dropout_rate=0.3, **beam)
   np.testing.assert_array_equal(first["candidates"], again["candidates"])
   assert (first["candidates"] != later["candidates"]).any()
   (uncached,), (cached,) = _generate(case, **beam), _generate(case, task__candidates="beam")

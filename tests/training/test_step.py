@@ -161,9 +161,9 @@ def test_four_microbatches_equal_one_with_uneven_counts(meshes):
   """On a mesh too: every microbatch takes rows from every device."""
   c = tiny_run.config(
     model__initializer_range=0.1,
-    model__dropout=0.0,
-    model__attention_dropout=0.0,
-    model__vision_attention_dropout=0.0,
+    model__dropout_rate=0.0,
+    model__attention_dropout_rate=0.0,
+    model__vision_attention_dropout_rate=0.0,
     mesh__data=2,
   )
   results = []
@@ -396,9 +396,9 @@ def test_the_bad_leaf_is_named_as_the_parameters_are():
 def test_eight_images_are_learnt_by_heart(tokenizer):
   """Without dropout the loss goes to zero, and generation then gives the trained answers, which depend on the images."""
   c = tiny_run.config(
-    model__dropout=0.0,
-    model__attention_dropout=0.0,
-    model__vision_attention_dropout=0.0,
+    model__dropout_rate=0.0,
+    model__attention_dropout_rate=0.0,
+    model__vision_attention_dropout_rate=0.0,
     data__questions_per_image=4,
     data__augment__flip=0.0,
     optim__schedule__name="constant",

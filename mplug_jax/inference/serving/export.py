@@ -114,7 +114,7 @@ def export_function(task, params, name, platforms=PLATFORMS):
   )
   task = copy.copy(task)
   task.model = task.model.clone(
-    attention="plain"
+    attention_impl="reference"
   )  # kernels are of one platform, and chosen by numbers that are open here
   fn = FUNCTIONS[name].make(task)
   given, truths = (
