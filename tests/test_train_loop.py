@@ -130,7 +130,7 @@ def poison(monkeypatch, step):
       batch = batch | {"answer_weight": batch["answer_weight"] * np.nan}
     return batch
 
-  monkeypatch.setattr(vqa.Task, "prepare", prepare)
+  monkeypatch.setattr(vqa.VqaTask, "prepare", prepare)
 
 
 def saved_state(config, workdir, step=None):

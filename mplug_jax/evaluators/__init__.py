@@ -4,13 +4,13 @@ import importlib
 
 # Task name -> "module:class"; the module is imported when its evaluator is asked for.
 EVALUATORS = {
-  "caption": "mplug_jax.evaluators.caption:Evaluator",
-  "classification": "mplug_jax.evaluators.classification:Evaluator",
-  "grounding": "mplug_jax.evaluators.grounding:Evaluator",
-  "pretrain": "mplug_jax.evaluators.retrieval:Evaluator",  # Zero-shot retrieval.
-  "retrieval": "mplug_jax.evaluators.retrieval:Evaluator",
-  "scst": "mplug_jax.evaluators.caption:Evaluator",
-  "vqa": "mplug_jax.evaluators.vqa:Evaluator",
+  "caption": "mplug_jax.evaluators.caption:CaptionEvaluator",
+  "classification": "mplug_jax.evaluators.classification:ClassificationEvaluator",
+  "grounding": "mplug_jax.evaluators.grounding:GroundingEvaluator",
+  "pretrain": "mplug_jax.evaluators.retrieval:RetrievalEvaluator",  # Zero-shot retrieval.
+  "retrieval": "mplug_jax.evaluators.retrieval:RetrievalEvaluator",
+  "scst": "mplug_jax.evaluators.caption:CaptionEvaluator",
+  "vqa": "mplug_jax.evaluators.vqa:VqaEvaluator",
 }
 
 

@@ -14,7 +14,7 @@ from mplug_jax.runtime.atomic_files import write_json
 _METRICS = (*captioning.DEFAULT, "METEOR", "SPICE")
 
 
-class Evaluator:
+class CaptionEvaluator:
   """Captions all images of a split, scores the captions, leaves them and a picture in the run's folder."""
 
   metric = "CIDEr-D"  # the one that the run's last line and the best checkpoint go by

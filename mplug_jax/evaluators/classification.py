@@ -15,7 +15,7 @@ _GAP = 8  # white pixels between the images of a row
 _TABLE_LABELS = 6  # a confusion table of more classes is in its file alone
 
 
-class Evaluator:
+class ClassificationEvaluator:
   """Classifies all records of a split, leaves predictions, the confusion table and a picture in the run's folder."""
 
   metric = "accuracy"  # the one that the run's last line and the best checkpoint go by

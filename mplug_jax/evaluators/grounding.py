@@ -17,7 +17,7 @@ _RED, _GREEN = (214, 40, 40), (0, 170, 60)
 _ENOUGH = 0.5  # IoU
 
 
-class Evaluator:
+class GroundingEvaluator:
   """Locates all expressions of a split, scores the boxes, leaves them and a picture in the run's folder."""
 
   metric = "acc@0.5"  # the one that the run's last line and the best checkpoint go by

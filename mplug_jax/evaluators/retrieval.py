@@ -17,7 +17,7 @@ from mplug_jax.scenes import oracle as scene_oracle
 LISTED = 10  # candidates of a query in the results file
 
 
-class Evaluator:
+class RetrievalEvaluator:
   """Finds texts for images and images for texts, scores them, leaves the best in predictions.json and a picture in the run's folder.
 
   With config.eval.limit, the images are the first so many and the texts are theirs: a smaller and easier task.

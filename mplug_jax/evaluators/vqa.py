@@ -27,7 +27,7 @@ def score(prediction, question):
   return vqa_accuracy.vqa_accuracy(prediction, answers)
 
 
-class Evaluator:
+class VqaEvaluator:
   """Answers all questions of a split, scores them, leaves predictions and a picture in the run's folder."""
 
   metric = "accuracy"  # the one that the run's last line and the best checkpoint go by

@@ -4,13 +4,13 @@ import importlib
 
 # Task name -> "module:class"; the module is imported when its task is asked for.
 TASKS = {
-  "caption": "mplug_jax.tasks.caption:Task",
-  "classification": "mplug_jax.tasks.classification:Task",
-  "grounding": "mplug_jax.tasks.grounding:Task",
-  "pretrain": "mplug_jax.tasks.pretrain:Task",
-  "retrieval": "mplug_jax.tasks.retrieval:Task",
-  "scst": "mplug_jax.tasks.scst:Task",
-  "vqa": "mplug_jax.tasks.vqa:Task",
+  "caption": "mplug_jax.tasks.caption:CaptionTask",
+  "classification": "mplug_jax.tasks.classification:ClassificationTask",
+  "grounding": "mplug_jax.tasks.grounding:GroundingTask",
+  "pretrain": "mplug_jax.tasks.pretrain:PretrainTask",
+  "retrieval": "mplug_jax.tasks.retrieval:RetrievalTask",
+  "scst": "mplug_jax.tasks.scst:ScstTask",
+  "vqa": "mplug_jax.tasks.vqa:VqaTask",
 }
 
 

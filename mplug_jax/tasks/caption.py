@@ -25,7 +25,7 @@ def cross_entropy(logits, ids, counted):
   ).sum()
 
 
-class Task(base.Task):
+class CaptionTask(base.Task):
   """Cross-entropy, its mean over all tokens of the global batch (docs/official.md item 8).
 
   config.task: `prompt`, `prompt_mode` (see data/caption.py), `beams`, `min_length`, `max_length` (generated tokens, [eos] included),

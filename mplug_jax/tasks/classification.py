@@ -10,7 +10,7 @@ from mplug_jax.losses import language_modeling
 from mplug_jax.tasks import base
 
 
-class Task(base.Task):
+class ClassificationTask(base.Task):
   """Cross-entropy of the classes, from the fused text's first token of every image (see MPlug.fuse_images).
 
   config.task: `distill` {alpha, ramp_steps}: the share of the averaged model's distribution in the target and the updates in

@@ -97,7 +97,7 @@ def in_image_pixels(box, placed, size, canvas):
   return (corners - jnp.tile(low, 2)) * jnp.tile(size.astype(jnp.float32)[:, None] / extent, 2)
 
 
-class Task(base.Task):
+class GroundingTask(base.Task):
   """Cross-entropy of the location tokens, weighted by the error of the predicted box.
 
   config.task: `bins` and `rounding` (docs/official.md item 14), `box_weights` (see `box_losses`), `eval_normalisation` ("clip", or

@@ -12,8 +12,8 @@ from mplug_jax.losses import language_modeling
 from mplug_jax.tasks import matching, retrieval
 
 
-class Task(retrieval.Task):
-  """Terms "itc" and "itm" of retrieval.Task; "mlm", mean over the hidden tokens; "prefix_lm", mean over the target's tokens.
+class PretrainTask(retrieval.RetrievalTask):
+  """Terms "itc" and "itm" of retrieval.RetrievalTask; "mlm", mean over the hidden tokens; "prefix_lm", mean over the target's tokens.
 
   config.task, beside retrieval's: `coefficients` of the four terms; `mlm_alpha`, weight of the teacher's distribution in "mlm", which
   grows as `alpha` does, 0: no teacher there.
@@ -100,7 +100,7 @@ class Task(retrieval.Task):
     return valid & self._tokens(batch["masked_label"]), valid & self._tokens(batch["target"][:, 1:])
 
   def weights(self, batch, rng):
-    """As retrieval.Task; hidden tokens; target tokens."""
+    """As retrieval.RetrievalTask; hidden tokens; target tokens."""
     hidden, target = self._counted(batch)
     return super().weights(batch, rng) | {
       "mlm": hidden.sum(dtype=jnp.float32),
@@ -108,7 +108,7 @@ class Task(retrieval.Task):
     }
 
   def encode_rows(self, params, state, batch, rng):
-    """As retrieval.Task; `encoded` is what `encode_all` gives, and with config.task.mlm_alpha what it gives by the teacher."""
+    """As retrieval.RetrievalTask; `encoded` is what `encode_all` gives, and with config.task.mlm_alpha what it gives by the teacher."""
     encoded = self.apply(params, self.encode_all, batch, rng=rng)
     if not self.config.task.mlm_alpha:
       taught, features = None, self._teacher_features(state, batch)

@@ -25,7 +25,7 @@ _RERANK_SIMILARITY = ("none", "add", "likelihood")
 _GROUP = 64  # rows that negatives are drawn from by default: at most so many
 
 
-class Task(two_pass.ComparingTask):
+class RetrievalTask(two_pass.ComparingTask):
   """Two terms: "itc", cross-entropy of the similarities over batch and queues (both directions, halved), and "itm", cross-entropy of
   right and wrong pairs, two hard negatives for each right one.
 

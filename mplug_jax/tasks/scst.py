@@ -83,7 +83,7 @@ class Rewards:
     )
 
 
-class Task(caption.Task):
+class ScstTask(caption.CaptionTask):
   """Policy gradient: the mean over candidates of -(log-probability, normalised) x (reward - baseline).
 
   `prepare` generates and rewards with the parameters at hand; the loss reads the candidates by teacher forcing. Candidates

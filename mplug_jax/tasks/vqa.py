@@ -16,7 +16,7 @@ from mplug_jax.tasks import base
 _DISTILL_AXES = {"vocabulary": -1, "time": 1}
 
 
-class Task(base.Task):
+class VqaTask(base.Task):
   """Weighted cross-entropy over every distinct answer of a question.
 
   config.task: `distill` {alpha, ramp_steps, axis} or alpha 0 = off (docs/official.md items 6 and 7), `beams`,

@@ -55,7 +55,7 @@ def task_params(model):
       },
     }
   )
-  task = vqa.Task(model, config, PadZero)
+  task = vqa.VqaTask(model, config, PadZero)
   batch = task.batch_spec(1)
   return jax.eval_shape(
     lambda: task.init(jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch))

@@ -350,7 +350,7 @@ def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(f
 def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
   tokenizer = retrieval_files.tokenizer(folder)
   for clamp, expected in ((True, 0.5), (False, 0.7)):
-    task = retrieval.Task(None, config(folder, task__clamp_temperature=clamp), tokenizer)
+    task = retrieval.RetrievalTask(None, config(folder, task__clamp_temperature=clamp), tokenizer)
     assert task.project({"temp": {"value": jnp.float32(0.7)}})["temp"]["value"] == jnp.float32(
       expected
     )
@@ -433,7 +433,7 @@ def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):
   transform, source = data.make_transform(c, tokenizer, train=True), data.get_source(c, "train")
   (batch,) = pipeline.eval_batches(source, transform, batch_size=8, threads=0)
   built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
-  evaluator = evaluators.Evaluator(c, tokenizer, str(tmp_path))
+  evaluator = evaluators.RetrievalEvaluator(c, tokenizer, str(tmp_path))
   state, healthy, steps, result = built.init(), jnp.bool_(True), 0, {}
   while steps < 1000 and result.get("r_mean") != 100:
     for _ in range(25):

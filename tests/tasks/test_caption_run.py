@@ -14,7 +14,7 @@ from mplug_jax import data
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.sources import caption
 from mplug_jax.data.text import tokenizer as tokenizers
-from mplug_jax.evaluators.caption import Evaluator
+from mplug_jax.evaluators.caption import CaptionEvaluator
 from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import caption_run, tiny_run, vqa_files
@@ -173,7 +173,7 @@ def evaluate(c, tokenizer, workdir, captions):
       name: batch[name] for name in ("index", "mask", "corrupt")
     }
 
-  evaluator = Evaluator(c, tokenizer, str(workdir))
+  evaluator = CaptionEvaluator(c, tokenizer, str(workdir))
   return evaluator, evaluator.run({"generate": generate})
 
 

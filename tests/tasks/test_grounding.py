@@ -290,7 +290,7 @@ def test_the_canvas_is_zero_around_the_image_and_normalised_on_it(made):
 def test_only_the_search_normalises_by_the_option(made, monkeypatch, name):
   c = made.config.copy_and_resolve_references()
   c.task.eval_normalisation = name
-  task, used = grounding.Task(made.task.model, c, made.tokenizer), []
+  task, used = grounding.GroundingTask(made.task.model, c, made.tokenizer), []
 
   def recorded(image, placed, imagenet):
     used.append(imagenet)

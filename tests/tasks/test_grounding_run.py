@@ -187,7 +187,7 @@ class Known:
 )
 def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
   c = settings(cache, eval__limit=0, eval__batch_size=64)
-  evaluation = evaluator.Evaluator(
+  evaluation = evaluator.GroundingEvaluator(
     c, types.SimpleNamespace(pad_id=0, bos_id=2, eos_id=3, encode=lambda text: [2]), str(tmp_path)
   )
   evaluation.source = Chunked(

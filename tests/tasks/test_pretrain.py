@@ -165,7 +165,7 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
   c, built, state, batch = case
   task, model, key = built.task, built.task.model, jax.random.key(0)
   terms, metrics, extra = jax.jit(task.loss)(state.params, state, batch, key)
-  apart, _, extra_apart = jax.jit(lambda *args: retrieval.Task.loss(task, *args))(
+  apart, _, extra_apart = jax.jit(lambda *args: retrieval.RetrievalTask.loss(task, *args))(
     state.params, state, batch, key
   )
   for name in ("itc", "itm"):
@@ -307,7 +307,7 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path):
     retrieval_files.built(c, tokenizer, jax.devices()[:1]),
     retrieval_files.first_batch(c, tokenizer),
   )
-  evaluator = evaluators.Evaluator(c, tokenizer, str(tmp_path))
+  evaluator = evaluators.RetrievalEvaluator(c, tokenizer, str(tmp_path))
   state, healthy, result = built.init(), jnp.bool_(True), {}
   for _ in range(40):
     for _ in range(25):

@@ -192,7 +192,7 @@ class Together:
 
 def evaluator(config, tokenizer, workdir):
   workdir.mkdir(exist_ok=True)
-  return retrieval.Evaluator(config, tokenizer, str(workdir))
+  return retrieval.RetrievalEvaluator(config, tokenizer, str(workdir))
 
 
 def test_several_processes_get_the_result_of_one(settings, folder, tmp_path):

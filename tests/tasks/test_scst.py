@@ -163,7 +163,7 @@ def test_nothing_to_count_gives_no_gradient(case):
 def _prepare(tokenizer, said, batch=None, greedy=None, lengths=None, **changes):
   """`prepare` on candidates [[text, ...] of each row] that are given instead of generated."""
   c = config(task__max_length=30, **changes)
-  task = scst.Task(build_model(c, tokenizer), c, tokenizer)
+  task = scst.ScstTask(build_model(c, tokenizer), c, tokenizer)
 
   def rows(texts):
     ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
@@ -236,7 +236,7 @@ def test_places_without_a_caption_and_corrupt_images_have_no_length(tokenizer):
 def _generate(case, steps=(0,), **changes):
   """Candidates of the case's model at some steps."""
   c = config(**changes)
-  task = scst.Task(build_model(c, case.tokenizer), c, case.tokenizer)
+  task = scst.ScstTask(build_model(c, case.tokenizer), c, case.tokenizer)
   batch = {k: case.data[k] for k in ("image", "mask", "corrupt", "index")}
   sample = jax.jit(task.predict_fns()["sample"])
   return [
