@@ -1,11 +1,16 @@
-"""A new weight format is one set of definitions and one row of FORMATS."""
+"""What an extension costs: new definitions and one row in each table that lists them."""
+
+import json
 
 import numpy as np
 
+from mplug_jax import data, evaluators, tasks
 from mplug_jax.conversion import exporter, formats, importer
 from mplug_jax.conversion.formats.format import Format, Placement
 from mplug_jax.tensor_files import open as tensor_open
 from mplug_jax.tensor_files import write
+from mplug_jax.training import evaluate, loop
+from tests.support import brightness, tiny_run
 
 _SIZES = {"vision_width": 8, "hidden_size": 8, "embed_dim": 4, "heads": 1, "vision_heads": 1}
 
@@ -39,3 +44,27 @@ def test_one_row_converts_and_exports_a_new_format(tmp_path, monkeypatch):
     assert set(back) == set(tensors)
     for name, x in tensors.items():
       np.testing.assert_array_equal(back[name], x)
+
+
+def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch):
+  module = brightness.__name__
+  monkeypatch.setitem(data.EXAMPLES, "brightness", module)
+  monkeypatch.setitem(tasks.TASKS, "brightness", f"{module}:BrightnessTask")
+  monkeypatch.setitem(evaluators.EVALUATORS, "brightness", f"{module}:BrightnessEvaluator")
+  vocabulary = tmp_path / "vocab.txt"
+  special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+  vocabulary.write_text("\n".join([*special, *brightness.WORDS]))
+  config = tiny_run.config(total_steps=2, batch_size=8, eval__batch_size=8, eval__limit=0)
+  config.task.name = config.data.examples = config.data.name = "brightness"
+  with config.unlocked():
+    config.data.size = 20
+  config.tokenizer.kind = "wordpiece"
+  config.tokenizer.path = str(vocabulary)
+  run = tmp_path / "run"
+  assert loop.train(config, str(run)) == 0
+  result = json.loads((run / "result.json").read_text())
+  assert result["step"] == 2
+  assert result["metric"] == "accuracy"
+  assert result["metrics"]["images"] == 20
+  again = evaluate.evaluate(config, str(tmp_path / "evaluation"), str(run))
+  assert again == result["metrics"]

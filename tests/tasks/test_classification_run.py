@@ -167,7 +167,9 @@ def test_subsets_of_scenes_are_reported_apart(tmp_path):
       "probability": np.eye(2)[np.array(truth, int)]
     }
 
-  result = evaluator.ClassificationEvaluator(config, Tokenizer(), str(tmp_path)).run({"classify": classify})
+  result = evaluator.ClassificationEvaluator(config, Tokenizer(), str(tmp_path)).run(
+    {"classify": classify}
+  )
   assert result["accuracy_object"] == result["accuracy_unseen"] == result["accuracy_seen"] == 100
   assert result["accuracy_relation"] == result["accuracy_count"] == result["majority_label"] == 50
   assert (
