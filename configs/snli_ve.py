@@ -1,44 +1,65 @@
-"""Visual entailment: does an image entail a sentence, contradict it, or neither?
+r"""Visual entailment: does an image entail a sentence, contradict it, or neither?
 
     python -m mplug_jax.main --config=configs/grounding.py
     python -m mplug_jax.main --config=configs/snli_ve.py:init=runs/grounding
 
-trains the small preset on generated scenes, of which a sentence says how two objects stand to each other; an object that is not there
-makes it neutral. Without init= it begins at random, and learns in thousands of updates what is absent, but no relation: grounding
-teaches where things are. `:blank=true` shows black images instead: nothing but chance is left.
+train the small preset on generated scenes. A sentence describes the relative position of two
+objects; a missing object makes it neutral. From random initialization, without init=, thousands of
+updates teach absence but no relation: grounding teaches where objects are. `:blank=true` replaces
+all images with black ones: accuracy is then at chance.
 
-    python -m mplug_jax.main --config=configs/snli_ve.py:base,data=snli_ve,root=/data/snli_ve,init=FOLDER --config.tokenizer.path=vocab.txt
+    python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
+        --config=configs/snli_ve.py:base,data=snli_ve,root=/data/snli_ve,init=FOLDER
 
-is ALBEF's recipe: 384 px, batch 256, 5 epochs, distillation from the averaged weights. It reads ve_train.json, ve_dev.json and
-ve_test.json under `root`, lists of {"image", "sentence", "label"}, from `tools.prepare_data snli_ve`, and flickr30k-images/<image>.jpg.
-The paper reports 89.45 (dev) and 89.29 (test) for the large model, from its pre-trained weights: convert them with
+is ALBEF's recipe: 384 px, batch 256, 5 epochs, distillation from the averaged weights. It reads
+ve_train.json, ve_dev.json and ve_test.json under `root`, lists of {"image", "sentence", "label"},
+from `tools.prepare_data snli_ve`, and flickr30k-images/<image>.jpg. The paper reports 89.45 (dev)
+and 89.29 (test) for the large model, from its pre-trained weights: convert them with
 tools.convert_checkpoint for `init`.
 
-    python -m mplug_jax.main --config=configs/snli_ve.py:data=jsonl,root=/my/data,labels=yes/no/perhaps
+    python -m mplug_jax.main \
+        --config=configs/snli_ve.py:data=jsonl,root=/my/data,labels=yes/no/perhaps
 
-reads train.jsonl and val.jsonl under `root`, a line {"image", "sentence", "label"} for each example, with classes of your own. Other
-formats, data=jsonl:FILE, other keys and archives: as in configs/vqa.py.
+reads train.jsonl and val.jsonl under `root`, one line per example: {"image", "sentence", "label"},
+with your own classes. Other formats, data=jsonl:FILE, other keys and archives: see configs/vqa.py.
 """
 
 import os
 
 from mplug_jax import config
 
+SOURCES = ("scenes", "snli_ve", "jsonl")
 
-def get_config(arg=""):
-  arg = config.parse_arg(
-    arg, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False
+
+def get_config(arg: str = "") -> config.Config:
+  """Returns the config of a visual entailment run."""
+  options = config.parse_arg(
+    arg, SOURCES, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False
   )
-  c = config.default_config("snli_ve", arg.size)
-  classification(c, arg, images=1, labels=("contradiction", "neutral", "entailment"))
-  config.choose(_DATA, arg.data)(c, arg)
-  if arg.size in ("base", "large", "huge"):
-    paper(c, arg.size, batch_size=256, epochs=5)
-  return finish(c, arg)
+  c = config.default_config("snli_ve", options.size)
+  classification(c, options, images=1, labels=("contradiction", "neutral", "entailment"))
+  if options.data == "scenes":
+    scenes(c, options)
+  elif options.data == "snli_ve":
+    read_files(c, options, "ve_train.json", "ve_dev.json", "ve_test.json", "flickr30k-images")
+  else:
+    own_data(c, options)
+  if options.size in config.PAPER_SIZES:
+    paper(c, options.size, batch_size=256, epochs=5)
+  return finish(c, options)
 
 
-def classification(c, arg, images, labels):
-  """What every classification of images and a sentence needs, before its data."""
+def classification(
+  c: config.Config, options: config.Config, images: int, labels: tuple[str, ...]
+) -> None:
+  """Sets the task and data fields of any classification of images and a sentence.
+
+  Args:
+    c: config to change.
+    options: result of `config.parse_arg`.
+    images: number of images of an example.
+    labels: class names, unless options.labels has others.
+  """
   c.task.update(
     {
       "name": "classification",
@@ -47,56 +68,48 @@ def classification(c, arg, images, labels):
   )
   c.data.update(
     {
-      "name": arg.data,
+      "name": options.data,
       "examples": "classification",
       "images_per_text": images,
-      "labels": tuple(arg.labels.split("/")) if arg.labels else labels,
+      "labels": tuple(options.labels.split("/")) if options.labels else labels,
       "max_words": 30,
       "max_text": 24,
       "sentences_per_row": 1,
       "swap": 0.0,
-      "mirror": 0.0,  # see data/classification.py
+      "mirror": 0.0,  # see mplug_jax/data/examples/classification.py
       "strict": False,
-      "blank_image": arg.blank,
+      "blank_image": options.blank,
       "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
     }
   )
 
 
-def scenes(c, arg):
-  """Generated scenes; the mirror image of everything keeps every label."""
-  config.scenes(c, arg, steps=2500, mirror=0.5, max_text=16, easier=0.5)
-  if arg.size == "small":
-    config.from_scratch(c, 5e-4 if arg.init else 7e-4, 0.1)
+def scenes(c: config.Config, options: config.Config) -> None:
+  """Sets training on generated scenes; mirroring images and words keeps every label."""
+  config.scenes(c, options, steps=2500, mirror=0.5, max_text=16, easier=0.5)
+  if options.size == "small":
+    config.from_scratch(c, 5e-4 if options.init else 7e-4, 0.1)
     c.data.sentences_per_row = 4
 
 
-def read_files(c, arg, train, val, test, images):
-  """Examples read from json files under `root`, images from its folder `images`."""
-  train, val, test, images = (os.path.join(arg.root, name) for name in (train, val, test, images))
-  _files(c, train_files=(train,), val_file=val, test_file=test, image_root=images)
-
-
-def own_data(c, arg):
-  """One's own data: {"image" or "images", "sentence", "label", optionally "id"} for each example."""
-  _files(c, **config.own_files(arg))
-  c.eval.split = "val"
-
-
-def _files(c, **files):
+def read_files(
+  c: config.Config, options: config.Config, train: str, val: str, test: str, images: str
+) -> None:
+  """Sets training on JSON files under options.root, with images in its folder `images`."""
   c.total_epochs = 5
-  c.data.update({"max_text": 48, **files})
+  c.data.update(config.split_files(options.root, train, val, test))
+  c.data.update({"image_root": os.path.join(options.root, images), "max_text": 48})
 
 
-def _snli_ve(c, arg):
-  read_files(c, arg, "ve_train.json", "ve_dev.json", "ve_test.json", "flickr30k-images")
+def own_data(c: config.Config, options: config.Config) -> None:
+  """Sets training on lines of {"image" or "images", "sentence", "label", optionally "id"}."""
+  c.total_epochs = 5
+  c.eval.split = "val"
+  c.data.update({**config.own_data(options), "max_text": 48})
 
 
-_DATA = {"scenes": scenes, "snli_ve": _snli_ve, "jsonl": own_data}
-
-
-def paper(c, size, batch_size, epochs):
-  """ALBEF's fine-tuning; mPLUG's own settings are not published."""
+def paper(c: config.Config, size: str, batch_size: int, epochs: int) -> None:
+  """Sets ALBEF's fine-tuning recipe; mPLUG's own settings are not published."""
   config.official(
     c,
     batch_size,
@@ -114,12 +127,8 @@ def paper(c, size, batch_size, epochs):
   c.model.remat = "none" if size == "base" else "full"
 
 
-def finish(c, arg):
-  """See config.finish."""
+def finish(c: config.Config, options: config.Config) -> config.Config:
+  """Applies the tiny size and the config argument; called last."""
   c.model.classes = len(c.data.labels)
-  return config.finish(
-    c,
-    arg,
-    unused="(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*",
-    new=("cls_head/.*",),
-  )
+  unused = "(vision_proj|text_proj|itm_head|temp|text_decoder|fusion_encoder/mlm_head)/.*"
+  return config.finish(c, options, unused=unused, new=("cls_head/.*",))

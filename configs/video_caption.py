@@ -1,15 +1,18 @@
-"""Captioning of clips, zero-shot: a model that was trained on images reads some frames of a clip as one long image.
+r"""Zero-shot video captioning: an image model reads the frames of a clip as one long image.
 
     python -m mplug_jax.main --config=configs/caption.py --workdir=runs/caption
-    python -m mplug_jax.main --config=configs/video_caption.py --mode=evaluate --checkpoint=runs/caption
+    python -m mplug_jax.main --config=configs/video_caption.py --mode=evaluate \
+        --checkpoint=runs/caption
 
-captions 200 rendered clips in which objects move. `frames=1,sampling=3` shows frame 3 alone, to see what a single image tells.
+caption 200 rendered clips of moving objects. `frames=1,sampling=3` uses frame 3 alone, to measure
+what a single image gives.
 
-    python -m mplug_jax.main --config=configs/video_caption.py:large,data=vatex,root=/data/vatex --mode=evaluate --checkpoint=FOLDER \\
-        --config.tokenizer.path=vocab.txt
+    python -m mplug_jax.main --mode=evaluate --checkpoint=FOLDER --config.tokenizer.path=vocab.txt \
+        --config=configs/video_caption.py:large,data=vatex,root=/data/vatex
 
-is the paper's setting for VATEX: 8 frames at 448 px, the prompt "a picture of", beam 10. It reads test.json under `root`, a list of
-{"videoID", "enCap": captions}, and videos/<videoID>.mp4; `tools.prepare_data vatex` writes it. The paper reports CIDEr 42.0 for large.
+is the paper's setting for VATEX: 8 frames at 448 px, the prompt "a picture of", beam 10. It reads
+test.json under `root`, a list of {"videoID", "enCap": captions}, and videos/<videoID>.mp4;
+`tools.prepare_data vatex` writes it. The paper reports CIDEr 42.0 for large.
 """
 
 import os
@@ -17,36 +20,37 @@ import os
 from configs import caption
 from mplug_jax import config
 
-_DATA = {"clips": False, "vatex": True}  # whether it is the paper's setting
+SOURCES = ("clips", "vatex")
 
 
-def get_config(arg=""):
-  arg = config.parse_arg(
-    arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+def get_config(arg: str = "") -> config.Config:
+  """Returns the config of a zero-shot video captioning run."""
+  options = config.parse_arg(
+    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
   )
-  paper = config.choose(_DATA, arg.data)
+  paper = options.data == "vatex"  # the paper's setting
   c = config.variant(
     caption,
-    arg,
+    options,
     data="jsonl" if paper else "scenes",
-    root=arg.root,
-    res=arg.res or (448 if paper else 0),
-    steps=arg.steps,
-    blank=arg.blank,
+    root=options.root,
+    res=options.res or (448 if paper else 0),
+    steps=options.steps,
+    blank=options.blank,
   )
   c.name = "video_caption"
   c.data.update(
     {
-      "name": arg.data,
-      "frames": arg.frames or 8,
-      "frame_sampling": arg.sampling or ("official" if paper else "centres"),
+      "name": options.data,
+      "frames": options.frames or 8,
+      "frame_sampling": options.sampling or ("official" if paper else "centres"),
     }
   )
   if paper:
     c.data.update(
       {
-        "test_file": os.path.join(arg.root, "test.json"),
-        "image_root": os.path.join(arg.root, "videos"),
+        "test_file": os.path.join(options.root, "test.json"),
+        "image_root": os.path.join(options.root, "videos"),
         "video_suffix": ".mp4",
         "max_caption": 32,
       }
@@ -61,6 +65,6 @@ def get_config(arg=""):
       }
     )
     c.eval.batch_size = 8
-  elif arg.size != "tiny":
+  elif options.size != "tiny":
     c.eval.limit = 200
   return c.lock()

@@ -1,16 +1,19 @@
-"""Text-video retrieval, zero-shot: a model that was trained on images reads some frames of a clip as one long image.
+r"""Zero-shot text-video retrieval: an image model reads the frames of a clip as one long image.
 
     python -m mplug_jax.main --config=configs/retrieval.py --workdir=runs/retrieval
-    python -m mplug_jax.main --config=configs/video_retrieval.py --mode=evaluate --checkpoint=runs/retrieval
+    python -m mplug_jax.main --config=configs/video_retrieval.py --mode=evaluate \
+        --checkpoint=runs/retrieval
 
-searches among 200 rendered clips in which objects move. `frames=1,sampling=3` shows frame 3 alone, to see what a single image tells.
+search among 200 rendered clips of moving objects. `frames=1,sampling=3` uses frame 3 alone, to
+measure what a single image gives.
 
-    python -m mplug_jax.main --config=configs/video_retrieval.py:large,data=msrvtt,root=/data/msrvtt --mode=evaluate --checkpoint=FOLDER \\
-        --config.tokenizer.path=vocab.txt
+    python -m mplug_jax.main --mode=evaluate --checkpoint=FOLDER --config.tokenizer.path=vocab.txt \
+        --config=configs/video_retrieval.py:large,data=msrvtt,root=/data/msrvtt
 
-is the paper's setting for the 1,000 test clips of MSR-VTT: 12 frames at 224 px, the best 128 candidates re-ranked by the sum of match
-score and similarity. It reads test.jsonl under `root`, a line {"clip_name", "caption"} for each text, and videos/<clip_name>.mp4;
-`tools.prepare_data msrvtt` writes it. The paper reports a text-to-video R@1 of 38.1 for large.
+is the paper's setting for the 1,000 test clips of MSR-VTT: 12 frames at 224 px, the best 128
+candidates re-ranked by the sum of match score and similarity. It reads test.jsonl under `root`, one
+line per text: {"clip_name", "caption"}, and videos/<clip_name>.mp4; `tools.prepare_data msrvtt`
+writes it. The paper reports a text-to-video R@1 of 38.1 for large.
 """
 
 import os
@@ -18,37 +21,38 @@ import os
 from configs import retrieval
 from mplug_jax import config
 
-_DATA = {"clips": False, "msrvtt": True}  # whether it is the paper's setting
+SOURCES = ("clips", "msrvtt")
 
 
-def get_config(arg=""):
-  arg = config.parse_arg(
-    arg, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+def get_config(arg: str = "") -> config.Config:
+  """Returns the config of a zero-shot text-video retrieval run."""
+  options = config.parse_arg(
+    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
   )
-  paper = config.choose(_DATA, arg.data)
+  paper = options.data == "msrvtt"  # the paper's setting
   c = config.variant(
     retrieval,
-    arg,
+    options,
     data="jsonl" if paper else "scenes",
-    root=arg.root,
-    res=arg.res or (224 if paper else 0),
-    steps=arg.steps,
-    blank=arg.blank,
+    root=options.root,
+    res=options.res or (224 if paper else 0),
+    steps=options.steps,
+    blank=options.blank,
   )
   c.name = "video_retrieval"
   c.data.update(
     {
-      "name": arg.data,
-      "frames": arg.frames or (12 if paper else 8),
-      "frame_sampling": arg.sampling or ("official" if paper else "centres"),
+      "name": options.data,
+      "frames": options.frames or (12 if paper else 8),
+      "frame_sampling": options.sampling or ("official" if paper else "centres"),
     }
   )
   if paper:
     c.task.rerank_similarity = "add"
     c.data.update(
       {
-        "test_file": os.path.join(arg.root, "test.jsonl"),
-        "image_root": os.path.join(arg.root, "videos"),
+        "test_file": os.path.join(options.root, "test.jsonl"),
+        "image_root": os.path.join(options.root, "videos"),
         "video_suffix": ".mp4",
         "max_words": 40,
         "max_caption": 35,
@@ -56,6 +60,6 @@ def get_config(arg=""):
     )
     c.task.rerank_k = 128
     c.eval.batch_size = 16
-  elif arg.size != "tiny":
+  elif options.size != "tiny":
     c.eval.limit = 200
   return c.lock()

@@ -5,17 +5,20 @@ Config files import this package and use the names below; each is documented in 
 
 from typing import Any, TypeAlias
 
-from mplug_jax.config.arguments import choose, config_file, load, parse_arg
+from mplug_jax.config.arguments import config_file, load, parse_arg
 from mplug_jax.config.command_line import resolve_config_flag, unknown_key
 from mplug_jax.config.defaults import default_config
 from mplug_jax.config.recipes import (
+  PAPER_SIZES,
   finish,
   from_scratch,
   official,
+  own_data,
   own_files,
   own_shards,
   own_tfds,
   scenes,
+  split_files,
   variant,
 )
 from mplug_jax.config.resume import flat, from_json, rename, resume_conflicts, to_json, upgrade
@@ -25,10 +28,10 @@ from mplug_jax.config.validation import check, check_fields
 Config: TypeAlias = Any
 
 __all__ = [
+  "PAPER_SIZES",
   "Config",
   "check",
   "check_fields",
-  "choose",
   "config_file",
   "default_config",
   "finish",
@@ -37,6 +40,7 @@ __all__ = [
   "from_scratch",
   "load",
   "official",
+  "own_data",
   "own_files",
   "own_shards",
   "own_tfds",
@@ -45,6 +49,7 @@ __all__ = [
   "resolve_config_flag",
   "resume_conflicts",
   "scenes",
+  "split_files",
   "to_json",
   "unknown_key",
   "upgrade",

@@ -3,14 +3,12 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from mplug_jax.config.presets import PRESETS
-
-T = TypeVar("T")
 
 # In the order in which a config looks for files.
 SUFFIXES = (
@@ -26,7 +24,7 @@ SUFFIXES = (
 )
 
 
-def parse_arg(arg: str | None, **spec: Any) -> Any:
+def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
   """Parses the argument of a config, as "base,res=384,data=vqa_v2".
 
   The first part without "=" is the size, a name in PRESETS. Booleans are written true or false; a
@@ -36,6 +34,7 @@ def parse_arg(arg: str | None, **spec: Any) -> Any:
 
   Args:
     arg: text after the colon of --config; None or "": the defaults.
+    sources: valid values of data=; empty: any.
     **spec: known names with their defaults, whose types the values must have.
 
   Returns:
@@ -43,7 +42,7 @@ def parse_arg(arg: str | None, **spec: Any) -> Any:
     after jsonl:, shards: or tfds:, or "".
 
   Raises:
-    ValueError: unknown name or size, or a value of another type; the message lists valid ones.
+    ValueError: unknown name, size or source, or a value of another type; the message lists valid ones.
   """
   values: Any = ConfigDict({"size": "small", **spec})
   for i, part in enumerate(p.strip() for p in (arg or "").split(",") if p.strip()):
@@ -72,6 +71,10 @@ def parse_arg(arg: str | None, **spec: Any) -> Any:
           "data=shards:PATTERN or data=tfds:NAME; others take root=."
         )
       values[field] = path
+    if sources and values.data not in sources:
+      raise ValueError(
+        f"The config argument data={values.data!r} is unknown; there are {', '.join(sources)}."
+      )
   return values.lock()
 
 
@@ -86,17 +89,6 @@ def _typed(name: str, text: str, default: Any) -> Any:
   except ValueError:
     kind = "whole number" if isinstance(default, int) else "number"
     raise ValueError(f"The config argument {name}={text!r} must be a {kind}.") from None
-
-
-def choose(table: Mapping[str, T], data: str) -> T:
-  """Returns the entry of `table` for the config argument data=NAME.
-
-  Raises:
-    ValueError: there is no such entry; the message lists all.
-  """
-  if data not in table:
-    raise ValueError(f"The config argument data={data!r} is unknown; there are {', '.join(table)}.")
-  return table[data]
 
 
 def config_file(name: str) -> str:

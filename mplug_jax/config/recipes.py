@@ -6,6 +6,29 @@ from typing import Any
 
 from mplug_jax.config.arguments import SUFFIXES
 
+# Sizes that follow the paper's recipes; the others train from scratch on little data.
+PAPER_SIZES = ("base", "large", "huge")
+
+
+def split_files(root: str, train: str, val: str, test: str) -> dict[str, Any]:
+  """Returns the fields of config.data for one annotation file per split, all in the folder root."""
+  return {
+    "train_files": (os.path.join(root, train),),
+    "val_file": os.path.join(root, val),
+    "test_file": os.path.join(root, test),
+  }
+
+
+def own_data(arg: Any) -> dict[str, Any]:
+  """Returns the fields of config.data for the user's data: jsonl, folder, shards or tfds.
+
+  Args:
+    arg: result of `parse_arg`.
+  """
+  if arg.data == "folder":
+    return {"image_root": arg.root}
+  return {"jsonl": own_files, "shards": own_shards, "tfds": own_tfds}[arg.data](arg)
+
 
 def own_files(arg: Any) -> dict[str, Any]:
   """Returns the fields of config.data for the user's own annotation files, data=jsonl.

@@ -45,10 +45,10 @@ def plain_leaves(value):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_size_and_source_builds_a_locked_config_of_plain_values(path):
   module = runpy.run_path(str(path))
-  required = module.get("_REQUIRED", "")
+  required = module.get("REQUIRED", "")
   get_config = lambda arg="": module["get_config"](",".join(filter(None, (arg, required))))  # noqa: E731
   for size, data, rest in itertools.product(
-    PRESETS, module["_DATA"], ("", "res=224,steps=7,blank")
+    PRESETS, module["SOURCES"], ("", "res=224,steps=7,blank")
   ):
     arg = ",".join(filter(None, (size, f"data={data}", rest)))
     c = get_config(arg)
@@ -67,7 +67,7 @@ def test_every_size_and_source_builds_a_locked_config_of_plain_values(path):
 OWN_DATA = [
   path
   for path in CONFIGS
-  if path.stem == "caption_scst" or "jsonl" in runpy.run_path(str(path))["_DATA"]
+  if path.stem == "caption_scst" or "jsonl" in runpy.run_path(str(path))["SOURCES"]
 ]
 
 
@@ -75,7 +75,7 @@ OWN_DATA = [
 def test_one_s_own_data_is_one_argument(path, tmp_path):
   def files(arg):
     data = module["get_config"](
-      ",".join(filter(None, ("tiny", arg, module.get("_REQUIRED", ""))))
+      ",".join(filter(None, ("tiny", arg, module.get("REQUIRED", ""))))
     ).data
     return (
       [
@@ -276,7 +276,7 @@ def test_a_mistake_inside_a_config_file_keeps_its_traceback(tmp_path):
 
 def test_configs_import_no_jax():
   load = (
-    "module = runpy.run_path({!r})\nmodule['get_config']('base,' + module.get('_REQUIRED', ''))\n"
+    "module = runpy.run_path({!r})\nmodule['get_config']('base,' + module.get('REQUIRED', ''))\n"
   )
   code = "import sys, runpy\nimport mplug_jax.config\n" + "".join(
     load.format(str(p)) for p in CONFIGS
