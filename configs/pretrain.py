@@ -25,7 +25,7 @@ configs/caption.py.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config.data.test_file=/data/pretrain/coco_test.json \
-        --config=configs/pretrain.py:base,data=shards:/data/cc3m/{00000..00331}.tar,clip=...,bert=...
+        --config=configs/pretrain.py:base,data=shards:/data/cc/{00000..00331}.tar,clip=...,bert=...
 
 reads shards of image-text pairs: tar files in the WebDataset layout, or ArrayRecord files, also
 from gs:// and similar. data=tfds:NAME reads a prepared TensorFlow Datasets set: docs/shards.md.
