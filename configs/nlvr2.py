@@ -31,7 +31,7 @@ it by text assignment: does a caption describe the first image, the second or ne
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt --workdir=runs/assignment \
         --config=configs/nlvr2.py:base,data=captions,root=/data/captions,init=FOLDER
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
-        --config=configs/nlvr2.py:base,data=nlvr2,root=/nlvr2,init=runs/assignment,pairing=duplicated
+        --config=configs/nlvr2.py:base,data=nlvr2,root=/data,init=runs/assignment,pairing=duplicated
 
 The first reads train.json, val.json and test.json under `root`, lists of {"image", "caption"};
 `data=scene_captions` does the same on scenes.
