@@ -321,6 +321,6 @@ def test_values_that_cannot_work_are_refused(tokenizer, changes, message):
 
 def test_a_captioning_run_to_go_on_from_is_needed():
   with pytest.raises(
-    ValueError, match="goes on from a captioning run: name its folder, as init=runs/caption"
+    ValueError, match="continues from a captioning run: name its folder, as init=runs/caption"
   ):
     caption_run.config("small", "caption_scst")
