@@ -17,7 +17,7 @@ from tests.support import tiny_run
 
 @pytest.fixture
 def settings(tmp_path):
-  """Eight questions about as many pictures, of which the last is no image."""
+  """Config of eight questions about eight image files; the last file is not an image."""
   rng = np.random.default_rng(0)
   rows = [
     {"image": f"{i}.png", "question": f"what is number {i}?", "answer": "a picture"}
@@ -40,18 +40,19 @@ def test_doctor_accepts_a_trainable_config_with_warnings(settings, tmp_path, cap
   assert doctor.examine(settings, str(tmp_path / "runs" / "new")) == 0
   out = capsys.readouterr().out
   assert "verdict   this will train, 2 warnings" in out
-  assert (
-    "train: 1 of 8 images cannot be read" in out
-    and "1 of 8 images of the first batch cannot be read" in out
-  )
-  assert "of 8 examples" in out and "image uint8[8, 32, 32, 3]" in out and "tokens of" not in out
+  assert "train: 1 of 8 images cannot be read" in out
+  assert "1 of 8 images of the first batch cannot be read" in out
+  assert "of 8 examples" in out
+  assert "image uint8[8, 32, 32, 3]" in out
+  assert "tokens of" not in out
   losses = [float(x) for x in out.partition("updates   loss ")[2].partition(" with")[0].split(", ")]
-  assert len(losses) == 4 and losses[-1] < losses[0]
+  assert len(losses) == 4
+  assert losses[-1] < losses[0]
   assert sorted(tmp_path.iterdir()) == before  # nothing is written
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  ("change", "message"),
   [
     (
       lambda c: c.data.update({"train_files": ("/nowhere/train.jsonl",)}),
@@ -75,21 +76,20 @@ def test_doctor_reports_why_a_config_cannot_train(settings, tmp_path, capsys, ch
   change(settings)
   assert doctor.examine(settings, str(tmp_path)) > 0
   out = capsys.readouterr().out
-  assert f"error     {message}" in out and "verdict   this will not train, " in out
+  assert f"error     {message}" in out
+  assert "verdict   this will not train, " in out
 
 
 def test_doctor_does_not_run_a_step_that_exceeds_memory(settings, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(machine, "available_memory", lambda: 1 << 20)
   assert doctor.examine(settings, str(tmp_path)) == 1
   out = capsys.readouterr().out
-  assert (
-    "GiB a device, which has 0.0: lower config.batch_size" in out
-    and "updates" not in out.partition("first took")[2]
-  )
+  assert "GiB a device, which has 0.0: lower config.batch_size" in out
+  assert "updates" not in out.partition("first took")[2]
 
 
 @pytest.mark.parametrize(
-  "backend, environment, files, expected",
+  ("backend", "environment", "files", "expected"),
   [
     ("cpu", {}, (), ""),
     ("cpu", {}, ("/dev/nvidia0",), "gpu"),
@@ -111,7 +111,7 @@ def test_unknown_config_is_a_one_line_error():
     text=True,
     check=False,
   )
-  assert (
-    done.returncode == 1 and done.stderr.startswith("error: ") and "configs/none.py" in done.stderr
-  )
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: ")
+  assert "configs/none.py" in done.stderr
   assert len(done.stderr.splitlines()) == 1
