@@ -1,1 +1,4 @@
-"""Procedural scenes of colored shapes with captions, questions, boxes and statements. Imports no JAX."""
+"""Procedural scenes of colored shapes, with captions, questions, boxes and statements.
+
+Imports no JAX.
+"""

@@ -1,7 +1,7 @@
 """Short clips: one or two objects of a scene move in a straight line, the others stay.
 
-Moving objects never touch another object or the border. The direction of the first mover comes from
-the clip's number, the scene to fit it, so that all four are equally frequent.
+Moving objects never touch another object or the border. The index of the clip sets the direction
+of the first mover and the scene is drawn to fit it, so all four directions are equally frequent.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,13 @@ _VERBS = ("moves", "travels", "slides", "drifts")
 
 
 class ClipCaption(NamedTuple):
-  """`form`: ((Desc, direction or "still"), ...), true for some distinct objects of the clip."""
+  """One caption of a clip.
+
+  Attributes:
+    text: the caption.
+    form: ((Desc, direction or "still"), ...), true for some distinct objects of the clip.
+    unseen: True if the text names a held-out (shape, color) pair.
+  """
 
   text: str
   form: tuple
@@ -51,7 +57,14 @@ class ClipCaption(NamedTuple):
 
 
 class Clip(NamedTuple):
-  """`frames` differ in the movers' boxes alone; `moves`: {object number: direction}."""
+  """Scenes of one clip with its texts.
+
+  Attributes:
+    frames: scenes that differ only in the boxes of the moving objects.
+    moves: {index of a moving object: its direction}.
+    captions: 5 captions.
+    questions: 5 questions, one per family.
+  """
 
   frames: tuple[scenes.Scene, ...]
   moves: dict[int, str]
@@ -60,7 +73,7 @@ class Clip(NamedTuple):
 
 
 def _reach(scene, mover, direction, blocked):
-  """Whole pixels the mover can go before the border or a blocked box, 2 px apart."""
+  """Returns how many pixels the mover can travel and stay 2 px off borders and blocked boxes."""
   dx, dy = STEPS[direction]
   x1, y1, x2, y2 = scene.objects[mover].box
   reach = {"left": x1, "up": y1, "right": scene.config.size - x2, "down": scene.config.size - y2}[
@@ -76,8 +89,14 @@ def _reach(scene, mover, direction, blocked):
 
 
 def _travel(rng, scene, direction, taken):
-  """(object, box at the end) of an object with room to move, None if there is none; `taken`:
-  {object: area it sweeps}."""
+  """Returns (index, final box) of an object with room to move, or None.
+
+  Args:
+    rng: generator of the clip.
+    scene: first frame.
+    direction: key of STEPS.
+    taken: {index of an object that already moves: box around its path}.
+  """
   shortest = round(0.3 * scene.config.size)
   for mover in rng.permutation(len(scene.objects)).tolist():
     blocked = [taken.get(i, o.box) for i, o in enumerate(scene.objects) if i != mover]
@@ -95,19 +114,21 @@ def _union(a, b):
 
 
 def _motions(rng, scene, direction, movers):
-  """{object: (direction, box at the end)} of 1 or 2 movers in different directions, or None."""
+  """Returns {index: (direction, final box)} of 1 or 2 movers in different directions, or None."""
   motions = {}
   others = [d for d in STEPS if d != direction]
   for way in (direction, pick(rng, others))[: min(movers, len(scene.objects) - 1)]:
     swept = {i: _union(scene.objects[i].box, end) for i, (_, end) in motions.items()}
-    found = _travel(rng, scene, way, swept)
-    if found is None:
+    travel = _travel(rng, scene, way, swept)
+    if travel is None:
       return None
-    motions[found[0]] = (way, found[1])
+    mover, end = travel
+    motions[mover] = (way, end)
   return motions
 
 
 def _frame(scene, motions, fraction):
+  """Returns the scene after a fraction of all motions."""
   objects = list(scene.objects)
   for i, (_, end) in motions.items():
     box = tuple(a + round((b - a) * fraction) for a, b in zip(objects[i].box, end, strict=True))
@@ -118,7 +139,7 @@ def _frame(scene, motions, fraction):
 def _draw_caption(rng, scene, motions):
   mover = pick(rng, sorted(motions))
   still = pick(rng, [i for i in range(len(scene.objects)) if i not in motions])
-  names = pick(rng, (("colour", "shape"), ("size", "colour", "shape"), ("size", "shape")))
+  names = pick(rng, (("color", "shape"), ("size", "color", "shape"), ("size", "shape")))
   a, b = (describe(scene.objects[i], names) for i in (mover, still))
   template, direction, words = pick(rng, _TEMPLATES), motions[mover][0], Words(rng)
   text = template.format(
@@ -135,81 +156,88 @@ def _draw_caption(rng, scene, motions):
 
 
 def _captions(rng, scene, motions, count=5):
-  found = {}
-  while len(found) < count:
+  captions = {}
+  while len(captions) < count:
     caption = _draw_caption(rng, scene, motions)
     if caption is not None:
-      found.setdefault(caption.text, caption)
-  return list(found.values())
+      captions.setdefault(caption.text, caption)
+  return list(captions.values())
 
 
-def _singled_out(scene, thing):
-  descs = [describe(thing, names) for names in (("colour", "shape"), ("size", "colour", "shape"))]
+def _singled_out(scene, target):
+  """Returns a description that fits the target alone."""
+  descs = [describe(target, names) for names in (("color", "shape"), ("size", "color", "shape"))]
   return next(d for d in descs if len(matching(scene, d)) == 1)
 
 
 def _questions(rng, first, last, motions):
-  """One question of each of the families direction, mover_colour, mover_shape, moves, finally."""
+  """Returns one question each: direction, mover_colour, mover_shape, moves, finally."""
   words = Words()
   mover = next(iter(motions))
-  thing, direction = first.objects[mover], motions[mover][0]
+  moving, direction = first.objects[mover], motions[mover][0]
   still = pick(rng, [i for i in range(len(first.objects)) if i not in motions])
-  desc = _singled_out(first, thing)
-  found = [
+  desc = _singled_out(first, moving)
+  questions = [
     Question(
       f"in which direction does the {words.say(desc)} move?",
       direction,
       "direction",
       ("direction", desc),
-      thing.held_out,
+      moving.held_out,
     )
   ]
-  for name, word in (("colour", "color"), ("shape", "shape")):
-    text = f"what {word} is the object that moves {_TOWARDS[direction][0]}?"
-    found.append(
-      Question(
-        text, getattr(thing, name), f"mover_{name}", ("mover", name, direction), thing.held_out
-      )
+  for name, family in (("color", "mover_colour"), ("shape", "mover_shape")):
+    text = f"what {name} is the object that moves {_TOWARDS[direction][0]}?"
+    questions.append(
+      Question(text, getattr(moving, name), family, ("mover", name, direction), moving.held_out)
     )
-  wanted = bool(rng.integers(2))
-  asked = thing if wanted else first.objects[still]
+  positive = bool(rng.integers(2))
+  asked = moving if positive else first.objects[still]
   desc = _singled_out(first, asked)
-  found.append(
+  questions.append(
     Question(
       f"does the {words.say(desc)} move?",
-      "yes" if wanted else "no",
+      "yes" if positive else "no",
       "moves",
       ("moves", desc),
       asked.held_out,
     )
   )
-  wanted = bool(rng.integers(2))
+  positive = bool(rng.integers(2))
   a, b = last.objects[mover], last.objects[still]
   relation = pick(rng, related(last, a, b))
-  relation = relation if wanted else OPPOSITE[relation]
+  relation = relation if positive else OPPOSITE[relation]
   nouns = [_singled_out(first, o) for o in (a, b)]
   text = (
     f"is the {words.say(nouns[0])} {PHRASES[relation][0]} the {words.say(nouns[1])} at the end?"
   )
-  found.append(
+  questions.append(
     Question(
       text,
-      "yes" if wanted else "no",
+      "yes" if positive else "no",
       "finally",
       ("finally", relation, *nouns),
       a.held_out or b.held_out,
     )
   )
-  return found
+  return questions
 
 
 def clip(config: scenes.SceneConfig, split: str, index: int, frames: int = 8) -> Clip:
-  """Clip `index` of a split: 5 captions, 5 questions (one a family), `frames` descriptions.
+  """Returns a clip with 5 captions and 5 questions, one per family.
 
-  Raises ValueError when frames < 2, IndexError outside 0 <= index < split_size(split).
+  Args:
+    config: of the scenes.
+    split: "train", "val" or "test".
+    index: 0 <= index < split_size(split).
+    frames: number of frames, at least 2.
+
+  Raises:
+    ValueError: frames < 2.
+    IndexError: index is out of range.
   """
   if frames < 2:
-    raise ValueError(f"a clip of {frames} frame(s) shows no motion: ask for 2 or more")
+    raise ValueError(f"A clip needs at least 2 frames to show motion, got {frames}.")
   rng = scenes.generator(config, split, index, "clip")
   direction, movers = list(STEPS)[index % 4], int(rng.integers(1, 3))
   motions = None
@@ -226,5 +254,5 @@ def clip(config: scenes.SceneConfig, split: str, index: int, frames: int = 8) ->
 
 
 def render_clip(clip: Clip, config: scenes.SceneConfig) -> np.ndarray:
-  """Pixels u8[T, size, size, 3] of a clip; the background does not change."""
+  """Returns the pixels u8[T, size, size, 3] of a clip; its background does not change."""
   return np.stack([scenes.render(frame, config) for frame in clip.frames])

@@ -1,4 +1,9 @@
-"""The texts of every task on procedural scenes. All their tokenizers are fitted to these, so that any run can start from any other one."""
+"""The texts of all tasks on procedural scenes.
+
+Every tokenizer for scenes is fitted to these texts, so runs can start from each other's parameters.
+"""
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -6,20 +11,25 @@ from mplug_jax.scenes import pairs, questions, statements
 from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes import text as scene_text
 
-_CAPTIONS, _EXPRESSIONS, _QUESTIONS, _FURTHER = 5, 4, 8, 3  # of a record
+# Texts of each kind per record.
+_CAPTIONS = 5
+_EXPRESSIONS = 4
+_QUESTIONS = 8
+_FURTHER = 3
 
 
-def texts(config, records=0):
-  """Captions, questions with answers, referring expressions and statements of `records` training scenes, evenly spaced; 0: all.
+def texts(config: scenes.SceneConfig, records: int = 0) -> Iterator[str]:
+  """Yields captions, questions, answers, referring expressions and statements of training scenes.
 
   Args:
-    config: SceneConfig.
+    config: of the scenes.
+    records: number of scenes, evenly spaced over the training split; 0 = all.
   """
   size = scenes.split_size("train")
   for index in range(0, size, max(1, size // records) if records else 1):
     scene, rng = scenes.scene(config, "train", index), np.random.default_rng(index)
     yield from scene_text.captions(scene, _CAPTIONS)
-    yield from (found["text"] for found in scene_text.referring(scene, _EXPRESSIONS))
+    yield from (expression["text"] for expression in scene_text.referring(scene, _EXPRESSIONS))
     for question in questions.questions(scene, _QUESTIONS):
       yield from (question.text, question.answer)
     pair = pairs.pair(config, "train", index)

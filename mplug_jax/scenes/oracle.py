@@ -1,8 +1,8 @@
-"""An oracle for procedural scenes: it judges logical forms on scene descriptions.
+"""Oracle for procedural scenes: evaluates logical forms on scene descriptions.
 
-Its judgements share no code with the generators: it reads every form its own way, without labels or
-answers, so a score of 100 says that the generator's texts are true, and a score below 100 (only
-retrieval's) comes from texts that are true of several images.
+The oracle shares no code with the generators and reads neither labels nor answers. A score of 100
+therefore means that the generated texts are true. Only retrieval scores less, because some captions
+are true of several images.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from mplug_jax.scenes import questions, text
 from mplug_jax.scenes import scene as scenes
 
 
-def _fits(thing, desc):
+def _fits(item, desc):
   return all(
-    said is None or said == getattr(thing, name)
-    for name, said in zip(("size", "colour", "shape"), desc, strict=True)
+    said is None or said == getattr(item, name)
+    for name, said in zip(("size", "color", "shape"), desc, strict=True)
   )
 
 
@@ -27,17 +27,16 @@ def _candidates(scene, desc):
 
 
 def _the(scene, desc):
-  found = _candidates(scene, desc)
-  if len(found) != 1:
+  objects = _candidates(scene, desc)
+  if len(objects) != 1:
     raise ValueError(
-      f"{desc} fits {len(found)} objects of scene {scene.split}-{scene.index}, not "
-      "one: ask about a single object"
+      f"{desc} fits {len(objects)} objects of scene {scene.split}-{scene.index}; it must fit one."
     )
-  return found[0]
+  return objects[0]
 
 
 def _relation(name, a, b, margin):
-  """True, False or, for spatial relations within the margin, None."""
+  """Returns the truth of a relation, None for a spatial relation within the margin."""
   if name.startswith("same_"):
     return getattr(a, name[5:]) == getattr(b, name[5:])
   if name in ("larger", "smaller"):
@@ -50,68 +49,80 @@ def _relation(name, a, b, margin):
 
 
 def _assignments(statement, scene):
-  """(objects, True / False / None) of every way to give the statement's places to objects."""
+  """Yields (objects, True / False / None) for every assignment of objects to a statement."""
   options = [_candidates(scene, desc) for desc in statement.objects]
-  for things in itertools.product(*options):
-    if len(set(map(id, things))) == len(things):
+  for objects in itertools.product(*options):
+    if len(set(map(id, objects))) == len(objects):
       values = [
-        _relation(name, things[i], things[j], scene.config.margin)
+        _relation(name, objects[i], objects[j], scene.config.margin)
         for name, i, j in statement.relations
       ]
-      yield things, False if False in values else None if None in values else True
+      yield objects, False if False in values else None if None in values else True
 
 
 def holds(statement: text.Statement, scene: scenes.Scene) -> bool | None:
-  """Whether a statement is true of a scene; None = a centre is within the margin, in doubt."""
+  """Returns whether a statement is true of a scene; None if a center is within the margin."""
   values = [value for _, value in _assignments(statement, scene)]
   return True if True in values else None if None in values else False
 
 
 def locate(statement: text.Statement, scene: scenes.Scene) -> tuple[int, int, int, int]:
-  """Box (x1, y1, x2, y2) in pixels of the one object a referring expression can mean (place 0).
+  """Returns the box (x1, y1, x2, y2) in pixels of the object of a referring expression.
 
-  Raises ValueError when it fits none or several, or when another object is a doubtful fit.
+  Args:
+    statement: form of the expression; its object 0 is the target.
+    scene: the scene.
+
+  Raises:
+    ValueError: the expression fits no object or several, or another object is a doubtful fit.
   """
-  found = {things[0].box for things, value in _assignments(statement, scene) if value is not False}
-  if len(found) != 1 or not holds(statement, scene):
+  boxes = {
+    objects[0].box for objects, value in _assignments(statement, scene) if value is not False
+  }
+  if len(boxes) != 1 or not holds(statement, scene):
     raise ValueError(
-      f"{statement} refers to {len(found)} objects of scene {scene.split}-{scene.index}, not to one"
+      f"{statement} refers to {len(boxes)} objects of scene {scene.split}-{scene.index}, not one."
     )
-  return found.pop()
+  return boxes.pop()
 
 
 def _yes(value):
   if value is None:
-    raise ValueError("the answer is in doubt: two centres are within the margin")
+    raise ValueError("The answer is in doubt: two centers are within the margin.")
   return "yes" if value else "no"
 
 
-def _extreme(things, direction, margin):
+def _extreme(objects, direction, margin):
   best = [
-    a for a in things if all(_relation(direction, a, b, margin) for b in things if b is not a)
+    a for a in objects if all(_relation(direction, a, b, margin) for b in objects if b is not a)
   ]
   if len(best) != 1:
-    raise ValueError(f"no object is beyond doubt the outermost to the {direction}")
+    raise ValueError(f"No single object is clearly outermost in direction {direction!r}.")
   return best[0]
 
 
 def answer(form: tuple, scene: scenes.Scene) -> str:
-  """The answer to a question's form (scene_questions.Question.form).
+  """Returns the answer to a question.
 
-  Raises ValueError when the question's presupposition fails or the answer is in doubt, KeyError
-  for an unknown kind.
+  Args:
+    form: Question.form.
+    scene: the scene.
+
+  Raises:
+    ValueError: the presupposition of the question fails, or the answer is in doubt.
+    KeyError: unknown kind of question.
   """
   kind, *rest = form
   margin = scene.config.margin
 
-  def neighbour(name, direction, desc):
+  def neighbor(name, direction, desc):
     anchor = _the(scene, desc)
     beside = [
       (o, _relation(direction, o, anchor, margin)) for o in scene.objects if o is not anchor
     ]
     hits = [o for o, value in beside if value is not False]
     if len(hits) != 1 or (hits[0], True) not in beside:
-      raise ValueError(f"{len(hits)} objects can be {direction} of {desc}")
+      raise ValueError(f"{len(hits)} objects can be {direction} of {desc}; it must be one.")
     return getattr(hits[0], name)
 
   def position(desc):
@@ -126,22 +137,25 @@ def answer(form: tuple, scene: scenes.Scene) -> str:
     "check": lambda name, value, desc: _yes(getattr(_the(scene, desc), name) == value),
     "holds": lambda name, a, b: _yes(_relation(name, _the(scene, a), _the(scene, b), margin)),
     "more": lambda a, b: _yes(len(_candidates(scene, a)) > len(_candidates(scene, b))),
-    "neighbour": neighbour,
+    "neighbor": neighbor,
     "position": position,
     "extreme": lambda name, way: getattr(_extreme(scene.objects, way, margin), name),
   }[kind](*rest)
 
 
 def judge_pair(form: tuple, left: scenes.Scene, right: scenes.Scene) -> bool:
-  """Truth of a form of scene_pairs.Pair. Raises ValueError when an image leaves it in doubt."""
+  """Returns the truth of Pair.form.
+
+  Raises:
+    ValueError: the truth is in doubt for one of the images.
+  """
   kind, content = form
   if isinstance(content, text.Statement):
-    values = [holds(content, scene) for scene in (left, right)]
-    if None in values:
-      raise ValueError(f"{content} is in doubt for an image of the pair")
+    a, b = holds(content, left), holds(content, right)
+    if a is None or b is None:
+      raise ValueError(f"{content} is in doubt for an image of the pair.")
   else:
-    values = [len(_candidates(scene, content)) for scene in (left, right)]
-  a, b = values
+    a, b = len(_candidates(left, content)), len(_candidates(right, content))
   return {
     "both": bool(a and b),
     "one": bool(a) != bool(b),
@@ -158,7 +172,11 @@ def judge_pair(form: tuple, left: scenes.Scene, right: scenes.Scene) -> bool:
 
 
 def judge_entailment(statement: text.Statement, scene: scenes.Scene) -> str:
-  """Label of a hypothesis. Raises ValueError when the relation is in doubt."""
+  """Returns the label of a hypothesis, one of pairs.LABELS.
+
+  Raises:
+    ValueError: the relation is in doubt.
+  """
   if any(not _candidates(scene, desc) for desc in statement.objects):
     return "neutral"
   value = holds(statement, scene)
@@ -173,7 +191,7 @@ def _motion(first, last):
 
 
 def answer_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> str:
-  """The answer to a question about a clip, from its first and last frames. Raises as `answer`."""
+  """Returns the answer to a question about a clip, from its first and last frames, as `answer`."""
   first, last = frames[0], frames[-1]
   motions = [_motion(a, b) for a, b in zip(first.objects, last.objects, strict=True)]
   kind, *rest = form
@@ -187,7 +205,7 @@ def answer_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> str:
 
 
 def holds_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> bool:
-  """Truth of a clip caption's form: some distinct objects fit and move as it says."""
+  """Returns the truth of ClipCaption.form: some distinct objects fit and move accordingly."""
   pairs = [list(zip(frames[0].objects, frames[-1].objects, strict=True))] * len(form)
   return any(
     len(set(first for first, _ in chosen)) == len(form)
@@ -202,29 +220,35 @@ def holds_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> bool:
 def consistency(
   config: scenes.SceneConfig, split: str, images: int, captions_per_image: int = 5
 ) -> np.ndarray:
-  """bool[images x captions_per_image, images]: which captions are true of which images, for the
-  first `images` scenes of a split; caption i belongs to image i // captions_per_image."""
-  found = [scenes.scene(config, split, i) for i in range(images)]
+  """Returns bool[images x captions_per_image, images]: whether caption i is true of image j.
+
+  Args:
+    config: of the scenes.
+    split: "train", "val" or "test".
+    images: number of scenes, from the first.
+    captions_per_image: captions of each; caption i belongs to image i // captions_per_image.
+  """
+  sampled = [scenes.scene(config, split, i) for i in range(images)]
   showing = {}  # description -> numbers of the scenes with such an object
-  for scene in found:
+  for scene in sampled:
     for o in scene.objects:
       for said in itertools.product((True, False), repeat=3):
         desc = tuple(v if s else None for v, s in zip(o[:3], said, strict=True))
         showing.setdefault(desc, set()).add(scene.index)
   table = np.zeros((images * captions_per_image, images), bool)
-  forms = [c.form for s in found for c in text.caption_forms(s, captions_per_image)]
+  forms = [c.form for s in sampled for c in text.caption_forms(s, captions_per_image)]
   for row, form in enumerate(forms):
     for i in set.intersection(*(showing[tuple(desc)] for desc in form.objects)):
-      table[row, i] = holds(form, found[i]) is True
+      table[row, i] = holds(form, sampled[i]) is True
   return table
 
 
 def retrieval(table: np.ndarray) -> dict[str, float]:
-  """Expected recall in percent of an oracle that knows which captions are true of which images.
+  """Returns the expected recall in percent of an oracle with the table of true captions.
 
-  Text to image: an image drawn from the consistent ones, ties at random, so R@k is the mean of
-  min(k / |consistent|, 1). Image to text: true captions, those true of the fewest images first (the
-  likeliest to be written about this one), ties at random; a hit = one of the image's own.
+  Text to image: the oracle ranks the consistent images first, in random order, so R@k is the mean
+  of min(k / |consistent|, 1). Image to text: it ranks the true captions by the number of images
+  they are true of, fewest first, ties at random; a hit is a caption written for the image.
 
   Args:
     table: bool[N x captions, N] of `consistency`.
@@ -246,11 +270,16 @@ def retrieval(table: np.ndarray) -> dict[str, float]:
   return result
 
 
-def _miss(ambiguity, own, k):
-  """Chance that none of the first k captions is the image's own, ranked by ambiguity i64[M], ties
-  at random; own bool[M]."""
+def _miss(ambiguity, written, k):
+  """Returns the probability that none of the first k captions was written for the image.
+
+  Args:
+    ambiguity: i64[M], images that each true caption fits; the rank, ties at random.
+    written: bool[M], captions written for the image.
+    k: number of captions.
+  """
   for level in np.unique(ambiguity):
-    tied, good = int((ambiguity == level).sum()), int(own[ambiguity == level].sum())
+    tied, good = int((ambiguity == level).sum()), int(written[ambiguity == level].sum())
     taken = min(k, tied)
     if good:  # nothing after this level matters: if k reaches further, it has a hit already
       return math.comb(tied - good, taken) / math.comb(tied, taken)
@@ -261,9 +290,10 @@ def _miss(ambiguity, own, k):
 
 
 def attainable(config: scenes.SceneConfig, split: str, count: int) -> dict[str, float]:
-  """The oracle's score in percent for each task on the first `count` records of a split: vqa,
-  grounding (box found exactly), nlvr2, entailment, and the recalls of `retrieval` over `count`
-  images."""
+  """Returns the oracle's scores in percent on the first `count` records of a split.
+
+  The keys are vqa, grounding (exact boxes), nlvr2, entailment and those of `retrieval`.
+  """
   vqa, grounding, pairs, labels = [], [], [], []
   for i in range(count):
     scene = scenes.scene(config, split, i)

@@ -1,16 +1,16 @@
 """Statements about two scenes (as in NLVR2) and entailment triples (as in SNLI-VE).
 
-Pairs: words and label are drawn first, independently (the template and the label come from the
-record's number, so every template is exactly half true), then images that make the label right.
+Pairs: words and label are drawn first and independently, then images that make the label right.
+Template and label come from the index of the record, so each template is true in half of its uses.
 
-Entailment: the premise is the image; a hypothesis is "the A is <relation> the B" with A and B a
-colour and a shape. `entailment`: both are there and the relation holds; `contradiction`: both are
-there and it fails (its opposite holds beyond doubt); `neutral`: exactly one of A and B is there,
-so the image does not say. Whatever the label, the hypothesis is written about a scene with both
-objects and is true of it half the time; a neutral record then shows another image. So the words
-have the same distribution under all three labels.
+Entailment: the premise is the image; a hypothesis is "the A is <relation> the B", where A and B are
+a color and a shape. `entailment`: the image shows both and the relation holds. `contradiction`: it
+shows both and the opposite relation holds. `neutral`: it shows exactly one of A and B. For every
+label the hypothesis is written about a scene with both objects and is true of it half the time; a
+neutral record then shows another image. So words have the same distribution under all labels.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ COUNTED = {
     ((0, 2), (1, 1), (2, 0), (2, 2)),
   ),
 }
-PAIR_TEMPLATES = [  # (kind, what {x} is, template)
+PAIR_TEMPLATES = [  # (kind, content of {x}, template)
   *(
     (kind, content, text)
     for kind, entry in SHOWN.items()
@@ -111,8 +111,17 @@ PAIR_TEMPLATE_COUNT = len(PAIR_TEMPLATES)
 
 
 class Pair(NamedTuple):
-  """`form` = (kind, Statement or Desc), for scene_oracle.judge_pair. `template`: its number.
-  `unseen`: the statement names a held-out pair (`left.unseen`, `right.unseen` tell of images)."""
+  """Statement about two scenes.
+
+  Attributes:
+    text: the statement.
+    label: its truth.
+    form: (kind, Statement or Desc), see oracle.judge_pair.
+    left: left scene.
+    right: right scene.
+    template: index into PAIR_TEMPLATES.
+    unseen: True if the statement names a held-out (shape, color) pair.
+  """
 
   text: str
   label: bool
@@ -124,7 +133,15 @@ class Pair(NamedTuple):
 
 
 class Entailment(NamedTuple):
-  """`unseen`: the hypothesis names a held-out (shape, colour) pair."""
+  """Hypothesis about one scene.
+
+  Attributes:
+    text: the hypothesis.
+    label: one of LABELS.
+    form: what the hypothesis claims.
+    premise: the scene.
+    unseen: True if the hypothesis names a held-out (shape, color) pair.
+  """
 
   text: str
   label: str
@@ -134,20 +151,20 @@ class Entailment(NamedTuple):
 
 
 def _find(rng, config, split, accepts, other_than=None):
-  """A scene of the split that `accepts`, the first from a random place on."""
+  """Returns the first scene that `accepts` from a random index on."""
   size = scenes.split_size(split)
   start = int(rng.integers(size))
   for step in range(size):
-    found = scenes.scene(config, split, (start + step) % size)
-    if found.index != other_than and accepts(found):
-      return found
+    candidate = scenes.scene(config, split, (start + step) % size)
+    if candidate.index != other_than and accepts(candidate):
+      return candidate
   raise ValueError(
-    f"split {split!r} of {config} has no scene that fits the statement: use another seed"
+    f"Split {split!r} of {config} has no scene that fits the statement; use another seed."
   )
 
 
 def _relation_value(scene, statement):
-  """True, False, or None when an object is missing or the answer is not beyond doubt."""
+  """Returns the truth of a relation, None when an object is missing or the answer is in doubt."""
   (first, second), ((direction, _, _),) = statement
   ways = [
     related(scene, a, b)
@@ -160,14 +177,26 @@ def _relation_value(scene, statement):
   return False if ways and all(OPPOSITE[direction] in w for w in ways) else None
 
 
-def content_of(rng, config, split, kind):
-  """(form, words, value: scene -> bool, int or None) of what a statement is about."""
+def content_of(
+  rng: np.random.Generator, config: scenes.SceneConfig, split: str, kind: str
+) -> tuple[Statement | Desc, str, Callable[[scenes.Scene], bool | int | None]]:
+  """Draws the content of a statement.
+
+  Args:
+    rng: generator of the record.
+    config: of the scenes.
+    split: "train", "val" or "test".
+    kind: "object", "relation" or "count".
+
+  Returns:
+    (form, words, function from a scene to its value: truth, number, or None if in doubt).
+  """
   words = Words(rng)
-  name = pick(rng, ("shape", "colour"))
-  values = config.shapes if name == "shape" else config.colours
+  name = pick(rng, ("shape", "color"))
+  values = config.shapes if name == "shape" else config.colors
   if kind == "object":
-    shape, colour = pick(rng, scenes.allowed_pairs(config, split))
-    desc = Desc(colour=colour, shape=shape)
+    shape, color = pick(rng, scenes.allowed_pairs(config, split))
+    desc = Desc(color=color, shape=shape)
     return Statement((desc,)), with_article(words.say(desc)), lambda s: bool(matching(s, desc))
   if kind == "count":
     desc = Desc(**{name: pick(rng, values)})
@@ -182,10 +211,12 @@ def content_of(rng, config, split, kind):
 
 
 def pair(config: scenes.SceneConfig, split: str, index: int) -> Pair:
-  """Record `index` of the pair task: a statement, whether it is true, two scenes of the split.
+  """Returns record `index` of the pair task: a statement, its truth, two scenes of the split.
 
-  In a relation statement both images hold both objects, so the relation decides. Raises IndexError
-  outside 0 <= index < split_size(split).
+  For a statement about a relation both images show both objects, so the relation decides.
+
+  Raises:
+    IndexError: not 0 <= index < split_size(split).
   """
   rng = scenes.generator(config, split, index, "pair")
   label = index % 2 == 0
@@ -198,28 +229,29 @@ def pair(config: scenes.SceneConfig, split: str, index: int) -> Pair:
   right = _find(
     rng, config, split, lambda s: value(s) is not None and value(s) == wanted_right, left.index
   )
-  unseen = content == "object" and form.objects[0].held_out
+  unseen = content == "object" and isinstance(form, Statement) and form.objects[0].held_out
   return Pair(template.format(x=words), label, (kind, form), left, right, number, unseen)
 
 
 def hypothesis(rng: np.random.Generator, scene: scenes.Scene, truth: bool) -> Statement | None:
-  """A claim about two objects of the scene, each the only one of its colour and shape."""
-  things = [o for o in scene.objects if len(matching(scene, describe(o, ("colour", "shape")))) == 1]
-  if len(things) < 2:
+  """Returns a claim about two objects of unique color and shape, None if the scene lacks them."""
+  objects = [o for o in scene.objects if len(matching(scene, describe(o, ("color", "shape")))) == 1]
+  if len(objects) < 2:
     return None
-  a, b = (things[i] for i in rng.permutation(len(things))[:2])
+  a, b = (objects[i] for i in rng.permutation(len(objects))[:2])
   relations = related(scene, a, b)
   if a.size != b.size:
     relations.append("larger" if a.size == "large" else "smaller")
   relation = pick(rng, relations)
-  objects = tuple(describe(o, ("colour", "shape")) for o in (a, b))
-  return Statement(objects, ((relation if truth else OPPOSITE[relation], 0, 1),))
+  descs = tuple(describe(o, ("color", "shape")) for o in (a, b))
+  return Statement(descs, ((relation if truth else OPPOSITE[relation], 0, 1),))
 
 
 def entailment(config: scenes.SceneConfig, split: str, index: int) -> Entailment:
-  """Record `index` of the entailment task; labels take turns, so they are exactly balanced.
+  """Returns record `index` of the entailment task; labels alternate, so they are balanced.
 
-  Raises IndexError outside 0 <= index < split_size(split).
+  Raises:
+    IndexError: not 0 <= index < split_size(split).
   """
   rng = scenes.generator(config, split, index, "entailment")
   label = LABELS[index % 3]

@@ -1,10 +1,10 @@
-"""Balanced questions about procedural scenes, and the source of VQA records made of them.
+"""Balanced questions about procedural scenes, and a source of VQA records.
 
-Thirteen families: `exist`, `size`, `check`, `relation`, `larger`, `more`, `same` (answers yes and
-no, half and half) and `count`, `colour`, `shape`, `position`, `neighbour`, `extreme` (at least four
-answers). So that words alone tell nothing, the answer is drawn before the words, and a question is
-asked only where the scene could as well have given the opposite answer to words of the same kind;
-`count` uses the theme around which the scene was made.
+Thirteen families: `exist`, `size`, `check`, `relation`, `larger`, `more`, `same` (half yes, half
+no) and `count`, `colour`, `shape`, `position`, `neighbour`, `extreme` (at least four answers). The
+answer is drawn before the words, and a question is asked only if the scene also allows the opposite
+answer to a question of the same kind, so the words alone do not give the answer away. `count` uses
+the theme of the scene.
 """
 
 from typing import NamedTuple
@@ -25,12 +25,19 @@ from mplug_jax.scenes.text import (
 
 _WORDS = Words()
 _EXTREMES = {"left": "leftmost", "right": "rightmost", "above": "topmost", "below": "bottommost"}
-_ASKED = {"colour": "color", "shape": "shape"}  # attribute -> its American word, as in VQA v2
+_ASKED = {"color": "color", "shape": "shape"}  # attribute -> word of the question, as in VQA v2
 
 
 class Question(NamedTuple):
-  """`form` = (kind, arguments...), which scene_oracle.answer evaluates. `unseen`: the question
-  names or asks for a held-out (shape, colour) pair."""
+  """Question about a scene or a clip.
+
+  Attributes:
+    text: the question.
+    answer: the only right answer.
+    family: name of the kind of question, a key of FAMILIES for scenes.
+    form: (kind, arguments...), evaluated by oracle.answer.
+    unseen: True if the question names or asks for a held-out (shape, color) pair.
+  """
 
   text: str
   answer: str
@@ -52,21 +59,26 @@ def _shuffled(rng, items):
 
 
 def _unique(rng, scene, options):
-  """(object, description) in random order, for objects which one of `options` (tuples of
-  attribute names, tried in random order) singles out."""
-  for thing in _shuffled(rng, scene.objects):
+  """Yields (object, description) in random order for objects that one of `options` singles out.
+
+  Args:
+    rng: generator of the questions.
+    scene: the scene.
+    options: tuples of attribute names, tried in random order.
+  """
+  for item in _shuffled(rng, scene.objects):
     for names in _shuffled(rng, options):
-      desc = describe(thing, names)
+      desc = describe(item, names)
       if len(matching(scene, desc)) == 1:
-        yield thing, desc
+        yield item, desc
         break
 
 
 def _exist(rng, scene):
   wanted = _yes_no(rng)
-  names = pick(rng, (("colour", "shape"), ("colour", "shape"), ("shape",), ("colour",)))
+  names = pick(rng, (("color", "shape"), ("color", "shape"), ("shape",), ("color",)))
   pairs = scenes.allowed_pairs(scene.config, scene.split)
-  every = sorted({describe(Desc(None, colour, shape), names) for shape, colour in pairs})
+  every = sorted({describe(Desc(None, color, shape), names) for shape, color in pairs})
   present = [d for d in every if matching(scene, d)]
   absent = [d for d in every if d not in present]
   if not absent:
@@ -79,33 +91,33 @@ def _exist(rng, scene):
 
 def _size(rng, scene):
   wanted = _yes_no(rng)
-  for thing, desc in _unique(rng, scene, [("colour", "shape")]):
-    value = thing.size if wanted else scenes.SIZES[thing.size == "small"]
-    return f"is {_the(desc)} {value}?", wanted, ("check", "size", value, desc), [thing]
+  for item, desc in _unique(rng, scene, [("color", "shape")]):
+    value = item.size if wanted else scenes.SIZES[item.size == "small"]
+    return f"is {_the(desc)} {value}?", wanted, ("check", "size", value, desc), [item]
   return None
 
 
 def _check(rng, scene):
   wanted = _yes_no(rng)
-  for thing, desc in _unique(rng, scene, [("shape",), ("size", "shape")]):
-    colours = [c for s, c in scenes.allowed_pairs(scene.config, scene.split) if s == thing.shape]
-    value = thing.colour if wanted else pick(rng, [c for c in colours if c != thing.colour])
-    form = ("check", "colour", value, desc)
-    return f"is {_the(desc)} {value}?", wanted, form, [thing, desc._replace(colour=value)]
+  for item, desc in _unique(rng, scene, [("shape",), ("size", "shape")]):
+    colors = [c for s, c in scenes.allowed_pairs(scene.config, scene.split) if s == item.shape]
+    value = item.color if wanted else pick(rng, [c for c in colors if c != item.color])
+    form = ("check", "color", value, desc)
+    return f"is {_the(desc)} {value}?", wanted, form, [item, desc._replace(color=value)]
   return None
 
 
 def _two_unique(rng, scene):
-  options = [("colour", "shape"), ("size", "shape"), ("size", "colour", "shape")]
+  options = [("color", "shape"), ("size", "shape"), ("size", "color", "shape")]
   return list(_unique(rng, scene, options))[:2]
 
 
 def _relation(rng, scene):
   wanted = _yes_no(rng)
-  found = _two_unique(rng, scene)
-  if len(found) < 2:
+  targets = _two_unique(rng, scene)
+  if len(targets) < 2:
     return None
-  (a, first), (b, second) = found
+  (a, first), (b, second) = targets
   direction = pick(rng, related(scene, a, b))
   direction = direction if wanted else OPPOSITE[direction]
   text = f"is {_the(first)} {PHRASES[direction][0]} {_the(second)}?"
@@ -114,8 +126,8 @@ def _relation(rng, scene):
 
 def _larger(rng, scene):
   wanted = _yes_no(rng)
-  found = list(_unique(rng, scene, [("colour", "shape")]))
-  pairs = [(a, b) for a in found for b in found if (a[0].size, b[0].size) == ("large", "small")]
+  targets = list(_unique(rng, scene, [("color", "shape")]))
+  pairs = [(a, b) for a in targets for b in targets if (a[0].size, b[0].size) == ("large", "small")]
   if not pairs:
     return None
   (a, first), (b, second) = pick(rng, pairs)
@@ -128,8 +140,8 @@ def _larger(rng, scene):
 
 def _more(rng, scene):
   wanted = _yes_no(rng)
-  name = pick(rng, ("shape", "colour"))
-  values = scene.config.shapes if name == "shape" else scene.config.colours
+  name = pick(rng, ("shape", "color"))
+  values = scene.config.shapes if name == "shape" else scene.config.colors
   descs = [Desc(**{name: value}) for value in values]
   counts = {d: len(matching(scene, d)) for d in descs}
   unequal = [(a, b) for a in descs for b in descs if counts[a] > counts[b]]
@@ -142,12 +154,14 @@ def _more(rng, scene):
 
 
 def _same(rng, scene):
-  """Of two objects that differ in shape, the colour, or the other way round: when both may differ
-  or agree, the words of the one give the other away."""
+  """Asks for the same color of two objects that differ in shape, or the other way round.
+
+  If both attributes could differ or agree, the words about one would give the other away.
+  """
   wanted = _yes_no(rng)
-  asked, other = pick(rng, (("colour", "shape"), ("shape", "colour")))
-  found = list(_unique(rng, scene, [(other,), ("size", other)]))
-  pairs = [(a, b) for a in found for b in found if getattr(a[0], other) != getattr(b[0], other)]
+  asked, other = pick(rng, (("color", "shape"), ("shape", "color")))
+  targets = list(_unique(rng, scene, [(other,), ("size", other)]))
+  pairs = [(a, b) for a in targets for b in targets if getattr(a[0], other) != getattr(b[0], other)]
   agree = [(a, b) for a, b in pairs if getattr(a[0], asked) == getattr(b[0], asked)]
   if not agree or len(agree) == len(pairs):
     return None
@@ -165,33 +179,33 @@ def _count(rng, scene):
   return text, str(len(matching(scene, desc))), ("count", desc), matching(scene, desc)
 
 
-def _colour(rng, scene):
-  for thing, desc in _unique(rng, scene, [("shape",), ("size", "shape")]):
+def _color(rng, scene):
+  for item, desc in _unique(rng, scene, [("shape",), ("size", "shape")]):
     text = pick(rng, ("what color is {}?", "what is the color of {}?")).format(_the(desc))
-    return text, thing.colour, ("attribute", "colour", desc), [thing]
+    return text, item.color, ("attribute", "color", desc), [item]
   return None
 
 
 def _shape(rng, scene):
-  for thing, desc in _unique(rng, scene, [("colour",), ("size", "colour")]):
+  for item, desc in _unique(rng, scene, [("color",), ("size", "color")]):
     text = pick(rng, ("what shape is {}?", "what is the shape of {}?")).format(_the(desc))
-    return text, thing.shape, ("attribute", "shape", desc), [thing]
+    return text, item.shape, ("attribute", "shape", desc), [item]
   return None
 
 
 def _position(rng, scene):
   middle, margin = scene.config.size / 2, scene.config.margin
-  for thing, desc in _unique(rng, scene, [("colour", "shape"), ("size", "shape")]):
-    x, y = thing.centre
+  for item, desc in _unique(rng, scene, [("color", "shape"), ("size", "shape")]):
+    x, y = item.center
     if min(abs(x - middle), abs(y - middle)) > margin:
       answer = f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
       text = pick(rng, ("in which corner is {}?", "which corner is {} closest to?"))
-      return text.format(_the(desc)), answer, ("position", desc), [thing]
+      return text.format(_the(desc)), answer, ("position", desc), [item]
   return None
 
 
-def _neighbour(rng, scene):
-  asked, other = pick(rng, (("colour", "shape"), ("shape", "colour")))
+def _neighbor(rng, scene):
+  asked, other = pick(rng, (("color", "shape"), ("shape", "color")))
   for anchor, desc in _unique(rng, scene, [(other,), ("size", other)]):
     others = [o for o in scene.objects if o is not anchor]
     for direction in _shuffled(rng, DIRECTIONS):
@@ -199,20 +213,20 @@ def _neighbour(rng, scene):
       outside = [o for o in others if OPPOSITE[direction] in related(scene, o, anchor)]
       if len(inside) == 1 and len(inside) + len(outside) == len(others):
         text = f"what {_ASKED[asked]} is the object {PHRASES[direction][0]} {_the(desc)}?"
-        form = ("neighbour", asked, direction, desc)
+        form = ("neighbor", asked, direction, desc)
         return text, getattr(inside[0], asked), form, [anchor, inside[0]]
   return None
 
 
 def _extreme(rng, scene):
-  asked = pick(rng, ("colour", "shape"))
-  for thing in _shuffled(rng, scene.objects):
-    ways = [set(related(scene, thing, o)) for o in scene.objects if o is not thing]
+  asked = pick(rng, ("color", "shape"))
+  for item in _shuffled(rng, scene.objects):
+    ways = [set(related(scene, item, o)) for o in scene.objects if o is not item]
     directions = [d for d in DIRECTIONS if all(d in w for w in ways)]
     if directions:
       direction = pick(rng, directions)
       text = f"what {_ASKED[asked]} is the {_EXTREMES[direction]} object?"
-      return text, getattr(thing, asked), ("extreme", asked, direction), [thing]
+      return text, getattr(item, asked), ("extreme", asked, direction), [item]
   return None
 
 
@@ -225,41 +239,42 @@ FAMILIES = {
   "more": _more,
   "same": _same,
   "count": _count,
-  "colour": _colour,
+  "colour": _color,
   "shape": _shape,
   "position": _position,
-  "neighbour": _neighbour,
+  "neighbour": _neighbor,
   "extreme": _extreme,
 }
 YES_NO_FAMILIES = ("exist", "size", "check", "relation", "larger", "more", "same")
 MAX_QUESTIONS = 12
-_SCARCE = ("same", "larger", "neighbour")  # few scenes allow them, so they are tried first
+_SCARCE = ("same", "larger", "neighbour")  # few scenes allow these: tried first
 _COMMON = tuple(f for f in FAMILIES if f not in _SCARCE)
 
 
 def questions(scene: scenes.Scene, count: int = 8) -> list[Question]:
-  """`count` different questions about a scene, as many families as it allows before any repeats.
+  """Returns `count` different questions about a scene, from as many families as possible.
 
-  Raises ValueError when count > 12.
+  Raises:
+    ValueError: not 0 < count <= MAX_QUESTIONS.
   """
   if not 0 < count <= MAX_QUESTIONS:
-    raise ValueError(f"{count} questions about one scene: ask for 1 to {MAX_QUESTIONS}")
+    raise ValueError(f"A scene has 1 to {MAX_QUESTIONS} questions, got count={count}.")
   rng = scenes.generator(scene.config, scene.split, scene.index, "questions")
-  found = {}
-  while len(found) < count:
+  asked = {}
+  while len(asked) < count:
     for family in [*_shuffled(rng, _SCARCE), *_shuffled(rng, _COMMON)]:
       drawn = FAMILIES[family](rng, scene)
-      if drawn is not None and len(found) < count:
+      if drawn is not None and len(asked) < count:
         text, answer, form, about = drawn
         if isinstance(answer, bool):
           answer = "yes" if answer else "no"
-        unseen = any(thing.held_out for thing in about)
-        found.setdefault(form, Question(text, answer, family, form, unseen))
-  return list(found.values())
+        unseen = any(item.held_out for item in about)
+        asked.setdefault(form, Question(text, answer, family, form, unseen))
+  return list(asked.values())
 
 
 class SceneVqaSource:
-  """Random access to the VQA records of a split, each made when asked for.
+  """Random-access VQA records of a split, generated on access.
 
   A record: image u8[H, W, 3], image_id str, unseen bool (the image shows a held-out pair), and
   questions, a list of {question_id str, question, answers = [answer], weights = [1.0], ocr = "",

@@ -1,14 +1,14 @@
-"""Procedural scenes of coloured shapes: sampling and rendering, by (seed, split, index) alone.
+"""Procedural scenes of colored shapes: sampling and rendering from (seed, split, index).
 
-Nothing is stored: `scene(config, split, index)` draws the description, `render(scene, config)` the
-pixels. Difficulties:
+Nothing is stored: `scene(config, split, index)` samples the description, `render(scene, config)`
+the pixels. Difficulties:
 
-- `default`: 96 px, 2-4 objects, 4 shapes x 6 colours x 2 sizes, light background noise, no overlap;
-- `hard`: 128 px, 3-6 objects, 6 shapes x 8 colours x 2 sizes, textured backgrounds, overlap <= 20%.
+- `default`: 96 px, 2-4 objects, 4 shapes x 6 colors x 2 sizes, light background noise, no overlap;
+- `hard`: 128 px, 3-6 objects, 6 shapes x 8 colors x 2 sizes, textured backgrounds, overlap <= 20%.
 
-Every scene has two objects that share exactly one of shape and colour (a distractor for referring
-expressions) and no two objects alike in size, colour and shape. The (shape, colour) pairs of
-`HELD_OUT` occur in the test split alone, in images and in texts.
+Every scene has two objects that share exactly one of shape and color (a distractor for referring
+expressions) and no two objects of equal size, color and shape. The (shape, color) pairs of
+`HELD_OUT` occur in images and texts of the test split only.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import numpy as np
 SPLITS = {"train": 20_000, "val": 1_000, "test": 1_000}
 SIZES = ("small", "large")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")  # default: the first 4
-COLOURS = {  # default: the first 6
+COLORS = {  # default: the first 6
   "red": (214, 40, 40),
   "green": (36, 156, 58),
   "blue": (38, 84, 214),
@@ -32,7 +32,7 @@ COLOURS = {  # default: the first 6
   "pink": (246, 140, 196),
   "black": (24, 24, 24),
 }
-# One colour a shape, all different, so that no shape gets rarer than another in training.
+# One different color per shape, so that all shapes are equally frequent in training.
 HELD_OUT = frozenset(
   {
     ("circle", "orange"),
@@ -46,7 +46,7 @@ HELD_OUT = frozenset(
 MAX_COUNT = 3  # "how many ...?" has the answers 0..MAX_COUNT
 MIN_SIZE = 48
 
-_DIFFICULTIES = {  # canvas in px, fewest and most objects, shapes, colours, largest overlap
+_DIFFICULTIES = {  # canvas in px, fewest and most objects, shapes, colors, largest overlap
   "default": (96, 2, 4, 4, 6, 0.0),
   "hard": (128, 3, 6, 6, 8, 0.2),
 }
@@ -66,11 +66,11 @@ _STREAMS = (
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-  """What a scene data set is made of.
+  """Settings of a data set of scenes.
 
   Attributes:
     size: side of the square canvas in pixels, >= 48; None = the difficulty's (96 or 128).
-    seed: 0 <= seed < 2**63; another seed is another data set.
+    seed: 0 <= seed < 2**63; each seed gives a different data set.
     difficulty: "default" or "hard".
   """
 
@@ -81,54 +81,73 @@ class SceneConfig:
   def __post_init__(self):
     if self.difficulty not in _DIFFICULTIES:
       raise ValueError(
-        f"unknown scene difficulty {self.difficulty!r}: use one of {sorted(_DIFFICULTIES)}"
+        f"Scene difficulty {self.difficulty!r} is unknown; use one of {sorted(_DIFFICULTIES)}."
       )
     if self.size is None:
       object.__setattr__(self, "size", _DIFFICULTIES[self.difficulty][0])
+    assert self.size is not None
     if self.size < MIN_SIZE:
       raise ValueError(
-        f"scene size {self.size} px is too small to tell shapes apart: use >= {MIN_SIZE}"
+        f"Scene size {self.size} px is too small to tell shapes apart; use >= {MIN_SIZE}."
       )
     if not 0 <= self.seed < 2**63:
-      raise ValueError(f"scene seed {self.seed} is out of range: use 0 <= seed < 2**63")
+      raise ValueError(f"Scene seed {self.seed} is out of range; use 0 <= seed < 2**63.")
 
   @property
   def shapes(self) -> tuple[str, ...]:
     return SHAPES[: _DIFFICULTIES[self.difficulty][3]]
 
   @property
-  def colours(self) -> tuple[str, ...]:
-    return tuple(COLOURS)[: _DIFFICULTIES[self.difficulty][4]]
+  def colors(self) -> tuple[str, ...]:
+    return tuple(COLORS)[: _DIFFICULTIES[self.difficulty][4]]
 
   @property
   def margin(self) -> float:
-    """Pixels two centres must differ by for a spatial relation to be beyond doubt."""
+    """Distance of two centers in pixels from which a spatial relation is unambiguous."""
+    assert self.size is not None
     return 0.08 * self.size
 
 
 class Object(NamedTuple):
-  """One object. `box` = (x1, y1, x2, y2) pixels, x2 and y2 exclusive, tight to its own pixels as
-  if nothing lay over it (in `hard`, later objects may cover up to 20% of it)."""
+  """One object of a scene.
+
+  Attributes:
+    size: one of SIZES.
+    color: key of COLORS.
+    shape: one of SHAPES.
+    box: (x1, y1, x2, y2) in pixels, x2 and y2 exclusive, tight around the whole object (in `hard`,
+      later objects may cover up to 20% of it).
+    radius: half extent in pixels.
+    rgb: color of the pixels, 0 to 255.
+  """
 
   size: str
-  colour: str
+  color: str
   shape: str
   box: tuple[int, int, int, int]
   radius: int
   rgb: tuple[int, int, int]
 
   @property
-  def centre(self) -> tuple[float, float]:
-    """(x, y) of the box's middle in pixels, x to the right, y down."""
+  def center(self) -> tuple[float, float]:
+    """(x, y) of the center of the box in pixels, x to the right, y down."""
     return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
   @property
   def held_out(self) -> bool:
-    return (self.shape, self.colour) in HELD_OUT
+    return (self.shape, self.color) in HELD_OUT
 
 
 class Scene(NamedTuple):
-  """Description of one image. `theme` = (attribute, value) of its counting question."""
+  """Description of one image.
+
+  Attributes:
+    config: settings of the data set.
+    split: "train", "val" or "test".
+    index: number of the scene in its split.
+    objects: in drawing order.
+    theme: (attribute, value) of the counting question.
+  """
 
   config: SceneConfig
   split: str
@@ -138,52 +157,57 @@ class Scene(NamedTuple):
 
   @property
   def unseen(self) -> bool:
-    """Whether the image shows a (shape, colour) pair that training never shows."""
+    """True if the image shows a (shape, color) pair that is held out from training."""
     return any(o.held_out for o in self.objects)
 
 
 def split_size(split: str) -> int:
-  """Number of scenes in "train", "val" or "test". Raises ValueError for another name."""
+  """Returns the number of scenes in a split.
+
+  Raises:
+    ValueError: the split is unknown.
+  """
   if split not in SPLITS:
-    raise ValueError(f"unknown scene split {split!r}: use one of {list(SPLITS)}")
+    raise ValueError(f"Scene split {split!r} is unknown; use one of {list(SPLITS)}.")
   return SPLITS[split]
 
 
 def generator(config: SceneConfig, split: str, index: int, stream: str) -> np.random.Generator:
-  """The random numbers of one record: counter-based, so any record is O(1) to reach.
+  """Returns the counter-based random generator of one stream of one record.
 
-  Raises IndexError when 0 <= index < split_size(split) does not hold.
+  Raises:
+    IndexError: not 0 <= index < split_size(split).
   """
   if not 0 <= index < split_size(split):
-    raise IndexError(f"scene {index} is not in split {split!r} of {split_size(split)} scenes")
+    raise IndexError(f"Scene {index} is not in split {split!r} of {split_size(split)} scenes.")
   word = (list(SPLITS).index(split) << 56) | (_STREAMS.index(stream) << 48) | index
   return np.random.Generator(np.random.Philox(key=np.array([config.seed, word], np.uint64)))
 
 
 @functools.cache
 def allowed_pairs(config: SceneConfig, split: str) -> tuple[tuple[str, str], ...]:
-  """Every (shape, colour) that images and texts of the split may use."""
-  pairs = itertools.product(config.shapes, config.colours)
+  """Returns all (shape, color) pairs that images and texts of a split may use."""
+  pairs = itertools.product(config.shapes, config.colors)
   return tuple(p for p in pairs if split == "test" or p not in HELD_OUT)
 
 
 @functools.cache
 def _themed_pairs(config, split, theme, inside):
   attribute, value = theme
-  column = ("shape", "colour").index(attribute)
+  column = ("shape", "color").index(attribute)
   return [p for p in allowed_pairs(config, split) if (p[column] == value) == inside]
 
 
 def _draw_attributes(rng, config, split, theme, themed, count):
-  """`count` (size, colour, shape) of which exactly `themed` have the theme's value."""
+  """Draws `count` of (size, color, shape), exactly `themed` of them with the theme's value."""
   inside, outside = (_themed_pairs(config, split, theme, flag) for flag in (True, False))
   while True:  # theme and counts stay fixed over rejections: their distribution is exact
     draws = rng.random((count, 2)).tolist()
     attributes = []
     for i, (u, v) in enumerate(draws):
       pairs = inside if i < themed else outside
-      shape, colour = pairs[int(u * len(pairs))]
-      attributes.append((SIZES[v < 0.5], colour, shape))
+      shape, color = pairs[int(u * len(pairs))]
+      attributes.append((SIZES[v < 0.5], color, shape))
     if len(set(attributes)) == count and any(
       (a[1] == b[1]) != (a[2] == b[2]) for a, b in itertools.combinations(attributes, 2)
     ):
@@ -196,8 +220,11 @@ def _intersection(a, b):
 
 
 def overlap(a: Object, b: Object) -> float:
-  """Larger of two fractions: shared box area of the smaller box, shared pixels of the smaller
-  object. 0.0 = apart."""
+  """Returns the overlap of two objects, 0.0 if they are apart.
+
+  The larger of two fractions: shared box area of the smaller box, shared pixels of the smaller
+  object.
+  """
   shared = _intersection(a.box, b.box)
   if shared is None:
     return 0.0
@@ -213,33 +240,33 @@ def overlap(a: Object, b: Object) -> float:
 
 
 def _fits(candidate, placed, config):
-  """Whether overlap stays in its limit and every pair has a spatial relation beyond doubt."""
+  """Returns whether overlaps are allowed and all spatial relations are unambiguous."""
   limit = _DIFFICULTIES[config.difficulty][5]
   x1, y1, x2, y2 = candidate.box
-  x, y = candidate.centre
+  x, y = candidate.center
   for other in placed:
     if limit and overlap(candidate, other) > limit:
       return False
     if not limit and _intersection((x1 - 2, y1 - 2, x2 + 2, y2 + 2), other.box):
       return False
-    if max(abs(x - other.centre[0]), abs(y - other.centre[1])) <= config.margin:
+    if max(abs(x - other.center[0]), abs(y - other.center[1])) <= config.margin:
       return False
   return True
 
 
 def _place(rng, config, attributes):
-  """Objects at random places that keep the difficulty's overlap limit."""
+  """Returns objects at random positions that keep the difficulty's overlap limit."""
   while True:
     placed = []
-    for size, colour, shape in attributes:
+    for size, color, shape in attributes:
       low, high = (round(f * config.size) for f in _RADII[size])
       radius = int(rng.integers(low, high + 1))
       height, width = object_mask(shape, radius).shape
-      rgb = tuple(np.clip(rng.integers(-12, 13, 3) + COLOURS[colour], 0, 255).tolist())
+      rgb = tuple(np.clip(rng.integers(-12, 13, 3) + COLORS[color], 0, 255).tolist())
       for u, v in rng.random((24, 2)).tolist():
         x = 1 + int(u * (config.size - 1 - width))
         y = 1 + int(v * (config.size - 1 - height))
-        candidate = Object(size, colour, shape, (x, y, x + width, y + height), radius, rgb)
+        candidate = Object(size, color, shape, (x, y, x + width, y + height), radius, rgb)
         if _fits(candidate, placed, config):
           placed.append(candidate)
           break
@@ -250,16 +277,19 @@ def _place(rng, config, attributes):
 
 
 def scene(config: SceneConfig, split: str, index: int) -> Scene:
-  """Description of scene `index` of a split.
+  """Returns the description of scene `index` of a split.
 
-  The counting question is drawn first (attribute, value, number, all uniform) and the objects to
-  fit it, so its answer is uniform whatever its words. Raises ValueError for an unknown split,
-  IndexError for an index outside it.
+  The counting question is drawn first (attribute, value and number, all uniform), then objects
+  that fit it, so its answer is uniform for every wording.
+
+  Raises:
+    ValueError: the split is unknown.
+    IndexError: not 0 <= index < split_size(split).
   """
   rng = generator(config, split, index, "scene")
   fewest, most = _DIFFICULTIES[config.difficulty][1:3]
-  attribute = ("shape", "colour")[rng.integers(2)]
-  values = config.shapes if attribute == "shape" else config.colours
+  attribute = ("shape", "color")[rng.integers(2)]
+  values = config.shapes if attribute == "shape" else config.colors
   theme = (attribute, values[rng.integers(len(values))])
   themed = int(rng.integers(MAX_COUNT + 1))
   count = int(rng.integers(max(fewest, themed), most + 1))
@@ -270,7 +300,7 @@ def scene(config: SceneConfig, split: str, index: int) -> Scene:
 
 
 def _outline(shape):
-  """Corners f64[N, 2] of a shape in a square of half extent 1, y down."""
+  """Returns the corners f64[N, 2] of a shape in a square of half extent 1, y down."""
   if shape == "square":
     return np.array([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)])
   if shape == "triangle":
@@ -305,8 +335,10 @@ def _outline(shape):
 
 @functools.lru_cache(maxsize=256)
 def object_mask(shape: str, radius: int) -> np.ndarray:
-  """Coverage f32[h, w] in [0, 1] of a shape, cropped so that every edge row and column holds a
-  pixel covered by half or more (the object's box)."""
+  """Returns the coverage f32[h, w] in [0, 1] of a shape, cropped to the object's box.
+
+  Every edge row and column has a pixel that is covered by half or more.
+  """
   over = 8  # supersampling
   side = 2 * radius + 6
   corners = (_outline(shape) * radius + side / 2) * over
@@ -320,7 +352,7 @@ def object_mask(shape: str, radius: int) -> np.ndarray:
 
 
 def _texture(rng, size):
-  """Low-contrast pattern f32[size, size, 1] in [-1, 1]: stripes, checks, blobs or a gradient."""
+  """Draws a pattern f32[size, size, 1] in [-1, 1]: stripes, checks, blobs or a gradient."""
   kind = rng.integers(4)
   if kind == 0:  # blobs: a coarse grid made smooth
     cells = int(rng.integers(4, 13))
@@ -344,7 +376,7 @@ def _background(config, rng):
   if config.difficulty == "default":
     tint = rng.integers(222, 244, 3, dtype=np.uint8)
     return rng.integers(0, 13, shape, dtype=np.uint8) + (tint - np.uint8(6))
-  tint = rng.uniform(155, 210) + rng.uniform(-14, 14, 3)  # near grey: never an object's colour
+  tint = rng.uniform(155, 210) + rng.uniform(-14, 14, 3)  # near grey: never an object's color
   contrast = rng.uniform(8, 26, 3)
   noise = rng.integers(0, 25, shape, dtype=np.uint8)
   canvas = (tint - 12 + contrast * _texture(rng, config.size)).astype(np.float32) + noise
@@ -352,15 +384,19 @@ def _background(config, rng):
 
 
 def render(scene: Scene, config: SceneConfig) -> np.ndarray:
-  """Pixels u8[size, size, 3] (RGB) of a scene. Raises ValueError for another scene's config."""
+  """Returns the RGB pixels u8[size, size, 3] of a scene.
+
+  Raises:
+    ValueError: config is not the one of the scene.
+  """
   if config != scene.config:
     raise ValueError(
-      f"the scene was sampled with {scene.config}, not with {config}: render it with its own config"
+      f"The scene was sampled with {scene.config}, not with {config}; render it with scene.config."
     )
   image = _background(config, generator(config, scene.split, scene.index, "background"))
   for o in scene.objects:
     x1, y1, x2, y2 = o.box
     patch = image[y1:y2, x1:x2].astype(np.float32)
-    patch += object_mask(o.shape, o.radius)[..., None] * (np.float32(o.rgb) - patch)
+    patch += object_mask(o.shape, o.radius)[..., None] * (np.array(o.rgb, np.float32) - patch)
     image[y1:y2, x1:x2] = np.rint(patch)
   return image

@@ -1,11 +1,14 @@
-"""Further statements about the scenes that a record of scene_pairs.py shows, for training: some like the records', some easier.
+"""Further training statements about the scenes of a record of pairs.py, some of them easier.
 
-Encoding an image costs more than another sentence about it. The easier ones, about single objects, are there to be learnt first:
-from random initialisation, a relation between two objects teaches nothing until both are found and known to be somewhere. And
-statements come in sets that differ in little but their labels, so that what they have in common cancels from the gradient.
+Encoding an image costs more than encoding another sentence about it. The easier statements are
+about single objects: from random initialization, the model cannot learn a relation between two
+objects before it can locate both. Statements come in sets that differ in little but their labels,
+so that the shared part cancels from the gradient.
 """
 
 import functools
+
+import numpy as np
 
 from mplug_jax.scenes import pairs as scene_pairs
 from mplug_jax.scenes import scene as scenes
@@ -26,25 +29,49 @@ _KINDS = 10  # sets tried for each statement: images that look alike allow very 
 
 
 def _collect(rng, alike, simple, easier, count):
-  """At most `count` (text, label) of the sets that functions () -> [(text, label), ...] make, with the probability `easier` one of
-  `simple`, else `alike`."""
-  found = []
+  """Returns at most `count` (text, label) of drawn sets.
+
+  Args:
+    rng: generator of the record.
+    alike: function without arguments that draws a set like the records: [(text, label), ...].
+    simple: functions that draw easier sets.
+    easier: probability of an easier set.
+    count: number of statements.
+  """
+  drawn = []
   for _ in range(_KINDS * count):
-    if len(found) >= count:
+    if len(drawn) >= count:
       break
     some = (pick(rng, simple) if rng.random() < easier else alike)()
-    found += [some[i] for i in rng.permutation(len(some))]
-  return found[:count]
+    drawn += [some[i] for i in rng.permutation(len(some))]
+  return drawn[:count]
 
 
 # ---- two images
 
 
-def pair_statements(rng, left, right, count, easier=0.5):
-  """At most `count` statements [(text, "True" or "False"), ...] about two scenes of one split, a share `easier` of them easier.
+def pair_statements(
+  rng: np.random.Generator,
+  left: scenes.Scene,
+  right: scenes.Scene,
+  count: int,
+  easier: float = 0.5,
+) -> list[tuple[str, str]]:
+  """Draws statements about two scenes.
 
-  A true and a false one of a kind are a set; a kind of which these images allow one alone is left out, or its words would tell the
-  label. Relations, which most records need and which are the hardest, come twice as often as the other easier ones.
+  A set holds a true and a false statement of one kind. A kind that allows only one of them for
+  these images is skipped, because its words would give the label away. Relations are the hardest
+  and most records need them, so they are twice as frequent as the other easier kinds.
+
+  Args:
+    rng: generator of the record.
+    left: left scene.
+    right: right scene of the same split.
+    count: largest number of statements.
+    easier: share of easier statements.
+
+  Returns:
+    At most `count` of (text, "True" or "False").
   """
 
   def both(make):
@@ -59,7 +86,7 @@ def pair_statements(rng, left, right, count, easier=0.5):
 
 
 def _like_the_records(rng, left, right):
-  """{truth: text} by a template of the records, with values that theirs have."""
+  """Returns {truth: text} by a template of the records, with values that records use."""
   kind, content, template = pick(rng, scene_pairs.PAIR_TEMPLATES)
   _, true, false = (scene_pairs.SHOWN | scene_pairs.COUNTED)[kind]
   texts = {}
@@ -89,8 +116,8 @@ _ONE_SHOWS = {
 
 
 def _shown(rng, left, right):
-  """{truth: text} of whether one, both or any of the images show something, told by colour, shape or both."""
-  names = pick(rng, (("colour",), ("shape",), ("colour", "shape")))
+  """Returns {truth: text}: one, both or any of the images show an object by color or shape."""
+  names = pick(rng, (("color",), ("shape",), ("color", "shape")))
   templates, true, false = (_ONE_SHOWS | scene_pairs.SHOWN)[
     pick(rng, ("left", "right", "any", "both"))
   ]
@@ -98,7 +125,7 @@ def _shown(rng, left, right):
   pairs = scenes.allowed_pairs(left.config, left.split)
   for i in rng.permutation(len(pairs)):
     desc = Desc(
-      **{name: value for name, value in zip(("shape", "colour"), pairs[i]) if name in names}
+      **{name: value for name, value in zip(("shape", "color"), pairs[i]) if name in names}
     )
     values = bool(matching(left, desc)), bool(matching(right, desc))
     if values in true or values in false:
@@ -107,25 +134,29 @@ def _shown(rng, left, right):
 
 
 def _related(rng, left, right):
-  """{truth: text} of two objects that one of the images shows, one beside the other. Half of them are told by colour and shape, as in a
-  hypothesis: what entailment has learnt of relations begins there."""
+  """Returns {truth: text} about two related objects of one image.
+
+  Half of the texts describe them by color and shape, as hypotheses of entailment do.
+  """
   if rng.random() < 0.5:
     return _of_one(rng, left, right, "relation", "the {side} image shows {x}", lambda value: value)
   side, scene = pick(rng, (("left", left), ("right", right)))
-  words, forms = (
-    Words(rng),
-    {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)},
-  )
-  if None in forms.values():
-    return {}
-  return {
-    truth: f"the {side} image shows {with_article(words.say(first))} {words.relation(relation)} {with_article(words.say(second))}"
-    for truth, ((first, second), ((relation, _, _),)) in forms.items()
-  }
+  words = Words(rng)
+  forms = {truth: scene_pairs.hypothesis(rng, scene, truth) for truth in (True, False)}
+  texts = {}
+  for truth, form in forms.items():
+    if form is None:
+      return {}
+    (first, second), ((relation, _, _),) = form
+    texts[truth] = (
+      f"the {side} image shows {with_article(words.say(first))} "
+      f"{words.relation(relation)} {with_article(words.say(second))}"
+    )
+  return texts
 
 
 def _counted(rng, left, right):
-  """{truth: text} of how many objects one of the images shows."""
+  """Returns {truth: text} about the number of objects in one image."""
   said = pick(rng, tuple(_NUMBERS))
   return _of_one(
     rng,
@@ -138,7 +169,7 @@ def _counted(rng, left, right):
 
 
 def _of_one(rng, left, right, content, template, holds):
-  """{truth: text} of the left image or the right one. holds: function of its value, see scene_pairs.content_of, None when in doubt."""
+  """Returns {truth: text} about one image; `holds` maps the value of content_of to a truth."""
   (side, scene), texts = pick(rng, (("left", left), ("right", right))), {}
   for _ in range(_TRIES):
     _, words, value = scene_pairs.content_of(rng, scene.config, scene.split, content)
@@ -152,15 +183,26 @@ def _of_one(rng, left, right, content, template, holds):
 # ---- one image
 
 
-def hypotheses(rng, scene, count, easier=0.5):
-  """At most `count` hypotheses [(text, one of scene_pairs.LABELS), ...] about a scene, a share `easier` of them easier; a set has one of
-  each label."""
-  alike, *simple = (functools.partial(make, rng, scene) for make in (_relation, _side, _colour))
+def hypotheses(
+  rng: np.random.Generator, scene: scenes.Scene, count: int, easier: float = 0.5
+) -> list[tuple[str, str]]:
+  """Draws hypotheses about a scene; a set holds one per label.
+
+  Args:
+    rng: generator of the record.
+    scene: the scene.
+    count: largest number of hypotheses.
+    easier: share of easier hypotheses.
+
+  Returns:
+    At most `count` of (text, one of pairs.LABELS).
+  """
+  alike, *simple = (functools.partial(make, rng, scene) for make in (_relation, _side, _color))
   return _collect(rng, alike, simple, easier, count)
 
 
 def _relation(rng, scene):
-  """As the records have: "the red star is above the blue disc", the opposite, and either with an object that is not there."""
+  """Returns a set like the records: a relation, its opposite, and one with an absent object."""
   form = scene_pairs.hypothesis(rng, scene, True)
   if form is None:
     return []
@@ -176,19 +218,19 @@ def _relation(rng, scene):
 
 
 def _absent(rng, scene):
-  """Shape and colour of an object that the scene does not show."""
-  shown = {(thing.shape, thing.colour) for thing in scene.objects}
-  shape, colour = pick(
+  """Returns shape and color of an object that the scene does not show."""
+  shown = {(item.shape, item.color) for item in scene.objects}
+  shape, color = pick(
     rng, [pair for pair in scenes.allowed_pairs(scene.config, scene.split) if pair not in shown]
   )
-  return Desc(colour=colour, shape=shape)
+  return Desc(color=color, shape=shape)
 
 
 def _side(rng, scene):
-  """ "the red star is left of the middle": every such star is; then the opposite, and an object that is not there."""
-  middle = scenes.Object("", "", "", (scene.config.size / 2,) * 4, 0, ())
-  thing = pick(rng, scene.objects)
-  desc = Desc(colour=thing.colour, shape=thing.shape)
+  """Returns a set such as "the red star is left of the middle", true of all red stars."""
+  middle = scenes.Object("", "", "", (scene.config.size / 2,) * 4, 0, (0, 0, 0))
+  target = pick(rng, scene.objects)
+  desc = Desc(color=target.color, shape=target.shape)
   ways = [related(scene, other, middle) for other in matching(scene, desc)]
   sides = [direction for direction in DIRECTIONS if all(direction in w for w in ways)]
   if not sides:
@@ -203,21 +245,21 @@ def _side(rng, scene):
   ]
 
 
-def _colour(rng, scene):
-  """ "the star is red": every star is; then another colour, which no star has, and a shape that is not there."""
+def _color(rng, scene):
+  """Returns a set such as "the star is red": all stars are, none is, the scene has no star."""
   pairs = scenes.allowed_pairs(scene.config, scene.split)
-  colours = {
-    shape: {thing.colour for thing in matching(scene, Desc(shape=shape))}
+  colors = {
+    shape: {item.color for item in matching(scene, Desc(shape=shape))}
     for shape in scene.config.shapes
   }
-  plain = [shape for shape, found in colours.items() if len(found) == 1]
-  missing = [shape for shape, found in colours.items() if not found]
+  plain = [shape for shape, values in colors.items() if len(values) == 1]
+  missing = [shape for shape, values in colors.items() if not values]
   if not plain or not missing:
     return []
   shape, none = pick(rng, plain), pick(rng, missing)
-  (right,) = colours[shape]
-  wrong = pick(rng, [colour for name, colour in pairs if name == shape and colour != right])
-  other = pick(rng, [colour for name, colour in pairs if name == none])
+  (right,) = colors[shape]
+  wrong = pick(rng, [color for name, color in pairs if name == shape and color != right])
+  other = pick(rng, [color for name, color in pairs if name == none])
   words = Words(rng)
   shown, absent = (f"the {words.say(Desc(shape=name))} is " for name in (shape, none))
   return [

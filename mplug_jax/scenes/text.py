@@ -1,13 +1,14 @@
 """Texts about procedural scenes: captions and referring expressions, each with its logical form.
 
-A text comes with a form, a `Statement`, which says what the text claims without words; the
-evaluator of scene_oracle.py judges forms on scene descriptions, so a wrong text is found rather
-than believed. Spatial relations compare the centres of boxes and are claimed only when these
-differ by `config.margin` pixels. No text of train or val names a pair of `scenes.HELD_OUT`.
+The form of a text is a `Statement`, its claim without words. oracle.py evaluates forms on scene
+descriptions and so detects wrong texts. Spatial relations compare the centers of boxes and are used
+only when these differ by more than `config.margin` pixels. No text of train or val names a pair of
+`scene.HELD_OUT`.
 """
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -74,7 +75,7 @@ TEMPLATES = {
     "{a} and {b}, the former {r} the latter",
     "one can see {a} which is {r} {b}",
   ),
-  "colour": (  # a and b share their colour
+  "color": (  # a and b share their color
     "{a} has the same color as {b}",
     "{a} and {b} have the same color",
     "there are {a} and {b} of the same color",
@@ -110,35 +111,47 @@ TEMPLATES = {
   ),
 }
 TEMPLATE_COUNT = sum(map(len, TEMPLATES.values()))
-_CAPTION_DETAILS = (  # with repetition: how often
-  *[("size", "colour", "shape")] * 3,
-  *[("colour", "shape")] * 2,
+_CAPTION_DETAILS = (  # repeated in proportion to their frequency
+  *[("size", "color", "shape")] * 3,
+  *[("color", "shape")] * 2,
   ("size", "shape"),
 )
-_DETAILS = (("colour", "shape"), ("size", "shape"), ("size", "colour", "shape"))
+_DETAILS = (("color", "shape"), ("size", "shape"), ("size", "color", "shape"))
 
 
 class Desc(NamedTuple):
-  """What is said of one object; None = unsaid."""
+  """Description of one object; None = the attribute is not mentioned."""
 
   size: str | None = None
-  colour: str | None = None
+  color: str | None = None
   shape: str | None = None
 
   @property
   def held_out(self) -> bool:
-    return (self.shape, self.colour) in scenes.HELD_OUT
+    return (self.shape, self.color) in scenes.HELD_OUT
 
 
 class Statement(NamedTuple):
-  """There are distinct objects that fit `objects` and stand in `relations` = (name, i, j)."""
+  """Claim that distinct objects of these descriptions and relations exist.
+
+  Attributes:
+    objects: descriptions.
+    relations: of (name, i, j): object i is in this relation to object j.
+  """
 
   objects: tuple[Desc, ...]
   relations: tuple[tuple[str, int, int], ...] = ()
 
 
 class Caption(NamedTuple):
-  """`template` = (kind, number). `unseen`: the text names a held-out (shape, colour) pair."""
+  """Caption of a scene.
+
+  Attributes:
+    text: the caption.
+    form: its claim.
+    template: (kind, index) into TEMPLATES.
+    unseen: True if the text names a held-out (shape, color) pair.
+  """
 
   text: str
   form: Statement
@@ -146,16 +159,27 @@ class Caption(NamedTuple):
   unseen: bool
 
 
-def pick(rng: np.random.Generator, options):
-  """One of a sequence, uniformly."""
+_Option = TypeVar("_Option")
+
+
+def pick(rng: np.random.Generator, options: Sequence[_Option]) -> _Option:
+  """Draws one element of a sequence uniformly."""
   return options[int(rng.integers(len(options)))]
 
 
 class Words:
-  """The choice of words for one text: a thing is called by the same word throughout, so that
-  "tiny" beside "small" never hints at two sizes. Without rng, the plain word of each list."""
+  """Choice of synonyms for one text.
+
+  An attribute keeps its word throughout a text, so that "tiny" next to "small" never hints at two
+  sizes.
+  """
 
   def __init__(self, rng: np.random.Generator | None = None):
+    """Starts a text.
+
+    Args:
+      rng: draws the synonyms; None = the first word of each list.
+    """
     self._rng = rng
     self._chosen = {}
 
@@ -168,7 +192,7 @@ class Words:
     return self._chosen[word]
 
   def say(self, desc: Desc, plural: bool = False) -> str:
-    """A description without its article, e.g. "large red circle"."""
+    """Returns a description without an article, e.g. "large red circle"."""
     words = [self._word(w) for w in desc if w is not None]
     phrase = " ".join(words if desc.shape else [*words, self._word("object")])
     if not plural:
@@ -176,60 +200,60 @@ class Words:
     return phrase + ("es" if phrase.endswith(("s", "x")) else "s")
 
   def relation(self, name: str) -> str:
-    """A phrase of `PHRASES`; may differ from one use to the next."""
+    """Returns a phrase of PHRASES; repeated calls may differ."""
     return PHRASES[name][0] if self._rng is None else pick(self._rng, PHRASES[name])
 
 
 def with_article(phrase: str) -> str:
-  """ "a red circle", "an orange circle"."""
+  """Returns the phrase with its article: "a red circle", "an orange circle"."""
   return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def describe(thing: scenes.Object, names) -> Desc:
-  """The description of an object by the attributes in `names`."""
-  return Desc(**{name: getattr(thing, name) for name in names})
+def describe(item: scenes.Object | Desc, names: Iterable[str]) -> Desc:
+  """Returns the description of an object by the attributes in `names`."""
+  return Desc(**{name: getattr(item, name) for name in names})
 
 
 def matching(scene: scenes.Scene, desc: Desc) -> list[scenes.Object]:
-  """The objects of a scene that fit a description."""
-  size, colour, shape = desc
+  """Returns the objects of a scene that fit a description."""
+  size, color, shape = desc
   return [
     o
     for o in scene.objects
-    if size in (None, o.size) and colour in (None, o.colour) and shape in (None, o.shape)
+    if size in (None, o.size) and color in (None, o.color) and shape in (None, o.shape)
   ]
 
 
 def related(scene: scenes.Scene, a: scenes.Object, b: scenes.Object) -> list[str]:
-  """Directions beyond doubt in which a lies from b."""
-  (ax, ay), (bx, by), margin = a.centre, b.centre, scene.config.margin
+  """Returns the unambiguous directions of a as seen from b."""
+  (ax, ay), (bx, by), margin = a.center, b.center, scene.config.margin
   offsets = (bx - ax, ax - bx, by - ay, ay - by)  # the order of DIRECTIONS
   return [d for d, offset in zip(DIRECTIONS, offsets, strict=True) if offset > margin]
 
 
 def _draw_statement(rng, scene, kind):
-  """(objects, names to describe them by, relations) of a kind of caption, None if it has none."""
+  """Draws (objects, names of described attributes, relations), None if the kind does not fit."""
   count = 3 if kind in ("fork", "chain", "both") else 2
   if len(scene.objects) < count:
     return None
-  things = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:count]]
-  a, b = things[:2]
-  if kind == "colour":
-    return (things, ("size", "shape"), (("same_colour", 0, 1),)) if a.colour == b.colour else None
+  objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:count]]
+  a, b = objects[:2]
+  if kind == "color":
+    return (objects, ("size", "shape"), (("same_color", 0, 1),)) if a.color == b.color else None
   if kind == "shape":
-    return (things, ("size", "colour"), (("same_shape", 0, 1),)) if a.shape == b.shape else None
+    return (objects, ("size", "color"), (("same_shape", 0, 1),)) if a.shape == b.shape else None
   if kind == "size":
     if a.size == b.size:
       return None
     relation = "larger" if a.size == "large" else "smaller"
-    return things, ("colour", "shape"), ((relation, 0, 1),)
+    return objects, ("color", "shape"), ((relation, 0, 1),)
   ends = {
     "pair": ((0, 1),),
     "fork": ((0, 1), (0, 2)),
     "chain": ((0, 1), (1, 2)),
     "both": ((0, 2), (1, 2)),
   }[kind]
-  options = [related(scene, things[i], things[j]) for i, j in ends]
+  options = [related(scene, objects[i], objects[j]) for i, j in ends]
   if kind == "both":
     options = [[r for r in options[0] if r in options[1]]] * 2
   if not all(options):
@@ -238,7 +262,7 @@ def _draw_statement(rng, scene, kind):
   if count == 3:
     names.append(names[0] if kind == "both" else pick(rng, options[1]))
   relations = tuple((name, i, j) for name, (i, j) in zip(names, ends, strict=True))
-  return things, pick(rng, _CAPTION_DETAILS), relations
+  return objects, pick(rng, _CAPTION_DETAILS), relations
 
 
 def _draw_caption(rng, scene):
@@ -246,13 +270,13 @@ def _draw_caption(rng, scene):
   drawn = _draw_statement(rng, scene, kind)
   if drawn is None:
     return None
-  things, names, relations = drawn
-  form = Statement(tuple(describe(o, names) for o in things), relations)
+  objects, names, relations = drawn
+  form = Statement(tuple(describe(o, names) for o in objects), relations)
   if len(set(form.objects)) < len(form.objects):
-    return None  # "a red square above a red square" says little
+    return None  # "a red square above a red square" is too vague
   words = Words(rng)
   slots = dict(zip("abc", (with_article(words.say(d)) for d in form.objects), strict=False))
-  if kind not in ("colour", "shape"):
+  if kind not in ("color", "shape"):
     first, last = relations[0][0], relations[-1][0]
     slots["r"], slots["s"] = words.relation(first), words.relation(last)
     slots["R"], slots["x"] = words.relation(OPPOSITE[first]), slots["r"].split()[0]
@@ -261,59 +285,66 @@ def _draw_caption(rng, scene):
 
 
 def caption_forms(scene: scenes.Scene, count: int = 5) -> list[Caption]:
-  """`count` captions of a scene with different templates, true of it, in a fixed order: asking
-  for more adds to the end. Raises ValueError above 8, where small scenes run out."""
+  """Returns `count` true captions of a scene with different templates.
+
+  The order is fixed: a larger count appends.
+
+  Raises:
+    ValueError: count > 8; small scenes have no more.
+  """
   if count > 8:
-    raise ValueError(f"{count} captions of one scene: ask for at most 8")
+    raise ValueError(f"A scene has at most 8 captions, got count={count}.")
   rng = scenes.generator(scene.config, scene.split, scene.index, "captions")
-  found = {}
-  while len(found) < count:
+  drawn = {}
+  while len(drawn) < count:
     caption = _draw_caption(rng, scene)
     if caption is not None:
-      found.setdefault(caption.template, caption)
-  return list(found.values())
+      drawn.setdefault(caption.template, caption)
+  return list(drawn.values())
 
 
 def captions(scene: scenes.Scene, count: int = 5) -> list[str]:
-  """The texts of `caption_forms`. With count = 6 the last is a sixth caption of the same source,
-  whose score against the first five is what a captioning model can attain."""
+  """Returns the texts of `caption_forms`.
+
+  The score of a sixth caption against the first five is the upper bound of a captioning model.
+  """
   return [c.text for c in caption_forms(scene, count)]
 
 
 def _shares(a, b):
-  return a.shape == b.shape or a.colour == b.colour
+  return a.shape == b.shape or a.color == b.color
 
 
 def _plain_expressions(scene):
-  """(target, Statement): attributes alone single the target out."""
+  """Yields (target, Statement) for objects that attributes alone single out."""
   for target in scene.objects:
     if not any(_shares(target, o) for o in scene.objects if o is not target):
       continue
-    for names in (*_DETAILS, ("size", "colour")):
+    for names in (*_DETAILS, ("size", "color")):
       desc = describe(target, names)
       if len(matching(scene, desc)) == 1:
         yield target, Statement((desc,))
 
 
 def _relational_expressions(scene, clauses=1):
-  """[(target, Statement)]: the target's own words fit several objects, `clauses` relations to
-  singled out anchors leave one, and no other candidate is near the margin.
+  """Returns [(target, Statement)] whose relations single the target out.
 
-  More clauses are used only where fewer find nothing; one for each rival, with that rival as the
-  anchor, always suffice.
+  The description of the target fits several objects, `clauses` relations to unique anchors leave
+  one, and no other candidate is within the margin. More clauses are used only if fewer yield
+  nothing; one per rival, with the rival as the anchor, always suffices.
   """
   anchors = []
   for anchor in scene.objects:
     descs = [describe(anchor, names) for names in _DETAILS]
     anchors.append((anchor, next(d for d in descs if len(matching(scene, d)) == 1)))
-  found = []
+  expressions = []
   for target in scene.objects:
     facts = [
       (anchor, desc, direction)
       for anchor, desc in anchors
       for direction in related(scene, target, anchor)
     ]
-    for names in (("shape",), ("colour",), *_DETAILS[:2]):
+    for names in (("shape",), ("color",), *_DETAILS[:2]):
       head = describe(target, names)
       rivals = [o for o in matching(scene, head) if o is not target]
       if not any(_shares(target, o) for o in rivals):
@@ -327,19 +358,24 @@ def _relational_expressions(scene, clauses=1):
           for o in rivals
         ):
           relations = tuple((fact[2], 0, j + 1) for j, fact in enumerate(chosen))
-          found.append((target, Statement((head, *(fact[1] for fact in chosen)), relations)))
-  return found or _relational_expressions(scene, clauses + 1)
+          expressions.append((target, Statement((head, *(fact[1] for fact in chosen)), relations)))
+  return expressions or _relational_expressions(scene, clauses + 1)
 
 
 def referring(scene: scenes.Scene, count: int = 2) -> list[dict]:
-  """Referring expressions, by turns with and without a needed relation.
+  """Returns referring expressions, alternately with and without a necessary relation.
 
-  The target always has a distractor of its shape or its colour; in a `needs_relation` expression
-  the words before the relation fit two objects or more.
+  The target always has a distractor of its shape or color. In a `needs_relation` expression the
+  words before the relation fit at least two objects.
 
-  Returns `count` dicts: text, form (a Statement whose object 0 is the target), box (x1, y1, x2,
-  y2) in pixels with x2 and y2 exclusive, target (index in scene.objects), needs_relation,
-  unseen (the target or the anchor is a held-out pair).
+  Args:
+    scene: the scene.
+    count: number of expressions.
+
+  Returns:
+    `count` dicts: text, form (a Statement whose object 0 is the target), box (x1, y1, x2, y2) in
+    pixels with x2 and y2 exclusive, target (index in scene.objects), needs_relation, unseen (the
+    target or the anchor is a held-out pair).
   """
   rng = scenes.generator(scene.config, scene.split, scene.index, "referring")
   options = [_relational_expressions(scene), list(_plain_expressions(scene))]

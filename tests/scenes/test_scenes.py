@@ -30,7 +30,7 @@ PLAIN = {
   "plus": "cross",
 }
 WORDS = {
-  **{w: w for w in (*scenes.SIZES, *scenes.COLOURS, *scenes.SHAPES)},
+  **{w: w for w in (*scenes.SIZES, *scenes.COLORS, *scenes.SHAPES)},
   **PLAIN,
   **{s + "s": s for s in scenes.SHAPES},
   "crosses": "cross",
@@ -48,7 +48,7 @@ def asked(config, split, count):
 
 
 def attribute_words(text):
-  """Sizes, colours and shapes a text names, synonyms made plain, in the order of the text."""
+  """Sizes, colors and shapes a text names, synonyms made plain, in the order of the text."""
   return [WORDS[w] for w in re.findall(r"[a-z]+", text) if w in WORDS]
 
 
@@ -95,9 +95,9 @@ def test_held_out_pairs_are_in_test_alone(config):
         named = attribute_words(text)
         assert not any((b, a) in scenes.HELD_OUT for a, b in itertools.pairwise(named)), text
   shown = collections.Counter(
-    (o.shape, o.colour) for s in sample(config, "test", 1000) for o in s.objects
+    (o.shape, o.color) for s in sample(config, "test", 1000) for o in s.objects
   )
-  assert set(shown) == set(itertools.product(config.shapes, config.colours))
+  assert set(shown) == set(itertools.product(config.shapes, config.colors))
   assert 0.25 < np.mean([s.unseen for s in sample(config, "test", 1000)]) < 0.6
 
 
@@ -138,7 +138,7 @@ def test_boxes_are_tight_to_the_pixels(config):
       alone = scenes.render(scene._replace(objects=(o,)), config)
       rows, columns = np.nonzero(np.abs(alone - empty).max(-1) > 8)
       assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == o.box, o
-      x, y = (int(v) for v in o.centre)
+      x, y = (int(v) for v in o.center)
       np.testing.assert_array_equal(alone[y, x], o.rgb)
     image = scenes.render(scene, config)
     assert image.dtype == np.uint8 and image.shape == (config.size, config.size, 3)
@@ -181,7 +181,7 @@ def read_relation(text, scene):
         for noun in match.groups()
       )
       axis, sign = (0 if name in ("left", "right") else 1), (-1 if name in ("left", "above") else 1)
-      return any(sign * (a.centre[axis] - b.centre[axis]) > 0 for a in first for b in second)
+      return any(sign * (a.center[axis] - b.center[axis]) > 0 for a in first for b in second)
   return None
 
 
@@ -257,7 +257,7 @@ def test_referring_expressions(config):
       assert oracle.locate(r["form"], scene) == r["box"] == target.box
       assert sorted(attribute_words(r["text"])) == sorted(form_words(r["form"].objects))
       assert any(
-        o is not target and (o.shape == target.shape or o.colour == target.colour)
+        o is not target and (o.shape == target.shape or o.color == target.color)
         for o in scene.objects
       )
       heads = [o for o in scene.objects if all(w is None or w in o[:3] for w in head)]
@@ -335,7 +335,7 @@ def test_clips(config):
       assert oracle.answer_clip(q.form, clip.frames) == q.answer, (q, clip.moves)
       answers[q.family, q.answer] += 1
     for number, direction in clip.moves.items():
-      steps = np.diff([f.objects[number].centre for f in clip.frames], axis=0)
+      steps = np.diff([f.objects[number].center for f in clip.frames], axis=0)
       want = np.array(clips.STEPS[direction])
       assert (steps @ want > 0).all() and (steps @ want[::-1] == 0).all()
       assert np.ptp(steps @ want) <= 1  # constant speed, to the pixel
@@ -355,7 +355,7 @@ def test_clips(config):
   video = clips.render_clip(clip, config)
   assert video.shape == (4, config.size, config.size, 3) and video.dtype == np.uint8
   assert (video[0] != video[-1]).any()
-  with pytest.raises(ValueError, match="2 or more"):
+  with pytest.raises(ValueError, match="at least 2 frames"):
     clips.clip(config, "test", 0, frames=1)
 
 
@@ -363,10 +363,10 @@ def test_attainable_scores():
   scores = oracle.attainable(DEFAULT, "test", 60)
   for task in ("vqa", "grounding", "nlvr2", "entailment"):
     assert scores[task] == 100.0
-  table, found = oracle.consistency(DEFAULT, "test", 60), sample(DEFAULT, "test", 60)
+  table, sampled = oracle.consistency(DEFAULT, "test", 60), sample(DEFAULT, "test", 60)
   for row, column in itertools.product(range(0, 300, 7), range(60)):  # without the index of words
-    form = scene_text.caption_forms(found[row // 5])[row % 5].form
-    assert table[row, column] == (oracle.holds(form, found[column]) is True)
+    form = scene_text.caption_forms(sampled[row // 5])[row % 5].form
+    assert table[row, column] == (oracle.holds(form, sampled[column]) is True)
   assert scores["text_to_image_r1"] == pytest.approx(100 * np.mean(1 / table.sum(1)))
   assert scores["text_to_image_r1"] < scores["text_to_image_r5"] <= 100
 
@@ -401,7 +401,7 @@ def test_vqa_records():
   flags = collections.Counter()
   for i in range(100):
     record, scene = test[i], scenes.scene(DEFAULT, "test", i)
-    pairs = {(o.shape, o.colour) for o in scene.objects}
+    pairs = {(o.shape, o.color) for o in scene.objects}
     assert record["unseen"] == bool(pairs & scenes.HELD_OUT)
     for q in record["questions"]:
       if q["family"] in ("colour", "shape"):  # what is asked for is there
@@ -421,17 +421,17 @@ def test_rendering_is_fast_enough_to_need_no_cache():
 
 
 def test_bad_input_says_what_to_do():
-  with pytest.raises(ValueError, match="unknown scene difficulty 'easy'.*default.*hard"):
+  with pytest.raises(ValueError, match="Scene difficulty 'easy' is unknown.*default.*hard"):
     scenes.SceneConfig(difficulty="easy")
   with pytest.raises(ValueError, match="48"):
     scenes.SceneConfig(size=16)
   with pytest.raises(ValueError, match="seed"):
     scenes.SceneConfig(seed=-1)
-  with pytest.raises(ValueError, match="unknown scene split 'dev'"):
+  with pytest.raises(ValueError, match="Scene split 'dev' is unknown"):
     scenes.scene(DEFAULT, "dev", 0)
-  with pytest.raises(IndexError, match="scene 1000 is not in split 'val' of 1000"):
+  with pytest.raises(IndexError, match="Scene 1000 is not in split 'val' of 1000"):
     scenes.scene(DEFAULT, "val", 1000)
-  with pytest.raises(ValueError, match="its own config"):
+  with pytest.raises(ValueError, match=r"scene\.config"):
     scenes.render(scenes.scene(DEFAULT, "val", 0), HARD)
   with pytest.raises(ValueError, match="1 to 12"):
     questions(scenes.scene(DEFAULT, "val", 0), 13)

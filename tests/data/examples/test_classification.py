@@ -319,7 +319,7 @@ def test_scenes_have_labels_and_subsets_without_their_pixels(file, labels, subse
   assert set().union(*(source.groups(i) for i in indices)) == subsets | {"seen", "unseen"}
 
 
-_COLOURS = {"violet": "purple"} | {name: name for name in scenes.COLOURS}
+_COLORS = {"violet": "purple"} | {name: name for name in scenes.COLORS}
 _SHAPES = {"disc": "circle"} | {name: name for name in scenes.SHAPES}
 _RELATIONS = sorted(
   ((phrase, name) for name, phrases in scene_text.PHRASES.items() for phrase in phrases),
@@ -330,10 +330,10 @@ _RELATIONS = sorted(
 def described(text):
   """ "a violet disc" or "red things" -> Desc."""
   said = [
-    word if word in _COLOURS or word in _SHAPES else word.removesuffix("s") for word in text.split()
+    word if word in _COLORS or word in _SHAPES else word.removesuffix("s") for word in text.split()
   ]
   return scene_text.Desc(
-    colour=next((_COLOURS[w] for w in said if w in _COLOURS), None),
+    color=next((_COLORS[w] for w in said if w in _COLORS), None),
     shape=next((_SHAPES[w] for w in said if w in _SHAPES), None),
   )
 
@@ -372,10 +372,10 @@ def judged_pair(text, left, right):
 def judged_hypothesis(text, scene):
   if match := re.fullmatch(r"the (\w+) is (\w+)", text):
     of_shape, right = (
-      {o for o in scene.objects if (o.shape, o.colour) in pairs}
+      {o for o in scene.objects if (o.shape, o.color) in pairs}
       for pairs in (
-        [(_SHAPES[match[1]], colour) for colour in scenes.COLOURS],
-        [(_SHAPES[match[1]], _COLOURS[match[2]])],
+        [(_SHAPES[match[1]], color) for color in scenes.COLORS],
+        [(_SHAPES[match[1]], _COLORS[match[2]])],
       )
     )
     return (
