@@ -1,10 +1,10 @@
-"""What users give to a Predictor -> rows of arrays: images and clips in any form, and texts, as evaluation prepares them. No JAX."""
+"""Converts the images, clips and texts given to a Predictor to rows of arrays. No JAX."""
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,44 +32,49 @@ _FRAMES = 8  # of a clip, for a model that was trained on images
 
 
 class Clip(NamedTuple):
-  """Frames that belong together, in order: each an image as of `image_ops.decode_image`."""
+  """Frames of one clip, in order, each an image in any form that `decode_image` takes."""
 
   frames: tuple
 
 
-def is_one(image):
-  """Whether this is one image or clip, and not several."""
+def is_one(image: Any) -> bool:
+  """Returns whether this is one image or clip, not several."""
   return isinstance(
     image, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Clip
   )
 
 
-def is_clip(image):
-  """Whether frames are to be taken of it: a Clip, an array [T, H, W, 3], or a path with a video's ending."""
+def is_clip(image: Any) -> bool:
+  """Returns whether this is a Clip, an array [T, H, W, 3], or a path with a video suffix."""
   if isinstance(image, str | os.PathLike):
     return os.fspath(image).lower().endswith(_VIDEO_SUFFIXES)
   return isinstance(image, Clip) or video.is_clip(image)
 
 
-def as_list(images):
-  """One or many images -> list of them; a list inside is a Clip. Raises TypeError for anything else, ValueError for none."""
+def as_list(images: Any) -> list:
+  """Returns one or many images as a list, in which inner lists become Clips.
+
+  Raises:
+    TypeError: neither an image nor images.
+    ValueError: the list is empty.
+  """
   if is_one(images):
     return [images]
   if not isinstance(images, Iterable):
     raise TypeError(
       f"An image is a path, bytes, a PIL image, an array or a Clip, not {type(images).__name__}."
     )
-  found = [
+  listed = [
     Clip(tuple(image)) if isinstance(image, list | tuple) and not isinstance(image, Clip) else image
     for image in images
   ]
-  if not found:
+  if not listed:
     raise ValueError("There is no image: the list is empty.")
-  return found
+  return listed
 
 
-def identity(image):
-  """What two mentions of the same image have in common: its path, its bytes, or the object itself."""
+def identity(image: Any) -> tuple[str, Any]:
+  """Returns a key that is equal for equal paths, equal bytes, or the same object."""
   if isinstance(image, str | os.PathLike):
     return "path", os.fspath(image)
   return ("bytes", image) if isinstance(image, bytes) else ("object", id(image))
@@ -130,24 +135,43 @@ def _pairs(groups, texts, what, one, many):
 
 
 class ImageRows:
-  """Images -> {name: array} of rows, as evaluation shows them to the model.
+  """Prepares images and clips as evaluation does.
 
-  Args:
-    size: S, pixels. frames: of a clip, 0: a model of images, which sees 8. sampling: see `video.frame_numbers`.
+  Attributes:
+    frames: frames of a clip.
   """
 
-  def __init__(self, size, frames=0, sampling="centres"):
-    self._size, self._sampling = size, sampling
+  def __init__(self, size: int, frames: int = 0, sampling: str = "centres"):
+    """Stores the settings.
+
+    Args:
+      size: side of the model's images in pixels, S.
+      frames: frames of a clip; 0, of a model trained on images: 8.
+      sampling: see `video.frame_numbers`.
+    """
+    self._size = size
+    self._sampling = sampling
     self.frames = frames or _FRAMES
 
-  def resized(self, images):
-    """-> {"image": u8[B, S, S, 3]}; of clips u8[B, F, S, S, 3]. Raises image_ops.ImageError, which names the image."""
+  def resized(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Returns {"image": u8[B, S, S, 3]}, for clips u8[B, F, S, S, 3].
+
+    Raises:
+      ops.ImageError: an image cannot be read; the message names it.
+    """
     return {
       "image": np.stack(_in_threads(self._clip if is_clip(images[0]) else self._image, images))
     }
 
-  def on_canvas(self, images):
-    """For boxes -> {"image": u8[B, S, S, 3], "placed": i32[B, 4], "size": i32[B, 2]}, see data/grounding.py. Raises ImageError."""
+  def on_canvas(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Returns the rows for boxes, see mplug_jax/data/examples/grounding.py.
+
+    Returns:
+      {"image": u8[B, S, S, 3], "placed": i32[B, 4], "size": i32[B, 2]}.
+
+    Raises:
+      ops.ImageError: an image cannot be read; the message names it.
+    """
     rows = _in_threads(self._placed, images)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -187,7 +211,7 @@ class ImageRows:
 
 
 def _decoded(image):
-  """Any image -> u8[H, W, 3], upright. Raises image_ops.ImageError."""
+  """Decodes an image in any form to u8[H, W, 3], upright. Raises ops.ImageError."""
   if isinstance(image, np.ndarray | Image.Image) and 0 in (
     image.shape if isinstance(image, np.ndarray) else image.size
   ):
