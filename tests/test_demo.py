@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mplug_jax import demo
-from mplug_jax.inference import explain
+from mplug_jax.inference import explain, page
 from mplug_jax.inference.results import Answer, Box, Hit
 from tests.support import tiny_predictor
 
@@ -55,18 +55,18 @@ def image(tmp_path):
 
 
 def pages(*methods, **options):
-  return demo.Pages(Model(*methods), Model(*methods), **options)
+  return page.Pages(Model(*methods), Model(*methods), **options)
 
 
 def test_answers_come_with_the_maps_of_their_words(image):
-  said, shown = pages("answer").answer(image, "what is it?")
+  said, shown = pages("answer").ask("answer", image, "what is it?")
   assert said == "a dog" and [text for _, text in shown] == ["where it looked", "a", "dog"]
   picture = shown[0][0].astype(int)
   assert picture.shape == (144, 288, 3) and picture[:30, :60].sum() > 2 * picture[-30:, -60:].sum()
 
 
 def test_boxes_are_drawn(image):
-  said, shown = pages("locate").locate(image, "it")
+  said, shown = pages("locate").ask("locate", image, "it")
   assert said.startswith("left 8, top 8, right 20, bottom 20")
   assert (shown[0][0][3 * 8, 3 * 8 : 3 * 20] == (61, 245, 107)).all()
 
@@ -85,23 +85,23 @@ def test_search_in_uploads_or_in_a_folder(image, tmp_path):
 
 
 def test_what_cannot_be_used_is_one_sentence(tmp_path, image):
-  page, corrupt, huge = pages("answer"), tmp_path / "corrupt.png", tmp_path / "huge.png"
+  tabs, corrupt, huge = pages("answer"), tmp_path / "corrupt.png", tmp_path / "huge.png"
   corrupt.write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 50)
   Image.new("1", (6000, 6000)).save(huge)
-  assert page.answer(str(corrupt), "what?") == (
+  assert tabs.ask("answer", str(corrupt), "what?") == (
     "corrupt.png cannot be read as an image; upload a JPEG or PNG.",
     [],
   )
-  assert page.answer(str(huge), "what?") == (
+  assert tabs.ask("answer", str(huge), "what?") == (
     "huge.png has 6000 x 6000 pixels, more than 25 million; make it smaller.",
     [],
   )
-  assert page.answer(None, "what?") == ("Choose an image first.", [])
-  assert "empty" in page.answer(image, "")[0]
+  assert tabs.ask("answer", None, "what?") == ("Choose an image first.", [])
+  assert "empty" in tabs.ask("answer", image, "")[0]
   truncated = tmp_path / "cut.png"
   truncated.write_bytes(open(image, "rb").read()[:400])  # its header is whole
-  assert page.answer(str(truncated), "what?")[1] == []
-  with pytest.raises(ValueError, match="runs/any can do nothing"):
+  assert tabs.ask("answer", str(truncated), "what?")[1] == []
+  with pytest.raises(ValueError, match="runs/any supports none of the tabs"):
     pages("compare")
 
 

@@ -1,16 +1,19 @@
 """What an extension costs: new definitions and one row in each table that lists them."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 
-from mplug_jax import data, evaluators, tasks
+from mplug_jax import data, evaluators, predict, tasks
 from mplug_jax.conversion import exporter, formats, importer
 from mplug_jax.conversion.formats.format import Format, Placement
+from mplug_jax.inference import methods
+from mplug_jax.inference.predictor import Predictor
 from mplug_jax.tensor_files import open as tensor_open
 from mplug_jax.tensor_files import write
 from mplug_jax.training import evaluate, loop
-from tests.support import brightness, tiny_run
+from tests.support import brightness, tiny_predictor, tiny_run
 
 _SIZES = {"vision_width": 8, "hidden_size": 8, "embed_dim": 4, "heads": 1, "vision_heads": 1}
 
@@ -68,3 +71,52 @@ def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch):
   assert result["metrics"]["images"] == 20
   again = evaluate.evaluate(config, str(tmp_path / "evaluation"), str(run))
   assert again == result["metrics"]
+
+
+class Count(NamedTuple):
+  words: int
+  pixels: int
+
+
+def count(predictor, images, texts, *, truncate=False):
+  """A method of Predictor: numbers of tokens and of pixels."""
+  tokens = predictor.text_rows("count")(texts, truncate)
+  pixels = predictor.image_rows("count", images)["image"]
+  return [
+    Count(int((row != predictor.tokenizer.pad_id).sum()), image.size)
+    for row, image in zip(tokens, pixels, strict=True)
+  ]
+
+
+COUNT = methods.Method(
+  verb="count words and pixels",
+  task="vqa",
+  trained=("vqa",),
+  parts=("text_encoder",),
+  config="configs/vqa.py",
+  text=methods.Text("title", "max_question"),
+  command=methods.Command("count", "photo", "title"),
+)
+
+
+def test_one_row_adds_a_method_to_the_predictor_and_the_command(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(methods.METHODS, "count", COUNT)
+  monkeypatch.setattr(Predictor, "count", count, raising=False)
+  predictor = tiny_predictor.predictor(tmp_path / "tokenizer", "vqa")
+  size = predictor.config.model.image_size
+  photo = tiny_predictor.photograph(tmp_path / "wide.png", 96, 48)
+  assert predictor.can("count")
+  assert not tiny_predictor.predictor(tmp_path / "other", "caption").can("count")
+  expected = predictor.count([photo], ["a red circle"])
+  assert expected[0].words > 3
+  assert expected[0].pixels == size * size * 3
+
+  monkeypatch.setattr(Predictor, "load", lambda *args, **options: predictor)
+  rows = tmp_path / "rows.jsonl"
+  titles = ("a red circle", "", "no")
+  rows.write_text("".join(json.dumps({"photo": photo.name, "title": x}) + "\n" for x in titles))
+  assert predict.main(["--checkpoint=run", "--task=count", f"--input={rows}"]) == 0
+  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert lines[0] == {"photo": photo.name, "title": titles[0], **expected[0]._asdict()}
+  assert "The title '' is empty" in lines[1]["error"]
+  assert lines[2]["words"] < lines[0]["words"]

@@ -5,6 +5,7 @@ import sys
 
 from mplug_jax import Predictor, tune_process
 from mplug_jax.checkpoints import errors
+from mplug_jax.inference import methods
 from mplug_jax.inference.serving import export
 
 
@@ -19,7 +20,7 @@ def _parse(argv):
   parser.add_argument(
     "--functions",
     default="",
-    help=f"of {','.join(export.FUNCTIONS)}; default: all that the checkpoint can do",
+    help=f"of {','.join(methods.functions())}; default: all that the checkpoint can do",
   )
   parser.add_argument(
     "--platforms", default=",".join(export.PLATFORMS), help="default: %(default)s"

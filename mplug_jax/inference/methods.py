@@ -1,16 +1,86 @@
-"""Methods of Predictor: the task behind each, the parameters it needs, and its settings."""
+"""Methods of Predictor, one row each: read by the predictor, the commands and the exports."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from mplug_jax.inference import method_results
 
-from mplug_jax import tasks
-from mplug_jax.tasks import base
+
+class Text(NamedTuple):
+  """Texts that a method reads.
+
+  Attributes:
+    noun: the text in messages.
+    length: field of config.data with the number of tokens.
+    words: whether config.data.max_words limits the words.
+    lower: whether the text is lowercased.
+    ends: whether rows end with [eos].
+  """
+
+  noun: str
+  length: str
+  words: bool = False
+  lower: bool = False
+  ends: bool = False
+
+
+class Command(NamedTuple):
+  """Use of a method by the predict command.
+
+  Attributes:
+    name: value of --task.
+    image: key of an input row with its image; "images" for a pair.
+    text: key of an input row with its text; "": none.
+    results: function (predictor, images, texts, options) -> one dictionary a row; None: the
+      method is called with images and texts and the fields of its results are written.
+    text_lists: whether a row may have a list of texts.
+    either: whether a row has an image or a text, not both.
+  """
+
+  name: str
+  image: str
+  text: str = ""
+  results: Callable[..., list[dict[str, Any]]] | None = None
+  text_lists: bool = False
+  either: bool = False
+
+
+class Tab(NamedTuple):
+  """Tab of a method on the demo page.
+
+  Attributes:
+    title: of the tab.
+    button: label of the button.
+    label: of the text field; "": there is none.
+    example: shown in the empty text field.
+    describe: function result -> text; None: the tab searches through images.
+  """
+
+  title: str
+  button: str
+  label: str = ""
+  example: str = ""
+  describe: Callable[[Any], str] | None = None
+
+
+class Function(NamedTuple):
+  """An exported function of a method.
+
+  Attributes:
+    inputs: names in the task's batch that a caller gives.
+    make: function task -> function (params, batch) -> {name: array}.
+    labels: names in the task's batch that predict functions read but do not use; zeros are given.
+    constants: function task -> entries of serving.json that give the outputs their meaning.
+  """
+
+  inputs: tuple[str, ...]
+  make: Callable[[Any], Callable]
+  labels: tuple[str, ...] = ()
+  constants: Callable[[Any], dict[str, Any]] = lambda task: {}
 
 
 class Method(NamedTuple):
-  """Requirements of a Predictor method.
+  """A method of Predictor.
 
   Attributes:
     verb: what it does, for messages.
@@ -18,6 +88,13 @@ class Method(NamedTuple):
     trained: tasks whose checkpoints have learned it.
     parts: parts of the parameters that it needs beside the image encoder.
     config: config file that trains a checkpoint for it.
+    text: the texts that it reads; None: none.
+    command: its use by the predict command; None: none.
+    tab: its tab on the demo page; None: none.
+    functions: {name: exported function}.
+    explained: whether Explainer has a method of the same name.
+    images_per_text: images that a classifier must read for this method; 0: any number.
+    canvas: whether images keep their proportions, on a square canvas.
   """
 
   verb: str
@@ -25,165 +102,177 @@ class Method(NamedTuple):
   trained: tuple[str, ...]
   parts: tuple[str, ...]
   config: str
+  text: Text | None = None
+  command: Command | None = None
+  tab: Tab | None = None
+  functions: dict[str, Function] = {}
+  explained: bool = False
+  images_per_text: int = 0
+  canvas: bool = False
+
+
+def _predict(name: str, *outputs: str) -> Callable[[Any], Callable]:
+  """Returns `make` of a predict function with all of its outputs, or the named ones."""
+
+  def make(task: Any) -> Callable:
+    function = task.predict_fns()[name]
+    if not outputs:
+      return function
+    return lambda params, batch: {
+      key: x for key, x in function(params, batch).items() if key in outputs
+    }
+
+  return make
+
+
+def _features(function: str, key: str) -> Callable[[Any], Callable]:
+  """Returns `make` of the contrastive features of an image or a text."""
+  return lambda task: (
+    lambda params, batch: {"feature": task.apply(params, getattr(task, function), batch[key])}
+  )
+
+
+def _answers(task: Any) -> dict[str, Any]:
+  return {"answers": list(task.answers)} if task.config.task.predict == "rank" else {}
+
+
+def _box_text(box: Any) -> str:
+  x0, y0, x1, y1, _ = box
+  return f"left {x0:.0f}, top {y0:.0f}, right {x1:.0f}, bottom {y1:.0f} (pixels)"
 
 
 _FUSED = ("text_encoder", "fusion_encoder")
 _DECODED = (*_FUSED, "text_decoder")
-_CLASSES = (*_FUSED, "cls_head")
+_STATEMENT = Text("statement", "max_text", words=True)
+_CAPTION = Text("text", "max_caption", words=True)
+_CLASSIFY = Function(
+  ("image", "sentence"),
+  _predict("classify"),
+  labels=("label",),
+  constants=lambda task: {"labels": list(task.config.data.labels)},
+)
 METHODS = {
-  "answer": Method("answer questions", "vqa", ("vqa", "pretrain"), _DECODED, "configs/vqa.py"),
+  "answer": Method(
+    verb="answer questions",
+    task="vqa",
+    trained=("vqa", "pretrain"),
+    parts=_DECODED,
+    config="configs/vqa.py",
+    text=Text("question", "max_question"),
+    command=Command("vqa", "image", "question", method_results.answers),
+    tab=Tab(
+      "Ask",
+      "Ask",
+      "Question",
+      "what color is the circle?",
+      lambda answer: answer.text or "(no answer)",
+    ),
+    functions={
+      "answer": Function(
+        ("image", "question"),
+        lambda task: task.predict_fns()[task.config.task.predict],
+        constants=_answers,
+      )
+    },
+    explained=True,
+  ),
   "caption": Method(
-    "tell what it sees",
-    "caption",
-    ("caption", "scst", "pretrain"),
-    ("text_decoder",),
-    "configs/caption.py",
+    verb="tell what it sees",
+    task="caption",
+    trained=("caption", "scst", "pretrain"),
+    parts=("text_decoder",),
+    config="configs/caption.py",
+    command=Command("caption", "image", results=method_results.captions),
+    tab=Tab("Describe", "Describe", describe=lambda caption: caption.text or "(no caption)"),
+    functions={
+      "caption": Function(
+        ("image",),
+        _predict("generate"),
+        constants=lambda task: {"prompt": task.prompt.said},  # output tokens begin with it
+      )
+    },
+    explained=True,
   ),
   "match": Method(
-    "match images with texts",
-    "retrieval",
-    ("retrieval", "pretrain"),
-    (*_FUSED, "vision_proj", "text_proj", "itm_head", "temp"),
-    "configs/retrieval.py",
+    verb="match images with texts",
+    task="retrieval",
+    trained=("retrieval", "pretrain"),
+    parts=(*_FUSED, "vision_proj", "text_proj", "itm_head", "temp"),
+    config="configs/retrieval.py",
+    text=_CAPTION,
+    command=Command("retrieval", "image", "caption", method_results.matches, text_lists=True),
+    functions={"match": Function(("image", "caption"), lambda task: task.match_pairs)},
+    explained=True,
   ),
   "embed": Method(
-    "embed images and texts",
-    "retrieval",
-    ("retrieval", "pretrain"),
-    ("text_encoder", "vision_proj", "text_proj"),
-    "configs/retrieval.py",
+    verb="embed images and texts",
+    task="retrieval",
+    trained=("retrieval", "pretrain"),
+    parts=("text_encoder", "vision_proj", "text_proj"),
+    config="configs/retrieval.py",
+    text=_CAPTION,
+    command=Command("embed", "image", "caption", method_results.embeddings, either=True),
+    tab=Tab("Search", "Search", "What to look for", "a red circle above a blue square"),
+    functions={
+      "embed_image": Function(("image",), _features("image_features", "image")),
+      "embed_text": Function(("caption",), _features("text_features", "caption")),
+    },
   ),
   "locate": Method(
-    "locate what a phrase means", "grounding", ("grounding",), _DECODED, "configs/grounding.py"
+    verb="locate what a phrase means",
+    task="grounding",
+    trained=("grounding",),
+    parts=_DECODED,
+    config="configs/grounding.py",
+    text=Text("phrase", "max_phrase", lower=True, ends=True),
+    command=Command("grounding", "image", "text", method_results.boxes),
+    tab=Tab("Locate", "Locate", "What to find", "the large red circle", _box_text),
+    functions={
+      "locate": Function(
+        ("image", "placed", "size", "phrase"),
+        _predict("locate", "box", "score"),
+        labels=("box",),
+      )
+    },
+    explained=True,
+    canvas=True,
   ),
   "compare": Method(
-    "judge statements about two images",
-    "classification",
-    ("classification",),
-    _CLASSES,
-    "configs/nlvr2.py",
+    verb="judge statements about two images",
+    task="classification",
+    trained=("classification",),
+    parts=(*_FUSED, "cls_head"),
+    config="configs/nlvr2.py",
+    text=_STATEMENT,
+    command=Command("nlvr2", "images", "sentence"),
+    functions={"compare": _CLASSIFY},
+    explained=True,
+    images_per_text=2,
   ),
   "entails": Method(
-    "judge statements about an image",
-    "classification",
-    ("classification",),
-    _CLASSES,
-    "configs/snli_ve.py",
-  ),
-}
-_IMAGES_OF_A_STATEMENT = {"compare": 2, "entails": 1}
-
-_SAME_SETTINGS = {
-  "caption": "scst",
-  "retrieval": "pretrain",
-}  # tasks whose config.task has all of the other's
-# Settings of a task that the checkpoint was not fine-tuned for: (config.task, config.data).
-_ZERO_SHOT = {
-  "vqa": (
-    {
-      "beams": 3,
-      "min_length": 1,
-      "max_length": 10,
-      "beam_mode": "standard",
-      "predict": "generate",
-      "rank_answers": (),
-      "rank_top_k": 128,
-      "rank_first_token_twice": False,
-      "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},
-    },
-    {"max_question": 32},
-  ),
-  "caption": (
-    {
-      "prompt": "",
-      "prompt_mode": "mended",
-      "beams": 3,
-      "min_length": 1,
-      "max_length": 25,
-      "beam_mode": "standard",
-      "no_repeat_ngram": 0,
-    },
-    {"max_caption": 32},
-  ),
-  "retrieval": (
-    {
-      "queue": 0,
-      "alpha": 0.0,
-      "ramp_steps": 0,
-      "match": "image",
-      "contrast_chunk": 0,
-      "clamp_temperature": True,
-      "negatives": {"group": 0, "greedy": False, "ramp_steps": 0},
-      "rerank_k": 32,
-      "rerank_texts": 16,
-      "rerank_similarity": "none",
-    },
-    {"max_words": 30, "max_caption": 30},
+    verb="judge statements about an image",
+    task="classification",
+    trained=("classification",),
+    parts=(*_FUSED, "cls_head"),
+    config="configs/snli_ve.py",
+    text=_STATEMENT,
+    command=Command("snli_ve", "image", "sentence"),
+    functions={"entails": _CLASSIFY},
+    explained=True,
+    images_per_text=1,
   ),
 }
 
 
-def refusal(name: str, path: str, parts: Collection[str], config: Any) -> str:
-  """Returns one sentence on why a checkpoint does not support a method; "" if it does.
-
-  Args:
-    name: of the method.
-    path: of the checkpoint, for the sentence.
-    parts: parts of the parameters that the checkpoint has.
-    config: the checkpoint's ConfigDict.
-  """
-  method = METHODS[name]
-  trained_task = config.task.name
-  advice = f"train one with --config={method.config}:init={path}"
-  if missing := [part for part in ("visual_encoder", *method.parts) if part not in parts]:
-    return (
-      f"{path} cannot {method.verb}: a {trained_task} checkpoint has no {', '.join(missing)}; "
-      f"{advice}."
-    )
-  if trained_task not in method.trained:
-    return f"{path} cannot {method.verb}: it was trained for {trained_task}; {advice}."
-  if (
-    name in _IMAGES_OF_A_STATEMENT
-    and (count := config.data.images_per_text) != _IMAGES_OF_A_STATEMENT[name]
-  ):
-    images = "1 image" if count == 1 else f"{count} images"
-    return f"{path} cannot {method.verb}: its cls_head reads {images}; {advice}."
-  return ""
+def commands() -> dict[str, str]:
+  """Returns {value of --task: method} of the predict command."""
+  return {row.command.name: name for name, row in METHODS.items() if row.command}
 
 
-def make_task(
-  name: str, model: Any, config: Any, tokenizer: Any, frames: int = 0, **changes: Any
-) -> base.Task:
-  """Builds the task behind a method.
-
-  Settings are the checkpoint's own if it was trained for that task, else the zero-shot settings.
-
-  Args:
-    name: of the method.
-    model: the MPlug module.
-    config: the checkpoint's ConfigDict.
-    tokenizer: the checkpoint's tokenizer.
-    frames: frames of a clip; 0 for images.
-    **changes: fields of config.task to replace.
-  """
-  task_name = METHODS[name].task
-  task, data = _ZERO_SHOT.get(task_name, ({}, {}))
-  if config.task.name in (task_name, _SAME_SETTINGS.get(task_name)):
-    task = task | config.task.to_dict()
-    data = data | config.data.to_dict()
-  settings: Any = ConfigDict(
-    {
-      "task": {**task, "name": task_name, **changes},
-      "data": {**data, "frames": frames},
-      "ema": config.ema,
-      "optim": config.optim,
-      "batch_size": config.batch_size,
-      "model": config.model,
-      "eval": config.eval,
-    }
-  )
-  if "max_positions" in settings.model:
-    for key in ("max_question", "max_caption"):
-      if key in settings.data:
-        settings.data[key] = min(settings.data[key], settings.model.max_positions)
-  return tasks.get(task_name)(model, settings, tokenizer)
+def functions() -> dict[str, tuple[str, Function]]:
+  """Returns {exported function: (method, Function)}."""
+  return {
+    function: (name, row.functions[function])
+    for name, row in METHODS.items()
+    for function in row.functions
+  }

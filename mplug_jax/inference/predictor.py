@@ -11,7 +11,7 @@ import numpy as np
 
 from mplug_jax.data.examples import caption as caption_data
 from mplug_jax.inference import checkpoint as restored
-from mplug_jax.inference import inputs, methods
+from mplug_jax.inference import inputs, method_tasks, methods
 from mplug_jax.inference.batching import Programs, padded
 from mplug_jax.inference.results import Answer, Box, Caption, Hit, Index, Label, Match
 
@@ -290,7 +290,7 @@ class Predictor:
   # ---- the model
 
   def task(self, method, frames=0, **changes):
-    """The Task behind a method, see prediction_tasks.METHODS. frames: of clips; 0: images. changes: of config.task.
+    """The Task behind a method, see methods.METHODS. frames: of clips; 0: images. changes: of config.task.
 
     Raises:
       ValueError: the checkpoint cannot do it; says what is missing and what trains it.
@@ -300,35 +300,44 @@ class Predictor:
     return self._task(method, frames, **changes)
 
   def _refusal(self, method):
-    return methods.refusal(method, self.path, self._parts, self.config)
+    return method_tasks.refusal(method, self.path, self._parts, self.config)
 
   def _make_task(self, method, frames, **changes):
-    return methods.make_task(method, self.model, self.config, self.tokenizer, frames, **changes)
+    return method_tasks.make_task(
+      method, self.model, self.config, self.tokenizer, frames, **changes
+    )
 
   def text_rows(self, method):
     """The inputs.TextRows of the texts that a method takes. Raises ValueError as `task`."""
     data = self.task(method).config.data
-    if method == "answer":
-      return inputs.TextRows("question", self.tokenizer, data.max_question)
-    if method == "locate":
-      return inputs.TextRows("phrase", self.tokenizer, data.max_phrase, lower=True, ends=True)
-    if method in ("match", "embed"):
-      return inputs.TextRows("text", self.tokenizer, data.max_caption, data.max_words)
-    return inputs.TextRows("statement", self.tokenizer, data.max_text, data.max_words)
+    text = methods.METHODS[method].text
+    if text is None:
+      raise ValueError(f"Predictor.{method} reads no text.")
+    return inputs.TextRows(
+      text.noun,
+      self.tokenizer,
+      data[text.length],
+      data.max_words if text.words else 0,
+      lower=text.lower,
+      ends=text.ends,
+    )
 
   def image_rows(self, method, images):
     """Images as the method shows them to the model -> {"image": u8[B, S, S, 3], ...}; clips, if there are no images among them, as
     u8[B, F, S, S, 3]. Raises image_ops.ImageError."""
-    return self._images.on_canvas(images) if method == "locate" else self._images.resized(images)
+    if methods.METHODS[method].canvas:
+      return self._images.on_canvas(images)
+    return self._images.resized(images)
 
   def encode(self, method, images):
     """Images, or clips -> (tokens dtype[size, N, D] on the devices, those behind the images without meaning; {name: [B, ...]}, what else
     `image_rows` says of them)."""
     rows, task = self.image_rows(method, images), self._task(method, 0)
-    encode = task.evaluated_image if method == "locate" else None
+    canvas = methods.METHODS[method].canvas
+    encode = task.evaluated_image if canvas else None
     size = self._programs.whole(len(images))
     tokens = self._call(
-      ("encode", method == "locate"),
+      ("encode", canvas),
       lambda: lambda params, batch: task.with_tokens(params, batch, encode)["image"],
       {name: padded(x, size) for name, x in rows.items()},
     )

@@ -1,55 +1,81 @@
 """Reads input rows of the predict command in a thread, ahead of the model."""
 
 import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mplug_jax.data.images import ops
 from mplug_jax.inference.inputs import is_clip
+from mplug_jax.inference.methods import Command
 
 
 class Reader:
-  """Rows -> (images, texts, {row number: why it has no result}) of a batch; images decoded, each once.
+  """Decodes the images and checks the texts of a batch of rows; every image is decoded once."""
 
-  Args:
-    check: function (text), which raises ValueError for one that the model cannot take; None: there are no texts.
-    size: images are resized to so many pixels at once, which takes less memory; 0: they are not.
-  """
+  def __init__(
+    self, command: Command, options: Namespace, check: Callable[[Any], Any] | None, size: int
+  ):
+    """Creates a reader.
 
-  def __init__(self, kind, options, check, size):
-    self._kind, self._text, self._check, self._size = kind, options.text, check, size
+    Args:
+      command: the method's use by the predict command.
+      options: of the command line.
+      check: function (text), which raises ValueError if the model cannot take it; None: no texts.
+      size: images are resized to so many pixels, which saves memory; 0: they are not.
+    """
+    self._command = command
+    self._text = options.text
+    self._check = check
+    self._size = size
     self._folder = os.path.dirname(options.input) if options.input else ""
 
-  def __call__(self, rows):
-    decoded, images, texts, errors = {}, [], [], {}
+  def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[list, list, dict[int, str]]:
+    """Returns images, texts, and {row number: why it has no result}."""
+    decoded: dict[str, Any] = {}
+    images = []
+    texts = []
+    errors = {}
     for number, row in enumerate(rows):
-      image, text = (
-        row.get(self._kind.image),
-        row.get(self._kind.text, self._text) if self._kind.text else None,
-      )
-      if self._kind.method == "embed" and image is not None:
+      image = row.get(self._command.image)
+      text = row.get(self._command.text, self._text) if self._command.text else None
+      if self._command.either and image is not None:
         text = None  # the row's features are the image's
       try:
-        if self._check and (self._kind.method != "embed" or image is None):
-          for each in text if isinstance(text, list) and self._kind.method == "match" else [text]:
-            self._check(each)
-        if self._kind.method != "embed" or image is not None:
-          image = (
-            tuple(self._read(one, decoded) for one in image)
-            if self._kind.image == "images"
-            else self._read(image, decoded)
-          )
+        self._check_texts(text, image)
+        image = self._images(image, decoded)
       except (ValueError, TypeError) as error:
         errors[number] = str(error)
       images.append(image)
       texts.append(text)
     return images, texts, errors
 
-  def _read(self, image, decoded):
-    """A name -> pixels; of a video its path. An image that cannot be read is an ImageError every time."""
+  def _check_texts(self, text: Any, image: Any) -> None:
+    if self._check is None or (self._command.either and image is not None):
+      return
+    several = self._command.text_lists and isinstance(text, list)
+    for one in text if several else [text]:
+      self._check(one)
+
+  def _images(self, image: Any, decoded: dict[str, Any]) -> Any:
+    """Returns the decoded image or images of a row; None if its text is enough."""
+    if self._command.either and image is None:
+      return None
+    if self._command.image == "images":
+      return tuple(self._read(one, decoded) for one in image)
+    return self._read(image, decoded)
+
+  def _read(self, image: Any, decoded: dict[str, Any]) -> Any:
+    """Returns the pixels of an image file, or the path of a video.
+
+    Raises:
+      ImageError: the image cannot be read; again for every row with it.
+    """
     if not isinstance(image, str):
-      raise ValueError(f"{self._kind.image} is {image!r} and no name of a file.")
+      raise ValueError(f"{self._command.image} is {image!r}, not a file name.")
     path = os.path.join(self._folder, image)
     if is_clip(path):
-      return path  # whether it can be read shows later
+      return path  # decoded by the Predictor
     if path not in decoded:
       try:
         pixels = ops.decode_image(path)

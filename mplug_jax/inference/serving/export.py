@@ -13,8 +13,6 @@ import copy
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +23,7 @@ from jax import export as jax_export
 from mplug_jax.data.images import ops
 from mplug_jax.data.text import cleaning, tokenizer_base
 from mplug_jax.data.text import wordpiece as wordpiece_lib
+from mplug_jax.inference import methods
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tasks import base
 from mplug_jax.tensor_files import write
@@ -33,50 +32,6 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LARGEST_BATCH = 4096
 
 
-class Function(NamedTuple):
-  """method: of Predictor, whose task it runs. inputs: names of the task's batch. make: task -> function (params, batch) -> arrays."""
-
-  method: str
-  inputs: tuple
-  make: Callable
-
-
-def _predict(name, *outputs):
-  """-> `make` of a predict function as it is, or those `outputs` of it."""
-
-  def make(task):
-    fn = task.predict_fns()[name]
-    return (
-      fn
-      if not outputs
-      else lambda params, batch: {key: x for key, x in fn(params, batch).items() if key in outputs}
-    )
-
-  return make
-
-
-def _features(of, key):
-  return lambda task: (
-    lambda params, batch: {"feature": task.apply(params, getattr(task, of), batch[key])}
-  )
-
-
-FUNCTIONS = {
-  "answer": Function(
-    "answer", ("image", "question"), lambda task: task.predict_fns()[task.config.task.predict]
-  ),
-  "caption": Function("caption", ("image",), _predict("generate")),
-  "match": Function("match", ("image", "caption"), lambda task: task.match_pairs),
-  "embed_image": Function("embed", ("image",), _features("image_features", "image")),
-  "embed_text": Function("embed", ("caption",), _features("text_features", "caption")),
-  "locate": Function(
-    "locate", ("image", "placed", "size", "phrase"), _predict("locate", "box", "score")
-  ),
-  "compare": Function("compare", ("image", "sentence"), _predict("classify")),
-  "entails": Function("entails", ("image", "sentence"), _predict("classify")),
-}
-# Names of a batch that predict functions look at, and whose values matter to nobody here.
-_TRUTHS = {"locate": ("box",), "compare": ("label",), "entails": ("label",)}
 # Texts: (their length in config.data, tokens of those that are too long: "open": cut; "kept": cut, but for [eos]; cleaned by
 # text_ops.pre_caption).
 _TEXTS = {
@@ -104,7 +59,7 @@ def _struct(task, name, b, q):
 
 
 def export_function(task, params, name, platforms=PLATFORMS):
-  """One of FUNCTIONS -> (jax.export.Exported of ({parameter: array}, {input: array}) -> {output: array}, shapes of the inputs).
+  """One of methods.functions() -> (jax.export.Exported of ({parameter: array}, {input: array}) -> {output: array}, shapes of the inputs).
 
   Args:
     task: of Predictor.task. params: its parameters, or their shapes, as {"a/b": x}.
@@ -116,15 +71,14 @@ def export_function(task, params, name, platforms=PLATFORMS):
   task.model = task.model.clone(
     attention_impl="reference"
   )  # kernels are of one platform, and chosen by numbers that are open here
-  fn = FUNCTIONS[name].make(task)
-  given, truths = (
-    {key: _struct(task, key, *open_sizes) for key in keys}
-    for keys in (FUNCTIONS[name].inputs, _TRUTHS.get(name, ()))
-  )
+  _, function = methods.functions()[name]
+  predict = function.make(task)
+  given = {key: _struct(task, key, *open_sizes) for key in function.inputs}
+  labels = {key: _struct(task, key, *open_sizes) for key in function.labels}
 
   def call(params, batch):
-    batch = batch | {key: jnp.zeros(x.shape, x.dtype) for key, x in truths.items()}
-    return fn(traverse_util.unflatten_dict(params, sep="/"), batch)
+    batch = batch | {key: jnp.zeros(x.shape, x.dtype) for key, x in labels.items()}
+    return predict(traverse_util.unflatten_dict(params, sep="/"), batch)
 
   arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (dict(params), given))
   return jax_export.export(jax.jit(call), platforms=platforms)(*arguments), given
@@ -197,22 +151,24 @@ def export(predictor, dest, names=(), platforms=PLATFORMS):
   """Writes the folder `dest`, as a whole or not at all -> what serving.json says.
 
   Args:
-    predictor: a Predictor. names: of FUNCTIONS; (): all that its checkpoint can do. platforms: of PLATFORMS.
+    predictor: a Predictor. names: of methods.functions(); (): all that its checkpoint can do. platforms: of PLATFORMS.
 
   Raises:
     ValueError: a function or platform that there is not, or a function that the checkpoint cannot do. FileExistsError: `dest` exists.
   """
   dest, params = pathlib.Path(dest), traverse_util.flatten_dict(predictor.params, sep="/")
-  for what, given, there in (("function", names, FUNCTIONS), ("platform", platforms, PLATFORMS)):
+  functions = methods.functions()
+  for what, given, there in (("function", names, functions), ("platform", platforms, PLATFORMS)):
     if unknown := sorted(set(given) - set(there)):
       raise ValueError(
         f"There is no {what} {unknown[0]!r} to export; there are {', '.join(there)}."
       )
-  names = names or [name for name, function in FUNCTIONS.items() if predictor.can(function.method)]
+  names = names or [name for name, (method, _) in functions.items() if predictor.can(method)]
   frames = predictor.config.data.get("frames", 0)
   tasks = {
-    name: predictor.task(FUNCTIONS[name].method, 0 if name == "locate" else frames)
+    name: predictor.task(method, 0 if methods.METHODS[method].canvas else frames)
     for name in names
+    for method, _ in [functions[name]]
   }
   if dest.exists():
     raise FileExistsError(f"{dest} exists; name a folder that does not.")
@@ -236,7 +192,7 @@ def export(predictor, dest, names=(), platforms=PLATFORMS):
       about["functions"][name] = {
         "inputs": {key: _input(task, key, x) for key, x in given.items()},
         "outputs": {key: _described(x) for key, x in outputs.items()},
-      } | _meanings(name, task)
+      } | functions[name][1].constants(task)
     write.save_safetensors(
       partial / "weights.safetensors",
       (
@@ -252,14 +208,3 @@ def export(predictor, dest, names=(), platforms=PLATFORMS):
     shutil.rmtree(partial, ignore_errors=True)
     raise
   return about
-
-
-def _meanings(name, task):
-  """What the numbers of a function's outputs stand for, for serving.json."""
-  if name == "answer" and task.config.task.predict == "rank":
-    return {"answers": list(task.answers)}
-  if name in ("compare", "entails"):
-    return {"labels": list(task.config.data.labels)}
-  return (
-    {"prompt": task.prompt.said} if name == "caption" else {}
-  )  # the tokens of a caption begin with it

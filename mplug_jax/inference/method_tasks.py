@@ -1,0 +1,122 @@
+"""Whether a checkpoint supports a method of Predictor, and the task that runs the method."""
+
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mplug_jax import tasks
+from mplug_jax.inference import methods
+from mplug_jax.tasks import base
+
+_SAME_SETTINGS = {
+  "caption": "scst",
+  "retrieval": "pretrain",
+}  # tasks whose config.task has all of the other's
+# Settings of a task that the checkpoint was not fine-tuned for: (config.task, config.data).
+_ZERO_SHOT = {
+  "vqa": (
+    {
+      "beams": 3,
+      "min_length": 1,
+      "max_length": 10,
+      "beam_mode": "standard",
+      "predict": "generate",
+      "rank_answers": (),
+      "rank_top_k": 128,
+      "rank_first_token_twice": False,
+      "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},
+    },
+    {"max_question": 32},
+  ),
+  "caption": (
+    {
+      "prompt": "",
+      "prompt_mode": "mended",
+      "beams": 3,
+      "min_length": 1,
+      "max_length": 25,
+      "beam_mode": "standard",
+      "no_repeat_ngram": 0,
+    },
+    {"max_caption": 32},
+  ),
+  "retrieval": (
+    {
+      "queue": 0,
+      "alpha": 0.0,
+      "ramp_steps": 0,
+      "match": "image",
+      "contrast_chunk": 0,
+      "clamp_temperature": True,
+      "negatives": {"group": 0, "greedy": False, "ramp_steps": 0},
+      "rerank_k": 32,
+      "rerank_texts": 16,
+      "rerank_similarity": "none",
+    },
+    {"max_words": 30, "max_caption": 30},
+  ),
+}
+
+
+def refusal(name: str, path: str, parts: Collection[str], config: Any) -> str:
+  """Returns one sentence on why a checkpoint does not support a method; "" if it does.
+
+  Args:
+    name: of the method.
+    path: of the checkpoint, for the sentence.
+    parts: parts of the parameters that the checkpoint has.
+    config: the checkpoint's ConfigDict.
+  """
+  method = methods.METHODS[name]
+  trained_task = config.task.name
+  advice = f"train one with --config={method.config}:init={path}"
+  if missing := [part for part in ("visual_encoder", *method.parts) if part not in parts]:
+    return (
+      f"{path} cannot {method.verb}: a {trained_task} checkpoint has no {', '.join(missing)}; "
+      f"{advice}."
+    )
+  if trained_task not in method.trained:
+    return f"{path} cannot {method.verb}: it was trained for {trained_task}; {advice}."
+  if method.images_per_text and (count := config.data.images_per_text) != method.images_per_text:
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{path} cannot {method.verb}: its cls_head reads {images}; {advice}."
+  return ""
+
+
+def make_task(
+  name: str, model: Any, config: Any, tokenizer: Any, frames: int = 0, **changes: Any
+) -> base.Task:
+  """Builds the task behind a method.
+
+  Settings are the checkpoint's own if it was trained for that task, else the zero-shot settings.
+
+  Args:
+    name: of the method.
+    model: the MPlug module.
+    config: the checkpoint's ConfigDict.
+    tokenizer: the checkpoint's tokenizer.
+    frames: frames of a clip; 0 for images.
+    **changes: fields of config.task to replace.
+  """
+  task_name = methods.METHODS[name].task
+  task, data = _ZERO_SHOT.get(task_name, ({}, {}))
+  if config.task.name in (task_name, _SAME_SETTINGS.get(task_name)):
+    task = task | config.task.to_dict()
+    data = data | config.data.to_dict()
+  settings: Any = ConfigDict(
+    {
+      "task": {**task, "name": task_name, **changes},
+      "data": {**data, "frames": frames},
+      "ema": config.ema,
+      "optim": config.optim,
+      "batch_size": config.batch_size,
+      "model": config.model,
+      "eval": config.eval,
+    }
+  )
+  if "max_positions" in settings.model:
+    for key in ("max_question", "max_caption"):
+      if key in settings.data:
+        settings.data[key] = min(settings.data[key], settings.model.max_positions)
+  return tasks.get(task_name)(model, settings, tokenizer)
