@@ -1,1 +1,1 @@
-"""Weights from and to PyTorch."""
+"""Conversion of weights from and to PyTorch."""

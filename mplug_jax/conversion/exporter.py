@@ -1,9 +1,11 @@
-"""Writes a checkpoint as PyTorch weights under the official names."""
+"""Exports a checkpoint as PyTorch weights under the official names."""
 
 import functools
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,37 +13,59 @@ from mplug_jax.checkpoints import reading
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.config.resume import upgrade
 from mplug_jax.conversion import mapping, official_inventory, storage
+from mplug_jax.conversion.formats.format import Geometry, Shapes
 from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.conversion.manifest import manifest_beside
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tensor_files import write
 
-# ---- the way back
+_OFFICIAL_TASKS = {"scst": "caption"}  # our task -> task of the official model with its tensors
 
 
-_OFFICIAL_TASKS = {"scst": "caption"}  # a run's task -> whose official model is the same
+class _Plan(NamedTuple):
+  """How one tensor is exported.
+
+  Attributes:
+    action: as in the manifest.
+    why: text for the manifest; the name of the other tensor if the action is "tied".
+    shape: of the tensor in the file.
+    load: makes the tensor; None if tied.
+  """
+
+  action: str
+  why: str
+  shape: tuple[int, ...]
+  load: Callable[[], np.ndarray] | None
 
 
 class _Exported:
-  """A checkpoint of ours as PyTorch tensors: what each one is, and its value when it is asked for."""
+  """One of our checkpoints as PyTorch tensors, which are made on demand."""
 
-  def __init__(self, path, task, dtype, dead):
-    self._path, self._dtype, self._dead = path, dtype, dead
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    task: str,
+    dtype: str | None,
+    dead: Mapping[str, Callable[[], np.ndarray]],
+  ) -> None:
+    self._dtype = dtype
+    self._dead = dead
     self._shapes = reading.array_shapes(path)
     if not any(name.startswith("params/") for name in self._shapes):
       raise ValueError(f"{path} holds no parameters.")
-    self.geometry, rows, run_task = _what_it_is(pathlib.Path(path), self._shapes)
+    self.geometry, rows, run_task = _describe_checkpoint(pathlib.Path(path), self._shapes)
     self.task = task or _OFFICIAL_TASKS.get(run_task, run_task)
-    self.tensors = self._tensors({} if task else rows)
+    self.tensors = self._tensors([] if task else rows)
     self._converters = {
-      m: mapping.Converter(mapping.online_names(self.tensors, m), self.geometry)
-      for m in (False, True)
+      momentum: mapping.Converter(mapping.online_names(self.tensors, momentum), self.geometry)
+      for momentum in (False, True)
     }
     self._rng = np.random.default_rng(0)
+    # Keeps one part of the model in memory until another part is read.
     self._part = functools.lru_cache(maxsize=1)(functools.partial(reading.load_arrays, path))
 
-  def _tensors(self, rows):
-    """{PyTorch name: Tensor}: of the source when this was converted from one, else of the official model of the task."""
+  def _tensors(self, rows: list[dict[str, Any]]) -> dict[str, official_inventory.Tensor]:
+    """Returns {PyTorch name: Tensor} of the manifest rows, else of the task's official model."""
     if rows:
       return {
         row["name"]: official_inventory.Tensor(tuple(row["shape"]), row["dtype"]) for row in rows
@@ -54,77 +78,77 @@ class _Exported:
       queue=columns,
     )
 
-  def _leaf(self, path):
-    """An array of the checkpoint; its part of the model is in memory until another part is asked for."""
-    tree, part, _ = path.split("/", 2)
-    return self._part(f"{tree}/{part}")[path.removeprefix(f"{tree}/{part}/")]
+  def _leaf(self, tree: str, path: str) -> np.ndarray:
+    part = f"{tree}/{path.split('/')[0]}"
+    return self._part(part)[f"{tree}/{path}".removeprefix(f"{part}/")]
 
-  def describe(self, name):
-    """-> (action, text for the manifest, shape, function () -> array). Action "tied": the text is the name of the other tensor."""
-    tensor, momentum = (
-      self.tensors[name],
-      name in mapping.online_names([name], momentum=True).values(),
-    )
+  def describe(self, name: str) -> _Plan:
+    """Returns how the tensor of a PyTorch name is exported.
+
+    Raises:
+      ValueError: the checkpoint lacks leaves of the tensor.
+    """
+    tensor = self.tensors[name]
+    momentum = name in mapping.online_names([name], momentum=True).values()
     online = next(iter(mapping.online_names([name], momentum)))
-    entry = self._converters[momentum].entry(online)
+    converter = self._converters[momentum]
+    entry = converter.entry(online)
     if entry.action == "map":
-      tree, why = self._tree(name, entry, momentum)
-      shape = (
-        self._shapes[f"{tree}/{POSITIONS}"] if entry.target == (POSITIONS,) else tensor.shape
-      )  # of another resolution now
-      leaf = lambda path: self._leaf(f"{tree}/{path}")  # noqa: E731
-      return (
-        ("made" if why else "map"),
-        why,
-        shape,
-        lambda: mapping.tensor_to_torch(entry, leaf, shape),
-      )
+      return self._describe_mapped(name, entry, momentum)
     if entry.action == "tied":
-      return "tied", _momentum_name(entry.target) if momentum else entry.target, tensor.shape, None
+      other = _momentum_name(entry.text) if momentum else entry.text
+      return _Plan("tied", other, tensor.shape, None)
     if entry.action == "constant":
-      if name.startswith(
-        "vision_model."
-      ):  # numbers of the positions, which may have become more or fewer
+      if name == converter.table.vision_position_ids:
+        # The checkpoint may have another resolution than the source.
         tensor = tensor._replace(shape=(1, self._shapes[f"params/{POSITIONS}"][0]))
-      return "made", entry.target, tensor.shape, lambda: official_inventory.constant(name, tensor)
-    if entry.action == "queue" and f"extra/{entry.target}" in self._shapes:
-      return "map", "", tensor.shape, lambda: self._part("extra")[entry.target]
+      load = functools.partial(official_inventory.constant, name, tensor)
+      return _Plan("made", entry.text, tensor.shape, load)
+    if entry.action == "queue" and f"extra/{name}" in self._shapes:
+      return _Plan("map", "", tensor.shape, lambda: self._part("extra")[name])
     if name in self._dead:
-      return "dead", "kept from the source: " + entry.target, tensor.shape, self._dead[name]
-    return (
-      "dead",
-      "by the official initialisation: " + entry.target,
-      tensor.shape,
-      lambda: official_inventory.initial(name, tensor, self._rng),
-    )
+      why = "kept from the source: " + entry.text
+      return _Plan("dead", why, tensor.shape, self._dead[name])
+    load = functools.partial(official_inventory.initial, name, tensor, self._rng)
+    return _Plan("dead", "by the official initialisation: " + entry.text, tensor.shape, load)
 
-  def _tree(self, name, entry, momentum):
-    """-> (tree that has the leaves of the entry, why it is another one than expected or ""). Raises ValueError."""
-    if momentum and all(f"ema_params/{path}" in self._shapes for path in entry.target):
+  def _describe_mapped(self, name: str, entry: mapping.Entry, momentum: bool) -> _Plan:
+    tree, why = self._tree(name, entry, momentum)
+    shape = self.tensors[name].shape
+    if entry.paths == (POSITIONS,):  # may have another resolution than the source
+      shape = self._shapes[f"{tree}/{POSITIONS}"]
+    leaf = functools.partial(self._leaf, tree)
+    load = functools.partial(mapping.tensor_to_torch, entry, leaf, shape)
+    return _Plan("made" if why else "map", why, shape, load)
+
+  def _tree(self, name: str, entry: mapping.Entry, momentum: bool) -> tuple[str, str]:
+    """Returns the tree with the leaves of the entry, and why it is not the expected one or ""."""
+    if momentum and all(f"ema_params/{path}" in self._shapes for path in entry.paths):
       return "ema_params", ""
-    if missing := [path for path in entry.target if f"params/{path}" not in self._shapes]:
+    if missing := [path for path in entry.paths if f"params/{path}" not in self._shapes]:
       raise ValueError(
-        f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does not have; "
-        "give the task that it was trained for, with --task."
+        f"{name} of the official {self.task} model needs {missing[0]}, which the checkpoint does "
+        "not have; pass the task that it was trained for, with --task."
       )
-    return (
-      "params",
-      "copied from the online weights: the checkpoint has no average" if momentum else "",
-    )
+    why = "copied from the online weights: the checkpoint has no average" if momentum else ""
+    return "params", why
 
-  def dtype(self, name):
-    """numpy dtype in the file; whole numbers stay what they are."""
-    own = self.tensors[name].dtype
-    return own if self._dtype is None or own.startswith(("int", "bool")) else self._dtype
+  def dtype(self, name: str) -> np.dtype:
+    """Returns the dtype in the file; integers and booleans keep theirs."""
+    stored = self.tensors[name].dtype
+    keep = self._dtype is None or stored.startswith(("int", "bool"))
+    return np.dtype(stored if keep else self._dtype)
 
 
-def _momentum_name(name):
+def _momentum_name(name: str) -> str:
   head, dot, rest = name.partition(".")
   return f"{head}_m{dot}{rest}"
 
 
-def _what_it_is(path, shapes):
-  """A converted checkpoint or a run -> (fields of MPlug, manifest rows or [], task)."""
+def _describe_checkpoint(
+  path: pathlib.Path, shapes: Shapes
+) -> tuple[Geometry, list[dict[str, Any]], str]:
+  """Returns fields of MPlug, manifest rows ([] for a run) and the task ("" if converted)."""
   if description := storage.read_description(path):
     geometry, manifest = description
     return geometry, manifest["tensors"], ""
@@ -142,52 +166,71 @@ def _what_it_is(path, shapes):
   return geometry | {"vocab_size": words[0], "pad_id": 0}, [], config["task"]["name"]
 
 
-def export_torch(path, dest, *, task="", slim=False, dtype=None):
-  """A checkpoint of ours -> .pth (or .safetensors) with the official names, shapes and dtypes, and its manifest beside it.
+def export_torch(
+  path: str | os.PathLike,
+  dest: str | os.PathLike,
+  *,
+  task: str = "",
+  slim: bool = False,
+  dtype: str | None = None,
+) -> dict[str, Any]:
+  """Writes a checkpoint as PyTorch weights with official names, and a manifest beside the file.
 
   One part of the model (an encoder, the decoder) is in memory at a time.
 
   Args:
     path: converted folder or file, or run folder.
-    dest: file; its ending decides the format. Replaced, as the manifest, once the new one is complete.
-    task: official model whose tensors are written; "" for the source's own, or the run's task.
+    dest: file, .pth or .safetensors; both it and the manifest are replaced only once complete.
+    task: official model whose tensors are written; "" for the source's, or for the run's task.
     slim: leave out the tensors that never run.
-    dtype: of floating-point tensors; None: the source's.
+    dtype: of floating-point tensors; None for the source's.
 
   Returns:
     The manifest: {"source", "task", "tensors": rows}.
 
   Raises:
-    ValueError, FileNotFoundError: the checkpoint cannot be used; nothing is written.
+    ValueError: the checkpoint is unusable; nothing is written.
+    FileNotFoundError: there is no such checkpoint.
     OSError: the file could not be written; nothing of it remains.
   """
   if os.path.exists(dest) and os.path.samefile(path, dest):
     raise ValueError(f"{dest} is the checkpoint itself; choose another destination.")
+  rows = []
+  tensors = []
   with storage.open_dead(path) as dead:
-    source, rows, out = _Exported(path, task, dtype, dead), [], []
+    source = _Exported(path, task, dtype, dead)
     for name in source.tensors:
-      action, why, shape, value = source.describe(name)
-      if slim and action == "dead":
+      plan = source.describe(name)
+      if slim and plan.action == "dead":
         continue
-      dtype = source.dtype(name)
+      result = source.dtype(name)
       rows.append(
-        {"name": name, "shape": list(shape), "dtype": dtype, "action": action, "why": why}
+        {
+          "name": name,
+          "shape": list(plan.shape),
+          "dtype": str(result),
+          "action": plan.action,
+          "why": plan.why,
+        }
       )
-      if action == "tied":
-        out.append(write.Tensor(name, shape, dtype, same_as=why))
+      if plan.load is None:
+        tensors.append(write.Tensor(name, plan.shape, result, same_as=plan.why))
       else:
-        out.append(
-          write.Tensor(
-            name, shape, dtype, lambda value=value, dtype=dtype: value().astype(dtype, copy=False)
-          )
-        )
+        load = functools.partial(_load_as, plan.load, result)
+        tensors.append(write.Tensor(name, plan.shape, result, load))
     manifest = {"source": str(path), "task": source.task, "tensors": rows}
-    _write_export(dest, out, manifest)
+    _write_export(dest, tensors, manifest)
   return manifest
 
 
-def _write_export(dest, tensors, manifest):
-  """Both files or neither: the manifest is on disk, under another name, before the tensors are."""
+def _load_as(load: Callable[[], np.ndarray], dtype: np.dtype) -> np.ndarray:
+  return load().astype(dtype, copy=False)
+
+
+def _write_export(
+  dest: str | os.PathLike, tensors: list[write.Tensor], manifest: dict[str, Any]
+) -> None:
+  """Writes both files or neither: the manifest's temporary file is on disk before the tensors."""
   save = write.save_safetensors if str(dest).endswith(".safetensors") else write.save_pth
   try:
     pathlib.Path(dest).parent.mkdir(parents=True, exist_ok=True)

@@ -1,27 +1,34 @@
 """The geometry of a model, inferred from the shapes of foreign tensors."""
 
+from typing import Any
+
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import formats
+from mplug_jax.conversion.formats.format import Geometry, Shapes
 
 # Fields of MPlug that a run's config.model holds.
 GEOMETRY = ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
 
 
-def infer_geometry(shapes, **given):
-  """{name of the conversion tables: shape} -> fields of MPlug.
+def infer_geometry(shapes: Shapes, **given: Any) -> Geometry:
+  """Infers the fields of MPlug from tensor shapes.
 
-  What shapes do not tell: attention heads have 64 numbers, the last 6 stored fusion layers run, the stride is 6 for a model
-  with a projection of the image tokens (large) and 3 for one without. Of a BERT the text encoder takes the first 6 layers
-  (or text_layers), the fusion encoder up to 6 of the others, the decoder all. Parts that are missing have the base
-  model's sizes.
+  Defaults for fields that shapes do not determine: attention heads are 64 wide, the last 6 stored
+  fusion layers run, the stride is 6 for a model with a projection of the image tokens (large) and 3
+  for one without. Missing parts have the base model's sizes. The modules of `formats` document how
+  each format fills the parts.
 
   Args:
-    given: fields that are known better; heads and vision_heads where they are not 64 wide (as in CLIP's ViT-H/14).
+    shapes: {table name of a tensor: its shape}.
+    **given: fields that override the inferred ones; for example heads and vision_heads where heads
+      are not 64 wide (as in CLIP's ViT-H/14).
 
   Raises:
-    ValueError: there is no image encoder and no text part, or a tensor that tells a size is missing, or heads do not fit.
+    ValueError: the tensors have neither an image encoder nor a text part, a tensor that determines
+      a size is missing, or the width is no multiple of the number of heads.
   """
-  base, known = PRESETS["base"], {}
+  base = PRESETS["base"]
+  known = {}
   for fmt in reversed(formats.FORMATS):
     known |= fmt.geometry(shapes, given)
   if not known:
@@ -33,11 +40,12 @@ def infer_geometry(shapes, **given):
   g["fusion_layers"] = min(g["fusion_layers"], base["fusion_layers"])
   g |= given
   for part, width, heads in (
-    ("BERT", g["hidden_size"], g["heads"]),
+    ("the text encoder", g["hidden_size"], g["heads"]),
     ("the image encoder", g["vision_width"], g.get("vision_heads") or 1),
   ):
     if heads < 1 or width % heads:
       raise ValueError(
-        f"The width {width} of {part} does not divide into {heads} attention heads; give another number of heads."
+        f"The width {width} of {part} does not divide into {heads} attention heads; "
+        "give another number of heads."
       )
   return g

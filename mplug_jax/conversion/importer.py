@@ -1,12 +1,15 @@
-"""Whole checkpoints across the border: PyTorch files -> ours, ours -> PyTorch files, and the manifest of what became of each tensor.
+"""Converts PyTorch checkpoints to ours, with a manifest of what became of each tensor.
 
-A manifest has a row for each PyTorch tensor. Its "action": "map" (a parameter), "queue" (kept beside the parameters), "dead" (never
-run), "tied" (the same as another), "constant" (follows from the model) or "made" (written without a parameter of its own).
+A manifest has a row for each PyTorch tensor. Its "action" is "map" (a parameter), "queue" (stored
+next to the parameters), "dead" (never run), "tied" (the same as another), "constant" (follows from
+the model) or "made" (written without a separate parameter).
 """
 
 import collections
 import functools
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,67 +17,87 @@ import numpy as np
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
 from mplug_jax.conversion import mapping, storage
+from mplug_jax.conversion.formats.format import Geometry
 from mplug_jax.conversion.geometry import infer_geometry
 from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.tensor_files import open, write
+from mplug_jax.tensor_files.tensor_file import TensorFile
+
+_Piece = tuple[str, mapping.Entry, int]  # name in the source, Entry, index among the entry's leaves
 
 
 class _Source:
-  """The tensors of a file under the names of the conversion tables, read when asked for."""
+  """The tensors of a file under their table names, read on access."""
 
-  def __init__(self, file):
-    self._file, self.keys = file, official_names(file.keys())
+  def __init__(self, file: TensorFile) -> None:
+    self._file = file
+    self.keys = official_names(file.keys())
 
-  def shape(self, name):
+  def shape(self, name: str) -> tuple[int, ...]:
     return tuple(self._file.shape(self.keys[name]))
 
-  def dtype(self, name):
+  def dtype(self, name: str) -> np.dtype:
     return self._file.dtype(self.keys[name])
 
-  def __getitem__(self, name):
+  def __getitem__(self, name: str) -> np.ndarray:
     return self._file[self.keys[name]]
 
 
-def _check_tied(source, names, entries):
-  """Raises ValueError if two names of one tensor have different bytes; both are in memory, and nothing after."""
+def _check_tied(
+  source: _Source, names: Mapping[str, str], entries: Mapping[str, mapping.Entry]
+) -> None:
+  """Raises ValueError if two names of one tensor have different bytes; loads both at a time."""
   for name, entry in entries.items():
-    if entry.action == "tied" and entry.target in names:
-      pair = names[name], names[entry.target]
+    if entry.action == "tied" and entry.text in names:
+      pair = names[name], names[entry.text]
       first, second = (np.ascontiguousarray(source[key]).reshape(-1).view(np.uint8) for key in pair)
       if not np.array_equal(first, second):
-        raise ValueError(
-          f"{pair[0]} and {pair[1]} are one tensor in the official model, but differ in these tensors."
-        )
+        raise ValueError(mapping.untied(*pair))
 
 
-def _leaves(source, names, entries, geometry, dtype):
-  """{path of ours: Tensor that is made when it is written}, called by its path; dtype None: what holds its tensors without loss."""
-  pieces = collections.defaultdict(
-    list
-  )  # (name in the source, Entry, place among the entry's leaves), a layer or the whole each
+def _leaves(
+  source: _Source,
+  names: Mapping[str, str],
+  entries: Mapping[str, mapping.Entry],
+  geometry: Geometry,
+  dtype: Any,
+) -> dict[str, write.Tensor]:
+  """Returns {path of ours: Tensor}, each made only when it is written.
+
+  Args:
+    source: the file.
+    names: {name of an online weight: name in the source}.
+    entries: {name of an online weight: its mapping}.
+    geometry: fields of MPlug.
+    dtype: of the leaves; None for the one that represents a leaf's tensors without loss.
+  """
+  pieces: dict[str, list[_Piece]] = collections.defaultdict(list)
   for name, entry in entries.items():
-    for place, path in enumerate(entry.target if entry.action == "map" else ()):
-      pieces[path].append((names[name], entry, place))
-  shapes, leaves = mapping.leaf_shapes(geometry), {}
+    for i, path in enumerate(entry.paths):
+      pieces[path].append((names[name], entry, i))
+  shapes = mapping.leaf_shapes(geometry)
+  leaves = {}
   for path, parts in pieces.items():
-    own = {source.dtype(name) for name, *_ in parts}
-    result = np.dtype(dtype or functools.reduce(jnp.promote_types, own))
+    stored = {source.dtype(name) for name, *_ in parts}
+    result = np.dtype(dtype or functools.reduce(jnp.promote_types, stored))
     leaves[path] = write.Tensor(
       path, shapes[path], result, functools.partial(_make, source, parts, shapes[path], result)
     )
   return leaves
 
 
-def _make(source, parts, shape, dtype):
+def _make(
+  source: _Source, parts: list[_Piece], shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
   leaf = np.empty(shape, dtype)
-  for name, entry, place in parts:
-    index = entry.indices[place]
-    _copy(entry.forward(source[name])[place], leaf[... if index is None else index])
+  for name, entry, i in parts:
+    index = entry.indices[i]
+    _copy(entry.forward(source[name])[i], leaf[... if index is None else index])
   return leaf
 
 
-def _copy(array, to):
-  """to[...] = array; a transposed matrix by 16 columns, a cache line, which takes a fifth of the time."""
+def _copy(array: np.ndarray, to: np.ndarray) -> None:
+  """Copies an array; a transposed matrix by 16 columns, a cache line, in a fifth of the time."""
   if array.ndim != 2 or not array.flags.f_contiguous:
     to[...] = array
     return
@@ -82,23 +105,24 @@ def _copy(array, to):
     to[:, i : i + 16] = array[:, i : i + 16]
 
 
-def _resize(leaves, tokens, zero):
-  """Gives the position table `tokens` rows, or that many of zeros. Returns words for the manifest."""
+def _resize(leaves: dict[str, write.Tensor], tokens: int, zero: bool) -> str:
+  """Resizes the position table in `leaves`, or fills it with zeros; returns a manifest note."""
   table = leaves[POSITIONS]
   shape = (tokens, *table.shape[1:])
-  make = (
-    (lambda: np.zeros(shape, table.dtype))
-    if zero
-    else (lambda: resize_positions(table.load(), tokens).astype(table.dtype))
-  )
-  leaves[POSITIONS] = table._replace(shape=shape, load=make)
+
+  def load() -> np.ndarray:
+    if zero:
+      return np.zeros(shape, table.dtype)
+    return np.asarray(resize_positions(table.make(), tokens).astype(table.dtype))
+
+  leaves[POSITIONS] = table._replace(shape=shape, load=load)
   if zero:
     return "replaced by zeros"
   return f"resized from {table.shape[0]} to {tokens} positions" if shape != table.shape else ""
 
 
-def _tokens(geometry, image_size):
-  """Rows of a position table for images of so many pixels. Raises ValueError."""
+def _tokens(geometry: Geometry, image_size: int) -> int:
+  """Returns the rows of a position table for images of `image_size` pixels."""
   patch = geometry["patch_size"]
   if image_size < patch or image_size % patch:
     raise ValueError(
@@ -107,17 +131,19 @@ def _tokens(geometry, image_size):
   return 1 + (image_size // patch) ** 2
 
 
-def _row(source, name, entry, tree, resized):
-  """Manifest row of one tensor: key in the file, name in the tables, shape, dtype, action, where it goes, why."""
-  to, why = [], entry.target
+def _row(
+  source: _Source, name: str, entry: mapping.Entry, tree: str, resized: str
+) -> dict[str, Any]:
+  """Returns the manifest row of one tensor."""
+  to = []
+  why = entry.text
   if entry.action == "map":
-    places = zip(entry.target, entry.indices, strict=True)
-    to, why = (
-      [f"{tree}/{path}" if i is None else f"{tree}/{path}[{i}]" for path, i in places],
-      resized if POSITIONS in entry.target else "",
-    )
+    leaves = zip(entry.paths, entry.indices, strict=True)
+    to = [f"{tree}/{path}" if i is None else f"{tree}/{path}[{i}]" for path, i in leaves]
+    why = resized if POSITIONS in entry.paths else ""
   elif entry.action == "queue":
-    to, why = [f"extra/{name}"], "kept beside the parameters"
+    to = [f"extra/{name}"]
+    why = "kept beside the parameters"
   return {
     "key": source.keys[name],
     "name": name,
@@ -130,26 +156,36 @@ def _row(source, name, entry, tree, resized):
 
 
 def convert_checkpoint(
-  path, dest, *, image_size=0, dtype=None, zero_positions=False, keep_dead=False, **given
-):
-  """PyTorch checkpoint -> one that `init_from`, `export_torch` and `checkpoint.load_params` read (see converted.py).
+  path: str | os.PathLike,
+  dest: str | os.PathLike,
+  *,
+  image_size: int = 0,
+  dtype: str | None = None,
+  zero_positions: bool = False,
+  keep_dead: bool = False,
+  **given: Any,
+) -> dict[str, Any]:
+  """Converts a PyTorch checkpoint to one for `init_from`, `export_torch` and `load_params`.
 
-  One leaf at a time is in memory. Names, shapes and tied copies are checked before anything is written.
+  One leaf at a time is in memory. Names, shapes and tied copies are checked before the result is
+  written.
 
   Args:
-    path: file or folder, see `torch_files.open_tensors`.
-    dest: new folder, or new file with the ending .safetensors.
+    path: file or folder, as for `tensor_files.open.open_tensors`.
+    dest: new folder, or new file with the suffix .safetensors.
     image_size: pixels to resize the position tables to; 0 keeps them.
     dtype: of the result, for example "float32"; None keeps each tensor's.
-    zero_positions: position tables of zeros, as the official code starts from CLIP (docs/official.md item 1).
+    zero_positions: write position tables of zeros, as in the official start from CLIP
+      (docs/official.md item 1).
     keep_dead: also keep the tensors that never run, for a later export.
-    given: fields of MPlug that the shapes do not tell, see `convert_names.infer_geometry`.
+    **given: fields of MPlug that the shapes do not determine, see `infer_geometry`.
 
   Returns:
     The manifest: {"source", "geometry", "placeholders", "tensors": rows}.
 
   Raises:
-    ValueError, FileNotFoundError: the file cannot be used, or does not fit; nothing is written.
+    ValueError: the file is unusable or does not fit a model; nothing is written.
+    FileNotFoundError: there is no such checkpoint.
     FileExistsError: `dest` exists.
     OSError: the result could not be written; nothing of it remains.
   """
@@ -158,37 +194,16 @@ def convert_checkpoint(
   with open.open_tensors(path) as file:
     if "geometry" in file.metadata:
       raise ValueError(
-        f"{path} is a converted checkpoint already; tools.export_torch makes PyTorch weights of it."
+        f"{path} is already a converted checkpoint; use tools.export_torch to make PyTorch weights."
       )
     source = _Source(file)
     shapes = {name: source.shape(key) for name, key in mapping.online_names(source.keys).items()}
     geometry = infer_geometry(shapes, **config_beside(path) | given)
     tokens = _tokens(geometry, image_size or geometry["image_size"])
-    rows, leaves, plans = [], [], []
-    for tree, momentum in (("params", False), ("ema_params", True)):
-      if names := mapping.online_names(source.keys, momentum):
-        plans.append(
-          (
-            tree,
-            names,
-            mapping.plan({name: source.shape(key) for name, key in names.items()}, geometry),
-          )
-        )
-    for tree, names, entries in plans:
-      _check_tied(source, names, entries)
-      found = _leaves(source, names, entries, geometry, dtype)
-      resized = _resize(found, tokens, zero_positions) if POSITIONS in found else ""
-      leaves += [leaf._replace(name=f"{tree}/{leaf.name}") for leaf in found.values()]
-      rows += [_row(source, names[name], entry, tree, resized) for name, entry in entries.items()]
-    as_it_is = {
-      row["name"]: write.Tensor(
-        row["name"], row["shape"], row["dtype"], functools.partial(source.__getitem__, row["name"])
-      )
-      for row in rows
-      if row["action"] in ("queue", "dead")
-    }
+    rows, leaves = _convert_trees(source, geometry, tokens, dtype, zero_positions)
+    unmapped = _unmapped(source, rows)
     leaves += [
-      as_it_is[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"
+      unmapped[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"
     ]
     manifest = {
       "source": str(path),
@@ -196,6 +211,40 @@ def convert_checkpoint(
       "placeholders": dict(file.placeholders),
       "tensors": rows,
     }
-    dead = [as_it_is[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
+    dead = [unmapped[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
     storage.save(dest, leaves, manifest, dead)
   return manifest
+
+
+def _convert_trees(
+  source: _Source, geometry: Geometry, tokens: int, dtype: Any, zero_positions: bool
+) -> tuple[list[dict[str, Any]], list[write.Tensor]]:
+  """Returns the manifest rows and the leaves of the parameters and of their momentum copies."""
+  plans = []
+  for tree, momentum in (("params", False), ("ema_params", True)):
+    if names := mapping.online_names(source.keys, momentum):
+      shapes = {name: source.shape(key) for name, key in names.items()}
+      plans.append((tree, names, mapping.plan(shapes, geometry)))
+  rows = []
+  leaves = []
+  for tree, names, entries in plans:
+    _check_tied(source, names, entries)
+    tensors = _leaves(source, names, entries, geometry, dtype)
+    resized = _resize(tensors, tokens, zero_positions) if POSITIONS in tensors else ""
+    leaves += [leaf._replace(name=f"{tree}/{leaf.name}") for leaf in tensors.values()]
+    rows += [_row(source, names[name], entry, tree, resized) for name, entry in entries.items()]
+  return rows, leaves
+
+
+def _unmapped(source: _Source, rows: list[dict[str, Any]]) -> dict[str, write.Tensor]:
+  """Returns {name: Tensor} of the queues and the tensors that never run, as in the source."""
+  return {
+    row["name"]: write.Tensor(
+      row["name"],
+      tuple(row["shape"]),
+      np.dtype(source.dtype(row["name"])),
+      functools.partial(source.__getitem__, row["name"]),
+    )
+    for row in rows
+    if row["action"] in ("queue", "dead")
+  }

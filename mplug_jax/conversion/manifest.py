@@ -1,38 +1,43 @@
 """The manifest of a conversion: where each tensor went."""
 
 import collections
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 
-def manifest_beside(dest):
-  """Where `export_torch` writes its manifest."""
+def manifest_beside(dest: str | os.PathLike) -> str:
+  """Returns the path of the manifest of an exported file."""
   return f"{dest}.manifest.json"
 
 
 # ---- manifests as text
 
 
-def _what(row):
+def _outcome(row: Mapping[str, Any]) -> str:
   return "mapped" if row["action"] == "map" else f"{row['action']}: {row['why']}"
 
 
-def summary(manifest):
-  """Manifest -> lines of text: how many tensors and numbers were mapped, dropped (why) or made."""
-  counts, sizes = collections.Counter(), collections.Counter()
+def summary(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns lines of text with the number of tensors and values per outcome."""
+  counts = collections.Counter()
+  sizes = collections.Counter()
   for row in manifest["tensors"]:
-    counts[_what(row)] += 1
-    sizes[_what(row)] += int(np.prod(row["shape"]))
+    counts[_outcome(row)] += 1
+    sizes[_outcome(row)] += int(np.prod(row["shape"]))
   return [
-    f"{counts[what]:6d} tensors {sizes[what] / 1e6:9.2f} million  {what}" for what in sorted(counts)
+    f"{counts[outcome]:6d} tensors {sizes[outcome] / 1e6:9.2f} million  {outcome}"
+    for outcome in sorted(counts)
   ]
 
 
-def tensor_lines(manifest):
-  """Manifest of a conversion -> one line of text for each tensor: its key, dtype and shape, and where it went or why nowhere."""
+def tensor_lines(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns one line of text for each tensor: key, dtype, shape, and target or reason for none."""
   lines = []
   for row in manifest["tensors"]:
     why = f" ({row['why']})" if row["to"] and row["why"] else ""
-    where = f"-> {', '.join(row['to'])}{why}" if row["to"] else _what(row)
-    lines.append(f"{row['key']} {row['dtype']}{row['shape']} {where}")
+    outcome = f"-> {', '.join(row['to'])}{why}" if row["to"] else _outcome(row)
+    lines.append(f"{row['key']} {row['dtype']}{row['shape']} {outcome}")
   return lines

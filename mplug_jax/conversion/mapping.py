@@ -1,13 +1,15 @@
-"""PyTorch tensors <-> our parameters, by the tables of the formats, which are read in both directions.
+"""Parameter-name mapping between PyTorch checkpoints and our parameters, in both directions.
 
-Every key matches exactly one row and every leaf is written exactly once; everything else is an error that lists what is
-left over. A source that by its nature lacks leaves of a part (BERT: cross-attention) declares them.
+The rows come from the tables of the formats. Every key must match exactly one row and every leaf
+must be written exactly once; otherwise an error lists the remaining names. A format that lacks leaves
+of a part (BERT: cross-attention) declares them.
 """
 
 import collections
 import functools
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,38 +18,60 @@ from flax import traverse_util
 
 from mplug_jax.checkpoints.names import grouped, module_of
 from mplug_jax.conversion import formats
-from mplug_jax.conversion.formats.format import KINDS, find_row
+from mplug_jax.conversion.formats.format import KINDS, Shapes, find_row
 from mplug_jax.models.fusion import connected_layers
 from mplug_jax.models.mplug import MPlug
 
 
-class Entry(NamedTuple):
-  """What one PyTorch tensor is to us.
+def _no_arrays(array: np.ndarray) -> tuple[np.ndarray, ...]:
+  raise ValueError("This tensor is no parameter.")
 
-  action: "map" (parameter), "dead" (never run), "tied" (the same tensor as another key), "constant" or "queue".
-  target: of map: paths of our leaves; otherwise a text: why, which key, what.
-  indices: of map: for each path the place on the leaf's depth axis, or None.
-  forward: array -> one array per leaf. inverse: (arrays, PyTorch shape) -> array.
+
+def _no_array(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+  raise ValueError("This tensor is no parameter.")
+
+
+class Entry(NamedTuple):
+  """The mapping of one PyTorch tensor.
+
+  Attributes:
+    action: "map" (parameter), "dead" (never run), "tied" (the same tensor as another key),
+      "constant" or "queue".
+    paths: paths of our leaves; () unless mapped.
+    text: the other key if tied, else a description; "" if mapped.
+    indices: for each path the index on the leaf's depth axis, or None.
+    forward: array -> one array per leaf.
+    inverse: (arrays, PyTorch shape) -> array.
   """
 
   action: str
-  target: tuple | str
-  indices: tuple = ()
-  forward: object = None
-  inverse: object = None
+  paths: tuple[str, ...] = ()
+  text: str = ""
+  indices: tuple[int | None, ...] = ()
+  forward: Callable[[np.ndarray], tuple[np.ndarray, ...]] = _no_arrays
+  inverse: Callable[[list[np.ndarray], tuple[int, ...]], np.ndarray] = _no_array
+
+
+_DEPTH_FIELDS = {"text_encoder": "text_layers", "text_decoder": "decoder_layers"}
 
 
 class Converter:
   """The table of one source for one model.
 
   Attributes:
-    leaves_new: regexes of the leaves that the source leaves new, although it has their part of the model.
+    table: the Format of the source.
+    leaves_new: regexes of leaves that the source lacks although it has their part of the model.
   """
 
-  def __init__(self, keys, geometry):
-    """keys: PyTorch names of the online weights. geometry: fields of MPlug (depths, stride, fusion are read)."""
+  def __init__(self, keys: Collection[str], geometry: Mapping[str, Any]) -> None:
+    """Chooses the table of the source.
+
+    Args:
+      keys: PyTorch names of the online weights.
+      geometry: fields of MPlug; depths, stride and fusion are read.
+    """
     self._geometry = geometry
-    self._table = next(
+    self.table = next(
       (
         fmt
         for fmt in formats.FORMATS
@@ -58,11 +82,11 @@ class Converter:
     self._connected = connected_layers(
       geometry["fusion_layers"], geometry["stride"], geometry.get("fusion", "released")
     )
-    self._placement = self._table.placement(keys, geometry)
+    self._placement = self.table.placement(keys, geometry)
     self.leaves_new = self._placement.leaves_new
 
-  def _place(self, target):
-    """Target -> (path, index on its depth axis or None), or the reason why the model has no such place."""
+  def _locate(self, target: str) -> tuple[str, int | None] | str:
+    """Returns (path, depth index or None), or a reason if the model has no such leaf."""
     if target.startswith(self._placement.absent):
       return "a part that the source does not fill"
     if layer := re.search(r"<(\d+)>", target):
@@ -74,61 +98,72 @@ class Converter:
       return target.replace(layer[0], str(j)), None
     if not (depth := re.search(r"\[(\d+)\]", target)):
       return target, None
-    index, field = (
-      int(depth[1]),
-      {"text_encoder": "text_layers", "text_decoder": "decoder_layers"}.get(target.split("/")[0]),
-    )
+    index = int(depth[1])
+    field = _DEPTH_FIELDS.get(target.split("/")[0])
     if field and self._placement.spare_layer and index >= self._geometry[field]:
       return self._placement.spare_layer
     return target.replace(depth[0], ""), index
 
-  def entry(self, key):
-    """PyTorch name of an online weight -> Entry.
+  def entry(self, key: str) -> Entry:
+    """Returns the mapping of an online weight, by its PyTorch name.
 
     Raises:
       KeyError: the key does not match exactly one row of the table.
     """
-    targets, kind, rest = find_row(self._table, key)
-    if kind not in KINDS:
-      return Entry(kind, targets)
-    places = [self._place(target) for target in targets]
-    found = [place for place in places if isinstance(place, tuple)]
-    if not found:
-      return Entry("dead", places[0])
+    targets, kind, rest = find_row(self.table, key)
+    if isinstance(targets, str):
+      return Entry(kind, text=targets)
+    results = [self._locate(target) for target in targets]
+    locations = [result for result in results if isinstance(result, tuple)]
+    if not locations:
+      return Entry("dead", text=str(results[0]))
     rests, forward, inverse = KINDS[kind][rest]
     return Entry(
       "map",
-      tuple(path + rest for path, _ in found for rest in rests),
-      tuple(index for _, index in found for _ in rests),
-      lambda x: forward(x) * len(found),
+      tuple(path + rest for path, _ in locations for rest in rests),
+      "",
+      tuple(index for _, index in locations for _ in rests),
+      lambda x: forward(x) * len(locations),
       lambda parts, shape: inverse(parts[: len(rests)], shape),
     )
 
-  def pieces(self, key, array):
-    """One PyTorch tensor -> [(path of ours, index on its depth axis or None, array)]; [] for what is no parameter.
+  def pieces(self, key: str, array: np.ndarray) -> list[tuple[str, int | None, np.ndarray]]:
+    """Converts one PyTorch tensor.
+
+    Args:
+      key: PyTorch name of an online weight.
+      array: its values.
+
+    Returns:
+      [(path of ours, index on its depth axis or None, array)]; [] unless it is a parameter.
 
     Raises:
-      KeyError: see `entry`.
+      KeyError: the key does not match exactly one row of the table.
     """
     entry = self.entry(key)
     if entry.action != "map":
       return []
-    return list(zip(entry.target, entry.indices, entry.forward(np.asarray(array)), strict=True))
+    return list(zip(entry.paths, entry.indices, entry.forward(np.asarray(array)), strict=True))
 
 
-def online_names(state_dict, momentum=False):
-  """{PyTorch name of the online weight: key in the state dict}, of the online weights or of their momentum copies."""
+def online_names(names: Iterable[str], momentum: bool = False) -> dict[str, str]:
+  """Returns {PyTorch name of the online weight: name in the state dict}.
+
+  Args:
+    names: names of a state dict.
+    momentum: select the momentum copies instead of the online weights.
+  """
   copy = re.compile(r"^(\w+)_m(\.|$)")
-  return {copy.sub(r"\1\2", key): key for key in state_dict if bool(copy.match(key)) == momentum}
+  return {copy.sub(r"\1\2", key): key for key in names if bool(copy.match(key)) == momentum}
 
 
-def leaf_shapes(geometry):
-  """Fields of MPlug -> {path: shape} of every parameter that a PyTorch tensor can fill."""
+def leaf_shapes(geometry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns {path: shape} of every parameter that a PyTorch tensor can fill."""
   return dict(_leaf_shapes(tuple(sorted(geometry.items()))))
 
 
 @functools.lru_cache(maxsize=16)
-def _leaf_shapes(geometry):
+def _leaf_shapes(geometry: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
   model = MPlug(**dict(geometry))
 
   def everything(m, image, ids):
@@ -150,22 +185,23 @@ def _leaf_shapes(geometry):
       method=everything,
     )
   )["params"]
-  return {path: x.shape for path, x in traverse_util.flatten_dict(params, sep="/").items()}
+  flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+  return {path: x.shape for path, x in flat.items()}
 
 
-def _refuse(problems):
-  """Raises one ValueError that counts and groups what is wrong; `problems` is {what: [names]}."""
-  found = [
-    f"{len(names)} {what}: {grouped(names, '/' if '/' in names[0] else '.')}"
-    for what, names in problems.items()
+def _refuse(problems: Mapping[str, list[str]]) -> None:
+  """Raises one ValueError with the counted and grouped names of all {problem: [names]}."""
+  texts = [
+    f"{len(names)} {problem}: {grouped(names, '/' if '/' in names[0] else '.')}"
+    for problem, names in problems.items()
     if names
   ]
-  if found:
-    raise ValueError(f"The PyTorch tensors do not fit the model: {'; '.join(found)}.")
+  if texts:
+    raise ValueError(f"The PyTorch tensors do not fit the model: {'; '.join(texts)}.")
 
 
-def plan(shapes, geometry):
-  """Checks names and shapes against the table and the model, before any number is read.
+def plan(shapes: Shapes, geometry: Mapping[str, Any]) -> dict[str, Entry]:
+  """Checks names and shapes against the table and the model, before any values are read.
 
   Args:
     shapes: {PyTorch name of an online weight: shape}.
@@ -175,10 +211,13 @@ def plan(shapes, geometry):
     {PyTorch name: Entry}.
 
   Raises:
-    ValueError: unknown names, leaves written twice or not at all, wrong shapes, untied copies; counted and grouped.
+    ValueError: unknown names, leaves written twice or not at all, or wrong shapes; counted and
+      grouped.
   """
-  converter, expected = Converter(shapes, geometry), leaf_shapes(geometry)
-  entries, written = {}, collections.Counter()
+  converter = Converter(shapes, geometry)
+  expected = leaf_shapes(geometry)
+  entries = {}
+  written = collections.Counter()
   problems = {
     "unknown tensors": [],
     "tensors of another shape": [],
@@ -193,10 +232,10 @@ def plan(shapes, geometry):
       continue
     if entry.action != "map":
       continue
-    written.update(zip(entry.target, entry.indices))
+    written.update(zip(entry.paths, entry.indices))
     if not _fits(entry, shape, expected):
-      wanted = ", ".join(f"{path} {list(expected.get(path, ()))}" for path in entry.target)
-      problems["tensors of another shape"].append(f"{key} {list(shape)} (for {wanted})")
+      leaves = ", ".join(f"{path} {list(expected.get(path, ()))}" for path in entry.paths)
+      problems["tensors of another shape"].append(f"{key} {list(shape)} (for {leaves})")
   slots = {
     (path, i)
     for path, shape in expected.items()
@@ -208,10 +247,11 @@ def plan(shapes, geometry):
     for path, i in slots
     if not any(re.fullmatch(regex, path) for regex in converter.leaves_new)
   }
-  name = lambda path, i: path if i is None else f"{path}[{i}]"  # noqa: E731
-  problems["leaves written twice"] = [name(*slot) for slot, n in written.items() if n > 1]
+  problems["leaves written twice"] = [_slot_name(*slot) for slot, n in written.items() if n > 1]
   problems["leaves missing"] = [
-    name(*slot) for slot in sorted(slots - written.keys(), key=str) if module_of(slot[0]) in present
+    _slot_name(*slot)
+    for slot in sorted(slots - written.keys(), key=str)
+    if module_of(slot[0]) in present
   ]
   if any(key.startswith("fusion_encoder.") for key in shapes) and "fusion_encoder" not in present:
     problems["leaves missing"].append("fusion_encoder")
@@ -219,15 +259,18 @@ def plan(shapes, geometry):
   return entries
 
 
-def _fits(entry, shape, expected):
+def _slot_name(path: str, index: int | None) -> str:
+  return path if index is None else f"{path}[{index}]"
+
+
+def _fits(entry: Entry, shape: tuple[int, ...], expected: Shapes) -> bool:
   """Whether a tensor of `shape` gives leaves (or slices of stacked ones) of the expected shapes."""
   try:
-    parts = entry.forward(
-      np.broadcast_to(np.float32(0.0), shape)
-    )  # one number, seen as a whole tensor
+    # One number, broadcast to the shape of the tensor, needs no memory.
+    parts = entry.forward(np.broadcast_to(np.float32(0.0), shape))
   except (ValueError, TypeError):
     return False
-  for path, index, part in zip(entry.target, entry.indices, parts, strict=True):
+  for path, index, part in zip(entry.paths, entry.indices, parts, strict=True):
     leaf = expected.get(path)
     if leaf is None or part.shape != (leaf if index is None else leaf[1:]):
       return False
@@ -236,81 +279,71 @@ def _fits(entry, shape, expected):
   return True
 
 
-def params_from_torch(state_dict, geometry, momentum=False, dtype=None):
-  """Official mPLUG state dict -> parameters of `MPlug`; one tensor at a time is in memory besides the result.
+def params_from_torch(
+  state_dict: Mapping[str, np.ndarray],
+  geometry: Mapping[str, Any],
+  momentum: bool = False,
+  dtype: Any = None,
+) -> dict[str, Any]:
+  """Converts an official mPLUG state dict to parameters of `MPlug`.
+
+  Beside the result, one tensor at a time is in memory.
 
   Args:
-    state_dict: {PyTorch key: array}, names as `names.official_name` makes them; may read its arrays when asked.
+    state_dict: {PyTorch name: array}, names as returned by `names.official_name`; may be lazy.
     geometry: fields of MPlug.
-    momentum: take the momentum copies (`text_encoder_m...`) instead of the online weights.
-    dtype: of the result; None: for each leaf the one that holds its tensors' without loss.
+    momentum: convert the momentum copies (`text_encoder_m...`) instead of the online weights.
+    dtype: of the result; None: for each leaf one that represents its tensors without loss.
 
   Returns:
-    Nested dict of arrays, ready for `model.apply({"params": ...})`, of the parts that the state dict has.
+    Nested dict of arrays, ready for `model.apply({"params": ...})`, of the parts in the state dict.
 
   Raises:
-    ValueError: tensors that do not fit the model, see `plan`, or two names of one tensor with different values.
+    ValueError: tensors do not fit the model, or two names of one tensor have different values.
   """
   keys = online_names(state_dict, momentum)
-  shape_of = getattr(
-    state_dict, "shape", lambda name: state_dict[name].shape
-  )  # of a file without reading it
+  # A TensorFile returns shapes without reading the tensors.
+  shape_of = getattr(state_dict, "shape", lambda name: state_dict[name].shape)
   entries = plan({key: shape_of(source) for key, source in keys.items()}, geometry)
-  shapes, leaves = leaf_shapes(geometry), {}
+  shapes = leaf_shapes(geometry)
+  leaves = {}
   for key, entry in entries.items():
     if (
       entry.action == "tied"
-      and entry.target in keys
-      and not np.array_equal(state_dict[keys[key]], state_dict[keys[entry.target]])
+      and entry.text in keys
+      and not np.array_equal(state_dict[keys[key]], state_dict[keys[entry.text]])
     ):
-      raise ValueError(
-        f"{keys[key]} and {keys[entry.target]} are one tensor in the official model, but differ in these tensors."
-      )
+      raise ValueError(untied(keys[key], keys[entry.text]))
     if entry.action != "map":
       continue
     for path, index, part in zip(
-      entry.target, entry.indices, entry.forward(np.asarray(state_dict[keys[key]])), strict=True
+      entry.paths, entry.indices, entry.forward(np.asarray(state_dict[keys[key]])), strict=True
     ):
       if path not in leaves:
         leaves[path] = np.empty(shapes[path], dtype or part.dtype)
-      elif (
-        dtype is None and leaves[path].dtype != part.dtype
-      ):  # layers of one stack, stored differently
+      elif dtype is None and leaves[path].dtype != part.dtype:  # layers of one stack may differ
         leaves[path] = leaves[path].astype(jnp.promote_types(leaves[path].dtype, part.dtype))
       leaves[path][... if index is None else index] = part
   return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def tensor_to_torch(entry, leaf, shape):
-  """The inverse: one PyTorch tensor of `shape` from our leaves.
+def untied(name: str, other: str) -> str:
+  """Returns the error message for two names of one tensor with different values."""
+  return f"{name} and {other} are one tensor in the official model, but their values differ here."
+
+
+def tensor_to_torch(
+  entry: Entry, leaf: Callable[[str], np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
+  """Converts our leaves to one PyTorch tensor.
 
   Args:
-    entry: of a key, with action "map". leaf: function path -> array, whole stacks.
+    entry: mapping of the tensor, with action "map".
+    leaf: path -> array, complete stacks of layers.
+    shape: of the PyTorch tensor.
   """
   parts = [
     np.asarray(leaf(path)) if index is None else np.asarray(leaf(path))[index]
-    for path, index in zip(entry.target, entry.indices)
+    for path, index in zip(entry.paths, entry.indices)
   ]
   return np.ascontiguousarray(entry.inverse(parts, shape)).reshape(shape)
-
-
-def geometry_from_recording(meta):
-  """The `meta` of arrays recorded from the official code (geometry, bert_config, config, ids) -> fields of MPlug."""
-  geometry, bert = meta["geometry"], meta["bert_config"]
-  return dict(
-    image_size=geometry["image"],
-    patch_size=geometry["patch"],
-    vision_width=geometry["vision_width"],
-    vision_layers=geometry["vision_layers"],
-    vocab_size=bert["vocab_size"],
-    hidden_size=bert["hidden_size"],
-    heads=bert["num_attention_heads"],
-    mlp_dim=bert["intermediate_size"],
-    max_positions=bert["max_position_embeddings"],
-    text_layers=meta.get("text_encoder_layers_kept", bert["text_encoder_layers"]),
-    fusion_layers=bert["fusion_layers"],
-    stride=bert["stride_layer"],
-    decoder_layers=bert["text_decode_layers"],
-    embed_dim=meta["config"]["embed_dim"],
-    pad_id=bert["pad_token_id"],
-  )

@@ -2,16 +2,19 @@
 
 import collections
 import json
+import os
 import pathlib
 import re
+from collections.abc import Collection, Iterable
 
 from mplug_jax.conversion import formats
+from mplug_jax.conversion.formats.format import Geometry
 
 _WRAPPERS = (r"^(module|model)\.", "")  # DistributedDataParallel, DeepSpeed, ModelScope
 
 
-def official_name(key):
-  """One name of a file -> the name in the official fine-tuning code (docs/official.md item 18)."""
+def official_name(key: str) -> str:
+  """Returns the name of a tensor in the official fine-tuning code (docs/official.md item 18)."""
   rules = (_WRAPPERS, *(rename for fmt in formats.FORMATS for rename in fmt.renames))
   while True:
     renamed = key
@@ -22,58 +25,61 @@ def official_name(key):
     key = renamed
 
 
-def source_kind(names):
-  """Name of the format whose tensors these are, by their names in the file.
+def source_kind(names: Iterable[str]) -> str:
+  """Detects the format of a file from its tensor names; returns the format's name.
 
   Raises:
-    ValueError: none of these, or several at once.
+    ValueError: the names fit no format, or several.
   """
   names = [official_name(name) for name in names]
-  found = [fmt for fmt in formats.FORMATS if any(re.match(fmt.sign, name) for name in names)]
+  matches = [fmt for fmt in formats.FORMATS if any(re.match(fmt.sign, name) for name in names)]
   known = "; ".join(fmt.title for fmt in formats.FORMATS)
-  if not found:
+  if not matches:
     starts = sorted({name.split(".")[0] for name in names})
     raise ValueError(
       f"These tensors fit no known format: their names begin with "
       f"{', '.join(starts[:8])}"
       f"{', ...' * (len(starts) > 8)}; convertible are {known}."
     )
-  if len(found) > 1:
+  if len(matches) > 1:
     raise ValueError(
-      f"These tensors are of several models at once: {' and '.join(fmt.title for fmt in found)}; "
-      "convert each from a file of its own."
+      f"These tensors belong to several models: {' and '.join(fmt.title for fmt in matches)}; "
+      "convert each from a separate file."
     )
-  return found[0].name
+  return matches[0].name
 
 
-def official_names(keys):
-  """Names of a file -> {name of the conversion tables: name in the file}.
+def official_names(keys: Collection[str]) -> dict[str, str]:
+  """Returns {table name: name in the file} for the tensor names of a file.
 
   Raises:
-    ValueError: see `source_kind`, or two names mean the same tensor.
+    ValueError: the names fit no single format, or two names mean the same tensor.
   """
-  names, keys = collections.defaultdict(list), list(keys)
+  names = collections.defaultdict(list)
   kind = source_kind(keys)
   source = next(fmt for fmt in formats.FORMATS if fmt.name == kind)
-  regex, prefix = source.bare, source.prefix
   for key in keys:
     name = official_name(key)
-    names[prefix + name if re.match(regex, name) else name].append(key)
-  if twice := [found for found in names.values() if len(found) > 1]:
+    names[source.prefix + name if re.match(source.bare, name) else name].append(key)
+  if twice := [same for same in names.values() if len(same) > 1]:
     raise ValueError(
-      f"{len(twice)} tensors come under two names, for example {' and '.join(twice[0])}; keep one of each."
+      f"{len(twice)} tensors come under two names, for example {' and '.join(twice[0])}; "
+      "keep one of each."
     )
-  return {name: found[0] for name, found in names.items()}
+  return {name: same[0] for name, same in names.items()}
 
 
-def config_beside(path):
-  """What Hugging Face's config.json in the folder, or beside the file, says of heads: fields for `infer_geometry`, or {}.
+def config_beside(path: str | os.PathLike) -> Geometry:
+  """Reads the attention heads from Hugging Face's config.json in the folder or beside the file.
 
   Args:
     path: file or folder of a checkpoint.
 
+  Returns:
+    Fields for `infer_geometry`; {} without a config.json of a known model.
+
   Raises:
-    ValueError: it cannot be read, or describes an activation that our layers do not compute.
+    ValueError: it cannot be read, or its activation is not the one of our layers.
   """
   path = pathlib.Path(path)
   file = (path if path.is_dir() else path.parent) / "config.json"
@@ -81,25 +87,24 @@ def config_beside(path):
     config = json.loads(file.read_text(encoding="utf-8"))
     family = str(config.get("model_type")).partition("_")[0]  # clip, clip_vision_model
     source = next((fmt for fmt in formats.FORMATS if fmt.family == family), None)
-    if source is None:
+    if source is None or source.config_fields is None:
       return {}
     config = config.get(source.config_section) or config
-    heads, width = (
-      config.get("num_attention_heads", 12),
-      config.get("hidden_size", 768),
-    )  # transformers' own defaults
+    heads = config.get("num_attention_heads", 12)  # transformers' own defaults
+    width = config.get("hidden_size", 768)
     if type(heads) is not int or heads < 1 or type(width) is not int:
       raise ValueError(f"num_attention_heads {heads!r}, hidden_size {width!r}")
   except FileNotFoundError:
     return {}
   except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
     raise ValueError(
-      f"{file} is no configuration of a model ({type(error).__name__}: {error}); correct or rename it."
+      f"{file} is no configuration of a model ({type(error).__name__}: {error}); "
+      "correct or rename it."
     ) from error
   activation = config.get("hidden_act", source.activation)
   if activation != source.activation:
     raise ValueError(
-      f"{file}: hidden_act is {activation!r}, our layers compute {source.activation!r}: the converted model would not be "
-      "this one; rename the file to convert it all the same."
+      f"{file}: hidden_act is {activation!r}, but our layers compute {source.activation!r}, so the "
+      "converted model would compute something else; rename the file to convert anyway."
     )
   return source.config_fields(heads, width)

@@ -1,8 +1,9 @@
-"""Every tensor of the official PyTorch models: names, shapes, dtypes, and values for those that no parameter of ours fills."""
+"""Tensors of the official PyTorch models: names, shapes, dtypes, and values of non-parameters."""
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,14 +13,17 @@ QUEUE = 65536  # columns of the contrastive queues
 
 
 class Tensor(NamedTuple):
-  """shape of ints; dtype as numpy names it."""
+  """Shape and NumPy dtype name of a tensor."""
 
-  shape: tuple
+  shape: tuple[int, ...]
   dtype: str = "float32"
 
 
+Tensors = dict[str, Tensor]  # {PyTorch name: Tensor}
+
+
 class ClipText(NamedTuple):
-  """Geometry of CLIP's text tower, which the official checkpoints carry along; that of ViT-B/16."""
+  """Geometry of CLIP's text tower, stored in official checkpoints; defaults: ViT-B/16."""
 
   width: int = 512
   layers: int = 12
@@ -28,16 +32,16 @@ class ClipText(NamedTuple):
   vocab: int = 49408
 
 
-def clip_text(vision_width):
-  """The text tower released with an image encoder of this width."""
+def clip_text(vision_width: int) -> ClipText:
+  """Returns the text tower released with an image encoder of this width."""
   return ClipText(width=768, embed=768) if vision_width == 1024 else ClipText()
 
 
-def _pair(name, out, *rest):
+def _pair(name: str, out: int, *rest: int) -> Tensors:
   return {f"{name}.weight": Tensor((out, *rest)), f"{name}.bias": Tensor((out,))}
 
 
-def _clip_blocks(prefix, layers, width):
+def _clip_blocks(prefix: str, layers: int, width: int) -> Tensors:
   tensors = {}
   for i in range(layers):
     block = f"{prefix}.transformer.resblocks.{i}"
@@ -53,9 +57,11 @@ def _clip_blocks(prefix, layers, width):
   return tensors
 
 
-def _clip(prefix, g, text):
-  width, patch = g["vision_width"], g["patch_size"]
-  visual, tokens = f"{prefix}.visual", (g["image_size"] // patch) ** 2 + 1
+def _clip(prefix: str, g: Mapping[str, Any], text: ClipText) -> Tensors:
+  width = g["vision_width"]
+  patch = g["patch_size"]
+  visual = f"{prefix}.visual"
+  tokens = (g["image_size"] // patch) ** 2 + 1
   return {
     f"{prefix}.positional_embedding": Tensor((text.context, text.width)),
     f"{prefix}.text_projection": Tensor((text.width, text.embed)),
@@ -73,7 +79,7 @@ def _clip(prefix, g, text):
   }
 
 
-def _attention(prefix, width):
+def _attention(prefix: str, width: int) -> Tensors:
   return {
     **{
       k: v
@@ -85,8 +91,9 @@ def _attention(prefix, width):
   }
 
 
-def _bert(prefix, g, layers, cross):
-  width, mlp = g["hidden_size"], g["mlp_dim"]
+def _bert(prefix: str, g: Mapping[str, Any], layers: int, cross: bool) -> Tensors:
+  width = g["hidden_size"]
+  mlp = g["mlp_dim"]
   table = f"{prefix}.embeddings"
   tensors = {
     f"{table}.position_ids": Tensor((1, g["max_positions"]), "int64"),
@@ -107,8 +114,9 @@ def _bert(prefix, g, layers, cross):
   return tensors
 
 
-def _decoder(prefix, g):
-  width, head = g["hidden_size"], f"{prefix}.cls.predictions"
+def _decoder(prefix: str, g: Mapping[str, Any]) -> Tensors:
+  width = g["hidden_size"]
+  head = f"{prefix}.cls.predictions"
   return {
     **_bert(f"{prefix}.bert", g, g["decoder_layers"], cross=True),
     f"{head}.bias": Tensor((g["vocab_size"],)),
@@ -118,10 +126,13 @@ def _decoder(prefix, g):
   }
 
 
-def _modules(g, text, stored_fusion_layers):
-  """{name of a module: function suffix -> its tensors}, the suffix "_m" giving the momentum copy."""
-  width, embed = g["hidden_size"], g["embed_dim"]
-  modules = {
+def _modules(
+  g: Mapping[str, Any], text: ClipText, stored_fusion_layers: int
+) -> dict[str, Callable[[str], Tensors]]:
+  """Returns {module: function suffix -> its tensors}; "_m" is the suffix of momentum copies."""
+  width = g["hidden_size"]
+  embed = g["embed_dim"]
+  modules: dict[str, Callable[[str], Tensors]] = {
     "visual_encoder": lambda m: _clip(f"visual_encoder{m}", g, text),
     "text_encoder": lambda m: _bert(f"text_encoder{m}", g, g["text_layers"], cross=False),
     "fusion_encoder": lambda m: _bert(f"fusion_encoder{m}", g, stored_fusion_layers, cross=True),
@@ -153,19 +164,28 @@ _PARTS = {
 }
 
 
-def inventory(task, geometry, text=None, stored_fusion_layers=12, queue=QUEUE):
-  """{PyTorch name: Tensor} of the official model of `task`.
+def inventory(
+  task: str,
+  geometry: Mapping[str, Any],
+  text: ClipText | None = None,
+  stored_fusion_layers: int = 12,
+  queue: int = QUEUE,
+) -> Tensors:
+  """Returns {PyTorch name: Tensor} of the official model of a task.
 
   Args:
-    geometry: fields of MPlug. text: ClipText; None: the one released with this image encoder.
+    task: one of TASKS.
+    geometry: fields of MPlug.
+    text: CLIP's text tower; None for the one released with this image encoder.
     stored_fusion_layers: fusion layers in the state dict, of which the last `fusion_layers` run.
+    queue: columns of the contrastive queues.
 
   Raises:
-    ValueError: an unknown task.
+    ValueError: the task is unknown.
   """
   if task not in TASKS:
     raise ValueError(
-      f"There is no official model of the task {task!r}; there are {', '.join(TASKS)}."
+      f"There is no official model for the task {task!r}, only for {', '.join(TASKS)}."
     )
   g = geometry
   modules = _modules(g, text or clip_text(g["vision_width"]), stored_fusion_layers)
@@ -190,14 +210,17 @@ def inventory(task, geometry, text=None, stored_fusion_layers=12, queue=QUEUE):
   return tensors
 
 
-# ---- values of tensors that are no parameters of ours
+# ---- values of tensors that are no parameters
 
 
-def constant(name, tensor, first_location_id=345):
-  """Value of a tensor whose table entry is "constant".
+def constant(name: str, tensor: Tensor, first_location_id: int = 345) -> np.ndarray:
+  """Returns the value of a tensor whose table entry is "constant".
 
   Args:
-    first_location_id: vocabulary id of the first location token of grounding; the prefix token is the one before.
+    name: PyTorch name.
+    tensor: its shape and dtype.
+    first_location_id: vocabulary id of grounding's first location token; the prefix token has the
+      id before it.
   """
   if name.endswith("position_ids"):
     return np.arange(tensor.shape[1], dtype=np.int64)[None]
@@ -211,8 +234,9 @@ def constant(name, tensor, first_location_id=345):
   return mask
 
 
-# Standard deviations of CLIP's initialisation; of the width and depth of the tower. Others are BERT's 0.02, norms 1, biases 0.
-_CLIP_STD = (
+# Standard deviations of CLIP's initialisation, from the width and depth of the tower. Other matrices
+# have BERT's 0.02; norms are 1, biases 0.
+_CLIP_STD: tuple[tuple[str, Callable[[int, int], float]], ...] = (
   (r"positional_embedding", lambda width, layers: 0.01 if layers else width**-0.5),
   (r"(visual\.proj|text_projection)", lambda width, layers: width**-0.5),
   (r"in_proj_weight", lambda width, layers: width**-0.5),
@@ -221,11 +245,14 @@ _CLIP_STD = (
 )
 
 
-def initial(name, tensor, rng, layers=12):
-  """Value by the official initialisation, of a tensor that is stored but never run.
+def initial(name: str, tensor: Tensor, rng: np.random.Generator, layers: int = 12) -> np.ndarray:
+  """Returns the value by the official initialisation, for a tensor that is stored but never run.
 
   Args:
-    rng: numpy Generator. layers: depth of CLIP's text tower.
+    name: PyTorch name.
+    tensor: its shape and dtype.
+    rng: source of the random values.
+    layers: depth of CLIP's text tower.
   """
   if name.endswith("logit_scale"):
     return np.array(math.log(1 / 0.07), np.float32)

@@ -1,9 +1,12 @@
-"""Converted checkpoints on disk: a folder, or one safetensors file, written a few leaves at a time, as a whole or not at all.
+"""Converted checkpoints on disk, written a few leaves at a time and atomically.
 
-Folder: state/ (Orbax: params, ema_params from momentum copies, extra with the queues), model.json (fields of MPlug), manifest.json,
-and dead_weights.safetensors with the tensors that never run, on request. File: the same leaves as "params/text_encoder/...",
-"ema_params/...", "extra/...", the tensors that never run as "dead/" and their PyTorch name, and the two texts in its metadata as
-"geometry" and "manifest".
+Folder: state/ (Orbax: params, ema_params from momentum copies, extra with the queues), model.json
+(fields of MPlug), manifest.json, and on request dead_weights.safetensors with the tensors that never
+run.
+
+Safetensors file: the same leaves as "params/text_encoder/...", "ema_params/...", "extra/...", the
+tensors that never run as "dead/" and their PyTorch name, and in its metadata the texts "geometry" and
+"manifest".
 """
 
 import contextlib
@@ -13,6 +16,8 @@ import math
 import os
 import pathlib
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,48 +26,55 @@ from flax import traverse_util
 
 from mplug_jax.checkpoints import errors as errors_lib
 from mplug_jax.checkpoints import orbax_logging, reading
+from mplug_jax.conversion.formats.format import Geometry
 from mplug_jax.runtime import atomic_files
 from mplug_jax.tensor_files import open
 from mplug_jax.tensor_files import write as torch_write
 
 _DEAD_FILE = "dead_weights.safetensors"
-# Leaves that are written together: each waits for the disk once, which takes as long as some megabytes.
-_BATCH_BYTES, _BATCH_LEAVES = 64 << 20, 32
+# Leaves written together: each write waits for the disk once, as long as writing some megabytes.
+_BATCH_BYTES = 64 << 20
+_BATCH_LEAVES = 32
 
 
 class _NotMade(Exception):
-  """What went wrong in making a leaf, on its way through Orbax; an error of writing is another thing."""
+  """Carries an error raised while making a leaf through Orbax, apart from errors of writing."""
+
+  def __init__(self, error: Exception) -> None:
+    super().__init__(str(error))
+    self.error = error
 
 
 class _Leaf:
-  """A torch_write.Tensor as a leaf of a tree, with what Orbax asks of arrays; JAX would take that tuple for a branch."""
+  """A Tensor with the attributes Orbax needs; JAX would treat the tuple itself as a subtree."""
 
-  def __init__(self, tensor):
-    self.shape, self.dtype, self.size = (
-      tensor.shape,
-      np.dtype(tensor.dtype),
-      math.prod(tensor.shape),
-    )
-    self.nbytes, self._load = self.size * self.dtype.itemsize, tensor.load
+  def __init__(self, tensor: torch_write.Tensor) -> None:
+    self.shape = tensor.shape
+    self.dtype = np.dtype(tensor.dtype)
+    self.size = math.prod(tensor.shape)
+    self.nbytes = self.size * self.dtype.itemsize
+    self._make = tensor.make
 
-  def make(self):
+  def make(self) -> np.ndarray:
     try:
-      return self._load()
+      return self._make()
     except Exception as error:
-      raise _NotMade from error
+      raise _NotMade(error) from error
 
 
 class _LeafHandler(ocp.type_handlers.NumpyHandler):
-  """Makes a few leaves, writes them, makes the next; Orbax's own handlers copy all leaves before they write the first.
+  """Makes and writes a few leaves at a time; Orbax's own handlers copy all leaves before writing.
 
-  What it writes is read as any numpy array.
+  The result is read like any numpy array.
   """
 
-  async def serialize(self, values, infos, args=None):
+  async def serialize(
+    self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
+  ) -> list[Any]:
     write_one = super().serialize
     for batch in _batches(zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True)):
       arrays = [value.make() for value, _, _ in batch]
-      # A call for each: the writes of one call are abandoned, but not ended, when one of them fails.
+      # One call per leaf: if a write of a call fails, the others are abandoned but not ended.
       writes = [
         write
         for array, (_, info, arg) in zip(arrays, batch, strict=True)
@@ -73,27 +85,30 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
     return []
 
 
-def _failure(write):
-  """Waits for a write -> its error, None if it succeeded."""
+def _failure(write: Any) -> Exception | None:
+  """Waits for a write; returns its error, None if it succeeded."""
   try:
     write.result()
   except Exception as error:
     return error
+  return None
 
 
-def _batches(leaves):
-  """Tuples that a _Leaf begins -> lists of them, small enough to be in memory and under way together."""
-  batch, size = [], 0
+def _batches(leaves: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+  """Yields lists of tuples (a _Leaf first), small enough to be in memory and written together."""
+  batch = []
+  size = 0
   for leaf in leaves:
     if batch and (size + leaf[0].nbytes > _BATCH_BYTES or len(batch) == _BATCH_LEAVES):
       yield batch
-      batch, size = [], 0
+      batch = []
+      size = 0
     batch.append(leaf)
     size += leaf[0].nbytes
   yield batch
 
 
-def _save_state(path, leaves):
+def _save_state(path: pathlib.Path, leaves: Iterable[torch_write.Tensor]) -> None:
   tree = traverse_util.unflatten_dict({leaf.name: _Leaf(leaf) for leaf in leaves}, sep="/")
   # Orbax warns about a registry without jax.Array, though the tree has none.
   registry = ocp.type_handlers.create_type_handler_registry(
@@ -105,7 +120,12 @@ def _save_state(path, leaves):
     checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
 
 
-def _save_folder(dest, leaves, manifest, dead):
+def _save_folder(
+  dest: pathlib.Path,
+  leaves: Iterable[torch_write.Tensor],
+  manifest: Mapping[str, Any],
+  dead: Sequence[torch_write.Tensor],
+) -> None:
   partial = dest.with_name(f"{dest.name}.partial{os.getpid()}").absolute()
   try:
     partial.mkdir()
@@ -120,30 +140,42 @@ def _save_folder(dest, leaves, manifest, dead):
     raise
 
 
-def _save_file(dest, leaves, manifest, dead):
+def _save_file(
+  dest: pathlib.Path,
+  leaves: Iterable[torch_write.Tensor],
+  manifest: Mapping[str, Any],
+  dead: Sequence[torch_write.Tensor],
+) -> None:
   metadata = {"geometry": json.dumps(manifest["geometry"]), "manifest": json.dumps(manifest)}
   torch_write.save_safetensors(
     dest, [*leaves, *(tensor._replace(name=f"dead/{tensor.name}") for tensor in dead)], metadata
   )
 
 
-def is_file(dest):
-  """Whether a destination's name asks for one file instead of a folder."""
+def is_file(dest: str | os.PathLike) -> bool:
+  """Whether a destination is one file instead of a folder, by its suffix."""
   return str(dest).endswith(".safetensors")
 
 
-def save(dest, leaves, manifest, dead=()):
-  """Writes a converted checkpoint; 64 MiB of leaves, or one, and a copy of them are in memory at a time.
+def save(
+  dest: str | os.PathLike,
+  leaves: Iterable[torch_write.Tensor],
+  manifest: Mapping[str, Any],
+  dead: Sequence[torch_write.Tensor] = (),
+) -> None:
+  """Writes a converted checkpoint.
+
+  At most 64 MiB of leaves, or one larger leaf, and a copy of them are in memory at a time.
 
   Args:
-    dest: new folder, or new file with the ending .safetensors.
-    leaves: torch_write.Tensor of every leaf, called "params/...", "ema_params/..." or "extra/...".
-    manifest: JSON values; "geometry" are the fields of MPlug.
-    dead: torch_write.Tensor of what never runs, by PyTorch names.
+    dest: new folder, or new file with the suffix .safetensors.
+    leaves: all leaves, with names "params/...", "ema_params/..." or "extra/...".
+    manifest: JSON values; "geometry" has the fields of MPlug.
+    dead: tensors that never run, with their PyTorch names.
 
   Raises:
     OSError: it could not be written; nothing of it remains.
-    ValueError: a leaf could not be made; nothing remains either.
+    ValueError: a leaf could not be made; nothing of the checkpoint remains.
   """
   dest = pathlib.Path(dest)
   orbax_logging.quiet()
@@ -151,26 +183,29 @@ def save(dest, leaves, manifest, dead=()):
     dest.parent.mkdir(parents=True, exist_ok=True)
     (_save_file if is_file(dest) else _save_folder)(dest, leaves, manifest, dead)
   except _NotMade as error:
-    raise error.__cause__ from None
-  except (OSError, ValueError) as error:  # tensorstore's errors of writing are ValueErrors
+    raise error.error from None
+  except (OSError, ValueError) as error:  # tensorstore raises ValueError if writing fails
     if is_file(dest) and isinstance(error, ValueError):
-      raise  # of a leaf
+      raise  # a leaf could not be made
     raise not_written(dest, error) from error
 
 
-def not_written(dest, error):
-  """A failure to write -> OSError of one sentence."""
+def not_written(dest: str | os.PathLike, error: BaseException) -> OSError:
+  """Returns an OSError with a one-sentence message for a failure to write."""
   return OSError(
     f"{dest} could not be written ({errors_lib.reason(error)}), and nothing of it remains; "
     "make room or choose another destination."
   )
 
 
-def read_description(path):
-  """Converted folder or file -> (fields of MPlug, manifest); None if `path` is a folder of another kind.
+def read_description(path: str | os.PathLike) -> tuple[Geometry, dict[str, Any]] | None:
+  """Reads the fields of MPlug and the manifest of a converted folder or file.
+
+  Returns:
+    (fields of MPlug, manifest); None if `path` is any other folder.
 
   Raises:
-    ValueError: another file, or a text in it that is no JSON.
+    ValueError: `path` is any other file, or one of the texts is no JSON object.
   """
   path = pathlib.Path(path)
   if path.is_file():
@@ -185,13 +220,16 @@ def read_description(path):
     return dict(geometry), dict(manifest)
   except (ValueError, TypeError) as error:
     raise ValueError(
-      f"{path}: its model description or manifest is no JSON object ({error}); convert the weights again."
+      f"{path}: its model description or manifest is no JSON object ({error}); "
+      "convert the weights again."
     ) from error
 
 
 @contextlib.contextmanager
-def open_dead(path):
-  """{PyTorch name: function () -> array} of the tensors that never run and were kept."""
+def open_dead(
+  path: str | os.PathLike,
+) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
+  """Opens the kept tensors that never run, as {PyTorch name: function () -> array}."""
   path = pathlib.Path(path)
   file, prefix = (path, "dead/") if path.is_file() else (path / _DEAD_FILE, "")
   if not file.exists():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.conversion import mapping
+from mplug_jax.conversion.formats import mplug
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import rules
 from mplug_jax.parity.rows import GRADIENT, NORM, Tolerance, compare
@@ -99,7 +100,7 @@ class Recording:
     if not self.state_dict:
       raise Unusable(f"{path} holds no weights: no array is named 'sd/...'.")
     try:
-      self.geometry = mapping.geometry_from_recording(self.meta)
+      self.geometry = mplug.geometry_from_recording(self.meta)
     except KeyError as e:
       raise Unusable(f"{path}: 'meta' lacks {e.args[0]}, so the model cannot be built.") from e
     self.model = MPlug(**self.geometry)

@@ -31,6 +31,12 @@ class Tensor(NamedTuple):
   load: Callable[[], np.ndarray] | None = None
   same_as: str = ""
 
+  def make(self) -> np.ndarray:
+    """Returns the array."""
+    if self.load is None:
+      raise ValueError(f"The tensor {self.name!r} has no values of its own.")
+    return self.load()
+
 
 Tensors = Mapping[str, np.ndarray] | Iterable[Tensor]
 

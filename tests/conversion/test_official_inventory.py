@@ -40,15 +40,15 @@ def test_every_tensor_has_its_place_and_comes_back_in_its_shape(name):
   for keys in (mapping.online_names(tensors), momentum):
     entries = mapping.plan({key: tensors[source].shape for key, source in keys.items()}, g)
     assert entries.keys() == keys.keys()
-    written = {place for entry in entries.values() for place in zip(entry.target, entry.indices)}
+    written = {place for entry in entries.values() for place in zip(entry.paths, entry.indices)}
     assert len(written) == sum(
-      len(entry.target) for entry in entries.values() if entry.action == "map"
+      len(entry.paths) for entry in entries.values() if entry.action == "map"
     )
     for key, entry in entries.items():
       if entry.action == "map":
         leaves = [
           shapes[path] if i is None else shapes[path][i]
-          for path, i in zip(entry.target, entry.indices)
+          for path, i in zip(entry.paths, entry.indices)
         ]
         assert entry.inverse(leaves, tensors[keys[key]].shape).shape == tensors[keys[key]].shape, (
           key
@@ -77,9 +77,7 @@ def test_large_has_no_connected_layer_and_base_one():
     keys = mapping.online_names(OFFICIAL[name])
     entries = mapping.plan({key: OFFICIAL[name][key].shape for key in keys}, geometry(name))
     crossing = [
-      key
-      for key, entry in entries.items()
-      if entry.action == "dead" and "connected" in entry.target
+      key for key, entry in entries.items() if entry.action == "dead" and "connected" in entry.text
     ]
     assert len(crossing) == 10 * dead and all(
       key.startswith("fusion_encoder.encoder.layer.9.crossattention") for key in crossing

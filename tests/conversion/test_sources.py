@@ -163,7 +163,7 @@ def test_bert_base_fits_the_released_base_model():
   }
   assert infer_geometry(shapes) == base
   entries = mapping.plan(shapes, base).values()
-  written = {path for entry in entries if entry.action == "map" for path in entry.target}
+  written = {path for entry in entries if entry.action == "map" for path in entry.paths}
   left = {
     path for path in mapping.leaf_shapes(base) if path.startswith(("text_", "fusion_encoder"))
   } - written
@@ -226,7 +226,7 @@ def test_mistakes_in_bert_are_named():
   )
   refused(tensors, "leaves missing: fusion_encoder/layer_2", fusion_layers=3)
   refused(tensors, "leaves missing: text_decoder/layers", decoder_layers=9)
-  refused(tensors, "width 64 of BERT does not divide into 5 attention heads", heads=5)
+  refused(tensors, "width 64 of the text encoder does not divide into 5 attention heads", heads=5)
   refused(
     tensors | {"bert.encoder.layer.5000.output.dense.bias": np.zeros(WIDTH)},
     "number layers up to 5000, but there are",
@@ -300,7 +300,7 @@ def test_mistakes_in_hugging_face_clip_are_named():
   )
   patches = "vision_model.embeddings.patch_embedding.weight"
   refused({name: x for name, x in tensors.items() if name != patches}, patches + " is missing")
-  refused(tensors | bert(), "of several models at once: Hugging Face's CLIP .* and BERT")
+  refused(tensors | bert(), "belong to several models: Hugging Face's CLIP .* and BERT")
 
 
 TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
@@ -396,9 +396,7 @@ def test_an_unknown_or_mixed_source_is_named():
     match="fit no known format: their names begin with layer1, text_model; convertible are mPLUG",
   ):
     source_kind(["layer1.0.weight", "layer1.1.weight", "text_model.embeddings.position_ids"])
-  with pytest.raises(
-    ValueError, match="several models at once: mPLUG .* and BERT .*a file of its own"
-  ):
+  with pytest.raises(ValueError, match="several models: mPLUG .* and BERT .*a separate file"):
     source_kind(["text_encoder.embeddings.position_ids", "bert.embeddings.position_ids"])
 
 

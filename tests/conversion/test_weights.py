@@ -432,7 +432,7 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
       + 1
     },
     tmp_path,
-    "are one tensor in the official model, but differ",
+    "are one tensor in the official model, but their values differ",
   )
   refused(
     tensors | {f"module.{key}": tensors[key]},

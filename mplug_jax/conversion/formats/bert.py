@@ -1,10 +1,14 @@
-"""BERT, from the first releases to Hugging Face's."""
+"""BERT checkpoints, from the first releases to Hugging Face's."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion.formats.bert_parts import bert_geometry, bert_layers, embeddings, head
-from mplug_jax.conversion.formats.format import Format, Placement, layers
+from mplug_jax.conversion.formats.format import Format, Geometry, Placement, Shapes, layers
 
-# The official start of pre-training: the text encoder takes the first layers, the fusion encoder the next, the decoder all.
+# The official start of pre-training: the text encoder takes the first layers, the fusion encoder
+# the next, the decoder all.
 _ROWS = (
   *embeddings(
     "bert", "text_encoder", "text_decoder", words=("fusion_encoder/mlm_head/word/embedding",)
@@ -23,8 +27,8 @@ _HEADLESS_LEAVES_NEW = (*_LEAVES_NEW, r"text_decoder/head/.*")
 _STORED = r"bert\.encoder\.layer\.(\d+)\."
 
 
-def geometry(shapes, given):
-  """{table name: shape} -> fields of MPlug, {} without a word table.
+def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+  """Infers fields of MPlug from {table name: shape}; {} without a word table.
 
   The text encoder takes the first 6 layers (or text_layers), the fusion encoder the others, the decoder all.
   """
@@ -36,7 +40,7 @@ def geometry(shapes, given):
   return fields | {field: count for field, count in depths.items() if count}
 
 
-def placement(keys, geometry):
+def placement(keys: Collection[str], geometry: Mapping[str, Any]) -> Placement:
   """Maps the layers after the text encoder's to fusion layers."""
   has_head = any(key.startswith("cls.predictions.") for key in keys)
   has_fusion = layers(keys, _STORED) > geometry["text_layers"]

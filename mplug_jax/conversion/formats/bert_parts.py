@@ -2,7 +2,7 @@
 
 import re
 
-from mplug_jax.conversion.formats.format import shape_of
+from mplug_jax.conversion.formats.format import Geometry, Rows, Shapes, shape_of
 
 BERT_LAYER = (
   (r"attention\.self\.(query|key|value)", r"attention/\2", "linear"),
@@ -19,15 +19,28 @@ BERT_CROSS = (
 )
 
 
-def bert_layers(prefix, *paths, rows=BERT_LAYER):
+def bert_layers(prefix: str, *paths: str, rows: Rows = BERT_LAYER) -> Rows:
+  """Returns the table rows of a stack of BERT layers.
+
+  Args:
+    prefix: regex of the beginning of the tensor names.
+    *paths: our paths of the layers, with the layer number as group 1.
+    rows: rows of one layer, their names without the beginning.
+  """
   return tuple(
     (rf"{prefix}\.encoder\.layer\.(\d+)\.{key}", tuple(f"{path}/{ours}" for path in paths), kind)
     for key, ours, kind in rows
   )
 
 
-def embeddings(prefix, *paths, words=()):
-  """words: further targets of the word table."""
+def embeddings(prefix: str, *paths: str, words: tuple[str, ...] = ()) -> Rows:
+  """Returns the table rows of BERT's embeddings.
+
+  Args:
+    prefix: regex of the beginning of the tensor names.
+    *paths: our modules that contain the embeddings.
+    words: further targets of the word table.
+  """
   tables = {
     name: tuple(f"{path}/embeddings/{name}/embedding" for path in paths)
     for name in ("word", "position", "token_type")
@@ -47,7 +60,13 @@ def embeddings(prefix, *paths, words=()):
   )
 
 
-def head(prefix, *paths):
+def head(prefix: str, *paths: str) -> Rows:
+  """Returns the table rows of a prediction head, all but the word matrix.
+
+  Args:
+    prefix: regex of the beginning of the tensor names.
+    *paths: our paths of the head.
+  """
   return (
     (prefix + r"\.transform\.dense", tuple(f"{path}/dense" for path in paths), "linear"),
     (prefix + r"\.transform\.LayerNorm", tuple(f"{path}/norm" for path in paths), "norm"),
@@ -56,8 +75,8 @@ def head(prefix, *paths):
   )
 
 
-def bert_geometry(shapes, prefixes, feed_forward):
-  """Fields of MPlug from the first of the prefixes that has a word table; {} without one.
+def bert_geometry(shapes: Shapes, prefixes: tuple[str, ...], feed_forward: str) -> Geometry:
+  """Infers fields of MPlug from the first prefix with a word table; {} without one.
 
   Args:
     shapes: {table name: shape}.

@@ -1,17 +1,22 @@
-"""The description of one foreign checkpoint format, and the kinds of its table rows.
+r"""The description of one foreign checkpoint format, and the kinds of its table rows.
 
-A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is a path of ours:
-`\\1` is the regex's group, `[\\1]` an index on a leading depth axis, `<\\1>` a fusion layer in the source's numbering.
-A tuple of targets: one tensor that initializes several leaves, those of them that the model has; the export reads the
-first. For other kinds the target is a text that describes the tensor.
+A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is a
+path of ours: `\1` is the regex's group, `[\1]` an index on a leading depth axis, `<\1>` a fusion layer
+in the source's numbering. A tuple of targets: one tensor that initializes several leaves, those of
+them that the model has; the export reads the first. For other kinds the target is a text that
+describes the tensor.
 """
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]  # {table name of a tensor: its shape}
+Geometry = dict[str, Any]  # fields of MPlug
+Rows = tuple[tuple[str, Any, str], ...]
 
 
 class Placement(NamedTuple):
@@ -48,14 +53,15 @@ class Format(NamedTuple):
     activation: the `hidden_act` that our layers compute.
     config_section: entry of config.json with the fields, where it has one.
     config_fields: (attention heads, width) of config.json -> fields of MPlug.
+    vision_position_ids: table name of the numbers 0, 1, ... of the image encoder's positions.
   """
 
   name: str
   title: str
   sign: str
-  rows: tuple[tuple[str, Any, str], ...]
-  geometry: Callable[[Mapping, Mapping], dict[str, Any]]
-  placement: Callable[[Any, Mapping], Placement]
+  rows: Rows
+  geometry: Callable[[Shapes, Mapping[str, Any]], Geometry]
+  placement: Callable[[Collection[str], Mapping[str, Any]], Placement]
   table_prefix: str = ""
   bare: str = ""
   prefix: str = ""
@@ -63,10 +69,12 @@ class Format(NamedTuple):
   family: str = ""
   activation: str = ""
   config_section: str = ""
-  config_fields: Callable[[int, int], dict[str, Any]] | None = None
+  config_fields: Callable[[int, int], Geometry] | None = None
+  vision_position_ids: str = ""
 
 
-# {kind: {rest of the PyTorch key: (rests of our leaves, forward: array -> arrays, inverse: arrays, PyTorch shape -> array)}}.
+# {kind: {rest of the PyTorch key: (rests of our leaves, forward, inverse)}}:
+# forward takes the PyTorch array and returns our arrays, inverse takes those and the PyTorch shape.
 _ONE = (lambda x: (x,), lambda parts, shape: parts[0])
 _TRANSPOSED = (lambda x: (x.T,), lambda parts, shape: parts[0].T)
 _QKV = ("/query/", "/key/", "/value/")
@@ -100,7 +108,7 @@ KINDS = {
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(rows):
+def _compiled(rows: Rows) -> tuple[tuple[re.Pattern[str], Any, str], ...]:
   return tuple(
     (
       re.compile(regex + "(?P<rest>" + "|".join(map(re.escape, KINDS.get(kind, [""]))) + ")"),
@@ -119,7 +127,8 @@ def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
     key: table name of the tensor.
 
   Returns:
-    (targets, or the description of a tensor that is no parameter; kind; rest of the name after the row's regex).
+    (targets, or the description of a tensor that is no parameter; kind; rest of the name after
+    the row's regex).
 
   Raises:
     KeyError: the name does not match exactly one row.
@@ -131,7 +140,8 @@ def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
   ]
   if len(rows) != 1:
     raise KeyError(
-      f"PyTorch tensor {key!r} matches {len(rows)} rows of the conversion table, it should match exactly one."
+      f"PyTorch tensor {key!r} matches {len(rows)} rows of the conversion table, "
+      "it should match exactly one."
     )
   match, target, kind = rows[0]
   if kind not in KINDS:
@@ -143,21 +153,40 @@ def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
   )
 
 
-def layers(shapes, regex):
-  """Number of layers whose names match the regex with the number as its group."""
+def layers(shapes: Collection[str], regex: str) -> int:
+  """Returns the number of layers, from the layer numbers in the tensor names.
+
+  Args:
+    shapes: table names of all tensors.
+    regex: matches the names of a layer; its group is the layer's number.
+
+  Raises:
+    ValueError: a layer number exceeds the number of tensors.
+  """
   count = 1 + max((int(m[1]) for name in shapes if (m := re.match(regex, name))), default=-1)
   if count > len(shapes):
     raise ValueError(
-      f"The tensors' names number layers up to {count - 1}, but there are {len(shapes)} tensors; the file is damaged."
+      f"The tensors' names number layers up to {count - 1}, but there are {len(shapes)} tensors; "
+      "the file is damaged."
     )
   return count
 
 
-def shape_of(shapes, name, axes):
-  """The shape of a tensor that tells the geometry."""
+def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+  """Returns the shape of a tensor from which the geometry is inferred.
+
+  Args:
+    shapes: {table name: shape}.
+    name: table name of the tensor.
+    axes: the number of axes it must have.
+
+  Raises:
+    ValueError: the tensor is missing or has another number of axes.
+  """
   if name not in shapes:
     raise ValueError(
-      f"The tensor {name} is missing, which tells the model's geometry; get the complete file."
+      f"The tensor {name}, from which the model's geometry is inferred, is missing; "
+      "get the complete file."
     )
   if len(shapes[name]) != axes:
     raise ValueError(

@@ -1,6 +1,9 @@
 """Hugging Face's CLIP."""
 
-from mplug_jax.conversion.formats.format import Format, Placement
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mplug_jax.conversion.formats.format import Format, Geometry, Placement, Shapes
 from mplug_jax.conversion.formats.vision import vision_geometry, vision_heads
 
 _LAYER = r"vision_model\.encoder\.layers\.(\d+)"
@@ -41,8 +44,8 @@ _ROWS = (
 )
 
 
-def geometry(shapes, given):
-  """{table name: shape} -> fields of MPlug, {} without an image encoder."""
+def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+  """Infers fields of MPlug from {table name: shape}; {} without an image encoder."""
   return vision_geometry(
     shapes,
     "vision_model.embeddings.class_embedding",
@@ -52,7 +55,7 @@ def geometry(shapes, given):
   )
 
 
-def placement(keys, geometry):
+def placement(keys: Collection[str], geometry: Mapping[str, Any]) -> Placement:
   """Maps no fusion layer: the format has none."""
   return Placement(-geometry["fusion_layers"])
 
@@ -71,4 +74,5 @@ FORMAT = Format(
   activation="quick_gelu",
   config_section="vision_config",
   config_fields=vision_heads,
+  vision_position_ids="vision_model.embeddings.position_ids",
 )

@@ -1,5 +1,8 @@
 """The official mPLUG code's checkpoints."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from mplug_jax.conversion.formats.bert_parts import (
   BERT_CROSS,
   BERT_LAYER,
@@ -8,7 +11,7 @@ from mplug_jax.conversion.formats.bert_parts import (
   embeddings,
   head,
 )
-from mplug_jax.conversion.formats.format import Format, Placement, layers
+from mplug_jax.conversion.formats.format import Format, Geometry, Placement, Shapes, layers
 from mplug_jax.conversion.formats.vision import vision_geometry
 
 _VISUAL = r"visual_encoder\.visual"
@@ -68,8 +71,8 @@ _ROWS = (  # and OpenAI's CLIP and open_clip, whose names are the image encoder'
 )
 
 
-def geometry(shapes, given):
-  """{table name: shape} -> fields of MPlug, {} without an image encoder and a text part."""
+def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+  """Infers fields of MPlug from {table name: shape}; {} without an image encoder and a text part."""
   vision = vision_geometry(
     shapes,
     "visual_encoder.visual.class_embedding",
@@ -93,10 +96,36 @@ def geometry(shapes, given):
   return fields
 
 
-def placement(keys, geometry):
+def placement(keys: Collection[str], geometry: Mapping[str, Any]) -> Placement:
   """Maps the last stored fusion layers to the model's."""
   stored = layers(keys, r"fusion_encoder\.encoder\.layer\.(\d+)\.")
   return Placement(stored - geometry["fusion_layers"])
+
+
+def geometry_from_recording(meta: Mapping[str, Any]) -> Geometry:
+  """Returns the fields of MPlug of a recording of the official code.
+
+  Args:
+    meta: the recording's `meta`, with the entries geometry, bert_config and config.
+  """
+  geometry, bert = meta["geometry"], meta["bert_config"]
+  return dict(
+    image_size=geometry["image"],
+    patch_size=geometry["patch"],
+    vision_width=geometry["vision_width"],
+    vision_layers=geometry["vision_layers"],
+    vocab_size=bert["vocab_size"],
+    hidden_size=bert["hidden_size"],
+    heads=bert["num_attention_heads"],
+    mlp_dim=bert["intermediate_size"],
+    max_positions=bert["max_position_embeddings"],
+    text_layers=meta.get("text_encoder_layers_kept", bert["text_encoder_layers"]),
+    fusion_layers=bert["fusion_layers"],
+    stride=bert["stride_layer"],
+    decoder_layers=bert["text_decode_layers"],
+    embed_dim=meta["config"]["embed_dim"],
+    pad_id=bert["pad_token_id"],
+  )
 
 
 FORMAT = Format(

@@ -2,11 +2,13 @@
 
 import math
 
-from mplug_jax.conversion.formats.format import layers, shape_of
+from mplug_jax.conversion.formats.format import Geometry, Shapes, layers, shape_of
 
 
-def vision_geometry(shapes, token, patches, positions, block):
-  """Fields of MPlug from an image encoder; {} without one.
+def vision_geometry(
+  shapes: Shapes, token: str, patches: str, positions: str, block: str
+) -> Geometry:
+  """Infers fields of MPlug from an image encoder; {} without one.
 
   Args:
     shapes: {table name: shape}.
@@ -17,7 +19,8 @@ def vision_geometry(shapes, token, patches, positions, block):
   """
   if token not in shapes:
     return {}
-  patch, tokens = shape_of(shapes, patches, 4)[-1], shape_of(shapes, positions, 2)[0]
+  patch = shape_of(shapes, patches, 4)[-1]
+  tokens = shape_of(shapes, positions, 2)[0]
   return {
     "vision_width": shape_of(shapes, token, 1)[0],
     "patch_size": patch,
@@ -26,6 +29,6 @@ def vision_geometry(shapes, token, patches, positions, block):
   }
 
 
-def vision_heads(heads, width):
-  """Fields of MPlug from the heads of config.json; 64 numbers a head is the model's default."""
+def vision_heads(heads: int, width: int) -> Geometry:
+  """Returns {"vision_heads": heads}, or {} for the default head width of 64."""
   return {} if heads * 64 == width else {"vision_heads": heads}

@@ -1,14 +1,16 @@
-"""Any checkpoint as named leaves that are read a few at a time: run folders, converted ones, Orbax directories, PyTorch files.
+"""Lazy named leaves of any checkpoint: runs, converted checkpoints, Orbax directories, PyTorch files.
 
-Beside the leaves: what is known without reading numbers, as `Leaves.facts`.
+`Leaves.facts` has further properties that are known without reading values.
 """
 
 import contextlib
 import json
 import math
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,14 +25,12 @@ from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
 from mplug_jax.tensor_files import open
 
-_BATCH = (
-  64 << 20
-)  # bytes that are read at once: opening an Orbax directory for every bias would take most of the time
-# Fields of a run's config.model that are the model's geometry; the others are how it computes.
+# Bytes read at once: opening an Orbax directory for every bias would take most of the time.
+_BATCH = 64 << 20
 
 
 class Leaf(NamedTuple):
-  """One array: shape of ints, numpy dtype, sharding as text, "-" where none is stored."""
+  """One array; the sharding is text, "-" if none is stored."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -49,55 +49,79 @@ class Leaves:
   """An opened checkpoint.
 
   Attributes:
-    kind: what it is, in words.
-    facts: {what: text or number}, in the order to be shown in.
+    kind: description of the kind of checkpoint.
+    facts: {property: text or number}, in display order.
     geometry: fields of MPlug, {} if unknown.
     config: config.json of the run as a dictionary, {} if there is none.
     leaves: {name: Leaf}, in the checkpoint's order.
   """
 
   def __init__(
-    self, kind, leaves, read, facts=None, geometry=None, config=None, close=lambda: None
-  ):
-    self.kind, self.leaves = kind, leaves
-    self.facts, self.geometry, self.config = facts or {}, geometry or {}, config or {}
-    self._read, self.close = read, close
+    self,
+    kind: str,
+    leaves: dict[str, Leaf],
+    read: Callable[[list[str]], dict[str, np.ndarray]],
+    facts: dict[str, Any] | None = None,
+    geometry: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    close: Callable[[], None] = lambda: None,
+  ) -> None:
+    self.kind = kind
+    self.leaves = leaves
+    self.facts = facts or {}
+    self.geometry = geometry or {}
+    self.config = config or {}
+    self._read = read
+    self.close = close
 
-  def __enter__(self):
+  def __enter__(self) -> "Leaves":
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
     self.close()
 
   def read(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) in the order given; at most one batch of 64 MiB, or one larger leaf, is in memory.
+    """Yields (name, array) in the given order.
+
+    At most one batch of 64 MiB, or one larger leaf, is in memory.
 
     Raises:
-      checkpoint.CheckpointError, ValueError: a leaf cannot be read.
+      CheckpointError: a leaf of an Orbax directory cannot be read.
+      ValueError: a leaf of a file cannot be read.
     """
-    batch, size = [], 0
+    batch = []
+    size = 0
     for name in names:
       if batch and size + self.leaves[name].nbytes > _BATCH:
         yield from self._drain(batch)
-        batch, size = [], 0
+        batch = []
+        size = 0
       batch.append(name)
       size += self.leaves[name].nbytes
     yield from self._drain(batch)
 
-  def _drain(self, batch):
+  def _drain(self, batch: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     arrays = self._read(batch)
     for name in batch:
       yield name, arrays.pop(name)
 
 
-def open_leaves(path) -> Leaves:
-  """Opens a run folder, its `checkpoints` folder, one checkpoint, a converted folder, an Orbax directory or PyTorch weights.
+def open_leaves(path: str | os.PathLike) -> Leaves:
+  """Opens a checkpoint of any kind.
 
-  Of a run the newest checkpoint is read.
+  Args:
+    path: a run folder or its `checkpoints` folder (the newest checkpoint is read), one checkpoint,
+      a converted folder, an Orbax directory or PyTorch weights.
 
   Raises:
     FileNotFoundError: no such path, or a folder without a checkpoint.
-    ValueError, checkpoint.CheckpointError: damaged, or no checkpoint at all.
+    CheckpointError: the Orbax directory is damaged.
+    ValueError: the file is damaged or no checkpoint.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -122,18 +146,17 @@ def open_leaves(path) -> Leaves:
     return _open_file(path)
   except FileNotFoundError as error:
     raise FileNotFoundError(
-      f"{path} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint (model.json), "
-      "an Orbax directory nor PyTorch weights."
+      f"{path} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint "
+      "(model.json), an Orbax directory nor PyTorch weights."
     ) from error
 
 
-def _steps(folder):
-  return sorted(
-    found.step for found in ocp.path.step.standard_name_format().find_all(epath.Path(folder))
-  )
+def _steps(folder: pathlib.Path) -> list[int]:
+  names = ocp.path.step.standard_name_format()
+  return sorted(name.step for name in names.find_all(epath.Path(folder)))
 
 
-def _json(path):
+def _json(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
   except (ValueError, OSError) as error:
@@ -146,8 +169,8 @@ def _json(path):
 # ---- runs and Orbax
 
 
-def _open_run(path, kind, steps):
-  """`path`: folder of one checkpoint; its run, if it still lies in one, is two folders up."""
+def _open_run(path: pathlib.Path, kind: str, steps: list[int]) -> Leaves:
+  """Opens the folder of one checkpoint; the files of its run, if any, are two folders up."""
   run = path.parent.parent
   facts = {"step": f"{path.name}; there are {', '.join(map(str, steps))}" if steps else "unknown"}
   if (path / "metrics" / "metrics").exists():
@@ -156,23 +179,23 @@ def _open_run(path, kind, steps):
     )
   facts |= _tokenizer(path, run / "tokenizer" / CONFIG_FILE)
   config = rename(_json(run / "config.json")) if (run / "config.json").exists() else {}
-  found = _open_orbax(path / "state", kind, facts, config=config)
+  opened = _open_orbax(path / "state", kind, facts, config=config)
   if config:
-    # A vocabulary of 0 in the config follows the tokenizer; the word table says what came of it.
+    # A vocabulary of 0 in the config follows the tokenizer; the word table has the actual size.
     words = [
       leaf.shape[0]
-      for name, leaf in found.leaves.items()
+      for name, leaf in opened.leaves.items()
       if name.endswith("embeddings/word/embedding") and leaf.shape
     ]
     model = config.get("model", {})
-    found.geometry = {name: model[name] for name in GEOMETRY if name in model} | (
+    opened.geometry = {name: model[name] for name in GEOMETRY if name in model} | (
       {"vocab_size": words[0]} if words else {}
     )
-  return found
+  return opened
 
 
-def _tokenizer(path, file):
-  """{"tokenizer": fingerprint, and whether the checkpoint records the same one}; {} if neither is known."""
+def _tokenizer(path: pathlib.Path, file: pathlib.Path) -> dict[str, str]:
+  """Compares the tokenizer's fingerprint with the checkpoint's; {} if neither is known."""
   recorded = (
     _json(path / "data" / "metadata").get("tokenizer")
     if (path / "data" / "metadata").exists()
@@ -186,17 +209,26 @@ def _tokenizer(path, file):
       "tokenizer": f"{_json(file).get('kind')}, sha256 {present}, as the checkpoint records it"
     }
   return {
-    "tokenizer": f"sha256 {recorded or 'not recorded'} in the checkpoint, {present or 'no file'} in {file.parent}"
+    "tokenizer": (
+      f"sha256 {recorded or 'not recorded'} in the checkpoint, "
+      f"{present or 'no file'} in {file.parent}"
+    )
   }
 
 
-def _open_orbax(path, kind, facts=None, geometry=None, config=None):
+def _open_orbax(
+  path: pathlib.Path,
+  kind: str,
+  facts: dict[str, Any] | None = None,
+  geometry: dict[str, Any] | None = None,
+  config: dict[str, Any] | None = None,
+) -> Leaves:
   orbax_logging.quiet()
   try:
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(where, simple=True, separator="/") for where, _ in flat]
-    # Texts have no shape; no state of ours holds any.
+    names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in flat]
+    # Text leaves have no shape.
     leaves = {
       name: Leaf(tuple(x.shape), np.dtype(x.dtype), _sharding(x))
       for name, (_, x) in zip(names, flat, strict=True)
@@ -205,8 +237,8 @@ def _open_orbax(path, kind, facts=None, geometry=None, config=None):
   except Exception as error:  # a damaged directory fails in any way
     raise errors.CheckpointError(f"{path} cannot be read ({errors.reason(error)}).") from error
 
-  def read(wanted):
-    wanted = set(wanted)
+  def read(selected: list[str]) -> dict[str, np.ndarray]:
+    wanted = set(selected)
     target = jax.tree.unflatten(
       treedef,
       [
@@ -227,38 +259,39 @@ def _open_orbax(path, kind, facts=None, geometry=None, config=None):
   return Leaves(kind, leaves, read, facts, geometry, config)
 
 
-def _sharding(metadata):
-  """PartitionSpec as text: P(-,fsdp,tensor), a dimension over several axes as data+fsdp."""
+def _sharding(metadata: Any) -> str:
+  """Formats a PartitionSpec: P(-,fsdp,tensor), a dimension over several axes as data+fsdp."""
   spec = getattr(metadata.sharding, "partition_spec", None)
   if spec is None:
     return "-"
-  return f"P({','.join('-' if axes is None else axes if isinstance(axes, str) else '+'.join(axes) for axes in spec)})"
+  texts = (
+    "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes) for axes in spec
+  )
+  return f"P({','.join(texts)})"
 
 
 # ---- PyTorch weights, and our own trees as safetensors
 
 
-def _open_file(path):
+def _open_file(path: pathlib.Path) -> Leaves:
   file = open.open_tensors(path)
   leaves = {name: Leaf(tuple(file.shape(name)), file.dtype(name)) for name in file}
   facts = {}
   if file.wrapper:
     facts["tensors under"] = file.wrapper
-  for what, values in (("not run", file.placeholders), ("beside them", file.ignored)):
+  for title, values in (("not run", file.placeholders), ("beside them", file.ignored)):
     if values:
-      facts[what] = ", ".join(f"{name} ({value})" for name, value in values.items())
-  kind, geometry = "PyTorch weights", {}
-  if "geometry" in file.metadata:
-    geometry, manifest = storage.read_description(path)
-    kind, facts["converted from"] = (
-      "converted checkpoint in one file",
-      manifest.get("source", "unknown"),
-    )
+      facts[title] = ", ".join(f"{name} ({value})" for name, value in values.items())
+  kind = "PyTorch weights"
+  geometry = {}
+  if "geometry" in file.metadata and (description := storage.read_description(path)):
+    geometry, manifest = description
+    kind = "converted checkpoint in one file"
+    facts["converted from"] = manifest.get("source", "unknown")
   elif file.metadata:
     facts["metadata"] = ", ".join(f"{name}={text}" for name, text in file.metadata.items())
-  with contextlib.suppress(
-    ValueError, KeyError
-  ):  # weights of something else: the list of tensors is all there is to say
+  # Weights of an unknown model have no geometry.
+  with contextlib.suppress(ValueError, KeyError):
     names = official_names(leaves)
     shapes = {name: leaves[names[key]].shape for name, key in mapping.online_names(names).items()}
     geometry = geometry or infer_geometry(shapes, **config_beside(path))
