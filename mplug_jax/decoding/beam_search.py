@@ -72,7 +72,7 @@ def beam_search(
   no_repeat_ngram=0,
   allowed=None,
 ):
-  """The sequences with the highest length-normalised log-probability, by beam search.
+  """The sequences with the highest length-normalized log-probability, by beam search.
 
   score = sum of log-probabilities / ((5 + generated tokens) / 6) ** length_penalty (Wu et al. 2016,
   equation 14).

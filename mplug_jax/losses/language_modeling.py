@@ -56,7 +56,7 @@ def soft_cross_entropy(logits, teacher_logits, axis=-1):
   """Cross-entropy against a teacher's distribution over the vocabulary. f32[R, T, V] twice -> f32[R, T].
 
   Args:
-    axis: of the student's softmax. -1 is the vocabulary; the released code normalises over the time axis 1 instead
+    axis: of the student's softmax. -1 is the vocabulary; the released code normalizes over the time axis 1 instead
       (docs/official.md item 7).
   """
   return -(jax.nn.softmax(teacher_logits, axis=-1) * jax.nn.log_softmax(logits, axis=axis)).sum(-1)

@@ -46,21 +46,22 @@ class BertConfig(NamedTuple):
         "task's maximal length."
       )
 
-  def dense(self, width, activation=None, name=None):
-    return layers.Dense(
-      width, dtype=self.dtype, kernel_init=self.kernel_init, activation=activation, name=name
-    )
+  def dense(self, width: int, name: str | None = None) -> layers.Dense:
+    """Returns a dense layer with these numerics."""
+    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
-  def norm(self, name=None):
+  def norm(self, name: str | None = None) -> layers.LayerNorm:
+    """Returns a layer norm with these numerics."""
     return layers.LayerNorm(EPSILON, self.dtype, name=name)
 
-  def attention(self, name=None):
+  def attention(self, name: str | None = None) -> layers.Attention:
+    """Returns an attention layer with this geometry."""
     return layers.Attention(
-      self.hidden_size,
-      self.heads,
-      self.attention_dropout_rate,
-      self.dtype,
-      self.kernel_init,
+      width=self.hidden_size,
+      heads=self.heads,
+      dropout_rate=self.attention_dropout_rate,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
       attention_impl=self.attention_impl,
       name=name,
     )
@@ -133,14 +134,16 @@ class BertLayer(nn.Module):
 
   def setup(self):
     c = self.config
-    self.attention, self.attention_norm = c.attention(), c.norm()
+    self.attention = c.attention()
+    self.attention_norm = c.norm()
     if self.cross:
-      self.crossattention, self.crossattention_norm = c.attention(), c.norm()
-    self.intermediate, self.output, self.output_norm = (
-      c.dense(c.mlp_dim),
-      c.dense(c.hidden_size, activations.gelu),
-      c.norm(),
+      self.crossattention = c.attention()
+      self.crossattention_norm = c.norm()
+    self.intermediate = c.dense(c.mlp_dim)
+    self.output = layers.ActivationThenDense(
+      c.hidden_size, dtype=c.dtype, kernel_init=c.kernel_init, activation=activations.gelu
     )
+    self.output_norm = c.norm()
     self.dropout = layers.Dropout(c.dropout_rate)
 
   def _feed_forward(self, x):

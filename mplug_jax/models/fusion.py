@@ -77,7 +77,7 @@ class FusionEncoder(nn.Module):
     joint, _ = layer(
       constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :]
     )
-    # The released code adds the layer's output to the image stream and normalises no more (docs/official.md item 3).
+    # The released code adds the layer's output to the image stream and normalizes no more (docs/official.md item 3).
     image = image + joint[:, :tokens] if self.rule == "released" else joint[:, :tokens]
     return image, joint[:, tokens:]
 

@@ -1,119 +1,168 @@
-"""Building blocks shared by the image encoder, the text encoder, the fusion encoder and the decoder.
+"""Layers shared by the image encoder, the text encoder, the fusion encoder and the decoder.
 
-Shapes: B batch, L query tokens, S key tokens, D width, H heads, Dh head width. Activations have the compute `dtype`;
-softmax, layer norm and logits are float32. Dropout is active exactly when the caller passes a "dropout" rng to `apply`.
+Activations have the compute `dtype`; softmax, layer norm and logits are float32. Dropout is active
+exactly when the caller passes a "dropout" rng to `apply`.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
 
 from mplug_jax.ops.activations import Activation
 from mplug_jax.ops.attention import attention
 from mplug_jax.ops.attention.common import masked_scores
 from mplug_jax.ops.dropout import dropout
 from mplug_jax.ops.initializers import normal
-from mplug_jax.ops.layer_norm import normalise
+from mplug_jax.ops.layer_norm import normalize
 from mplug_jax.ops.linear import linear
 
 _PRODUCT = "product with parameters"  # name of the output of every Dense
 
-
-UNROLLED_DEPTH = 4  # stacks up to this deep are unrolled: a loop's stacking of saved activations costs a fifth of the step
+# Stacks up to this deep are unrolled: stacking the saved activations of a loop costs a fifth of
+# the train step.
+UNROLLED_DEPTH = 4
 
 
 class Dropout(nn.Module):
-  """Dropout of activations, active when a "dropout" rng is given. f[..., D] -> f[..., D]."""
+  """Dropout of activations, active when a "dropout" rng is given."""
 
   rate: float
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `x` with dropout, in its dtype."""
     active = self.rate > 0.0 and self.has_rng("dropout")
     return dropout(x, self.rate, self.make_rng("dropout") if active else None)
 
 
 class Dense(nn.Module):
-  """activation(x) @ kernel + bias in the compute dtype; parameters are float32. f[..., D] -> dtype[..., features]."""
+  """Returns x @ kernel + bias in the compute dtype; parameters are float32."""
 
   features: int
   use_bias: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
-  activation: Activation | None = None  # of the input
+
+  def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+    """Returns the product in `dtype`."""
+    return self._product(None, x)
 
   @nn.compact
-  def __call__(self, x):
+  def _product(self, activation, x):
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
-    # Named for `remat`: the gradient rule hides the product from policies that look for one.
-    return checkpoint_name(
-      linear(
-        self.activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
-      ),
-      _PRODUCT,
+    product = linear(
+      activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
     )
+    # Named for `remat`: the gradient rule hides the product from policies that look for one.
+    return checkpoint_name(product, _PRODUCT)
+
+
+class ActivationThenDense(Dense):
+  """Returns activation(x) @ kernel + bias: the second half of a feed-forward layer.
+
+  Equal to `Dense()(activation(x))`, but keeps only x for the backward pass: in a loop over layers
+  the widest activations of a model are stored once instead of twice.
+  """
+
+  activation: Activation = dataclasses.field(kw_only=True)
+
+  def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+    """Returns the product in `dtype`."""
+    return self._product(self.activation, x)
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation over the last axis, computed in float32. f[..., D] -> dtype[..., D]."""
+  """Layer normalization over the last axis, computed in float32."""
 
   epsilon: float
-  dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+    """Returns the normalized, scaled and shifted `x` in `dtype`."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    return normalise(x, scale, bias, self.epsilon).astype(self.dtype)
+    return normalize(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
-def split_heads(x, heads):
-  """f[B, L, H * Dh] -> f[B, H, L, Dh]."""
-  return x.reshape(x.shape[:2] + (heads, -1)).transpose(0, 2, 1, 3)
+def split_heads(
+  x: Float[Array, "batch length width"], heads: int
+) -> Float[Array, "batch {heads} length head_width"]:
+  """Returns the channels of `x` as heads."""
+  return x.reshape((*x.shape[:2], heads, -1)).transpose(0, 2, 1, 3)
 
 
-def merge_heads(x):
-  """f[B, H, L, Dh] -> f[B, L, H * Dh]."""
+def merge_heads(
+  x: Float[Array, "batch heads length head_width"],
+) -> Float[Array, "batch length width"]:
+  """Returns the heads of `x` as channels."""
   return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, kw_only=True):
   """Multi-head attention with separate query, key, value and output projections.
 
-  Keys may come from fewer rows than queries: with M key rows and M * R query rows, consecutive groups of R query rows
-  share one row of keys (R questions about an image, R answers to a question), whose keys and values are computed once.
+  Keys may come from fewer rows than queries: with M key rows and M * R query rows, consecutive
+  groups of R query rows share one row of keys (R questions about an image, R answers to a
+  question), whose keys and values are computed once.
   """
 
   width: int
   heads: int
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = jnp.float32
   kernel_init: Callable = normal(0.02)
   out_init: Callable | None = None  # default: kernel_init
   attention_impl: str = "auto"  # see ops.attention.attention
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the four projections."""
+
     def dense(init):
       return Dense(self.width, dtype=self.dtype, kernel_init=init)
 
-    self.query, self.key, self.value = (dense(self.kernel_init) for _ in range(3))
+    self.query = dense(self.kernel_init)
+    self.key = dense(self.kernel_init)
+    self.value = dense(self.kernel_init)
     self.out = dense(self.out_init or self.kernel_init)
 
-  def keys_values(self, x):
-    """f[M, S, D'] -> (key, value), both dtype[M, H, S, Dh]."""
+  def keys_values(
+    self, x: Float[Array, "rows keys inputs"]
+  ) -> tuple[
+    Float[Array, "rows heads keys head_width"], Float[Array, "rows heads keys head_width"]
+  ]:
+    """Returns (key, value) of the tokens that are attended to."""
     return split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
 
-  def attend(self, x, key, value, mask=None):
-    """x: f[M * R, L, D]; key, value: [M, H, S, Dh]; mask: bool, broadcastable to [M, H, R * L, S] -> [M * R, L, D]."""
+  def attend(
+    self,
+    x: Float[Array, "batch length inputs"],
+    key: Float[Array, "rows heads keys head_width"],
+    value: Float[Array, "rows heads keys head_width"],
+    mask: Bool[Array, "..."] | None = None,
+  ) -> Float[Array, "batch length width"]:
+    """Returns the attention of `x` over keys and values.
+
+    Args:
+      x: tokens that attend, M * R rows.
+      key: keys of M rows.
+      value: values of M rows.
+      mask: broadcastable to [M, heads, R * length, keys]; True = may be attended to.
+    """
     rows, length, _ = x.shape
-    query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * L, D]
-    rng = self.make_rng("dropout") if self.dropout_rate > 0.0 and self.has_rng("dropout") else None
+    query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * length, width]
+    has_dropout = self.dropout_rate > 0.0 and self.has_rng("dropout")
+    rng = self.make_rng("dropout") if has_dropout else None
     query = split_heads(query, self.heads)
     if self.is_mutable_collection("intermediates"):
       out = self._observed(query, key, value, mask)
@@ -122,8 +171,11 @@ class Attention(nn.Module):
     return self.out(merge_heads(out)).reshape(rows, length, self.width)
 
   def _observed(self, query, key, value, mask):
-    """`attention` without dropout that shows its probabilities f32[B, H, L, S]: they are sown in "intermediates", and what stands in
-    "perturbations" is added to them, so that a gradient with respect to it is theirs. See attention_maps.py."""
+    """Attention without dropout that records its probabilities, for attention maps.
+
+    The probabilities, f32[B, H, L, S], are sown in "intermediates". The array in "perturbations"
+    is added to them, so that a gradient with respect to it is the gradient of the probabilities.
+    """
     probabilities = jax.nn.softmax(masked_scores(query, key, mask))
     self.sow(
       "intermediates",
@@ -141,20 +193,31 @@ class Attention(nn.Module):
       preferred_element_type=jnp.float32,
     ).astype(value.dtype)
 
-  def __call__(self, x, mask=None):
-    """Self-attention. x: f[B, L, D]; mask: bool, broadcastable to [B, H, L, L] -> dtype[B, L, D]."""
+  def __call__(
+    self, x: Float[Array, "batch length inputs"], mask: Bool[Array, "..."] | None = None
+  ) -> Float[Array, "batch length width"]:
+    """Returns the self-attention of `x`.
+
+    Args:
+      x: tokens.
+      mask: broadcastable to [batch, heads, length, length]; True = may be attended to.
+    """
     return self.attend(x, *self.keys_values(x), mask)
 
 
-def remat(layer, policy, looped=False):
-  """The layer class with its activations recomputed in the backward pass.
+def remat(layer: type[nn.Module], policy: str, looped: bool = False) -> Any:
+  """Returns the layer class with its activations recomputed in the backward pass.
 
   Args:
     layer: a Module class.
-    policy: "none" keeps everything, "full" keeps the layer's input only, "dots" keeps the outputs of products with
-      parameters.
-    looped: the layer is the body of a loop. Outside of one a barrier must keep the compiler from finding the recomputed
-      values equal to the first ones, and keeping those after all; XLA on CPU ignores it.
+    policy: "none" keeps everything, "full" keeps only the layer's input, "dots" keeps the outputs
+      of products with parameters.
+    looped: the layer is the body of a loop. Outside of a loop a barrier must keep the compiler
+      from finding the recomputed values equal to the first ones, and keeping those after all;
+      XLA on CPU ignores it.
+
+  Raises:
+    ValueError: the policy is unknown.
   """
   if policy == "none":
     return layer
@@ -167,23 +230,25 @@ def remat(layer, policy, looped=False):
   return nn.remat(layer, prevent_cse=not looped, policy=policies[policy])
 
 
-def scan(layer, depth, remat_policy="none", broadcast=0):
-  """A stack of `depth` equal layers as one scanned module: its parameters have a leading axis [depth, ...].
+def scan(layer: type[nn.Module], depth: int, remat_policy: str = "none", broadcast: int = 0) -> Any:
+  """Returns a stack of equal layers as one scanned module class.
+
+  Its parameters have a leading axis [depth, ...].
 
   Args:
     layer: a Module class whose `__call__(carry, ...)` returns (carry, output).
-    broadcast: number of arguments behind the carry; every layer gets the same ones.
+    depth: number of layers.
+    remat_policy: see `remat`.
+    broadcast: number of arguments after the carry; every layer gets the same ones.
   """
-  stacked = {
-    "params": 0,
-    "intermediates": 0,
-    "perturbations": 0,
-  }  # the last two: see Attention._observed
+  # "intermediates" and "perturbations" belong to Attention._observed.
+  stacked: Any = {"params": 0, "intermediates": 0, "perturbations": 0}
+  in_axes: Any = (nn.broadcast,) * broadcast
   return nn.scan(
     remat(layer, remat_policy, looped=True),
     variable_axes=stacked,
     split_rngs={"params": True, "dropout": True},
-    in_axes=(nn.broadcast,) * broadcast,
+    in_axes=in_axes,
     length=depth,
     unroll=depth if depth <= UNROLLED_DEPTH and remat_policy == "none" else 1,
   )

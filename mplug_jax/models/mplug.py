@@ -24,7 +24,7 @@ class Scalar(nn.Module):
     return self.param("value", nn.initializers.constant(self.initial), ())
 
 
-class ClassificationHead(nn.Module):
+class ClassificationHead(nn.Module, kw_only=True):
   """Two-layer head of SNLI-VE and NLVR2: f[B, F] -> f32[B, C]."""
 
   width: int
@@ -37,7 +37,7 @@ class ClassificationHead(nn.Module):
     return layers.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
-class MPlug(nn.Module):
+class MPlug(nn.Module, kw_only=True):
   """The model. Geometry as in presets.PRESETS; `stride` and `fusion` choose the connected layers of the fusion encoder."""
 
   image_size: int
@@ -67,36 +67,35 @@ class MPlug(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
   attention_impl: str = "auto"  # or "reference", see ops/attention
-  loss_chunk: int = (
-    0  # positions whose logits over the vocabulary exist at a time in a loss; 0: all
-  )
+  # Positions whose logits over the vocabulary exist at a time in a loss; 0: all.
+  loss_chunk: int = 0
 
   def setup(self):
     bert = BertConfig(
-      self.vocab_size,
-      self.hidden_size,
-      self.heads,
-      self.mlp_dim,
-      self.max_positions,
-      self.pad_id,
-      self.dropout_rate,
-      self.attention_dropout_rate,
-      self.initializer_range,
-      self.dtype,
-      self.remat,
-      self.attention_impl,
-      self.loss_chunk,
+      vocab_size=self.vocab_size,
+      hidden_size=self.hidden_size,
+      heads=self.heads,
+      mlp_dim=self.mlp_dim,
+      max_positions=self.max_positions,
+      pad_id=self.pad_id,
+      dropout_rate=self.dropout_rate,
+      attention_dropout_rate=self.attention_dropout_rate,
+      initializer_range=self.initializer_range,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention_impl=self.attention_impl,
+      loss_chunk=self.loss_chunk,
     )
     self.visual_encoder = VisionTransformer(
-      self.image_size,
-      self.patch_size,
-      self.vision_width,
-      self.vision_layers,
-      self.vision_heads or self.vision_width // 64,
-      self.vision_attention_dropout_rate,
-      self.dtype,
-      self.remat,
-      self.attention_impl,
+      image_size=self.image_size,
+      patch_size=self.patch_size,
+      width=self.vision_width,
+      depth=self.vision_layers,
+      heads=self.vision_heads or self.vision_width // 64,
+      attention_dropout_rate=self.vision_attention_dropout_rate,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention_impl=self.attention_impl,
     )
     self.visn_fc = bert.dense(self.hidden_size)
     self.visn_layer_norm = bert.norm()
@@ -104,9 +103,12 @@ class MPlug(nn.Module):
     self.text_encoder = TextEncoder(bert, self.text_layers)
     self.fusion_encoder = FusionEncoder(bert, self.fusion_layers, self.stride, self.fusion)
     self.text_decoder = TextDecoder(bert, self.decoder_layers)
-    self.vision_proj, self.text_proj = bert.dense(self.embed_dim), bert.dense(self.embed_dim)
+    self.vision_proj = bert.dense(self.embed_dim)
+    self.text_proj = bert.dense(self.embed_dim)
     self.itm_head = bert.dense(2)
-    self.cls_head = ClassificationHead(self.hidden_size, self.classes, self.dtype)
+    self.cls_head = ClassificationHead(
+      width=self.hidden_size, classes=self.classes, dtype=self.dtype
+    )
     self.temp = Scalar(self.temperature)
 
   def encode_image(self, image):

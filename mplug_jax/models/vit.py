@@ -8,7 +8,7 @@ from mplug_jax.ops import activations, initializers
 from mplug_jax.parallel.rules import constrain
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Module, kw_only=True):
   """Linear -> QuickGELU -> linear. f[B, N, W] -> dtype[B, N, W]."""
 
   width: int
@@ -24,7 +24,7 @@ class Mlp(nn.Module):
       name="up",
     )(x)
     residual_init = initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
-    return layers.Dense(
+    return layers.ActivationThenDense(
       self.width,
       dtype=self.dtype,
       kernel_init=residual_init,
@@ -33,7 +33,7 @@ class Mlp(nn.Module):
     )(x)
 
 
-class Block(nn.Module):
+class Block(nn.Module, kw_only=True):
   """Pre-norm residual block, a body for `nn.scan`. f[B, N, W] -> (dtype[B, N, W], None).
 
   The released code drops attention probabilities here, OpenAI's CLIP does not (docs/official.md item 43).
@@ -51,17 +51,18 @@ class Block(nn.Module):
     scale = self.width**-0.5
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
     x = x + layers.Attention(
-      self.width,
-      self.heads,
-      self.attention_dropout_rate,
-      self.dtype,
-      initializers.normal(scale),
-      initializers.normal(scale * (2 * self.depth) ** -0.5),
-      self.attention_impl,
+      width=self.width,
+      heads=self.heads,
+      dropout_rate=self.attention_dropout_rate,
+      dtype=self.dtype,
+      kernel_init=initializers.normal(scale),
+      out_init=initializers.normal(scale * (2 * self.depth) ** -0.5),
+      attention_impl=self.attention_impl,
       name="attention",
     )(normed)
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
-    return constrain(x + Mlp(self.width, self.depth, self.dtype, name="mlp")(normed)), None
+    mlp = Mlp(width=self.width, depth=self.depth, dtype=self.dtype, name="mlp")
+    return constrain(x + mlp(normed)), None
 
 
 def patchify(image, patch):
@@ -71,7 +72,7 @@ def patchify(image, patch):
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(nn.Module, kw_only=True):
   """Image encoder (Radford et al. 2021). `image_size` sets the number of rows of the position table."""
 
   image_size: int
@@ -120,12 +121,12 @@ class VisionTransformer(nn.Module):
     x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)
     x, _ = blocks(
-      self.width,
-      self.heads,
-      self.depth,
-      self.attention_dropout_rate,
-      self.dtype,
-      self.attention_impl,
+      width=self.width,
+      heads=self.heads,
+      depth=self.depth,
+      attention_dropout_rate=self.attention_dropout_rate,
+      dtype=self.dtype,
+      attention_impl=self.attention_impl,
       name="blocks",
     )(constrain(x))
     return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)

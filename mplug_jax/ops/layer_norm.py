@@ -7,22 +7,22 @@ import jax.numpy as jnp
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x, scale, bias, epsilon):
+def normalize(x, scale, bias, epsilon):
   """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis. f[..., D], f32[D], f32[D] -> f32[..., D].
 
   Its own gradient rule keeps the input and two numbers a row; JAX's default keeps several arrays of the input's size.
   """
-  return _normalise_forward(x, scale, bias, epsilon)[0]
+  return _normalize_forward(x, scale, bias, epsilon)[0]
 
 
-def _normalise_forward(x, scale, bias, epsilon):
+def _normalize_forward(x, scale, bias, epsilon):
   wide = x.astype(jnp.float32)
   mean = wide.mean(-1, keepdims=True)
   inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
   return (wide - mean) * inverse * scale + bias, (x, mean, inverse, scale)
 
 
-def _normalise_backward(epsilon, saved, cotangent):
+def _normalize_backward(epsilon, saved, cotangent):
   del epsilon
   x, mean, inverse, scale = saved
   normed = (x.astype(jnp.float32) - mean) * inverse
@@ -34,4 +34,4 @@ def _normalise_backward(epsilon, saved, cotangent):
   return dx.astype(x.dtype), (cotangent * normed).sum(rows), cotangent.sum(rows)
 
 
-normalise.defvjp(_normalise_forward, _normalise_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)

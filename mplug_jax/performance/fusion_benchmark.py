@@ -66,19 +66,19 @@ class CoAttention(nn.Module):
 def networks(model):
   """{name: (module, operations for one pair of image and text of `length` tokens: length -> int)}, dearest first. `model`: an MPlug."""
   bert = BertConfig(
-    model.vocab_size,
-    model.hidden_size,
-    model.heads,
-    model.mlp_dim,
-    model.max_positions,
-    model.pad_id,
-    0.0,
-    0.0,
-    model.initializer_range,
-    model.dtype,
-    "none",
-    model.attention_impl,
-    0,
+    vocab_size=model.vocab_size,
+    hidden_size=model.hidden_size,
+    heads=model.heads,
+    mlp_dim=model.mlp_dim,
+    max_positions=model.max_positions,
+    pad_id=model.pad_id,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    initializer_range=model.initializer_range,
+    dtype=model.dtype,
+    remat="none",
+    attention_impl=model.attention_impl,
+    loss_chunk=0,
   )
   depth = model.fusion_layers
 

@@ -212,7 +212,7 @@ def test_rows_that_share_keys_equal_repeated_keys():
     rng.normal(size=(2, 5, 12)).astype(np.float32),
   )
   mask = rng.random((2, 1, 1, 5)) < 0.7
-  module = layers.Attention(16, 2)
+  module = layers.Attention(width=16, heads=2)
 
   def attend(m, x, memory, mask):
     return m.attend(x, *m.keys_values(memory), mask)
@@ -337,8 +337,10 @@ def test_a_policy_may_keep_the_outputs_of_products():
     @nn.compact
     def __call__(self, x):
       x = layers.Dense(16, name="a")(x)
-      x = layers.Dense(16, activation=activations.gelu, name="b")(layers.LayerNorm(1e-6)(x))
-      return layers.Dense(16, activation=activations.gelu, name="c")(x)
+      x = layers.ActivationThenDense(16, activation=activations.gelu, name="b")(
+        layers.LayerNorm(1e-6)(x)
+      )
+      return layers.ActivationThenDense(16, activation=activations.gelu, name="c")(x)
 
   x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
   for policy in ("none", "dots", "full"):

@@ -1,5 +1,7 @@
 """The forms of attention against the plain path, the platforms that get them, and where they go on a mesh."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,17 @@ def test_tpu_kernel_on_a_mesh_takes_each_device_its_own():
   assert len(calls) == 3 and all(
     "tensor<1x2x384x64xf32>" in line for line in calls
   )  # rows / 4, heads / 2
+
+
+def test_private_functions_of_jax_keep_their_signatures():
+  kernel = flash_tpu._kernel()
+  forward = inspect.signature(kernel._flash_attention_fwd).parameters
+  assert " ".join(forward) == (
+    "q k v ab segment_ids save_residuals causal sm_scale block_sizes debug"
+  )
+  backward = inspect.signature(kernel._flash_attention_bwd).parameters
+  assert " ".join(backward) == "save_residuals causal sm_scale block_sizes debug residuals do"
+  assert kernel.SegmentIds._fields == ("q", "kv")
 
 
 @pytest.mark.parametrize(

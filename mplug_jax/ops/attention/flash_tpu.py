@@ -1,19 +1,27 @@
-"""JAX's Pallas flash attention for TPU."""
+"""JAX's Pallas flash attention for TPU.
+
+Its public function does not separate the two directions. They are called separately here, so that
+every platform keeps the same arrays between them. Both are private functions of JAX: they are
+imported when a program for TPU is traced, and tests/ops/test_attention.py pins their signatures.
+"""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
 from mplug_jax.ops.attention.common import Form, per_shard
 
 LANES = 128  # of a TPU: lengths are padded to a multiple
 
-
 LARGEST_BLOCK = 640  # queries or keys of a step of the flash kernel: 577 image tokens fit one
 
 
-# ---- the flash kernel, for TPU
+def _kernel() -> Any:
+  """Returns JAX's module of the flash kernel."""
+  from jax.experimental.pallas.ops.tpu import flash_attention
+
+  return flash_attention
 
 
 def _pad(x, value=0.0):
@@ -22,13 +30,19 @@ def _pad(x, value=0.0):
 
 
 def _flash_inputs(query, key, value, mask):
-  """-> (padded query, key, value, segment ids or None, block sizes, whether a row has any key: bool[B, 1, 1, 1] or None)."""
+  """Pads the inputs and chooses the blocks.
+
+  Returns:
+    (padded query, key, value, segment ids or None, block sizes, bool[B, 1, 1, 1] true for rows
+    with any key, or None).
+  """
+  flash = _kernel()
   rows, _, length, _ = query.shape
   keys = key.shape[2]
   if mask is None:
     some, seen = None, jnp.ones((rows, keys), bool)
   else:
-    # A row without any key: equal scores for all of them give the mean that the plain path gives.
+    # A row without any key: equal scores give the mean of all values, as the reference does.
     mask = jnp.broadcast_to(mask[:, 0, 0], (rows, keys))
     some, seen = mask.any(-1)[:, None, None, None], mask | ~mask.any(-1, keepdims=True)
     query = jnp.where(some, query, 0)
@@ -58,14 +72,12 @@ def _flash_inputs(query, key, value, mask):
 
 
 def _flash_forward(rate, query, key, value, mask, rng):
-  """The two directions of JAX's kernel apart, which its public function does not give: both are wanted here so that what is
-  kept between them is the same on every platform."""
   del rate, rng
   length, scale = query.shape[2], 1.0 / math.sqrt(query.shape[-1])
 
   def shard(query, key, value, mask):
     query, key, value, segments, blocks, _ = _flash_inputs(query, key, value, mask)
-    out, saved = flash._flash_attention_fwd(
+    out, saved = _kernel()._flash_attention_fwd(
       query, key, value, None, segments, False, False, scale, blocks, False
     )
     total, largest = (x[:, :, :length, None] for x in saved[-2:])
@@ -90,7 +102,7 @@ def _flash_backward(rate, query, key, value, mask, rng, out, largest, inverse, c
       1.0 / _pad(inverse, 1.0)[..., 0],
       _pad(largest)[..., 0],
     )
-    d_query, d_key, d_value, *_ = flash._flash_attention_bwd(
+    d_query, d_key, d_value, *_ = _kernel()._flash_attention_bwd(
       False, False, scale, blocks, False, saved, _pad(cotangent)
     )
     d_query = d_query[:, :, :length]
