@@ -12,15 +12,10 @@ import re
 import numpy as np
 
 from mplug_jax.reporting.metric_log import read_metrics
+from mplug_jax.reporting.style import GREY, INK
 from mplug_jax.runtime.atomic_files import write_atomic
 
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
-
-
-_INK, _GREY, _GREEN, _RED = "#1d2530", "#6b7480", "#17803d", "#c62828"
-
-
-_FRAME = "#c9ced6"
 
 
 _PANELS = {
@@ -116,14 +111,14 @@ def _draw_panel(axes, title: str, group: dict[str, np.ndarray]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
   elif title != "loss":
     axes.set_ylim(0, 102)
-  axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold")
-  axes.set_xlabel("step", color=_GREY)
-  axes.tick_params(colors=_GREY, labelsize=9)
+  axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+  axes.set_xlabel("step", color=GREY)
+  axes.tick_params(colors=GREY, labelsize=9)
   axes.grid(True, color="#e4e7eb", linewidth=0.8)
   axes.set_axisbelow(True)
   for side in ("top", "right"):
     axes.spines[side].set_visible(False)
-  axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="best")
+  axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
 
 
 def _cycle(n: int) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mplug_jax.reporting.sample_sheet import _BOX, _CELL
+from mplug_jax.reporting.style import BOX, CELL
 
 
 def overlay(
@@ -23,7 +23,7 @@ def overlay(
   """
   from PIL import Image, ImageDraw
 
-  factor = max(1, _CELL // max(image.shape[:2]))
+  factor = max(1, CELL // max(image.shape[:2]))
   picture = Image.fromarray(image).resize(
     (image.shape[1] * factor, image.shape[0] * factor), Image.NEAREST
   )
@@ -31,7 +31,7 @@ def overlay(
   for x1, y1, x2, y2 in boxes:
     corners = (x1 * factor, y1 * factor, max(x1, x2) * factor, max(y1, y2) * factor)
     ImageDraw.Draw(picture).rectangle(
-      corners, outline=_BOX, width=max(2, round(max(picture.size) / 150))
+      corners, outline=BOX, width=max(2, round(max(picture.size) / 150))
     )
   return np.asarray(picture)
 

@@ -10,10 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mplug_jax.metrics.vqa_accuracy import exact_match
-from mplug_jax.reporting.curves import _FRAME, _GREEN, _GREY, _INK, _RED
+from mplug_jax.reporting.style import CELL, FRAME, GREEN, GREY, INK, RED
 from mplug_jax.runtime.atomic_files import write_atomic
-
-_BOX = "#3df56b"
 
 
 class Sample(NamedTuple):
@@ -60,9 +58,6 @@ def sample_sheet(
   write_atomic(out_path, buffer.getvalue())
 
 
-_CELL = 288  # width of a cell in pixels, images being at most that wide and high
-
-
 _GAP = 26
 
 
@@ -79,16 +74,16 @@ _MAX_ROWS = 4  # of one wrapped question, answer or truth
 
 
 def _cell(image: np.ndarray, samples: Sequence[Sample]):
-  """One image with its texts: an RGB Pillow image, _CELL wide and as high as its content."""
+  """One image with its texts: an RGB Pillow image, CELL wide and as high as its content."""
   from PIL import Image, ImageDraw
 
   picture = _enlarge(Image.fromarray(image))
   blocks = [_text_rows(Sample(*sample)) for sample in samples]
   text_height = sum(_TEXT_GAP + _LINE_HEIGHT * len(block) for block in blocks)
-  cell = Image.new("RGB", (_CELL, picture.height + text_height), "white")
+  cell = Image.new("RGB", (CELL, picture.height + text_height), "white")
   cell.paste(picture, (0, 0))
   draw = ImageDraw.Draw(cell)
-  draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_FRAME)
+  draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=FRAME)
   y = picture.height
   for block in blocks:
     y += _TEXT_GAP
@@ -103,10 +98,10 @@ def _enlarge(picture):
   from PIL import Image
 
   longest = max(picture.size)
-  if 2 * longest <= _CELL:
-    factor = _CELL // longest
+  if 2 * longest <= CELL:
+    factor = CELL // longest
     return picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
-  size = [max(1, round(side * _CELL / longest)) for side in picture.size]
+  size = [max(1, round(side * CELL / longest)) for side in picture.size]
   return picture.resize(size, Image.BICUBIC)
 
 
@@ -117,30 +112,30 @@ def _text_rows(sample: Sample) -> list[tuple[str, str]]:
   verdict = sample.verdict or (
     "open" if not truth else "right" if exact_match(prediction, truth) else "wrong"
   )
-  color = {"right": _GREEN, "wrong": _RED, "open": _GREY}[verdict]
+  color = {"right": GREEN, "wrong": RED, "open": GREY}[verdict]
   verdicts = [{"right": "\N{CHECK MARK} ", "wrong": "\N{BALLOT X} ", "open": ""}[verdict] + answer]
   if truth and verdict != "right":
     verdicts.append(f"(truth: {truth})")
-    if _font().getlength("  ".join(verdicts)) <= _CELL:
+    if _font().getlength("  ".join(verdicts)) <= CELL:
       verdicts = ["  ".join(verdicts)]
-  return [(row, _INK) for row in _wrap(question)] + [
+  return [(row, INK) for row in _wrap(question)] + [
     (row, color) for verdict in verdicts for row in _wrap(verdict)
   ]
 
 
 def _wrap(text: str) -> list[str]:
   """Rows of at most the cell's width, measured in the font; words too long are broken."""
-  font, columns = _font(), _CELL
+  font, columns = _font(), CELL
   while True:
     rows = textwrap.wrap(text, columns, break_on_hyphens=False) or [""]
     widest = max(rows, key=font.getlength)
-    if columns == 1 or font.getlength(widest) <= _CELL:
+    if columns == 1 or font.getlength(widest) <= CELL:
       break
-    columns = max(1, min(columns - 1, int(len(widest) * _CELL / font.getlength(widest))))
+    columns = max(1, min(columns - 1, int(len(widest) * CELL / font.getlength(widest))))
   if len(rows) > _MAX_ROWS:
     rows = rows[:_MAX_ROWS]
     last = rows[-1]
-    while last and font.getlength(last + " …") > _CELL:
+    while last and font.getlength(last + " …") > CELL:
       last = last[:-1]
     rows[-1] = last.rstrip() + " …"
   return rows
@@ -165,11 +160,11 @@ def _grid(cells):
   rows = [cells[i : i + columns] for i in range(0, n, columns)]
   heights = [max(cell.height for cell in row) for row in rows]
   sheet = Image.new(
-    "RGB", (columns * (_CELL + _GAP) + _GAP, sum(heights) + _GAP * (len(rows) + 1)), "white"
+    "RGB", (columns * (CELL + _GAP) + _GAP, sum(heights) + _GAP * (len(rows) + 1)), "white"
   )
   top = _GAP
   for row, height in zip(rows, heights, strict=True):
     for i, cell in enumerate(row):
-      sheet.paste(cell, (_GAP + i * (_CELL + _GAP), top))
+      sheet.paste(cell, (_GAP + i * (CELL + _GAP), top))
     top += height + _GAP
   return sheet

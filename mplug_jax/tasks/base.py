@@ -53,7 +53,7 @@ def contrastive_features(module, image_tokens, text, frames=0):
 class Task(abc.ABC):
   """What to initialise, what to minimise, what to predict. Knows nothing of devices, optimizers or files.
 
-  The loop minimises the sum over terms of coefficient x total / weight, totals and weights taken over the whole global
+  The loop minimises the sum over terms of coefficient x total / loss normalizer, both taken over the whole global
   batch, so that neither the mesh nor the number of microbatches changes the result.
   """
 
@@ -97,7 +97,7 @@ class Task(abc.ABC):
     return params
 
   @abc.abstractmethod
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """{term: f32[]}: what each term's total is divided by. Cheap, without parameters."""
 
   @abc.abstractmethod

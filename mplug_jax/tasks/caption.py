@@ -76,7 +76,7 @@ class CaptionTask(base.Task):
   def _targets(self, batch):
     return targets(self._captions(batch)[1], len(self.prompt.ids))
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Tokens to predict in the batch."""
     return {"caption": self._targets(batch).sum(dtype=jnp.float32)}
 

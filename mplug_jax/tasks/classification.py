@@ -63,7 +63,7 @@ class ClassificationTask(base.Task):
     )
     return logits.reshape(batch["label"].shape + (-1,))
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Sentences that count."""
     return {"class": _counted(batch).sum()}
 

@@ -188,7 +188,7 @@ class GroundingTask(base.Task):
       module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch)), self._locations
     )
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Boxes in the batch."""
     return {"box": batch["valid"].sum(dtype=jnp.float32)}
 

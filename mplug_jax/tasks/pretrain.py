@@ -99,10 +99,10 @@ class PretrainTask(retrieval.RetrievalTask):
     valid = (batch["mask"] & ~batch["corrupt"])[:, None]
     return valid & self._tokens(batch["masked_label"]), valid & self._tokens(batch["target"][:, 1:])
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """As retrieval.RetrievalTask; hidden tokens; target tokens."""
     hidden, target = self._counted(batch)
-    return super().weights(batch, rng) | {
+    return super().loss_normalizers(batch, rng) | {
       "mlm": hidden.sum(dtype=jnp.float32),
       "prefix_lm": target.sum(dtype=jnp.float32),
     }

@@ -161,7 +161,7 @@ class RetrievalTask(two_pass.ComparingTask):
     valid = batch["mask"] & ~batch["corrupt"]
     return valid, hard_negatives.present(self._ids(batch), valid, self._group)
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Pairs in the batch; right and wrong pairs that are matched."""
     valid, hard = self._rows(batch)
     return {"itc": valid.sum(dtype=jnp.float32), "itm": (valid + 2.0 * hard).sum()}

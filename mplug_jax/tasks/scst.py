@@ -192,7 +192,7 @@ class ScstTask(caption.CaptionTask):
       "candidate_length"
     ].reshape(-1, 1)
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Candidates in the batch."""
     return {"policy": (batch["candidate_length"] > 0).sum(dtype=jnp.float32)}
 

@@ -77,7 +77,7 @@ class VqaTask(base.Task):
     )
     return tuple(x[:, :-1] for x in found)
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     """Questions in the batch."""
     return {"answer": batch["question_valid"].sum(dtype=jnp.float32)}
 

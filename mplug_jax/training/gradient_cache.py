@@ -1,4 +1,7 @@
-"""GradCache (Gao et al. 2021): contrastive losses over a whole batch, computed a microbatch at a time in two passes."""
+"""GradCache: contrastive losses over a whole batch, computed in microbatches with two passes.
+
+Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +13,16 @@ from mplug_jax.training.loss_terms import loss_metrics, scale_terms
 def cached_gradients(task, microbatches, state, batch):
   """As the function of `make_gradients`, for a base.ComparingTask.
 
-  The first pass keeps nothing of a microbatch but its features. They are compared over the whole batch, which gives the terms of the
-  comparison and their slopes: derivatives with respect to the features. The second pass adds to the other terms of a microbatch the
-  product of its features with these slopes, whose gradient is what the comparison's would be through all microbatches at once.
+  The first pass caches the representations (`features`) of every microbatch and nothing else. The
+  loss terms that compare rows are computed from the cached representations of the whole batch,
+  which gives their representation gradients. The second pass encodes each microbatch again and adds
+  to its other terms the product of its representations with the representation gradients: the
+  gradient of this product is that of the comparison through all microbatches at once.
   """
   rng = jax.random.fold_in(state.rng, state.step)
   whole_key = jax.random.fold_in(rng, 0)
-  weights, group = task.weights(batch, whole_key), task.row_group
+  loss_normalizers = task.loss_normalizers(batch, whole_key)
+  group = task.row_group
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
     jnp.arange(microbatches)
   )  # as base.ComparingTask.loss
@@ -32,26 +38,30 @@ def cached_gradients(task, microbatches, state, batch):
     terms, metrics, extra, drawn = task.compare(
       params, state, features, batch, jax.random.split(whole_key, 3)[1]
     )
-    loss, shown = scale_terms(task, terms, weights)
+    loss, shown = scale_terms(task, terms, loss_normalizers)
     return loss, (metrics, shown, extra, drawn)
 
-  (loss, (metrics, shown, extra, drawn)), (grads, slopes) = jax.value_and_grad(
+  (loss, (metrics, shown, extra, drawn)), (grads, representation_grads) = jax.value_and_grad(
     compared, (0, 1), has_aux=True
   )(state.params, features)
 
-  def part_loss(params, part, key, drawn, slopes):
+  def part_loss(params, part, key, drawn, representation_grads):
     encoded, features = task.encode_rows(params, state, part, key[0])
     terms, metrics = task.rest(params, state, encoded, drawn, part, key[2])
-    loss, shown = scale_terms(task, terms, weights)
-    pull = sum(jnp.vdot(features[name], slope) for name, slope in slopes.items())
+    loss, shown = scale_terms(task, terms, loss_normalizers)
+    pull = sum(jnp.vdot(features[name], grad) for name, grad in representation_grads.items())
     return loss + pull, (loss, metrics, shown)
 
   def add(grads, inputs):
     new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
     return jax.tree.map(jnp.add, grads, new), out
 
-  drawn, slopes = batches.split_rows((drawn, slopes), microbatches, group)
-  grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, drawn, slopes))
+  drawn, representation_grads = batches.split_rows(
+    (drawn, representation_grads), microbatches, group
+  )
+  grads, (losses, other_metrics, others) = jax.lax.scan(
+    add, grads, (micro, keys, drawn, representation_grads)
+  )
   other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
   shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}
   return grads, loss + losses.sum(), metrics | other_metrics | loss_metrics(shown), extra

@@ -14,17 +14,18 @@ from mplug_jax.training.loss_terms import loss_metrics, scale_terms
 def make_gradients(task, microbatches=1, accumulate="global"):
   """Function (state, batch) -> (gradients, loss f32[], {metric: (sum, count)}, extra).
 
-  The loss is the sum over terms of coefficient x total / weight with totals and weights over the whole global batch,
-  whatever the number of microbatches. `accumulate="mean_of_means"` divides inside each microbatch and averages, as the
-  official accumulation does (docs/official.md item 51).
+  The loss is the sum over terms of coefficient x total / loss normalizer. Totals and normalizers
+  cover the global batch, whatever the number of microbatches.
+  `accumulate="mean_of_means"` divides inside each microbatch and averages, as the official
+  accumulation does (docs/official.md item 51).
   A task that compares the rows of a batch goes through its microbatches twice, see `cached_gradients`.
   """
   if microbatches > 1 and isinstance(task, two_pass.ComparingTask):
     return functools.partial(cached_gradients, task, microbatches)
 
-  def scaled_loss(params, state, batch, rng, weights):
+  def scaled_loss(params, state, batch, rng, loss_normalizers):
     terms, metrics, extra = task.loss(params, state, batch, rng)
-    loss, shown = scale_terms(task, terms, weights)
+    loss, shown = scale_terms(task, terms, loss_normalizers)
     return loss, (metrics, shown, extra)
 
   def gradients(state, batch):
@@ -32,15 +33,15 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     value_and_grad = jax.value_and_grad(scaled_loss, has_aux=True)
     if microbatches == 1:
       key = jax.random.fold_in(rng, 0)
-      weights = task.weights(batch, key)
+      loss_normalizers = task.loss_normalizers(batch, key)
       (loss, (metrics, shown, extra)), grads = value_and_grad(
-        state.params, state, batch, key, weights
+        state.params, state, batch, key, loss_normalizers
       )
       return grads, loss, metrics | loss_metrics(shown), extra
 
     micro = batches.split_rows(batch, microbatches)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
-    each = jax.vmap(task.weights)(micro, keys)
+    each = jax.vmap(task.loss_normalizers)(micro, keys)
     counts = jax.tree.map(jnp.sum, each)
     if accumulate == "global":
       each = jax.tree.map(lambda w, count: jnp.broadcast_to(count, w.shape), each, counts)
@@ -49,9 +50,9 @@ def make_gradients(task, microbatches=1, accumulate="global"):
 
     def body(carry, inputs):
       grads, loss, extra = carry
-      batch, key, weights = inputs
+      batch, key, loss_normalizers = inputs
       (value, (metrics, shown, extra)), new = value_and_grad(
-        state.params, state.replace(extra=extra), batch, key, weights
+        state.params, state.replace(extra=extra), batch, key, loss_normalizers
       )
       return (jax.tree.map(jnp.add, grads, new), loss + value, extra), (metrics, shown)
 

@@ -262,7 +262,7 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
   assert (
     np.isfinite(terms["itm"])
     and terms["itc"] > 0.1
-    and built.task.weights(batch, key) == {"itc": 1, "itm": 1}
+    and built.task.loss_normalizers(batch, key) == {"itc": 1, "itm": 1}
   )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug_jax.reporting import curves, overlay, sample_sheet
+from mplug_jax.reporting import curves, overlay, sample_sheet, style
 
 GREEN, RED, GREY = (23, 128, 61), (198, 40, 40), (107, 116, 128)
 
@@ -125,7 +125,7 @@ def test_sample_sheet_colour_follows_the_answer(tmp_path, prediction, present, a
 def test_long_texts_stay_inside_their_cell(tmp_path, text):
   rows = sample_sheet._wrap(" ".join(text.split()))
   assert 1 <= len(rows) <= sample_sheet._MAX_ROWS
-  assert max(sample_sheet._font().getlength(row) for row in rows) <= sample_sheet._CELL
+  assert max(sample_sheet._font().getlength(row) for row in rows) <= style.CELL
   images = np.zeros((2, 32, 48, 3), np.uint8)
   sample_sheet.sample_sheet(images, [[(text, text, text)], []], tmp_path / "s.png")
   with Image.open(tmp_path / "s.png") as image:

@@ -130,7 +130,9 @@ def test_with_a_prompt_the_rest_is_learnt_and_generated_behind_it(tokenizer, mod
   )
   built = loop.build(c, tokenizer, 10, 10, jax.devices()[:1])
   prompt, batch = built.task.prompt, caption_run.batch(c, tokenizer)
-  weight = built.task.weights({k: jnp.asarray(v) for k, v in batch.items()}, None)["caption"]
+  weight = built.task.loss_normalizers({k: jnp.asarray(v) for k, v in batch.items()}, None)[
+    "caption"
+  ]
   assert weight == (batch["caption"] != tokenizer.pad_id).sum() - 40 * len(prompt.ids)
   out = built.predict["generate"](built.init().params, batch)
   assert out["tokens"].shape == (8, len(prompt.start) + c.task.max_length)

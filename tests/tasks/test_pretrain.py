@@ -200,7 +200,7 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
   target = (np.asarray(batch["target"][:, 1:]) != tokenizer.pad_id) & valid[:, None]
   next_token = language_modeling.token_cross_entropy(decoded[:, :-1], batch["target"][:, 1:])
   np.testing.assert_allclose(terms["prefix_lm"], np.asarray(next_token)[target].sum(), rtol=1e-4)
-  weights = task.weights(batch, key)
+  weights = task.loss_normalizers(batch, key)
   assert {name: float(x) for name, x in weights.items()} == {
     "itc": 7,
     "itm": 7 + 2 * 7,

@@ -198,7 +198,7 @@ class Regression:
 
   coefficients = {"fit": 2.0}
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     return {"fit": batch["weight"].sum()}
 
   def loss(self, params, state, batch, rng):
