@@ -214,7 +214,7 @@ def test_what_a_run_prints_and_leaves(settings, unbroken):
 def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(
   settings, unbroken, stopped, copy
 ):
-  assert stopped[1].splitlines()[-1] == "stopped at step 3; the same command goes on from there"
+  assert stopped[1].splitlines()[-1] == "stopped at step 3; the same command resumes from there"
   assert [row["step"] for row in tiny_run.lines(copy)] == [1, 2, 3, 3]
   assert not (copy / "result.json").exists()
   status, out = run(settings(), copy)
@@ -235,14 +235,14 @@ def test_a_run_starts_from_another(settings, unbroken, tmp_path):
 
 
 def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatch):
-  say = loop._say_step
+  say = loop.report_step
   with monkeypatch.context() as patch:
     patch.setattr(
-      loop, "_say_step", lambda *args: (say(*args), os.kill(os.getpid(), signal.SIGINT))
+      loop, "report_step", lambda *args: (say(*args), os.kill(os.getpid(), signal.SIGINT))
     )
     status, out = run(settings(), tmp_path)
   assert (
-    status == 0 and out.splitlines()[-1] == "stopped at step 0; the same command goes on from there"
+    status == 0 and out.splitlines()[-1] == "stopped at step 0; the same command resumes from there"
   )
   status, out = run(settings(), tmp_path)
   assert status == 0 and "resumed at step 0" in out
@@ -527,7 +527,7 @@ def test_the_program_stops_on_sigterm_and_goes_on_as_if_nothing_had_happened(
   assert (
     2
     <= int(
-      last.removeprefix("stopped at step ").removesuffix("; the same command goes on from there")
+      last.removeprefix("stopped at step ").removesuffix("; the same command resumes from there")
     )
     < STEPS
   )

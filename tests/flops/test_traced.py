@@ -11,6 +11,7 @@ from jax.interpreters import partial_eval
 from mplug_jax import tasks
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
+from mplug_jax.flops import hardware
 from mplug_jax.flops import layers as flops
 from mplug_jax.flops import traced as task_flops
 from mplug_jax.models.factory import build_model
@@ -116,7 +117,7 @@ def test_generation_counts_its_loop_as_often_as_it_runs():
 
 @pytest.mark.slow
 def test_utilisation_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(loop.chips, "peak_flops", lambda kind: 1e9)
+  monkeypatch.setattr(hardware, "peak_flops", lambda kind: 1e9)
   c = tiny_run.config(total_steps=4, log_every=2, eval__limit=8)
   assert loop.train(c, str(tmp_path)) == 0
   rows = [row for row in metric_log.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]

@@ -13,6 +13,7 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.parallel import batches
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import gradients as gradients_lib
+from mplug_jax.training import health as health_lib
 from mplug_jax.training import loop
 from mplug_jax.training import step as step_lib
 from mplug_jax.training.state import TrainState
@@ -385,7 +386,7 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, pla
 
 def test_the_bad_leaf_is_named_as_the_parameters_are():
   params = _regression_state(optax.sgd(0.1)).params
-  name = loop._bad_leaf_name
+  name = health_lib.bad_leaf_name
   assert name(params, {"bad_leaf": jnp.int32(1)}) == "the gradient of text_decoder/offset"
   assert name(params, {"bad_leaf": jnp.int32(-1)}) == "the loss"
 
