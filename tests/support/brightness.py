@@ -66,7 +66,7 @@ class BrightnessTask(base.Task):
     feature, _ = base.contrastive_features(module, base.encode_image(module, batch["image"]), None)
     return feature[:, 0]
 
-  def weights(self, batch, rng):
+  def loss_normalizers(self, batch, rng):
     return {"square": batch["mask"].sum(dtype=jnp.float32)}
 
   def loss(self, params, state, batch, rng):
