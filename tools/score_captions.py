@@ -1,21 +1,27 @@
-"""Scores of captions against references: `python -m tools.score_captions RESULTS.json ANNOTATIONS.json [--metrics CIDEr-D ...]`.
+"""Scores captions against references.
 
-RESULTS is a list [{"image_id", "caption"}] as COCO's results, ANNOTATIONS {"images", "annotations"} as COCO's captions. Where images
-have a "domain" (NoCaps: in-domain, near-domain, out-domain), each domain is evaluated as well. Values are percentages; "CIDEr-D" is what
-papers call CIDEr. METEOR and SPICE need Java and `pip install pycocoevalcap`; without, the reason is printed in their place. Exit
-status: 0 scores were printed, 2 the files could not be read, do not match, or --json could not be written.
+    python -m tools.score_captions RESULTS.json ANNOTATIONS.json [--metrics CIDEr-D ...]
+
+RESULTS is a list [{"image_id", "caption"}] in the format of COCO results, ANNOTATIONS
+{"images", "annotations"} in the format of COCO captions. If images have a "domain" (NoCaps:
+in-domain, near-domain, out-domain), each domain is also evaluated. Values are percentages;
+"CIDEr-D" is what papers call CIDEr. METEOR and SPICE need Java and `pip install pycocoevalcap`;
+without them, the reason is printed instead. Exit status: 0 scores were printed; 2 the files could
+not be read or do not match, or --json could not be written.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mplug_jax.metrics import captioning
 from mplug_jax.runtime import atomic_files
 
 
-def _read(path):
-  """Raises ValueError for what is not JSON, OSError."""
+def _read(path: str) -> Any:
+  """Reads JSON; raises ValueError for another format, OSError for an unreadable file."""
   with open(path, encoding="utf-8") as file:
     try:
       return json.load(file)
@@ -23,9 +29,10 @@ def _read(path):
       raise ValueError(f"{path}: not a JSON file ({error}).") from error
 
 
-def _print_table(scores):
-  """One aligned line for each metric, a column for each domain, then what was not computed."""
-  columns, notes = [["", *next(iter(scores.values()))]], []
+def _print_table(scores: Mapping[str, Mapping[str, float | str]]) -> None:
+  """Prints a line per metric, a column per domain, then the metrics that were not computed."""
+  columns = [["", *next(iter(scores.values()))]]
+  notes: list[str] = []
   for name, values in scores.items():
     columns.append(
       [name, *("-" if isinstance(value, str) else f"{value:.2f}" for value in values.values())]
@@ -43,8 +50,8 @@ def _print_table(scores):
   print(*notes, sep="\n", end="\n" if notes else "")
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -56,12 +63,12 @@ def main(argv=None):
     metavar="NAME",
     choices=captioning.ALL,
     default=captioning.DEFAULT,
-    help=f"some of {', '.join(captioning.ALL)}; without: {', '.join(captioning.DEFAULT)}",
+    help=f"some of {', '.join(captioning.ALL)}; default: {', '.join(captioning.DEFAULT)}",
   )
   parser.add_argument(
     "--partial",
     action="store_true",
-    help="evaluate the images that have a result, instead of insisting on all",
+    help="evaluate only the images that have a result, instead of requiring all",
   )
   parser.add_argument("--json", default="", metavar="FILE", help="file for the scores")
   options = parser.parse_args(argv)

@@ -1,20 +1,22 @@
-"""Fits a SentencePiece model to the training texts of one or several configs, for runs that shall share it.
+r"""Fits a SentencePiece model to the training texts of one or several configs, to share it.
 
-    python -m tools.train_sentencepiece --config=configs/caption.py:data=jsonl,root=/my/captions \\
+    python -m tools.train_sentencepiece --config=configs/caption.py:data=jsonl,root=/my/captions \
         --config=configs/vqa.py:data=jsonl,root=/my/questions --vocab_size=8000 --out=tokenizer
 
-A run fits one to its own texts when it is given none. Out of this one it reads
+A run without a tokenizer fits one to its own texts. To use this one instead:
 
     --config.tokenizer.kind=sentencepiece --config.tokenizer.path=tokenizer/tokenizer.model
 
-Special tokens have the ids of every tokenizer here, those for boxes (--locations, config.task.bins + 1) come behind them. Reported are
-the length of the texts in tokens, and, with --held_out, the share of tokens of the configs' evaluated splits that the model does not
-know. Exit status: 0 written; 1 and one sentence, nothing written.
+Special tokens have the same ids as in all tokenizers of this package; tokens for boxes
+(--locations, config.task.bins + 1) follow them. The command reports the length of the texts in
+tokens and, with --held_out, how many tokens of the configs' evaluated splits are unknown to the
+model. Exit status: 0 written; 1 after a one-line error, nothing written.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from mplug_jax.data.text import sentencepiece, tokenizer_base
 _PERCENTILES = (50, 90, 99)
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -34,23 +36,26 @@ def _parse(argv):
     action="append",
     required=True,
     metavar="FILE[:ARGUMENT]",
-    help="whose training texts; may be repeated",
+    help="config of the training texts; may be repeated",
   )
   parser.add_argument(
     "--out",
     required=True,
     metavar="FOLDER",
-    help="written to: tokenizer.model and tokenizer_config.json",
+    help="folder for tokenizer.model and tokenizer_config.json",
   )
   parser.add_argument(
     "--vocab_size",
     type=int,
     default=8000,
-    help="upper bound of its tokens, special and location tokens included",
+    help="maximum number of tokens, including special and location tokens",
   )
   parser.add_argument("--locations", type=int, default=0, help="tokens for box coordinates")
   parser.add_argument(
-    "--records", type=int, default=0, help="training records of each config, evenly spaced; 0: all"
+    "--records",
+    type=int,
+    default=0,
+    help="number of training records per config, evenly spaced; 0: all",
   )
   parser.add_argument(
     "--held_out",
@@ -62,20 +67,21 @@ def _parse(argv):
     if getattr(options, name) < least:
       parser.error(f"--{name}={getattr(options, name)} must be at least {least}.")
   if os.path.exists(os.path.join(options.out, tokenizer_base.CONFIG_FILE)):
-    parser.error(f"--out={options.out} holds a tokenizer already; choose another folder.")
+    parser.error(f"--out={options.out} already contains a tokenizer; choose another folder.")
   return options
 
 
-def _texts(config, split, records):
-  """The texts of a split."""
+def _texts(config: config_lib.Config, split: str, records: int) -> Iterable[str]:
+  """Returns the texts of a split; records: number of records to read, 0 for all."""
   config = config.copy_and_resolve_references().unlock()
   config.tokenizer.records = records
   return data.texts(config, data.get_source(config, split))
 
 
-def _measure(tokenizer, texts):
-  """(tokens of each text without the first, unknown ones among them)."""
-  lengths, unknown = [], 0
+def _measure(tokenizer: tokenizer_base.Tokenizer, texts: Iterable[str]) -> tuple[np.ndarray, int]:
+  """Returns the tokens per text, without the first token, and the number of unknown tokens."""
+  lengths = []
+  unknown = 0
   for text in texts:
     ids = tokenizer.encode(text)[1:]
     lengths.append(len(ids))
@@ -83,8 +89,8 @@ def _measure(tokenizer, texts):
   return np.array(lengths), unknown
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status."""
   options = _parse(argv)
   try:
     configs = [config_lib.load(name) for name in options.config]
@@ -113,9 +119,8 @@ def main(argv=None):
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print(
-    f"use it: --config.tokenizer.kind=sentencepiece --config.tokenizer.path={os.path.join(options.out, 'tokenizer.model')}"
-  )
+  path = os.path.join(options.out, "tokenizer.model")
+  print(f"use it: --config.tokenizer.kind=sentencepiece --config.tokenizer.path={path}")
   return 0
 
 

@@ -59,7 +59,7 @@ def test_one_model_for_two_tasks(configs, tmp_path, capsys):
   )
   with pytest.raises(SystemExit):
     train_sentencepiece.main([*configs, f"--out={out}"])
-  assert "holds a tokenizer already" in capsys.readouterr().err
+  assert "already contains a tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
