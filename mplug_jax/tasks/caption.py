@@ -1,42 +1,74 @@
-"""Image captioning: the decoder reads the image tokens alone (paper section 4.2.2, docs/official.md item 10).
+"""Image captioning: the decoder reads image tokens only.
+
+Sources: paper section 4.2.2, docs/official.md item 10.
 
 Shapes: B images, C captions of each, T caption tokens, P prompt tokens with [bos], V vocabulary.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from mplug_jax.data.examples import caption as data
 from mplug_jax.decoding import beam_search
+from mplug_jax.decoding.tokens import Generation
 from mplug_jax.losses import language_modeling
-from mplug_jax.models.mplug import decoding_fns
+from mplug_jax.models.bert import Memory
+from mplug_jax.models.mplug import MPlug, decoding_fns
 from mplug_jax.tasks import base
+from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
 
-def targets(mask, skip):
-  """Which tokens are to be predicted: bool[R, T] (True = token) -> bool[R, T - 1], of positions 1 on; not the first `skip` positions."""
-  return mask[:, 1:] & (jnp.arange(1, mask.shape[1]) >= skip)
+def targets(mask: Bool[base.AnyArray, "rows length"], skip: int) -> Bool[Array, "rows predicted"]:
+  """Positions whose token is predicted.
+
+  Args:
+    mask: bool[R, T], True for tokens, False for padding.
+    skip: first positions, of the prompt, that are not predicted.
+
+  Returns:
+    bool[R, T - 1] for positions 1 to T - 1.
+  """
+  return jnp.asarray(mask)[:, 1:] & (jnp.arange(1, mask.shape[1]) >= skip)
 
 
-def cross_entropy(logits, ids, counted):
-  """Sum of the next-token losses. f32[R, T, V], i32[R, T], bool[R, T - 1] as of `targets` -> f32[]."""
+def cross_entropy(
+  logits: Float[base.AnyArray, "rows length vocabulary"],
+  ids: Int[base.AnyArray, "rows length"],
+  counted: Bool[base.AnyArray, "rows predicted"],
+) -> Float[Array, ""]:
+  """Sum of the next-token losses.
+
+  Args:
+    logits: f32[R, T, V].
+    ids: i32[R, T].
+    counted: bool[R, T - 1], see `targets`.
+
+  Returns:
+    f32[].
+  """
   return jnp.where(
     counted, language_modeling.token_cross_entropy(logits[:, :-1], ids[:, 1:]), 0.0
   ).sum()
 
 
 class CaptionTask(base.Task):
-  """Cross-entropy, its mean over all tokens of the global batch (docs/official.md item 8).
+  """Cross-entropy, averaged over all tokens of the global batch (docs/official.md item 8).
 
-  config.task: `prompt`, `prompt_mode` (see data/caption.py), `beams`, `min_length`, `max_length` (generated tokens, [eos] included),
-  `beam_mode`, `no_repeat_ngram` of decode.beam_search.
+  config.task:
+    prompt, prompt_mode: see data/examples/caption.py.
+    min_length, max_length: generated tokens, [eos] included.
+    beams, beam_mode, no_repeat_ngram: see decoding/beam_search.py.
   """
 
-  def __init__(self, model, config, tokenizer):
+  def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     self.prompt = data.prompt(config, tokenizer)
 
-  def batch_spec(self, batch_size):
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """See base.Task.batch_spec."""
     c = self.config.data
     shapes = dict(
       image=(base.image_shape(self.config, self.model.image_size), jnp.uint8),
@@ -46,62 +78,88 @@ class CaptionTask(base.Task):
       corrupt=((), bool),
       index=((), jnp.int32),
     )
-    return {
-      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
-      for name, (shape, dtype) in shapes.items()
-    }
+    return base.batch_structs(batch_size, shapes)
 
-  def encode(self, module, batch):
-    """Batch -> Memory of B rows: the tokens of an image or a clip, which is encoded once for its captions."""
+  def encode(self, module: MPlug, batch: Batch) -> Memory:
+    """Returns a Memory of B rows: each image or clip is encoded once for all its captions."""
     return module.memory(base.encode_image(module, batch["image"]))
 
-  def forward(self, module, batch):
-    """Batch -> logits f32[B * C, T, V] of its captions under teacher forcing."""
+  def forward(self, module: MPlug, batch: Batch) -> Float[Array, "rows length vocabulary"]:
+    """Returns logits f32[B * C, T, V] of the captions under teacher forcing."""
     ids, mask = self._captions(batch)
-    return module.decode(ids, mask, self.encode(module, batch))
+    logits: Any = module.decode(ids, mask, self.encode(module, batch))
+    return logits
 
-  def predictions(self, module, batch):
-    """Batch -> (losses f32[B * C, T - 1], right bool[B * C, T - 1]) of the token behind each, see losses.vocabulary_losses."""
+  def predictions(
+    self, module: MPlug, batch: Batch
+  ) -> tuple[Float[Array, "rows predicted"], Bool[Array, "rows predicted"]]:
+    """Next-token losses of the captions, see losses.language_modeling.vocabulary_losses.
+
+    Args:
+      module: bound model.
+      batch: see `batch_spec`.
+
+    Returns:
+      (losses f32[B * C, T - 1], whether the best token is right bool[B * C, T - 1]).
+    """
     ids, mask = self._captions(batch)
-    found = module.decode_losses(
+    losses, right = module.decode_losses(
       ids, mask, self.encode(module, batch), language_modeling.next_ids(ids)
     )
-    return tuple(x[:, :-1] for x in found)
+    return losses[:, :-1], right[:, :-1]
 
-  def _captions(self, batch):
-    """-> ids i32[B * C, T], mask bool[B * C, T]: True = token of a caption that counts."""
+  def _captions(self, batch: Batch) -> tuple[Any, Any]:
+    """Returns ids i32[B * C, T] and mask bool[B * C, T], True for tokens of valid captions."""
     ids = batch["caption"].reshape(-1, batch["caption"].shape[-1])
     return ids, (ids != self.tokenizer.pad_id) & batch["caption_valid"].reshape(-1, 1)
 
-  def _targets(self, batch):
+  def _targets(self, batch: Batch) -> Bool[Array, "rows predicted"]:
     return targets(self._captions(batch)[1], len(self.prompt.ids))
 
-  def loss_normalizers(self, batch, rng):
-    """Tokens to predict in the batch."""
+  def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
+    """Returns the number of tokens to predict."""
     return {"caption": self._targets(batch).sum(dtype=jnp.float32)}
 
-  def loss(self, params, state, batch, rng):
+  def loss(
+    self, params: Params, state: Any, batch: Batch, rng: PRNGKeyArray | None
+  ) -> tuple[Terms, Metrics, Any]:
     """See base.Task.loss."""
-    each, right = self.apply(params, self.predictions, batch, rng=rng)
+    losses, right = self.apply(params, self.predictions, batch, rng=rng)
     counted = self._targets(batch)
     metrics = {
       "token_accuracy": ((right & counted).sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32)),
       "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
     }
-    return {"caption": jnp.where(counted, each, 0.0).sum()}, metrics, state.extra
+    return {"caption": jnp.where(counted, losses, 0.0).sum()}, metrics, state.extra
 
-  def predict_fns(self):
-    """ "generate": one caption for each image as token ids."""
+  def predict_fns(self) -> dict[str, PredictFn]:
+    """Returns "generate": one caption per image, as token ids."""
     return {"generate": self._generate}
 
-  def _generate(self, params, batch):
-    """-> {"tokens": i32[B, P + max_length] from [bos] on, prompt included, "length": i32[B], "score": f32[B]}."""
+  def _generate(self, params: Params, batch: Batch) -> dict[str, Array]:
+    """Generates one caption per image.
+
+    Returns:
+      {"tokens": i32[B, P + max_length] with [bos] and prompt, "length": i32[B], "score": f32[B]}.
+    """
     return {name: x[:, 0] for name, x in self.captions(params, batch, 1).items()}
 
-  def search(self, params, memory, beams, starts=None, **options):
-    """Beam search behind the prompt with the cached decoder -> decode.Generation.
+  def search(
+    self,
+    params: Params,
+    memory: Memory,
+    beams: int,
+    starts: tuple[Any, Any] | None = None,
+    **options: Any,
+  ) -> Generation:
+    """Beam search behind the prompt with the cached decoder.
 
-    starts: other prompts than the config's, see `starts`. options: n_best, mode of decode.beam_search.
+    Args:
+      params: parameters.
+      memory: encoded images.
+      beams: number of beams.
+      starts: prompts and their lengths, see `starts`; by default those of the config.
+      **options: n_best and mode of beam_search.beam_search.
     """
     step, reorder = decoding_fns(self.model, params)
     starts = starts or self.starts(memory.rows)
@@ -116,33 +174,44 @@ class CaptionTask(base.Task):
       **options,
     )
 
-  def captions(self, params, batch, count):
-    """The `count` best captions of each image -> {"tokens": i32[B, K, P + max_length], "length": i32[B, K], "score": f32[B, K]}.
+  def captions(self, params: Params, batch: Batch, count: int) -> dict[str, Array]:
+    """Generates the best captions of each image.
 
-    A batch may have a "prompt" for every image, i32[B, P], and its "prompt_length", i32[B].
+    Args:
+      params: parameters.
+      batch: "image"; optionally a prompt per image, "prompt" i32[B, P] and "prompt_length" i32[B].
+      count: captions K per image.
+
+    Returns:
+      {"tokens": i32[B, K, P + max_length], "length": i32[B, K], "score": f32[B, K]}.
     """
-    options, memory = (
-      self.config.task,
-      self.apply(params, self.encode, self.with_tokens(params, batch)),
-    )
+    options = self.config.task
+    memory = self.apply(params, self.encode, self.with_tokens(params, batch))
     starts = (batch["prompt"], batch["prompt_length"]) if "prompt" in batch else None
     best = self.search(
       params, memory, max(options.beams, count), starts, n_best=count, mode=options.beam_mode
     )
     return {"tokens": best.tokens, "length": best.lengths, "score": best.scores}
 
-  def cache(self, params, memory, sequences, width=0):
-    """The decoder's cache for so many sequences of each memory row, behind prompts of `width` tokens; 0: the config's."""
+  def cache(self, params: Params, memory: Memory, sequences: int, width: int = 0) -> Any:
+    """Returns an empty cache of the decoder.
+
+    Args:
+      params: parameters.
+      memory: encoded images.
+      sequences: sequences per row of the memory.
+      width: tokens of the prompt; 0: those of the config's prompt.
+    """
     length = (width or len(self.prompt.start)) + self.config.task.max_length
     return self.apply(params, type(self.model).init_cache, memory, sequences, length)
 
-  def starts(self, rows):
-    """-> prompt i32[rows, P], prompt_length i32[rows] of mplug_jax.decoding.beam_search."""
+  def starts(self, rows: Any) -> tuple[Int32[Array, "rows prompt"], Int32[Array, " rows"]]:
+    """Returns the config's prompt i32[rows, P] and its length i32[rows] for every row."""
     start = jnp.asarray(self.prompt.start, jnp.int32)
     return jnp.tile(start, (rows, 1)), jnp.full((rows,), len(start), jnp.int32)
 
-  def limits(self):
-    """What every search of mplug_jax.decoding.beam_search is told."""
+  def limits(self) -> dict[str, int]:
+    """Returns length limits and special ids, as arguments of beam search and sampling."""
     options = self.config.task
     return {
       "max_length": options.max_length,

@@ -1,44 +1,63 @@
-"""Statements about one or two images are classified: SNLI-VE, NLVR2, text assignment, one's own classes.
+"""Classification of statements about images: SNLI-VE, NLVR2, text assignment, custom classes.
 
-Shapes: B rows, N images of each, Q sentences about them (evaluation: 1), L tokens, D width, C classes.
+Shapes: B rows, N images of each, Q sentences about them (1 in evaluation), L tokens, D width,
+C classes.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mplug_jax.losses import language_modeling
+from mplug_jax.models.mplug import MPlug
 from mplug_jax.tasks import base
+from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
 
 class ClassificationTask(base.Task):
-  """Cross-entropy of the classes, from the fused text's first token of every image (see MPlug.fuse_images).
+  """Cross-entropy of the classes, from the first token of the fused text of every image.
 
-  config.task: `distill` {alpha, ramp_steps}: the share of the averaged model's distribution in the target and the updates in
-  which it rises to that; alpha 0 = off.
-  config.data: `labels`, the classes' names; `images_per_text` N; `sentences_per_row` Q.
+  See MPlug.fuse_images.
+
+  config.task:
+    distill: {alpha, ramp_steps}, the share of the averaged model's distribution in the target, 0
+      for none, and the number of updates in which it rises to that.
+  config.data:
+    labels: names of the classes.
+    images_per_text: N.
+    sentences_per_row: Q.
+
+  Raises:
+    ValueError: config.model, config.data and config.ema do not fit together.
   """
 
-  def __init__(self, model, config, tokenizer):
+  def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     classes, images = len(config.data.labels), config.data.images_per_text
     if model.classes != classes:
       raise ValueError(
-        f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; make them agree."
+        f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; "
+        "make them agree."
       )
     if model.pairing not in ("shared", "duplicated"):
       raise ValueError(f"config.model.pairing={model.pairing!r} is not one of shared, duplicated.")
     if model.pairing == "duplicated" and images != 2:
       raise ValueError(
-        f"config.model.pairing=duplicated has a layer for each of two images, but config.data.images_per_text={images}."
+        "config.model.pairing=duplicated has a layer for each of two images, but "
+        f"config.data.images_per_text={images}."
       )
     if config.task.distill.alpha and not (
       config.ema.decay and config.ema.use in ("teacher", "both")
     ):
       raise ValueError(
-        "config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both."
+        "config.task.distill.alpha needs a teacher: set config.ema.decay (0.995) and "
+        "config.ema.use=teacher or both."
       )
 
-  def batch_spec(self, batch_size):
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """See base.Task.batch_spec."""
     c, size = self.config.data, self.model.image_size
     shapes = dict(
       image=((c.images_per_text, size, size, 3), jnp.uint8),
@@ -48,13 +67,10 @@ class ClassificationTask(base.Task):
       corrupt=((), bool),
       index=((), jnp.int32),
     )
-    return {
-      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
-      for name, (shape, dtype) in shapes.items()
-    }
+    return base.batch_structs(batch_size, shapes)
 
-  def forward(self, module, batch):
-    """Batch -> logits f32[B, Q, C]. An image is encoded once for its sentences, a sentence once for its images."""
+  def forward(self, module: MPlug, batch: Batch) -> Float[Array, "batch sentences classes"]:
+    """Returns logits f32[B, Q, C]; every image and every sentence is encoded once."""
     image, ids = batch["image"], batch["sentence"].reshape(-1, batch["sentence"].shape[-1])
     image = base.encode_image(module, image.reshape((-1,) + image.shape[2:]))
     mask = ids != self.tokenizer.pad_id
@@ -63,17 +79,17 @@ class ClassificationTask(base.Task):
     )
     return logits.reshape(batch["label"].shape + (-1,))
 
-  def loss_normalizers(self, batch, rng):
-    """Sentences that count."""
+  def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
+    """Returns the number of sentences with a known class."""
     return {"class": _counted(batch).sum()}
 
-  def loss(self, params, state, batch, rng):
+  def loss(
+    self, params: Params, state: Any, batch: Batch, rng: PRNGKeyArray | None
+  ) -> tuple[Terms, Metrics, Any]:
     """See base.Task.loss."""
-    distill, label, counted = (
-      self.config.task.distill,
-      jnp.maximum(batch["label"], 0),
-      _counted(batch),
-    )
+    distill = self.config.task.distill
+    label = jnp.maximum(batch["label"], 0)
+    counted = _counted(batch)
     logits = self.apply(params, self.forward, batch, rng=rng)
     if distill.alpha:
       alpha = distill.alpha * jnp.minimum(1.0, (state.step + 1) / (distill.ramp_steps + 1))
@@ -88,8 +104,8 @@ class ClassificationTask(base.Task):
     }
     return {"class": (loss * counted).sum()}, metrics, state.extra
 
-  def predict_fns(self):
-    """ "classify": {"probability": f32[B, C]} of each row's first sentence."""
+  def predict_fns(self) -> dict[str, PredictFn]:
+    """Returns "classify": {"probability": f32[B, C]} of the first sentence of each row."""
     return {
       "classify": lambda params, batch: {
         "probability": jax.nn.softmax(self.apply(params, self.forward, batch)[:, 0])
@@ -97,6 +113,6 @@ class ClassificationTask(base.Task):
     }
 
 
-def _counted(batch):
+def _counted(batch: Batch) -> Float[base.AnyArray, "batch sentences"]:
   """f32[B, Q]: 1 for sentences with a known class about readable images, else 0."""
   return ((batch["mask"] & ~batch["corrupt"])[:, None] & (batch["label"] >= 0)).astype(jnp.float32)

@@ -1,37 +1,51 @@
 """Visual grounding: the box of a phrase, generated as four location tokens.
 
-Shapes: B images, E phrases about each, R = B * E rows, L phrase tokens, V vocabulary, S pixels of the canvas. A box is centre x,
-centre y, width and height as shares of the canvas unless corners are said.
+Shapes: B images, E phrases about each, R = B * E rows, L phrase tokens, V vocabulary, S pixels of
+the canvas. A box is center x, center y, width and height as fractions of the canvas, unless a
+function names corners.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from mplug_jax.data import boxes
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.decoding import beam_search
 from mplug_jax.losses import language_modeling
-from mplug_jax.models.mplug import decoding_fns
+from mplug_jax.models.bert import Memory
+from mplug_jax.models.mplug import MPlug, decoding_fns
 from mplug_jax.tasks import base
+from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
 COORDINATES = 4
 BOX_WEIGHTS = ("own", "batch", "none")
-_LOWERED = -10_000.0  # added to the logits of everything but locations
+_LOWERED = -10_000.0  # Added to the logits of all tokens but locations.
 _LARGEST_ERROR = 5.0
-_EVAL_NORMALISATIONS = ("clip", "imagenet")
+_EVAL_NORMALIZATIONS = ("clip", "imagenet")
 _IMAGENET_MEAN = tuple(255 * x for x in (0.485, 0.456, 0.406))
 _IMAGENET_STD = tuple(255 * x for x in (0.229, 0.224, 0.225))
-_FIRST_UNUSED = 339  # of BERT's vocabulary: [unused339] begins a box, [unused340] is the first bin
+# In BERT's vocabulary, [unused339] begins a box and [unused340] is the first bin.
+_FIRST_UNUSED = 339
 
 
-def location_ids(tokenizer, bins):
-  """-> (id of the token that begins a box, i32[bins + 1] ids of the bins), by name.
+def location_ids(tokenizer: Any, bins: int) -> tuple[int, np.ndarray]:
+  """Looks up the location tokens.
 
-  A fitted tokenizer has names of its own for them, BERT's vocabulary has unused places.
+  A fitted tokenizer has named location tokens; in BERT's vocabulary, unused tokens serve.
+
+  Args:
+    tokenizer: see data/text/tokenizer_base.py.
+    bins: number of bins of a coordinate, less one.
+
+  Returns:
+    Id of the token that begins a box, and ids i32[bins + 1] of the bins.
 
   Raises:
-    ValueError: it has neither.
+    ValueError: the tokenizer has neither.
   """
   unused = tuple(f"[unused{_FIRST_UNUSED + i}]" for i in range(bins + 2))
   for names in (sentencepiece.location_names(bins + 1), unused):
@@ -41,40 +55,48 @@ def location_ids(tokenizer, bins):
       continue
     return first, np.array(rest, np.int32)
   raise ValueError(
-    f"The tokenizer has no location tokens for config.task.bins={bins}: fit one with config.tokenizer.locations="
-    f"{bins + 1}, or give a vocabulary with {unused[0]} to {unused[-1]}, as BERT's is for up to 336 bins and more."
+    f"The tokenizer has no location tokens for config.task.bins={bins}: fit one with "
+    f"config.tokenizer.locations={bins + 1}, or use a vocabulary with {unused[0]} to {unused[-1]}, "
+    "as BERT's has for 336 bins and more."
   )
 
 
-def lower_words(logits, ids):
-  """f32[..., V] with 10,000 taken from the logits of all tokens but `ids`."""
+def lower_words(
+  logits: Float[base.AnyArray, "*rows vocabulary"], ids: np.ndarray
+) -> Float[base.AnyArray, "*rows vocabulary"]:
+  """Subtracts 10,000 from the logits f32[..., V] of all tokens but `ids`."""
   keep = np.zeros(logits.shape[-1], bool)
   keep[ids] = True
   return logits + jnp.where(keep, 0.0, _LOWERED)
 
 
-def coordinate_weights(predicted, truth):
-  """|predicted - truth| of boxes f32[R, 4], at most 5."""
+def coordinate_weights(predicted: Any, truth: Any) -> Float[Array, "rows 4"]:
+  """Returns |predicted - truth| of boxes f32[R, 4], at most 5."""
   return jnp.minimum(jnp.abs(predicted - truth), _LARGEST_ERROR)
 
 
-def overlap_weights(predicted, truth):
-  """1 - generalised IoU of boxes f32[R, 4] -> f32[R]."""
+def overlap_weights(predicted: Any, truth: Any) -> Float[base.AnyArray, " rows"]:
+  """Returns 1 - generalized IoU f32[R] of boxes f32[R, 4]."""
   return 1.0 - boxes.generalised_iou(boxes.to_corners(predicted), boxes.to_corners(truth))
 
 
-def box_losses(token_loss, predicted, truth, valid, how):
-  """Loss of each box: the mean over its four tokens, each weighted by how wrong the predicted box is.
+def box_losses(
+  token_loss: Any, predicted: Any, truth: Any, valid: Any, how: str
+) -> Float[Array, " rows"]:
+  """Loss of each box: the mean over its four tokens, weighted by the error of the predicted box.
 
-  A prediction that is right has a weight near 0 and teaches next to nothing.
+  The weight of a correct prediction is near 0, and so is its gradient.
 
   Args:
-    token_loss: f32[R, 4] cross-entropy. predicted: f32[R, 4], without gradient. truth: f32[R, 4]. valid: bool[R].
-    how: "own", every box by its own prediction; "batch", by the mean weight of all valid boxes of the batch (or microbatch),
-      which is what the released code computes (docs/official.md item 11); "none", all alike.
+    token_loss: cross-entropy f32[R, 4].
+    predicted: boxes f32[R, 4], without gradient.
+    truth: boxes f32[R, 4].
+    valid: bool[R].
+    how: "own" weights a box by its own error; "batch" by the mean weight of all valid boxes of the
+      batch or microbatch, as the released code (docs/official.md item 11); "none" not at all.
 
   Returns:
-    f32[R], 0 where not valid.
+    f32[R], 0 for rows that are not valid.
   """
   if how != "none":
     weight = coordinate_weights(predicted, truth) * overlap_weights(predicted, truth)[:, None]
@@ -84,12 +106,19 @@ def box_losses(token_loss, predicted, truth, valid, how):
   return jnp.where(valid, token_loss.mean(-1), 0.0)
 
 
-def in_image_pixels(box, placed, size, canvas):
-  """Boxes on the canvas -> corners in pixels of the image it shows, cut off at the edges of the canvas.
+def in_image_pixels(
+  box: Any, placed: Any, size: Any, canvas: int
+) -> Float[Array, "batch phrases 4"]:
+  """Converts boxes on the canvas to corners in pixels of the original image.
 
   Args:
-    box: f32[B, E, 4]. placed: i32[B, 4], left, top, right, bottom of the image on the canvas. size: i32[B, 2], its width and height.
-    canvas: S.
+    box: f32[B, E, 4], clipped to the canvas.
+    placed: i32[B, 4], left, top, right and bottom of the image on the canvas, pixels.
+    size: i32[B, 2], width and height of the original image, pixels.
+    canvas: height and width S of the canvas, pixels.
+
+  Returns:
+    Corners f32[B, E, 4].
   """
   corners = jnp.clip(boxes.to_corners(box), 0.0, 1.0) * canvas
   placed = placed.astype(jnp.float32)[:, None]
@@ -100,15 +129,20 @@ def in_image_pixels(box, placed, size, canvas):
 class GroundingTask(base.Task):
   """Cross-entropy of the location tokens, weighted by the error of the predicted box.
 
-  config.task: `bins` and `rounding` (docs/official.md item 14), `box_weights` (see `box_losses`), `eval_normalisation` ("clip", or
-  "imagenet" as the official evaluation, item 13).
+  config.task:
+    bins, rounding: see docs/official.md item 14.
+    box_weights: see `box_losses`.
+    eval_normalisation: "clip", or "imagenet" as the official evaluation (docs/official.md item 13).
+
+  Raises:
+    ValueError: unknown value of one of these, or a tokenizer without location tokens.
   """
 
-  def __init__(self, model, config, tokenizer):
+  def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     for name, known in (
       ("box_weights", BOX_WEIGHTS),
-      ("eval_normalisation", _EVAL_NORMALISATIONS),
+      ("eval_normalisation", _EVAL_NORMALIZATIONS),
       ("rounding", boxes.ROUNDINGS),
     ):
       if config.task[name] not in known:
@@ -118,7 +152,8 @@ class GroundingTask(base.Task):
     self._bins = config.task.bins
     self._begin, self._locations = location_ids(tokenizer, self._bins)
 
-  def batch_spec(self, batch_size):
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """See base.Task.batch_spec."""
     c, size = self.config.data, self.model.image_size
     count = c.expressions_per_image
     shapes = dict(
@@ -132,14 +167,11 @@ class GroundingTask(base.Task):
       corrupt=((), bool),
       index=((), jnp.int32),
     )
-    return {
-      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
-      for name, (shape, dtype) in shapes.items()
-    }
+    return base.batch_structs(batch_size, shapes)
 
-  def _normalise(self, image, placed, imagenet):
+  def _normalize(self, image: Any, placed: Any, imagenet: bool) -> Any:
     """u8[B, S, S, 3] -> f32[B, S, S, 3], exactly 0 around the image, as in the official code."""
-    normal = base.normalise(image)
+    normal = base.normalize(image)
     if imagenet:
       normal = (image.astype(jnp.float32) - jnp.asarray(_IMAGENET_MEAN)) / jnp.asarray(
         _IMAGENET_STD
@@ -149,50 +181,66 @@ class GroundingTask(base.Task):
     rows = (at >= placed[:, 1]) & (at < placed[:, 3])
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], normal, 0.0)
 
-  def encode_image(self, module, batch, imagenet=False):
-    """Batch -> tokens f[B, N, D]; a batch may have them as its image."""
-    image = batch["image"]
-    return (
-      image
-      if image.ndim == 3
-      else module.encode_image(self._normalise(image, batch["placed"], imagenet))
-    )
+  def encode_image(
+    self, module: MPlug, batch: Batch, imagenet: bool = False
+  ) -> Float[Array, "batch tokens width"]:
+    """Encodes the images of a batch.
 
-  def evaluated_image(self, module, batch):
-    """`encode_image` with the pixels normalised as for evaluation."""
+    Args:
+      module: bound model.
+      batch: pixels and "placed", or tokens f[B, N, D], as "image".
+      imagenet: normalize pixels by ImageNet's statistics instead of CLIP's.
+
+    Returns:
+      f[B, N, D].
+    """
+    image = batch["image"]
+    if image.ndim == 3:
+      return image
+    return module.encode_image(self._normalize(image, batch["placed"], imagenet))
+
+  def evaluated_image(self, module: MPlug, batch: Batch) -> Float[Array, "batch tokens width"]:
+    """Returns `encode_image` with config.task.eval_normalisation."""
     return self.encode_image(module, batch, self.config.task.eval_normalisation == "imagenet")
 
-  def encode(self, module, batch, imagenet=False):
-    """Batch -> Memory of R rows: [image; phrase] after fusion. The image is encoded once for its phrases."""
+  def encode(self, module: MPlug, batch: Batch, imagenet: bool = False) -> Memory:
+    """Returns a Memory of R rows: [image; phrase] after fusion; images are encoded once.
+
+    Args:
+      module: bound model.
+      batch: see `encode_image`; "phrase" i32[B, E, L].
+      imagenet: see `encode_image`.
+    """
     image = self.encode_image(module, batch, imagenet)
     ids = batch["phrase"].reshape(-1, batch["phrase"].shape[-1])
     mask = ids != self.tokenizer.pad_id
     image, text = module.fuse(module.encode_text(ids, mask), mask, image)
     return module.memory(image, text, mask)
 
-  def _quantise(self, box):
-    """Shares f32[..., 4] -> bins i32[..., 4]."""
+  def _quantize(self, box: Any) -> Any:
+    """Fractions f32[..., 4] -> bins i32[..., 4]."""
     return boxes.quantise(box, self._bins, self.config.task.rounding)
 
-  def _targets(self, batch):
+  def _targets(self, batch: Batch) -> Int32[Array, "rows 4"]:
     """i32[R, 4] token ids of the boxes."""
-    return jnp.asarray(self._locations)[self._quantise(batch["box"].reshape(-1, COORDINATES))]
+    return jnp.asarray(self._locations)[self._quantize(batch["box"].reshape(-1, COORDINATES))]
 
-  def forward(self, module, batch):
-    """Batch -> logits f32[R, 4, V] of the location tokens under teacher forcing, those of words lowered."""
+  def forward(self, module: MPlug, batch: Batch) -> Float[base.AnyArray, "rows 4 vocabulary"]:
+    """Returns logits f32[R, 4, V] under teacher forcing, see `lower_words`."""
     targets = self._targets(batch)
     ids = jnp.concatenate(
       [jnp.full((len(targets), 1), self._begin, jnp.int32), targets[:, :-1]], axis=1
     )
-    return lower_words(
-      module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch)), self._locations
-    )
+    logits: Any = module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch))
+    return lower_words(logits, self._locations)
 
-  def loss_normalizers(self, batch, rng):
-    """Boxes in the batch."""
+  def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
+    """Returns the number of boxes."""
     return {"box": batch["valid"].sum(dtype=jnp.float32)}
 
-  def loss(self, params, state, batch, rng):
+  def loss(
+    self, params: Params, state: Any, batch: Batch, rng: PRNGKeyArray | None
+  ) -> tuple[Terms, Metrics, Any]:
     """See base.Task.loss."""
     logits = self.apply(params, self.forward, batch, rng=rng)
     targets, valid = self._targets(batch), batch["valid"].reshape(-1)
@@ -217,16 +265,17 @@ class GroundingTask(base.Task):
     }
     return {"box": total}, metrics, state.extra
 
-  def predict_fns(self):
-    """ "locate": the most probable box of every phrase."""
+  def predict_fns(self) -> dict[str, PredictFn]:
+    """Returns "locate": the most probable box of every phrase."""
     return {"locate": self._locate}
 
-  def _locate(self, params, batch):
+  def _locate(self, params: Params, batch: Batch) -> dict[str, Any]:
     """Greedy search of four location tokens.
 
     Returns:
-      {"box": f32[B, E, 4] corners in pixels of the original image, "bins": i32[B, E, 4], "score": f32[B, E] log-probability,
-      "nearest": f32[B, E, 4], the true box as its own tokens give it back; "size": i32[B, 2], the batch's}.
+      {"box": f32[B, E, 4] corners in pixels of the original image, "bins": i32[B, E, 4],
+      "score": f32[B, E] log-probability, "nearest": f32[B, E, 4] the true box after quantization,
+      "size": i32[B, 2] of the batch}.
     """
     rows = batch["phrase"].shape[:2]
     memory = self.apply(params, self.encode, self.with_tokens(params, batch, self.evaluated_image))
@@ -262,6 +311,6 @@ class GroundingTask(base.Task):
       "box": pixels(bins),
       "bins": bins,
       "score": best.scores[:, 0].reshape(rows),
-      "nearest": pixels(self._quantise(batch["box"])),
+      "nearest": pixels(self._quantize(batch["box"])),
       "size": batch["size"],
     }

@@ -1,23 +1,34 @@
 """Image-text matching scores and losses, shared by retrieval and pre-training."""
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax.losses import language_modeling
+from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import rules
+from mplug_jax.tasks.base import AnyArray
 
-MATCH_LABELS = np.array([1, 0, 0], np.int32)  # of the pairs of `match`
+# Tokens f[B, L, D] and mask bool[B, L] of texts.
+Text: TypeAlias = tuple[Any, Any]
+
+# Labels of the pairs of `match`.
+MATCH_LABELS = np.array([1, 0, 0], np.int32)
 
 
-def image_memory(module, image):
-  """What the fusion encoder reads of images, whatever the text.
+def image_memory(module: MPlug, image: Float[AnyArray, "images tokens width"]) -> dict[str, Any]:
+  """Part of the fusion encoder's input that depends on the image alone.
 
   Args:
-    image: dtype[G, N, D], tokens.
+    module: bound model.
+    image: image tokens, dtype[G, N, D].
 
   Returns:
-    {"keys_values": a (key, value) pair for each layer before the first connected one, dtype[G, H, N, Dh], "tokens": `image` for the
-    layers from there on, None when there are none}.
+    "keys_values", a (key, value) pair dtype[G, H, N, Dh] for each layer before the first connected
+    one, and "tokens", `image` for the layers from there on, None without such layers.
   """
   fusion = module.fusion_encoder
   return {
@@ -26,16 +37,27 @@ def image_memory(module, image):
   }
 
 
-def match_scores(module, memory, texts, pair_text, temperature, similarity):
+def match_scores(
+  module: MPlug,
+  memory: dict[str, Any],
+  texts: dict[str, Any],
+  pair_text: Int[AnyArray, "images pairs"],
+  temperature: Any,
+  similarity: str,
+) -> Float[AnyArray, "images pairs"]:
   """Scores of G images with P texts each.
 
   Args:
+    module: bound model.
     memory: `image_memory` of the images, and their "feature" f32[G, E].
-    texts: of all T texts "tokens" dtype[T, L, D], "text_mask" bool[T, L], "feature" f32[T, E].
-    pair_text: i32[G, P], the texts to match each image with. temperature: f32[].
-    similarity: "none": the logit of a match, as the official retrieval; "add": plus the similarity, as the official video retrieval;
-      "likelihood": the log-odds of a match plus similarity / temperature. Wrong pairs were drawn by that in training, so a perfect
-      matcher tells only the ratio of the true pairs' density to it; their sum is the log-likelihood of the pair, up to a constant.
+    texts: "tokens" dtype[T, L, D], "text_mask" bool[T, L] and "feature" f32[T, E] of all T texts.
+    pair_text: i32[G, P], the texts to match each image with.
+    temperature: f32[], read by "likelihood" only.
+    similarity: "none" for the logit of a match, as the official retrieval; "add" for its sum with
+      the similarity, as the official video retrieval; "likelihood" for the log-odds of a match
+      plus similarity / temperature. Training draws wrong pairs with probability proportional to
+      exp(similarity / temperature), so that the log-odds of a perfect matcher are the log-ratio of
+      the density of true pairs to that; the sum is the log-likelihood of the pair up to a constant.
 
   Returns:
     f32[G, P].
@@ -56,8 +78,20 @@ def match_scores(module, memory, texts, pair_text, temperature, similarity):
   return match_score(logits, products, temperature, similarity)
 
 
-def match_score(logits, products, temperature, similarity):
-  """Logits f32[..., 2] of a match and products f32[...] of features -> f32[...], see `match_scores`."""
+def match_score(
+  logits: Float[AnyArray, "*pairs 2"], products: Any, temperature: Any, similarity: str
+) -> Float[AnyArray, "*pairs"]:
+  """Combines matching logits and similarities.
+
+  Args:
+    logits: f32[..., 2] of the classes no match and match.
+    products: f32[...], products of the contrastive features.
+    temperature: f32[].
+    similarity: see `match_scores`.
+
+  Returns:
+    f32[...].
+  """
   if similarity == "none":
     return logits[..., 1]
   return (
@@ -67,35 +101,59 @@ def match_score(logits, products, temperature, similarity):
   )
 
 
-def match(module, image, text, mask, other_image, other_text, other_mask, more=()):
-  """Fuses every image with its own text and with another, and its text with another image.
+def match(
+  module: MPlug,
+  image: Float[AnyArray, "batch tokens width"],
+  text: Float[AnyArray, "batch length width"],
+  mask: Bool[AnyArray, "batch length"],
+  other_image: Float[AnyArray, "batch tokens width"],
+  other_text: Float[AnyArray, "batch length width"],
+  other_mask: Bool[AnyArray, "batch length"],
+  more: Sequence[Text] = (),
+) -> tuple[
+  Float[Array, "batch 3 2"],
+  Float[Array, "batch 3 length width"],
+  list[Any],
+  Float[Array, "batch tokens width"],
+]:
+  """Fuses each image with its text and with a wrong text, and each text with a wrong image.
 
-  The two pairs of the first kind share the image, whose keys and values are computed once for both; a second pass reads the other
-  image. Three pairs for two images' worth of keys and values.
+  The pairs with the right image are fused in one pass, so that its keys and values are computed
+  once; a second pass reads the wrong image.
 
   Args:
-    image: f[B, N, D]. text: f[B, L, D]. mask: bool[B, L]. other_image, other_text, other_mask: the same, row by row.
-    more: (text, mask) pairs, further texts to fuse with the own image in the first pass.
+    module: bound model.
+    image: f[B, N, D].
+    text: f[B, L, D].
+    mask: bool[B, L] of `text`.
+    other_image: a wrong image for each row, f[B, N, D].
+    other_text: a wrong text for each row, f[B, L, D].
+    other_mask: bool[B, L] of `other_text`.
+    more: further texts to fuse with the right image in the first pass.
 
   Returns:
-    (logits f32[B, 3, 2], fused texts dtype[B, 3, L, D]): own pair, own image with the other text, other image with the own text;
-    the fused texts dtype[B, L, D] of each of `more`, and the image tokens as the last of them leaves them, dtype[B, N, D].
+    Logits f32[B, 3, 2] and fused texts dtype[B, 3, L, D] of the right pair, the pair with the wrong
+    text and the pair with the wrong image; fused texts dtype[B, L, D] of each of `more`; image
+    tokens dtype[B, N, D] after fusion with the last text.
   """
+
+  def side_by_side(x):
+    return jnp.stack(x, axis=1).reshape((-1, *x[0].shape[1:]))
+
   texts, masks = zip((text, mask), (other_text, other_mask), *more)
   count = len(texts)
-  side_by_side = lambda x: jnp.stack(x, axis=1).reshape((-1,) + x[0].shape[1:])  # noqa: E731
   image_read, first = module.fuse(side_by_side(texts), side_by_side(masks), image)
   _, second = module.fuse(text, mask, other_image)
   first = first.reshape((-1, count) + first.shape[1:])
   fused = jnp.concatenate([first[:, :2], second[:, None]], axis=1)
   logits = module.match_logits(fused.reshape((-1,) + fused.shape[2:])).reshape(-1, 3, 2)
-  if image_read.shape[0] != image.shape[0]:  # connected layers gave every text an image of its own
+  if image_read.shape[0] != image.shape[0]:  # Connected layers change the image for every text.
     image_read = image_read.reshape((-1, count) + image_read.shape[1:])[:, -1]
   return logits, fused, [first[:, i] for i in range(2, count)], image_read
 
 
-def matching_losses(logits):
-  """Cross-entropy of the pairs of `match`. f32[B, 3, 2] -> f32[B, 3]."""
+def matching_losses(logits: Float[AnyArray, "batch 3 2"]) -> Float[Array, "batch 3"]:
+  """Returns the cross-entropy f32[B, 3] of logits f32[B, 3, 2] of the pairs of `match`."""
   return language_modeling.token_cross_entropy(
     logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2])
   )

@@ -1,15 +1,21 @@
-"""Image-text retrieval: contrastive features and matching of fused pairs, with a momentum teacher and queues (paper section 4.2.3),
-or without.
+"""Image-text retrieval: contrastive features and matching of fused pairs (paper section 4.2.3).
 
-Shapes: B images and their texts, over the global batch; L text tokens, D width, E feature width; G images with P texts each.
+A momentum teacher and queues are optional. Shapes: B images and their texts, over the global batch;
+L text tokens, D width, E feature width; G images with P texts each.
 """
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mplug_jax.losses import contrastive, hard_negatives
+from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import batches, rules
 from mplug_jax.tasks import base, two_pass
+from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 from mplug_jax.tasks.matching import (
   MATCH_LABELS,
   image_memory,
@@ -18,79 +24,53 @@ from mplug_jax.tasks.matching import (
   match_scores,
   matching_losses,
 )
+from mplug_jax.tasks.retrieval_checks import check_retrieval
 
-_RERANK_SIMILARITY = ("none", "add", "likelihood")
+# Encoded images: tokens dtype[B, N, D], unit vectors f32[B, E].
+Images: TypeAlias = tuple[Any, Any]
+# Encoded texts: tokens dtype[B, L, D], mask bool[B, L], unit vectors f32[B, E].
+Texts: TypeAlias = tuple[Any, Any, Any]
 
-
-_GROUP = 64  # rows that negatives are drawn from by default: at most so many
+_GROUP = 64  # Default limit of the rows that negatives are drawn from.
 
 
 class RetrievalTask(two_pass.ComparingTask):
-  """Two terms: "itc", cross-entropy of the similarities over batch and queues (both directions, halved), and "itm", cross-entropy of
-  right and wrong pairs, two hard negatives for each right one.
+  """Contrastive loss and matching loss.
 
-  config.task: `queue` (columns; 0: the rows of a batch are compared with each other alone, without a teacher, and both sides of a
-  pair learn from it), `alpha` and `ramp_steps` (weight of the teacher's targets, and the updates until it is reached),
-  `match` and `contrast_chunk` (see contrastive.image_text_losses), `clamp_temperature` (docs/official.md item 23), `negatives` {group,
-  greedy, ramp_steps} (item 24; group 0: the largest divisor of a microbatch up to 64; ramp_steps: updates until they are hard, from any
-  rows on). The evaluator reads `rerank_k` and `rerank_texts`. `rerank_similarity`, "none", "add" or "likelihood": what a re-ranked pair's
-  score has beside the logit of a match, see `match_scores`.
+  Loss terms:
+    itc: cross-entropy of the similarities over batch and queues, mean of both directions.
+    itm: cross-entropy of right and wrong pairs, two hard negatives for each right pair.
+
+  config.task:
+    queue: columns of the queues; 0 compares the rows of a batch only, without a teacher and with
+      gradients to both sides of a pair.
+    alpha, ramp_steps: weight of the teacher's targets, and updates until it is reached.
+    match, contrast_chunk: see contrastive.image_text_losses.
+    clamp_temperature: see docs/official.md item 23.
+    negatives: {group, greedy, ramp_steps}, see docs/official.md item 24. group 0 is the largest
+      divisor of a microbatch up to 64; over ramp_steps updates, draws go from uniform to hard.
+    rerank_similarity: see matching.match_scores.
+    rerank_k, rerank_texts: read by the evaluator.
 
   Raises:
-    ValueError: a value that cannot work; names its key.
+    ValueError: invalid value; the message names its key.
   """
 
-  def __init__(self, model, config, tokenizer):
+  def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     self.has_teacher = config.task.queue > 0
-    if self.has_teacher and not (config.ema.decay and config.ema.use in ("teacher", "both")):
-      raise ValueError(
-        "Retrieval learns from a teacher: set config.ema.decay (0.995) and config.ema.use=teacher or both; or "
-        "config.task.queue=0 and config.task.alpha=0, which need none."
-      )
-    if config.task.alpha and not self.has_teacher:
-      raise ValueError(
-        f"config.task.alpha={config.task.alpha} weighs the targets of a teacher, and config.task.queue=0 has none: set it "
-        "to 0."
-      )
-    if config.optim.accumulate != "global":
-      raise ValueError(
-        f"config.optim.accumulate={config.optim.accumulate!r}: the contrastive loss compares all rows of the batch, so "
-        "microbatches have no means of their own; set it to global."
-      )
-    if config.task.queue < 0:
-      raise ValueError(
-        f"config.task.queue={config.task.queue} must not be negative; 0 compares the rows of a batch alone."
-      )
-    if config.task.contrast_chunk < 0:
-      raise ValueError(
-        f"config.task.contrast_chunk={config.task.contrast_chunk} must not be negative; 0: all columns at once."
-      )
-    if config.task.rerank_k < 0:
-      raise ValueError(
-        f"config.task.rerank_k={config.task.rerank_k} must not be negative; 0 ranks by similarity alone."
-      )
-    if config.task.rerank_similarity not in _RERANK_SIMILARITY:
-      raise ValueError(
-        f"config.task.rerank_similarity={config.task.rerank_similarity!r} is not one of {', '.join(_RERANK_SIMILARITY)}."
-      )
-    if config.task.rerank_texts < 1:
-      raise ValueError(f"config.task.rerank_texts={config.task.rerank_texts} must be at least 1.")
+    check_retrieval(config)
     parts = config.optim.microbatches
     self._group = config.task.negatives.group or _divisor(config.batch_size // parts)
-    if config.task.negatives.ramp_steps and config.task.negatives.greedy:
-      raise ValueError(
-        f"config.task.negatives.ramp_steps={config.task.negatives.ramp_steps} makes drawn negatives harder and harder, and "
-        "with config.task.negatives.greedy=True none are drawn: set one of the two to 0 or False."
-      )
-    if config.batch_size > 1:  # a single row has no negatives, and learns from the queue alone
+    if config.batch_size > 1:  # A single row has no negatives and learns from the queue only.
       hard_negatives.check_group(
         self._group,
         config.batch_size // parts,
-        "config.batch_size" + " / config.optim.microbatches" * (parts > 1),
+        "config.batch_size / config.optim.microbatches" if parts > 1 else "config.batch_size",
       )
 
-  def batch_spec(self, batch_size):
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """See base.Task.batch_spec."""
     shapes = dict(
       image=(base.image_shape(self.config, self.model.image_size), jnp.uint8),
       caption=((self.config.data.max_caption,), jnp.int32),
@@ -99,107 +79,119 @@ class RetrievalTask(two_pass.ComparingTask):
       corrupt=((), bool),
       index=((), jnp.int32),
     )
-    return {
-      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
-      for name, (shape, dtype) in shapes.items()
-    }
+    return base.batch_structs(batch_size, shapes)
 
-  def init_extra(self):
-    """The queues, always fresh (docs/official.md item 48); {} without."""
-    return (
-      {}
-      if not self.has_teacher
-      else contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
-    )
+  def init_extra(self) -> dict[str, Any]:
+    """Returns fresh queues (docs/official.md item 48), or {} without queues."""
+    if not self.has_teacher:
+      return {}
+    return contrastive.init_queues(self.model.embed_dim, self.config.task.queue)
 
-  def project(self, params):
+  def project(self, params: Params) -> Params:
+    """Clamps the temperature if config.task.clamp_temperature is set."""
     return contrastive.clamp_temperature(params) if self.config.task.clamp_temperature else params
 
   # ---- the model
 
-  def _image(self, module, image):
-    """u8[B, S, S, 3] -> (tokens dtype[B, N, D], unit vectors f32[B, E])."""
+  def _image(self, module: MPlug, image: Any) -> Images:
+    """Encodes images u8[B, S, S, 3], clips u8[B, F, S, S, 3] or tokens f[B, N, D]."""
     tokens = base.encode_image(module, image)
     return tokens, base.contrastive_features(module, tokens, None, self.config.data.frames)[0]
 
-  def _text(self, module, ids):
-    """i32[B, L] -> (tokens dtype[B, L, D], bool[B, L], unit vectors f32[B, E])."""
+  def _text(self, module: MPlug, ids: Any) -> Texts:
+    """Encodes texts i32[B, L]."""
     mask = ids != self.tokenizer.pad_id
     tokens = module.encode_text(ids, mask)
     return tokens, mask, base.contrastive_features(module, None, tokens)[1]
 
-  def image_features(self, module, image):
-    """Images, clips, or tokens f[B, N, D] of either -> unit vectors f32[B, E]."""
+  def image_features(self, module: MPlug, image: Any) -> Float[Array, "batch features"]:
+    """Returns unit vectors f32[B, E] of images, clips, or their tokens f[B, N, D]."""
     return self._image(module, image)[1]
 
-  def text_features(self, module, ids):
-    """i32[B, L] -> unit vectors f32[B, E]."""
+  def text_features(self, module: MPlug, ids: Any) -> Float[Array, "batch features"]:
+    """Returns unit vectors f32[B, E] of texts i32[B, L]."""
     return self._text(module, ids)[2]
 
-  def encode(self, module, batch):
-    """Batch -> `_image` of its images, `_text` of its captions."""
+  def encode(self, module: MPlug, batch: Batch) -> tuple[Images, Texts]:
+    """Encodes the images and captions of a batch."""
     return self._image(module, batch["image"]), self._text(module, batch["caption"])
 
-  def forward(self, module, batch):
-    """Batch -> logits f32[B, 3, 2] of `match`, without negatives: the third text is the first."""
+  def forward(self, module: MPlug, batch: Batch) -> Any:
+    """Returns logits f32[B, 3, 2] of `match` with each pair itself in place of the negatives."""
     (image, _), (text, mask, _) = self.encode(module, batch)
     module.contrastive_temperature()
     return match(module, image, text, mask, image, text, mask)[0]
 
   # ---- the loss
 
-  def _ids(self, batch):
+  def _ids(self, batch: Batch) -> Any:
     """i32[B]: rows with the same number are no negatives of each other."""
-    return (
-      batch["id"]
-      if self.config.task.match == "image"
-      else jnp.arange(len(batch["id"]), dtype=jnp.int32)
-    )
+    if self.config.task.match == "image":
+      return batch["id"]
+    return jnp.arange(len(batch["id"]), dtype=jnp.int32)
 
-  def _rows(self, batch):
-    """(bool[B] rows that count, bool[B] those that have hard negatives)."""
+  def _rows(self, batch: Batch) -> tuple[Any, Any]:
+    """(bool[B] rows that count, bool[B] rows that have hard negatives)."""
     valid = batch["mask"] & ~batch["corrupt"]
     return valid, hard_negatives.present(self._ids(batch), valid, self._group)
 
-  def loss_normalizers(self, batch, rng):
-    """Pairs in the batch; right and wrong pairs that are matched."""
+  def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
+    """Returns the number of pairs, and of right and wrong pairs that are matched."""
     valid, hard = self._rows(batch)
     return {"itc": valid.sum(dtype=jnp.float32), "itm": (valid + 2.0 * hard).sum()}
 
   @property
-  def row_group(self):
-    """Rows that draw their negatives among each other."""
+  def row_group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] read-only
+    """Number of consecutive rows that draw their negatives among each other."""
     return self._group if self.config.batch_size > 1 else 1
 
-  def encode_rows(self, params, state, batch, rng):
-    """See base.ComparingTask; features "image" and "text", and the teacher's "teacher_image" and "teacher_text"."""
+  def encode_rows(
+    self, params: Params, state: Any, batch: Batch, rng: PRNGKeyArray
+  ) -> tuple[Any, two_pass.Features]:
+    """See ComparingTask; with a teacher also features "teacher_image" and "teacher_text"."""
     image, text = encoded = self.apply(params, self.encode, batch, rng=rng)
     return encoded, {"image": image[1], "text": text[2]} | self._teacher_features(state, batch)
 
-  def _teacher_features(self, state, batch):
-    """Of `encode_rows`; {} without a teacher."""
+  def _teacher_features(self, state: Any, batch: Batch) -> two_pass.Features:
+    """Features of the teacher; {} without one."""
     if not self.has_teacher:
       return {}
     image, text = self.apply(state.ema_params, self.encode, batch)
     return {"teacher_image": image[1], "teacher_text": text[2]}
 
-  def ramped(self, value, step, updates=None):
-    """`value`, reached linearly after so many updates, by default config.task.ramp_steps; 0: at once."""
+  def ramped(self, value: float, step: Any, updates: int | None = None) -> Any:
+    """Linear ramp from 0 to `value`.
+
+    Args:
+      value: value at the end.
+      step: i32[], current update.
+      updates: length of the ramp, by default config.task.ramp_steps; 0 returns `value`.
+    """
     updates = self.config.task.ramp_steps if updates is None else updates
     return value * (jnp.minimum(1.0, step / updates) if updates else 1.0)
 
-  def compare(self, params, state, features, batch, rng):
-    """The term "itc", and which rows of their groups are hard negatives by its similarities; extra: the queues with this batch.
+  def compare(
+    self,
+    params: Params,
+    state: Any,
+    features: two_pass.Features,
+    batch: Batch,
+    rng: PRNGKeyArray,
+  ) -> tuple[Terms, Metrics, Any, dict[str, Any]]:
+    """Computes the term "itc" and draws hard negatives by its similarities.
 
-    See base.ComparingTask. `drawn`: {"image", "text": i32[B]}.
+    See ComparingTask. The extra state is the queues with this batch; the last result holds the
+    drawn rows, {"image", "text": i32[B]}.
     """
-    options, (valid, _), ids = self.config.task, self._rows(batch), self._ids(batch)
-    temperature, alpha = params["temp"]["value"], self.ramped(options.alpha, state.step)
-    image, text = features["image"], features["text"]
-    teacher_image, teacher_text = (
-      features.get("teacher_image", image),
-      features.get("teacher_text", text),
-    )
+    options = self.config.task
+    valid, _ = self._rows(batch)
+    ids = self._ids(batch)
+    temperature = params["temp"]["value"]
+    alpha = self.ramped(options.alpha, state.step)
+    image = features["image"]
+    text = features["text"]
+    teacher_image = features.get("teacher_image", image)
+    teacher_text = features.get("teacher_text", text)
     i2t, t2i, nearest = contrastive.image_text_losses(
       image,
       text,
@@ -244,9 +236,16 @@ class RetrievalTask(two_pass.ComparingTask):
     )
     return terms, metrics, extra, drawn
 
-  def pairs(self, image, text, drawn):
-    """`_image`, `_text` and `compare`'s drawn negatives -> arguments of `match` behind the module."""
-    (image, _), (text, mask, _) = image, text
+  def pairs(self, images: Images, texts: Texts, drawn: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns the arguments of `match` after the module.
+
+    Args:
+      images: encoded images.
+      texts: encoded texts.
+      drawn: negatives from `compare`.
+    """
+    image, _ = images
+    text, mask, _ = texts
     others = ((image, drawn["image"]), (text, drawn["text"]), (mask, drawn["text"]))
     return (
       image,
@@ -255,13 +254,18 @@ class RetrievalTask(two_pass.ComparingTask):
       *(hard_negatives.take(x, numbers, self._group) for x, numbers in others),
     )
 
-  def rest(self, params, state, encoded, drawn, batch, rng):
-    """The term "itm". See base.ComparingTask."""
-    logits = self.apply(params, match, *self.pairs(*encoded, drawn), rng=rng)[0]
+  def rest(
+    self, params: Params, state: Any, encoded: Any, drawn: Any, batch: Batch, rng: PRNGKeyArray
+  ) -> tuple[Terms, Metrics]:
+    """Computes the term "itm", see ComparingTask."""
+    images, texts = encoded
+    logits = self.apply(params, match, *self.pairs(images, texts, drawn), rng=rng)[0]
     return self.matching(logits, batch)
 
-  def matching(self, logits, batch):
-    """The term "itm" of the logits of `match` -> (terms, metrics)."""
+  def matching(
+    self, logits: Float[base.AnyArray, "batch 3 2"], batch: Batch
+  ) -> tuple[Terms, Metrics]:
+    """Returns the term "itm" and its metrics from logits f32[B, 3, 2] of `match`."""
     valid, hard = self._rows(batch)
     counted = jnp.stack([valid, hard, hard], axis=1)
     right = (logits.argmax(-1) == MATCH_LABELS) & counted
@@ -272,8 +276,8 @@ class RetrievalTask(two_pass.ComparingTask):
 
   # ---- evaluation
 
-  def predict_fns(self):
-    """The last one reads what the two before it leave on the devices."""
+  def predict_fns(self) -> dict[str, PredictFn]:
+    """Returns encoders of images and texts, and "rerank", which reads their results."""
     return {
       "embed_image": self._embed_image,
       "embed_texts": self._embed_texts,
@@ -281,27 +285,29 @@ class RetrievalTask(two_pass.ComparingTask):
       "rerank": self._rerank,
     }
 
-  def predict_sample(self, name, params, sample):
+  def predict_sample(self, name: str, params: Params, sample: Batch) -> Batch:
     """See base.Task.predict_sample."""
     if name != "rerank":
       return sample
-    memory, texts = (
-      jax.eval_shape(fn, params, sample) for fn in (self._image_memory, self._embed_texts)
-    )
+    memory = jax.eval_shape(self._image_memory, params, sample)
+    texts = jax.eval_shape(self._embed_texts, params, sample)
     pairs = jax.ShapeDtypeStruct(
       sample["index"].shape + (self.config.task.rerank_texts,), jnp.int32
     )
     return {"memory": memory, "texts": texts, "pair_text": pairs}
 
-  def _embed_image(self, params, batch):
-    """-> {"feature": f32[B, E]}."""
+  def _embed_image(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Returns {"feature": f32[B, E]}."""
     return {"feature": self.apply(params, self._image, self.with_tokens(params, batch)["image"])[1]}
 
-  def _embed_texts(self, params, batch):
-    """All texts of a split at once, T of them -> {"tokens": dtype[T, L, D], "text_mask": bool[T, L], "feature": f32[T, E]}, whole on every
-    device, since any image may be matched with any text.
+  def _embed_texts(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Encodes all T texts of a split, in parts of config.eval.batch_size.
 
-    They are encoded in parts of config.eval.batch_size; T is a multiple of it, or smaller.
+    The result is replicated, since any image may be matched with any text. T is a multiple of
+    config.eval.batch_size, or smaller.
+
+    Returns:
+      {"tokens": dtype[T, L, D], "text_mask": bool[T, L], "feature": f32[T, E]}.
     """
     ids = batch["caption"]
     parts = max(1, len(ids) // self.config.eval.batch_size)
@@ -311,8 +317,8 @@ class RetrievalTask(two_pass.ComparingTask):
     out = batches.join_rows(out, axes=None)
     return dict(zip(("tokens", "text_mask", "feature"), out))
 
-  def _image_memory(self, params, batch):
-    """-> `image_memory` of the images, and their "feature" f32[G, E]."""
+  def _image_memory(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Returns `image_memory` of the images and their "feature" f32[G, E]."""
 
     def memory(module, image):
       tokens, feature = self._image(module, image)
@@ -322,9 +328,17 @@ class RetrievalTask(two_pass.ComparingTask):
       rules.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"])
     )
 
-  def _rerank(self, params, batch):
-    """`_image_memory` of G images, the texts of `_embed_texts` and "pair_text" i32[G, P], the texts to match each image with ->
-    {"score": f32[G, P]}."""
+  def _rerank(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Scores pairs of images and texts.
+
+    Args:
+      params: parameters.
+      batch: "memory", from `_image_memory` of G images; "texts", from `_embed_texts`; "pair_text"
+        i32[G, P], the texts to match each image with.
+
+    Returns:
+      {"score": f32[G, P]}.
+    """
 
     def scores(part):
       return self.apply(
@@ -340,14 +354,23 @@ class RetrievalTask(two_pass.ComparingTask):
     images = {name: batch[name] for name in ("memory", "pair_text")}
     if images["memory"]["tokens"] is None:
       return {"score": scores(images)}
-    # Connected layers carry all tokens of an image for every text: one image a device at a time, whose activations stay small.
+    # Connected layers hold all tokens of an image for every text: one image per device at a time
+    # keeps the activations small.
     count = len(images["pair_text"])
     parts = batches.split_rows(images, count // batches.batch_split(count))
     return {"score": batches.join_rows(jax.lax.map(scores, parts))}
 
-  def match_pairs(self, params, batch):
-    """Images and captions, row by row -> {"similarity": f32[B] product of the features, "probability": f32[B] of a match, "score": f32[B],
-    see `match_scores`}."""
+  def match_pairs(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Matches each image with the caption of its row.
+
+    Args:
+      params: parameters.
+      batch: "image" and "caption".
+
+    Returns:
+      {"similarity": f32[B] product of the features, "probability": f32[B] of a match,
+      "score": f32[B], see matching.match_scores}.
+    """
 
     def pairs(module, batch):
       (image, image_feature), (text, mask, text_feature) = self.encode(module, batch)
@@ -361,13 +384,15 @@ class RetrievalTask(two_pass.ComparingTask):
     return {"similarity": products, "probability": jax.nn.softmax(logits)[:, 1], "score": score}
 
 
-def _contrastive_accuracy(nearest, ids, queues, valid):
-  """(sum, count): how often the most similar column of batch and queue belongs to the row's image; both directions."""
+def _contrastive_accuracy(
+  nearest: Mapping[str, Any], ids: Any, queues: Any, valid: Any
+) -> tuple[Any, Any]:
+  """(sum, count): how often the most similar column belongs to the row's image, both directions."""
   columns = jnp.concatenate([ids, queues["idx_queue"][0] if queues else ids[:0]])
-  right = sum((columns[column] == ids) & valid for column in nearest.values())
-  return right.sum(dtype=jnp.float32), 2.0 * valid.sum()
+  right = [((columns[column] == ids) & valid).sum() for column in nearest.values()]
+  return sum(right, jnp.float32(0.0)), 2.0 * valid.sum()
 
 
-def _divisor(rows):
+def _divisor(rows: int) -> int:
   """The largest divisor of `rows` up to _GROUP."""
   return max(n for n in range(1, min(rows, _GROUP) + 1) if rows % n == 0)

@@ -1,64 +1,108 @@
-"""Self-critical training of captions (SCST, Rennie et al. 2017): candidates are generated, and CIDEr-D rewards them.
+"""Self-critical sequence training of captions (Rennie et al. 2017), rewarded by CIDEr-D.
 
-Shapes: B images, K candidates of each, T tokens of a candidate, P of them its prompt with [bos], V vocabulary.
+Shapes: B images, K candidates of each, T tokens of a candidate, P of them its prompt with [bos],
+V vocabulary.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mplug_jax import data
 from mplug_jax.decoding import beam_search, sampling
 from mplug_jax.losses import language_modeling
 from mplug_jax.metrics import captioning
-from mplug_jax.models.mplug import decoding_fns
-from mplug_jax.tasks import caption
+from mplug_jax.models.bert import Memory
+from mplug_jax.models.mplug import MPlug, decoding_fns
+from mplug_jax.tasks import base, caption
+from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
-CANDIDATES, BASELINES, NORMALISATIONS = ("beam", "sample"), ("mean", "greedy"), ("official", "none")
-LENGTH_PENALTY = 0.6  # of decode.beam_search
+CANDIDATES = ("beam", "sample")
+BASELINES = ("mean", "greedy")
+NORMALIZATIONS = ("official", "none")
+LENGTH_PENALTY = 0.6  # As decoding/beam_search.py.
 
 
-def log_probabilities(logits, ids, lengths, start):
-  """Log-probability of what was generated behind a prompt of `start` tokens. f32[..., T, V], i32[..., T], i32[...] -> f32[...]."""
+def log_probabilities(logits: Any, ids: Any, lengths: Any, start: int) -> Float[Array, "..."]:
+  """Log-probability of generated tokens.
+
+  Args:
+    logits: f32[..., T, V] under teacher forcing.
+    ids: i32[..., T].
+    lengths: i32[...], prompt included.
+    start: tokens of the prompt, which do not count.
+
+  Returns:
+    f32[...].
+  """
   return sum_generated(
     -language_modeling.token_cross_entropy(logits[..., :-1, :], ids[..., 1:]), lengths, start
   )
 
 
-def sum_generated(each, lengths, start):
-  """The sum of what belongs to generated tokens: f32[..., T - 1] of positions 1 on, i32[...] -> f32[...]."""
-  position = jnp.arange(1, each.shape[-1] + 1)
-  return jnp.where((position >= start) & (position < lengths[..., None]), each, 0.0).sum(-1)
+def sum_generated(values: Any, lengths: Any, start: int) -> Float[Array, "..."]:
+  """Sum over generated tokens.
+
+  Args:
+    values: f32[..., T - 1] of positions 1 to T - 1.
+    lengths: i32[...], prompt included.
+    start: tokens of the prompt.
+
+  Returns:
+    f32[...].
+  """
+  position = jnp.arange(1, values.shape[-1] + 1)
+  return jnp.where((position >= start) & (position < lengths[..., None]), values, 0.0).sum(-1)
 
 
-def length_penalties(lengths, start, width):
-  """The divisor of decode.beam_search's scores: i32[...], at most `width` -> f32[...], 1 where nothing was generated."""
-  table = (
-    (5 + np.maximum(np.arange(width + 1) - start, 1)) / 6
-  ) ** LENGTH_PENALTY  # in float64, as there
+def length_penalties(lengths: Any, start: int, width: int) -> Float[Array, "..."]:
+  """Divisor of the scores of beam search.
+
+  Args:
+    lengths: i32[...], prompt included.
+    start: tokens of the prompt.
+    width: largest length.
+
+  Returns:
+    f32[...], 1 where nothing was generated.
+  """
+  # In float64, as beam search.
+  table = ((5 + np.maximum(np.arange(width + 1) - start, 1)) / 6) ** LENGTH_PENALTY
   return jnp.asarray(table, jnp.float32)[lengths]
 
 
-def policy_losses(scores, lengths, advantage, normalize):
-  """-score x advantage, f32[...]; "official" divides it by the tokens of the whole sequence too (docs/official.md item 46).
+def policy_losses(scores: Any, lengths: Any, advantage: Any, normalize: str) -> Float[Array, "..."]:
+  """Policy gradient loss -score x advantage.
 
   Args:
-    scores: f32[...], what the gradient goes through. lengths: i32[...], prompt included. advantage: f32[...], reward - baseline.
-    normalize: "official" or "none".
+    scores: f32[...], differentiable.
+    lengths: i32[...], prompt included.
+    advantage: f32[...], reward - baseline.
+    normalize: "official" divides by the length (docs/official.md item 46); "none" does not.
+
+  Returns:
+    f32[...].
   """
   return -(scores / jnp.maximum(lengths, 1) if normalize == "official" else scores) * advantage
 
 
 class Rewards:
-  """CIDEr-D of candidates against the captions of their image, words weighted by their document frequency in all training captions.
+  """CIDEr-D of candidates against the captions of their image.
 
-  Args:
-    source: the training records, see data/chunked.py.
+  Document frequencies are those of all training captions.
   """
 
-  def __init__(self, source):
+  def __init__(self, source: Any):
+    """Tokenizes all captions.
+
+    Args:
+      source: training records, see data/sources/chunked.py.
+    """
     self._image = source.record
     images = source.source
     counts = images.counts()
@@ -67,11 +111,20 @@ class Rewards:
     self._references = [tokens[end - count : end] for end, count in zip(ends, counts)]
     self._metric = captioning.CiderD(self._references)
 
-  def __call__(self, candidates, indices):
-    """[[text, ...] of each row], record number of each row -> [f32[texts of the row] from 0 to 10, ...]."""
-    tokens = [
-      captioning.tokenize([text])[0] for texts in candidates for text in texts
-    ]  # alone: the text behind may change the last word
+  def __call__(
+    self, candidates: Sequence[Sequence[str]], indices: Sequence[int]
+  ) -> list[np.ndarray]:
+    """Scores candidates.
+
+    Args:
+      candidates: texts of each row.
+      indices: record number of each row.
+
+    Returns:
+      Rewards f32[texts of the row] from 0 to 10, for each row.
+    """
+    # One by one: the following text can change the tokens of the last word.
+    tokens = [captioning.tokenize([text])[0] for texts in candidates for text in texts]
     references = [
       self._references[self._image[index]]
       for texts, index in zip(candidates, indices)
@@ -84,23 +137,32 @@ class Rewards:
 
 
 class ScstTask(caption.CaptionTask):
-  """Policy gradient: the mean over candidates of -(log-probability, normalised) x (reward - baseline).
+  """Policy gradient: mean over candidates of -(normalized log-probability) x (reward - baseline).
 
-  `prepare` generates and rewards with the parameters at hand; the loss reads the candidates by teacher forcing. Candidates
-  are rewarded as they stand, also those that reach max_length without [eos]; an empty place in a beam counts for nothing.
+  `prepare` generates candidates with the current parameters and rewards them; the loss reads them
+  under teacher forcing. Candidates that reach max_length without [eos] are rewarded like others;
+  empty beams do not count.
 
-  config.task, besides captioning's: `candidates` "beam" (the K best) or "sample" (K draws), `count` K, `sample_dropout`
-  (generate with dropout, as official; then without a cache: slow), `baseline` "mean" (of the K, the candidate itself among them,
-  as official) or "greedy" (the reward of the greedy caption), `normalize` "official" or "none" (see policy_losses; the
-  official score is divided by the beam search's length penalty besides).
+  config.task, beside the fields of CaptionTask:
+    candidates: "beam" for the K best, "sample" for K draws.
+    count: K.
+    sample_dropout: generate with dropout as the official code; slow, because it needs all tokens
+      at every step instead of a cache.
+    baseline: "mean" reward of the K candidates, as the official code, or reward of the "greedy"
+      caption.
+    normalize: see `policy_losses`; "official" also divides scores by the length penalty of beam
+      search.
+
+  Raises:
+    ValueError: invalid value; the message names its key.
   """
 
-  def __init__(self, model, config, tokenizer):
+  def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     for name, known in (
       ("candidates", CANDIDATES),
       ("baseline", BASELINES),
-      ("normalize", NORMALISATIONS),
+      ("normalize", NORMALIZATIONS),
     ):
       if config.task[name] not in known:
         raise ValueError(
@@ -108,18 +170,19 @@ class ScstTask(caption.CaptionTask):
         )
     if config.task.count < 2 and config.task.baseline == "mean":
       raise ValueError(
-        f"config.task.count={config.task.count}: the mean of a single candidate is its own reward, so nothing would be "
-        "learnt; take more, or config.task.baseline=greedy."
+        f"config.task.count={config.task.count}: the mean of a single candidate is its own reward, "
+        "so nothing would be learnt; take more, or config.task.baseline=greedy."
       )
     if config.task.count < 1:
       raise ValueError(f"config.task.count={config.task.count} must be at least 1.")
     self._width = len(self.prompt.start) + config.task.max_length
 
   @functools.cached_property
-  def _rewards(self):
+  def _rewards(self) -> Rewards:
     return Rewards(data.get_source(self.config, "train"))
 
-  def batch_spec(self, batch_size):
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """See base.Task.batch_spec."""
     given = super().batch_spec(batch_size)
     count = self.config.task.count
     shapes = dict(
@@ -129,13 +192,14 @@ class ScstTask(caption.CaptionTask):
       baseline=((), jnp.float32),
       draw=((), jnp.int32),
     )
-    return {name: given[name] for name in ("image", "mask", "corrupt", "index")} | {
-      name: jax.ShapeDtypeStruct((batch_size,) + shape, dtype)
-      for name, (shape, dtype) in shapes.items()
-    }
+    kept = {name: given[name] for name in ("image", "mask", "corrupt", "index")}
+    return kept | base.batch_structs(batch_size, shapes)
 
-  def prepare(self, state, batch, host):
-    """Adds candidates, their lengths (0: counts for nothing), rewards and baselines. `draw` is the step, which the keys follow."""
+  def prepare(self, state: Any, batch: Batch, host: Any) -> Batch:
+    """Adds candidates, their lengths (0 for those that do not count), rewards and baselines.
+
+    See base.Task.prepare. "draw" holds the step, which the random keys follow.
+    """
     batch = {name: batch[name] for name in ("image", "mask", "corrupt", "index")}
     batch["draw"] = np.full(len(batch["index"]), int(state.step), np.int32)
     out = host.predict["sample"](state.params, batch)
@@ -168,39 +232,49 @@ class ScstTask(caption.CaptionTask):
       "baseline": baseline.astype(np.float32),
     }
 
-  def text(self, ids):
-    """Generated ids -> the caption without its prompt."""
+  def text(self, ids: np.ndarray) -> str:
+    """Returns the caption of generated ids i32[length], without its prompt."""
     return self.tokenizer.decode(ids).removeprefix(self.prompt.said).strip()
 
-  def forward(self, module, batch):
-    """Batch -> logits f32[B * K, T, V] of its candidates under teacher forcing."""
+  def forward(self, module: MPlug, batch: Batch) -> Any:
+    """Returns logits f32[B * K, T, V] of the candidates under teacher forcing."""
     return module.decode(*self._candidates(batch), self.encode(module, batch))
 
-  def predictions(self, module, batch):
-    """Batch -> (losses f32[B * K, T - 1], right bool[B * K, T - 1]) of the token behind each, see losses.vocabulary_losses."""
-    ids, mask = self._candidates(batch)
-    return tuple(
-      x[:, :-1]
-      for x in module.decode_losses(
-        ids, mask, self.encode(module, batch), language_modeling.next_ids(ids)
-      )
-    )
+  def predictions(self, module: MPlug, batch: Batch) -> tuple[Any, Any]:
+    """Next-token losses of the candidates, see CaptionTask.predictions.
 
-  def _candidates(self, batch):
-    """-> ids i32[B * K, T], mask bool[B * K, T]."""
+    Args:
+      module: bound model.
+      batch: see `batch_spec`.
+
+    Returns:
+      (losses f32[B * K, T - 1], whether the best token is right bool[B * K, T - 1]).
+    """
+    ids, mask = self._candidates(batch)
+    losses, right = module.decode_losses(
+      ids, mask, self.encode(module, batch), language_modeling.next_ids(ids)
+    )
+    return losses[:, :-1], right[:, :-1]
+
+  def _candidates(self, batch: Batch) -> tuple[Any, Any]:
+    """Returns ids i32[B * K, T] and mask bool[B * K, T]."""
     return batch["candidates"].reshape(-1, self._width), jnp.arange(self._width) < batch[
       "candidate_length"
     ].reshape(-1, 1)
 
-  def loss_normalizers(self, batch, rng):
-    """Candidates in the batch."""
+  def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
+    """Returns the number of candidates that count."""
     return {"policy": (batch["candidate_length"] > 0).sum(dtype=jnp.float32)}
 
-  def loss(self, params, state, batch, rng):
+  def loss(
+    self, params: Params, state: Any, batch: Batch, rng: PRNGKeyArray | None
+  ) -> tuple[Terms, Metrics, Any]:
     """See base.Task.loss."""
-    options, lengths, start = self.config.task, batch["candidate_length"], len(self.prompt.start)
-    each, _ = self.apply(params, self.predictions, batch, rng=rng)
-    scores = sum_generated(-each.reshape(lengths.shape + each.shape[1:]), lengths, start)
+    options = self.config.task
+    lengths = batch["candidate_length"]
+    start = len(self.prompt.start)
+    losses, _ = self.apply(params, self.predictions, batch, rng=rng)
+    scores = sum_generated(-losses.reshape(lengths.shape + losses.shape[1:]), lengths, start)
     if options.normalize == "official":
       scores = scores / length_penalties(lengths, start, self._width)
     counted = lengths > 0
@@ -221,16 +295,20 @@ class ScstTask(caption.CaptionTask):
     metrics["corrupt_images"] = (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0))
     return {"policy": jnp.where(counted, policy, 0.0).sum()}, metrics, state.extra
 
-  def predict_fns(self):
-    """Captioning's, and "sample": the candidates."""
+  def predict_fns(self) -> dict[str, PredictFn]:
+    """Returns those of CaptionTask, and "sample": the candidates."""
     return super().predict_fns() | {"sample": self._sample}
 
-  def _sample(self, params, batch):
-    """-> {"candidates": i32[B, K, T], "length": i32[B, K]}, with a greedy baseline also {"greedy": i32[B, T], "greedy_length": i32[B]}."""
+  def _sample(self, params: Params, batch: Batch) -> dict[str, Any]:
+    """Generates candidates.
+
+    Returns:
+      {"candidates": i32[B, K, T], "length": i32[B, K]}; with a greedy baseline also
+      {"greedy": i32[B, T], "greedy_length": i32[B]}.
+    """
     options = self.config.task
-    rng = jax.random.fold_in(
-      jax.random.key(self.config.seed), batch["draw"][0]
-    )  # the same in all rows
+    # "draw" is the same in all rows.
+    rng = jax.random.fold_in(jax.random.key(self.config.seed), batch["draw"][0])
     encoder_key, decoder_key, draw_key = jax.random.split(rng, 3)
     memory = self.apply(
       params, self.encode, batch, rng=encoder_key if options.sample_dropout else None
@@ -239,13 +317,11 @@ class ScstTask(caption.CaptionTask):
       step, reorder = whole_prefix_fns(self.model, params, memory, decoder_key)
       cache = jnp.full((memory.rows, options.count, self._width), self.tokenizer.pad_id, jnp.int32)
     else:
-      (step, reorder), cache = (
-        decoding_fns(self.model, params),
-        self.cache(params, memory, options.count),
-      )
+      step, reorder = decoding_fns(self.model, params)
+      cache = self.cache(params, memory, options.count)
     start = self.starts(memory.rows)
     if options.candidates == "beam":
-      found = beam_search.beam_search(
+      generated = beam_search.beam_search(
         step,
         reorder,
         cache,
@@ -257,7 +333,7 @@ class ScstTask(caption.CaptionTask):
       )
     else:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, jnp.arange(memory.rows))
-      found = sampling.sample(
+      generated = sampling.sample(
         step,
         cache,
         *start,
@@ -266,7 +342,7 @@ class ScstTask(caption.CaptionTask):
         no_repeat_ngram=options.no_repeat_ngram,
         **self.limits(),
       )
-    out = {"candidates": found.tokens, "length": found.lengths}
+    out = {"candidates": generated.tokens, "length": generated.lengths}
     if options.baseline == "greedy":
       if options.sample_dropout:
         memory = self.apply(params, self.encode, batch)
@@ -275,17 +351,26 @@ class ScstTask(caption.CaptionTask):
     return out
 
 
-def whole_prefix_fns(model, params, memory, rng):
-  """(step_fn, reorder_fn) for mplug_jax.decoding.beam_search that read the whole prefix at every position, so that dropout acts everywhere.
+def whole_prefix_fns(
+  model: MPlug, params: Params, memory: Memory, rng: PRNGKeyArray
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Decoding functions that read all tokens at every position, so that dropout acts on all.
 
-  Their cache is the tokens so far, i32[B, K, T]. rng: key of the dropout, which every position folds its number into.
+  Args:
+    model: model without parameters.
+    params: parameters.
+    memory: encoded images.
+    rng: key for dropout, folded with the position.
+
+  Returns:
+    (step_fn, reorder_fn) of beam_search.beam_search; their cache is the tokens i32[B, K, T].
   """
 
   def step(cache, tokens, position):
     cache = jax.lax.dynamic_update_index_in_dim(cache, tokens, position, axis=2)
     ids = cache.reshape(-1, cache.shape[-1])
     known = jnp.broadcast_to(jnp.arange(ids.shape[1]) <= position, ids.shape)
-    logits = model.apply(
+    logits: Any = model.apply(
       {"params": params},
       ids,
       known,

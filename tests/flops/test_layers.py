@@ -91,7 +91,7 @@ def gradients(task):
 
 def caption(task, steps, beams=3):
   def run(params, image):
-    tokens = task.apply(params, type(task.model).encode_image, base.normalise(image))
+    tokens = task.apply(params, type(task.model).encode_image, base.normalize(image))
     memory = task.model.memory(tokens)
     cache = task.apply(params, type(task.model).init_cache, memory, beams, steps + 1)
     prompt = jnp.full((memory.rows, 1), TOKENIZER.bos_id)

@@ -11,6 +11,7 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.evaluators import retrieval as evaluators
 from mplug_jax.losses import contrastive
+from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import base, matching, retrieval
 from mplug_jax.training import gradients as gradients_lib
@@ -350,7 +351,8 @@ def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(f
 def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
   tokenizer = retrieval_files.tokenizer(folder)
   for clamp, expected in ((True, 0.5), (False, 0.7)):
-    task = retrieval.RetrievalTask(None, config(folder, task__clamp_temperature=clamp), tokenizer)
+    c = config(folder, task__clamp_temperature=clamp)
+    task = retrieval.RetrievalTask(build_model(c, tokenizer), c, tokenizer)
     assert task.project({"temp": {"value": jnp.float32(0.7)}})["temp"]["value"] == jnp.float32(
       expected
     )

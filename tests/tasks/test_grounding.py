@@ -140,7 +140,7 @@ def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer
 def test_a_tokenizer_without_location_tokens_is_refused(tokenizer):
   with pytest.raises(
     ValueError,
-    match="no location tokens for config.task.bins=97: fit one with config.tokenizer.locations=98, or give",
+    match="no location tokens for config.task.bins=97: fit one with config.tokenizer.locations=98, or use",
   ):
     grounding.location_ids(tokenizer, 97)
 
@@ -274,15 +274,15 @@ def test_the_canvas_is_zero_around_the_image_and_normalised_on_it(made):
     (True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
   ):
     out = np.array(
-      made.task._normalise(jnp.asarray(canvas.image[None]), jnp.asarray([canvas.placed]), imagenet)
+      made.task._normalize(jnp.asarray(canvas.image[None]), jnp.asarray([canvas.placed]), imagenet)
     )[0]
     inside = (canvas.image[top:bottom, left:right] / 255 - mean) / std
     np.testing.assert_allclose(out[top:bottom, left:right], inside, atol=1e-5)
     out[top:bottom, left:right] = 0
     assert not out.any()
   np.testing.assert_array_equal(
-    made.task._normalise(made.batch["image"], jnp.asarray(made.batch["placed"]), False),
-    base.normalise(jnp.asarray(made.batch["image"])),
+    made.task._normalize(made.batch["image"], jnp.asarray(made.batch["placed"]), False),
+    base.normalize(jnp.asarray(made.batch["image"])),
   )  # scenes fill the canvas
 
 
@@ -294,9 +294,9 @@ def test_only_the_search_normalises_by_the_option(made, monkeypatch, name):
 
   def recorded(image, placed, imagenet):
     used.append(imagenet)
-    return base.normalise(image)
+    return base.normalize(image)
 
-  monkeypatch.setattr(task, "_normalise", recorded)
+  monkeypatch.setattr(task, "_normalize", recorded)
   batch = {k: jnp.asarray(v) for k, v in made.batch.items()}
   jax.eval_shape(lambda params: task.predict_fns()["locate"](params, batch), made.state.params)
   jax.eval_shape(

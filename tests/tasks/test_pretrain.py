@@ -173,7 +173,7 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), extra, extra_apart)
 
   def passes(m):
-    image = m.encode_image(retrieval.base.normalise(batch["image"]))
+    image = m.encode_image(retrieval.base.normalize(batch["image"]))
     tokens = lambda ids: ids != tokenizer.pad_id  # noqa: E731
     fused = {
       name: m.fuse(m.encode_text(batch[name], tokens(batch[name])), tokens(batch[name]), image)
