@@ -1,34 +1,47 @@
-"""Choosing among given answers: the decoder's likelihood of each, in two stages (docs/official.md item 9)."""
+"""Ranking of given answers by the decoder's likelihood, in two stages (docs/official.md item 9)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
 class Ranking(NamedTuple):
-  """answers: i32[M, k], candidate numbers, most probable first. probabilities: f32[M, k], among the k."""
+  """The most probable candidates of every row.
 
-  answers: jax.Array
-  probabilities: jax.Array
+  Attributes:
+    answers: candidate indices, most probable first.
+    probabilities: among these candidates.
+  """
+
+  answers: Int[Array, "rows kept"]
+  probabilities: Float[Array, "rows kept"]
 
 
-def rank(score_fn, rows, candidates, *, top_k, pad_id, first_token_twice=True):
+def rank(
+  score_fn: Callable[[Int[Array, "..."]], Float[Array, "..."]],
+  rows: int,
+  candidates: Int[Array, "candidates length"],
+  *,
+  top_k: int,
+  pad_id: int,
+  first_token_twice: bool = True,
+) -> Ranking:
   """Ranks candidate answers for each of M memory rows.
 
-  The k = min(top_k, N) candidates with the most probable first token are scored whole. Candidates with the same first
-  token tie in that stage, the one that comes first is taken first.
+  The k = min(top_k, candidates) candidates with the most probable first token are scored in full.
+  Candidates with the same first token tie in that stage; the earlier one is taken first.
 
   Args:
     score_fn: i32[M, n, T] -> f32[M, n, T, V], logits under teacher forcing of n sequences a row.
-    rows: M.
-    candidates: i32[N, T], [bos] answer [eos] pad...
-    top_k: candidates scored whole.
-    pad_id: tokens that do not count.
-    first_token_twice: the released code adds the first token's log-probability to a sum that holds it already.
-
-  Returns:
-    Ranking.
+    rows: number of memory rows M.
+    candidates: [bos] answer [eos] pad...
+    top_k: number of candidates scored in full.
+    pad_id: id of tokens that do not count.
+    first_token_twice: adds the first token's log-probability to a sum that includes it already, as
+      the released code.
   """
   first = score_fn(jnp.broadcast_to(candidates[0, :1], (rows, 1, 1)))[:, 0, 0]  # [M, V]
   first = jnp.take(jax.nn.log_softmax(first), candidates[:, 1], axis=1)  # [M, N]

@@ -1,4 +1,4 @@
-"""Greedy search, sampling and beam search over a step function; nothing here knows about models.
+"""Greedy search and beam search over a step function, for any model.
 
 Letters in shapes: B items, K beams or samples per item, P prompt width, V vocabulary,
 T = P + max_length.
@@ -26,16 +26,19 @@ When nothing is permitted, the sequence ends with eos.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from mplug_jax.decoding.constraints import forbid_tokens
 from mplug_jax.decoding.tokens import (
   LOG_ZERO,
   Generation,
+  StepFn,
   append_tokens,
   check_options,
   column,
@@ -55,24 +58,24 @@ class _BeamState(NamedTuple):
 
 
 def beam_search(
-  step_fn,
-  reorder_fn,
-  cache,
-  prompt,
-  prompt_length,
+  step_fn: StepFn,
+  reorder_fn: Callable[[Any, Int[Array, "batch rows"]], Any] | None,
+  cache: Any,
+  prompt: Int[Array, "batch width"],
+  prompt_length: Int[Array, " batch"],
   *,
-  beams,
-  max_length,
-  min_length=0,
-  eos_id,
-  pad_id,
-  length_penalty=0.6,
-  mode="standard",
-  n_best=None,
-  no_repeat_ngram=0,
-  allowed=None,
-):
-  """The sequences with the highest length-normalized log-probability, by beam search.
+  beams: int,
+  max_length: int,
+  min_length: int = 0,
+  eos_id: int,
+  pad_id: int,
+  length_penalty: float = 0.6,
+  mode: str = "standard",
+  n_best: int | None = None,
+  no_repeat_ngram: int = 0,
+  allowed: Bool[Array, "..."] | None = None,
+) -> Generation:
+  """Returns the sequences with the highest length-normalized log-probability, by beam search.
 
   score = sum of log-probabilities / ((5 + generated tokens) / 6) ** length_penalty (Wu et al. 2016,
   equation 14).
@@ -85,9 +88,28 @@ def beam_search(
     max_length; then all its K beams are stored, finished or not.
   With one beam both modes are greedy search, which ends at the first eos.
 
-  Args: see the module; n_best: sequences returned per item, all `beams` of them by default.
-  Returns: Generation with K = n_best, best first.
-  Raises: ValueError for options out of range.
+  Args:
+    step_fn: see the module.
+    reorder_fn: see the module; None only with one beam.
+    cache: state of `step_fn`.
+    prompt: right-padded.
+    prompt_length: number of tokens of each prompt, at least 1.
+    beams: number of beams K.
+    max_length: see the module.
+    min_length: see the module.
+    eos_id: id of eos.
+    pad_id: id of padding.
+    length_penalty: exponent of the length; 0: none.
+    mode: "standard" or "reference".
+    n_best: sequences returned per item; None: all beams.
+    no_repeat_ngram: see the module.
+    allowed: see the module; None: all tokens.
+
+  Returns:
+    Generation with K = n_best, best first.
+
+  Raises:
+    ValueError: an option is out of range.
   """
   n_best = beams if n_best is None else n_best
   check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
@@ -125,6 +147,7 @@ def beam_search(
     )
     parents = jnp.where(active[:, None], parents, rows)
     if beams > 1:
+      assert reorder_fn is not None
       cache = reorder_fn(cache, parents)
     # The buffer already holds the prompt, and padding for items that have ended.
     token = jnp.where(active[:, None], token, column(state.tokens, state.position + 1))
@@ -144,23 +167,28 @@ def beam_search(
 
 
 def greedy(
-  step_fn,
-  cache,
-  prompt,
-  prompt_length,
+  step_fn: StepFn,
+  cache: Any,
+  prompt: Int[Array, "batch width"],
+  prompt_length: Int[Array, " batch"],
   *,
-  max_length,
-  min_length=0,
-  eos_id,
-  pad_id,
-  length_penalty=0.6,
-  no_repeat_ngram=0,
-  allowed=None,
-):
-  """The most probable token at each position: `beam_search` with one beam, without reorder_fn.
+  max_length: int,
+  min_length: int = 0,
+  eos_id: int,
+  pad_id: int,
+  length_penalty: float = 0.6,
+  no_repeat_ngram: int = 0,
+  allowed: Bool[Array, "..."] | None = None,
+) -> Generation:
+  """Returns the most probable token at each position: `beam_search` with one beam.
 
-  Returns: Generation with K = 1 and the scores of `beam_search`.
-  Raises: ValueError for options out of range.
+  Its arguments are those of `beam_search`.
+
+  Returns:
+    Generation with K = 1 and the scores of `beam_search`.
+
+  Raises:
+    ValueError: an option is out of range.
   """
   return beam_search(
     step_fn,

@@ -1,14 +1,39 @@
 """Constraints on the next token: minimum length, repeated n-grams, repetition penalty."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax.decoding.tokens import column
 
 
 def forbid_tokens(
-  log_prob, tokens, position, generated, *, min_length, eos_id, no_repeat_ngram, allowed, early_eos
-):
-  """log_prob f32[B, K, V] with -inf for forbidden tokens, early_eos for eos before min_length."""
+  log_prob: Float[Array, "batch rows vocabulary"],
+  tokens: Int[Array, "batch rows length"],
+  position: Int[Array, ""],
+  generated: Int[Array, " batch"],
+  *,
+  min_length: int,
+  eos_id: int,
+  no_repeat_ngram: int,
+  allowed: Bool[Array, "..."] | None,
+  early_eos: float,
+) -> Float[Array, "batch rows vocabulary"]:
+  """Returns log-probabilities of the next token with -inf for forbidden ones.
+
+  Args:
+    log_prob: natural logarithms.
+    tokens: sequences up to `position`.
+    position: last known position.
+    generated: index of the next token among the generated ones.
+    min_length: eos is forbidden while fewer tokens have been generated.
+    eos_id: id of eos.
+    no_repeat_ngram: n > 0 forbids tokens that complete a repeated n-gram.
+    allowed: bool[vocabulary], the only tokens that may be generated; None: all.
+    early_eos: largest log-probability of eos before `min_length`.
+
+  Raises:
+    ValueError: `allowed` does not have the size of the vocabulary.
+  """
   vocabulary = log_prob.shape[-1]
   if allowed is not None:
     if allowed.shape != (vocabulary,):
@@ -33,5 +58,6 @@ def _completes_ngram(tokens, position, n, vocabulary):
     last = column(tokens, position - n + 2 + offset)
     match &= tokens[:, :, offset : offset + width - n + 1] == last[:, :, None]
   banned = jnp.zeros((batch, beams, vocabulary), bool)
-  items, rows = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
+  items = jnp.arange(batch)[:, None, None]
+  rows = jnp.arange(beams)[None, :, None]
   return banned.at[items, rows, tokens[:, :, n - 1 :]].max(match)

@@ -1,13 +1,15 @@
 """Sampling with temperature, top-k and top-p."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
 
 from mplug_jax.decoding.constraints import forbid_tokens
 from mplug_jax.decoding.tokens import (
   Generation,
+  StepFn,
   append_tokens,
   check_options,
   column,
@@ -24,36 +26,54 @@ class _SampleState(NamedTuple):
 
 
 def sample(
-  step_fn,
-  cache,
-  prompt,
-  prompt_length,
-  keys,
+  step_fn: StepFn,
+  cache: Any,
+  prompt: Int[Array, "batch width"],
+  prompt_length: Int[Array, " batch"],
+  keys: Key[Array, " batch"],
   *,
-  num_samples,
-  max_length,
-  min_length=0,
-  eos_id,
-  pad_id,
-  temperature=1.0,
-  top_k=0,
-  top_p=1.0,
-  no_repeat_ngram=0,
-  allowed=None,
-):
-  """K = num_samples independent samples per item, in the order drawn (not sorted by score).
+  num_samples: int,
+  max_length: int,
+  min_length: int = 0,
+  eos_id: int,
+  pad_id: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  no_repeat_ngram: int = 0,
+  allowed: Bool[Array, "..."] | None = None,
+) -> Generation:
+  """Returns independent samples per item, in the order drawn (not sorted by score).
 
-  Forbidden tokens go first, then the logits are divided by temperature, then top_k keeps the k most
-  probable tokens (0: all; ties: the lowest ids), then top_p keeps the fewest of them, best first,
-  whose probability (rescaled to sum to 1) reaches top_p (Holtzman et al. 2020).
+  Forbidden tokens are removed first, then the logits are divided by temperature, then top_k keeps
+  the k most probable tokens (ties: the lowest ids), then top_p keeps the fewest of them, best
+  first, whose probability (rescaled to sum to 1) reaches top_p (Holtzman et al. 2020).
 
-  Args: see the module; keys: key[B], one random key per item (threefry, the default of JAX, whose
-    draws do not depend on the batch): sample k draws its token number s with
-    fold_in(fold_in(key, k), s), so it depends neither on the other items nor on num_samples.
-  Returns: Generation. scores: sum of the log-probabilities of the generated tokens, eos included,
-    under the model's own distribution (temperature 1, nothing filtered or forbidden), without
-    length penalty.
-  Raises: ValueError for options out of range.
+  Args:
+    step_fn: see beam_search.py, as the options that are not listed here.
+    cache: state of `step_fn`.
+    prompt: right-padded.
+    prompt_length: number of tokens of each prompt, at least 1.
+    keys: one random key per item (threefry, the default of JAX, whose draws do not depend on the
+      batch): sample k draws its token s with fold_in(fold_in(key, k), s), so it depends neither on
+      the other items nor on num_samples.
+    num_samples: samples per item.
+    max_length: most tokens generated, the final eos included.
+    min_length: eos is forbidden while fewer tokens have been generated.
+    eos_id: id of eos.
+    pad_id: id of padding.
+    temperature: divides the logits.
+    top_k: number of tokens kept; 0: all.
+    top_p: probability kept; 1: all.
+    no_repeat_ngram: n > 0 forbids repeated n-grams.
+    allowed: bool[vocabulary], the only tokens that may be generated; None: all.
+
+  Returns:
+    Generation. scores: sum of the log-probabilities of the generated tokens, eos included, under
+    the model's distribution (temperature 1, nothing filtered or forbidden), without length penalty.
+
+  Raises:
+    ValueError: an option is out of range.
   """
   check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
   if num_samples < 1 or temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:

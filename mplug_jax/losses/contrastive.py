@@ -1,21 +1,33 @@
-"""Image-text contrastive learning with a momentum teacher and queues of its features (paper section 3.3).
+"""Image-text contrastive loss with a momentum teacher and feature queues (paper section 3.3).
 
-Shapes: B images and their texts, over the global batch; Q queue columns; E feature width. Features are unit vectors.
+Rows are the images, and their texts, of the global batch. Features are unit vectors.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+Queues = dict[str, Shaped[Array, "..."]]  # see `init_queues`
 
 NO_ID = -100  # of a queue column that no image has filled; ids of images are 0 or more
 _HIDDEN = -1e9  # added to the similarity of a column that is no candidate
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
-def init_queues(width, size):
-  """Queues of random unit vectors, which match no image: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q],
-  "queue_ptr": i32[1]}, under the names that converted checkpoints have."""
+def init_queues(width: int, size: int) -> Queues:
+  """Returns queues of random unit vectors, which match no image.
+
+  Args:
+    width: width E of the features.
+    size: number of columns Q.
+
+  Returns:
+    {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q], "queue_ptr": i32[1]}, the
+    names in converted checkpoints.
+  """
 
   def unit(key):
     x = jax.random.normal(key, (width, size))
@@ -30,11 +42,21 @@ def init_queues(width, size):
   }
 
 
-def enqueue(queues, image, text, ids, valid):
-  """Overwrites the columns from the pointer on, around the end, with the teacher's features, in the order of the batch.
+def enqueue(
+  queues: Queues,
+  image: Float[Array, "rows width"],
+  text: Float[Array, "rows width"],
+  ids: Int[Array, " rows"],
+  valid: Bool[Array, " rows"],
+) -> Queues:
+  """Returns the queues with the columns after the pointer overwritten, wrapping around.
 
   Args:
-    image, text: f32[B, E]. ids: i32[B]. valid: bool[B]; other rows leave a column of zeros that matches no image.
+    queues: see `init_queues`.
+    image: features of the teacher.
+    text: features of the teacher.
+    ids: image ids.
+    valid: rows that count; the others leave a column of zeros that matches no image.
   """
   size = queues["image_queue"].shape[1]
   kept = min(len(ids), size)  # a batch larger than the queue leaves its last rows
@@ -50,60 +72,80 @@ def enqueue(queues, image, text, ids, valid):
   }
 
 
-def targets(equal, teacher_similarities, alpha):
-  """alpha x the teacher's softmax + (1 - alpha) x an equal share for every match.
+def targets(
+  equal: Bool[Array, "rows columns"],
+  teacher_similarities: Float[Array, "rows columns"],
+  alpha: float | Float[Array, ""],
+) -> Float[Array, "rows columns"]:
+  """Returns alpha x the teacher's softmax + (1 - alpha) x an equal share for every match.
 
   Args:
-    equal: bool[B, C], which columns match a row; at least one does. teacher_similarities: f32[B, C]. alpha: f32[].
+    equal: columns that match a row, at least one each.
+    teacher_similarities: of the teacher.
+    alpha: weight of the teacher.
 
   Returns:
-    f32[B, C], rows sum to 1.
+    Target probabilities; rows sum to 1.
   """
   matches = equal / equal.sum(1, keepdims=True)
   return alpha * jax.nn.softmax(teacher_similarities) + (1.0 - alpha) * matches
 
 
-def contrastive_loss(similarities, targets):
-  """Cross-entropy of every row over its columns. f32[B, C] twice -> f32[B]."""
+def contrastive_loss(
+  similarities: Float[Array, "rows columns"], targets: Float[Array, "rows columns"]
+) -> Float[Array, " rows"]:
+  """Returns the cross-entropy of every row over its columns."""
   return -(targets * jax.nn.log_softmax(similarities)).sum(1)
 
 
-def similarities(features, others, queue, temperature):
-  """f32[B, E], f32[B, E], f32[E, Q] -> f32[B, B + Q]: with the other side of the batch, then with the queue."""
+def similarities(
+  features: Float[Array, "rows width"],
+  others: Float[Array, "others width"],
+  queue: Float[Array, "width size"],
+  temperature: float | Float[Array, ""],
+) -> Float[Array, "rows others+size"]:
+  """Returns similarities with the other side of the batch, then with the queue."""
   return features @ jnp.concatenate([others.T, queue], axis=1) / temperature
 
 
 def image_text_losses(
-  image,
-  text,
-  teacher_image,
-  teacher_text,
-  ids,
-  valid,
-  queues,
-  temperature,
-  alpha,
-  match="image",
-  chunk=0,
-):
-  """Both directions of the loss over the batch and the queues.
+  image: Float[Array, "rows width"],
+  text: Float[Array, "rows width"],
+  teacher_image: Float[Array, "rows width"],
+  teacher_text: Float[Array, "rows width"],
+  ids: Int[Array, " rows"],
+  valid: Bool[Array, " rows"],
+  queues: Queues,
+  temperature: float | Float[Array, ""],
+  alpha: float | Float[Array, ""],
+  match: str = "image",
+  chunk: int = 0,
+) -> tuple[Float[Array, " rows"], Float[Array, " rows"], dict[str, Int[Array, " rows"]]]:
+  """Returns both directions of the loss over the batch and the queues.
 
-  With `chunk` similarities exist for so many columns at a time, forwards and backwards, and are computed twice.
+  With `chunk`, similarities exist for only so many columns at a time in the forward and the
+  backward pass, and are computed twice.
 
   Args:
-    image, text, teacher_image, teacher_text: f32[B, E]; without a teacher, image and text again, and alpha 0. ids: i32[B], of the images.
-    queues: see `init_queues`; {}: the batch alone.
-    valid: bool[B]; texts and images of other rows are no candidates of anyone.
-    temperature: f32[], similarities are divided by it. alpha: f32[], weight of the teacher.
-    match: "image": texts (images) with the same image id match, in the queue too; "row": each row's own alone, as the
-      official pre-training (docs/official.md item 52).
+    image: features of the student.
+    text: features of the student.
+    teacher_image: features of the teacher; without a teacher `image` again, and alpha 0.
+    teacher_text: features of the teacher; without a teacher `text` again, and alpha 0.
+    ids: image ids.
+    valid: rows that count; the others are no candidates of any row.
+    queues: see `init_queues`; {}: only the batch.
+    temperature: similarities are divided by it.
+    alpha: weight of the teacher.
+    match: "image": texts (images) with the same image id match, in the queue too; "row": only the
+      row's own, as the official pre-training (docs/official.md item 52).
     chunk: columns at a time; 0: all.
 
   Returns:
-    (f32[B] image to text, f32[B] text to image, {"i2t", "t2i": i32[B], the most similar of the B + Q columns}).
+    (loss image to text, loss text to image, {"i2t", "t2i": index of the most similar of the
+    batch's and the queue's columns}).
 
   Raises:
-    ValueError: an unknown `match`.
+    ValueError: `match` is unknown.
   """
   if match not in ("image", "row"):
     raise ValueError(f"config.task.match={match!r} is not one of image, row.")
@@ -136,16 +178,18 @@ def _direction(columns, temperature, alpha, features, teacher, others, queue):
   sims = similarities(features, others, queue, temperature)
   soft = jax.lax.stop_gradient(similarities(teacher, others, queue, temperature))
   equal, counted = columns(0, sims.shape[1])
-  hidden = jnp.where(
-    counted, 0.0, _HIDDEN
-  )  # a row is its own candidate always: finite, and without weight if not valid
+  # A row is always its own candidate: its loss is finite, and has no weight if it is not valid.
+  hidden = jnp.where(counted, 0.0, _HIDDEN)
   return contrastive_loss(sims + hidden, targets(equal, soft + hidden, alpha)), (
     sims + hidden
   ).argmax(1)
 
 
 def _chunked_direction(columns, temperature, alpha, chunk, features, teacher, others, queue):
-  """As `_direction`, chunk by chunk: the loss is logsumexp(s) - alpha softmax(t) s - (1 - alpha) s_equal / matches, summed over columns."""
+  """As `_direction`, chunk by chunk.
+
+  The loss sums logsumexp(s) - alpha softmax(t) s - (1 - alpha) s_equal / matches over columns.
+  """
   rows = len(features)
   none, zero = jnp.full((rows,), -jnp.inf), jnp.zeros((rows,))
   carry = {
@@ -170,14 +214,13 @@ def _chunked_direction(columns, temperature, alpha, chunk, features, teacher, ot
 
 
 def _scan_columns(columns, temperature, chunk, features, teacher, table, first, carry):
-  """The sums of `carry` with those over the columns `table` f32[E, C], which are numbered from `first` on."""
+  """Adds the sums over the columns `table` f32[E, C], with indices from `first` on, to `carry`."""
   width = table.shape[1]
 
   @jax.checkpoint
   def add(carry, wanted):
-    start = jnp.minimum(
-      wanted, width - chunk
-    )  # the last chunk begins among columns that are counted already
+    # The last chunk begins among columns that are counted already.
+    start = jnp.minimum(wanted, width - chunk)
     part = jax.lax.dynamic_slice_in_dim(table, start, chunk, axis=1)
     equal, counted = columns(first + start, chunk)
     new = start + jnp.arange(chunk) >= wanted
@@ -210,6 +253,6 @@ def _scan_columns(columns, temperature, chunk, features, teacher, table, first, 
   return jax.lax.scan(add, carry, jnp.arange(0, width, chunk))[0]
 
 
-def clamp_temperature(params):
-  """Parameters with the temperature inside TEMPERATURE_RANGE (docs/official.md item 23)."""
+def clamp_temperature(params: dict[str, Any]) -> dict[str, Any]:
+  """Returns the parameters with the temperature in TEMPERATURE_RANGE (docs/official.md item 23)."""
   return params | {"temp": {"value": jnp.clip(params["temp"]["value"], *TEMPERATURE_RANGE)}}

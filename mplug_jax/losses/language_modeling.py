@@ -1,31 +1,44 @@
-"""Loss functions on logits, float32. R sequences, T positions, V vocabulary."""
+"""Loss functions on logits, in float32."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
-def token_cross_entropy(logits, labels):
-  """Negative log-likelihood of each label. f32[R, T, V], i32[R, T] -> f32[R, T]."""
+def token_cross_entropy(
+  logits: Float[Array, "*positions vocabulary"], labels: Int[Array, "*positions"]
+) -> Float[Array, "*positions"]:
+  """Returns the negative log-likelihood of each label."""
   chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
   return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def next_ids(ids):
-  """The id behind each, 0 behind the last: what a decoder is to predict. i32[R, T] -> i32[R, T]."""
+def next_ids(ids: Int[Array, "rows length"]) -> Int[Array, "rows length"]:
+  """Returns the id after each position, 0 after the last: the labels of a decoder."""
   return jnp.pad(ids[:, 1:], ((0, 0), (0, 1)))
 
 
-def vocabulary_losses(hidden, table, bias, labels, chunk=0):
-  """Cross-entropy over the vocabulary, from what the logits are made of.
+def vocabulary_losses(
+  hidden: Float[Array, "rows length width"],
+  table: Float[Array, "vocabulary width"],
+  bias: Float[Array, " vocabulary"],
+  labels: Int[Array, "rows length"],
+  chunk: int = 0,
+) -> tuple[Float[Array, "rows length"], Bool[Array, "rows length"]]:
+  """Returns the cross-entropy over the vocabulary, computed from the decoder's output.
 
-  With `chunk` they exist for so many positions at a time, forwards and backwards, and are computed twice.
+  With `chunk`, logits exist for only so many positions at a time in the forward and the backward
+  pass, and are computed twice.
 
   Args:
-    hidden: dtype[R, T, D]. table: f[V, D], word embeddings. bias: f32[V]. labels: i32[R, T].
+    hidden: input of the output layer.
+    table: word embeddings.
+    bias: bias of the output layer, float32.
+    labels: ids of the expected tokens.
     chunk: positions of all sequences at a time; 0: all.
 
   Returns:
-    (negative log-likelihood of each label f32[R, T], whether it is the most probable word bool[R, T]).
+    (negative log-likelihood of each label in float32, whether the label is the most probable word).
   """
   table = table.astype(hidden.dtype)
 
@@ -47,38 +60,71 @@ def vocabulary_losses(hidden, table, bias, labels, chunk=0):
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(labels), -1)[:, :length], out)
 
 
-def vocabulary_logits(hidden, table, bias):
-  """dtype[B, L, D], [V, D] of the same dtype, f32[V] -> f32[B, L, V]."""
+def vocabulary_logits(
+  hidden: Float[Array, "rows length width"],
+  table: Float[Array, "vocabulary width"],
+  bias: Float[Array, " vocabulary"],
+) -> Float[Array, "rows length vocabulary"]:
+  """Returns float32 logits; `hidden` and `table` have the same dtype."""
   return jnp.einsum("bld,vd->blv", hidden, table, preferred_element_type=jnp.float32) + bias
 
 
-def soft_cross_entropy(logits, teacher_logits, axis=-1):
-  """Cross-entropy against a teacher's distribution over the vocabulary. f32[R, T, V] twice -> f32[R, T].
+def soft_cross_entropy(
+  logits: Float[Array, "rows length vocabulary"],
+  teacher_logits: Float[Array, "rows length vocabulary"],
+  axis: int = -1,
+) -> Float[Array, "rows length"]:
+  """Returns the cross-entropy against a teacher's distribution over the vocabulary.
 
   Args:
-    axis: of the student's softmax. -1 is the vocabulary; the released code normalizes over the time axis 1 instead
-      (docs/official.md item 7).
+    logits: of the student.
+    teacher_logits: of the teacher.
+    axis: axis of the student's softmax. -1 is the vocabulary; the released code normalizes over
+      the time axis 1 instead (docs/official.md item 7).
   """
   return -(jax.nn.softmax(teacher_logits, axis=-1) * jax.nn.log_softmax(logits, axis=axis)).sum(-1)
 
 
-def distilled_cross_entropy(logits, labels, teacher_logits, alpha, axis=-1):
-  """(1 - alpha) x cross-entropy + alpha x that against the teacher, which gets no gradient; arguments as of the two."""
+def distilled_cross_entropy(
+  logits: Float[Array, "rows length vocabulary"],
+  labels: Int[Array, "rows length"],
+  teacher_logits: Float[Array, "rows length vocabulary"],
+  alpha: float | Float[Array, ""],
+  axis: int = -1,
+) -> Float[Array, "rows length"]:
+  """Returns (1 - alpha) x cross-entropy + alpha x cross-entropy against the teacher.
+
+  Args:
+    logits: of the student.
+    labels: ids of the expected tokens.
+    teacher_logits: of the teacher, which gets no gradient.
+    alpha: weight of the teacher.
+    axis: see `soft_cross_entropy`.
+  """
   soft = soft_cross_entropy(logits, jax.lax.stop_gradient(teacher_logits), axis)
   return (1.0 - alpha) * token_cross_entropy(logits, labels) + alpha * soft
 
 
-def answer_cross_entropy(logits, ids, pad_id, teacher_logits=None, alpha=0.0, axis=-1):
-  """Sum over an answer's tokens of the next-token loss, pads ignored (docs/official.md item 8).
+def answer_cross_entropy(
+  logits: Float[Array, "rows length vocabulary"],
+  ids: Int[Array, "rows length"],
+  pad_id: int,
+  teacher_logits: Float[Array, "rows length vocabulary"] | None = None,
+  alpha: float | Float[Array, ""] = 0.0,
+  axis: int = -1,
+) -> Float[Array, " rows"]:
+  """Returns the sum of the next-token loss over each answer (docs/official.md item 8).
 
   Args:
-    logits: f32[R, T, V]. ids: i32[R, T], [bos] answer [eos] pad...: position t predicts ids[:, t + 1].
-    teacher_logits: f32[R, T, V] or None; with it see `distilled_cross_entropy`.
-
-  Returns:
-    f32[R].
+    logits: position t predicts ids[:, t + 1].
+    ids: [bos] answer [eos] pad...
+    pad_id: id of labels that do not count.
+    teacher_logits: adds distillation, see `distilled_cross_entropy`; None: none.
+    alpha: weight of the teacher.
+    axis: see `soft_cross_entropy`.
   """
-  labels, logits = ids[:, 1:], logits[:, :-1]
+  labels = ids[:, 1:]
+  logits = logits[:, :-1]
   if teacher_logits is None:
     loss = token_cross_entropy(logits, labels)
   else:

@@ -1,13 +1,17 @@
-"""BERT as mPLUG uses it: post-norm layers with optional cross-attention, the text encoder, the causal text decoder.
+"""BERT in mPLUG: post-norm layers with optional cross-attention, text encoder, causal text decoder.
 
-Shapes: B rows, L tokens, D width, V vocabulary; memory rows M with B = M * R; K beams; T decoded positions at most.
+Shapes: B rows, L tokens, D width, V vocabulary; memory rows M with B = M * R; K beams; at most T
+decoded positions.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mplug_jax.losses import language_modeling
 from mplug_jax.models import layers
@@ -15,6 +19,11 @@ from mplug_jax.ops import activations, initializers
 from mplug_jax.parallel.rules import constrain
 
 EPSILON = 1e-12  # of every layer norm in BERT
+
+# Logits f32[B, L, V], or with labels (losses f32[B, L], label is the most probable bool[B, L]).
+LogitsOrLosses = Any
+
+KeysValues = tuple[Float[Array, "..."], Float[Array, "..."]]  # both dtype[M, H, S, Dh]
 
 
 class BertConfig(NamedTuple):
@@ -29,21 +38,26 @@ class BertConfig(NamedTuple):
   dropout_rate: float
   attention_dropout_rate: float
   initializer_range: float
-  dtype: jnp.dtype
+  dtype: Dtype
   remat: str
   attention_impl: str
   loss_chunk: int
 
   @property
-  def kernel_init(self):
+  def kernel_init(self) -> Callable[..., jax.Array]:
+    """Returns the initializer of every kernel."""
     return initializers.normal(self.initializer_range)
 
-  def check_length(self, length):
-    """Raises ValueError for texts longer than the table of positions: a look-up beyond its end would give NaN."""
+  def check_length(self, length: int) -> None:
+    """Checks that texts are not longer than the position table: a look-up beyond it gives NaN.
+
+    Raises:
+      ValueError: they are.
+    """
     if length > self.max_positions:
       raise ValueError(
-        f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; lower the data's or "
-        "task's maximal length."
+        f"Texts of {length} tokens do not fit config.model.max_positions={self.max_positions}; "
+        "lower the data's or task's maximal length."
       )
 
   def dense(self, width: int, name: str | None = None) -> layers.Dense:
@@ -68,26 +82,28 @@ class BertConfig(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """What cross-attention reads: segments along the sequence, each with its own number of rows.
+  """Input of cross-attention: segments along the sequence, each with its number of rows.
 
-  A segment's rows divide the largest number of rows: [image f[B, N, D], text f[B * Q, L, D]] is the memory of Q
-  questions about each image, and the image's keys and values are computed once for all Q.
+  A segment's rows divide the largest number of rows: [image f[B, N, D], text f[B * Q, L, D]] is
+  the memory of Q questions about each image, and the image's keys and values are computed once for
+  all Q.
   """
 
   states: tuple  # of f[M_i, S_i, D]
   masks: tuple  # of bool[M_i, S_i], or None = no padding
 
   @property
-  def rows(self):
+  def rows(self) -> int:
+    """Returns the largest number of rows M."""
     return max(x.shape[0] for x in self.states)
 
-  def repeat(self, x):
-    """f[M_i, ...] -> f[M, ...], each row repeated in place."""
+  def repeat(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Returns [M, ...] from [M_i, ...], with consecutive copies of each row."""
     return x if x.shape[0] == self.rows else jnp.repeat(x, self.rows // x.shape[0], axis=0)
 
   @property
-  def mask(self):
-    """bool[M, 1, 1, S], or None when no segment has padding."""
+  def mask(self) -> Bool[Array, "rows 1 1 keys"] | None:
+    """Returns the joint mask, or None when no segment has padding."""
     if all(mask is None for mask in self.masks):
       return None
     masks = [
@@ -102,22 +118,28 @@ class Embeddings(nn.Module):
 
   config: BertConfig
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the tables."""
     c = self.config
 
     def table(rows):
       return nn.Embed(rows, c.hidden_size, dtype=c.dtype, embedding_init=c.kernel_init)
 
-    self.word, self.position, self.token_type = (
-      table(c.vocab_size),
-      table(c.max_positions),
-      table(2),
-    )
+    self.word = table(c.vocab_size)
+    self.position = table(c.max_positions)
+    self.token_type = table(2)
     self.norm = c.norm()
     self.dropout = layers.Dropout(c.dropout_rate)
 
-  def __call__(self, ids, positions):
-    """ids: i32[B, L]; positions: i32[L] -> dtype[B, L, D]. The look-up of the pad id passes no gradient."""
+  def __call__(
+    self, ids: Int[Array, "rows length"], positions: Int[Array, "..."]
+  ) -> Float[Array, "rows length width"]:
+    """Returns the embeddings; the look-up of the pad id passes no gradient.
+
+    Args:
+      ids: token ids.
+      positions: [length], or [1] for the same position everywhere.
+    """
     self.config.check_length(positions.shape[0])
     words = self.word(ids)
     words = jnp.where((ids == self.config.pad_id)[..., None], jax.lax.stop_gradient(words), words)
@@ -127,12 +149,13 @@ class Embeddings(nn.Module):
 
 
 class BertLayer(nn.Module):
-  """Post-norm layer: self-attention, optional cross-attention, feed-forward. A body for `nn.scan`."""
+  """Post-norm layer of self-attention, optional cross-attention, feed-forward; for `nn.scan`."""
 
   config: BertConfig
   cross: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the parts."""
     c = self.config
     self.attention = c.attention()
     self.attention_norm = c.norm()
@@ -150,30 +173,53 @@ class BertLayer(nn.Module):
     out = self.output(self.intermediate(x))
     return constrain(self.output_norm(x + self.dropout(out)))
 
-  def __call__(self, x, mask=None, memory=None, memory_mask=None):
-    """x: f[B, L, D]; mask: bool[B, 1, L | 1, L]; memory: `Memory`, its `cross_keys_values`, or None -> (dtype[B, L, D], None)."""
+  def __call__(
+    self,
+    x: Float[Array, "rows length width"],
+    mask: Bool[Array, "..."] | None = None,
+    memory: Any = None,
+    memory_mask: Bool[Array, "..."] | None = None,
+  ) -> tuple[Float[Array, "rows length width"], None]:
+    """Returns (output, None).
+
+    Args:
+      x: tokens.
+      mask: [rows, 1, length or 1, length], True = may be attended to.
+      memory: `Memory`, its `cross_keys_values`, or None.
+      memory_mask: `Memory.mask`.
+    """
     x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
     if self.cross:
-      keys_values = self.cross_keys_values(memory) if isinstance(memory, Memory) else memory
-      read = self.crossattention.attend(x, *keys_values, memory_mask)
+      key, value = self.cross_keys_values(memory) if isinstance(memory, Memory) else memory
+      read = self.crossattention.attend(x, key, value, memory_mask)
       x = self.crossattention_norm(x + self.dropout(read))
     return self._feed_forward(x), None
 
-  def cross_keys_values(self, memory):
-    """`Memory` of M rows -> (key, value), both dtype[M, H, S, Dh]; each memory segment is projected once."""
+  def cross_keys_values(self, memory: Memory) -> KeysValues:
+    """Returns (key, value) of the memory; each segment is projected once."""
     pairs = [self.crossattention.keys_values(x) for x in memory.states]
-    return tuple(jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
+    key, value = (jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
+    return key, value
 
-  def step(self, x, cache, cross, position, cross_mask):
-    """One position of incremental decoding; beams are query positions of the cross-attention.
+  def step(
+    self,
+    x: Float[Array, "batch beams width"],
+    cache: dict[str, Float[Array, "batch beams heads positions head_width"]],
+    cross: KeysValues,
+    position: Int[Array, ""],
+    cross_mask: Bool[Array, "batch 1 1 keys"] | None,
+  ) -> tuple[Float[Array, "batch beams width"], dict[str, Float[Array, "..."]]]:
+    """Decodes one position; beams are query positions of the cross-attention.
 
     Args:
-      x: f[B, K, D]. position: i32[].
-      cache: {"key", "value"}: dtype[B, K, H, T, Dh], positions before `position` filled.
-      cross: (key, value) dtype[B, H, S, Dh]. cross_mask: bool[B, 1, 1, S] or None.
+      x: tokens at `position`.
+      cache: {"key", "value"}, filled before `position`.
+      cross: (key, value) of the memory, dtype[B, H, S, Dh].
+      position: index of the position.
+      cross_mask: `Memory.mask`.
 
     Returns:
-      (dtype[B, K, D], the cache with `position` filled).
+      (output, the cache with `position` filled).
     """
     new = self.attention.keys_values(x)  # [B, H, K, Dh]
     cache = {
@@ -197,8 +243,19 @@ class LanguageModelHead(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, table, labels=None):
-    """x: f[B, L, D]; table: f[V, D] -> f32[B, L, V]; with labels i32[B, L] their losses instead, see losses.vocabulary_losses."""
+  def __call__(
+    self,
+    x: Float[Array, "rows length width"],
+    table: Float[Array, "vocabulary width"],
+    labels: Int[Array, "rows length"] | None = None,
+  ) -> LogitsOrLosses:
+    """Returns logits, or with `labels` their losses, see language_modeling.vocabulary_losses.
+
+    Args:
+      x: tokens.
+      table: word embeddings.
+      labels: ids of the expected tokens, or None.
+    """
     c = self.config
     x = c.norm("norm")(activations.gelu(c.dense(c.hidden_size, name="dense")(x)))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
@@ -208,13 +265,16 @@ class LanguageModelHead(nn.Module):
 
 
 class TextEncoder(nn.Module):
-  """Bidirectional BERT encoder. i32[B, L], bool[B, L] -> dtype[B, L, D]."""
+  """Bidirectional BERT encoder."""
 
   config: BertConfig
   depth: int
 
   @nn.compact
-  def __call__(self, ids, mask):
+  def __call__(
+    self, ids: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
+  ) -> Float[Array, "rows length width"]:
+    """Returns the tokens in the compute dtype; the mask is False for padding."""
     x = Embeddings(self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
     stack = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=1)
     return stack(self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
@@ -226,33 +286,53 @@ class TextDecoder(nn.Module):
   config: BertConfig
   depth: int
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the parts."""
     self.embeddings = Embeddings(self.config)
     self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(
       self.config, cross=True
     )
     self.head = LanguageModelHead(self.config)
 
-  def __call__(self, ids, mask, memory, labels=None):
-    """Teacher forcing. ids: i32[B, L]; mask: bool[B, L]; memory: `Memory`, M rows with B = M * R; labels: see LanguageModelHead ->
-    f32[B, L, V], or losses."""
+  def __call__(
+    self,
+    ids: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"],
+    memory: Memory,
+    labels: Int[Array, "rows length"] | None = None,
+  ) -> LogitsOrLosses:
+    """Returns logits under teacher forcing, or losses.
+
+    Args:
+      ids: token ids.
+      mask: False for padding.
+      memory: M rows with rows = M * R.
+      labels: see LanguageModelHead.
+    """
     length = ids.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
     x = constrain(self.embeddings(ids, jnp.arange(length)))
     x, _ = self.layers(x, causal, memory, memory.mask)
     return self.head(x, self.embeddings.word.embedding, labels)
 
-  def init_cache(self, memory, beams, length):
-    """What incremental decoding reads and writes, each of these a tuple with an entry per layer.
+  def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
+    """Returns the cache of incremental decoding.
+
+    Args:
+      memory: its rows are the items.
+      beams: sequences per item K.
+      length: number of positions T.
 
     Returns:
-      {"layers": the layers' parameters, kernels in the compute dtype, "cross": (key, value) dtype[B, H, S, Dh],
-       "self": {"key", "value"}: dtype[B, K, H, T, Dh], empty} and "cross_mask": bool[B, 1, 1, S] or None.
+      {"layers": the layers' parameters, kernels in the compute dtype,
+      "cross": (key, value) dtype[B, H, S, Dh],
+      "self": {"key", "value"}: dtype[B, K, H, T, Dh], empty}, each a tuple with an entry per layer,
+      and "cross_mask": bool[B, 1, 1, S] or None.
     """
     c = self.config
     c.check_length(length)
-    # Taken apart and cast once, before the loop. A loop over the stacked ones inside the loop over positions copies
-    # every kernel for every position: half the time of decoding on CPU.
+    # Split by layer and cast once, before the loop. A loop over stacked parameters inside the loop
+    # over positions copies every kernel for every position: half the time of decoding on CPU.
     stacked = jax.tree.map_with_path(
       lambda path, x: x.astype(c.dtype) if path[-1].key == "kernel" else x,
       self.layers.variables["params"],
@@ -270,12 +350,15 @@ class TextDecoder(nn.Module):
       "cross_mask": memory.mask,
     }
 
-  def step(self, tokens, position, cache):
-    """tokens: i32[B, K] at `position` i32[] -> (f32[B, K, V] for the next position, cache)."""
-    x, new = self.embeddings(tokens, position[None]), []
-    for params, own, cross in zip(cache["layers"], cache["self"], cache["cross"], strict=True):
-      x, own = self._layer(params, BertLayer.step, x, own, cross, position, cache["cross_mask"])
-      new.append(own)
+  def step(
+    self, tokens: Int[Array, "batch beams"], position: Int[Array, ""], cache: dict[str, Any]
+  ) -> tuple[LogitsOrLosses, dict[str, Any]]:
+    """Returns (logits f32[B, K, V] of the next position, cache) for the tokens at `position`."""
+    x = self.embeddings(tokens, position[None])
+    new = []
+    for params, past, cross in zip(cache["layers"], cache["self"], cache["cross"], strict=True):
+      x, past = self._layer(params, BertLayer.step, x, past, cross, position, cache["cross_mask"])
+      new.append(past)
     return self.head(x, self.embeddings.word.embedding), cache | {"self": tuple(new)}
 
   def _layer(self, params, method, *args):

@@ -2,18 +2,31 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax.models import layers
-from mplug_jax.models.bert import BertConfig, BertLayer, LanguageModelHead, Memory
+from mplug_jax.models.bert import (
+  BertConfig,
+  BertLayer,
+  LanguageModelHead,
+  LogitsOrLosses,
+  Memory,
+)
 from mplug_jax.parallel.rules import constrain
 
 
-def connected_layers(depth, stride, rule):
-  """Indices j (from 0) of the layers that attend over image and text together.
+def connected_layers(depth: int, stride: int, rule: str) -> tuple[int, ...]:
+  """Returns the indices j (from 0) of the layers that attend over image and text together.
 
   Args:
-    rule: "released": j > 0 and j % stride == 0, as the released code (docs/official.md item 2); "paper": with i = j + 1,
-      i % (stride + 1) == 0, as the paper's Algorithm 1. With 6 layers both give none at stride 6 and j = 3 at stride 3.
+    depth: number of layers.
+    stride: distance of connected layers.
+    rule: "released": j > 0 and j % stride == 0, as the released code (docs/official.md item 2);
+      "paper": with i = j + 1, i % (stride + 1) == 0, as the paper's Algorithm 1. With 6 layers both
+      give none at stride 6 and j = 3 at stride 3.
+
+  Raises:
+    ValueError: the rule is unknown.
   """
   rules = {
     "released": lambda j: j > 0 and j % stride == 0,
@@ -25,9 +38,10 @@ def connected_layers(depth, stride, rule):
 
 
 class FusionEncoder(nn.Module):
-  """Text attends to the image (asymmetric layers); every `stride` layers both attend to both (connected layers).
+  """Asymmetric layers, where text attends to the image, and connected layers over both.
 
-  Only the layers that run exist, and a connected layer has no cross-attention (docs/official.md item 4).
+  Every `stride`-th layer is connected, see `connected_layers`. Only the layers that run exist, and
+  a connected layer has no cross-attention (docs/official.md item 4).
   """
 
   config: BertConfig
@@ -35,21 +49,32 @@ class FusionEncoder(nn.Module):
   stride: int
   rule: str = "released"
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the layers."""
     layer = layers.remat(BertLayer, self.config.remat)
     self.connected = connected_layers(self.depth, self.stride, self.rule)
     self.layer = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
-    self.second = [
-      layer(self.config, cross=j not in self.connected) for j in range(self.depth)
-    ]  # of `pair` alone
+    # Used only by `pair`.
+    self.second = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
     self.mlm_head = MaskedLanguageModelHead(self.config)
 
-  def __call__(self, text, mask, image, keys_values=()):
-    """text: f[B * Q, L, D]; mask: bool[B * Q, L]; image: f[B, N, D] -> (image f[B or B * Q, N, D], text f[B * Q, L, D]).
+  def __call__(
+    self,
+    text: Float[Array, "texts length width"],
+    mask: Bool[Array, "texts length"],
+    image: Float[Array, "images tokens width"] | None,
+    keys_values: tuple = (),
+  ) -> tuple[Float[Array, "rows tokens width"] | None, Float[Array, "texts length width"]]:
+    """Returns (image, text).
 
-    Q texts share an image. The image comes back with a row per text once a connected layer has mixed them, and
-    unchanged when there is none. `keys_values` of `image_keys_values` are not computed again; with those of every layer
-    `image` may be None.
+    Q texts share an image. The image has a row per text after a connected layer, and is unchanged
+    when there is none.
+
+    Args:
+      text: B * Q texts.
+      mask: True for tokens.
+      image: B images; None only with the keys and values of every layer.
+      keys_values: result of `image_keys_values`, which is not computed again.
     """
     for j, layer in enumerate(self.layer):
       if j in self.connected:
@@ -62,9 +87,11 @@ class FusionEncoder(nn.Module):
         )
     return image, text
 
-  def image_keys_values(self, image):
-    """What the layers before the first connected one read of an image, whatever the text: f[B, N, D] -> a (key, value) pair a
-    layer, both dtype[B, H, N, Dh]."""
+  def image_keys_values(self, image: Float[Array, "images tokens width"]) -> tuple:
+    """Returns the image's (key, value) of every layer before the first connected one.
+
+    They do not depend on the text. Both are dtype[B, H, N, Dh].
+    """
     alone = min(self.connected, default=self.depth)
     return tuple(layer.cross_keys_values(Memory((image,), (None,))) for layer in self.layer[:alone])
 
@@ -77,43 +104,59 @@ class FusionEncoder(nn.Module):
     joint, _ = layer(
       constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :]
     )
-    # The released code adds the layer's output to the image stream and normalizes no more (docs/official.md item 3).
+    # The released code adds the layer's output to the image stream and does not normalize the sum
+    # (docs/official.md item 3).
     image = image + joint[:, :tokens] if self.rule == "released" else joint[:, :tokens]
     return image, joint[:, tokens:]
 
-  def pair(self, text, mask, first, second):
-    """Every layer twice in a row, for the first and for the second image, as ALBEF for NLVR2.
+  def pair(
+    self,
+    text: Float[Array, "texts length width"],
+    mask: Bool[Array, "texts length"],
+    first: Float[Array, "images tokens width"],
+    second: Float[Array, "images tokens width"],
+  ) -> Float[Array, "texts length width"]:
+    """Returns the text after every layer was applied twice, to two images, as ALBEF for NLVR2.
 
-    A layer and its second share the projections to keys and values alone; a connected layer has none to share.
+    A layer and its copy share only the projections to keys and values; a connected layer has none.
 
     Args:
-      text: f[B * Q, L, D]. mask: bool[B * Q, L]. first, second: images f[B, N, D].
-
-    Returns:
-      Text f[B * Q, L, D].
+      text: B * Q texts.
+      mask: True for tokens.
+      first: first image of each row.
+      second: second image of each row.
     """
-    own = mask[:, None, None, :]
+    text_mask = mask[:, None, None, :]
     for j, layer in enumerate(self.layer):
       if j in self.connected:
         first, text = self._connect(layer, first, text, mask)
         second, text = self._connect(self.second[j], second, text, mask)
       else:
-        text, _ = layer(text, own, Memory((first,), (None,)))
-        text, _ = self.second[j](text, own, layer.cross_keys_values(Memory((second,), (None,))))
+        text, _ = layer(text, text_mask, Memory((first,), (None,)))
+        text, _ = self.second[j](
+          text, text_mask, layer.cross_keys_values(Memory((second,), (None,)))
+        )
     return text
 
-  def mlm_logits(self, text, labels=None):
-    """f[B, L, D] -> f32[B, L, V]: masked language modelling over the fused text; labels: see LanguageModelHead."""
+  def mlm_logits(
+    self,
+    text: Float[Array, "texts length width"],
+    labels: Int[Array, "texts length"] | None = None,
+  ) -> LogitsOrLosses:
+    """Returns masked language modeling logits over the fused text, or losses with `labels`."""
     return self.mlm_head(text, labels)
 
 
 class MaskedLanguageModelHead(nn.Module):
-  """Language model head with a word table of its own, as the fusion encoder's in pre-training: see LanguageModelHead."""
+  """Language model head with its own word table, for pre-training."""
 
   config: BertConfig
 
   @nn.compact
-  def __call__(self, x, labels=None):
+  def __call__(
+    self, x: Float[Array, "rows length width"], labels: Int[Array, "rows length"] | None = None
+  ) -> LogitsOrLosses:
+    """Returns logits, or losses with `labels`, see LanguageModelHead."""
     c = self.config
     table = nn.Embed(
       c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word"

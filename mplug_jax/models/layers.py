@@ -92,7 +92,8 @@ class LayerNorm(nn.Module):
     """Returns the normalized, scaled and shifted `x` in `dtype`."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    return normalize(x, scale, bias, self.epsilon).astype(self.dtype)
+    normalized: Any = normalize(x, scale, bias, self.epsilon)
+    return normalized.astype(self.dtype)
 
 
 def split_heads(
@@ -107,6 +108,10 @@ def merge_heads(
 ) -> Float[Array, "batch length width"]:
   """Returns the heads of `x` as channels."""
   return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def _latest(_: Any, new: Any) -> Any:
+  return new
 
 
 class Attention(nn.Module, kw_only=True):
@@ -182,7 +187,7 @@ class Attention(nn.Module, kw_only=True):
       "probabilities",
       probabilities,
       init_fn=lambda: None,
-      reduce_fn=lambda _, new: new,
+      reduce_fn=_latest,
     )
     if self.has_variable("perturbations", "probabilities"):
       probabilities += self.get_variable("perturbations", "probabilities")

@@ -1,12 +1,17 @@
-"""mPLUG: the image encoder, text encoder, fusion encoder and text decoder, and the heads of every task.
+"""mPLUG: image encoder, text encoder, fusion encoder, text decoder, and the heads of every task.
 
-Shapes: B images, Q texts about each (usually 1), N image tokens, L text tokens, D hidden size, V vocabulary.
-Parameters appear only for the methods that a task calls when it initialises.
+A batch has B images and `texts` = B * Q texts, Q about each image (usually 1). Parameters exist
+only for the methods that a task calls when it initializes.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax.models import layers
 from mplug_jax.models.bert import BertConfig, Memory, TextDecoder, TextEncoder
@@ -20,25 +25,31 @@ class Scalar(nn.Module):
   initial: float
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> Float[Array, ""]:
+    """Returns the number."""
     return self.param("value", nn.initializers.constant(self.initial), ())
 
 
 class ClassificationHead(nn.Module, kw_only=True):
-  """Two-layer head of SNLI-VE and NLVR2: f[B, F] -> f32[B, C]."""
+  """Two-layer head of SNLI-VE and NLVR2."""
 
   width: int
   classes: int
-  dtype: jnp.dtype
+  dtype: Dtype
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "rows features"]) -> Float[Array, "rows classes"]:
+    """Returns float32 logits."""
     x = nn.relu(layers.Dense(self.width, dtype=self.dtype, name="dense")(x))
     return layers.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
 class MPlug(nn.Module, kw_only=True):
-  """The model. Geometry as in presets.PRESETS; `stride` and `fusion` choose the connected layers of the fusion encoder."""
+  """The model.
+
+  The geometry is one of config.presets.PRESETS; `stride` and `fusion` choose the connected layers
+  of the fusion encoder.
+  """
 
   image_size: int
   patch_size: int
@@ -64,13 +75,14 @@ class MPlug(nn.Module, kw_only=True):
   attention_dropout_rate: float = 0.1
   vision_attention_dropout_rate: float = 0.1
   initializer_range: float = 0.02
-  dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = jnp.float32
   remat: str = "none"
   attention_impl: str = "auto"  # or "reference", see ops/attention
   # Positions whose logits over the vocabulary exist at a time in a loss; 0: all.
   loss_chunk: int = 0
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the parts."""
     bert = BertConfig(
       vocab_size=self.vocab_size,
       hidden_size=self.hidden_size,
@@ -111,32 +123,48 @@ class MPlug(nn.Module, kw_only=True):
     )
     self.temp = Scalar(self.temperature)
 
-  def encode_image(self, image):
-    """Normalised f32[B, S, S, 3] -> dtype[B, 1 + N, D]; projected to the text width where the two differ."""
+  def encode_image(
+    self, image: Float[Array, "images height width 3"]
+  ) -> Float[Array, "images tokens channels"]:
+    """Returns tokens of normalized images, projected to the text width where it differs."""
     x = self.visual_encoder(image)
     if self.vision_width == self.hidden_size:
       return x
     return self.visn_dropout(self.visn_layer_norm(self.visn_fc(x)))
 
-  def encode_text(self, ids, mask):
-    """i32[B, L], bool[B, L] (True = token) -> dtype[B, L, D]."""
+  def encode_text(
+    self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"]
+  ) -> Float[Array, "texts length hidden"]:
+    """Returns text tokens; the mask is True for tokens, False for padding."""
     return self.text_encoder(ids, mask)
 
-  def fuse(self, text, mask, image):
-    """text: f[B * Q, L, D]; mask: bool[B * Q, L]; image: f[B, N, D] -> (image, text), see FusionEncoder."""
+  def fuse(
+    self,
+    text: Float[Array, "texts length hidden"],
+    mask: Bool[Array, "texts length"],
+    image: Float[Array, "images tokens hidden"],
+  ) -> tuple[Float[Array, "rows tokens hidden"] | None, Float[Array, "texts length hidden"]]:
+    """Returns (image, text) after the fusion encoder, see FusionEncoder."""
     return self.fusion_encoder(text, mask, image)
 
-  def fuse_images(self, text, mask, image, count):
-    """Texts about `count` = N images each -> what `class_logits` reads.
+  def fuse_images(
+    self,
+    text: Float[Array, "texts length hidden"],
+    mask: Bool[Array, "texts length"],
+    image: Float[Array, "images tokens hidden"],
+    count: int,
+  ) -> Float[Array, "texts features"]:
+    """Returns the features of `class_logits` for texts about `count` images each.
 
-    Pairing "shared": the text is fused with every image by the same layers, and the first tokens lie side by side (F = N D).
-    "duplicated": one pass, every layer twice for two images, see FusionEncoder.pair (F = D).
+    Pairing "shared": the same layers fuse the text with every image, and the first tokens are
+    concatenated (count * hidden features). "duplicated": one pass, every layer twice for two
+    images, see FusionEncoder.pair (hidden features).
 
     Args:
-      text: f[B * Q, L, D]. mask: bool[B * Q, L]. image: f[B * N, S, D], N one after the other for every Q texts.
-
-    Returns:
-      f[B * Q, F].
+      text: text tokens.
+      mask: True for tokens.
+      image: image tokens, `count` consecutive images for every Q texts.
+      count: number of images of a text.
     """
     rows = image.shape[0] // count
     if self.pairing == "duplicated":
@@ -155,28 +183,50 @@ class MPlug(nn.Module, kw_only=True):
       .reshape(text.shape[0], -1)
     )
 
-  def memory(self, image, text=None, mask=None):
-    """What the decoder reads: image tokens, then fused text tokens (captioning: image tokens alone) -> Memory."""
+  def memory(
+    self,
+    image: Float[Array, "images tokens hidden"],
+    text: Float[Array, "texts length hidden"] | None = None,
+    mask: Bool[Array, "texts length"] | None = None,
+  ) -> Memory:
+    """Returns the decoder's memory: image tokens, then fused text tokens (captioning: no text)."""
     return Memory((image,), (None,)) if text is None else Memory((image, text), (None, mask))
 
-  def decode(self, ids, mask, memory):
-    """Teacher forcing. i32[R, T], bool[R, T], Memory of M rows (R = M * answers) -> f32[R, T, V]."""
+  def decode(
+    self, ids: Int[Array, "rows length"], mask: Bool[Array, "rows length"], memory: Memory
+  ) -> Float[Array, "rows length vocabulary"]:
+    """Returns logits under teacher forcing; rows = memory rows * answers."""
     return self.text_decoder(ids, mask, memory)
 
-  def decode_losses(self, ids, mask, memory, labels):
-    """As `decode`, with labels i32[R, T] -> (losses f32[R, T], right bool[R, T]), see losses.vocabulary_losses."""
+  def decode_losses(
+    self,
+    ids: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"],
+    memory: Memory,
+    labels: Int[Array, "rows length"],
+  ) -> tuple[Float[Array, "rows length"], Bool[Array, "rows length"]]:
+    """Returns (losses, label is the most probable word), see `vocabulary_losses`."""
     return self.text_decoder(ids, mask, memory, labels)
 
-  def init_cache(self, memory, beams, length):
-    """Cache for decoding `length` positions of `beams` sequences per memory row, see TextDecoder.init_cache."""
+  def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
+    """Returns the cache for `length` positions of `beams` sequences per memory row.
+
+    See TextDecoder.init_cache.
+    """
     return self.text_decoder.init_cache(memory, beams, length)
 
-  def decode_step(self, tokens, position, cache):
-    """tokens: i32[M, K] at `position` i32[] -> (f32[M, K, V] logits of the next position, cache)."""
+  def decode_step(
+    self, tokens: Int[Array, "rows beams"], position: Int[Array, ""], cache: dict[str, Any]
+  ) -> tuple[Float[Array, "rows beams vocabulary"], dict[str, Any]]:
+    """Returns (logits of the next position, cache) for the tokens at `position`."""
     return self.text_decoder.step(tokens, position, cache)
 
-  def contrastive_features(self, image, text):
-    """Image and text tokens f[B, N, D], f[B, L, D] (either may be None) -> unit vectors f32[B, E] of their first tokens."""
+  def contrastive_features(
+    self,
+    image: Float[Array, "images tokens hidden"] | None,
+    text: Float[Array, "texts length hidden"] | None,
+  ) -> tuple[Float[Array, "images width"] | None, Float[Array, "texts width"] | None]:
+    """Returns float32 unit vectors of the first tokens of images and of texts."""
 
     def unit(x):
       x = x.astype(jnp.float32)
@@ -187,29 +237,33 @@ class MPlug(nn.Module, kw_only=True):
       None if text is None else unit(self.text_proj(text[:, 0])),
     )
 
-  def match_logits(self, text):
-    """Fused text f[B, L, D] -> f32[B, 2]; class 1 = the text describes the image."""
+  def match_logits(self, text: Float[Array, "texts length hidden"]) -> Float[Array, "texts 2"]:
+    """Returns float32 logits of fused texts; class 1 = the text describes the image."""
     return self.itm_head(text[:, 0]).astype(jnp.float32)
 
-  def mlm_logits(self, text):
-    """Fused text f[B, L, D] -> f32[B, L, V]."""
+  def mlm_logits(
+    self, text: Float[Array, "texts length hidden"]
+  ) -> Float[Array, "texts length vocabulary"]:
+    """Returns masked language modeling logits of fused texts, float32."""
     return self.fusion_encoder.mlm_logits(text)
 
-  def mlm_losses(self, text, labels):
-    """Fused text f[B, L, D], i32[B, L] -> (losses f32[B, L], right bool[B, L])."""
+  def mlm_losses(
+    self, text: Float[Array, "texts length hidden"], labels: Int[Array, "texts length"]
+  ) -> tuple[Float[Array, "texts length"], Bool[Array, "texts length"]]:
+    """Returns (losses, label is the most probable word) of fused texts."""
     return self.fusion_encoder.mlm_logits(text, labels)
 
-  def class_logits(self, features):
-    """f[B, F] -> f32[B, classes]."""
+  def class_logits(self, features: Float[Array, "texts features"]) -> Float[Array, "texts classes"]:
+    """Returns float32 logits of the classes."""
     return self.cls_head(features)
 
-  def contrastive_temperature(self):
-    """f32[]: similarities are divided by it."""
+  def contrastive_temperature(self) -> Float[Array, ""]:
+    """Returns the number by which similarities are divided."""
     return self.temp()
 
 
-def decoding_fns(model, params):
-  """(step_fn, reorder_fn) for mplug_jax.decoding.beam_search over the cache of `MPlug.init_cache`."""
+def decoding_fns(model: MPlug, params: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Returns (step_fn, reorder_fn) of mplug_jax.decoding over the cache of `MPlug.init_cache`."""
 
   def step(cache, tokens, position):
     return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)

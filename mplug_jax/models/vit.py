@@ -1,7 +1,9 @@
-"""CLIP's Vision Transformer, as mPLUG uses it: every token after the last layer norm, no projection."""
+"""CLIP's Vision Transformer in mPLUG: all tokens after the last layer norm, no projection."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
 
 from mplug_jax.models import layers
 from mplug_jax.ops import activations, initializers
@@ -9,14 +11,15 @@ from mplug_jax.parallel.rules import constrain
 
 
 class Mlp(nn.Module, kw_only=True):
-  """Linear -> QuickGELU -> linear. f[B, N, W] -> dtype[B, N, W]."""
+  """Linear -> QuickGELU -> linear."""
 
   width: int
   depth: int
-  dtype: jnp.dtype
+  dtype: Dtype
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    """Returns the output in `dtype`."""
     x = layers.Dense(
       4 * self.width,
       dtype=self.dtype,
@@ -34,20 +37,24 @@ class Mlp(nn.Module, kw_only=True):
 
 
 class Block(nn.Module, kw_only=True):
-  """Pre-norm residual block, a body for `nn.scan`. f[B, N, W] -> (dtype[B, N, W], None).
+  """Pre-norm residual block, a body for `nn.scan`.
 
-  The released code drops attention probabilities here, OpenAI's CLIP does not (docs/official.md item 43).
+  The released code drops attention probabilities here, OpenAI's CLIP does not (docs/official.md
+  item 43).
   """
 
   width: int
   heads: int
   depth: int
   attention_dropout_rate: float
-  dtype: jnp.dtype
+  dtype: Dtype
   attention_impl: str
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, "batch tokens width"]
+  ) -> tuple[Float[Array, "batch tokens width"], None]:
+    """Returns (output in `dtype`, None)."""
     scale = self.width**-0.5
     normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
     x = x + layers.Attention(
@@ -65,15 +72,22 @@ class Block(nn.Module, kw_only=True):
     return constrain(x + mlp(normed)), None
 
 
-def patchify(image, patch):
-  """f[B, H, W, 3] -> f[B, (H / patch) * (W / patch), patch * patch * 3], patches and their pixels row by row."""
+def patchify(
+  image: Float[Array, "batch height width channels"], patch: int
+) -> Float[Array, "batch patches pixels"]:
+  """Returns the flattened patches, patches and their pixels row by row.
+
+  Args:
+    image: height and width are multiples of `patch`.
+    patch: side of a patch in pixels.
+  """
   batch, height, width, channels = image.shape
   x = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
 class VisionTransformer(nn.Module, kw_only=True):
-  """Image encoder (Radford et al. 2021). `image_size` sets the number of rows of the position table."""
+  """Image encoder (Radford et al. 2021). `image_size` sets the rows of the position table."""
 
   image_size: int
   patch_size: int
@@ -81,26 +95,35 @@ class VisionTransformer(nn.Module, kw_only=True):
   depth: int
   heads: int
   attention_dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: Dtype = jnp.float32
   remat: str = "none"
   attention_impl: str = "auto"
 
   @nn.compact
-  def __call__(self, image):
-    """Normalised image f32[B, image_size, image_size, 3] -> dtype[B, 1 + N, W], the class token first.
+  def __call__(
+    self, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch tokens channels"]:
+    """Returns the class token and the patch tokens in `dtype`.
 
-    Raises ValueError for an image of another size (a table of positions fits one size only) or one that patches do not tile.
+    Args:
+      image: normalized images of `image_size`.
+
+    Raises:
+      ValueError: the image has another size (a position table fits one size only), or the patch
+        size does not divide it.
     """
     if image.shape[1:] != (self.image_size, self.image_size, 3):
       raise ValueError(
-        f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, 3) and got "
-        f"{image.shape[1:]}; set config.model.image_size, or resize the images."
+        f"The image encoder was built for images of shape ({self.image_size}, {self.image_size}, "
+        f"3) and got {image.shape[1:]}; set config.model.image_size, or resize the images."
       )
     if self.image_size % self.patch_size:
       raise ValueError(
-        f"config.model.image_size={self.image_size} is not a multiple of the patch size {self.patch_size}."
+        f"config.model.image_size={self.image_size} is not a multiple of the patch size "
+        f"{self.patch_size}."
       )
-    # A product of flattened patches: the gradient of the equal 16 x 16 convolution compiles 30 times slower.
+    # A product of flattened patches: the gradient of the equal 16 x 16 convolution takes 30 times
+    # as long to compile.
     x = patchify(image.astype(self.dtype), self.patch_size)
     x = layers.Dense(
       self.width,
@@ -113,7 +136,8 @@ class VisionTransformer(nn.Module, kw_only=True):
     token = self.param("class_embedding", initializers.normal(scale), (self.width,)).astype(
       self.dtype
     )
-    # CLIP's own scale, width**-0.5, would vanish beside patches of a bright image: shapes were not learned from it.
+    # CLIP's scale, width**-0.5, is small against the patches of a bright image: with it a model
+    # did not learn shapes.
     positions = self.param(
       "position_embedding", initializers.normal(1.0), (x.shape[1] + 1, self.width)
     )

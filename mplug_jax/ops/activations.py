@@ -1,23 +1,34 @@
 """GELU and QuickGELU, with derivatives that save only the input."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 class Activation:
-  """An elementwise function whose backward pass keeps its input alone and recomputes the rest: less memory traffic."""
+  """An elementwise function whose backward pass keeps only its input: less memory traffic.
 
-  def __init__(self, function, derivative):
-    self.function, self.derivative = function, derivative
+  Attributes:
+    function: the function, with JAX's gradient rule.
+    derivative: its derivative.
+  """
+
+  def __init__(
+    self, function: Callable[[jax.Array], jax.Array], derivative: Callable[[jax.Array], jax.Array]
+  ) -> None:
+    self.function = function
+    self.derivative = derivative
     self._differentiable = jax.custom_vjp(function)
     self._differentiable.defvjp(
       lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),)
     )
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the function of every element."""
     return self._differentiable(x)
 
 
@@ -32,10 +43,10 @@ def _gelu_derivative(x):
   )
 
 
-# x * sigmoid(1.702 x), the activation of CLIP. f[...] -> f[...].
+# x * sigmoid(1.702 x), the activation of CLIP.
 quick_gelu = Activation(lambda x: x * nn.sigmoid(1.702 * x), _quick_gelu_derivative)
 
 
-# Exact (erf) GELU, the activation of BERT. f[...] -> f[...]. With erf rather than erfc, which JAX's own uses for precision
+# Exact (erf) GELU, the activation of BERT. With erf rather than erfc, which JAX uses for precision
 # far in the tail: half the time on CPU.
 gelu = Activation(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))), _gelu_derivative)

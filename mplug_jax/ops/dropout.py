@@ -1,27 +1,37 @@
-"""Dropout, from random bits that do not depend on how an array is sharded or in which blocks it is computed."""
+"""Dropout, from random bits that do not depend on sharding or on the blocks of a computation."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 
 def _mix(x):
-  """Finaliser of a 32-bit hash: two rounds of multiply and xor-shift. u32[...] -> u32[...]."""
+  """Finalizer of a 32-bit hash: two rounds of multiply and xor-shift. u32[...] -> u32[...]."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
 
 
 @functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
-def random_bits(key, shape, first_row=0):
-  """u32[shape], uniform. Shape () is not one of them. A block of a larger array whose rows start at `first_row` gets that one's bits.
+def random_bits(
+  key: PRNGKeyArray, shape: tuple[int, ...], first_row: int | Array = 0
+) -> UInt32[Array, "..."]:
+  """Returns uniform random bits.
 
-  A counter-based hash of (key, element index) rather than `jax.random.bits`: a quarter of the arithmetic, it fuses into
-  its consumer instead of being stored, and an element's value does not depend on how the array is sharded.
+  A counter-based hash of (key, element index) rather than `jax.random.bits`: it has a quarter of
+  the arithmetic, fuses into its consumer instead of being stored, and an element's value does not
+  depend on how the array is sharded.
+
+  Args:
+    key: random key.
+    shape: at least one dimension.
+    first_row: index of the first row; a block of a larger array gets the bits of that array.
   """
   seeds = jax.random.bits(key, (2,), jnp.uint32)
-  row, stride = jnp.full(shape[:-1] + (1,), first_row, jnp.uint32), 1
+  row = jnp.full(shape[:-1] + (1,), first_row, jnp.uint32)
+  stride = 1
   for axis in reversed(range(len(shape) - 1)):
     row += jax.lax.broadcasted_iota(jnp.uint32, shape[:-1] + (1,), axis) * jnp.uint32(
       stride & 0xFFFFFFFF
@@ -31,13 +41,24 @@ def random_bits(key, shape, first_row=0):
   return _mix(_mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
 
 
-def keep_mask(key, shape, rate, first_row=0):
-  """bool[shape], True with probability 1 - rate; first_row: see random_bits."""
+def keep_mask(
+  key: PRNGKeyArray, shape: tuple[int, ...], rate: float, first_row: int | Array = 0
+) -> Bool[Array, "..."]:
+  """Returns a mask that is True with probability 1 - rate; arguments as of `random_bits`."""
   return random_bits(key, shape, first_row) >= jnp.uint32(int(rate * 2**32))
 
 
-def dropout(x, rate, key, first_row=0):
-  """Zeroes elements with probability `rate`, scales the rest by 1 / (1 - rate). key None or rate 0: identity."""
+def dropout(
+  x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None, first_row: int | Array = 0
+) -> Float[Array, "*shape"]:
+  """Returns `x` with elements zeroed with probability `rate`, the others scaled by 1 / (1 - rate).
+
+  Args:
+    x: any array.
+    rate: 0: `x` itself.
+    key: random key; None: `x` itself.
+    first_row: see `random_bits`.
+  """
   if key is None or rate == 0.0:
     return x
   return jnp.where(

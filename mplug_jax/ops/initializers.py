@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 from mplug_jax.ops.dropout import random_bits
 
 
-def normal(stddev):
-  """Initializer (key, shape, dtype) -> array: normal, mean 0. Through `random_bits`: five times faster on CPU than JAX's."""
+def normal(stddev: float) -> Callable[..., jax.Array]:
+  """Returns a normal initializer (key, shape, dtype) -> array with mean 0.
+
+  It uses `random_bits`, and is five times faster on CPU than JAX's.
+  """
 
   def init(key, shape, dtype=jnp.float32):
     return (stddev * _standard_normal(key, shape)).astype(dtype)
@@ -20,7 +24,6 @@ def normal(stddev):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _standard_normal(key, shape):
-  uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (
-    2.0**-24 - 1.0
-  )  # inside (-1, 1), 2^24 values
+  # One of 2^24 values in (-1, 1).
+  uniform = (random_bits(key, shape) >> 8).astype(jnp.float32) * 2.0**-23 + (2.0**-24 - 1.0)
   return math.sqrt(2.0) * jax.lax.erf_inv(uniform)

@@ -4,13 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize(x, scale, bias, epsilon):
-  """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis. f[..., D], f32[D], f32[D] -> f32[..., D].
+def normalize(
+  x: Float[Array, "*rows width"],
+  scale: Float[Array, " width"],
+  bias: Float[Array, " width"],
+  epsilon: float,
+) -> Float32[Array, "*rows width"]:
+  """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.
 
-  Its own gradient rule keeps the input and two numbers a row; JAX's default keeps several arrays of the input's size.
+  Its gradient rule keeps the input and two numbers a row; JAX's keeps several arrays of the
+  input's size.
   """
   return _normalize_forward(x, scale, bias, epsilon)[0]
 

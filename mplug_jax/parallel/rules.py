@@ -1,21 +1,26 @@
-"""The device mesh, and where every array of the train state and every batch lives on it.
+"""Sharding rules of parameters and activations over the device mesh.
 
-Axes: "data" splits the batch, "fsdp" splits the batch and the parameters, "tensor" splits heads and feed-forward units.
+The axis "data" splits the batch, "fsdp" splits the batch and the parameters, "tensor" splits heads
+and feed-forward units.
 """
 
 import logging
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
 
 from mplug_jax.parallel.mesh import BATCH_AXES
 
 MIN_SHARD = 128  # rows of a parameter per device below which more fsdp only costs messages
 
 
-# (regex on the end of the parameter path, axes of the trailing dimensions); first match wins. Depth is never sharded.
+# (regex on the end of the parameter path, axes of the trailing dimensions); first match wins.
+# Depth is never sharded.
 RULES = (
   (r"(query|key|value|up|intermediate)/kernel", ("fsdp", "tensor")),
   (r"cls_head/out/kernel", ("fsdp", None)),  # a column for each class
@@ -31,7 +36,7 @@ RULES = (
 _COMPILED = tuple((re.compile(rf"(.*/)?({regex})"), axes) for regex, axes in RULES)
 
 
-_said = set()
+_said: set[str] = set()
 
 
 def _say_once(message):
@@ -40,20 +45,27 @@ def _say_once(message):
     logging.warning(message)
 
 
-def path_name(path):
-  """Key path of a pytree leaf -> "params/visual_encoder/blocks/ln_1/scale"."""
+def path_name(path: tuple[Any, ...]) -> str:
+  """Returns the key path of a pytree leaf as "params/visual_encoder/blocks/ln_1/scale"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def parameter_spec(name, shape, mesh):
-  """PartitionSpec of the parameter called `name` with `shape`, by RULES.
+def parameter_spec(name: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """Returns the PartitionSpec of a parameter by RULES.
 
-  A dimension that its axis does not divide stays whole, and a parameter of no rule is replicated; both are said once.
+  A dimension that its axis does not divide is not split, and a parameter without a rule is
+  replicated; both are logged once.
+
+  Args:
+    name: path of the parameter.
+    shape: shape of the parameter.
+    mesh: the device mesh, or an abstract one.
   """
   axes = next((axes for regex, axes in _COMPILED if regex.fullmatch(name)), None)
   if axes is None:
     _say_once(
-      f"No sharding rule matches the parameter {name}: it is replicated. Add a row to sharding.RULES if it is large."
+      f"No sharding rule matches the parameter {name}: it is replicated. Add a row to "
+      "parallel.rules.RULES if it is large."
     )
     axes = ()
   spec = [None] * (len(shape) - len(axes)) + list(axes)
@@ -67,12 +79,17 @@ def parameter_spec(name, shape, mesh):
   return P(*spec)
 
 
-def shardings_for(tree, params, mesh):
-  """NamedSharding of every leaf of `tree`, which may be the parameters, or hold copies of them (optimizer, EMA).
+def shardings_for(tree: Any, params: Any, mesh: Mesh) -> Any:
+  """Returns the NamedSharding of every leaf.
 
-  A leaf whose path ends with a parameter's path takes that parameter's spec when its shape is equal, the spec without
-  the missing dimension when it is a factored statistic of it. Columns of queues, [..., Q], are split as parameters are. Every other leaf
-  is replicated.
+  A leaf whose path ends with a parameter's path takes that parameter's spec when its shape is
+  equal, the spec without the missing dimension when it is a factored statistic of it. Columns of
+  queues, [..., Q], are split over "fsdp". Every other leaf is replicated.
+
+  Args:
+    tree: the parameters, or a tree with copies of them (optimizer, EMA).
+    params: the parameters.
+    mesh: the device mesh.
   """
   specs = {
     path_name(path): (leaf.shape, parameter_spec(path_name(path), leaf.shape, mesh))
@@ -101,8 +118,8 @@ def _copy_spec(shape, parameter_shape, spec):
   return P()
 
 
-def constrain(x):
-  """Keeps the first axis of an activation split over the batch axes; does nothing outside a mesh. f[B, ...] -> f[B, ...].
+def constrain(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+  """Returns an activation with rows split over the batch axes; unchanged outside a mesh.
 
   Without it XLA lets activations follow FSDP's parameters, at many times the memory traffic.
   """
@@ -112,13 +129,15 @@ def constrain(x):
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
-def place(x, *axes):
-  """x with its leading dimensions split over these axes of the mesh, whole along the others; as it is outside a mesh."""
+def place(
+  x: Shaped[Array, "*shape"], *axes: str | tuple[str, ...] | None
+) -> Shaped[Array, "*shape"]:
+  """Returns `x` with leading dimensions split over these mesh axes; unchanged outside a mesh."""
   return (
     x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(*axes))
   )
 
 
-def replicated(mesh):
-  """Sharding of an array that every device holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array that every device holds in full."""
   return NamedSharding(mesh, P())

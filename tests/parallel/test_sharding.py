@@ -156,7 +156,7 @@ def test_a_parameter_without_a_rule_is_replicated_and_is_said_once(caplog):
     assert rules.shardings_for(tree, tree, mesh)["adapter"]["matrix"].is_fully_replicated
   (record,) = caplog.records
   assert record.levelno == logging.WARNING
-  assert "adapter/matrix" in record.getMessage() and "sharding.RULES" in record.getMessage()
+  assert "adapter/matrix" in record.getMessage() and "parallel.rules.RULES" in record.getMessage()
 
 
 def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():

@@ -1,19 +1,22 @@
-"""Scaled dot-product attention, heads first: the plain path, and faster forms of it chosen by platform and shape.
+"""Scaled dot-product attention, heads first: a reference, and faster forms by platform and shape.
 
-Shapes: B rows, H heads, L queries, S keys, Dh head width. The choice is made when a program is lowered
-(`jax.lax.platform_dependent`), for the platform it is lowered for, not the one it is traced on. One `jax.export` for several
-platforms at once needs "reference": JAX 0.10 lowers a Pallas kernel for all of them or none.
+Shapes: B rows, H heads, L queries, S keys, Dh head width. The form is chosen when a program is
+lowered (`jax.lax.platform_dependent`), for the platform it is lowered for, not the one it is traced
+on. One `jax.export` for several platforms needs "reference": JAX 0.10 lowers a Pallas kernel for
+all of them or none.
 
 - CPU: a head at a time, so that its scores stay in the cache. The same arithmetic.
-- TPU: the Pallas flash attention that comes with JAX, where no probabilities are dropped and no mask tells queries apart.
-- GPU: cuDNN's, in half precision, without mask and dropout, when the program is traced on a machine with a GPU.
-- Everything else: the plain path, three products and a softmax, which is the reference for all.
+- TPU: JAX's Pallas flash attention, without dropout and without masks that differ between queries.
+- GPU: cuDNN's, in half precision, without mask and dropout, when the program is traced on a machine
+  with a GPU.
+- Everything else: the reference, three products and a softmax.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mplug_jax.ops.attention import cudnn
 from mplug_jax.ops.attention.blocked_cpu import BLOCKED
@@ -21,23 +24,36 @@ from mplug_jax.ops.attention.common import FUSED_FROM
 from mplug_jax.ops.attention.flash_tpu import FLASH
 from mplug_jax.ops.attention.reference import PLAIN
 
-BLOCKED_FROM = 2**16  # scores of a head from which it is worth a turn of a loop on CPU
+BLOCKED_FROM = 2**16  # minimum L x S per head for which looping over heads is faster on CPU
 
 
-def attention(query, key, value, mask=None, rate=0.0, rng=None, attention_impl="auto"):
-  """Scaled dot-product attention.
+def attention(
+  query: Float[Array, "batch heads length width"],
+  key: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys width"],
+  mask: Bool[Array, "..."] | None = None,
+  rate: float = 0.0,
+  rng: PRNGKeyArray | None = None,
+  attention_impl: str = "auto",
+) -> Float[Array, "batch heads length width"]:
+  """Returns scaled dot-product attention.
 
   Args:
-    query: f[B, H, L, Dh]. key, value: f[B, H, S, Dh].
-    mask: bool, broadcastable to [B, H, L, S] and of four axes; True = may be attended to. None = all.
-    rate, rng: dropout of the attention probabilities; rng None = off.
-    attention_impl: "auto", or "reference" for the plain path everywhere.
+    query: queries.
+    key: keys.
+    value: values.
+    mask: four axes, broadcastable to [batch, heads, length, keys]; True = may be attended to.
+      None: all.
+    rate: dropout rate of the attention probabilities.
+    rng: random key of the dropout; None: no dropout.
+    attention_impl: "auto", or "reference" for the reference on every platform.
 
   Returns:
-    dtype[B, H, L, Dh] in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked gives
-    the mean of all values.
+    Array in the dtype of `value`. Scores and softmax are float32. A row whose keys are all masked
+    gives the mean of all values.
   """
-  mask, rng = None if mask is None else jnp.asarray(mask), rng if rate > 0.0 else None
+  mask = None if mask is None else jnp.asarray(mask)
+  rng = rng if rate > 0.0 else None
   if attention_impl == "auto" and cudnn.fits(query, key, mask, rng):
     return cudnn.attention(query, key, value)
   return _attention(attention_impl, rate, query, key, value, mask, rng)
@@ -45,7 +61,10 @@ def attention(query, key, value, mask=None, rate=0.0, rng=None, attention_impl="
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(attention_impl, rate, query, key, value, mask, rng):
-  """Its own gradient rule keeps two numbers a row and computes the probabilities again: f32[B, H, L, S] costs more than that."""
+  """Attention with a gradient rule that keeps two numbers a row and recomputes the probabilities.
+
+  Storing f32[B, H, L, S] costs more than recomputing it.
+  """
   return _forward(attention_impl, rate, query, key, value, mask, rng)[0]
 
 
@@ -62,7 +81,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _choose(direction, attention_impl, rate, query, key, value, mask, rng, *saved):
-  """Runs a direction of the form that suits the shapes, on each platform its own."""
+  """Runs one direction of the form that fits the platform and the shapes."""
   forms = {} if attention_impl == "reference" else _forms(query, key, mask, rng)
   calls = {
     platform: functools.partial(getattr(form, direction), rate) for platform, form in forms.items()
@@ -73,8 +92,10 @@ def _choose(direction, attention_impl, rate, query, key, value, mask, rng, *save
 
 
 def _forms(query, key, mask, rng):
-  """{platform: form other than the plain one}."""
-  (rows, heads, length, _), keys, forms = query.shape, key.shape[2], {}
+  """Returns {platform: form other than the reference}."""
+  rows, heads, length, _ = query.shape
+  keys = key.shape[2]
+  forms = {}
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and (
     rows % (mesh.shape["data"] * mesh.shape["fsdp"]) or heads % mesh.shape["tensor"]

@@ -6,26 +6,31 @@ import jax.numpy as jnp
 from mplug_jax.ops.attention.common import Form, per_shard
 from mplug_jax.ops.attention.reference import plain_backward, plain_forward
 
-# ---- blocks of one head, for CPU
-
 
 def _blocked(function, rate, mask, rng, *arrays):
-  """A plain direction over one head after another. arrays: query, key, value and what else it takes, all [B, H, ...]."""
+  """Runs a direction of the reference for one head after another.
+
+  Args:
+    function: `plain_forward` or `plain_backward`.
+    rate: dropout rate.
+    mask: see `attention`.
+    rng: random key of the dropout, or None.
+    *arrays: query, key, value and the other arguments of the direction, all [B, H, ...].
+  """
 
   def shard(mask, rng, numbers, *arrays):
     rows, heads, length = arrays[0].shape[:3]
     flat = jax.tree.map(lambda x: x.reshape((rows * heads, 1, 1) + x.shape[2:]), arrays)
 
     def one(inputs):
-      place, number, (query, key, value, *saved) = inputs
-      own = None
+      index, number, (query, key, value, *saved) = inputs
+      head_mask = None
       if mask is not None:
-        own = mask[
-          place // heads if mask.shape[0] > 1 else 0, place % heads if mask.shape[1] > 1 else 0
-        ][None, None]
-      return function(
-        rate, query, key, value, own, rng, *saved, first_row=number * jnp.uint32(length)
-      )
+        row = index // heads if mask.shape[0] > 1 else 0
+        head = index % heads if mask.shape[1] > 1 else 0
+        head_mask = mask[row, head][None, None]
+      first_row = number * jnp.uint32(length)
+      return function(rate, query, key, value, head_mask, rng, *saved, first_row=first_row)
 
     results = jax.lax.map(one, (jnp.arange(rows * heads), numbers.ravel(), flat))
     return jax.tree.map(lambda x: x.reshape((rows, heads) + x.shape[3:]), results)

@@ -14,7 +14,8 @@ def fits(
 ) -> bool:
   """Whether cuDNN supports these inputs.
 
-  JAX asks cuDNN for its version while tracing, so the program must be traced on a machine with a GPU.
+  JAX asks cuDNN for its version while tracing, so the program must be traced on a machine with a
+  GPU.
   """
   return (
     jax.default_backend() == "gpu"

@@ -2,13 +2,38 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from mplug_jax.ops.attention.common import Form, masked_scores
 from mplug_jax.ops.dropout import dropout
 
 
-def plain_forward(rate, query, key, value, mask, rng, first_row=0):
+def plain_forward(
+  rate: float,
+  query: Float[Array, "batch heads length width"],
+  key: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys width"],
+  mask: Bool[Array, "..."] | None,
+  rng: PRNGKeyArray | None,
+  first_row: int | Array = 0,
+) -> tuple[
+  Float[Array, "batch heads length width"],
+  Float32[Array, "batch heads length 1"],
+  Float32[Array, "batch heads length 1"],
+]:
+  """Returns (attention, largest score, 1 / sum of exponentials), see `Form`.
+
+  Args:
+    rate: dropout rate of the probabilities.
+    query: queries.
+    key: keys.
+    value: values.
+    mask: see `attention`.
+    rng: random key of the dropout, or None.
+    first_row: index of the first row of probabilities in the array of all blocks, for dropout.
+  """
   scores = masked_scores(query, key, mask)
   largest = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - largest)
@@ -20,10 +45,25 @@ def plain_forward(rate, query, key, value, mask, rng, first_row=0):
 
 
 def plain_backward(
-  rate, query, key, value, mask, rng, out, largest, inverse, cotangent, first_row=0
-):
-  """With P the probabilities and dP their gradient, dS = P (dP - sum P dP), and the sum is the cotangent times the output."""
-  dtype, scale = value.dtype, 1.0 / math.sqrt(query.shape[-1])
+  rate: float,
+  query: Float[Array, "batch heads length width"],
+  key: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys width"],
+  mask: Bool[Array, "..."] | None,
+  rng: PRNGKeyArray | None,
+  out: Float[Array, "batch heads length width"],
+  largest: Float32[Array, "batch heads length 1"],
+  inverse: Float32[Array, "batch heads length 1"],
+  cotangent: Float[Array, "batch heads length width"],
+  first_row: int | Array = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the gradients of query, key and value; arguments as of `plain_forward` and its results.
+
+  With P the probabilities and dP their gradient, dS = P (dP - sum P dP), and the sum is the
+  cotangent times the output.
+  """
+  dtype = value.dtype
+  scale = 1.0 / math.sqrt(query.shape[-1])
   weights = jnp.exp(masked_scores(query, key, mask) - largest) * inverse
   d_value = jnp.einsum(
     "bhls,bhld->bhsd", dropout(weights, rate, rng, first_row).astype(dtype), cotangent
