@@ -1,4 +1,4 @@
-"""Exports PyTorch weights with official names: `python -m tools.export_torch CHECKPOINT DEST.pth`."""
+"""Exports PyTorch weights: `python -m tools.export_torch CHECKPOINT DEST.pth`, official names."""
 
 import argparse
 import sys
