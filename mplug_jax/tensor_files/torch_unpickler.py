@@ -63,12 +63,29 @@ def _make(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype |
   return ref
 
 
-def _tensor(storage, offset, shape, strides, _requires_grad=False, _hooks=None, views=None):
+def _tensor(
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  _requires_grad: Any = False,
+  _hooks: Any = None,
+  views: Any = None,
+) -> TensorRef:
   _check_views(views)
   return _make(storage, offset, shape, strides, getattr(storage, "dtype", None))
 
 
-def _tensor_v3(storage, offset, shape, strides, _requires_grad, _hooks, dtype, views=None):
+def _tensor_v3(
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  _requires_grad: Any,
+  _hooks: Any,
+  dtype: Any,
+  views: Any = None,
+) -> TensorRef:
   _check_views(views)
   return _make(storage, offset, shape, strides, dtype.dtype if isinstance(dtype, DType) else None)
 
@@ -87,14 +104,14 @@ def _parameter(data: Any, *unused: Any) -> TensorRef | Broken:
   return data
 
 
-def _from_type(function, _type, args, *unused):
+def _from_type(function: Any, _type: Any, args: Any, *unused: Any) -> Any:
   """Rebuilds a tensor with attributes: function(*args), for functions of this module only."""
   if not isinstance(function, Function):
     raise ValueError(f"it is made by {describe(function)}")
   return function(*args)
 
 
-def _unknown(*unused):
+def _unknown(*unused: Any) -> TensorRef:
   raise ValueError("quantized, sparse and other special tensors are not supported")
 
 

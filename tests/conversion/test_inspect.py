@@ -17,9 +17,9 @@ from mplug_jax import config as config_lib
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import official_inventory
-from mplug_jax.conversion.inspect import report
+from mplug_jax.conversion.inspect import report, statistics
 from mplug_jax.conversion.inspect import tensors as leaves_lib
-from mplug_jax.conversion.inspect.report import Moments, difference, moments
+from mplug_jax.conversion.inspect.statistics import Moments, difference, moments
 from mplug_jax.tensor_files import write
 from tools import inspect_checkpoint
 
@@ -236,7 +236,7 @@ RELEASED = official_inventory.inventory("vqa", dict(embed_dim=256, **PRESETS["la
 )
 def test_lines_of_the_released_models_fit_the_width(names, monkeypatch):
   """The longest names, beside the widest values."""
-  monkeypatch.setattr(report, "moments", lambda x: Moments(10, -1e-5, 1.0))
+  monkeypatch.setattr(statistics, "moments", lambda x: Moments(10, -1e-5, 1.0))
   source = leaves_lib.Leaves("of any kind", names, lambda batch: dict.fromkeys(batch, np.zeros(())))
   assert 100 < max(map(len, report.tree(source, names))) <= report.WIDTH
 
@@ -259,7 +259,7 @@ def test_leaves_are_read_a_few_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "bool"])
 def test_moments_are_numpys_across_chunks(dtype, monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 7)
+  monkeypatch.setattr(statistics, "_CHUNK", 7)
   x = (np.random.default_rng(0).normal(size=(5, 9)) * 50).astype(dtype)
   wide = x.astype(np.float64)
   found = moments(x)
@@ -269,7 +269,7 @@ def test_moments_are_numpys_across_chunks(dtype, monkeypatch):
 
 
 def test_moments_of_odd_arrays(monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 2)
+  monkeypatch.setattr(statistics, "_CHUNK", 2)
   assert moments(np.array([np.nan, np.inf, 3.0, -np.inf, 5.0])) == Moments(2, 4.0, 2.0, 3)
   assert moments(np.zeros((0, 4))) == Moments()
   assert math.isnan(Moments().std)
@@ -279,7 +279,7 @@ def test_moments_of_odd_arrays(monkeypatch):
 
 
 def test_differences_of_arrays(monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 2)
+  monkeypatch.setattr(statistics, "_CHUNK", 2)
   found = difference(np.float32([3, 0, 4]), np.float32([3, 1, 2]))
   assert found.max == 2
   assert found.relative == pytest.approx(math.sqrt(5) / 5)
