@@ -1,26 +1,30 @@
-"""PyTorch weights to a checkpoint of ours: `python -m tools.convert_checkpoint SOURCE DEST`. Runs nothing that the file holds."""
+"""Converts PyTorch weights: `python -m tools.convert_checkpoint SOURCE DEST`.
+
+Code in the file is never run.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.conversion import importer, storage
 from mplug_jax.conversion import manifest as manifest_lib
 
-# Fields of the model that shapes do not tell.
+# Fields of the model that tensor shapes do not determine.
 _FIELDS = {
   "stride": "of connected layers; default 6 for a model with visn_fc, else 3",
-  "heads": "of BERT; default width / 64, or what a config.json beside the file says",
-  "vision_heads": "of the image encoder; the same",
-  "text_layers": "of a BERT that become the text encoder; default 6",
+  "heads": "of the text model; default width / 64, or from a config.json beside the file",
+  "vision_heads": "of the image encoder; same default",
+  "text_layers": "layers of a BERT checkpoint for the text encoder; default 6",
   "fusion_layers": "that run; default 6",
 }
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument(
     "source",
-    help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of one of these",
+    help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of these",
   )
   parser.add_argument("dest", help="folder to make, or one file: .safetensors")
   parser.add_argument(
@@ -45,15 +49,15 @@ def _parse(argv):
     help="keep the tensors that never run too, for a later export",
   )
   parser.add_argument(
-    "--verbose", action="store_true", help="a line for each tensor: where it went, or why nowhere"
+    "--verbose", action="store_true", help="print each tensor's target, or why it has none"
   )
   for name, text in _FIELDS.items():
     parser.add_argument(f"--{name}", type=int, help=text)
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool; returns 0, or 1 after one sentence on stderr."""
   options = vars(_parse(argv))
   verbose, dest = options.pop("verbose"), options.pop("dest")
   given = {name: value for name in _FIELDS if (value := options.pop(name)) is not None}
@@ -66,9 +70,8 @@ def main(argv=None):
     print("\n".join(manifest_lib.tensor_lines(manifest)))
   print("\n".join(manifest_lib.summary(manifest)))
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
-  print(
-    f"manifest: {f'in the metadata of {dest}' if storage.is_file(dest) else f'{dest}/manifest.json'}"
-  )
+  in_file = storage.is_file(dest)
+  print(f"manifest: {f'in the metadata of {dest}' if in_file else f'{dest}/manifest.json'}")
   return 0
 
 

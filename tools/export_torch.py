@@ -1,14 +1,15 @@
-"""A checkpoint of ours to PyTorch: `python -m tools.export_torch CHECKPOINT DEST.pth`, every name as the official code has it."""
+"""Exports PyTorch weights: `python -m tools.export_torch CHECKPOINT DEST.pth`, official names."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.checkpoints import errors
 from mplug_jax.conversion import exporter, official_inventory
 from mplug_jax.conversion import manifest as manifest_lib
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("checkpoint", help="folder or file of convert_checkpoint, or a run folder")
   parser.add_argument("dest", help="file to make: .pth, or .safetensors")
@@ -27,8 +28,8 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool; returns 0, or 1 after one sentence on stderr."""
   options = vars(_parse(argv))
   dest = options.pop("dest")
   try:

@@ -1,20 +1,22 @@
-"""What a checkpoint holds, or how two differ: `python -m tools.inspect_checkpoint PATH [OTHER]`.
+"""Shows or compares checkpoints: `python -m tools.inspect_checkpoint PATH [OTHER]`.
 
-A path may be a run folder, one checkpoint of it, a converted checkpoint, an Orbax directory, or PyTorch weights. Numbers are
-read a few leaves at a time. Exit status: 0 (with OTHER: identical), 1 different, 2 after one sentence on stderr.
+A path may be a run folder, one checkpoint of it, a converted checkpoint, an Orbax directory, or
+PyTorch weights. Values are read a few leaves at a time. Exit status: 0 (with OTHER: identical),
+1 different, 2 after one sentence on stderr.
 """
 
 import argparse
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.checkpoints import errors
 from mplug_jax.conversion.inspect import report
 from mplug_jax.conversion.inspect.tensors import open_leaves
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -23,7 +25,7 @@ def _parse(argv):
     "other",
     metavar="OTHER",
     nargs="?",
-    help="compare with this one: leaves in one alone, other shapes, values",
+    help="compare with this one: leaves in one only, other shapes, values",
   )
   parser.add_argument(
     "--depth",
@@ -32,21 +34,21 @@ def _parse(argv):
     help="show groups by so many components of the names; 0: every leaf",
   )
   parser.add_argument(
-    "--match", default="", metavar="REGEX", help="only leaves in whose name it is found"
+    "--match", default="", metavar="REGEX", help="only leaves with this regex in their name"
   )
   parser.add_argument(
-    "--no_values", action="store_true", help="read no numbers: names, shapes and dtypes alone"
+    "--no_values", action="store_true", help="read no values, only names, shapes and dtypes"
   )
   parser.add_argument(
     "--config",
     action="store_true",
-    help="the run's whole config, not what differs from the defaults",
+    help="show the run's complete config, not only the differences from the defaults",
   )
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool; returns the exit status."""
   options = _parse(argv)
   values = not options.no_values
   try:
@@ -60,9 +62,9 @@ def main(argv=None):
       else:
         second = stack.enter_context(open_leaves(options.other))
         lines = [
-          f"{which:<7} {source.kind} {path}"
+          f"{title:<7} {source.kind} {path}"
           + (f", step {source.facts['step']}" if "step" in source.facts else "")
-          for which, source, path in (
+          for title, source, path in (
             ("first", first, options.path),
             ("second", second, options.other),
           )
@@ -78,5 +80,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that `| head` ends it quietly
   sys.exit(main())

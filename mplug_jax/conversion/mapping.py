@@ -1,8 +1,8 @@
 """Parameter-name mapping between PyTorch checkpoints and our parameters, in both directions.
 
 The rows come from the tables of the formats. Every key must match exactly one row and every leaf
-must be written exactly once; otherwise an error lists the remaining names. A format that lacks leaves
-of a part (BERT: cross-attention) declares them.
+must be written exactly once; otherwise an error lists the remaining names. A format that lacks
+leaves of a part (BERT: cross-attention) declares them.
 """
 
 import collections

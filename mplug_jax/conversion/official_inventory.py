@@ -234,8 +234,8 @@ def constant(name: str, tensor: Tensor, first_location_id: int = 345) -> np.ndar
   return mask
 
 
-# Standard deviations of CLIP's initialisation, from the width and depth of the tower. Other matrices
-# have BERT's 0.02; norms are 1, biases 0.
+# Standard deviations of CLIP's initialisation, from the width and depth of the tower. Other
+# matrices have BERT's 0.02; norms are 1, biases 0.
 _CLIP_STD: tuple[tuple[str, Callable[[int, int], float]], ...] = (
   (r"positional_embedding", lambda width, layers: 0.01 if layers else width**-0.5),
   (r"(visual\.proj|text_projection)", lambda width, layers: width**-0.5),

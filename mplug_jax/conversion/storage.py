@@ -1,12 +1,12 @@
 """Converted checkpoints on disk, written a few leaves at a time and atomically.
 
 Folder: state/ (Orbax: params, ema_params from momentum copies, extra with the queues), model.json
-(fields of MPlug), manifest.json, and on request dead_weights.safetensors with the tensors that never
-run.
+(fields of MPlug), manifest.json, and on request dead_weights.safetensors with the tensors that
+never run.
 
 Safetensors file: the same leaves as "params/text_encoder/...", "ema_params/...", "extra/...", the
-tensors that never run as "dead/" and their PyTorch name, and in its metadata the texts "geometry" and
-"manifest".
+tensors that never run as "dead/" and their PyTorch name, and in its metadata the texts "geometry"
+and "manifest".
 """
 
 import contextlib

@@ -1,18 +1,20 @@
-"""PyTorch checkpoints as lazy mappings of numpy arrays: safetensors, torch.save, TorchScript and DeepSpeed, told by content.
+"""Opens PyTorch checkpoints as lazy mappings of NumPy arrays, detecting the format by content.
 
-No file is believed: nothing in it is run (torch_pickle.py), every length is checked against the file before it is used,
-and what cannot be read is one sentence. PyTorch itself is needed for files from before PyTorch 1.6 alone.
+Formats: safetensors, torch.save, TorchScript and DeepSpeed. Files are untrusted: no code in them is
+run (see torch_unpickler), every length is checked against the file size before use, and each error
+is one sentence. Only files from before PyTorch 1.6 require PyTorch.
 """
 
 import contextlib
 import json
 import os
+from typing import Any
 
 from mplug_jax.tensor_files.safetensors import open_safetensors
 from mplug_jax.tensor_files.tensor_file import TensorFile
 from mplug_jax.tensor_files.torch_archive import LEGACY_MAGIC, open_archive, open_legacy
 
-# First bytes -> what people download instead of a checkpoint.
+# First bytes of files that people download instead of a checkpoint, with descriptions.
 _OTHERS = (
   (
     b"version https://git-lfs",
@@ -31,11 +33,12 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
   """Opens a checkpoint for reading.
 
   Args:
-    path: a safetensors file, a file by torch.save or torch.jit.save, or a folder with model.safetensors, pytorch_model.bin
-      (either in shards with an index) or DeepSpeed's mp_rank_00_model_states.pt. The suffix does not matter.
+    path: a safetensors file, a file by torch.save or torch.jit.save, or a folder with
+      model.safetensors, pytorch_model.bin (either in shards with an index) or DeepSpeed's
+      mp_rank_00_model_states.pt. The suffix does not matter.
 
   Returns:
-    A TensorFile. A file from before PyTorch 1.6 is read into memory as a whole, all others tensor by tensor.
+    A TensorFile, read tensor by tensor; a file from before PyTorch 1.6 is loaded completely.
 
   Raises:
     FileNotFoundError: no such file, or none of the above in the folder.
@@ -55,13 +58,12 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
     return open_legacy(path)
   if head[8:9] == b"{":
     return open_safetensors(path)
-  found = next(
-    (what for magic, what in _OTHERS if head.lstrip().startswith(magic)),
+  kind = next(
+    (text for magic, text in _OTHERS if head.lstrip().startswith(magic)),
     "" if head else "an empty file; get it again",
   )
-  raise ValueError(
-    f"{path}: not a PyTorch checkpoint (safetensors or torch.save){': it is ' + found if found else ''}."
-  )
+  reason = f": it is {kind}" if kind else ""
+  raise ValueError(f"{path}: not a PyTorch checkpoint (safetensors or torch.save){reason}.")
 
 
 # Folders.
@@ -77,26 +79,26 @@ _CHOICES = (
 _DEEPSPEED = "mp_rank_{:02d}_model_states.pt"
 
 
-def _open_folder(path):
+def _open_folder(path: str) -> TensorFile:
   choices = [*_CHOICES, _DEEPSPEED.format(0)]
   with (
     contextlib.suppress(OSError),
     open(os.path.join(path, "latest"), encoding="utf-8", errors="replace") as file,
   ):
-    # DeepSpeed names its newest save here; only a folder beside it is believed.
+    # DeepSpeed writes the name of its newest save here; only a folder beside it is accepted.
     if (tag := file.read(256).strip()) and os.path.basename(tag) == tag and tag not in (".", ".."):
       choices.append(os.path.join(tag, _DEEPSPEED.format(0)))
-  found = [name for name in choices if os.path.exists(os.path.join(path, name))]
-  if len(found) != 1:
-    rest = (
-      f"it has {' and '.join(found)}; name one of them."
-      if found
-      else f"it has none of {', '.join(choices)}."
+  names = [name for name in choices if os.path.exists(os.path.join(path, name))]
+  if not names:
+    raise FileNotFoundError(
+      f"{path}: a folder should have one checkpoint, it has none of {', '.join(choices)}."
     )
-    raise (ValueError if found else FileNotFoundError)(
-      f"{path}: a folder should have one checkpoint, {rest}"
+  if len(names) > 1:
+    raise ValueError(
+      f"{path}: a folder should have one checkpoint, it has {' and '.join(names)}; "
+      "name one of them."
     )
-  file = os.path.join(path, found[0])
+  file = os.path.join(path, names[0])
   if file.endswith(".json"):
     return _open_shards(path, file)
   if file.endswith(_DEEPSPEED.format(0)) and os.path.exists(
@@ -108,8 +110,8 @@ def _open_folder(path):
   return open_tensors(file)
 
 
-def _open_shards(path, index):
-  """The files that an index names, as one: tensors file by file."""
+def _open_shards(path: str, index: str) -> TensorFile:
+  """Opens the files listed in an index as one, with their tensors file by file."""
   try:
     with open(index, encoding="utf-8") as file:
       weight_map = json.load(file)["weight_map"]
@@ -120,15 +122,16 @@ def _open_shards(path, index):
     raise ValueError(
       f"{index}: not an index of shards ({type(error).__name__}: {error})."
     ) from error
-  entries, parts = {}, []
+  entries = {}
+  parts = []
   with contextlib.ExitStack() as stack:
     for shard in shards:
       parts.append(part := stack.enter_context(open_tensors(os.path.join(path, shard))))
-      differ = sorted(set(part) ^ {name for name, where in weight_map.items() if where == shard})
+      differ = sorted(set(part) ^ {name for name, file in weight_map.items() if file == shard})
       if differ:
         raise ValueError(
-          f"{part.path}: {os.path.basename(index)} lists other tensors than it has: {', '.join(differ[:5])} "
-          f"({len(differ)} differ)."
+          f"{part.path}: {os.path.basename(index)} lists other tensors than it has: "
+          f"{', '.join(differ[:5])} ({len(differ)} differ)."
         )
       entries.update(part._entries)
     return TensorFile(
@@ -141,5 +144,5 @@ def _open_shards(path, index):
     )
 
 
-def _merged(parts, attribute):
+def _merged(parts: list[TensorFile], attribute: str) -> dict[str, Any]:
   return {key: value for part in parts for key, value in getattr(part, attribute).items()}

@@ -10,6 +10,9 @@ import json
 import math
 import os
 import struct
+from typing import IO, Any
+
+import numpy as np
 
 from mplug_jax.tensor_files import torch_types
 from mplug_jax.tensor_files.tensor_file import Entry, TensorFile, read_chunked
@@ -20,14 +23,20 @@ _MAX_HEADER = 100_000_000  # of safetensors, the format's own limit
 # safetensors: 8 bytes length of the header, the header as JSON, the tensors without gaps.
 
 
-def open_safetensors(path):
+def open_safetensors(path: str) -> TensorFile:
+  """Opens a safetensors file.
+
+  Raises:
+    ValueError: the file is damaged or has an unsupported dtype.
+  """
   with contextlib.ExitStack() as stack:
     file = stack.enter_context(open(path, "rb"))
     size = os.path.getsize(path)
     (length,) = struct.unpack("<Q", file.read(8))
     if length > min(size - 8, _MAX_HEADER):
       raise ValueError(
-        f"{path}: damaged safetensors file: its header should have {length} bytes, the file has {size}; get it again."
+        f"{path}: damaged safetensors file: its header should have {length} bytes, the file has "
+        f"{size}; get it again."
       )
     try:
       header = json.loads(file.read(length), object_pairs_hook=_unique)
@@ -56,15 +65,18 @@ def open_safetensors(path):
     return TensorFile(path, entries, stack.pop_all().close, metadata=metadata)
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   values = dict(pairs)
   if len(values) < len(pairs):
     raise ValueError("a name occurs twice")
   return values
 
 
-def _safetensors_range(where, entry):
-  """One entry of the header -> (shape, dtype, first byte, byte after the last)."""
+_Range = tuple[tuple[int, ...], np.dtype, int, int]  # shape, dtype, first byte, byte after the last
+
+
+def _safetensors_range(label: str, entry: Any) -> _Range:
+  """Parses one entry of the header."""
   try:
     shape, (begin, end), code = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
     if not all(
@@ -73,22 +85,23 @@ def _safetensors_range(where, entry):
       raise ValueError
   except (TypeError, KeyError, ValueError) as error:
     raise ValueError(
-      f"{where}: damaged safetensors file: its header entry has no valid shape, dtype and data_offsets."
+      f"{label}: damaged safetensors file: its header entry has no valid shape, dtype and "
+      "data_offsets."
     ) from error
   if not isinstance(code, str) or code not in torch_types.SAFETENSORS:
     raise ValueError(
-      f"{where}: dtype {code!r} is not supported, only {', '.join(torch_types.SAFETENSORS)}."
+      f"{label}: dtype {code!r} is not supported, only {', '.join(torch_types.SAFETENSORS)}."
     )
   dtype = torch_types.SAFETENSORS[code]
   if end - begin != math.prod(shape) * dtype.itemsize:
     raise ValueError(
-      f"{where}: damaged safetensors file: {end - begin} bytes for shape {shape} of {dtype}."
+      f"{label}: damaged safetensors file: {end - begin} bytes for shape {shape} of {dtype}."
     )
   return shape, dtype, begin, end
 
 
-def _check_ranges(path, ranges, size):
-  """The tensors must fill the file, each byte belonging to one."""
+def _check_ranges(path: str, ranges: dict[str, _Range], size: int) -> None:
+  """Raises ValueError unless each byte of the file belongs to exactly one tensor."""
   at = 0
   for name, (_, _, begin, end) in sorted(ranges.items(), key=lambda item: item[1][2:]):
     if begin != at or end > size:
@@ -100,8 +113,8 @@ def _check_ranges(path, ranges, size):
         else "has a gap before it"
       )
       raise ValueError(
-        f"{path}: tensor {name!r}: damaged safetensors file: it has bytes {begin} to {end} of {size}, it {problem}; "
-        "get it again."
+        f"{path}: tensor {name!r}: damaged safetensors file: it has bytes {begin} to {end} of "
+        f"{size}, it {problem}; get it again."
       )
     at = end
   if at != size:
@@ -110,5 +123,7 @@ def _check_ranges(path, ranges, size):
     )
 
 
-def _load_safetensors(file, offset, shape, dtype, where):
-  return read_chunked(file, offset, math.prod(shape), dtype, where).reshape(shape)
+def _load_safetensors(
+  file: IO[bytes], offset: int, shape: tuple[int, ...], dtype: np.dtype, label: str
+) -> np.ndarray:
+  return read_chunked(file, offset, math.prod(shape), dtype, label).reshape(shape)

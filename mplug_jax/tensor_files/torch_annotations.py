@@ -1,14 +1,15 @@
-"""Lists and numbers that torch.save wrote (annotations, for instance), without running what is in the file.
+"""Reads lists and numbers saved by torch.save (annotations, for example), without running any code.
 
-Both forms are read without PyTorch: the zip archive, and the one from before PyTorch 1.6, in which most lists of data sets
-are. numpy's numbers and arrays are understood as far as lists of annotations have them; anything else stays an inert
-torch_pickle.Placeholder.
+Both formats are read without PyTorch: the zip archive, and the one from before PyTorch 1.6, which
+most data sets use. NumPy numbers and arrays are supported as far as annotation lists use them;
+anything else becomes an inert torch_types.Placeholder.
 """
 
 import io
 import math
 import os
 import pickletools
+from typing import Any
 
 import numpy as np
 
@@ -19,19 +20,20 @@ _MAX_FILE = 1 << 31  # the largest list of a known data set has about 40 MB
 
 
 class _DType:
-  """A number type as numpy pickles it: a name, then its byte order."""
+  """A NumPy dtype as pickled: a name, then its byte order."""
 
   __slots__ = ("name", "order")
 
-  def __init__(self, name):
-    self.name, self.order = name, "="
+  def __init__(self, name: Any) -> None:
+    self.name = name
+    self.order = "="
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"):
       self.order = state[1]
 
-  def read(self, data, count):
-    """`count` numbers from bytes (of Python 2: a string). Raises ValueError."""
+  def read(self, data: Any, count: int) -> list[Any]:
+    """Returns `count` numbers from bytes (a string in Python 2 pickles)."""
     data = data.encode("latin-1") if isinstance(data, str) else data
     if self.name not in _DTYPES or not isinstance(data, bytes):
       raise ValueError(f"numbers of type {self.name!r}")
@@ -42,14 +44,14 @@ class _DType:
 
 
 class Array:
-  """A numpy array: `values`, its numbers in the order of the file, or None if it has others than plain ones."""
+  """A NumPy array: `values` has its numbers in file order, or None for an unsupported dtype."""
 
   __slots__ = ("values",)
 
-  def __init__(self):
-    self.values = None
+  def __init__(self) -> None:
+    self.values: list[Any] | None = None
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     try:
       _, shape, dtype, _, data = state
       self.values = dtype.read(data, math.prod(shape))
@@ -57,8 +59,8 @@ class Array:
       self.values = None
 
 
-def _bytes(text, codec="latin1"):
-  """Python 3 writes bytes as text for Python 2 to read."""
+def _bytes(text: Any, codec: str = "latin1") -> bytes:
+  """Decodes bytes that Python 3 pickled as text for Python 2."""
   if codec not in ("latin1", "latin-1") or not isinstance(text, str):
     raise ValueError("unknown bytes")
   return text.encode("latin-1")
@@ -73,21 +75,25 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
 _NAMES = {name: torch_unpickler.Function(function) for name, function in _FUNCTIONS.items()}
 
 
-def _legacy_pickle(data, path):
-  """The bytes of a file from before PyTorch 1.6 -> its fourth pickle, after magic number, version and system."""
+def _legacy_pickle(data: bytes, path: str) -> bytes:
+  """Returns the fourth pickle of a legacy file, after magic number, version and system."""
   file = io.BytesIO(data)
+  begin = 0
   try:
     for _ in range(4):
       begin = file.tell()
       for _ in pickletools.genops(file):
         pass
-  except Exception as error:  # the bytes of a stranger fail in any way
+  except Exception as error:  # untrusted bytes can raise any exception
     raise ValueError(f"{path}: cut short or damaged ({error}); get the file again.") from error
   return data[begin : file.tell()]
 
 
-def load(path):
-  """The object in a file by torch.save: dicts, lists, tuples, strings and numbers; `Array` for a numpy array.
+def load(path: str | os.PathLike) -> Any:
+  """Loads the object in a file of torch.save.
+
+  Returns:
+    Dicts, lists, tuples, strings and numbers; `Array` for a NumPy array.
 
   Raises:
     FileNotFoundError: no such file.
@@ -103,7 +109,7 @@ def load(path):
   with open(path, "rb") as file:
     data = file.read(64)
     if data.startswith(b"PK\x03\x04"):
-      data = torch_archive.Archive(path, file).whole("data.pkl")
+      data = torch_archive.Archive(path, file).read_all("data.pkl")
     elif data.startswith(torch_archive.LEGACY_MAGIC):
       data = _legacy_pickle(data + file.read(), path)
     else:
@@ -111,8 +117,8 @@ def load(path):
   return torch_unpickler.load(data, path, _NAMES)[0]
 
 
-def numbers(value):
-  """A list, tuple or `Array` of numbers -> list of float; None for anything else, tensors included."""
+def numbers(value: Any) -> list[float] | None:
+  """Converts a list, tuple or `Array` of numbers; None for anything else, tensors included."""
   value = value.values if isinstance(value, Array) else value
   if not isinstance(value, (list, tuple)) or not all(isinstance(x, (int, float)) for x in value):
     return None

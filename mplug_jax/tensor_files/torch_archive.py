@@ -1,4 +1,4 @@
-"""Reads PyTorch's zip archives and legacy files without PyTorch."""
+"""Reads PyTorch's zip archives without PyTorch, and its legacy files with it."""
 
 import contextlib
 import functools
@@ -6,6 +6,8 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,10 +25,12 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 
 class Archive:
-  """The zip archive: records under one folder, stored ones read by their place in the file."""
+  """The zip archive: records in one folder; uncompressed ones are read by their file offset."""
 
-  def __init__(self, path, file):
-    self.path, self.file, self.size = path, file, os.path.getsize(path)
+  def __init__(self, path: str, file: IO[bytes]) -> None:
+    self.path = path
+    self.file = file
+    self.size = os.path.getsize(path)
     try:
       self.zip = zipfile.ZipFile(file)
     except (
@@ -47,18 +51,18 @@ class Archive:
     ]
     if len(roots) != 1:
       raise ValueError(
-        f"{path}: a zip archive with {len(roots) or 'no'} data.pkl, so not one that torch.save wrote; "
-        "if it has checkpoints inside, unpack it."
+        f"{path}: a zip archive with {len(roots) or 'no'} data.pkl, so not one that torch.save "
+        "wrote; if it has checkpoints inside, unpack it."
       )
     self.root = roots[0]
 
-  def info(self, name, where):
-    """The entry of a record. Raises ValueError."""
+  def info(self, name: str, label: str) -> zipfile.ZipInfo:
+    """Returns the entry of a record; raises ValueError, with `label`, if it is damaged."""
     try:
       info = self.zip.getinfo(self.root + name)
     except KeyError:
       raise ValueError(
-        f"{where}: record {self.root}{name} is missing; the file is damaged."
+        f"{label}: record {self.root}{name} is missing; the file is damaged."
       ) from None
     if (
       info.header_offset < 0
@@ -66,30 +70,30 @@ class Archive:
       or (info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size)
     ):
       raise ValueError(
-        f"{where}: record {info.filename} does not lie inside the file, which is damaged."
+        f"{label}: record {info.filename} does not lie inside the file, which is damaged."
       )
     if info.flag_bits & 1:
       raise ValueError(
-        f"{where}: record {info.filename} is encrypted; unpack it and save it without a password."
+        f"{label}: record {info.filename} is encrypted; unpack it and save it without a password."
       )
     return info
 
-  def read(self, name, offset, count, dtype, where):
-    """`count` elements at a byte offset of a record -> array [count]."""
-    info = self.info(name, where)
+  def read(self, name: str, offset: int, count: int, dtype: Any, label: str) -> np.ndarray:
+    """Reads `count` elements at a byte offset of a record."""
+    info = self.info(name, label)
     if info.compress_type == zipfile.ZIP_STORED:
-      # Not through zipfile: it reads from the start, and checks a checksum that PyTorch may leave out.
-      return read_chunked(self.file, self._start(info) + offset, count, dtype, where)
+      # zipfile reads from the start, and checks a checksum that PyTorch may leave out.
+      return read_chunked(self.file, self._start(info) + offset, count, dtype, label)
     try:
       with self.zip.open(info) as file:
-        return read_chunked(file, offset, count, dtype, where)
+        return read_chunked(file, offset, count, dtype, label)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
       raise ValueError(
-        f"{where}: record {info.filename} cannot be unpacked ({error}); get the file again."
+        f"{label}: record {info.filename} cannot be unpacked ({error}); get the file again."
       ) from error
 
-  def _start(self, info):
-    """Offset of a record's first byte: its name and padding stand between the local header and it."""
+  def _start(self, info: zipfile.ZipInfo) -> int:
+    """Returns the offset of a record's first byte, after the local header, name and padding."""
     self.file.seek(info.header_offset)
     header = self.file.read(30)
     if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
@@ -99,21 +103,22 @@ class Archive:
     name, extra = struct.unpack("<HH", header[26:])
     return info.header_offset + 30 + name + extra
 
-  def whole(self, name):
-    """All bytes of a small record."""
+  def read_all(self, name: str) -> bytes:
+    """Reads all bytes of a small record."""
     info = self.info(name, self.path)
     if info.file_size > _MAX_PICKLE:
       raise ValueError(
-        f"{self.path}: record {info.filename} has {info.file_size} bytes; no checkpoint has that much."
+        f"{self.path}: record {info.filename} has {info.file_size} bytes; "
+        "no checkpoint has that much."
       )
     return self.read(
       name, 0, info.file_size, np.uint8, f"{self.path}: record {info.filename}"
     ).tobytes()
 
-  def load(self, ref, where):
-    """TensorRef -> array, in the order of its shape."""
+  def load(self, ref: TensorRef, label: str) -> np.ndarray:
+    """Reads a tensor into a contiguous array."""
     part = self.read(
-      f"data/{ref.storage.key}", ref.offset * ref.dtype.itemsize, ref.span, ref.dtype, where
+      f"data/{ref.storage.key}", ref.offset * ref.dtype.itemsize, ref.span, ref.dtype, label
     )
     if ref.contiguous:
       return part.reshape(ref.shape)
@@ -122,17 +127,18 @@ class Archive:
     ).copy(order="C")
 
 
-def open_archive(path):
+def open_archive(path: str) -> TensorFile:
+  """Opens a zip archive of torch.save or torch.jit.save."""
   with contextlib.ExitStack() as stack:
     archive = Archive(path, stack.enter_context(open(path, "rb")))
     if (
       archive.root + "byteorder" in archive.zip.namelist()
-      and (order := archive.whole("byteorder")) != b"little"
+      and (order := archive.read_all("byteorder")) != b"little"
     ):
       raise ValueError(
         f"{path}: byte order {order[:20]!r} is not supported; save it on a little-endian machine."
       )
-    root, placeholders = torch_unpickler.load(archive.whole("data.pkl"), path)
+    root, placeholders = torch_unpickler.load(archive.read_all("data.pkl"), path)
     wrapper, values = _state_dict(path, root, lambda x: isinstance(x, (TensorRef, Broken)))
     entries, ignored = {}, {}
     for key, value in values.items():
@@ -143,44 +149,51 @@ def open_archive(path):
     return TensorFile(path, entries, stack.pop_all().close, wrapper, placeholders, ignored)
 
 
-def _state_dict(path, root, is_tensor):
-  """-> (wrapper, {name: value}). Raises ValueError for a checkpoint without tensors."""
+def _state_dict(
+  path: str, root: Any, is_tensor: Callable[[Any], bool]
+) -> tuple[str, dict[Any, Any]]:
+  """Returns (wrapper, {name: value}); raises ValueError for a checkpoint without tensors."""
   values = torch_unpickler.flatten_modules(root, path) if isinstance(root, Placeholder) else root
-  found = torch_unpickler.find_state_dict(values, is_tensor)
-  if found is None:
+  result = torch_unpickler.find_state_dict(values, is_tensor)
+  if result is None:
     raise ValueError(
-      f"{path}: no state dict in it: it holds {torch_types.describe(root)}; save model.state_dict() instead."
+      f"{path}: no state dict in it: it holds {torch_types.describe(root)}; "
+      "save model.state_dict() instead."
     )
-  return "/".join(found[0]), found[1]
+  wrapper, tensors = result
+  return "/".join(wrapper), tensors
 
 
-def _archive_entry(archive, ref, where):
+def _archive_entry(archive: Archive, ref: TensorRef | Broken, label: str) -> Entry:
   if isinstance(ref, Broken):
-    raise ValueError(f"{where} cannot be read: {ref.reason}.")
+    raise ValueError(f"{label} cannot be read: {ref.reason}.")
   nbytes = ref.storage.nbytes
-  size = archive.info(f"data/{ref.storage.key}", where).file_size if nbytes else 0
+  size = archive.info(f"data/{ref.storage.key}", label).file_size if nbytes else 0
   if size != nbytes:
     raise ValueError(
-      f"{where}: its record has {size} bytes and should have {nbytes}; the file is damaged."
+      f"{label}: its record has {size} bytes and should have {nbytes}; the file is damaged."
     )
-  return Entry(ref.shape, ref.dtype, functools.partial(archive.load, ref, where))
+  return Entry(ref.shape, ref.dtype, functools.partial(archive.load, ref, label))
 
 
 # torch.save before PyTorch 1.6: pickles and storages one after the other.
 
 
-def open_legacy(path):
+def open_legacy(path: str) -> TensorFile:
+  """Loads a file of torch.save from before PyTorch 1.6 into memory, with PyTorch."""
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] # optional
   except ImportError as error:
     raise ImportError(
-      f"{path}: a file from before PyTorch 1.6, which takes PyTorch to read: pip install 'mplug_jax[convert]'"
+      f"{path}: a file from before PyTorch 1.6, which takes PyTorch to read: "
+      "pip install 'mplug_jax[convert]'"
     ) from error
   try:
     root = torch.load(path, weights_only=True, map_location="cpu")
   except Exception as error:  # a damaged file fails in any way
     raise ValueError(
-      f"{path}: a file from before PyTorch 1.6 that PyTorch does not load as weights alone ({error})."
+      f"{path}: a file from before PyTorch 1.6 that PyTorch does not load as weights alone "
+      f"({error})."
     ) from error
   wrapper, values = _state_dict(path, root, torch.is_tensor)
   entries, ignored = {}, {}
@@ -197,9 +210,9 @@ def open_legacy(path):
   return TensorFile(path, entries, wrapper=wrapper, ignored=ignored)
 
 
-def _from_torch(tensor, dtype):
-  # As bytes: numpy has no bfloat16 that PyTorch knows of.
-  import torch
+def _from_torch(tensor: Any, dtype: np.dtype) -> np.ndarray:
+  # As bytes, since PyTorch cannot convert to NumPy's bfloat16.
+  import torch  # pyright: ignore[reportMissingImports] # optional
 
   flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().copy()
   return flat.view(dtype).reshape(tuple(tensor.shape))

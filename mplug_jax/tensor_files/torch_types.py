@@ -1,14 +1,16 @@
-"""Placeholders for the PyTorch objects that a checkpoint's pickle describes; dtypes of PyTorch and safetensors."""
+"""Inert replacements for the PyTorch objects in a pickle; dtypes of PyTorch and safetensors."""
 
 import collections
 import dataclasses
 import math
 import pickle
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-# (numpy and torch name, torch's storage class, safetensors code). Without a storage class: rebuilt by _rebuild_tensor_v3 only.
+# (NumPy and torch name, torch's storage class, safetensors code). Without a storage class,
+# tensors are rebuilt by _rebuild_tensor_v3 only.
 _DTYPE_ROWS = (
   ("float64", "DoubleStorage", "F64"),
   ("float32", "FloatStorage", "F32"),
@@ -30,7 +32,7 @@ _DTYPE_ROWS = (
 )
 
 
-def _dtype(name):
+def _dtype(name: str) -> np.dtype:
   return np.dtype(getattr(ml_dtypes, name, name))
 
 
@@ -44,78 +46,82 @@ SAFETENSORS = {code: _dtype(name) for name, _, code in _DTYPE_ROWS if code}
 
 
 class Fixed:
-  """What a pickle can name or build, but not change: the BUILD instruction would set attributes."""
+  """An object that a pickle cannot change: the BUILD instruction would set attributes."""
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     raise pickle.UnpicklingError(f"the pickle tries to change a {type(self).__name__}")
 
 
 class StateDict(dict):
-  """Stands for collections.OrderedDict; drops attributes (`_metadata`), which could shadow methods."""
+  """Replaces collections.OrderedDict; drops attributes (`_metadata`) that could shadow methods."""
 
   __slots__ = ()
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     pass
 
 
 class Placeholder:
-  """Stands for an object of an unknown class or the result of an unknown function. Keeps what was put into it as its state."""
+  """Replaces an object of an unknown class or function; keeps its state."""
 
   __slots__ = ("state",)
   qualified_name = ""
   counts: collections.Counter
 
-  def __new__(cls, *unused_args, **unused_kwargs):
+  def __new__(cls, *unused_args: Any, **unused_kwargs: Any) -> "Placeholder":
     self = super().__new__(cls)
     self.state = None
     cls.counts[cls.qualified_name] += 1
     return self
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     self.state = state
 
-  def __call__(self, *unused_args, **unused_kwargs):
+  def __call__(self, *unused_args: Any, **unused_kwargs: Any) -> "Placeholder":
     return self
 
-  def __setitem__(self, key, value):
+  def __setitem__(self, key: Any, value: Any) -> None:
     pass
 
-  def append(self, item):
-    pass
+  def append(self, item: Any) -> None:
+    """Ignores the item."""
 
-  def extend(self, items):
-    pass
+  def extend(self, items: Any) -> None:
+    """Ignores the items."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Broken(Fixed):
-  """A tensor that cannot be rebuilt, and why: an error only if somebody needs it."""
+  """A tensor that cannot be rebuilt, with the reason; an error only if it is read."""
 
   reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class StorageType(Fixed):
+  """A storage class."""
+
   dtype: np.dtype | None  # None: untyped, counted in bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class DType(Fixed):
-  # Not the numpy object itself, which has a __setstate__ of its own that changes it for the whole process.
+  """A dtype; the NumPy object itself has a __setstate__ that changes it for the whole process."""
+
   dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage(Fixed):
-  """A record of the archive: its key, dtype (None if untyped) and number of elements (bytes if untyped)."""
+  """A record of the archive: its key, dtype and number of elements; None and bytes if untyped."""
 
   key: str
   dtype: np.dtype | None
   numel: int
 
   @property
-  def nbytes(self):
+  def nbytes(self) -> int:
+    """Size in bytes."""
     return self.numel * (self.dtype.itemsize if self.dtype else 1)
 
 
@@ -130,14 +136,15 @@ class TensorRef(Fixed):
   strides: tuple[int, ...]
 
   @property
-  def span(self):
+  def span(self) -> int:
     """Number of elements from the first one of the view to its last one."""
     return (
       1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
     )
 
   @property
-  def contiguous(self):
+  def contiguous(self) -> bool:
+    """Whether the elements are stored in the order of the shape."""
     expected = 1
     for n, stride in zip(reversed(self.shape), reversed(self.strides)):
       if n != 1 and stride != expected:
@@ -146,8 +153,8 @@ class TensorRef(Fixed):
     return True
 
 
-def describe(value) -> str:
-  """A value of an unpickled file in a few words; never its contents, which may be endless."""
+def describe(value: Any) -> str:
+  """Describes a value of an unpickled file, without its contents, which may be huge."""
   if isinstance(value, Placeholder):
     return f"an object of {value.qualified_name}"
   if isinstance(value, type) and issubclass(value, Placeholder):
@@ -161,13 +168,13 @@ def describe(value) -> str:
   return f"a {type_name(value)}"
 
 
-def name_of(key) -> str:
-  """A dictionary's key as text; of a key that is no string its type alone, as its contents may be endless."""
+def name_of(key: Any) -> str:
+  """Returns a dictionary's key as text, or only its type if it is no string."""
   return key if isinstance(key, str) else f"<{type_name(key)}>"
 
 
-def type_name(value) -> str:
-  """The type of a value of an unpickled file, by the name it has in the file."""
+def type_name(value: Any) -> str:
+  """Returns the type of a value of an unpickled file, with its name in the file."""
   if isinstance(value, Placeholder):
     return value.qualified_name
   return {TensorRef: "tensor", Broken: "tensor", StateDict: "dict"}.get(
@@ -175,8 +182,9 @@ def type_name(value) -> str:
   )
 
 
-def possible_shape(shape, itemsize: int, max_bytes: int = 1 << 62) -> bool:
-  """Whether numpy can make an array of this shape, which then has at most `max_bytes`."""
-  return (
-    len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes
-  )  # numpy counts an empty dimension as one
+def possible_shape(
+  shape: tuple[int, ...] | list[int], itemsize: int, max_bytes: int = 1 << 62
+) -> bool:
+  """Whether NumPy can make an array of this shape with at most `max_bytes`."""
+  # NumPy counts an empty dimension as one.
+  return len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes

@@ -1,8 +1,9 @@
-"""What torch.save or torch.jit.save pickled, as descriptions of tensors: without PyTorch, and without running any of it.
+"""Unpickles torch.save and torch.jit.save files to tensor descriptions, without running any code.
 
-A pickle is a program: it names functions and calls them. `load` knows the few names a state dict needs (ordered dictionaries,
-storages, the functions that rebuild a tensor) as inert stand-ins of its own; every other name becomes a `Placeholder`
-class, which takes any arguments, state and items and does nothing. No name in the file is ever imported.
+A pickle is a program: it names functions and calls them. `load` maps the few names a state dict
+needs (ordered dictionaries, storages, the functions that rebuild a tensor) to inert replacements;
+every other name becomes a `Placeholder` class, which takes any arguments, state and items and does
+nothing. No name in the file is ever imported.
 
 Own code rather than torch.load: conversion works without PyTorch installed.
 """
@@ -11,6 +12,10 @@ import collections
 import io
 import pickle
 import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from mplug_jax.tensor_files.torch_types import (
   STORAGES,
@@ -27,18 +32,18 @@ from mplug_jax.tensor_files.torch_types import (
   possible_shape,
 )
 
-# Deeper than any model, far below Python's recursion limit; a hostile archive may nest or share its modules without end.
+# Deeper than any model, far below Python's recursion limit; a hostile archive may nest endlessly.
 _MAX_DEPTH = 100
 
 
 _MAX_NODES = 1_000_000
 
 
-# Bytes that a view may have beyond its storage: a stride of 0 repeats elements, in a few bytes of pickle without end.
+# Bytes that a view may have beyond its storage: a stride of 0 repeats elements endlessly.
 _MAX_EXPANDED = 1 << 30
 
 
-def _make(storage, offset, shape, strides, dtype):
+def _make(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype | None) -> TensorRef:
   if isinstance(storage, Broken):
     raise ValueError(storage.reason)
   if not isinstance(storage, Storage):
@@ -58,48 +63,65 @@ def _make(storage, offset, shape, strides, dtype):
   return ref
 
 
-def _tensor(storage, offset, shape, strides, _requires_grad=False, _hooks=None, views=None):
+def _tensor(
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  _requires_grad: Any = False,
+  _hooks: Any = None,
+  views: Any = None,
+) -> TensorRef:
   _check_views(views)
   return _make(storage, offset, shape, strides, getattr(storage, "dtype", None))
 
 
-def _tensor_v3(storage, offset, shape, strides, _requires_grad, _hooks, dtype, views=None):
+def _tensor_v3(
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  _requires_grad: Any,
+  _hooks: Any,
+  dtype: Any,
+  views: Any = None,
+) -> TensorRef:
   _check_views(views)
   return _make(storage, offset, shape, strides, dtype.dtype if isinstance(dtype, DType) else None)
 
 
-def _check_views(views):
-  """PyTorch negates and conjugates lazily: the storage has other numbers than the tensor."""
+def _check_views(views: Any) -> None:
+  """Raises ValueError for lazily negated or conjugated tensors, whose storage differs."""
   if views is not None and (
     not isinstance(views, dict) or any(value is not False for value in views.values())
   ):
     raise ValueError("it is a negated or conjugated view; save x.resolve_neg().resolve_conj()")
 
 
-def _parameter(data, *unused):
+def _parameter(data: Any, *unused: Any) -> TensorRef | Broken:
   if not isinstance(data, (TensorRef, Broken)):
     raise ValueError(f"it needs a tensor and the file gives {describe(data)}")
   return data
 
 
-def _from_type(function, _type, args, *unused):
-  """A tensor with attributes: function(*args), where only the functions below count."""
+def _from_type(function: Any, _type: Any, args: Any, *unused: Any) -> Any:
+  """Rebuilds a tensor with attributes: function(*args), for functions of this module only."""
   if not isinstance(function, Function):
     raise ValueError(f"it is made by {describe(function)}")
   return function(*args)
 
 
-def _unknown(*unused):
+def _unknown(*unused: Any) -> TensorRef:
   raise ValueError("quantized, sparse and other special tensors are not supported")
 
 
 class Function(Fixed):
-  """One of the functions above under the name a pickle knows; gives `Broken` for what cannot be rebuilt."""
+  """A function callable by a pickle; returns `Broken` for tensors that cannot be rebuilt."""
 
-  def __init__(self, function):
+  def __init__(self, function: Callable[..., Any]) -> None:
     self._function = function
 
-  def __call__(self, *args):
+  def __call__(self, *args: Any) -> Any:
     try:
       return self._function(*args)
     except (TypeError, ValueError) as error:
@@ -109,7 +131,7 @@ class Function(Fixed):
 _NAMES = {
   "collections.OrderedDict": StateDict,
   "torch.Size": Function(lambda sizes=(): tuple(sizes)),
-  "torch.device": Function(lambda *unused: "device"),  # not its text: an argument's may be endless
+  "torch.device": Function(lambda *unused: "device"),  # not its text, which may be huge
   "torch._utils._rebuild_tensor": Function(_tensor),
   "torch._utils._rebuild_tensor_v2": Function(_tensor),
   "torch._utils._rebuild_tensor_v3": Function(_tensor_v3),
@@ -125,17 +147,17 @@ _NAMES = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Python's unpickler, with the two places where a pickle reaches outside closed."""
+  """Python's unpickler with its two hooks for outside objects closed."""
 
-  def __init__(self, data, names):
-    super().__init__(
-      io.BytesIO(data), encoding="latin-1"
-    )  # byte strings of Python 2: any byte decodes
+  def __init__(self, data: bytes, names: Mapping[str, Any]) -> None:
+    # Byte strings of Python 2 decode as latin-1, whatever the bytes.
+    super().__init__(io.BytesIO(data), encoding="latin-1")
     self._names = names
     self.counts = collections.Counter()
     self._placeholders = {}
 
-  def find_class(self, module, name):
+  def find_class(self, module: str, name: str) -> Any:
+    """Returns the inert replacement of a name."""
     full = ascii(f"{module}.{name}")[1:-1]  # it ends up in messages of one line
     if full in self._names:
       return self._names[full]
@@ -144,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
       self.counts[full] += 1
       return Function(_unknown)
     if full not in self._placeholders:
-      # A class for each name, since some instructions need a class; made for this file, so that nothing outlives it.
+      # Some instructions need a class, so each name gets one, made for this file only.
       self._placeholders[full] = type(
         "_Placeholder",
         (Placeholder,),
@@ -152,7 +174,8 @@ class _Unpickler(pickle.Unpickler):
       )
     return self._placeholders[full]
 
-  def persistent_load(self, pid):
+  def persistent_load(self, pid: Any) -> Storage | Broken:
+    """Returns the storage of a persistent id."""
     if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
       _, kind, key, _, numel = pid[:5]
       if (
@@ -166,48 +189,54 @@ class _Unpickler(pickle.Unpickler):
     return Broken("its storage has an unknown form")
 
 
-def _check_memo(data):
-  """Python's unpickler allocates a list as long as the largest memo index, up to 64 GiB for one damaged byte."""
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+
+def _check_memo(data: bytes) -> None:
+  """Raises UnpicklingError for memo indices beyond the file position.
+
+  Python's unpickler allocates a list as long as the largest index: up to 64 GiB for a damaged byte.
+  """
   file, name = io.BytesIO(data), ""
   while name != "STOP":
     position = file.tell()
-    opcode = pickletools.code2op.get(file.read(1).decode("latin-1"))
+    opcode = _OPCODES.get(file.read(1).decode("latin-1"))
     if opcode is None:
       raise pickle.UnpicklingError(f"no instruction after {position} bytes")
     name = opcode.name
-    if (
-      name == "STRING"
-    ):  # a byte string of Python 2, a line of any bytes; pickletools insists on ASCII
+    if name == "STRING":  # a byte string of Python 2, a line of any bytes; pickletools needs ASCII
       file.readline()
       continue
     argument = opcode.arg.reader(file) if opcode.arg else None
-    if name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:  # picklers count from 0
+    puts = name in ("PUT", "BINPUT", "LONG_BINPUT")
+    if puts and argument is not None and argument > position:  # picklers count from 0
       raise pickle.UnpicklingError(f"memo index {argument} after {position} bytes")
 
 
 def load(
-  data: bytes, path: str, names=None, what: str = "checkpoint"
+  data: bytes, path: str, names: Mapping[str, Any] | None = None, what: str = "checkpoint"
 ) -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
   Args:
     data: the pickle.
     path: its file, for the error.
-    names: {qualified name: what stands for it} beside those of PyTorch; nothing in it may act on anything but itself.
-    what: what the file should be, for the error.
+    names: {qualified name: its replacement} besides those of PyTorch; replacements must not have
+      side effects.
+    what: the expected kind of file, for the error.
 
   Returns:
-    (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class or function: number of
-    objects it would have made, at least 1}).
+    (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class
+    or function: number of objects it would have made, at least 1}).
 
   Raises:
-    ValueError: not a pickle, cut short, or one that does what no state dict needs.
+    ValueError: it is no pickle, cut short, or does what no state dict needs.
   """
-  unpickler = _Unpickler(data, _NAMES | (names or {}))
+  unpickler = _Unpickler(data, _NAMES | dict(names or {}))
   try:
     _check_memo(data)
     value = unpickler.load()
-  except Exception as error:  # instructions of a stranger fail in any way
+  except Exception as error:  # untrusted instructions can raise any exception
     problem = f"{type(error).__name__}: {error}".replace("\n", " ")
     raise ValueError(
       f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}."
@@ -219,15 +248,18 @@ def load(
 _WRAPPERS = ("model", "module", "state_dict")
 
 
-def find_state_dict(root, is_tensor, path=()) -> tuple[tuple[str, ...], dict] | None:
-  """The dictionary of tensors inside a checkpoint: entry "model", else "module", else "state_dict", else the top level.
+def find_state_dict(
+  root: Any, is_tensor: Callable[[Any], bool], path: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], dict[Any, Any]] | None:
+  """Finds the dictionary of tensors: "model", else "module", "state_dict", or the top level.
 
   Args:
     root: the unpickled checkpoint.
     is_tensor: value -> bool.
+    path: keys that lead to `root`.
 
   Returns:
-    (names of the entries that lead to it, the dictionary), or None if there is none.
+    (keys that lead to it, the dictionary), or None if there is none.
   """
   if not isinstance(root, dict) or len(path) > len(_WRAPPERS):
     return None
@@ -237,11 +269,11 @@ def find_state_dict(root, is_tensor, path=()) -> tuple[tuple[str, ...], dict] | 
   return (path, root) if any(map(is_tensor, root.values())) else None
 
 
-def flatten_modules(root: Placeholder, path: str) -> dict:
-  """The tree of module objects of a TorchScript archive -> {"visual.conv1.weight": value}, tensors and other attributes alike.
+def flatten_modules(root: Placeholder, path: str) -> dict[str, Any]:
+  """Flattens the module objects of a TorchScript archive to {"visual.conv1.weight": value}.
 
   Raises:
-    ValueError: a tree that does not end.
+    ValueError: the tree is nested without end.
   """
   flat = {}
   visited = 0

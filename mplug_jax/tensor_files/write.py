@@ -1,4 +1,4 @@
-"""Writes safetensors and torch.save files one tensor at a time, as a whole or not at all, without PyTorch."""
+"""Atomic writers of safetensors and torch.save files, one tensor at a time and without PyTorch."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -16,13 +16,15 @@ from mplug_jax.tensor_files.torch_types import SAFETENSORS, STORAGES
 
 
 class Tensor(NamedTuple):
-  """A tensor to be written: shape and dtype are known before it is made.
+  """A tensor to be written; its shape and dtype are known before it is made.
 
   Attributes:
     name: its key.
-    shape, dtype: what `load` gives; bfloat16 is ml_dtypes.bfloat16.
-    load: makes the array when its turn comes.
-    same_as: name of an earlier tensor of equal shape and dtype whose bytes this one shares (tied weights); `load` is not called.
+    shape: of the array.
+    dtype: of the array; bfloat16 is ml_dtypes.bfloat16.
+    load: makes the array, called when the tensor is written.
+    same_as: name of an earlier tensor of equal shape and dtype whose bytes this one shares (tied
+      weights); `load` is not called.
   """
 
   name: str
@@ -41,22 +43,25 @@ class Tensor(NamedTuple):
 Tensors = Mapping[str, np.ndarray] | Iterable[Tensor]
 
 
-def _checked(path, tensors, dtypes):
-  """Arguments of the two writers -> {name: Tensor}, every one of a dtype that the format has. Raises ValueError."""
+def _checked(
+  path: str | os.PathLike, tensors: Tensors, dtypes: Mapping[np.dtype, str]
+) -> dict[str, Tensor]:
+  """Returns the writers' arguments as {name: Tensor}; raises ValueError for an invalid one."""
+  items = cast(Iterable[Tensor], tensors)
   if isinstance(tensors, Mapping):
-    tensors = [
+    items = [
       Tensor(name, array.shape, array.dtype, lambda array=array: array)
-      for name, array in tensors.items()
+      for name, array in cast(Mapping[str, np.ndarray], tensors).items()
     ]
   checked = {}
-  for tensor in tensors:
-    tensor = tensor._replace(shape=tuple(map(int, tensor.shape)), dtype=np.dtype(tensor.dtype))
-    where = f"{path}: tensor {tensor.name!r}"
+  for item in items:
+    tensor = item._replace(shape=tuple(map(int, item.shape)), dtype=np.dtype(item.dtype))
+    label = f"{path}: tensor {tensor.name!r}"
     if tensor.name in checked:
-      raise ValueError(f"{where} is given twice.")
+      raise ValueError(f"{label} is given twice.")
     if tensor.dtype not in dtypes:
       raise ValueError(
-        f"{where}: dtype {tensor.dtype} cannot be stored, only {', '.join(map(str, dtypes))}."
+        f"{label}: dtype {tensor.dtype} cannot be stored, only {', '.join(map(str, dtypes))}."
       )
     if tensor.same_as:
       other = checked.get(tensor.same_as)
@@ -64,25 +69,26 @@ def _checked(path, tensors, dtypes):
         other is None or other.same_as or (other.shape, other.dtype) != (tensor.shape, tensor.dtype)
       ):
         raise ValueError(
-          f"{where} shares {tensor.same_as!r}, which is no earlier tensor of its own with this shape and dtype."
+          f"{label} shares {tensor.same_as!r}, which is no earlier tensor with values and "
+          "with this shape and dtype."
         )
     checked[tensor.name] = tensor
   return checked
 
 
-def _nbytes(tensor):
+def _nbytes(tensor: Tensor) -> int:
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _write(file, path, tensor):
+def _write(file: IO[bytes], path: str | os.PathLike, tensor: Tensor) -> None:
   """Makes one tensor and writes its bytes."""
-  array = tensor.load()
+  array = tensor.make()
   if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
     raise ValueError(
       f"{path}: tensor {tensor.name!r} was announced as {tensor.dtype}{list(tensor.shape)} "
       f"and is {array.dtype}{list(array.shape)}."
     )
-  file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+  file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def save_safetensors(
@@ -92,36 +98,38 @@ def save_safetensors(
 
   Args:
     path: replaced only once the new file is complete.
-    tensors: {name: array}, or `Tensor`s. Those with the larger elements come first in the file, in the order given otherwise.
-      The format shares no bytes: a tensor with `same_as` is made and stored again.
+    tensors: {name: array}, or `Tensor`s. They are stored by decreasing element size, else in the
+      given order. The format shares no bytes: a tensor with `same_as` is made and stored again.
     metadata: texts for the header.
 
   Raises:
-    ValueError: a dtype the format does not have, a name twice, an array that is not what was announced, metadata that is no text.
+    ValueError: an unsupported dtype, a duplicate name, an array that differs from its declared
+      shape or dtype, or metadata that is no text.
     OSError: the file could not be written; nothing of it remains.
   """
-  tensors = _checked(path, tensors, {dtype: code for code, dtype in SAFETENSORS.items()})
+  checked = _checked(path, tensors, {dtype: code for code, dtype in SAFETENSORS.items()})
   if (
     not all(isinstance(text, str) for item in (metadata or {}).items() for text in item)
-    or "__metadata__" in tensors
+    or "__metadata__" in checked
   ):
     raise ValueError(
-      f"{path}: the metadata of a safetensors file is texts only, and no tensor is called __metadata__."
+      f"{path}: safetensors metadata must be texts, and no tensor may have the name __metadata__."
     )
-  # Then every tensor lies at a multiple of its element size, which some readers need.
-  ordered = sorted(tensors.values(), key=lambda tensor: -tensor.dtype.itemsize)
+  # Every tensor then starts at a multiple of its element size, which some readers need.
+  ordered = sorted(checked.values(), key=lambda tensor: -tensor.dtype.itemsize)
   header = _safetensors_header(ordered, metadata)
   with open_atomic(path) as file:
     file.write(struct.pack("<Q", len(header)) + header)
     for tensor in ordered:
       _write(
-        file, path, tensors[tensor.same_as]._replace(name=tensor.name) if tensor.same_as else tensor
+        file, path, checked[tensor.same_as]._replace(name=tensor.name) if tensor.same_as else tensor
       )
 
 
-def _safetensors_header(tensors, metadata):
+def _safetensors_header(tensors: Iterable[Tensor], metadata: Mapping[str, str] | None) -> bytes:
   codes = {dtype: code for code, dtype in SAFETENSORS.items()}
-  header, at = {"__metadata__": dict(metadata)} if metadata else {}, 0
+  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  at = 0
   for tensor in tensors:
     end = at + _nbytes(tensor)
     header[tensor.name] = {
@@ -135,26 +143,28 @@ def _safetensors_header(tensors, metadata):
 
 
 def save_pth(path: str | os.PathLike, tensors: Tensors, wrapper: str = "model") -> None:
-  """Writes what `torch.save({wrapper: OrderedDict(tensors)}, path)` writes, one tensor in memory at a time.
+  """Writes the file of `torch.save({wrapper: OrderedDict(tensors)}, path)`.
 
-  `torch.load` takes it with weights_only and mmap.
+  One tensor at a time is in memory. `torch.load` reads it with weights_only and mmap.
 
   Args:
     path: replaced only once the new file is complete.
-    tensors: {name: array}, or `Tensor`s; one with `same_as` shares the other's storage, as tied weights do.
+    tensors: {name: array}, or `Tensor`s; one with `same_as` shares the other's storage, as tied
+      weights do.
     wrapper: "" for a plain state dict.
 
   Raises:
-    ValueError: a dtype that has no PyTorch storage class, a name twice, an array that is not what was announced.
+    ValueError: a dtype without a PyTorch storage class, a duplicate name, or an array that differs
+      from its declared shape or dtype.
     OSError: the file could not be written; nothing of it remains.
   """
-  tensors = _checked(path, tensors, {dtype: name for name, dtype in STORAGES.items()})
-  own = [tensor for tensor in tensors.values() if not tensor.same_as]
-  keys = {tensor.name: str(i) for i, tensor in enumerate(own)}
+  checked = _checked(path, tensors, {dtype: name for name, dtype in STORAGES.items()})
+  stored = [tensor for tensor in checked.values() if not tensor.same_as]
+  keys = {tensor.name: str(i) for i, tensor in enumerate(stored)}
   with open_atomic(path) as file, zipfile.ZipFile(file, "w") as archive:
-    _add(archive, file, "data.pkl", _pickled(tensors.values(), keys, wrapper))
+    _add(archive, file, "data.pkl", _pickled(checked.values(), keys, wrapper))
     _add(archive, file, "byteorder", b"little")
-    for tensor in own:
+    for tensor in stored:
       with _record(archive, file, f"data/{keys[tensor.name]}", _nbytes(tensor)) as record:
         _write(record, path, tensor)
     _add(archive, file, "version", b"3\n")
@@ -164,25 +174,25 @@ _ALIGNMENT = 64  # of every record, as torch.save does for mmap
 _PADDING = 0x4246  # id of the extra field that torch.save pads with
 
 
-def _record(archive, file, name, nbytes):
-  """A new record, opened for writing `nbytes`; its first byte lies at a multiple of _ALIGNMENT."""
+def _record(archive: zipfile.ZipFile, file: IO[bytes], name: str, nbytes: int) -> IO[bytes]:
+  """Opens a new record for writing; its first byte is at a multiple of _ALIGNMENT."""
   info = zipfile.ZipInfo(f"archive/{name}")
   large = nbytes > zipfile.ZIP64_LIMIT
-  # The local header: 30 bytes, the name, sizes in the large format (20 bytes), the padding (4 bytes and what it takes).
+  # Local header: 30 bytes, the name, large-format sizes (20 bytes), padding (4 bytes + `pad`).
   pad = -(file.tell() + 30 + len(info.filename) + (20 if large else 0) + 4) % _ALIGNMENT
   info.extra = struct.pack("<HH", _PADDING, pad) + b"Z" * pad
   return archive.open(info, "w", force_zip64=large)
 
 
-def _add(archive, file, name, data):
+def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes) -> None:
   with _record(archive, file, name, len(data)) as record:
     record.write(data)
 
 
-# The pickle, instruction by instruction: Python's pickler would have to import the PyTorch names it writes.
+# The pickle is written by instruction: Python's pickler would have to import the PyTorch names.
 
 
-def _pickled(tensors, keys, wrapper):
+def _pickled(tensors: Iterable[Tensor], keys: Mapping[str, str], wrapper: str) -> bytes:
   items = (_text(x.name) + _rebuilt(x, keys[x.same_as or x.name]) for x in tensors)
   state = _ordered_dict() + pickle.MARK + b"".join(items) + pickle.SETITEMS
   if wrapper:
@@ -190,8 +200,8 @@ def _pickled(tensors, keys, wrapper):
   return pickle.PROTO + b"\x02" + state + pickle.STOP
 
 
-def _rebuilt(tensor, key):
-  """A call of _rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)."""
+def _rebuilt(tensor: Tensor, key: str) -> bytes:
+  """Pickles a call of _rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)."""
   storage = next(name for name, dtype in STORAGES.items() if dtype == tensor.dtype)
   numel = math.prod(tensor.shape)
   # Strides as PyTorch has them: an empty dimension counts as one.
@@ -205,25 +215,25 @@ def _rebuilt(tensor, key):
   return _name("torch._utils", "_rebuild_tensor_v2") + args + pickle.REDUCE
 
 
-def _ordered_dict():
+def _ordered_dict() -> bytes:
   return _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
 
 
-def _name(module, name):
+def _name(module: str, name: str) -> bytes:
   return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _text(text):
+def _text(text: str) -> bytes:
   data = text.encode()
   return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
 
 
-def _int(n):
+def _int(n: int) -> bytes:
   if n < 1 << 31:
     return pickle.BININT + struct.pack("<i", n)
   data = pickle.encode_long(n)
   return pickle.LONG1 + bytes([len(data)]) + data
 
 
-def _tuple(*items):
+def _tuple(*items: bytes) -> bytes:
   return pickle.MARK + b"".join(items) + pickle.TUPLE

@@ -17,9 +17,9 @@ from mplug_jax import config as config_lib
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import official_inventory
-from mplug_jax.conversion.inspect import report
+from mplug_jax.conversion.inspect import report, statistics
 from mplug_jax.conversion.inspect import tensors as leaves_lib
-from mplug_jax.conversion.inspect.report import Moments, difference, moments
+from mplug_jax.conversion.inspect.statistics import Moments, difference, moments
 from mplug_jax.tensor_files import write
 from tools import inspect_checkpoint
 
@@ -98,17 +98,15 @@ def refused(capsys, *args):
 
 def test_a_run_is_described_before_its_leaves(run, capsys):
   lines = inspect(capsys, run)
-  assert (
-    lines[0] == f"kind            run folder {run}"
-    and lines[1] == "step            4; there are 2, 4"
-  )
+  assert lines[0] == f"kind            run folder {run}"
+  assert lines[1] == "step            4; there are 2, 4"
   text = " ".join(" ".join(lines[: lines.index("")]).split())
-  assert "accuracy=0.5" in text and "wordpiece, sha256 abc123, as the checkpoint records it" in text
+  assert "accuracy=0.5" in text
+  assert "wordpiece, sha256 abc123, as the checkpoint records it" in text
   assert "size tiny; beside the defaults: batch_size=48" in text
   assert text.endswith("batch_size=48")  # nothing else differs
-  assert (
-    "hidden_size=32" in text and "vocab_size=218" in text
-  )  # 0 in the config, followed by the word table
+  assert "hidden_size=32" in text
+  assert "vocab_size=218" in text
 
 
 def test_leaves_have_shapes_types_shardings_and_statistics(run, capsys):
@@ -161,11 +159,12 @@ def test_leaves_have_shapes_types_shardings_and_statistics(run, capsys):
 
 def test_groups_selection_and_the_whole_config(run, capsys):
   lines = inspect(capsys, run, "--depth=1", "--match=^(params|rng)", "--config")
-  assert row(lines, "params")[:4] == ["4", "leaves", "several", "4.0"] and row(lines, "params")[
-    -2:
-  ] == ["!!", "1"]
-  assert row(lines, "all")[0] == "5" and not any("opt_state" in line for line in lines)
-  assert "  batch_size = 48" in lines and '  optim.name = "adamw"' in lines
+  assert row(lines, "params")[:4] == ["4", "leaves", "several", "4.0"]
+  assert row(lines, "params")[-2:] == ["!!", "1"]
+  assert row(lines, "all")[0] == "5"
+  assert not any("opt_state" in line for line in lines)
+  assert "  batch_size = 48" in lines
+  assert '  optim.name = "adamw"' in lines
 
 
 def test_one_checkpoint_of_a_run(run, capsys):
@@ -206,7 +205,8 @@ def test_pytorch_files(tmp_path, capsys):
   assert row(lines, "text_encoder") == ["1", "6", "12", "B"]
   write.save_safetensors(tmp_path / "b.safetensors", {"w.x": np.arange(3)}, {"format": "pt"})
   lines = inspect(capsys, tmp_path / "b.safetensors", "--no_values")
-  assert "metadata        format=pt" in lines and row(lines, "w.x")[:2] == ["3", "int64"]
+  assert "metadata        format=pt" in lines
+  assert row(lines, "w.x")[:2] == ["3", "int64"]
 
 
 def test_a_converted_tree_in_a_file(tmp_path, capsys):
@@ -217,11 +217,9 @@ def test_a_converted_tree_in_a_file(tmp_path, capsys):
     {"geometry": json.dumps({"heads": 3}), "manifest": json.dumps({"source": "official.pth"})},
   )
   lines = inspect(capsys, path)
-  assert (
-    "geometry        heads=3" in lines
-    and "converted from  official.pth" in lines
-    and row(lines, "params/itm_head")[0] == "1"
-  )
+  assert "geometry        heads=3" in lines
+  assert "converted from  official.pth" in lines
+  assert row(lines, "params/itm_head")[0] == "1"
 
 
 WIDE = leaves_lib.Leaf((12, 768, 3072), np.dtype(ml_dtypes.bfloat16), "P(-,fsdp,tensor)")
@@ -238,7 +236,7 @@ RELEASED = official_inventory.inventory("vqa", dict(embed_dim=256, **PRESETS["la
 )
 def test_lines_of_the_released_models_fit_the_width(names, monkeypatch):
   """The longest names, beside the widest values."""
-  monkeypatch.setattr(report, "moments", lambda x: Moments(10, -1e-5, 1.0))
+  monkeypatch.setattr(statistics, "moments", lambda x: Moments(10, -1e-5, 1.0))
   source = leaves_lib.Leaves("of any kind", names, lambda batch: dict.fromkeys(batch, np.zeros(())))
   assert 100 < max(map(len, report.tree(source, names))) <= report.WIDTH
 
@@ -261,7 +259,7 @@ def test_leaves_are_read_a_few_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "bool"])
 def test_moments_are_numpys_across_chunks(dtype, monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 7)
+  monkeypatch.setattr(statistics, "_CHUNK", 7)
   x = (np.random.default_rng(0).normal(size=(5, 9)) * 50).astype(dtype)
   wide = x.astype(np.float64)
   found = moments(x)
@@ -271,18 +269,20 @@ def test_moments_are_numpys_across_chunks(dtype, monkeypatch):
 
 
 def test_moments_of_odd_arrays(monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 2)
+  monkeypatch.setattr(statistics, "_CHUNK", 2)
   assert moments(np.array([np.nan, np.inf, 3.0, -np.inf, 5.0])) == Moments(2, 4.0, 2.0, 3)
-  assert moments(np.zeros((0, 4))) == Moments() and math.isnan(Moments().std)
+  assert moments(np.zeros((0, 4))) == Moments()
+  assert math.isnan(Moments().std)
   assert (
     moments(np.full(1000, 1e8 + 1, np.float64)).std == 0.0
   )  # a difference of squares would not see it
 
 
 def test_differences_of_arrays(monkeypatch):
-  monkeypatch.setattr(report, "_CHUNK", 2)
+  monkeypatch.setattr(statistics, "_CHUNK", 2)
   found = difference(np.float32([3, 0, 4]), np.float32([3, 1, 2]))
-  assert found.max == 2 and found.relative == pytest.approx(math.sqrt(5) / 5)
+  assert found.max == 2
+  assert found.relative == pytest.approx(math.sqrt(5) / 5)
   assert difference(np.float32([np.nan, np.inf, 1]), np.float32([np.nan, np.inf, 1])).max == 0
   assert (
     difference(np.float32([np.nan, 1]), np.float32([0, 1])).max
@@ -333,16 +333,16 @@ def pair(tmp_path):
 
 def test_differences_are_sorted_and_counted(pair, capsys):
   lines = inspect(capsys, *pair, status=1)
-  assert row(lines, "old.a") == ["2", "float64", "16", "B"] and row(lines, "new") == [
+  assert row(lines, "old.a") == ["2", "float64", "16", "B"]
+  assert row(lines, "new") == [
     "5",
     "int64",
     "40",
     "B",
   ]
   assert row(lines, "shape") == ["2x3", "3x2"]
-  assert row(lines, "far") == ["4", "float32", "6.00e+00", "3.00e+00"] and row(lines, "near")[
-    -2:
-  ] == ["5.00e-01", "2.50e-01"]
+  assert row(lines, "far") == ["4", "float32", "6.00e+00", "3.00e+00"]
+  assert row(lines, "near")[-2:] == ["5.00e-01", "2.50e-01"]
   assert row(lines, "rounded") == ["2", "float32", "->", "bfloat16", "0.00e+00", "0.00e+00"]
   assert row(lines, "sign")[-2:] == ["0.00e+00", "0.00e+00"]  # equal numbers of other bytes
   table = lines[next(i for i, line in enumerate(lines) if line.startswith("different")) :]

@@ -56,7 +56,7 @@ def test_every_tensor_has_its_place_and_comes_back_in_its_shape(name):
 
 
 @pytest.mark.parametrize(
-  "name, parameters", [("vqa_base", 344_683_578), ("vqa_large", 565_252_410)]
+  ("name", "parameters"), [("vqa_base", 344_683_578), ("vqa_large", 565_252_410)]
 )
 def test_parameters_that_run(name, parameters):
   """The numbers that the official VQA model uses in its forward pass (docs/official.md item 42)."""
@@ -79,9 +79,8 @@ def test_large_has_no_connected_layer_and_base_one():
     crossing = [
       key for key, entry in entries.items() if entry.action == "dead" and "connected" in entry.text
     ]
-    assert len(crossing) == 10 * dead and all(
-      key.startswith("fusion_encoder.encoder.layer.9.crossattention") for key in crossing
-    )
+    assert len(crossing) == 10 * dead
+    assert all(key.startswith("fusion_encoder.encoder.layer.9.crossattention") for key in crossing)
 
 
 def test_constants_and_initial_values():
@@ -90,14 +89,13 @@ def test_constants_and_initial_values():
     name: official_inventory.constant(name, tensors[name])
     for name in ("prefix_ids", "target_ids", "bbox_prob_mask")
   }
-  assert value["prefix_ids"].tolist() == [344] and value["target_ids"][[0, -1]].tolist() == [
+  assert value["prefix_ids"].tolist() == [344]
+  assert value["target_ids"][[0, -1]].tolist() == [
     345,
     681,
   ]
-  assert (
-    set(np.flatnonzero(value["bbox_prob_mask"] == 0)) == set(range(345, 682))
-    and value["bbox_prob_mask"].min() == -10000
-  )
+  assert set(np.flatnonzero(value["bbox_prob_mask"] == 0)) == set(range(345, 682))
+  assert value["bbox_prob_mask"].min() == -10000
   rng = np.random.default_rng(0)
   for name, std in (
     ("visual_encoder.positional_embedding", 0.01),

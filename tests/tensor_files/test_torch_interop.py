@@ -54,7 +54,9 @@ def test_files_by_torch_save(torch, legacy, wrapper, tmp_path):
     _use_new_zipfile_serialization=not legacy,
   )
   with open_tensors(tmp_path / "file") as file:
-    assert list(file) == list(arrays) and file.wrapper == wrapper and not file.placeholders
+    assert list(file) == list(arrays)
+    assert file.wrapper == wrapper
+    assert not file.placeholders
     for key, array in arrays.items():
       same(file[key], array)
       assert (file.shape(key), file.dtype(key)) == (array.shape, array.dtype)
@@ -125,9 +127,8 @@ def test_a_pickle_with_objects_of_a_framework(torch, tmp_path):
     del globals()["Settings"]
   with open_tensors(tmp_path / "file") as file:
     same(file["w"], np.ones(3, np.float32))
-    assert file.placeholders[f"{__name__}.Settings"] == 1 and any(
-      "numpy" in key for key in file.placeholders
-    )
+    assert file.placeholders[f"{__name__}.Settings"] == 1
+    assert any("numpy" in key for key in file.placeholders)
 
 
 @pytest.mark.parametrize("limit", [None, 200])
@@ -155,7 +156,8 @@ def test_safetensors_files_of_the_library(tmp_path):
   library.save_file(plain, tmp_path / "theirs", {"format": "np"})
   save_safetensors(tmp_path / "ours", plain, {"format": "np"})
   with open_tensors(tmp_path / "theirs") as file:
-    assert file.metadata == {"format": "np"} and set(file) == set(plain)
+    assert file.metadata == {"format": "np"}
+    assert set(file) == set(plain)
     for key, array in plain.items():
       same(file[key], array)
   for key, array in library.load_file(tmp_path / "ours").items():

@@ -116,14 +116,14 @@ def test_bfloat16_and_bool_storages(tmp_path):
   with open_tensors(
     archive(tmp_path / "file", values, {"0": b"\x80\x3f\xc0\xff", "1": b"\0\1"})
   ) as file:
-    assert (
-      file["b"][0] == 1 and np.isnan(file["b"][1]) and file["b"].tobytes() == b"\x80\x3f\xc0\xff"
-    )
+    assert file["b"][0] == 1
+    assert np.isnan(file["b"][1])
+    assert file["b"].tobytes() == b"\x80\x3f\xc0\xff"
     assert file["m"].tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
-  "wrap, wrapper",
+  ("wrap", "wrapper"),
   [
     (lambda x: x, ""),
     (lambda x: {"model": x, "optimizer": {"model": 1}, "epoch": 3}, "model"),
@@ -143,7 +143,8 @@ def test_wrappers(wrap, wrapper, tmp_path):
     "args": call("argparse.Namespace"),
   }
   with open_tensors(archive(tmp_path / "file", wrap(state), {"0": floats(3)})) as file:
-    assert list(file) == ["w"] and file.wrapper == wrapper
+    assert list(file) == ["w"]
+    assert file.wrapper == wrapper
     assert file.ignored == {
       "epoch": "int",
       "nested": "dict",
@@ -154,7 +155,7 @@ def test_wrappers(wrap, wrapper, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "value, message",
+  ("value", "message"),
   [
     ({}, "an empty dictionary"),
     ({"model": {"a": 1}, "epoch": 2.5}, "a dictionary with 'model': dict, 'epoch': float"),
@@ -211,7 +212,8 @@ def test_torchscript_modules_become_names(tmp_path):
     "visual.conv1.bias": "NoneType",
     "sizes": "torch.jit._pickle.restore_type_tag",
   }
-  assert file.placeholders["__torch__.clip.Block"] == 2 and file.wrapper == ""
+  assert file.placeholders["__torch__.clip.Block"] == 2
+  assert file.wrapper == ""
 
 
 def test_module_trees_without_end_are_refused(tmp_path, monkeypatch):
@@ -347,7 +349,7 @@ def test_a_pickle_cannot_change_what_it_names(target, state, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "value, message",
+  ("value", "message"),
   [
     (
       call("torch._utils._rebuild_parameter", call("my.Tensor"), True, {}),

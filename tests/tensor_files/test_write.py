@@ -22,13 +22,19 @@ from tests.support.torch_pickles import ARRAYS, floats, refused, same
 def test_round_trip_keeps_every_bit(save, tmp_path):
   save(tmp_path / "file", ARRAYS)
   with open_tensors(tmp_path / "file") as file:
-    assert sorted(file) == sorted(ARRAYS) and len(file) == len(ARRAYS)
+    assert sorted(file) == sorted(ARRAYS)
+    assert len(file) == len(ARRAYS)
     if save is save_pth:
-      assert list(file) == list(ARRAYS) and file.wrapper == "model"
+      assert list(file) == list(ARRAYS)
+      assert file.wrapper == "model"
     for key, array in ARRAYS.items():
-      assert key in file and file.shape(key) == array.shape and file.dtype(key) == array.dtype
+      assert key in file
+      assert file.shape(key) == array.shape
+      assert file.dtype(key) == array.dtype
       same(file[key], np.ascontiguousarray(array).reshape(array.shape))
-    assert "absent" not in file and not file.placeholders and not file.ignored
+    assert "absent" not in file
+    assert not file.placeholders
+    assert not file.ignored
     with pytest.raises(KeyError):
       file["absent"]
     first = file["a.weight"]
@@ -144,7 +150,7 @@ def failing(kind):
 
 @pytest.mark.parametrize("save", [save_pth, save_safetensors])
 @pytest.mark.parametrize(
-  "load, error",
+  ("load", "error"),
   [
     (failing(RuntimeError), "cannot make it"),
     (failing(KeyboardInterrupt), "cannot make it"),
@@ -163,7 +169,8 @@ def test_a_failed_write_leaves_the_old_file(save, load, error, tmp_path):
         Tensor("b", (3, 2), np.float32, load),
       ],
     )
-  assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+  assert path.read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
@@ -183,11 +190,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
   assert (
     run.returncode == 0 and run.stdout.splitlines() == ["[Errno 27] File too large: 'file'"] * 2
   ), run.stdout + run.stderr
-  assert (
-    run.stderr == ""
-    and (tmp_path / "file").read_bytes() == b"old"
-    and os.listdir(tmp_path) == ["file"]
-  )
+  assert run.stderr == ""
+  assert (tmp_path / "file").read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["file"]
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):

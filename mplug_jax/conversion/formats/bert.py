@@ -30,7 +30,8 @@ _STORED = r"bert\.encoder\.layer\.(\d+)\."
 def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
   """Infers fields of MPlug from {table name: shape}; {} without a word table.
 
-  The text encoder takes the first 6 layers (or text_layers), the fusion encoder the others, the decoder all.
+  The text encoder takes the first 6 layers (or text_layers), the fusion encoder the others, the
+  decoder all.
   """
   fields = bert_geometry(shapes, ("bert",), r"bert\..*\.intermediate\.dense\.weight")
   if not fields or not (stored := layers(shapes, _STORED)):

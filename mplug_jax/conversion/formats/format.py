@@ -1,10 +1,10 @@
 r"""The description of one foreign checkpoint format, and the kinds of its table rows.
 
-A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is a
-path of ours: `\1` is the regex's group, `[\1]` an index on a leading depth axis, `<\1>` a fusion layer
-in the source's numbering. A tuple of targets: one tensor that initializes several leaves, those of
-them that the model has; the export reads the first. For other kinds the target is a text that
-describes the tensor.
+A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is
+a path of ours: `\1` is the regex's group, `[\1]` an index on a leading depth axis, `<\1>` a fusion
+layer in the source's numbering. A tuple of targets: one tensor that initializes several leaves,
+those of them that the model has; the export reads the first. For other kinds the target is a text
+that describes the tensor.
 """
 
 import functools
@@ -43,9 +43,9 @@ class Format(NamedTuple):
     title: name for messages, with the beginnings of its tensor names.
     sign: regex of tensor names that only this format has.
     rows: table rows, see the module docstring.
-    geometry: ({table name: shape}, given fields) -> fields of MPlug, {} for another format's tensors.
+    geometry: ({table name: shape}, given fields) -> fields of MPlug, {} for other tensors.
     placement: (table names, fields of MPlug) -> Placement.
-    table_prefix: beginning of table names that selects these rows; "" for the official model's names.
+    table_prefix: beginning of table names that selects these rows; "" for the official names.
     bare: regex of names that some files save without `prefix`.
     prefix: what the table's names have before the bare ones.
     renames: (regex, replacement) pairs of other spellings of the names.

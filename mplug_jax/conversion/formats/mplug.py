@@ -72,7 +72,7 @@ _ROWS = (  # and OpenAI's CLIP and open_clip, whose names are the image encoder'
 
 
 def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
-  """Infers fields of MPlug from {table name: shape}; {} without an image encoder and a text part."""
+  """Infers fields of MPlug from {table name: shape}; {} without encoders."""
   vision = vision_geometry(
     shapes,
     "visual_encoder.visual.class_embedding",

@@ -1,165 +1,80 @@
-"""What a checkpoint holds, and how two differ, as lines of text: facts, one line for each leaf or group, totals."""
+"""Text reports on one checkpoint or on the differences of two: facts, leaves or groups, totals."""
 
 import functools
 import json
 import math
+import os
 import re
 import textwrap
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mplug_jax import config as config_lib
 from mplug_jax.config.presets import PRESETS
+from mplug_jax.conversion.inspect.statistics import Difference, Moments, difference, moments
+from mplug_jax.conversion.inspect.tensors import Leaf, Leaves
 
 WIDTH = 140
-_CHUNK = 1 << 22  # numbers that are float64 at a time
+
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-class Moments(NamedTuple):
-  """Of the finite numbers: how many, mean, sum of squared deviations; and how many numbers are not finite."""
-
-  count: int = 0
-  mean: float = 0.0
-  m2: float = 0.0
-  bad: int = 0
-
-  def merge(self, other):
-    """Moments of both sets of numbers together."""
-    count = self.count + other.count
-    if not count:
-      return self._replace(bad=self.bad + other.bad)
-    delta = other.mean - self.mean
-    return Moments(
-      count,
-      self.mean + delta * other.count / count,
-      self.m2 + other.m2 + delta * delta * self.count * other.count / count,
-      self.bad + other.bad,
-    )
-
-  @property
-  def std(self):
-    return math.sqrt(self.m2 / self.count) if self.count else math.nan
-
-
-def moments(array) -> Moments:
-  """Of an array of any numeric dtype, in float64 a chunk at a time."""
-  total = Moments()
-  for chunk in _chunks(array):
-    finite = np.isfinite(chunk)
-    x = chunk if finite.all() else chunk[finite]
-    mean = x.mean() if len(x) else 0.0
-    total = total.merge(
-      Moments(len(x), float(mean), float(np.square(x - mean).sum()), len(chunk) - len(x))
-    )
-  return total
-
-
-def _chunks(array):
-  flat = np.asarray(array).reshape(-1)
-  for start in range(0, len(flat), _CHUNK):
-    yield flat[start : start + _CHUNK].astype(np.float64)
-
-
-class Difference(NamedTuple):
-  """Of two arrays of one shape: largest |a - b|, sum of (a - b)^2 and of a^2; max is inf where only one is finite."""
-
-  max: float = 0.0
-  squares: float = 0.0
-  reference: float = 0.0
-
-  def merge(self, other):
-    return Difference(
-      max(self.max, other.max), self.squares + other.squares, self.reference + other.reference
-    )
-
-  @property
-  def relative(self):
-    """L2 norm of the difference by that of the first array."""
-    return (
-      math.sqrt(self.squares / self.reference)
-      if self.reference
-      else math.inf
-      if self.squares
-      else 0.0
-    )
-
-
-def difference(a, b) -> Difference:
-  """Of two arrays of one shape; NaN beside NaN and equal infinities are no difference."""
-  total = Difference()
-  with np.errstate(invalid="ignore"):
-    for x, y in zip(_chunks(a), _chunks(b), strict=True):
-      distance = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
-      distance[np.isnan(distance)] = np.inf
-      total = total.merge(
-        Difference(
-          float(distance.max()),
-          float(np.square(distance).sum()),
-          float(np.square(x[np.isfinite(x)]).sum()),
-        )
-      )
-  return total
 
 
 # ---- names and groups
 
 
-def selected(leaves, match):
-  """Names that the regex is found in.
+def selected(leaves: Iterable[str], match: str) -> list[str]:
+  """Returns the leaf names in which the regex `match` occurs.
 
   Raises:
-    ValueError: no regex, or it selects nothing.
+    ValueError: it is no regular expression, or selects nothing.
   """
   try:
     pattern = re.compile(match)
   except re.error as error:
     raise ValueError(f"--match={match!r} is no regular expression: {error}.") from error
+  leaves = list(leaves)
   names = [name for name in leaves if pattern.search(name)]
   if match and not names:
     raise ValueError(f"--match={match!r} selects none of {len(leaves)} leaves.")
   return names
 
 
-def group_of(name, depth):
-  """The first `depth` components of a leaf's name; depth 0: the whole name."""
+def group_of(name: str, depth: int) -> str:
+  """Returns the first `depth` components of a leaf's name, all of them if depth is 0."""
   separator = "/" if "/" in name else "."
   return separator.join(name.split(separator)[:depth]) if depth else name
 
 
-def part_of(name):
-  """The part whose totals a leaf counts in: a module of a parameter tree, else the top of the tree."""
+def part_of(name: str) -> str:
+  """Returns the part for a leaf's totals: a module of a parameter tree, else the top level."""
   return group_of(name, 2 if re.match(r"(params|ema_params|dead)/|(module|model)\.", name) else 1)
 
 
 # ---- text
 
 
-def _bytes(n):
+def _bytes(n: int) -> str:
   power = min(int(math.log(n, 1024)), len(_UNITS) - 1) if n else 0
   return f"{n / 1024**power:.1f} {_UNITS[power]}" if power else f"{n} B"
 
 
-def _shape(shape):
+def _shape(shape: tuple[int, ...]) -> str:
   return "x".join(map(str, shape)) or "scalar"
 
 
-def _number(x):
+def _number(x: float) -> str:
   return "-" if math.isnan(x) else f"{x:.2e}"
 
 
-_TEXTS = (
-  "shape",
-  "dtype",
-  "sharding",
-  "first",
-  "second",
-)  # columns that are aligned to the left, as the first one is
+# Columns aligned to the left, as is the first column.
+_TEXTS = ("shape", "dtype", "sharding", "first", "second")
 
 
-def table(header, rows):
-  """Rows of texts -> aligned lines under a header."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  """Formats rows of texts as aligned lines under a header."""
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   align = [str.ljust if i == 0 or name in _TEXTS else str.rjust for i, name in enumerate(header)]
   return [
@@ -168,14 +83,20 @@ def table(header, rows):
   ]
 
 
-def _wrapped(name, text):
+def _wrapped(name: str, text: str) -> list[str]:
   return textwrap.wrap(
     f"{name:<15} {text}", WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False
   )
 
 
-def facts(source, path, whole_config=False):
-  """Lines: kind, step, tokenizer, geometry, config. `whole_config`: all of it rather than what differs from the defaults."""
+def facts(source: Leaves, path: str | os.PathLike, whole_config: bool = False) -> list[str]:
+  """Returns lines with the kind, step, tokenizer, geometry and config of a checkpoint.
+
+  Args:
+    source: the opened checkpoint.
+    path: its path.
+    whole_config: show the complete config rather than the differences from the defaults.
+  """
   lines = _wrapped("kind", f"{source.kind} {path}")
   for name, text in source.facts.items():
     lines += _wrapped(name, textwrap.shorten(str(text), 1000, placeholder=" ..."))
@@ -195,54 +116,55 @@ def facts(source, path, whole_config=False):
   return lines
 
 
-def _compact(config):
-  """Task, the size whose geometry is nearest, and the values that differ from their defaults or are the task's own."""
-  given, task = config_lib.flat(config), config.get("task", {}).get("name", "unknown")
-  found = {}
+def _compact(config: dict[str, Any]) -> str:
+  """Returns the task, the closest size, and the values that differ from their defaults."""
+  given = config_lib.flat(config)
+  task = config.get("task", {}).get("name", "unknown")
+  changed = {}
   for size in PRESETS:
     defaults = config_lib.flat(
       json.loads(config_lib.to_json(config_lib.default_config(task, size)))
     )
-    found[size] = {name: value for name, value in given.items() if defaults.get(name, ...) != value}
-  size = min(found, key=lambda size: len(found[size]))
+    changed[size] = {
+      name: value for name, value in given.items() if defaults.get(name, ...) != value
+    }
+  size = min(changed, key=lambda size: len(changed[size]))
   return f"task {task}, size {size}; beside the defaults: " + ", ".join(
-    f"{name}={json.dumps(x)}" for name, x in found[size].items()
+    f"{name}={json.dumps(x)}" for name, x in changed[size].items()
   )
 
 
-def tree(source, names, depth=0, values=True):
-  """Lines: the leaves `names`, or with `depth` their groups, with mean and standard deviation; then totals by part.
+def tree(source: Leaves, names: list[str], depth: int = 0, values: bool = True) -> list[str]:
+  """Returns a table of leaves or groups, then totals by part.
 
-  The shardings have a column where any is stored: in PyTorch weights there would be nothing in it.
+  Shardings have a column only if the checkpoint stores any.
+
+  Args:
+    source: the opened checkpoint.
+    names: of the leaves to show.
+    depth: show groups by this many components of the names; 0 for single leaves.
+    values: read the values, for mean and standard deviation.
   """
   stats = {name: moments(array) for name, array in source.read(names)} if values else {}
   sharded = any(source.leaves[name].sharding != "-" for name in names)
-  header = [
-    "group" if depth else "leaf",
-    "shape",
-    "dtype",
-    "bytes",
-    *["sharding"] * sharded,
-    *["mean", "std", "nan/inf"] * values,
-  ]
+  header = ["group" if depth else "leaf", "shape", "dtype", "bytes"]
+  if sharded:
+    header.append("sharding")
+  if values:
+    header += ["mean", "std", "nan/inf"]
   rows = []
   for group, members in _grouped(names, lambda name: group_of(name, depth)).items():
     row = _row(group, [source.leaves[name] for name in members])
     if sharded:
       row.append(_common(source.leaves[name].sharding for name in members))
-    rows.append(
-      row
-      + (
-        _values(functools.reduce(Moments.merge, (stats[name] for name in members)))
-        if values
-        else []
-      )
-    )
+    if values:
+      row += _values(functools.reduce(Moments.merge, (stats[name] for name in members)))
+    rows.append(row)
   return [*table(header, rows), "", *_totals(source, names), *_warning(stats)]
 
 
-def _row(group, leaves):
-  """Name, shape or number, dtype and bytes of one leaf or of several."""
+def _row(group: str, leaves: list[Leaf]) -> list[str]:
+  """Returns name, shape or count, dtype and bytes of one or more leaves."""
   return [
     group,
     _shape(leaves[0].shape) if len(leaves) == 1 else f"{len(leaves)} leaves",
@@ -251,23 +173,23 @@ def _row(group, leaves):
   ]
 
 
-def _grouped(names, key):
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
   groups = {}
   for name in names:
     groups.setdefault(key(name), []).append(name)
   return groups
 
 
-def _common(texts):
-  texts = set(texts)
-  return texts.pop() if len(texts) == 1 else "several"
+def _common(texts: Iterable[str]) -> str:
+  distinct = set(texts)
+  return distinct.pop() if len(distinct) == 1 else "several"
 
 
-def _values(m):
+def _values(m: Moments) -> list[str]:
   return [_number(m.mean if m.count else math.nan), _number(m.std), f"!! {m.bad}" if m.bad else "0"]
 
 
-def _totals(source, names):
+def _totals(source: Leaves, names: list[str]) -> list[str]:
   rows = []
   for part, members in (_grouped(names, part_of) | {"all": names}).items():
     leaves = [source.leaves[name] for name in members]
@@ -282,7 +204,7 @@ def _totals(source, names):
   return table(["part", "leaves", "parameters", "bytes"], rows)
 
 
-def _warning(stats):
+def _warning(stats: Mapping[str, Moments]) -> list[str]:
   bad = {name: m.bad for name, m in stats.items() if m.bad}
   if not bad:
     return []
@@ -296,14 +218,27 @@ def _warning(stats):
 # ---- two checkpoints
 
 
-def compare(a, b, match="", depth=0, values=True):
-  """Two `leaves.Leaves` -> (lines, whether the selected leaves are identical: names, shapes, dtypes and, with `values`, bytes).
+def compare(
+  a: Leaves, b: Leaves, match: str = "", depth: int = 0, values: bool = True
+) -> tuple[list[str], bool]:
+  """Compares two checkpoints.
+
+  Args:
+    a: first checkpoint.
+    b: second checkpoint.
+    match: regex that selects leaves by name.
+    depth: show groups by this many components of the names; 0 for single leaves.
+    values: compare the values too.
+
+  Returns:
+    (lines, whether the selected leaves have equal names, shapes, dtypes and, with `values`, bytes).
 
   Raises:
-    ValueError: see `selected`; and for leaves that cannot be read.
+    ValueError: the regex is invalid or selects nothing, or leaves cannot be read.
   """
   names = selected(dict.fromkeys([*a.leaves, *b.leaves]), match)
-  lines, alone = [], 0
+  lines = []
+  alone = 0
   for title, source, other in (("only in the first", a, b), ("only in the second", b, a)):
     only = [name for name in names if name in source.leaves and name not in other.leaves]
     alone += len(only)
@@ -331,11 +266,13 @@ def compare(a, b, match="", depth=0, values=True):
   equal = f"{len(common) - len(changed)} of {len(names)} leaves are equal" + (
     "" if values else " in shape and dtype; no values were read"
   )
-  lines.append("; ".join([equal, ", ".join(f"{n} {what}" for what, n in counts.items())]) + ".")
+  lines.append(
+    "; ".join([equal, ", ".join(f"{n} {problem}" for problem, n in counts.items())]) + "."
+  )
   return lines, not alone and not changed
 
 
-def _alone(title, source, names, depth):
+def _alone(title: str, source: Leaves, names: list[str], depth: int) -> list[str]:
   groups = _grouped(names, lambda name: group_of(name, depth))
   rows = [
     _row(group, [source.leaves[name] for name in members]) for group, members in groups.items()
@@ -343,9 +280,9 @@ def _alone(title, source, names, depth):
   return [*table([title, "shape", "dtype", "bytes"], rows), ""] if rows else []
 
 
-def _differences(a, b, names):
-  """{name: Difference} of the leaves whose bytes differ; for other dtypes, whose values do."""
-  found = {}
+def _differences(a: Leaves, b: Leaves, names: list[str]) -> dict[str, Difference]:
+  """Returns {name: Difference} of leaves with different bytes; with other dtypes, values."""
+  differences = {}
   for (name, x), (_, y) in zip(a.read(names), b.read(names), strict=True):
     if x.dtype == y.dtype and np.array_equal(
       np.ravel(x).view(np.uint8), np.ravel(y).view(np.uint8)
@@ -353,12 +290,14 @@ def _differences(a, b, names):
       continue
     distance = difference(x, y)
     if x.dtype == y.dtype or distance.max:
-      found[name] = distance
-  return found
+      differences[name] = distance
+  return differences
 
 
-def _differing(a, b, names, differences, depth):
-  """A table of leaves or groups, the largest relative difference first."""
+def _differing(
+  a: Leaves, b: Leaves, names: list[str], differences: Mapping[str, Difference], depth: int
+) -> list[str]:
+  """Returns a table of leaves or groups, the largest relative difference first."""
   rows = []
   for group, members in _grouped(names, lambda name: group_of(name, depth)).items():
     distance = functools.reduce(
@@ -379,13 +318,7 @@ def _differing(a, b, names, differences, depth):
       )
     )
   rows.sort(key=lambda row: (-row[0].relative, -row[0].max))
-  return (
-    [
-      *table(
-        ["different", "shape", "dtype", "max |a - b|", "relative L2"], [row for _, row in rows]
-      ),
-      "",
-    ]
-    if rows
-    else []
-  )
+  if not rows:
+    return []
+  header = ["different", "shape", "dtype", "max |a - b|", "relative L2"]
+  return [*table(header, [row for _, row in rows]), ""]

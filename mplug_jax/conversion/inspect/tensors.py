@@ -1,4 +1,4 @@
-"""Lazy named leaves of any checkpoint: runs, converted checkpoints, Orbax directories, PyTorch files.
+"""Lazy named leaves of any checkpoint: runs, converted ones, Orbax directories, PyTorch files.
 
 `Leaves.facts` has further properties that are known without reading values.
 """
