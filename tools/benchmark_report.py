@@ -119,8 +119,8 @@ def report(results: Mapping[str, Any]) -> list[str]:
   if "data" in results:
     x = results["data"]
     lines.append(
-      f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s of {x['questions_per_row']} questions, "
-      f"{x['image_size']} px"
+      f"easy-VQA pipeline: {x['rows_per_second']:.0f} rows/s "
+      f"of {x['questions_per_row']} questions, {x['image_size']} px"
     )
   for name, x in results.get("loader", {}).items():
     lines.append(
