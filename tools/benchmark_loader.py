@@ -99,7 +99,7 @@ def _pytorch(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
     Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
   )
 
-  def endless():
+  def endless() -> Iterator[Any]:
     while True:
       yield from loader
 

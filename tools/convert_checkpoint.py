@@ -1,12 +1,16 @@
-"""PyTorch weights to a checkpoint of ours: `python -m tools.convert_checkpoint SOURCE DEST`. Runs nothing that the file holds."""
+"""Converts PyTorch weights to a checkpoint: `python -m tools.convert_checkpoint SOURCE DEST`.
+
+No code in the file is executed.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.conversion import importer, storage
 from mplug_jax.conversion import manifest as manifest_lib
 
-# Fields of the model that shapes do not tell.
+# Fields of the model that cannot be inferred from shapes.
 _FIELDS = {
   "stride": "of connected layers; default 6 for a model with visn_fc, else 3",
   "heads": "of BERT; default width / 64, or what a config.json beside the file says",
@@ -16,13 +20,14 @@ _FIELDS = {
 }
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument(
     "source",
-    help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of one of these",
+    help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of one of "
+    "these",
   )
-  parser.add_argument("dest", help="folder to make, or one file: .safetensors")
+  parser.add_argument("dest", help="folder to create, or one file: .safetensors")
   parser.add_argument(
     "--image_size",
     type=int,
@@ -42,18 +47,20 @@ def _parse(argv):
   parser.add_argument(
     "--keep_dead",
     action="store_true",
-    help="keep the tensors that never run too, for a later export",
+    help="keep unused tensors too, for a later export",
   )
   parser.add_argument(
-    "--verbose", action="store_true", help="a line for each tensor: where it went, or why nowhere"
+    "--verbose",
+    action="store_true",
+    help="print a line per tensor: its destination, or why it was dropped",
   )
   for name, text in _FIELDS.items():
     parser.add_argument(f"--{name}", type=int, help=text)
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status: 0, or 1 after a one-line error on stderr."""
   options = vars(_parse(argv))
   verbose, dest = options.pop("verbose"), options.pop("dest")
   given = {name: value for name in _FIELDS if (value := options.pop(name)) is not None}
@@ -66,9 +73,8 @@ def main(argv=None):
     print("\n".join(manifest_lib.tensor_lines(manifest)))
   print("\n".join(manifest_lib.summary(manifest)))
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
-  print(
-    f"manifest: {f'in the metadata of {dest}' if storage.is_file(dest) else f'{dest}/manifest.json'}"
-  )
+  location = f"in the metadata of {dest}" if storage.is_file(dest) else f"{dest}/manifest.json"
+  print(f"manifest: {location}")
   return 0
 
 

@@ -1,24 +1,28 @@
-"""A checkpoint of ours to PyTorch: `python -m tools.export_torch CHECKPOINT DEST.pth`, every name as the official code has it."""
+"""Exports a checkpoint to PyTorch: `python -m tools.export_torch CHECKPOINT DEST.pth`.
+
+Every tensor has its name in the official code.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.checkpoints import errors
 from mplug_jax.conversion import exporter, official_inventory
 from mplug_jax.conversion import manifest as manifest_lib
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("checkpoint", help="folder or file of convert_checkpoint, or a run folder")
-  parser.add_argument("dest", help="file to make: .pth, or .safetensors")
+  parser.add_argument("dest", help="file to create: .pth or .safetensors")
   parser.add_argument(
     "--task",
     default="",
     choices=["", *official_inventory.TASKS],
     help="official model; default: the source's or the run's",
   )
-  parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
+  parser.add_argument("--slim", action="store_true", help="leave out unused tensors")
   parser.add_argument(
     "--dtype",
     choices=["float32", "bfloat16", "float16"],
@@ -27,8 +31,8 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status: 0, or 1 after a one-line error on stderr."""
   options = vars(_parse(argv))
   dest = options.pop("dest")
   try:

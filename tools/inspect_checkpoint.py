@@ -1,20 +1,22 @@
-"""What a checkpoint holds, or how two differ: `python -m tools.inspect_checkpoint PATH [OTHER]`.
+"""Lists or compares checkpoints: `python -m tools.inspect_checkpoint PATH [OTHER]`.
 
-A path may be a run folder, one checkpoint of it, a converted checkpoint, an Orbax directory, or PyTorch weights. Numbers are
-read a few leaves at a time. Exit status: 0 (with OTHER: identical), 1 different, 2 after one sentence on stderr.
+A path may be a run folder, one checkpoint of it, a converted checkpoint, an Orbax directory, or
+PyTorch weights. Values are read a few leaves at a time. Exit status: 0 listed or identical, 1
+different, 2 after a one-line error on stderr.
 """
 
 import argparse
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 
 from mplug_jax.checkpoints import errors
 from mplug_jax.conversion.inspect import report
 from mplug_jax.conversion.inspect.tensors import open_leaves
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -45,8 +47,8 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status."""
   options = _parse(argv)
   values = not options.no_values
   try:
