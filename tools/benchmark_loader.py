@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def _pytorch(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
     Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
   )
 
-  def endless() -> Iterator[Any]:
+  def endless() -> Generator[Any, None, None]:
     while True:
       yield from loader
 
