@@ -1,9 +1,11 @@
 """Speed and memory, beside the official PyTorch code: `python -m tools.benchmark [all|PART]`.
 
-Every part runs in a process of its own, so that peak memory and compilations do not mix, on one device, in float32, with
-random weights and inputs. A plain matrix product, measured before and after, scales PyTorch's seconds to the machine. Run it
-on an idle machine: the load average at the start is in the results. No part of `all`: `loader`, which needs torch and torchvision,
-`fusion`, the paper's efficiency study, `steps`, a train step of every task, and `rerank`, a pair of retrieval's re-ranking.
+Every part runs in its own process, so that peak memory and compilations do not mix, on one device,
+in float32, with random weights and inputs. A plain matrix product, measured before and after,
+scales PyTorch's seconds to this machine. Run it on an idle machine: the results contain the load
+average at the start. `all` leaves out `loader`, which needs torch and torchvision, `fusion`, the
+paper's efficiency study, `steps`, a train step of every task, and `rerank`, a pair of retrieval's
+re-ranking.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,7 @@ import numpy as np
 
 from configs import vqa as vqa_config
 from mplug_jax import data as data_lib
+from mplug_jax.config import Config
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
@@ -39,11 +44,14 @@ from mplug_jax.runtime import process as host
 from mplug_jax.training import loop
 from tools import benchmark_loader, benchmark_report
 
-BATCH, QUESTION_TOKENS, ANSWER_TOKENS = 2, 32, 6
-BEAMS, CAPTION_TOKENS = 5, 25
+BATCH = 2
+QUESTION_TOKENS = 32
+ANSWER_TOKENS = 6
+BEAMS = 5
+CAPTION_TOKENS = 25
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS])
   parser.add_argument("--preset", default="base", choices=sorted(PRESETS))
@@ -71,8 +79,8 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def _vocabulary(size):
-  """Bytes of a WordPiece vocab.txt: the special tokens and made-up words."""
+def _vocabulary(size: int) -> bytes:
+  """Returns a WordPiece vocab.txt of the special tokens and made-up words."""
   return "\n".join(
     [
       *tokenizer_base.SPECIAL_TOKENS,
@@ -81,8 +89,8 @@ def _vocabulary(size):
   ).encode()
 
 
-def _config(options):
-  """configs/vqa.py with the batch of the reference figures."""
+def _config(options: argparse.Namespace) -> Config:
+  """Returns the config of configs/vqa.py with the batch of the reference figures."""
   config = vqa_config.get_config(f"{options.preset},res={options.image_size}").unlock()
   config.model.dtype = "float32"
   config.mesh.data = 1
@@ -98,32 +106,34 @@ def _config(options):
   return config
 
 
-def _tokenizer(config):
+def _tokenizer(config: Config) -> wordpiece.WordPieceTokenizer:
   return wordpiece.WordPieceTokenizer(_vocabulary(config.model.vocab_size or 320))
 
 
-def _processor_seconds():
-  """(in the program, in the system) of all threads of this process so far; the system's are mostly page faults."""
+def _processor_seconds() -> np.ndarray:
+  """Returns the CPU seconds of this process so far: [in the program, in the system].
+
+  Those in the system are mostly page faults.
+  """
   usage = resource.getrusage(resource.RUSAGE_SELF)
   return np.array([usage.ru_utime, usage.ru_stime])
 
 
-def _peak_memory():
-  """GiB, largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
-    30 if sys.platform == "darwin" else 20
-  )
+def _peak_memory() -> float:
+  """Returns the largest resident set of this process so far, in GiB."""
+  unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def matmul(options):
-  """Best rate of a plain float32 product, GFLOP/s."""
+def matmul(options: argparse.Namespace) -> dict[str, Any]:
+  """Measures the best rate of a plain float32 product in GFLOP/s."""
   del options
   rates = train_step_benchmark.product_rates()
   return {"gflop_per_second": max(rates.values()), "rates": rates}
 
 
-def vqa_step(options):
-  """The train step of train.py, dropout on, official optimizer groups."""
+def vqa_step(options: argparse.Namespace) -> dict[str, Any]:
+  """Measures the train step of VQA with dropout and the official optimizer groups."""
   config = _config(options)
   config.optim.groups = "official"
   tokenizer = _tokenizer(config)
@@ -160,8 +170,11 @@ def vqa_step(options):
   }
 
 
-def caption(options):
-  """Beam search from pixels, in the official mode; the end is forbidden until the last token, so that every step runs."""
+def caption(options: argparse.Namespace) -> dict[str, Any]:
+  """Measures beam search from pixels in the official mode.
+
+  The end token is masked until the last step, so that every step runs.
+  """
   config = _config(options)
   tokenizer = _tokenizer(config)
   task = loop.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
@@ -175,7 +188,7 @@ def caption(options):
     lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec
   )
 
-  def generate(params, image):
+  def generate(params: Any, image: jax.Array) -> Any:
     model = type(task.model)
     memory = task.model.memory(task.with_tokens(params, {"image": image})["image"])
     cache = task.apply(params, model.init_cache, memory, BEAMS, CAPTION_TOKENS + 1)
@@ -214,8 +227,11 @@ def caption(options):
   return result
 
 
-def startup(options):
-  """Seconds from the command line to the end of the first train step, with an empty and then a filled compilation cache."""
+def startup(options: argparse.Namespace) -> dict[str, float]:
+  """Measures the seconds from the command to the end of the first train step.
+
+  "cold" starts with an empty compilation cache, "warm" with the cache of the first run.
+  """
   config = _config(options)
   with tempfile.TemporaryDirectory() as folder:
     with open(os.path.join(folder, "vocab.txt"), "wb") as file:
@@ -246,12 +262,14 @@ def startup(options):
     }
 
 
-def _seconds_until(command, sign):
-  """Starts a command, waits for a line that holds `sign`, and kills it."""
-  start, last = time.perf_counter(), ""
+def _seconds_until(command: Sequence[str], sign: str) -> float:
+  """Starts a command, waits for a line that contains `sign`, kills it and returns the seconds."""
+  start = time.perf_counter()
+  last = ""
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
   ) as process:
+    assert process.stdout is not None
     for line in process.stdout:
       if sign in line:
         seconds = time.perf_counter() - start
@@ -261,8 +279,11 @@ def _seconds_until(command, sign):
   raise RuntimeError(f"{' '.join(command)} ended before its first step: {last}")
 
 
-def data(options):
-  """Rows (an image and its questions) a second of the training pipeline of `--config=configs/vqa.py`, whatever --preset says."""
+def data(options: argparse.Namespace) -> dict[str, Any]:
+  """Measures rows per second of the training pipeline of configs/vqa.py, for any --preset.
+
+  A row is an image with its questions.
+  """
   config = vqa_config.get_config("small")
   source = vqa.get(config.data, "train")
   batches = pipeline.train_batches(
@@ -275,7 +296,8 @@ def data(options):
   )
   for _ in range(20):  # the first rows fill the caches
     next(batches)
-  count, start = 100 * options.repeats, time.perf_counter()
+  count = 100 * options.repeats
+  start = time.perf_counter()
   for _ in range(count):
     next(batches)
   rows = count * config.batch_size / (time.perf_counter() - start)
@@ -287,23 +309,23 @@ def data(options):
   }
 
 
-def fusion(options):
-  """See fusion_benchmark.py; leaves a CSV and a picture."""
+def fusion(options: argparse.Namespace) -> list[dict[str, Any]]:
+  """Runs fusion_benchmark.measure and writes a CSV file and a figure."""
   model = build_model(_config(options), _tokenizer(_config(options)))
   rows = fusion_benchmark.measure(model, options.batch, options.text_tokens, options.repeats)
   print(f"written: {', '.join(fusion_benchmark.write(rows, options.out))}", file=sys.stderr)
   return rows
 
 
-def steps(options):
-  """See step_benchmark.steps."""
+def steps(options: argparse.Namespace) -> Any:
+  """Runs train_step_benchmark.steps."""
   return train_step_benchmark.steps(
     options.tasks, options.preset, options.image_size, options.batch, options.repeats
   )
 
 
-def rerank(options):
-  """See step_benchmark.rerank."""
+def rerank(options: argparse.Namespace) -> Any:
+  """Runs train_step_benchmark.rerank."""
   return train_step_benchmark.rerank(
     options.preset, options.image_size, options.batch, options.repeats
   )
@@ -319,18 +341,19 @@ PARTS = {
   "steps": steps,
   "rerank": rerank,
 }
-_ALONE = ("loader", "fusion", "steps", "rerank")  # no part of "all"
+_ALONE = ("loader", "fusion", "steps", "rerank")  # not run by "all"
 
 
-def _in_process(function, options):
-  """function(options) in a fresh process, prepared like a run's."""
+def _in_process(function: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> Any:
+  """Returns function(options), called in a new process that is set up like a run."""
   with ProcessPoolExecutor(
     1, mp_context=multiprocessing.get_context("spawn"), initializer=host.prepare
   ) as pool:
     return pool.submit(function, options).result()
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
   options = _parse(argv)
   results = {
     "preset": options.preset,
@@ -338,9 +361,10 @@ def main(argv=None):
   }
   results["load_average"] = os.getloadavg()[0]
   before = _in_process(matmul, options)
-  for name in (
-    [name for name in PARTS if name not in _ALONE] if options.part == "all" else [options.part]
-  ):
+  names = [options.part]
+  if options.part == "all":
+    names = [name for name in PARTS if name not in _ALONE]
+  for name in names:
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     results[name] = _in_process(PARTS[name], options)
   results["matmul"] = max(before, _in_process(matmul, options), key=lambda x: x["gflop_per_second"])

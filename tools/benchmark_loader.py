@@ -1,15 +1,19 @@
-"""Training examples a second, read from JPEG files: this package's pipeline beside a PyTorch DataLoader with torchvision's transforms.
+"""Data loading speed from JPEG files: this pipeline beside a PyTorch DataLoader with torchvision.
 
-Both decode, crop at random, resize (bicubic), mirror, apply RandAugment (2 operations, magnitude 7) and tokenise a caption, with the
-same number of worker processes and the same files, in turns. PyTorch's transforms end with normalised floats; here the device does
-that. Needs torch and torchvision.
+Both decode, crop at random, resize (bicubic), mirror, apply RandAugment (2 operations, magnitude 7)
+and tokenize a caption, with the same files and number of worker processes, in alternation.
+PyTorch's transforms end with normalized floats; here the device normalizes. Needs torch and
+torchvision.
 """
 
+import argparse
 import json
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,14 +24,21 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.images import ops
 from mplug_jax.data.text import tokenizer_base, wordpiece
 
-IMAGES, WIDTH, HEIGHT = 256, 640, 480
-SIZES, WORKERS = (224, 384), (1, 2)
-BATCH, WARM_UP = 32, 4  # batches that start the processes and fill the caches
-_WORDS = 12  # of a caption
+IMAGES = 256
+WIDTH = 640
+HEIGHT = 480
+SIZES = (224, 384)  # pixels
+WORKERS = (1, 2)
+BATCH = 32
+WARM_UP = 4  # untimed batches, which start the processes and fill the caches
+_WORDS = 12  # per caption
+
+# An endless iterator of batches and the function that closes it.
+Batches = tuple[Iterator[Any], Callable[[], None]]
 
 
-def _write(folder, rng, vocabulary):
-  """JPEG files with as much detail as photographs have at this quality, about 100 kB each, and train.jsonl."""
+def _write(folder: str, rng: np.random.Generator, vocabulary: Sequence[str]) -> None:
+  """Writes train.jsonl and JPEG files of about 100 kB, as detailed as photographs."""
   with open(os.path.join(folder, "train.jsonl"), "w") as file:
     for number in range(IMAGES):
       coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
@@ -42,8 +53,8 @@ def _write(folder, rng, vocabulary):
       )
 
 
-def _ours(folder, vocab_file, size, workers):
-  """An endless iterator of batches, and what ends it."""
+def _ours(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
+  """Returns batches of this package's pipeline."""
   config = retrieval_config.get_config(f"base,data=jsonl,root={folder},res={size}")
   transform = data.make_transform(config, wordpiece.WordPieceTokenizer(vocab_file), train=True)
   batches = pipeline.train_batches(
@@ -52,11 +63,11 @@ def _ours(folder, vocab_file, size, workers):
   return batches, batches.close
 
 
-def _pytorch(folder, vocab_file, size, workers):
-  """As `_ours`."""
+def _pytorch(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
+  """Returns batches of a PyTorch DataLoader."""
   import tokenizers as hugging_face
-  import torch
-  from torchvision import transforms
+  import torch  # pyright: ignore[reportMissingImports] (not a dependency)
+  from torchvision import transforms  # pyright: ignore[reportMissingImports]
 
   torch.set_num_threads(1)
   transform = transforms.Compose(
@@ -88,7 +99,7 @@ def _pytorch(folder, vocab_file, size, workers):
     Pairs(), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
   )
 
-  def endless():
+  def endless() -> Generator[Any, None, None]:
     while True:
       yield from loader
 
@@ -96,8 +107,8 @@ def _pytorch(folder, vocab_file, size, workers):
   return batches, batches.close
 
 
-def _rate(make, *args, batches):
-  """Examples a second."""
+def _rate(make: Callable[..., Batches], *args: Any, batches: int) -> float:
+  """Returns examples per second."""
   iterator, close = make(*args)
   for _ in range(WARM_UP):
     next(iterator)
@@ -109,9 +120,17 @@ def _rate(make, *args, batches):
   return batches * BATCH / seconds
 
 
-def loader(options):
-  """{"224 px, 1 worker": {"examples_per_second", "pytorch_examples_per_second", "ratio"}, ...}; medians of options.repeats turns."""
-  rng, result = np.random.default_rng(0), {}
+def loader(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+  """Compares both pipelines for all SIZES and WORKERS.
+
+  Args:
+    options: parsed command line; the rates are medians of options.repeats rounds.
+
+  Returns:
+    {"224 px, 1 worker": {"examples_per_second", "pytorch_examples_per_second", "ratio"}, ...}.
+  """
+  rng = np.random.default_rng(0)
+  result = {}
   words = [f"word{i}" for i in range(500)]
   with tempfile.TemporaryDirectory() as folder:
     _write(folder, rng, words)
@@ -128,7 +147,8 @@ def loader(options):
           for _ in range(options.repeats)
         ]
         ours, theirs = (statistics.median(column) for column in zip(*rates))
-        result[f"{size} px, {workers} worker{'s' * (workers > 1)}"] = {
+        plural = "s" if workers > 1 else ""
+        result[f"{size} px, {workers} worker{plural}"] = {
           "examples_per_second": ours,
           "pytorch_examples_per_second": theirs,
           "ratio": statistics.median(a / b for a, b in rates),

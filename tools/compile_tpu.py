@@ -1,17 +1,20 @@
-"""Compiles a run for TPUs that are not there: does it fit, what bounds its speed, what would be better?
+r"""Compiles a run for TPUs that are not attached: memory use, speed limits and better settings.
 
     python -m tools.compile_tpu --config=configs/pretrain.py:large --topology=v5e:4x4
-    python -m tools.compile_tpu --config=configs/caption.py:base --topology=v5e:1x1 --fn=generate --batch=16
+    python -m tools.compile_tpu --config=configs/caption.py:base --topology=v5e:1x1 \
+        --fn=generate --batch=16
     python -m tools.compile_tpu --config=configs/pretrain.py:large --topology=v5e:8x8 --plan
 
-Needs the TPU compiler, pip install -e ".[tpu]", and neither a TPU nor data nor a vocabulary. Takes the flags of mplug_jax.main. Nothing
-is executed: times are what the chip's published rates allow. Exit status: 0 it fits, 3 it does not, 2 there is no TPU compiler, 1 the
-command is wrong.
+Needs the TPU compiler, pip install -e ".[tpu]", but no TPU, data or vocabulary. Takes the flags of
+mplug_jax.main. Nothing is executed: times are lower bounds from the chip's published rates. Exit
+status: 0 it fits; 3 it does not; 2 there is no TPU compiler; 1 the command is wrong.
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mplug_jax.performance.tpu import topology
 
@@ -36,19 +39,19 @@ _EFFORT = flags.DEFINE_enum(
   "effort",
   "low",
   ["low", "full"],
-  "Of the compiler; low is several times quicker, its memory traffic higher.",
+  "Effort of the compiler; low is several times faster but causes more memory traffic.",
 )
 _PLAN = flags.DEFINE_bool(
   "plan", False, "Search mesh, remat and microbatches for the fastest train step that fits."
 )
 _MAX_COMPILES = flags.DEFINE_integer(
-  "max_compiles", 6, "How many programs --plan and proposals may compile.", lower_bound=0
+  "max_compiles", 6, "Maximum number of programs compiled for --plan and proposals.", lower_bound=0
 )
-_JSON = flags.DEFINE_string("json", "", "File that a line of json is added to.")
+_JSON = flags.DEFINE_string("json", "", "File to append a line of JSON to.")
 
 
-def main(argv):
-  """Exits with the status that the module's docstring says."""
+def main(argv: Sequence[str]) -> None:
+  """Compiles, prints a report and exits with the status in the module's docstring."""
   del argv
   from mplug_jax.performance.tpu import report
 
@@ -70,13 +73,13 @@ def main(argv):
     sys.exit(1)
 
 
-def _say(lines, row):
-  """Prints a report; adds its row to the file of --json."""
+def _say(lines: Sequence[str], row: Mapping[str, Any] | None) -> None:
+  """Prints a report and appends its row to the file of --json."""
   print("\n".join(lines), flush=True)
   if _JSON.value and row:
     with open(_JSON.value, "a") as file:
       file.write(
-        json.dumps({"config": command.CONFIG.value.name, "command": sys.argv[1:]} | row) + "\n"
+        json.dumps({"config": command.CONFIG.value.name, "command": sys.argv[1:], **row}) + "\n"
       )
 
 

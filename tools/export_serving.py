@@ -1,7 +1,11 @@
-"""A checkpoint as programs for servers: `python -m tools.export_serving runs/vqa served`, see mplug_jax/inference/serving/export.py."""
+"""Exports a checkpoint as programs for servers: `python -m tools.export_serving runs/vqa served`.
+
+The format is documented in mplug_jax/inference/serving/export.py.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from mplug_jax import Predictor, tune_process
 from mplug_jax.checkpoints import errors
@@ -9,18 +13,16 @@ from mplug_jax.inference import methods
 from mplug_jax.inference.serving import export
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("checkpoint", help="run folder, or what tools.convert_checkpoint made")
-  parser.add_argument("dest", help="folder to make")
-  parser.add_argument(
-    "--config", help="FILE:ARGUMENT, for weights that do not say what they were trained for"
-  )
+  parser.add_argument("checkpoint", help="run folder, or output of tools.convert_checkpoint")
+  parser.add_argument("dest", help="folder to create")
+  parser.add_argument("--config", help="FILE:ARGUMENT, for weights without a stored config")
   parser.add_argument("--tokenizer", help="vocab.txt of converted weights")
   parser.add_argument(
     "--functions",
     default="",
-    help=f"of {','.join(methods.functions())}; default: all that the checkpoint can do",
+    help=f"of {','.join(methods.functions())}; default: all that the checkpoint supports",
   )
   parser.add_argument(
     "--platforms", default=",".join(export.PLATFORMS), help="default: %(default)s"
@@ -28,8 +30,8 @@ def _parse(argv):
   return parser.parse_args(argv)
 
 
-def main(argv=None):
-  """Returns the exit status: 0, or 1 after one sentence on stderr."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status: 0, or 1 after a one-line error on stderr."""
   options = _parse(argv)
   names, platforms = (
     tuple(filter(None, text.split(","))) for text in (options.functions, options.platforms)

@@ -1,31 +1,36 @@
-"""Data before training.
+"""Prepares and checks data before training.
 
     python -m tools.prepare_data vqa_v2 --root=/data/vqa
 
-reads a data set as it is distributed, loose files or the zip files they come in, writes the annotation files that training reads (all of
-them, or none), and prints the commands that read them. docs/data.md says for every NAME which files it expects under --root.
+reads a data set as it is distributed, loose files or the original zip files, writes the annotation
+files that training reads (all or none), and prints the commands that use them. docs/data.md lists
+the files expected under --root for every data set.
 
     python -m tools.prepare_data check FILE --task=vqa
 
-reads all of one's own data, or of what was written, and says what training would meet. FILE is an annotation file in any format (.json,
-.jsonl, .csv, .tsv, .parquet), or a folder with train/, val/ and test/ full of images with their captions beside them.
-Reported are counts, missing and corrupt images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image, and
-what other files share with this one.
+reads your own data, or prepared data, completely and reports what training would encounter. FILE is
+an annotation file in any format (.json, .jsonl, .csv, .tsv, .parquet), or a folder with the images
+in train/, val/ and test/ and their captions beside them. The report has counts, missing and corrupt
+images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image, and
+overlap with other files.
 
     python -m tools.prepare_data shards PATTERN --out=FOLDER
     python -m tools.prepare_data tfds --task=vqa --data=jsonl:FILE --out=DATA_DIR
 
-write the image-text pairs of tar shards as ArrayRecord, and any data as a set of TensorFlow Datasets: docs/shards.md.
+write the image-text pairs of tar shards as ArrayRecord files, and any data as a TensorFlow Datasets
+set: docs/shards.md.
 
-Exit status: 0 training can begin, whatever the warnings say; 1 it would fail, or nothing was written; 2 wrong arguments, or the sheet
-could not be written.
+Exit status: 0 training can start, perhaps with warnings; 1 it would fail, or nothing was written;
+2 wrong arguments, or the sheet could not be written.
 """
 
 import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 
+from mplug_jax.config import Config
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.data import check as check_lib
 from mplug_jax.data import prepare as data_prepare
@@ -35,72 +40,20 @@ from mplug_jax.data.prepare import array_record, refcoco
 from mplug_jax.data.storage import shards as shards_lib
 from mplug_jax.data.text import sentencepiece, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.data.text.tokenizer_base import Tokenizer
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
-_NAMED = 20  # bad pairs that are named
+_NAMED = 20  # bad pairs named in the output
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="command", required=True)
-  check = commands.add_parser(
-    "check",
-    help="read everything and report",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  check.add_argument("file", metavar="FILE")
-  check.add_argument("--task", required=True, choices=TASKS, help="whose config and source read it")
-  check.add_argument(
-    "--data",
-    default="jsonl",
-    metavar="NAME",
-    help="the config argument data=: the format, where it is an official one",
-  )
-  check.add_argument(
-    "--split",
-    default="train",
-    choices=("train", "val", "test"),
-    help="only of train are answers, boxes, labels needed",
-  )
-  check.add_argument(
-    "--size", default="small", choices=PRESETS, help="of the config that sets the limits"
-  )
-  check.add_argument(
-    "--image_root",
-    default="",
-    metavar="DIR",
-    help="folder or archive of the images; default: the folder of FILE",
-  )
-  check.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="config.data.fields")
-  check.add_argument(
-    "--labels", default="", metavar="A/B/...", help="the classes, for nlvr2 and snli_ve"
-  )
-  check.add_argument(
-    "--tokenizer",
-    default="",
-    metavar="PATH",
-    help="vocab.txt, a SentencePiece .model, or the tokenizer folder of a run",
-  )
-  check.add_argument(
-    "--against",
-    nargs="+",
-    default=[],
-    metavar="FILE",
-    help="other files, that should share no image and no id",
-  )
-  check.add_argument(
-    "--sheet",
-    default="",
-    metavar="FILE.png",
-    help="write a picture of some images with their texts",
-  )
-  check.add_argument(
-    "--limit", type=int, default=0, help="read at most so many records, evenly spaced; 0: all"
-  )
-  _add_writers(commands)
+  _add_check(commands)
+  _add_shards(commands)
+  _add_tfds(commands)
   for name, recipe in data_prepare.RECIPES.items():
     _add_recipe(commands, name, recipe)
   options = parser.parse_args(argv)
@@ -115,13 +68,75 @@ def _parse(argv):
   return options
 
 
-def _add_writers(commands):
-  """The commands that write data in other formats."""
+def _add_check(commands: argparse._SubParsersAction) -> None:
+  """Adds the command that checks data."""
+  check = commands.add_parser(
+    "check",
+    help="read everything and report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  check.add_argument("file", metavar="FILE")
+  check.add_argument(
+    "--task", required=True, choices=TASKS, help="task whose config and source read FILE"
+  )
+  check.add_argument(
+    "--data",
+    default="jsonl",
+    metavar="NAME",
+    help="config argument data=, for official formats",
+  )
+  check.add_argument(
+    "--split",
+    default="train",
+    choices=("train", "val", "test"),
+    help="split to check; only train requires answers, boxes and labels",
+  )
+  check.add_argument(
+    "--size", default="small", choices=PRESETS, help="size of the config, which sets the limits"
+  )
+  check.add_argument(
+    "--image_root",
+    default="",
+    metavar="DIR",
+    help="folder or archive of the images; default: the folder of FILE",
+  )
+  check.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="config.data.fields")
+  check.add_argument(
+    "--labels", default="", metavar="A/B/...", help="classes, for nlvr2 and snli_ve"
+  )
+  check.add_argument(
+    "--tokenizer",
+    default="",
+    metavar="PATH",
+    help="vocab.txt, a SentencePiece .model, or the tokenizer folder of a run",
+  )
+  check.add_argument(
+    "--against",
+    nargs="+",
+    default=[],
+    metavar="FILE",
+    help="other files, which should share no image and no id with FILE",
+  )
+  check.add_argument(
+    "--sheet",
+    default="",
+    metavar="FILE.png",
+    help="write a figure of some images with their texts",
+  )
+  check.add_argument(
+    "--limit", type=int, default=0, help="maximum number of records, evenly spaced; 0: all"
+  )
+
+
+def _add_shards(commands: argparse._SubParsersAction) -> None:
+  """Adds the command that converts tar shards to ArrayRecord."""
   shards_parser = commands.add_parser(
     "shards",
     help="tar shards to ArrayRecord",
     description=(
-      "Write the image-text pairs of tar shards as ArrayRecord, for reading at random; a command that was interrupted goes on."
+      "Write the image-text pairs of tar shards as ArrayRecord files, for random access; "
+      "an interrupted command resumes."
     ),
   )
   shards_parser.add_argument(
@@ -137,27 +152,31 @@ def _add_writers(commands):
     type=int,
     default=os.cpu_count(),
     metavar="N",
-    help="processes; default: one a core",
+    help="processes; default: one per core",
   )
   shards_parser.add_argument(
-    "--verify", action="store_true", help="decode every image, and leave out those that cannot be"
+    "--verify", action="store_true", help="decode every image and drop those that cannot be decoded"
   )
+
+
+def _add_tfds(commands: argparse._SubParsersAction) -> None:
+  """Adds the command that writes a TensorFlow Datasets set."""
   tfds_parser = commands.add_parser(
     "tfds",
-    help="a set of TensorFlow Datasets",
-    description="Write data as a set of TensorFlow Datasets.",
+    help="write a TensorFlow Datasets set",
+    description="Write data as a TensorFlow Datasets set.",
   )
   tfds_parser.add_argument(
     "--task",
     required=True,
     choices=("caption", "vqa", "grounding"),
-    help="whose config and source read it",
+    help="task whose config and source read the data",
   )
   tfds_parser.add_argument(
     "--data",
     default="jsonl",
     metavar="ARG",
-    help="the config argument data=, and others: jsonl:FILE,root=IMAGES",
+    help="config argument data= and others, as jsonl:FILE,root=IMAGES",
   )
   tfds_parser.add_argument(
     "--splits", nargs="+", default=["train", "val"], choices=("train", "val", "test")
@@ -165,63 +184,69 @@ def _add_writers(commands):
   tfds_parser.add_argument("--out", required=True, metavar="DATA_DIR")
 
 
-def _add_recipe(commands, name, recipe):
-  """The command that prepares the data set `name`."""
-  summary = recipe.__doc__.splitlines()[0]
+def _add_recipe(commands: argparse._SubParsersAction, name: str, recipe: Callable) -> None:
+  """Adds the command that prepares the data set `name`."""
+  summary = (recipe.__doc__ or "").splitlines()[0]
   command = commands.add_parser(name, help=summary, description=f"{summary} See docs/data.md.")
-  command.add_argument("--root", required=True, metavar="DIR", help="folder of what was downloaded")
+  command.add_argument(
+    "--root", required=True, metavar="DIR", help="folder of the downloaded files"
+  )
   command.add_argument(
     "--out",
     default="",
     metavar="DIR",
-    help="where to write; default: see docs/data.md, mostly --root",
+    help="output folder; default: see docs/data.md, mostly --root",
   )
-  command.add_argument("--overwrite", action="store_true", help="replace files that are there")
+  command.add_argument("--overwrite", action="store_true", help="replace existing files")
   command.add_argument(
     "--skip_missing",
     action="store_true",
-    help="leave out what is said of images that are not there",
+    help="drop annotations of missing images",
   )
   splits = ("", *refcoco.SPLIT_BY) if recipe is refcoco.refcoco else ("",)
   command.add_argument(
-    "--split_by", default="", choices=splits, help="of refcoco, refcoco+ and refcocog: whose splits"
+    "--split_by",
+    default="",
+    choices=splits,
+    help="author of the splits, for refcoco, refcoco+ and refcocog",
   )
   command.set_defaults(name=name)
 
 
-def _config(options, file, split):
-  """The task's config with `file` as its split. Raises ValueError: the task has no such data."""
+def _config(options: argparse.Namespace, file: str, split: str) -> Config:
+  """Returns the task's config with `file` as its split.
+
+  Raises:
+    ValueError: the task has no such data.
+  """
   if shards_lib.is_pattern(file):
     raise ValueError(f"{file} names shards, which the command shards --verify checks.")
   is_folder = os.path.isdir(file)
-  argument = [options.size, f"data={'folder' if is_folder else options.data}"] + [
-    f"labels={options.labels}"
-  ] * bool(options.labels)
-  config = (
-    importlib.import_module(f"configs.{options.task}").get_config(",".join(argument)).unlock()
-  )
+  argument = [options.size, f"data={'folder' if is_folder else options.data}"]
+  if options.labels:
+    argument.append(f"labels={options.labels}")
+  module = importlib.import_module(f"configs.{options.task}")
+  config = module.get_config(",".join(argument)).unlock()
   data = config.data
   data.fields = options.fields
   root = options.image_root or (file if is_folder else os.path.dirname(file) or ".")
   for key in [key for key in data if key.endswith("_root")]:
-    data[key] = os.path.join(root, data[key])  # some are folders below it
+    data[key] = os.path.join(root, data[key])  # some are subfolders of it
   if not is_folder:
     data.update({"train_files": (file,)} if split == "train" else {f"{split}_file": file})
   return config
 
 
-def _tokenizer(path):
-  """Raises ValueError, FileNotFoundError."""
+def _tokenizer(path: str) -> Tokenizer:
+  """Loads a tokenizer; raises ValueError or FileNotFoundError."""
   if os.path.isdir(path):
     return tokenizer_lib.load(path)
-  return (
-    sentencepiece.SentencePieceTokenizer
-    if path.endswith(".model")
-    else wordpiece.WordPieceTokenizer
-  )(path)
+  if path.endswith(".model"):
+    return sentencepiece.SentencePieceTokenizer(path)
+  return wordpiece.WordPieceTokenizer(path)
 
 
-def check(options):
+def check(options: argparse.Namespace) -> int:
   """Runs the command `check`; returns the exit status."""
   try:
     config = _config(options, options.file, options.split)
@@ -243,7 +268,7 @@ def check(options):
   return 1 if report.errors else 0
 
 
-def prepare(options):
+def prepare(options: argparse.Namespace) -> int:
   """Runs the command that prepares a data set; returns the exit status."""
   try:
     lines = data_prepare.prepare(options)
@@ -254,15 +279,12 @@ def prepare(options):
   return 0
 
 
-def shards(options):
+def shards(options: argparse.Namespace) -> int:
   """Runs the command `shards`; returns the exit status."""
 
-  def say(shard):
-    print(
-      f"{shard.name}.array_record  {shard.pairs:,} pairs"
-      + f", {shard.bad:,} bad" * bool(shard.bad),
-      flush=True,
-    )
+  def say(shard: array_record.Shard) -> None:
+    bad = f", {shard.bad:,} bad" if shard.bad else ""
+    print(f"{shard.name}.array_record  {shard.pairs:,} pairs{bad}", flush=True)
 
   try:
     written, left_out = array_record.convert(
@@ -271,43 +293,45 @@ def shards(options):
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  for sentence in [*left_out, *(sentence for shard in written for sentence in shard.named)][
-    :_NAMED
-  ]:
+  sentences = [*left_out, *(sentence for shard in written for sentence in shard.named)]
+  for sentence in sentences[:_NAMED]:
     print(f"  {sentence}")
-  pairs, bad = (sum(getattr(shard, name) for shard in written) for name in ("pairs", "bad"))
+  pairs = sum(shard.pairs for shard in written)
+  bad = sum(shard.bad for shard in written)
+  print(f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad ones left out")
+  print("train on them with")
   print(
-    f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad ones left out\ntrain on them with\n"
-    f"  python -m mplug_jax.main --config='configs/pretrain.py:data=shards:{options.out}/*.array_record' --config.data.test_file=..."
+    "  python -m mplug_jax.main "
+    f"--config='configs/pretrain.py:data=shards:{options.out}/*.array_record' "
+    "--config.data.test_file=..."
   )
   return 0 if pairs else 1
 
 
-def tfds(options):
+def tfds(options: argparse.Namespace) -> int:
   """Runs the command `tfds`; returns the exit status."""
   from mplug_jax.data.prepare import tfds as tfds_builders
 
   try:
-    config = importlib.import_module(f"configs.{options.task}").get_config(
-      f"small,data={options.data}"
-    )
+    module = importlib.import_module(f"configs.{options.task}")
+    config = module.get_config(f"small,data={options.data}")
     name, examples = tfds_builders.prepare(options.task, config.data, options.splits, options.out)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print(
-    f"{name}: "
-    + ", ".join(f"{split} {count:,}" for split, count in examples.items())
-    + "\ntrain on it with\n"
-    f"  python -m mplug_jax.main --config=configs/{options.task}.py:data=tfds:{name},root={options.out}"
-  )
+  counts = ", ".join(f"{split} {count:,}" for split, count in examples.items())
+  print(f"{name}: {counts}")
+  print("train on it with")
+  config_name = f"configs/{options.task}.py:data=tfds:{name},root={options.out}"
+  print(f"  python -m mplug_jax.main --config={config_name}")
   return 0
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status."""
   options = _parse(argv)
-  return {"check": check, "shards": shards, "tfds": tfds}.get(options.command, prepare)(options)
+  commands = {"check": check, "shards": shards, "tfds": tfds}
+  return commands.get(options.command, prepare)(options)
 
 
 if __name__ == "__main__":

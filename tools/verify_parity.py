@@ -1,13 +1,17 @@
-"""Our model against recordings of the official code: `python -m tools.verify_parity RECORDING.npz [...] [--json=FILE]`.
+"""Compares our model with recordings of the official code.
 
-Converts each file's weights, computes everything it records, and prints a table. Exit status: 0 everything agrees, 1
-something does not, 2 a file cannot be checked (or FILE not be written).
+    python -m tools.verify_parity RECORDING.npz [...] [--json=FILE]
+
+Converts the weights of each file, computes every recorded result and prints a table. Exit status: 0
+all results agree; 1 some differ; 2 a file cannot be checked, or --json cannot be written.
 """
 
 import argparse
 import math
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -17,12 +21,12 @@ from mplug_jax.runtime import atomic_files, process
 _COLUMNS = ("verdict", "output", "shape", "max error", "relative", "tolerance", "note")
 
 
-def _number(x):
+def _number(x: float) -> str:
   return f"{x:.1e}" if math.isfinite(x) else "-"
 
 
-def _print_table(report):
-  """One aligned line for each row, then what was not compared."""
+def _print_table(report: parity.Report) -> None:
+  """Prints an aligned line per row, then the results that were not compared."""
   lines = [
     _COLUMNS,
     *(
@@ -46,7 +50,7 @@ def _print_table(report):
   print("not checked:", ", ".join(report.unchecked) or "nothing")
 
 
-def _as_json(path, report, seconds):
+def _as_json(path: str, report: parity.Report, seconds: float) -> dict[str, Any]:
   rows = [
     row._asdict()
     | {
@@ -65,29 +69,31 @@ def _as_json(path, report, seconds):
   }
 
 
-def main(argv=None):
-  """Returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command and returns its exit status."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("recordings", nargs="+", metavar="RECORDING.npz")
   parser.add_argument("--json", default="", metavar="FILE", help="file for the rows")
   options = parser.parse_args(argv)
-  status, results = 0, []
+  status = 0
+  results: list[dict[str, Any]] = []
   for path in options.recordings:
     start = time.perf_counter()
     try:
       report = parity.verify(path)
     except parity.Unusable as e:
       print(e)
-      status, results = 2, [*results, {"file": path, "error": str(e)}]
+      status = 2
+      results.append({"file": path, "error": str(e)})
       continue
     seconds = time.perf_counter() - start
     print(f"\n{path}: {report.task}")
     _print_table(report)
     print(
-      f"{path}: {len(report.rows)} comparisons, {len(report.failed)} failed, {len(report.skipped)} skipped, "
-      f"{len(report.unchecked)} not checked, {seconds:.0f} s"
+      f"{path}: {len(report.rows)} comparisons, {len(report.failed)} failed, "
+      f"{len(report.skipped)} skipped, {len(report.unchecked)} not checked, {seconds:.0f} s"
     )
     status = max(status, 1 if report.failed else 0)
     results.append(_as_json(path, report, seconds))
@@ -102,8 +108,7 @@ def main(argv=None):
 
 if __name__ == "__main__":
   process.prepare()
-  if (
-    jax.default_backend() == "cpu"
-  ):  # each program runs once, for milliseconds: compiling them is what takes the time
+  # Each program runs once, for milliseconds: compilation dominates.
+  if jax.default_backend() == "cpu":
     jax.config.update("jax_disable_most_optimizations", True)
   sys.exit(main())

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from mplug_jax.config.arguments import config_file, load, parse_arg
 from mplug_jax.config.command_line import resolve_config_flag, unknown_key
 from mplug_jax.config.defaults import default_config
+from mplug_jax.config.presets import PAPER_SIZES
 from mplug_jax.config.recipes import (
-  PAPER_SIZES,
   finish,
   from_scratch,
   official,

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from mplug_jax.config.presets import PRESETS
+from mplug_jax.config.presets import PAPER_SIZES, PRESETS
 
 
 def default_config(task: str, size: str) -> Any:
@@ -27,69 +27,20 @@ def default_config(task: str, size: str) -> Any:
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
   c.tensorboard = False  # event files beside metrics.jsonl
   c.task = ConfigDict({"name": task})
-  c.model = ConfigDict(
-    {
-      "dtype": "float32",
-      "remat": "none",
-      "attention_impl": "auto",
-      "loss_chunk": 0,
-      "fusion": "released",
-      "pairing": "shared",
-      "dropout_rate": 0.1,
-      "attention_dropout_rate": 0.1,
-      "vision_attention_dropout_rate": 0.1,
-      "vision_heads": 0,
-      "initializer_range": 0.02,
-      "classes": 2,
-      "temperature": 0.07,
-      "embed_dim": 256,
-      **PRESETS[size],
-    }
-  )
+  c.model = _model(size)
   c.tokenizer = ConfigDict(
     {
-      "kind": "wordpiece" if size in ("base", "large", "huge") else "sentencepiece",
+      "kind": "wordpiece" if size in PAPER_SIZES else "sentencepiece",
       "path": "",  # vocab.txt of wordpiece; "" for sentencepiece: fitted to the training texts
       "vocab_size": 320,  # upper bound of a fitted one
       "locations": 0,  # tokens for box coordinates in a fitted one
       "records": 0,  # training records it is fitted to, evenly spaced; 0: all
     }
   )
-  c.data = ConfigDict(
-    {
-      "frames": 0,  # of a clip that an example shows instead of an image; 0: images
-      # or "official", or the number of one frame: see data/images/video.py
-      "frame_sampling": "centres",
-      # Keys of the annotation files, as "question=q,image=file": see data/storage/annotations.py
-      "fields": "",
-      "allow_overlap": False,  # the same file may be used for several splits
-      # Number of adjacent records that stay together in the shuffle, for slow disks; 0: none.
-      # See data/pipeline.py.
-      "shuffle_block": 0,
-    }
-  )
+  c.data = _data()
   # Grain processes (0: none), else threads; neither changes the data.
   c.loader = ConfigDict({"workers": 0, "threads": 2})
-  c.optim = ConfigDict(
-    {
-      "name": "adamw",
-      "lr": 1e-3,
-      "visual_lr": 1e-3,
-      "weight_decay": 0.02,
-      "b1": 0.9,
-      "b2": 0.999,
-      "eps": 1e-8,
-      "momentum": 0.95,
-      "mu_dtype": "float32",
-      "clip": 1.0,
-      # A table by name, or rows: see optim.groups.resolve_groups.
-      "groups": config_dict.FieldReference("plain", field_type=object),
-      "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
-      "microbatches": 1,  # the batch is split into this many parts; their gradients are added
-      # or "mean_of_means", the official division by the count of each part
-      "accumulate": "global",
-    }
-  )
+  c.optim = _optim()
   c.init = ConfigDict(
     {
       # Results of tools.convert_checkpoint, or runs; the first that has a parameter provides it.
@@ -114,3 +65,67 @@ def default_config(task: str, size: str) -> Any:
   # every 0: at the end; limit 0: all.
   c.eval = ConfigDict({"every": 0, "batch_size": 64, "limit": 0, "split": "test"})
   return c
+
+
+def _model(size: str) -> Any:
+  """Returns the model section; geometry from PRESETS."""
+  return ConfigDict(
+    {
+      "dtype": "float32",
+      "remat": "none",
+      "attention_impl": "auto",
+      "loss_chunk": 0,
+      "fusion": "released",
+      "pairing": "shared",
+      "dropout_rate": 0.1,
+      "attention_dropout_rate": 0.1,
+      "vision_attention_dropout_rate": 0.1,
+      "vision_heads": 0,
+      "initializer_range": 0.02,
+      "classes": 2,
+      "temperature": 0.07,
+      "embed_dim": 256,
+      **PRESETS[size],
+    }
+  )
+
+
+def _data() -> Any:
+  """Returns the fields of the data section that all sources share."""
+  return ConfigDict(
+    {
+      "frames": 0,  # of a clip that an example shows instead of an image; 0: images
+      # or "official", or the number of one frame: see data/images/video.py
+      "frame_sampling": "centres",
+      # Keys of the annotation files, as "question=q,image=file": see data/storage/annotations.py
+      "fields": "",
+      "allow_overlap": False,  # the same file may be used for several splits
+      # Number of adjacent records that stay together in the shuffle, for slow disks; 0: none.
+      # See data/pipeline.py.
+      "shuffle_block": 0,
+    }
+  )
+
+
+def _optim() -> Any:
+  """Returns the optimizer section."""
+  return ConfigDict(
+    {
+      "name": "adamw",
+      "lr": 1e-3,
+      "visual_lr": 1e-3,
+      "weight_decay": 0.02,
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "momentum": 0.95,
+      "mu_dtype": "float32",
+      "clip": 1.0,
+      # A table by name, or rows: see optim.groups.resolve_groups.
+      "groups": config_dict.FieldReference("plain", field_type=object),
+      "schedule": ConfigDict({"name": "cosine", "warmup_steps": 200}, convert_dict=False),
+      "microbatches": 1,  # the batch is split into this many parts; their gradients are added
+      # or "mean_of_means", the official division by the count of each part
+      "accumulate": "global",
+    }
+  )

@@ -75,3 +75,6 @@ PRESETS = {
     decoder_layers=12,
   ),
 }
+
+# Sizes that follow the paper's recipes; the others train from scratch on little data.
+PAPER_SIZES = ("base", "large", "huge")

@@ -6,9 +6,6 @@ from typing import Any
 
 from mplug_jax.config.arguments import SUFFIXES
 
-# Sizes that follow the paper's recipes; the others train from scratch on little data.
-PAPER_SIZES = ("base", "large", "huge")
-
 
 def split_files(root: str, train: str, val: str, test: str) -> dict[str, Any]:
   """Returns the fields of config.data for one annotation file per split, all in the folder root."""
