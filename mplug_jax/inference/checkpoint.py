@@ -1,7 +1,8 @@
-"""A checkpoint ready for use: its config, tokenizer, model, and its parameters on the devices; nothing of training."""
+"""Restores a checkpoint for inference: config, tokenizer, model, and parameters on the devices."""
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,91 +27,119 @@ _GEOMETRY = ("embed_dim", "fusion", "vision_heads", "pairing", "classes", *PRESE
 
 
 class Restored(NamedTuple):
-  """path: of the checkpoint. parts: names of the parts of the parameters. params: float32, on the mesh."""
+  """A checkpoint ready for inference.
+
+  Attributes:
+    path: of the checkpoint.
+    config: ConfigDict that fits the weights.
+    tokenizer: the checkpoint's tokenizer.
+    model: the MPlug module.
+    mesh: of the devices.
+    params: float32 parameters, on the mesh.
+  """
 
   path: str
-  config: ConfigDict
+  config: Any
   tokenizer: Any
   model: Any
-  mesh: Any
+  mesh: jax.sharding.Mesh
   params: Any
 
   @property
-  def parts(self):
+  def parts(self) -> set[str]:
+    """Names of the parts of the parameters."""
     return set(self.params)
 
 
-def restore(path, config=None, tokenizer=None, devices=None):
-  """Reads a checkpoint.
+def restore(
+  path: str | os.PathLike,
+  config: Any = None,
+  tokenizer: Any = None,
+  devices: Sequence[Any] | None = None,
+) -> Restored:
+  """Restores a checkpoint.
 
   Args:
-    path: run folder, or converted checkpoint (folder or file). config: of another task than the run's, ConfigDict or
-      "configs/vqa.py:base"; None: the run's own. tokenizer: a Tokenizer, its folder or its vocab.txt; None: the run's own.
-    devices: to use; None: all of this process.
+    path: run folder, or converted checkpoint (folder or file).
+    config: of another task than the run's, ConfigDict or "configs/vqa.py:base"; None: the run's.
+    tokenizer: a Tokenizer, its folder or its vocab.txt; None: the run's.
+    devices: JAX devices to use; None: all of this process.
+
+  Returns:
+    The Restored checkpoint; averaged parameters if config.ema says so.
 
   Raises:
-    FileNotFoundError, ValueError, checkpoint.CheckpointError: one sentence.
+    FileNotFoundError, ValueError, CheckpointError: the checkpoint cannot be used; one sentence.
   """
   path = os.fspath(path)
-  config, shapes = _config_of(path, config), reading.array_shapes(path)
+  config = _config_of(path, config)
   tokenizer = _tokenizer_of(path, tokenizer)
   mesh = _mesh(config, devices or jax.local_devices())
   model = factory.build_model(config, tokenizer)
+  name, shapes = _parameter_shapes(path, config)
+  abstract = {
+    leaf: jax.ShapeDtypeStruct(
+      shape, jnp.float32, sharding=NamedSharding(mesh, rules.parameter_spec(leaf, shape, mesh))
+    )
+    for leaf, shape in shapes.items()
+  }
+  params = warm_start.load_params(path, traverse_util.unflatten_dict(abstract, sep="/"), name)
+  return Restored(path, config, tokenizer, model, mesh, params)
+
+
+def _parameter_shapes(path: str, config: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
+  """Returns the parameters to load, "params" or "ema_params", and their shapes in the model.
+
+  Raises:
+    ValueError: the checkpoint has no parameters.
+  """
+  stored = reading.array_shapes(path)
   averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
-  which = (
-    "ema_params"
-    if averaged and any(name.startswith("ema_params/") for name in shapes)
-    else "params"
-  )
+  has_average = any(leaf.startswith("ema_params/") for leaf in stored)
+  name = "ema_params" if averaged and has_average else "params"
   shapes = {
-    name.removeprefix(f"{which}/"): tuple(shape)
-    for name, shape in shapes.items()
-    if name.startswith(f"{which}/")
+    leaf.removeprefix(f"{name}/"): tuple(shape)
+    for leaf, shape in stored.items()
+    if leaf.startswith(f"{name}/")
   }
   if not shapes:
     raise ValueError(f"{path} holds no parameters.")
-  if POSITIONS in shapes:
-    shapes[POSITIONS] = (
-      1 + (config.model.image_size // config.model.patch_size) ** 2,
-      *shapes[POSITIONS][1:],
-    )
-  abstract = {
-    name: jax.ShapeDtypeStruct(
-      shape, jnp.float32, sharding=NamedSharding(mesh, rules.parameter_spec(name, shape, mesh))
-    )
-    for name, shape in shapes.items()
-  }
-  return Restored(
-    path,
-    config,
-    tokenizer,
-    model,
-    mesh,
-    warm_start.load_params(path, traverse_util.unflatten_dict(abstract, sep="/"), which),
-  )
+  if POSITIONS in shapes:  # interpolated to the size of the images
+    patches = (config.model.image_size // config.model.patch_size) ** 2
+    shapes[POSITIONS] = (1 + patches, *shapes[POSITIONS][1:])
+  return name, shapes
 
 
-def _config_of(path, given):
-  """The ConfigDict that fits the weights: the run's, or the given one with the weights' geometry."""
-  if isinstance(given, str | os.PathLike):
-    given = config_lib.load(os.fspath(given))
+def _config_of(path: str, config: Any) -> Any:
+  """Returns the run's ConfigDict, or the given one with the geometry of the weights."""
+  if isinstance(config, str | os.PathLike):
+    config = config_lib.load(os.fspath(config))
   geometry = _geometry(path)
   if isinstance(geometry, ConfigDict):
-    if given is None:
+    if config is None:
       return geometry
-    geometry = {name: geometry.model[name] for name in _GEOMETRY if name in geometry.model}
-  config = _of_weights(path) if given is None else given.copy_and_resolve_references().unlock()
-  own = (
-    () if given is None else ("image_size", "classes", "pairing")
-  )  # positions are resized; heads are the task's
+    model: Any = geometry.model
+    geometry = {name: model[name] for name in _GEOMETRY if name in model}
+  if config is None:
+    config = _default_config(path)
+    kept = ()
+  else:
+    config = config.copy_and_resolve_references().unlock()
+    # Position embeddings are interpolated; heads belong to the task.
+    kept = ("image_size", "classes", "pairing")
   config.model.update(
-    {name: value for name, value in geometry.items() if name in config.model and name not in own}
+    {name: x for name, x in geometry.items() if name in config.model and name not in kept}
   )
   return config
 
 
-def _geometry(path):
-  """config.json of a run as ConfigDict, or the fields of MPlug of a converted checkpoint. Raises FileNotFoundError, ValueError."""
+def _geometry(path: str) -> Any:
+  """Returns the ConfigDict of a run, or {field of config.model: value} of converted weights.
+
+  Raises:
+    FileNotFoundError: there is nothing at the path.
+    ValueError: not a checkpoint, or a damaged config.json.
+  """
   if not os.path.exists(path):
     raise FileNotFoundError(f"No such checkpoint or run folder: {path}.")
   file = os.path.join(path, "config.json")
@@ -123,16 +152,18 @@ def _geometry(path):
   if description := storage.read_description(path):
     return description[0]
   raise ValueError(
-    f"{path} is neither a run folder (config.json) nor a checkpoint of tools.convert_checkpoint (model.json)."
+    f"{path} is neither a run folder (config.json) nor a checkpoint of "
+    "tools.convert_checkpoint (model.json)."
   )
 
 
-def _of_weights(path):
-  """A config for converted weights of which nobody says what they were trained for: what their parts are made for."""
+def _default_config(path: str) -> Any:
+  """Returns the default config of the task that converted weights have the parts of."""
   parts = {name.split("/")[1] for name in reading.array_shapes(path) if name.startswith("params/")}
   if "cls_head" in parts:
     raise ValueError(
-      f"{path} classifies, and its classes are not known: name the config, config='configs/snli_ve.py:base' or another."
+      f"{path} classifies, and its classes are not known: name the config, "
+      "config='configs/snli_ve.py:base' or another."
     )
   known = (
     ("pretrain", {"itm_head", "text_decoder"}),
@@ -143,33 +174,33 @@ def _of_weights(path):
   task = next((task for task, needed in known if needed <= parts), None)
   if task is None:
     raise ValueError(
-      f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with config.init.paths first."
+      f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with "
+      "config.init.paths first."
     )
   return config_lib.default_config(task, "base")
 
 
-def _tokenizer_of(path, given):
-  """The run's tokenizer, or the given one. Raises FileNotFoundError, ValueError."""
-  own = os.path.join(path, "tokenizer")
-  if given is None:
-    if not os.path.isdir(own):
+def _tokenizer_of(path: str, tokenizer: Any) -> Any:
+  """Returns the run's tokenizer, or the given one. Raises FileNotFoundError, ValueError."""
+  folder = os.path.join(path, "tokenizer")
+  if tokenizer is None:
+    if not os.path.isdir(folder):
       raise ValueError(
-        f"{path} has no tokenizer: name the vocabulary that it was trained with, tokenizer='vocab.txt'."
+        f"{path} has no tokenizer: name the vocabulary that it was trained with, "
+        "tokenizer='vocab.txt'."
       )
-    return tokenizer_lib.load(own)
-  if not isinstance(given, str | os.PathLike):
-    return given
-  if os.path.isdir(given):
-    return tokenizer_lib.load(given)
-  return (
-    sentencepiece.SentencePieceTokenizer
-    if os.fspath(given).endswith(".model")
-    else wordpiece.WordPieceTokenizer
-  )(given)
+    return tokenizer_lib.load(folder)
+  if not isinstance(tokenizer, str | os.PathLike):
+    return tokenizer
+  if os.path.isdir(tokenizer):
+    return tokenizer_lib.load(tokenizer)
+  if os.fspath(tokenizer).endswith(".model"):
+    return sentencepiece.SentencePieceTokenizer(tokenizer)
+  return wordpiece.WordPieceTokenizer(tokenizer)
 
 
-def _mesh(config, devices):
-  """The config's mesh where these devices fit it, else the batch split over all of them."""
+def _mesh(config: Any, devices: Sequence[Any]) -> jax.sharding.Mesh:
+  """Returns the config's mesh, or one that splits the batch if that does not fit the devices."""
   try:
     return mesh_lib.make_mesh(config.mesh, devices)
   except ValueError:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -80,21 +80,41 @@ def identity(image: Any) -> tuple[str, Any]:
   return ("bytes", image) if isinstance(image, bytes) else ("object", id(image))
 
 
-def pairs(images, texts, what):
-  """What is asked about which image -> (images, texts of all requests, requests [(number of an image,), ...], function: results of the
-  requests -> one, a list, or a list of lists, as the arguments were).
+Pairs = tuple[list, list[str], list[tuple[int, ...]], Callable[[Iterable], Any]]
+
+
+def pairs(images: Any, texts: Any, noun: str) -> Pairs:
+  """Pairs images with texts.
 
   Args:
-    images: one or many. texts: one; of one image a list; of many images a list with a text, or a list of texts, for each.
+    images: one or many.
+    texts: one; or a list: all about one image, or for many images one text, or a list of texts,
+      for each.
+    noun: the text in messages.
+
+  Returns:
+    The images, the texts of all requests, the requests as tuples (number of an image,), and a
+    function that nests the results of the requests as the arguments were nested.
 
   Raises:
-    ValueError: as many texts as images are needed.
+    ValueError: the number of texts does not fit.
   """
-  return _pairs([(image,) for image in as_list(images)], texts, what, is_one(images), "images")
+  return _pairs([(image,) for image in as_list(images)], texts, noun, is_one(images), "images")
 
 
-def pairs_of_images(pairs, texts):
-  """`pairs` for statements about two images; pairs: (first, second), or a list of such. Raises ValueError."""
+def pairs_of_images(pairs: Any, texts: Any) -> Pairs:
+  """Pairs two images each with statements, see `pairs`.
+
+  Args:
+    pairs: (first, second), or a list of such pairs.
+    texts: the statements.
+
+  Returns:
+    See `pairs`; requests are tuples of two image numbers.
+
+  Raises:
+    ValueError: not pairs, or the number of statements does not fit.
+  """
   one = len(pairs) == 2 and all(map(is_one, pairs))
   many = [tuple(pair) for pair in ([pairs] if one else pairs)]
   if not many or not all(len(pair) == 2 and all(map(is_one, pair)) for pair in many):
@@ -102,36 +122,40 @@ def pairs_of_images(pairs, texts):
   return _pairs(many, texts, "statement", one, "pairs")
 
 
-def _pairs(groups, texts, what, one, many):
-  """groups: [(image, ...)], what each text is about."""
+def _pairs(groups: list[tuple], texts: Any, noun: str, one: bool, plural: str) -> Pairs:
+  """Pairs groups of images (image, ...) with texts; `one`: the caller gave a single group."""
   texts = texts if isinstance(texts, str) else list(texts)
   if isinstance(texts, str):
-    asked = [texts] * len(groups)
+    by_group = [texts] * len(groups)
   elif one:
-    asked = [texts]
+    by_group = [texts]
   elif len(texts) == len(groups):
-    asked = texts
+    by_group = texts
   else:
     raise ValueError(
-      f"There are {len(groups)} {many} and {len(texts)} {what}s: give one {what}, or one, or a list of them, for each."
+      f"There are {len(groups)} {plural} and {len(texts)} {noun}s: give one {noun}, or one, or a "
+      "list of them, for each."
     )
   images = [image for group in groups for image in group]
-  width, flat, requests = len(groups[0]), [], []
-  for number, own in enumerate(asked):
-    own = [own] if isinstance(own, str) else list(own)
-    flat += own
-    requests += [tuple(range(number * width, (number + 1) * width))] * len(own)
+  width = len(groups[0])
+  flat: list[str] = []
+  requests: list[tuple[int, ...]] = []
+  for number, group_texts in enumerate(by_group):
+    listed = [group_texts] if isinstance(group_texts, str) else list(group_texts)
+    flat += listed
+    requests += [tuple(range(number * width, (number + 1) * width))] * len(listed)
   if not flat:
-    raise ValueError(f"There is no {what}: the list is empty.")
+    raise ValueError(f"There is no {noun}: the list is empty.")
 
-  def shape(results):
-    results = iter(results)
+  def nest(results: Iterable) -> Any:
+    remaining: Iterator = iter(results)
     nested = [
-      next(results) if isinstance(own, str) else [next(results) for _ in own] for own in asked
+      next(remaining) if isinstance(texts, str) else [next(remaining) for _ in texts]
+      for texts in by_group
     ]
     return nested[0] if one else nested
 
-  return images, flat, requests, shape
+  return images, flat, requests, nest
 
 
 class ImageRows:
@@ -175,10 +199,10 @@ class ImageRows:
     rows = _in_threads(self._placed, images)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-  def _image(self, image):
+  def _image(self, image: Any) -> np.ndarray:
     return ops.eval_transform(_decoded(image), self._size)
 
-  def _clip(self, clip):
+  def _clip(self, clip: Any) -> np.ndarray:
     if isinstance(clip, Clip):
       if not clip.frames:
         raise ops.ImageError("A clip has no frames.")
@@ -193,14 +217,10 @@ class ImageRows:
       raise ops.ImageError(
         f"A clip is uint8 of shape [T, H, W, 3], not {clip.dtype} {list(clip.shape)}."
       )
-    return np.stack(
-      [
-        ops.eval_transform(frame, self._size)
-        for frame in video.read_clip(clip, self.frames, self._sampling)
-      ]
-    )
+    frames: Any = video.read_clip(clip, self.frames, self._sampling)
+    return np.stack([ops.eval_transform(frame, self._size) for frame in frames])
 
-  def _placed(self, image):
+  def _placed(self, image: Any) -> dict[str, np.ndarray]:
     pixels = _decoded(image)
     canvas = box_transforms.fit(pixels, np.zeros((0, 4)), self._size)
     return {
@@ -210,7 +230,7 @@ class ImageRows:
     }
 
 
-def _decoded(image):
+def _decoded(image: Any) -> np.ndarray:
   """Decodes an image in any form to u8[H, W, 3], upright. Raises ops.ImageError."""
   if isinstance(image, np.ndarray | Image.Image) and 0 in (
     image.shape if isinstance(image, np.ndarray) else image.size
@@ -219,8 +239,8 @@ def _decoded(image):
   return ops.decode_image(image)
 
 
-def _in_threads(read, images):
-  """[read(image), ...]; decoders work outside of Python's lock."""
+def _in_threads(read: Callable[[Any], Any], images: Sequence[Any]) -> list:
+  """Returns [read(image), ...]; decoders release Python's lock."""
   if len(images) == 1:
     return [read(images[0])]
   with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1)) as pool:
@@ -228,43 +248,64 @@ def _in_threads(read, images):
 
 
 class TextRows:
-  """Texts -> i32[N, L] as evaluation prepares them, but what evaluation cuts in silence is refused, or cut with a warning.
+  """Tokenizes texts as evaluation does, but raises or warns where evaluation cuts them."""
 
-  Args:
-    what: "question", "caption", ... tokenizer: see data/tokenizer.py. length: L. max_words: clean as a caption of so many words.
-    lower: lower case. ends: rows end with [eos].
-  """
+  def __init__(
+    self,
+    noun: str,
+    tokenizer: Any,
+    length: int,
+    max_words: int = 0,
+    lower: bool = False,
+    ends: bool = False,
+  ):
+    """Stores the settings.
 
-  def __init__(self, what, tokenizer, length, max_words=0, lower=False, ends=False):
-    self._what, self._tokenizer, self._length, self._max_words, self._lower, self._ends = (
-      what,
-      tokenizer,
-      length,
-      max_words,
-      lower,
-      ends,
-    )
+    Args:
+      noun: the text in messages, "question", ...
+      tokenizer: the checkpoint's tokenizer.
+      length: tokens of a row, L.
+      max_words: clean texts as captions of at most so many words; 0: as questions.
+      lower: lowercase texts.
+      ends: rows end with [eos].
+    """
+    self._noun = noun
+    self._tokenizer = tokenizer
+    self._length = length
+    self._max_words = max_words
+    self._lower = lower
+    self._ends = ends
 
-  def __call__(self, texts, truncate=False):
-    """texts: strings. truncate: cut those that are too long, and warn. Raises TypeError, ValueError: no string, empty, too long."""
+  def __call__(self, texts: Sequence[str], truncate: bool = False) -> np.ndarray:
+    """Returns the rows, i32[N, L].
+
+    Args:
+      texts: N texts.
+      truncate: cut texts that are too long, with a warning, instead of raising.
+
+    Raises:
+      TypeError: a text is no string.
+      ValueError: a text is empty or too long.
+    """
     return np.stack([self._row(text, truncate) for text in texts])
 
-  def _row(self, text, truncate):
+  def _row(self, text: Any, truncate: bool) -> np.ndarray:
     if not isinstance(text, str):
-      raise TypeError(f"A {self._what} is a string, not {type(text).__name__}.")
+      raise TypeError(f"A {self._noun} is a string, not {type(text).__name__}.")
     cleaned = self._clean(text)
     ids = self._tokenizer.encode(cleaned)
     if not cleaned.strip() or all(
       i in (self._tokenizer.bos_id, self._tokenizer.eos_id) for i in ids
     ):
-      raise ValueError(f"The {self._what} {text!r} is empty: it has no words.")
+      raise ValueError(f"The {self._noun} {text!r} is empty: it has no words.")
     if problem := self._too_long(text, ids):
       if not truncate:
         raise ValueError(
-          f"The {self._what} {_short(text)} has {problem}; shorten it, or cut it with truncate=True."
+          f"The {self._noun} {_short(text)} has {problem}; shorten it, or cut it with "
+          "truncate=True."
         )
       warnings.warn(
-        f"The {self._what} {_short(text)} has {problem}; the rest is cut.", stacklevel=2
+        f"The {self._noun} {_short(text)} has {problem}; the rest is cut.", stacklevel=2
       )
     return pad_ids(
       [ids],
@@ -274,25 +315,25 @@ class TextRows:
       ensure_eos=self._tokenizer.eos_id if self._ends else None,
     )[0]
 
-  def _clean(self, text):
+  def _clean(self, text: str) -> str:
     if self._max_words:
       return cleaning.pre_caption(text, self._max_words)
     return text.lower() if self._lower else cleaning.vqa_text(text)
 
-  def _too_long(self, text, ids):
-    """What of the text the model cannot take, or ""."""
+  def _too_long(self, text: str, ids: Sequence[int]) -> str:
+    """Returns by how much the text is too long, for messages; "" if it is not."""
     if (
       self._max_words
       and (words := len(cleaning.pre_caption(text, len(text) + 1).split(" "))) > self._max_words
     ):
       return f"{words} words, more than the {self._max_words} that the model takes"
-    tokens = len(ids) + (self._ends and ids[-1] != self._tokenizer.eos_id)
-    return (
-      f"{tokens} tokens, more than the {self._length} that the model takes"
-      if tokens > self._length
-      else ""
-    )
+    tokens = len(ids)
+    if self._ends and ids[-1] != self._tokenizer.eos_id:
+      tokens += 1
+    if tokens > self._length:
+      return f"{tokens} tokens, more than the {self._length} that the model takes"
+    return ""
 
 
-def _short(text):
+def _short(text: str) -> str:
   return repr(text if len(text) <= 60 else f"{text[:57]}...")
