@@ -1,12 +1,14 @@
-"""Evaluates captioning: one caption for every image of a split, scored against its references."""
+"""Evaluation of captioning: one caption per image of a split, scored against its references."""
 
 import os
+from typing import Any
 
 import numpy as np
 
 from mplug_jax.data.examples import caption as caption_lib
 from mplug_jax.data.sources import caption
 from mplug_jax.evaluators import common
+from mplug_jax.evaluators.common import Predict
 from mplug_jax.metrics import captioning
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime.atomic_files import write_json
@@ -15,36 +17,46 @@ _METRICS = (*captioning.DEFAULT, "METEOR", "SPICE")
 
 
 class CaptionEvaluator:
-  """Captions all images of a split, scores the captions, leaves them and a picture in the run's folder."""
+  """Captions all images of a split and scores the captions; writes them and a sample sheet."""
 
-  metric = "CIDEr-D"  # the one that the run's last line and the best checkpoint go by
+  metric = "CIDEr-D"  # Printed last, and decides which checkpoint is best.
 
-  def __init__(self, config, tokenizer, workdir):
+  def __init__(self, config: Any, tokenizer: Any, workdir: str):
+    """Opens the split.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder to write results to.
+    """
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     self.source = caption.images(config.data, config.eval.split)
     self.transform = caption_lib.make_transform(config, tokenizer, train=False)
     self._prompt = caption_lib.prompt(config, tokenizer)
-    self.samples = []  # of the last run, one line of text each
+    self.samples: list[str] = []  # Sample predictions of the last run.
 
-  def run(self, predict, process_index=0, process_count=1):
+  def run(
+    self, predict: Predict, process_index: int = 0, process_count: int = 1
+  ) -> dict[str, float]:
     """Evaluates.
 
     Args:
-      predict: {"generate": function batch of this process -> {key: array of all processes' rows}}, with the batch's `index`, `mask`
-        and `corrupt` among the keys.
-      process_index, process_count: of this process.
+      predict: {"generate": function of a batch of this process}; it returns {name: array with the
+        rows of all processes}, which include "index", "mask" and "corrupt" of the batch.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
-      {name: value}, scores x 100 as papers report them; no scores when no image has references:
-        BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D of all images, and METEOR and SPICE where they can be computed;
-        CIDEr-D_<group> of the images of each group by themselves, as the NoCaps server does: its domains, or scenes that show
-          (shape, colour) pairs never trained on and those that do not;
-        shuffled_CIDEr-D: every caption against the references of the next image: what captions get that tell nothing of theirs;
-        another_caption_CIDEr-D (scenes), also by group: one more caption from the references' own templates, which knows the image
-          and not the choice of words;
-        true (scenes), also by group: percent of captions that are worded as the references are and true of the image; shuffled_true:
-          of the next image's captions;
-        corrupt_images, when there are any: images that could not be read; their captions count.
+      {name: value}, scores x 100 as papers report them; no scores without references:
+        BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D of all images; METEOR and SPICE where available.
+        CIDEr-D_<group>: of the images of each group separately, as the NoCaps server; groups are
+          its domains, or scenes with and without unseen (shape, color) pairs.
+        shuffled_CIDEr-D: every caption against the references of the next image, a lower bound.
+        another_caption_CIDEr-D (scenes), also by group: one more caption from the templates of the
+          references, which describes the image in a random choice of words.
+        true (scenes), also by group: percent of captions that follow a template and are true of
+          the image; shuffled_true: the same for the captions of the next image.
+        corrupt_images, if any: number of unreadable images; their captions count.
     """
     said, corrupt = {}, 0
     for index, out, unreadable in common.rows(
@@ -65,15 +77,15 @@ class CaptionEvaluator:
       ]
       write_json(os.path.join(self.workdir, "predictions.json"), rows)
       self._write_sheet(said, references)
-    result = self._scores(said, references) if references else {}
-    self.samples += [
-      f"{name}: {value}" for name, value in result.items() if isinstance(value, str)
-    ]  # why it was not computed
+    result: dict[str, Any] = self._scores(said, references) if references else {}
+    # A string says why a metric was not computed.
+    self.samples += [f"{name}: {value}" for name, value in result.items() if isinstance(value, str)]
     result = {name: value for name, value in result.items() if not isinstance(value, str)}
-    return result | ({"corrupt_images": corrupt} if corrupt else {})
+    notes: dict[str, float] = {"corrupt_images": corrupt} if corrupt else {}
+    return result | notes
 
   def _scores(self, said, references):
-    """Captions and references by record number -> the scores that `run` returns."""
+    """Returns the scores of `run`; captions and references are keyed by record number."""
     order = list(references)
     truth = dict(zip(order, _tokenize([references[i] for i in order])))
     ours = dict(zip(order, _tokenize([[said[i]] for i in order])))
@@ -91,7 +103,7 @@ class CaptionEvaluator:
     result[f"shuffled_{self.metric}"] = self._score(
       {i: ours[following[i]] for i in order}, truth, order
     )
-    if hasattr(self.source, "is_true"):  # generated scenes know what they show
+    if hasattr(self.source, "is_true"):  # Generated scenes.
       true = {i: self.source.is_true(i, said[i]) for i in order}
       result |= {
         f"true{name}": 100 * float(np.mean([true[i] for i in members]))
@@ -113,7 +125,7 @@ class CaptionEvaluator:
     return captioning.evaluate_tokens(captions, references, (self.metric,))[self.metric]
 
   def _write_sheet(self, said, references):
-    """predictions.png: the first images of the split with their captions and a reference; right or wrong are scenes' alone."""
+    """Writes predictions.png: the first images with caption and reference; scenes with verdict."""
 
     def sample(index, text):
       verdict = (

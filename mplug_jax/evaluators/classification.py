@@ -1,44 +1,58 @@
-"""Evaluates the classification of statements about images on every record of a split."""
+"""Evaluation of statement classification on every record of a split."""
 
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from mplug_jax.data.examples import classification
 from mplug_jax.data.images import ops
 from mplug_jax.evaluators import common
+from mplug_jax.evaluators.common import Predict
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 
-_GAP = 8  # white pixels between the images of a row
-_TABLE_LABELS = 6  # a confusion table of more classes is in its file alone
+_GAP = 8  # White pixels between the images of a row.
+_TABLE_LABELS = 6  # Confusion tables of more classes are written to the file, but not printed.
 
 
 class ClassificationEvaluator:
-  """Classifies all records of a split, leaves predictions, the confusion table and a picture in the run's folder."""
+  """Classifies all records of a split; writes predictions, confusion table and sample sheet."""
 
-  metric = "accuracy"  # the one that the run's last line and the best checkpoint go by
+  metric = "accuracy"  # Printed last, and decides which checkpoint is best.
 
-  def __init__(self, config, tokenizer, workdir):
+  def __init__(self, config: Any, tokenizer: Any, workdir: str):
+    """Opens the split.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder to write results to.
+    """
     self.config, self.workdir = config, workdir
     self.labels = list(config.data.labels)
     self.source = classification.get_source(config.data, config.eval.split)
     self.transform = classification.make_transform(config, tokenizer, train=False)
-    self.samples = []  # of the last run, one line of text each
+    self.samples: list[str] = []  # Sample predictions of the last run.
 
-  def run(self, predict, process_index=0, process_count=1):
+  def run(
+    self, predict: Predict, process_index: int = 0, process_count: int = 1
+  ) -> dict[str, float]:
     """Evaluates.
 
     Args:
-      predict: {"classify": function batch of this process -> {name: array of all processes' rows}}, see tasks/classification.py.
-      process_index, process_count: of this process.
+      predict: {"classify": function of a batch of this process}; it returns {name: array with the
+        rows of all processes}, which include "index", "mask" and "corrupt" of the batch.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
-      {name: percent}: accuracy; accuracy_<label> of the records that truly have it; accuracy_<subset>, where the source names
-      subsets (held-out pairs of shape and colour are "unseen"); majority_label, the share of the most frequent one. None of these
-      when no label is known. `corrupt_rows`, when there are any, is the number of records with an image that could not be read;
-      they are classified without it, and count.
+      {name: percent}: accuracy; accuracy_<label> of the records with that true label;
+      accuracy_<subset> of the subsets of the source (pairs of shape and color that training never
+      shows are "unseen"); majority_label, the share of the most frequent label. None of these for
+      records without labels. `corrupt_rows`, if any, is the number of records with an unreadable
+      image; they are classified without it and count.
     """
     found, corrupt = [], 0
     for index, out, unreadable in common.rows(
@@ -118,7 +132,7 @@ class ClassificationEvaluator:
     self._write_sheet(found)
 
   def _write_sheet(self, found):
-    """The first records: the images side by side, the sentence, prediction and truth beneath; nothing when none can be read."""
+    """Writes predictions.png: images of the first records, sentence, prediction and label."""
     images, samples = [], []
     for row in found:
       if len(images) == common.SHEET_IMAGES:
@@ -146,7 +160,7 @@ def _line(row):
 
 
 def _side_by_side(images, size):
-  """Images of any kind and size -> u8[size, N size + gaps, 3]. Raises ImageError for one that cannot be read."""
+  """Joins images to u8[size, N size + gaps, 3]. Raises ImageError if one is unreadable."""
   parts = [ops.eval_transform(ops.decode_image(image), size) for image in images]
   gap = np.full((size, _GAP, 3), 255, np.uint8)
   return np.concatenate([part for image in parts for part in (gap, image)][1:], axis=1)

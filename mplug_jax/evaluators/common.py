@@ -1,4 +1,7 @@
-"""What the evaluators share: predictions for every record of a split, in order, and the picture of the first ones."""
+"""Predictions for every record of a split, and the sheet of the first ones."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -6,19 +9,41 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.images import ops, video
 from mplug_jax.reporting import sample_sheet
 
-SHEET_IMAGES, SHEET_PIXELS, SHEET_FRAMES, SAMPLES = 12, 288, 4, 5
+SHEET_IMAGES = 12
+SHEET_PIXELS = 288
+SHEET_FRAMES = 4
+SAMPLES = 5
+
+# {name: predict function of training.build.Build, with its parameters}
+Predict: TypeAlias = dict[str, Callable[..., Any]]
+
+_Item = TypeVar("_Item")
 
 
-def rows(config, source, transform, fn, process_index=0, process_count=1):
-  """Runs a predict function over a source, every record once and in order; every process must exhaust the generator.
+def rows(
+  config: Any,
+  source: Any,
+  transform: Callable[..., dict[str, Any]],
+  fn: Callable[..., Any],
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[tuple[int, dict[str, Any], bool]]:
+  """Runs a predict function over every record of a source, in order.
+
+  Every process must exhaust the generator.
 
   Args:
-    config: eval.batch_size, eval.limit (0: all records) and loader.threads are read.
-    source, transform: see data/pipeline.py.
-    fn: function batch of this process -> {name: array of all processes' rows}, with `index`, `mask` and `corrupt` among the names.
+    config: config of the run; reads eval.batch_size, eval.limit (0 for all records) and
+      loader.threads.
+    source: records, see data/pipeline.py.
+    transform: function of records, see data/pipeline.py.
+    fn: function from a batch of this process to {name: array with the rows of all processes},
+      which include "index", "mask" and "corrupt" of the batch.
+    process_index: number of this process.
+    process_count: number of processes.
 
   Yields:
-    (record number, {name: that row}, whether an image of the record could not be read).
+    (record number, {name: row of that record}, whether one of its images is unreadable).
   """
   batches = pipeline.eval_batches(
     source,
@@ -42,17 +67,24 @@ def rows(config, source, transform, fn, process_index=0, process_count=1):
     batches.close()
 
 
-def spread(items, count=SAMPLES):
-  """At most `count` items of a list, evenly spaced."""
+def spread(items: list[_Item], count: int = SAMPLES) -> list[_Item]:
+  """Returns at most `count` items of a list, evenly spaced."""
   return items[:: max(1, len(items) // count)][:count]
 
 
-def write_sheet(path, entries, size, frames=0):
-  """Draws images with texts beneath, at most SHEET_IMAGES of them; nothing when no image can be read.
+def write_sheet(
+  path: str,
+  entries: Iterable[tuple[Any, Sequence[sample_sheet.Sample]]],
+  size: int,
+  frames: int = 0,
+) -> None:
+  """Draws up to SHEET_IMAGES images with texts below; writes nothing without readable images.
 
   Args:
-    entries: iterable of (image as `image_ops.decode_image` takes it, [plots.Sample, ...]).
-    size: of the model's images, pixels; larger images are shown larger. frames: of clips, some of which are shown; 0: images.
+    path: file to write.
+    entries: (image as data.images.ops.decode_image reads it, its samples).
+    size: pixels of the model's images; larger images are drawn larger.
+    frames: frames of a clip, of which up to SHEET_FRAMES are drawn; 0 for images.
   """
   images, lines = [], []
   for image, samples in entries:

@@ -1,6 +1,7 @@
-"""Evaluates visual grounding on every expression of a split: how often the box overlaps the true one by half or more."""
+"""Evaluation of visual grounding on every expression of a split: accuracy at IoU 0.5."""
 
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,6 +11,7 @@ from mplug_jax.data.examples import grounding
 from mplug_jax.data.images import box_transforms, ops
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.evaluators import common
+from mplug_jax.evaluators.common import Predict
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 
@@ -18,32 +20,43 @@ _ENOUGH = 0.5  # IoU
 
 
 class GroundingEvaluator:
-  """Locates all expressions of a split, scores the boxes, leaves them and a picture in the run's folder."""
+  """Locates all expressions of a split and scores the boxes; writes them and a sample sheet."""
 
-  metric = "acc@0.5"  # the one that the run's last line and the best checkpoint go by
+  metric = "acc@0.5"  # Printed last, and decides which checkpoint is best.
 
-  def __init__(self, config, tokenizer, workdir):
+  def __init__(self, config: Any, tokenizer: Any, workdir: str):
+    """Opens the split.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder to write results to.
+    """
     self.config, self.workdir = config, workdir
     data = config.data
     self.source = Chunked(
       grounding.get_source(data, config.eval.split), data.expressions_per_image, "expressions"
     )
     self.transform = grounding.make_transform(config, tokenizer, train=False)
-    self.samples = []  # of the last run, one line of text each
+    self.samples: list[str] = []  # Sample predictions of the last run.
 
-  def run(self, predict, process_index=0, process_count=1):
+  def run(
+    self, predict: Predict, process_index: int = 0, process_count: int = 1
+  ) -> dict[str, float]:
     """Evaluates.
 
     Args:
-      predict: {"locate": function batch of this process -> {name: array of all processes' rows}}, see tasks/grounding.py.
-      process_index, process_count: of this process.
+      predict: {"locate": function of a batch of this process}; it returns {name: array with the
+        rows of all processes}, which include "index", "mask" and "corrupt" of the batch.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
-      {name: number}, accuracies in percent: acc@0.5; mean_iou; acc@0.5 of the expressions that need a relation and those that do
-      not, of pairs of shape and colour that training never shows and the others, where that is known; constant_box, acc@0.5 of
-      one box, the mean of the true ones, for all expressions; nearest_..., what the true boxes get that went through their
-      location tokens. None of these when no box is known. `corrupt_images`, when there are any, is the number of images that
-      could not be read; their expressions count as missed.
+      {name: number}, accuracies in percent: acc@0.5; mean_iou; where known, acc@0.5 of expressions
+      with and without a relation, and of seen and unseen pairs of shape and color; constant_box,
+      acc@0.5 of the mean true box for all expressions; nearest_..., the scores of the true boxes
+      after quantization to location tokens. None of these without true boxes. `corrupt_images`, if
+      any, is the number of unreadable images; their expressions count as missed.
     """
     found, corrupt = self._predict(predict["locate"], process_index, process_count)
     self.samples = [
@@ -71,7 +84,7 @@ class GroundingEvaluator:
     return (_metrics(scored) if scored else {}) | notes
 
   def _predict(self, locate, process_index, process_count):
-    """Every expression of the split, in order, with what was found; and the image_ids that could not be read."""
+    """Returns predictions for all expressions in order, and the ids of unreadable images."""
     found, corrupt = [], set()
     for index, out, unreadable in common.rows(
       self.config, self.source, self.transform, locate, process_index, process_count
@@ -96,11 +109,11 @@ class GroundingEvaluator:
     return found, corrupt
 
   def _write_sheet(self, found):
-    """predictions.png: an expression of each of the first images, its box in red, the true one in green."""
+    """Writes predictions.png: an expression per image, predicted box red, true box green."""
     first = {}
     for f in found:
       first.setdefault(f["index"], []).append(f)
-    # Expressions of scenes with and without a relation take turns: in pairs of images, the sheet shows both.
+    # Scenes alternate expressions with and without a relation; pairs of images show both.
     chosen = [group[i // 2 % len(group)] for i, group in enumerate(first.values())]
     common.write_sheet(
       os.path.join(self.workdir, "predictions.png"),
@@ -161,7 +174,7 @@ def _constant_box(truths, sizes):
 
 
 def _picture(image, truth, predicted):
-  """u8[P, P, 3] with P = common.SHEET_PIXELS: the image in the middle of a white square, small ones enlarged with sharp pixels."""
+  """Draws boxes on the image, centered in a white square of common.SHEET_PIXELS."""
   factor = max(1, common.SHEET_PIXELS // max(image.shape))
   image = image.repeat(factor, 0).repeat(factor, 1)
   drawn = [box for box in (truth, predicted) if box is not None]
@@ -171,8 +184,8 @@ def _picture(image, truth, predicted):
   picture[top:bottom, left:right] = canvas.image[top:bottom, left:right]
   picture = Image.fromarray(picture)
   draw = ImageDraw.Draw(picture)
-  for box, colour in zip(canvas.boxes, (_RED,) if truth is None else (_GREEN, _RED)):
+  for box, color in zip(canvas.boxes, (_RED,) if truth is None else (_GREEN, _RED)):
     # Pillow wants ordered ends; a predicted width may be 0.
     x1, y1, x2, y2 = np.clip(box, 0, common.SHEET_PIXELS - 1)
-    draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
+    draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=2)
   return np.array(picture)

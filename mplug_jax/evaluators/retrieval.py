@@ -1,7 +1,8 @@
-"""Evaluates image-text retrieval in both directions on every image of a split: by similarity, then with the best candidates re-ranked."""
+"""Evaluation of image-text retrieval in both directions, by similarity and after re-ranking."""
 
 import functools
 import os
+from typing import Any
 
 import numpy as np
 
@@ -9,29 +10,37 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.examples import retrieval as data
 from mplug_jax.data.sources import scenes
 from mplug_jax.evaluators import common, reranking
+from mplug_jax.evaluators.common import Predict
 from mplug_jax.metrics import recall
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 from mplug_jax.scenes import oracle as scene_oracle
 
-LISTED = 10  # candidates of a query in the results file
+LISTED = 10  # Candidates of a query in the results file.
 
 
 class RetrievalEvaluator:
-  """Finds texts for images and images for texts, scores them, leaves the best in predictions.json and a picture in the run's folder.
+  """Ranks texts for images and images for texts; writes the best ones and a sample sheet.
 
-  With config.eval.limit, the images are the first so many and the texts are theirs: a smaller and easier task.
+  config.eval.limit restricts images to the first ones and texts to theirs, an easier task.
   """
 
-  metric = "r_mean"  # the one that the run's last line and the best checkpoint go by
+  metric = "r_mean"  # Printed last, and decides which checkpoint is best.
 
-  def __init__(self, config, tokenizer, workdir):
+  def __init__(self, config: Any, tokenizer: Any, workdir: str):
+    """Opens the split.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder to write results to.
+    """
     self.config, self.workdir = config, workdir
     self.source = data.get_images(config.data, config.eval.split)
     self.transform = data.make_transform(config, tokenizer, train=False)
     self._rows = data.caption_rows(config, tokenizer)
     self._count = min(config.eval.limit or len(self.source), len(self.source))
-    self.samples = []  # of the last run, one line of text each
+    self.samples: list[str] = []  # Sample predictions of the last run.
 
   @functools.cached_property
   def _texts(self):
@@ -41,18 +50,24 @@ class RetrievalEvaluator:
       np.arange(self._count), [len(own) for own in captions]
     )
 
-  def run(self, predict, process_index=0, process_count=1):
+  def run(
+    self, predict: Predict, process_index: int = 0, process_count: int = 1
+  ) -> dict[str, float]:
     """Evaluates.
 
     Args:
-      predict: see Build.predict; "embed_image", "embed_texts", "image_memory" and "rerank" of tasks/retrieval.py.
-      process_index, process_count: of this process. Every one makes the same calls and gets the same result.
+      predict: "embed_image", "embed_texts", "image_memory" and "rerank" of RetrievalTask, see
+        training.build.Build.predict.
+      process_index: number of this process; all processes make the same calls and get the same
+        result.
+      process_count: number of processes.
 
     Returns:
-      {name: percent}: recall of the final order as recall.recalls, the same with `similarity_` before re-ranking, `chance_r_mean`,
-      r_mean over each of the source's groups of images (on scenes: with and without unseen (shape, colour) pairs), and on scenes
-      what an oracle attains (`attainable_`).
-      Counts: pairs_scored, pairs_shared (wanted by both directions), images_encoded for them, and corrupt_images if there are any.
+      {name: percent}: recalls of the final order, see recall.recalls; with prefix `similarity_`,
+      those before re-ranking; chance_r_mean; r_mean_<group> of groups of images (of scenes, with
+      and without unseen (shape, color) pairs); of scenes with prefix `attainable_`, an oracle's.
+      Counts: pairs_scored, pairs_shared by both directions, images_encoded for re-ranking, and
+      corrupt_images if any.
     """
     texts, owner = self._texts
     numbers = np.arange(self._count)
@@ -104,7 +119,7 @@ class RetrievalEvaluator:
     return np.stack([self._rows(text) for text in padded[process_index * share :][:share]])
 
   def _rerank(self, predict, found, bank, process_index, process_count):
-    """Candidates of both directions by similarity -> (by the matching score, {what: count})."""
+    """Re-ranks the candidates of both directions; returns them and {name: count}."""
     by_image, by_text = found
     table = reranking.PairTable(by_image.ids, by_text.ids)
     own = slice(
@@ -136,7 +151,7 @@ class RetrievalEvaluator:
     return self.config.eval.batch_size // process_count
 
   def _blocks(self, fn, order, process_index, process_count):
-    """Yields (numbers i64[G] of the images of a block, -1 for none; what `image_memory` makes of them), in the given order."""
+    """Yields image numbers i64[G] of a block, -1 for padding, and their memory, in order."""
     size = self.config.eval.batch_size
     batches = pipeline.eval_batches(
       _Reordered(self.source, order),
@@ -153,10 +168,10 @@ class RetrievalEvaluator:
     finally:
       batches.close()
 
-  # ---- what it says and leaves
+  # ---- results
 
   def _groups(self, owner, ranks):
-    """{"r_mean_<group>"} of the source's groups of images (on scenes: with and without unseen pairs) among all the others."""
+    """Returns {"r_mean_<group>": percent} of each group of images, ranked among all images."""
     groups = [self.source.group(i) for i in range(self._count)]
     out = {}
     for name in sorted({group for group in groups if group is not None}):
@@ -165,7 +180,7 @@ class RetrievalEvaluator:
     return out
 
   def _attainable(self):
-    """On generated scenes: the recall of an oracle that knows which captions are true of which images."""
+    """Returns recalls of an oracle that has the true captions of each image; {} without scenes."""
     if not isinstance(self.source, scenes.SceneCaptions):
       return {}
     captions = int(self.source.counts()[0])
@@ -184,7 +199,7 @@ class RetrievalEvaluator:
     return [self.source[i]["image_id"] for i in range(self._count)]
 
   def _write_results(self, by_image, by_text):
-    """predictions.json: the best texts of every image and the best images of every text, with their scores."""
+    """Writes predictions.json: the best texts of each image, the best images of each text."""
     texts, owner = self._texts
     ids = self._image_ids
     listed = [
@@ -220,7 +235,7 @@ class RetrievalEvaluator:
     )
 
   def _write_sheet(self, by_text):
-    """predictions.png: some texts, each under the image found for it."""
+    """Writes predictions.png: some texts, each with the best image."""
     texts, owner = self._texts
 
     def entries():

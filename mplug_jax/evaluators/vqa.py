@@ -2,6 +2,8 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,14 +11,23 @@ from mplug_jax.data.examples import vqa
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.evaluators import common
+from mplug_jax.evaluators.common import Predict
 from mplug_jax.metrics import vqa_accuracy
 from mplug_jax.reporting import sample_sheet
 
 SHEET_QUESTIONS = 4
 
 
-def score(prediction, question):
-  """Score in [0, 1] by what is known of a question: soft labels, all annotators' answers (VQA accuracy), or one answer."""
+def score(prediction: str, question: dict[str, Any]) -> float:
+  """Scores a predicted answer.
+
+  Args:
+    prediction: the answer.
+    question: record with "answers" and "weights".
+
+  Returns:
+    0 to 1: exact match with a single answer, soft label, or VQA accuracy.
+  """
   answers = question["answers"]
   if len(answers) == 1:
     return float(vqa_accuracy.exact_match(prediction, answers[0]))
@@ -28,11 +39,18 @@ def score(prediction, question):
 
 
 class VqaEvaluator:
-  """Answers all questions of a split, scores them, leaves predictions and a picture in the run's folder."""
+  """Answers and scores all questions of a split; writes predictions and a sample sheet."""
 
-  metric = "accuracy"  # the one that the run's last line and the best checkpoint go by
+  metric = "accuracy"  # Printed last, and decides which checkpoint is best.
 
-  def __init__(self, config, tokenizer, workdir):
+  def __init__(self, config: Any, tokenizer: Any, workdir: str):
+    """Opens the split.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder to write results to.
+    """
     self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
     data = config.data
     self.source = Chunked(
@@ -40,20 +58,23 @@ class VqaEvaluator:
     )
     self.transform = vqa.make_transform(config, tokenizer, train=False)
     self._candidates = vqa.candidate_answers(config)
-    self.samples = []  # of the last run, one line of text each
+    self.samples: list[str] = []  # Sample predictions of the last run.
 
-  def run(self, predict, process_index=0, process_count=1):
+  def run(
+    self, predict: Predict, process_index: int = 0, process_count: int = 1
+  ) -> dict[str, float]:
     """Evaluates.
 
     Args:
-      predict: {name: function batch of this process -> {key: array of all processes' rows}}, with the batch's `index`, `mask`
-        and `corrupt` among the keys.
-      process_index, process_count: of this process.
+      predict: {name: function from a batch of this process to {name: array with the rows of all
+        processes}}, which include "index", "mask" and "corrupt" of the batch.
+      process_index: number of this process.
+      process_count: number of processes.
 
     Returns:
-      {name: percent}: accuracy, accuracy per group where questions have one, and the share of the most frequent answer;
-      none of these when no question has an answer to compare with. `corrupt_images`, when there are any, is the number of
-      images that could not be read; their questions are answered without them, and count.
+      {name: percent}: accuracy, accuracy per group of questions, and the share of the most frequent
+      answer; none of these for questions without answers. `corrupt_images`, if any, is the number
+      of unreadable images; their questions are answered without them and count.
     """
     answers, corrupt = self._predict(predict, process_index, process_count)
     self.samples = [
@@ -67,7 +88,7 @@ class VqaEvaluator:
       )
       self._write_sheet(answers)
     scored = [(q, score(text, q)) for q, text in answers if q["answers"]]
-    notes = {"corrupt_images": len(corrupt)} if corrupt else {}
+    notes: dict[str, float] = {"corrupt_images": len(corrupt)} if corrupt else {}
     if not scored:
       return notes
     result = {"accuracy": 100 * float(np.mean([s for _, s in scored]))}
@@ -82,8 +103,10 @@ class VqaEvaluator:
       | notes
     )
 
-  def _predict(self, predict, process_index, process_count):
-    """[(question record, answer text)] of the whole split, in order, and the image_ids that could not be read."""
+  def _predict(
+    self, predict: Predict, process_index: int, process_count: int
+  ) -> tuple[list[tuple[dict[str, Any], str]], set]:
+    """Returns [(question record, answer)] of the split in order, and ids of unreadable images."""
     answers, corrupt = [], set()
     for index, out, unreadable in common.rows(
       self.config,
@@ -98,14 +121,14 @@ class VqaEvaluator:
         corrupt.add(self.source[index]["image_id"])
     return answers, corrupt
 
-  def _text(self, out, i):
-    """Answer text of question i of a row: generated tokens, or the first of the ranked candidates."""
+  def _text(self, out: dict[str, Any], i: int) -> str:
+    """Answer to question i of a row: generated tokens, or the best candidate."""
     if "tokens" in out:
       return self.tokenizer.decode(out["tokens"][i, : out["length"][i]])
     return self._candidates[int(out["answer"][i, 0])]
 
-  def _write_sheet(self, answers):
-    """predictions.png: the first images of the split with some of their questions, answers and truths."""
+  def _write_sheet(self, answers: list[tuple[dict[str, Any], str]]) -> None:
+    """Writes predictions.png: the first images with some of their questions and answers."""
     texts = {q["question_id"]: text for q, text in answers}
     common.write_sheet(
       os.path.join(self.workdir, "predictions.png"),
@@ -114,8 +137,8 @@ class VqaEvaluator:
       self.config.data.frames,
     )
 
-  def _shown(self, texts):
-    """Yields (image, Samples) of the images whose questions have a text in {question_id: text}, each image once."""
+  def _shown(self, texts: dict[Any, str]) -> Iterator[tuple[Any, list[sample_sheet.Sample]]]:
+    """Yields each image whose questions are in {question_id: answer}, with samples."""
     seen = set()
     for index in range(len(self.source)):
       record = self.source[index]

@@ -1,6 +1,6 @@
-"""Recall at 1, 5 and 10 in both directions of image-text retrieval, and what chance gives. Pure numpy.
+"""Recall at 1, 5 and 10 in both directions of image-text retrieval, and its chance level.
 
-"txt" stands for the texts found for an image, "img" for the images found for a text, as in the published tables.
+As in published tables, "txt" is retrieval of texts for an image, "img" of images for a text.
 """
 
 import numpy as np
@@ -8,13 +8,15 @@ import numpy as np
 DEPTHS = (1, 5, 10)
 
 
-def ranks(scores, correct):
-  """Rank, from 0, of the best correct column of each row: how many wrong ones score as high or higher.
+def ranks(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
+  """Rank, from 0, of the best correct column of each row.
 
-  Ties count against the row, so that constant scores give no recall; the official order of equal scores is chance.
+  The rank is the number of wrong columns with the same or a higher score: ties count as errors, so
+  that constant scores give no recall. The official code orders equal scores arbitrarily.
 
   Args:
-    scores: f[R, C]. correct: bool[R, C].
+    scores: f[R, C].
+    correct: bool[R, C].
 
   Returns:
     f64[R]; inf where no column is correct.
@@ -23,25 +25,40 @@ def ranks(scores, correct):
   return np.where(correct.any(1), (~correct & (scores >= best)).sum(1), np.inf)
 
 
-def recalls(text_ranks, image_ranks):
-  """Ranks of every image's texts f[N] and of every text's image f[T] -> {"txt_r1": percent, ..., "img_r_mean", "r_mean"}.
+def recalls(text_ranks: np.ndarray, image_ranks: np.ndarray) -> dict[str, float]:
+  """Recalls in percent.
 
-  A direction's mean is that of its three recalls, `r_mean` that of both directions.
+  Args:
+    text_ranks: f[N], rank of the best correct text of each image.
+    image_ranks: f[T], rank of the image of each text.
+
+  Returns:
+    {"txt_r1", ..., "img_r_mean", "r_mean"}: recall at each depth, the mean of each direction over
+    the depths, and the mean of both directions.
   """
-  out = {}
+  out: dict[str, float] = {}
   for side, values in (("txt", text_ranks), ("img", image_ranks)):
     out |= {f"{side}_r{depth}": 100 * float(np.mean(values < depth)) for depth in DEPTHS}
     out[f"{side}_r_mean"] = float(np.mean([out[f"{side}_r{depth}"] for depth in DEPTHS]))
   return out | {"r_mean": (out["txt_r_mean"] + out["img_r_mean"]) / 2}
 
 
-def chance(owner, images):
-  """Expected r_mean, in percent, of a random order. owner: i[T], the image of each text; images: their number."""
-  own = np.bincount(owner, minlength=images)[:, None]
-  found = []
+def chance(owner: np.ndarray, images: int) -> float:
+  """Expected r_mean of a random order.
+
+  Args:
+    owner: i[T], number of the image of each text.
+    images: number of images.
+
+  Returns:
+    Percent.
+  """
+  texts_per_image = np.bincount(owner, minlength=images)[:, None]
+  probabilities = []
   for depth in DEPTHS:
     drawn = np.arange(depth)
-    # Each further text is wrong if it is one of those wrong ones that are left.
-    wrong = np.clip((len(owner) - own - drawn) / np.maximum(len(owner) - drawn, 1), 0, 1).prod(1)
-    found += [np.mean(1 - wrong), min(depth / images, 1.0)]
-  return 100 * float(np.mean(found))
+    # Probability that each further text is one of the remaining wrong ones.
+    remaining = len(owner) - texts_per_image - drawn
+    wrong = np.clip(remaining / np.maximum(len(owner) - drawn, 1), 0, 1).prod(1)
+    probabilities += [np.mean(1 - wrong), min(depth / images, 1.0)]
+  return 100 * float(np.mean(probabilities))
