@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import classification
 from mplug_jax.data.images import ops
 from mplug_jax.evaluators import common
@@ -144,7 +145,7 @@ class ClassificationEvaluator:
             max(self.config.model.image_size, common.SHEET_PIXELS // 2),
           )
         )
-      except ops.ImageError:
+      except ImageError:
         continue
       samples.append([sample_sheet.Sample(row["sentence"], row["prediction"], row["label"])])
     if images:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from mplug_jax.data import pipeline
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, video
 from mplug_jax.reporting import sample_sheet
 
@@ -94,7 +95,7 @@ def write_sheet(
       images.append(
         video.contact_image(image, min(frames, SHEET_FRAMES)) if frames else ops.decode_image(image)
       )
-    except ops.ImageError:
+    except ImageError:
       continue
     lines.append(samples)
   if images:

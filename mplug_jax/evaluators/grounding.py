@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mplug_jax.data import boxes
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import grounding
 from mplug_jax.data.images import box_transforms, ops
 from mplug_jax.data.sources.chunked import Chunked
@@ -126,7 +127,7 @@ class GroundingEvaluator:
     for f in chosen:
       try:
         image = ops.decode_image(self.source[f["index"]]["image"])
-      except ops.ImageError:
+      except ImageError:
         continue
       verdict = "open" if f["iou"] is None else "right" if f["iou"] >= _ENOUGH else "wrong"
       said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"

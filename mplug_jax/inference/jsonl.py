@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.data.storage import annotations
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def of_folder(folder: str) -> Iterator[dict[str, str]]:
@@ -21,11 +20,11 @@ def of_folder(folder: str) -> Iterator[dict[str, str]]:
   for parent, folders, names in os.walk(folder):
     folders.sort()
     for name in sorted(names):
-      if name.lower().endswith(IMAGES):
+      if name.lower().endswith(IMAGE_SUFFIXES):
         empty = False
         yield {"image": os.path.join(parent, name)}
   if empty:
-    raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGES)}).")
+    raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}).")
 
 
 def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops
 from mplug_jax.inference.inputs import is_clip
 from mplug_jax.inference.methods import Command
@@ -80,8 +81,8 @@ class Reader:
       try:
         pixels = ops.decode_image(path)
         decoded[path] = ops.eval_transform(pixels, self._size) if self._size else pixels
-      except ops.ImageError as error:
+      except ImageError as error:
         decoded[path] = error
-    if isinstance(decoded[path], ops.ImageError):
+    if isinstance(decoded[path], ImageError):
       raise decoded[path]
     return decoded[path]

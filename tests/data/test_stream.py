@@ -9,7 +9,8 @@ from PIL import Image
 
 from mplug_jax import data
 from mplug_jax.data import pipeline
-from mplug_jax.data.images import ops, reader
+from mplug_jax.data.errors import ImageError
+from mplug_jax.data.images import reader
 from tests.support import retrieval_files
 
 IMAGES, STEPS, BATCH = 13, 30, 8
@@ -139,5 +140,5 @@ def test_strict_stops_at_the_first_damaged_image(tmp_path):
   ) as error:
     for _ in range(12):
       next(batches)
-  assert isinstance(error.value.__cause__, ops.ImageError)
+  assert isinstance(error.value.__cause__, ImageError)
   batches.close()

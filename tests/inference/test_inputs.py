@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, video
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.inference import inputs
@@ -84,7 +85,7 @@ def test_clips_are_frames_of_files_arrays_and_lists(tmp_path):
   ],
 )
 def test_images_that_show_nothing_are_refused(image, message):
-  with pytest.raises(ops.ImageError, match=message):
+  with pytest.raises(ImageError, match=message):
     inputs.ImageRows(16).resized([image])
 
 

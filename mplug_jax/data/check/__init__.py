@@ -13,6 +13,7 @@ import numpy as np
 from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts, examples_of
 from mplug_jax.data.check.sheet import SHEET_IMAGES
 from mplug_jax.data.check.views import VIEWS
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import caption
 from mplug_jax.data.images import ops, video
 from mplug_jax.data.storage import archives
@@ -143,7 +144,7 @@ def _open(image, name, data):
       if data.frames
       else ops.decode_image(image, name)
     )
-  except (ops.ImageError, OSError) as error:
+  except (ImageError, OSError) as error:
     return None, str(error)
   except ValueError as error:  # the archive
     return None, f"Image {name} cannot be read: {error}"

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import randaugment as randaugment_lib
 from mplug_jax.data.storage import archives
 
@@ -30,10 +31,6 @@ _UPRIGHT = {  # value of the tag -> what makes the image upright
   8: Image.Transpose.ROTATE_90,
 }
 _CROP_TRIES = 10
-
-
-class ImageError(ValueError):
-  """An image that cannot be read: missing, truncated, corrupt, too large or not an image."""
 
 
 def decode_image(image, name: str | None = None) -> np.ndarray:

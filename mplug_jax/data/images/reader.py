@@ -5,6 +5,7 @@ import os
 import numpy as np
 from absl import logging
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, video
 
 _WARNINGS = 10
@@ -50,7 +51,7 @@ class ImageReader:
       return self._read(
         image, None if isinstance(image, str | os.PathLike) else str(name), rng
       ), False
-    except ops.ImageError as error:
+    except ImageError as error:
       if self._strict:
         raise
       if len(self._unreadable) < _WARNINGS and name not in self._unreadable:

@@ -7,7 +7,7 @@ import os
 import cv2
 import numpy as np
 
-from mplug_jax.data.images import ops
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.storage import archives
 
 SAMPLINGS = ("centres", "official")
@@ -51,7 +51,7 @@ def read_clip(video, count, sampling="centres", name=None):
     list of `count` u8[H, W, 3], RGB.
 
   Raises:
-    image_ops.ImageError: it cannot be opened or has no frame that can be decoded.
+    ImageError: it cannot be opened or has no frame that can be decoded.
   """
   if is_clip(video):
     return list(video[frame_numbers(len(video), count, sampling)])
@@ -63,7 +63,7 @@ def read_clip(video, count, sampling="centres", name=None):
     if read is None and importlib.util.find_spec("av"):
       read = _read_with_pyav(local, count, sampling)
   if read is None:
-    raise ops.ImageError(f"Video {name} cannot be read: no frame can be decoded.")
+    raise ImageError(f"Video {name} cannot be read: no frame can be decoded.")
   return read
 
 
@@ -73,8 +73,8 @@ def _local_file(path, name, stack):
     if archives.is_file(path):
       return stack.enter_context(archives.local_file(path))
   except (ValueError, OSError) as error:  # of the archive
-    raise ops.ImageError(f"Video {name} cannot be read: {str(error).rstrip('.')}.") from error
-  raise ops.ImageError(f"Video {name} does not exist.")
+    raise ImageError(f"Video {name} cannot be read: {str(error).rstrip('.')}.") from error
+  raise ImageError(f"Video {name} does not exist.")
 
 
 def _read_with_opencv(path, count, sampling):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops
 from mplug_jax.data.storage import remote, shards
 from mplug_jax.runtime import atomic_files
@@ -147,7 +148,7 @@ def _write_pairs(path, source, numbers, verify, common, done):
         key, image, caption = part.read(place)
         if verify:
           ops.decode_image(image, f"{part.path}/{key}")
-      except ops.ImageError as error:
+      except ImageError as error:
         done.bad += 1
         done.named += [str(error)] * (len(done.named) < _NAMED)
         continue

@@ -3,9 +3,8 @@
 import os
 from collections.abc import Iterator
 
+from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.data.storage import tabular
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def images(root, split) -> Iterator[tuple[str, list[str], str]]:
@@ -29,10 +28,10 @@ def images(root, split) -> Iterator[tuple[str, list[str], str]]:
   for folder, inner, names in os.walk(top):
     inner.sort()  # os.walk goes on in this order
     for name in sorted(names):
-      if name.lower().endswith(_IMAGES):
+      if name.lower().endswith(IMAGE_SUFFIXES):
         found, path = True, os.path.join(folder, name)
         text = os.path.splitext(path)[0] + ".txt"
         captions = [line.strip() for line in tabular.lines(text)] if os.path.isfile(text) else []
         yield os.path.relpath(path, root), [caption for caption in captions if caption], path
   if not found:
-    raise ValueError(f"{top} holds no image whose name ends with {', '.join(_IMAGES)}.")
+    raise ValueError(f"{top} holds no image whose name ends with {', '.join(IMAGE_SUFFIXES)}.")

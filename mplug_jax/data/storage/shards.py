@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from mplug_jax.data.images.ops import ImageError
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.storage import remote, tar_index
 
 _ARRAY_RECORD = re.compile(

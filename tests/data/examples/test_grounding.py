@@ -8,8 +8,8 @@ import pytest
 from absl import logging
 
 from mplug_jax.data import boxes
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import grounding
-from mplug_jax.data.images import ops
 from mplug_jax.data.sources import grounding as grounding_lib
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.tensor_files import torch_annotations
@@ -401,7 +401,7 @@ def test_corrupt_images_carry_no_weight(tmp_path, monkeypatch):
     )
     assert (example["phrase"] == PAD).all() == train  # results need a box for every phrase
   assert "broken.png" in warnings[0]
-  with pytest.raises(ops.ImageError, match="broken.png"):
+  with pytest.raises(ImageError, match="broken.png"):
     transform(strict=True)(0, broken, rng())
 
 

@@ -9,8 +9,9 @@ from absl import logging
 from PIL import Image
 
 from mplug_jax.data import pipeline
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import vqa
-from mplug_jax.data.images import ops, reader
+from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.data.text import cleaning
@@ -251,7 +252,7 @@ def test_corrupt_image_carries_no_weight(tmp_path, monkeypatch):
   for i in range(20):
     make(3, {**record(question(1), image=b"broken"), "image_id": f"picture-{i}"}, rng())
   assert len(warnings) == 10 and "picture-7" in warnings[-1]
-  with pytest.raises(ops.ImageError, match="missing.png"):
+  with pytest.raises(ImageError, match="missing.png"):
     transform(strict=True)(0, record(question(1), image=str(tmp_path / "missing.png")), rng())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops
 
 
@@ -137,11 +138,11 @@ def test_truncated_and_corrupt_files_name_the_path(format, tmp_path):
   path = tmp_path / "broken.img"
   for content in (data[: len(data) // 2], data[:40], b"", b"\x00" + data, b"no image at all"):
     path.write_bytes(content)
-    with pytest.raises(ops.ImageError, match="broken.img cannot be read"):
+    with pytest.raises(ImageError, match="broken.img cannot be read"):
       ops.decode_image(path)
-  with pytest.raises(ops.ImageError, match="record 7"):
+  with pytest.raises(ImageError, match="record 7"):
     ops.decode_image(data[:40], name="record 7")
-  with pytest.raises(ops.ImageError, match="gone.png does not exist"):
+  with pytest.raises(ImageError, match="gone.png does not exist"):
     ops.decode_image(tmp_path / "gone.png")
 
 
@@ -155,7 +156,7 @@ def test_damaged_bytes_raise_nothing_but_image_error():
       damaged[rng.integers(len(data), size=8)] = rng.integers(0, 256, 8)
       try:
         assert ops.decode_image(damaged.tobytes()).ndim == 3
-      except ops.ImageError:
+      except ImageError:
         pass
 
 
@@ -164,10 +165,10 @@ def test_size_limit_is_checked_before_decoding(monkeypatch):
   monkeypatch.setattr(ops, "MAX_PIXELS", 64 * 48)
   ops.decode_image(data)
   monkeypatch.setattr(ops, "MAX_PIXELS", 64 * 48 - 1)
-  with pytest.raises(ops.ImageError, match="64 x 48 pixels"):
+  with pytest.raises(ImageError, match="64 x 48 pixels"):
     ops.decode_image(data)
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own check
-  with pytest.raises(ops.ImageError, match="cannot be read"):
+  with pytest.raises(ImageError, match="cannot be read"):
     ops.decode_image(data)
 
 
@@ -181,13 +182,13 @@ def test_size_limit_is_checked_before_decoding(monkeypatch):
   ],
 )
 def test_other_arrays_are_refused(array):
-  with pytest.raises(ops.ImageError, match="expected uint8 or uint16"):
+  with pytest.raises(ImageError, match="expected uint8 or uint16"):
     ops.decode_image(array)
 
 
 def test_float_files_and_other_types_are_refused():
   data = _encode(np.zeros((4, 4), np.float32), "TIFF")
-  with pytest.raises(ops.ImageError, match="neither 8 nor 16 bits"):
+  with pytest.raises(ImageError, match="neither 8 nor 16 bits"):
     ops.decode_image(data)
   with pytest.raises(TypeError, match="not NoneType"):
     ops.decode_image(None)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, reader, video
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.scenes import scene
@@ -57,11 +58,9 @@ def test_what_is_no_video_or_cut_short(file, tmp_path):
     ("empty.mp4", b""),
   ):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(
-      ops.ImageError, match=f"Video .*{name} cannot be read: no frame can be decoded"
-    ):
+    with pytest.raises(ImageError, match=f"Video .*{name} cannot be read: no frame can be decoded"):
       video.read_clip(tmp_path / name, 4)
-  with pytest.raises(ops.ImageError, match="Video .*none.mp4 does not exist"):
+  with pytest.raises(ImageError, match="Video .*none.mp4 does not exist"):
     video.read_clip(tmp_path / "none.mp4", 4)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, reader, video
 from mplug_jax.data.sources import caption, vqa
 from mplug_jax.data.storage import annotations, archives
@@ -75,7 +76,7 @@ def test_members_are_the_files(folder, root):
     assert not archives.is_file(f"{folder}/{root}/{name}")
   with pytest.raises(FileNotFoundError):
     archives.open_bytes(folder / root / "a/9.png")
-  with pytest.raises(ops.ImageError, match=f"Image .*/{root}/a/9.png does not exist"):
+  with pytest.raises(ImageError, match=f"Image .*/{root}/a/9.png does not exist"):
     ops.decode_image(f"{folder}/{root}/a/9.png")
 
 
@@ -97,7 +98,7 @@ def test_files_and_folders_called_like_archives(folder, tmp_path):
   )
   assert archives.open_bytes(tmp_path / "a.zip/inner.tar/a/0.png") == png(0)
   assert archives.split("none.zip/x.png") is None and not archives.is_file("none.zip/x.png")
-  with pytest.raises(ops.ImageError, match="Image none.zip/x.png does not exist"):
+  with pytest.raises(ImageError, match="Image none.zip/x.png does not exist"):
     ops.decode_image("none.zip/x.png")
 
 
@@ -240,7 +241,7 @@ def test_compressed_tars_are_refused(folder, tmp_path):
       vqa.get(config(tmp_path, tmp_path / name, ["0.png"]), "train")
     assert "\n" not in str(error.value)
     with pytest.raises(
-      ops.ImageError,
+      ImageError,
       match=f"Image .*{name}/0.png cannot be read: .*{name} is a compressed tar",
     ):
       ops.decode_image(tmp_path / name / "0.png")
@@ -265,7 +266,7 @@ def test_damaged_members(folder, tmp_path):
   (tmp_path / "x.zip").write_bytes(whole)
   for name in NAMES[:2]:
     with pytest.raises(
-      ops.ImageError,
+      ImageError,
       match=f"Image .*x.zip/{name} cannot be read: {name} in .*/x.zip is damaged",
     ):
       ops.decode_image(tmp_path / "x.zip" / name)
@@ -306,11 +307,11 @@ def test_clips_inside_an_archive(tmp_path):
     ("bad.mp4", "cannot be read: no frame can be decoded"),
     ("none.mp4", "does not exist"),
   ):
-    with pytest.raises(ops.ImageError, match=f"Video .*clips.zip/{name} {message}"):
+    with pytest.raises(ImageError, match=f"Video .*clips.zip/{name} {message}"):
       video.read_clip(tmp_path / "clips.zip" / name, 4)
   (tmp_path / "cut.zip").write_bytes(b"PK")
   with pytest.raises(
-    ops.ImageError,
+    ImageError,
     match="Video .*cut.zip/x.mp4 cannot be read: .*cut.zip is not a zip file, or is cut off",
   ):
     video.read_clip(tmp_path / "cut.zip/x.mp4", 4)

@@ -15,8 +15,8 @@ import pytest
 
 from mplug_jax import data
 from mplug_jax.data import check, pipeline
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples import retrieval
-from mplug_jax.data.images import ops
 from mplug_jax.data.images import reader as image_reader
 from mplug_jax.data.sources import caption as caption_lib
 from mplug_jax.data.sources import mixture
@@ -63,7 +63,7 @@ def records(pattern, tmp_path):
 def content(source):
   """[(encoded image, caption)]; an image that cannot be read is None."""
   return [
-    (None if isinstance(r["image"], ops.ImageError) else r["image"], *r["captions"])
+    (None if isinstance(r["image"], ImageError) else r["image"], *r["captions"])
     for r in map(source.__getitem__, range(len(source)))
   ]
 
