@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image
 
 from mplug_jax.data.images import ops
-from mplug_jax.inference import explain, jsonl, methods
+from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
+from mplug_jax.inference import explain, methods
 
 MAX_PIXELS = 25_000_000  # width * height of an image
 MAX_IMAGES = 1000  # searched
@@ -138,7 +139,7 @@ class Pages:
 
 def _images(folder: str) -> list[str]:
   """Returns the paths of all images under a folder, sorted. Raises ValueError: none."""
-  paths = [str(x) for x in pathlib.Path(folder).rglob("*") if x.suffix.lower() in jsonl.IMAGES]
+  paths = [str(x) for x in pathlib.Path(folder).rglob("*") if x.suffix.lower() in IMAGE_SUFFIXES]
   if not paths:
     raise ValueError(f"--images={folder} has no image.")
   return sorted(paths)
