@@ -479,7 +479,7 @@ def test_a_failed_export_keeps_the_old_files(tmp_path, monkeypatch):
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
   with pytest.raises(ValueError, match="is the checkpoint itself"):
     exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "ours.safetensors")
-  with pytest.raises(ValueError, match="is a converted checkpoint already"):
+  with pytest.raises(ValueError, match="is already a converted checkpoint"):
     importer.convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "again")
 
 
@@ -541,4 +541,4 @@ def test_the_commands(tmp_path, capsys):
   assert (
     export_tool.main([str(tmp_path / "ours"), str(tmp_path / "no.pth"), "--task=retrieval"]) == 1
   )
-  assert "give the task that it was trained for" in capsys.readouterr().err
+  assert "pass the task that it was trained for" in capsys.readouterr().err
