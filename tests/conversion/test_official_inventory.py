@@ -126,5 +126,5 @@ def test_constants_and_initial_values():
 
 
 def test_an_unknown_task_is_named():
-  with pytest.raises(ValueError, match="no official model of the task 'nlvr2'; there are vqa"):
+  with pytest.raises(ValueError, match="no official model for the task 'nlvr2', only for vqa"):
     official_inventory.inventory("nlvr2", geometry("vqa_base"))
