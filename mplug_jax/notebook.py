@@ -1,7 +1,9 @@
-"""What the notebooks share: the runtime, commands whose output a cell shows, pictures. Imports no JAX.
+"""What the notebooks share: the runtime, commands whose output a cell shows, pictures.
 
-MPLUG_NOTEBOOK_TINY=1 runs every cell with the tiny preset on what is installed already: how the tests run them. MPLUG_NOTEBOOK_RUNS
-is the folder of what they make.
+Imports no JAX.
+
+MPLUG_NOTEBOOK_TINY=1 runs every cell with the tiny preset on what is installed already: how the
+tests run them. MPLUG_NOTEBOOK_RUNS is the folder of what they make.
 """
 
 import importlib
@@ -58,12 +60,14 @@ def check(kind):
   )
   if done.returncode:
     raise Stop(
-      f"This runtime has {_NAMES[kind]}, but JAX does not start ({done.stderr.strip().splitlines()[-1]}); restart the runtime and "
+      f"This runtime has {_NAMES[kind]}, but JAX does not start "
+      f"({done.stderr.strip().splitlines()[-1]}); restart the runtime and "
       "run this cell again."
     )
   if (backend := done.stdout.split()[-1]) != kind:
     raise Stop(
-      f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}: restart the runtime, run this cell again, and read what pip "
+      f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}: restart the runtime, run this "
+      f"cell again, and read what pip "
       "says if it stays so."
     )
 
@@ -87,13 +91,17 @@ def run(*arguments, accept=(0,), until=None):
       until = None
   if process.wait() not in accept:
     raise Stop(
-      f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines say why."
+      f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines "
+      f"say why."
     )
   return process.returncode
 
 
 def show(image):
-  """Shows a picture below the cell; nothing outside of Jupyter. image: path of a PNG, or u8[H, W, 3]."""
+  """Shows a picture below the cell.
+
+  Nothing outside of Jupyter. image: path of a PNG, or u8[H, W, 3].
+  """
   from PIL import Image
 
   picture = Image.open(image) if isinstance(image, str | os.PathLike) else Image.fromarray(image)

@@ -8,7 +8,8 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-  # The tests compile hundreds of small programs and run each for milliseconds: unoptimised code is three times faster.
+  # The tests compile hundreds of small programs and run each for milliseconds: unoptimised code is
+  # three times faster.
   options = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
   if (
     importlib.metadata.version("jax") < "0.11"
@@ -16,7 +17,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     options.append("--xla_cpu_use_fusion_emitters=false")
   os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *options])
 
-# Many tests compile the same program; processes that tests start compile them again. What takes a while is kept until the tests end.
+# Many tests compile the same program; processes that tests start compile them again. What takes a
+# while is kept until the tests end.
 _COMPILED = (
   ""
   if "JAX_COMPILATION_CACHE_DIR" in os.environ

@@ -106,7 +106,7 @@ def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, 
 
 
 @pytest.mark.parametrize(
-  "name,line,message",
+  ("name", "line", "message"),
   [
     (
       "train",
@@ -137,15 +137,17 @@ def test_a_wrong_line_is_located_before_anything_is_computed(
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("changes", "message"),
   [
     (
       {"data__val_file": "linked.json"},
-      "config.data.train_files and config.data.val_file both name {}/linked.json: to train and validate",
+      "config.data.train_files and config.data.val_file both name {}/linked.json: to train and "
+      "validate",
     ),
     (
       {"data__test_file": "vg_qa.json"},
-      "config.data.train_files and config.data.test_file both name {}/vg_qa.json: to train and test on",
+      "config.data.train_files and config.data.test_file both name {}/vg_qa.json: to train and "
+      "test on",
     ),
     (
       {"data__val_file": "vqa_test.json"},
@@ -195,7 +197,8 @@ def test_the_sentence_reaches_the_terminal(broken, cache, tmp_path):
   assert result.returncode == 1
   assert (
     result.stderr
-    == f"error: {tmp_path}/train.jsonl, line 1, column 18: not valid JSON (Expecting ',' delimiter).\n"
+    == f"error: {tmp_path}/train.jsonl, line 1, column 18: not valid JSON (Expecting ',' "
+    f"delimiter).\n"
   )
 
 
@@ -244,7 +247,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "changes,message",
+  ("changes", "message"),
   [
     ({"task__name": "vqaa"}, "config.task.name='vqaa' is not a task; there are: "),
     ({"mesh__data": 3}, "does not fit 1 devices"),
@@ -292,9 +295,8 @@ def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
     lambda: loop.train(config, str(tmp_path)),
     "Split 'tset' does not exist; known splits: train, val, test.",
   )
-  assert (
-    not list((tmp_path / "checkpoints").iterdir()) and not (tmp_path / "metrics.jsonl").exists()
-  )
+  assert not list((tmp_path / "checkpoints").iterdir())
+  assert not (tmp_path / "metrics.jsonl").exists()
   assert loop.train(vqa_files.config(broken, cache), str(tmp_path)) == 0
   assert json.loads((tmp_path / "config.json").read_text())["tokenizer"]["vocab_size"] == 320
 
@@ -306,7 +308,8 @@ def start(config, workdir, limit=""):
   """Runs the command line on a config, with one device, after the shell commands `limit`."""
   (workdir / "given.json").write_text(config_lib.to_json(config))
   (workdir / "given.py").write_text(
-    f"from mplug_jax import config\n\ndef get_config():\n  return config.from_json(open({str(workdir / 'given.json')!r}).read())\n"
+    f"from mplug_jax import config\n\ndef get_config():\n  return "
+    f"config.from_json(open({str(workdir / 'given.json')!r}).read())\n"
   )
   command = [
     sys.executable,
@@ -328,19 +331,26 @@ def start(config, workdir, limit=""):
 
 
 def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
-  """A run of 12 updates goes on to 20 and cannot save update 16; with room again it goes on from 12."""
+  """A run of 12 updates goes on to 20 and cannot save update 16.
+
+  With room again it goes on from 12.
+  """
   shutil.copytree(run[0], tmp_path / "run")
   config = run[1].copy_and_resolve_references()
   config.total_steps, config.checkpoint.every, config.checkpoint.keep = 20, 4, 1
   result = start(config, tmp_path, limit="ulimit -f 400; ")
-  assert result.returncode == 1 and "resumed at step 12" in result.stdout
-  # TensorStore's threads may print a traceback of their own about asyncio's closed loop; ours is one sentence, the last.
+  assert result.returncode == 1
+  assert "resumed at step 12" in result.stdout
+  # TensorStore's threads may print a traceback of their own about asyncio's closed loop; ours is
+  # one sentence, the last.
   assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1, result.stderr
   assert result.stderr.splitlines()[-1].startswith(
-    f"error: Checkpoint 16 could not be written to {tmp_path}/run/checkpoints (File too large); checkpoint 12 is complete. Make room"
+    f"error: Checkpoint 16 could not be written to {tmp_path}/run/checkpoints (File too large); "
+    f"checkpoint 12 is complete. Make room"
   )
   left = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
-  assert "12" in left and "16" not in left
+  assert "12" in left
+  assert "16" not in left
   capsys.readouterr()
   assert loop.train(config, str(tmp_path / "run")) == 0
   assert "resumed at step 12\n" in capsys.readouterr().out

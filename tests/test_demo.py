@@ -13,7 +13,10 @@ from tests.support import tiny_predictor
 
 
 class Model:
-  """What the page asks of a Predictor and of an Explainer; this one sees everything in the upper left."""
+  """What the page asks of a Predictor and of an Explainer.
+
+  This one sees everything in the upper left.
+  """
 
   path = "runs/any"
 
@@ -60,9 +63,11 @@ def pages(*methods, **options):
 
 def test_answers_come_with_the_maps_of_their_words(image):
   said, shown = pages("answer").ask("answer", image, "what is it?")
-  assert said == "a dog" and [text for _, text in shown] == ["where it looked", "a", "dog"]
+  assert said == "a dog"
+  assert [text for _, text in shown] == ["where it looked", "a", "dog"]
   picture = shown[0][0].astype(int)
-  assert picture.shape == (144, 288, 3) and picture[:30, :60].sum() > 2 * picture[-30:, -60:].sum()
+  assert picture.shape == (144, 288, 3)
+  assert picture[:30, :60].sum() > 2 * picture[-30:, -60:].sum()
 
 
 def test_boxes_are_drawn(image):
@@ -73,7 +78,8 @@ def test_boxes_are_drawn(image):
 
 def test_search_in_uploads_or_in_a_folder(image, tmp_path):
   said, shown = pages("embed", "match").search("a dog", [image, image])
-  assert said.startswith("2 images") and [text for _, text in shown] == [
+  assert said.startswith("2 images")
+  assert [text for _, text in shown] == [
     "1: 0.50",
     "seen in 1",
     "2: 0.50",
@@ -120,7 +126,8 @@ def test_the_page_has_the_tabs_that_the_checkpoint_can_do(image):
     said, shown = client.predict(
       gradio_client.handle_file(image), "what is it?", api_name="/answer"
     )
-    assert said == "a dog" and len(shown) == 3
+    assert said == "a dog"
+    assert len(shown) == 3
     assert client.predict(gradio_client.handle_file(image), "", api_name="/answer")[0].endswith(
       "no words."
     )

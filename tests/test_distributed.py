@@ -103,28 +103,31 @@ def _assert_same_as(alone, folder):
 
 
 def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
-  """Parameters split over both processes (fsdp) and inside each (tensor). SIGTERM goes to the second process alone."""
+  """Parameters split over both processes (fsdp) and inside each (tensor).
+
+  SIGTERM goes to the second process alone.
+  """
   folder, cache = tmp_path / "run", tmp_path / "compiled"
   both = _start(2, folder, 2, (1, 2, 2), cache, sleep=0.5)
   tiny_run.wait_for_lines(folder / "metrics.jsonl", 2, both[0])
   both[1].send_signal(signal.SIGTERM)
   first, second = map(tiny_run.finish, both)
-  assert first[-1] == second[-1] and first[-1].startswith("stopped at step ")
+  assert first[-1] == second[-1]
+  assert first[-1].startswith("stopped at step ")
   assert 2 <= int(first[-1].split()[3].rstrip(";")) < STEPS
   assert any(line.startswith("devices: 4 cpu as data 1 x fsdp 2 x tensor 2") for line in first)
   # What belongs to the run is said once.
   assert not [line for line in second if line.startswith(("devices", "parameters", "step"))]
 
   first, second = map(tiny_run.finish, _start(2, folder, 2, (1, 2, 2), cache))
-  assert first[-1].startswith("final: accuracy") and not [
-    line for line in second if line.startswith("final")
-  ]
+  assert first[-1].startswith("final: accuracy")
+  assert not [line for line in second if line.startswith("final")]
   _assert_same_as(alone, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "processes, mesh", [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))]
+  ("processes", "mesh"), [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))]
 )
 def test_processes_with_eight_devices_together_equal_one(processes, mesh, alone, tmp_path):
   for process in _start(processes, tmp_path / "run", 8 // processes, mesh, ""):
@@ -140,21 +143,25 @@ def test_a_lost_process_ends_the_run(tmp_path):
   both[1].kill()
   _, err = both[0].communicate(timeout=120)
   assert both[0].returncode != 0
-  assert (
-    err.strip().splitlines()[-1].startswith("error: process 0 of 2 was ended")
-    and "Start all of them again" in err
-  )
+  assert err.strip().splitlines()[-1].startswith("error: process 0 of 2 was ended")
+  assert "Start all of them again" in err
 
 
 def test_last_words_are_for_ends_that_leave_no_time():
-  """A process that is killed has them said; one that ends by itself, or by an exception, has not."""
+  """A process that is killed has them said.
+
+  One that ends by itself, or by an exception, has not.
+  """
   for ending, said in (
     ("os.kill(os.getpid(), 9)", True),
     ("os.abort()", True),
     ("sys.exit(3)", False),
     ("1 / 0", False),
   ):
-    code = f"import os, sys; from mplug_jax.runtime import lost_process as last_words; last_words.prepare('that was all'); {ending}"
+    code = (
+      f"import os, sys; from mplug_jax.runtime import lost_process as last_words; "
+      f"last_words.prepare('that was all'); {ending}"
+    )
     out = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

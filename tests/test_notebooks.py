@@ -1,4 +1,7 @@
-"""The notebooks: every cell of each, in its tiny form, as a program of its own; and what stops them."""
+"""The notebooks: every cell of each, in its tiny form, as a program of its own.
+
+And what stops them.
+"""
 
 import json
 import os
@@ -26,7 +29,10 @@ def code(name):
 
 def execute(name, tmp_path):
   """Runs the code cells one after another in one process, on one device -> what they print."""
-  program = "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  exec(compile(text, 'cell', 'exec'), space)"
+  program = (
+    "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  "
+    "exec(compile(text, 'cell', 'exec'), space)"
+  )
   flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
   done = subprocess.run(
     [sys.executable, "-c", program],
@@ -49,7 +55,8 @@ def execute(name, tmp_path):
 def test_notebooks_carry_no_outputs_and_begin_alike():
   assert NAMES == ["ask", "fine_tune", "pod", "weights"]
   first = {re.sub(r"setup\(.*?\)", "setup()", code(name)[0]) for name in NAMES}
-  assert len(first) == 1 and "notebook.setup()" in first.pop()
+  assert len(first) == 1
+  assert "notebook.setup()" in first.pop()
   for name in NAMES:
     assert not any(
       cell["outputs"] or cell["execution_count"]
@@ -64,7 +71,8 @@ def test_the_first_cell_stops_where_there_is_no_clone(tmp_path):
   done = subprocess.run(
     [sys.executable, "-c", code("ask")[0]], capture_output=True, text=True, cwd=tmp_path
   )
-  assert done.returncode == 1 and done.stderr.splitlines() == [
+  assert done.returncode == 1
+  assert done.stderr.splitlines() == [
     "This runtime has no clone of the repository: put its address into REPOSITORY above."
   ]
 
@@ -77,14 +85,18 @@ def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
   with pytest.raises(notebook.Stop, match="ended with status 3"):
     notebook.run("-c", "print('one line', flush=True); raise SystemExit(3)")
   assert notebook.run("-c", "raise SystemExit(3)", accept=(0, 3)) == 3
-  waits = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(5)); print('ready', flush=True); time.sleep(60)"
+  waits = (
+    "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(5)); print('ready', "
+    "flush=True); time.sleep(60)"
+  )
   assert notebook.run("-c", waits, accept=(5,), until="ready") == 5
   assert "one line\n" in capfd.readouterr().out
 
 
 def test_ask(tmp_path):
   out = execute("ask", tmp_path)
-  assert "['answer', 'caption', 'match', 'embed']" in out and "Box(x0=" in out
+  assert "['answer', 'caption', 'match', 'embed']" in out
+  assert "Box(x0=" in out
 
 
 def test_fine_tune(tmp_path):

@@ -73,7 +73,8 @@ def lines(path):
 def test_rows_of_a_file(folder, fake, capsys):
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/out.jsonl") == 0
   found = lines(folder / "out.jsonl")
-  assert [row["id"] for row in found] == list(range(6)) and fake.calls == [2, 1, 1]
+  assert [row["id"] for row in found] == list(range(6))
+  assert fake.calls == [2, 1, 1]
   assert found[1] == {
     "id": 1,
     "image": "photos/b.png",
@@ -81,13 +82,12 @@ def test_rows_of_a_file(folder, fake, capsys):
     "answer": "q1 10",
     "score": -0.5,
   }
-  assert (
-    "cannot be read" in found[2]["error"]
-    and "is empty" in found[5]["error"]
-    and "answer" not in found[2]
-  )
+  assert "cannot be read" in found[2]["error"]
+  assert "is empty" in found[5]["error"]
+  assert "answer" not in found[2]
   err = capsys.readouterr().err
-  assert "2 of 6 rows have no result" in err and "bad.png" in err
+  assert "2 of 6 rows have no result" in err
+  assert "bad.png" in err
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/again.jsonl", "--strict") == 1
 
 
@@ -98,13 +98,12 @@ def test_it_goes_on_behind_a_torn_line(folder, fake):
   part.write_bytes(whole[: len(whole) // 2])
   left = 6 - whole[: len(whole) // 2].count(b"\n")
   assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
-  assert part.read_bytes() == whole and sum(fake.calls) < left
+  assert part.read_bytes() == whole
+  assert sum(fake.calls) < left
   fake.calls = []
-  assert (
-    run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
-    and not fake.calls
-    and part.read_bytes() == whole
-  )
+  assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
+  assert not fake.calls
+  assert part.read_bytes() == whole
 
 
 def test_a_folder_and_one_question(folder, fake, capsys):
@@ -117,7 +116,8 @@ def test_a_folder_and_one_question(folder, fake, capsys):
     "c.png",
     "more/d.png",
   ]
-  assert found[4]["answer"] == "what? 40" and found[4]["question"] == "what?"
+  assert found[4]["answer"] == "what? 40"
+  assert found[4]["question"] == "what?"
 
 
 def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
@@ -138,7 +138,8 @@ def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
     assert run(*args) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
-  assert lines(folder / "other.jsonl") == [{"id": 9, "image": "x"}] and not fake.calls
+  assert lines(folder / "other.jsonl") == [{"id": 9, "image": "x"}]
+  assert not fake.calls
 
 
 def test_a_file_of_results_loses_its_torn_line_alone(tmp_path):

@@ -41,7 +41,10 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation(tmp_path_factory):
-  """A compilation cache that all runs of this file share, subprocesses included; gone afterwards."""
+  """A compilation cache that all runs of this file share, subprocesses included.
+
+  Gone afterwards.
+  """
   folder = tmp_path_factory.mktemp("compiled")
   before = jax.config.jax_compilation_cache_dir
   yield str(folder)
@@ -145,7 +148,8 @@ def saved_state(config, workdir, step=None):
 def assert_same_run(config, ours, reference):
   state, extra = saved_state(config, ours)
   expected, expected_extra = saved_state(config, reference)
-  assert state.keys() == expected.keys() and extra == expected_extra
+  assert state.keys() == expected.keys()
+  assert extra == expected_extra
   for name, x in expected.items():
     assert state[name].dtype == x.dtype and state[name].tobytes() == x.tobytes(), name
   assert tiny_run.lines(ours) == tiny_run.lines(reference)
@@ -201,9 +205,11 @@ def test_what_a_run_prints_and_leaves(settings, unbroken):
     if "train/loss" in row
   )
   result = json.loads((folder / "result.json").read_text())
-  assert result["step"] == STEPS and result["metrics"]["accuracy"] == rows[-1]["test/accuracy"]
+  assert result["step"] == STEPS
+  assert result["metrics"]["accuracy"] == rows[-1]["test/accuracy"]
   assert out.splitlines()[-1] == f"final: accuracy {result['metrics']['accuracy']:.2f}"
-  assert "devices: 1 cpu as data 1 x fsdp 1 x tensor 1" in out and "parameters: 0.21 million" in out
+  assert "devices: 1 cpu as data 1 x fsdp 1 x tensor 1" in out
+  assert "parameters: 0.21 million" in out
   questions = sum(len(source) for source in [json.loads((folder / "predictions.json").read_text())])
   assert questions >= 10
   assert json.loads((folder / "config.json").read_text()) == json.loads(
@@ -218,7 +224,9 @@ def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(
   assert [row["step"] for row in tiny_run.lines(copy)] == [1, 2, 3, 3]
   assert not (copy / "result.json").exists()
   status, out = run(settings(), copy)
-  assert status == 0 and "resumed at step 3" in out and "difference" not in out
+  assert status == 0
+  assert "resumed at step 3" in out
+  assert "difference" not in out
   assert out.splitlines()[-1] == unbroken[1].splitlines()[-1]
   assert_same_run(settings(), copy, unbroken[0])
 
@@ -226,7 +234,8 @@ def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(
 def test_a_run_starts_from_another(settings, unbroken, tmp_path):
   c = settings(init__paths=(str(unbroken[0]),))
   status, out = run(c, tmp_path)
-  assert status == 0 and f"text_decoder: 36 parameters from {unbroken[0]}" in out
+  assert status == 0
+  assert f"text_decoder: 36 parameters from {unbroken[0]}" in out
   assert set(json.loads((tmp_path / "init.json").read_text()).values()) == {str(unbroken[0])}
   first, last = (tiny_run.lines(unbroken[0])[i]["train/loss"] for i in (0, -2))
   assert abs(tiny_run.lines(tmp_path)[0]["train/loss"] - last) < 0.3 * abs(
@@ -241,11 +250,11 @@ def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatc
       loop, "report_step", lambda *args: (say(*args), os.kill(os.getpid(), signal.SIGINT))
     )
     status, out = run(settings(), tmp_path)
-  assert (
-    status == 0 and out.splitlines()[-1] == "stopped at step 0; the same command resumes from there"
-  )
+  assert status == 0
+  assert out.splitlines()[-1] == "stopped at step 0; the same command resumes from there"
   status, out = run(settings(), tmp_path)
-  assert status == 0 and "resumed at step 0" in out
+  assert status == 0
+  assert "resumed at step 0" in out
   assert_same_run(settings(), tmp_path, unbroken[0])
 
 
@@ -253,7 +262,8 @@ def test_a_signal_during_the_last_update_finishes_the_run(settings, copy, unbrok
   """With the trace of the profiler beside it, whose window a resumed run may start in."""
   send_at(monkeypatch, signal.SIGTERM, STEPS)
   status, out = run(settings(profile_steps=(1, 5)), copy)
-  assert status == 0 and out.splitlines()[-1].startswith("final: accuracy")
+  assert status == 0
+  assert out.splitlines()[-1].startswith("final: accuracy")
   assert "resuming with a difference: profile_steps" in out
   assert_same_run(settings(), copy, unbroken[0])
 
@@ -284,7 +294,7 @@ def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
 
 
 @pytest.mark.parametrize(
-  "name,value",
+  ("name", "value"),
   [
     ("model__dropout_rate", 0.2),
     ("task__max_length", 7),
@@ -300,10 +310,10 @@ def test_resuming_another_run_is_refused(name, value, settings, copy):
   with pytest.raises(ValueError) as error:
     run(settings(**{name: value}), copy)
   message = str(error.value)
-  assert (
-    message.startswith(f"{copy} holds a run of another configuration") and f"{dotted}: " in message
-  )
-  assert message.count("\n") == 0 and message.count(": ") == 1
+  assert message.startswith(f"{copy} holds a run of another configuration")
+  assert f"{dotted}: " in message
+  assert message.count("\n") == 0
+  assert message.count(": ") == 1
   assert (copy / "config.json").read_bytes() == before
 
 
@@ -338,13 +348,14 @@ def test_another_tokenizer_is_refused(settings, copy):
   assert tokenizer_lib.load(copy / "tokenizer").vocab_size == before
   with pytest.raises(
     ValueError,
-    match="The tokenizer .* is not the one recorded in the checkpoint in .*use the files saved there",
+    match="The tokenizer .* is not the one recorded in the checkpoint in .*use the files saved "
+    "there",
   ):
     run(settings(), copy)
 
 
 @pytest.mark.parametrize(
-  "changes,message",
+  ("changes", "message"),
   [
     (dict(total_steps=0), "Set config.total_steps or config.total_epochs"),
     (dict(batch_size=6, mesh__data=4), "batch of 6 rows cannot be split .* multiple of"),
@@ -403,9 +414,8 @@ def test_the_guard_watches_the_last_update_and_the_program_says_so(
   poison(monkeypatch, STEPS)
   assert _main(monkeypatch, settings(), workdir=tmp_path) == 1
   (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-  assert (
-    line.startswith("error: Step 6: the gradient of") and "the state after step 5 is saved" in line
-  )
+  assert line.startswith("error: Step 6: the gradient of")
+  assert "the state after step 5 is saved" in line
   assert not (tmp_path / "result.json").exists()
   assert saved_state(settings(), tmp_path)[1]["step"] == 5
 

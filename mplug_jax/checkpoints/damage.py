@@ -14,7 +14,8 @@ def is_json(path):
 
 def check_metadatas(state):
   """Raises FileNotFoundError if arrays in the folder `state` lost the files that tell typed random keys from other numbers: Orbax would
-  restore wrong keys without a word."""
+  restore wrong keys without a word.
+  """
   for arrays in state.glob("ocdbt.process_*"):
     metadata = state / "array_metadatas" / arrays.name.removeprefix("ocdbt.")
     if not metadata.exists():

@@ -67,7 +67,8 @@ class Manager:
 
   def _remove_leftovers(self) -> None:
     """Deletes what interrupted saves left (Orbax's own option does it at some later time) and
-    damaged metrics, without which Orbax opens the rest."""
+    damaged metrics, without which Orbax opens the rest.
+    """
     if jax.process_index() == 0 and self._directory.exists():
       for path in [*self._directory.iterdir(), *self._directory.glob("*/metrics/metrics")]:
         if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):

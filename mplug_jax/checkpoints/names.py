@@ -13,7 +13,10 @@ def module_of(path):
 
 
 def grouped(names, separator: str = "/") -> str:
-  """Up to three names; more of them counted by their first three components: "params/text_decoder/layers (26), rng"."""
+  """Up to three names.
+
+  More of them counted by their first three components: "params/text_decoder/layers (26), rng".
+  """
   names = list(names)
   if len(names) <= 3:
     return ", ".join(sorted(names))

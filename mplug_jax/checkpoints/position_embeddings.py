@@ -10,8 +10,8 @@ LEAF = "visual_encoder/position_embedding"  # path of the table among our parame
 def resize_positions(table, tokens):
   """f[1 + a * a, W] -> f32[tokens, W], tokens = 1 + b * b: the class token's row stays, the grid of a x a becomes b x b.
 
-  Bilinear with half-pixel centres, clamped at the border, no antialiasing (docs/official.md item 60): what the official
-  loaders do. A table of the right size comes back as it is.
+  Bilinear with half-pixel centres, clamped at the border, no antialiasing (docs/official.md item
+  60): what the official loaders do. A table of the right size comes back as it is.
 
   Raises:
     ValueError: one of the two grids is not square.
@@ -19,7 +19,8 @@ def resize_positions(table, tokens):
   old, new = (math.isqrt(rows - 1) for rows in (len(table), tokens))
   if old * old != len(table) - 1 or new * new != tokens - 1:
     raise ValueError(
-      f"A position table of {len(table)} rows cannot become one of {tokens}: both must be 1 + a square number."
+      f"A position table of {len(table)} rows cannot become one of {tokens}: both must be 1 + a "
+      f"square number."
     )
   if old == new:
     return table

@@ -41,13 +41,17 @@ def open_file(path) -> tensor_file.TensorFile:
   if "geometry" not in file.metadata:
     file.close()
     raise ValueError(
-      f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and name that."
+      f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and "
+      f"name that."
     )
   return file
 
 
 def array_shapes(path, step: int | None = None) -> dict[str, tuple[int, ...]]:
-  """{"params/text_encoder/...": shape} of all that a checkpoint holds. Arguments and errors: see `load_params`."""
+  """{"params/text_encoder/...": shape} of all that a checkpoint holds.
+
+  Arguments and errors: see `load_params`.
+  """
   if os.path.isfile(path):
     with open_file(path) as file:
       return {name: file.shape(name) for name in file}
@@ -74,7 +78,8 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
 
   Raises:
     FileNotFoundError: no checkpoint there.
-    ValueError: leaves missing, unexpected or of another shape, counted by group; a file that is no such checkpoint.
+    ValueError: leaves missing, unexpected or of another shape, counted by group; a file that is no
+      such checkpoint.
     CheckpointError: the checkpoint cannot be read.
   """
   if os.path.isfile(path):
@@ -123,7 +128,8 @@ def placed(array: np.ndarray, like) -> jax.Array:
 def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarray]:
   """Reads one tree of a checkpoint, whatever model it is of: {"text_encoder/layers/...": array}, {} if there is none.
 
-  Args: `which` is "params", "ema_params", "extra", or a part such as "params/text_encoder"; others and errors: see `load_params`.
+  Args: `which` is "params", "ema_params", "extra", or a part such as "params/text_encoder"; others
+    and errors: see `load_params`.
   """
   if os.path.isfile(path):
     with open_file(path) as file:

@@ -58,16 +58,18 @@ def init_from(state, options):
 
   Args:
     state: TrainState, newly made.
-    options: config.init: paths (results of convert_checkpoint or runs; where two hold a parameter, the first counts), new
-      (regexes of whole parameter names that may keep their random values), unused (of those in a checkpoint that
-      the model may lack), copies ((regex, replacement), ...: a parameter that is nowhere found starts as the
-      one with the replaced name). A parameter of `new` whose shape is another one in a checkpoint keeps its random values too.
+    options: config.init: paths (results of convert_checkpoint or runs; where two hold a parameter,
+      the first counts), new (regexes of whole parameter names that may keep their random values),
+      unused (of those in a checkpoint that the model may lack), copies ((regex, replacement), ...:
+      a parameter that is nowhere found starts as the one with the replaced name). A parameter of
+      `new` whose shape is another one in a checkpoint keeps its random values too.
 
   Returns:
     (state, {parameter: where it came from}).
 
   Raises:
-    ValueError: parameters that are nowhere found, left over or of another shape; counted and grouped.
+    ValueError: parameters that are nowhere found, left over or of another shape; counted and
+      grouped.
     FileNotFoundError, checkpoint.CheckpointError: a checkpoint that cannot be read.
   """
   sources = _sources(options.paths)
@@ -128,7 +130,8 @@ def load_params(path, abstract_params, which="params"):
   """The parameters that a model needs, from a checkpoint of any task that has them.
 
   Args:
-    path: run folder, or converted checkpoint. abstract_params: pytree of ShapeDtypeStruct with shardings.
+    path: run folder, or converted checkpoint. abstract_params: pytree of ShapeDtypeStruct with
+      shardings.
     which: "params" or "ema_params".
 
   Returns:

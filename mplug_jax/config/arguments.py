@@ -42,7 +42,8 @@ def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
     after jsonl:, shards: or tfds:, or "".
 
   Raises:
-    ValueError: unknown name, size or source, or a value of another type; the message lists valid ones.
+    ValueError: unknown name, size or source, or a value of another type; the message lists valid
+      ones.
   """
   values: Any = ConfigDict({"size": "small", **spec})
   for i, part in enumerate(p.strip() for p in (arg or "").split(",") if p.strip()):

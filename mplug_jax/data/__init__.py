@@ -3,7 +3,8 @@
 `config.data.examples` names a row of EXAMPLES: the module for one kind of records. Each module has
 
   get_source(data, split): random-access records of config.data;
-  texts(source, records): their texts, what a tokenizer is fitted to; `records` of them, evenly spaced, 0 for all;
+  texts(source, records): their texts, what a tokenizer is fitted to; `records` of them, evenly
+    spaced, 0 for all;
   make_transform(config, tokenizer, train): records to examples of fixed shape, see pipeline.py.
 """
 
@@ -47,8 +48,8 @@ def get_source(config, split):
 def check_splits(data):
   """Refuses to train on the file of another split, or to validate on the file of the test, unless data.allow_overlap says so.
 
-  Links count as what they lead to, and patterns of shards as all they name. A file in which every image says its split,
-  dataset_coco.json, may serve for all.
+  Links count as what they lead to, and patterns of shards as all they name. A file in which every
+  image says its split, dataset_coco.json, may serve for all.
 
   Raises:
     ValueError: names the two keys of config.data and the file.
@@ -65,7 +66,8 @@ def check_splits(data):
     if other != key and not _says_splits(data, path):
       why = "measures nothing" if other == "train_files" else "leaves nothing to test on"
       raise ValueError(
-        f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and {_USES[key]} on the same file "
+        f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and "
+        f"{_USES[key]} on the same file "
         f"{why}; give them files of their own, or set config.data.allow_overlap=True."
       )
 
@@ -74,7 +76,10 @@ _USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
 
 
 def _paths(name):
-  """The files that a name of config.data stands for; the name itself if there are none, which the source will say."""
+  """The files that a name of config.data stands for.
+
+  The name itself if there are none, which the source will say.
+  """
   from mplug_jax.data.storage import remote, shards
 
   if shards.is_pattern(name):

@@ -1,7 +1,7 @@
 """Boxes: corners and centres, overlaps, and the bins that location tokens stand for.
 
-Corners are (x1, y1, x2, y2) with exclusive ends, a centred box is (centre x, centre y, width, height). All are floats
-[..., 4] in any unit, of numpy or of JAX: the result is of the same kind.
+Corners are (x1, y1, x2, y2) with exclusive ends, a centred box is (centre x, centre y, width,
+height). All are floats [..., 4] in any unit, of numpy or of JAX: the result is of the same kind.
 """
 
 _EPSILON = 1e-5  # of the denominators of `generalised_iou`, as in the official loss
@@ -22,7 +22,10 @@ def to_centred(corners):
 
 
 def _areas(a, b):
-  """Corners [..., 4] twice -> (intersection, union, hull) [...]; a box whose ends are exchanged counts as empty."""
+  """Corners [..., 4] twice -> (intersection, union, hull) [...].
+
+  A box whose ends are exchanged counts as empty.
+  """
   xp = a.__array_namespace__()
 
   def area(low, high):
@@ -52,8 +55,8 @@ ROUNDINGS = ("down", "nearest")
 def quantise(shares, bins, rounding="down"):
   """Shares of the image, any float shape -> i32 of that shape in 0..bins: rounded, and clipped to the image.
 
-  Both ends have a bin, so there are `bins` + 1. `rounding` is one of ROUNDINGS; "down", the official one, moves boxes up and to the
-  left by half a bin on average.
+  Both ends have a bin, so there are `bins` + 1. `rounding` is one of ROUNDINGS; "down", the
+  official one, moves boxes up and to the left by half a bin on average.
   """
   xp = shares.__array_namespace__()
   return xp.floor(xp.clip(shares, 0, 1) * bins + (0.5 if rounding == "nearest" else 0)).astype(

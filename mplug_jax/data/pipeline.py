@@ -5,10 +5,11 @@ arrays whose shapes and dtypes are the same for every record:
 
     transform(index: int, record, rng: np.random.Generator | None) -> dict[str, array]
 
-Training order: record numbers -> shuffle (anew every epoch; as a whole, or block by block) -> repeat
--> transform with a random generator keyed by (seed, position in the global order) -> this process's
-rows -> batch. The position in the data is therefore the step alone: batch n is a pure function of
-(seed, n), whatever the number of processes, worker processes or threads, and resuming is slicing.
+Training order: record numbers -> shuffle (anew every epoch; as a whole, or block by block) ->
+repeat -> transform with a random generator keyed by (seed, position in the global order) -> this
+process's rows -> batch. The position in the data is therefore the step alone: batch n is a pure
+function of (seed, n), whatever the number of processes, worker processes or threads, and resuming
+is slicing.
 """
 
 import functools
@@ -24,8 +25,8 @@ _BLOCKS = 16  # blocks that are shuffled together
 class _BlockShuffle(grain.MapDataset):
   """Every epoch all records once, neighbours near each other: endless, and record i a pure function of (seed, i).
 
-  Blocks of `block` consecutive records come in a random order, and the records of each _BLOCKS blocks are shuffled among themselves. Where
-  blocks begin changes with the epoch.
+  Blocks of `block` consecutive records come in a random order, and the records of each _BLOCKS
+  blocks are shuffled among themselves. Where blocks begin changes with the epoch.
   """
 
   def __init__(self, parent, block: int, seed: int):
@@ -208,7 +209,7 @@ def _check(source, batch_size, process_index, process_count):
 
 
 def _stack(examples):
-  """list of {key: array[...]} -> {key: array[b, ...]}."""
+  """List of {key: array[...]} -> {key: array[b, ...]}."""
   try:
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
   except (KeyError, ValueError) as error:

@@ -7,7 +7,8 @@ GB, GIB, TERA = 1e9, 2.0**30, 1e12
 
 class Chip(NamedTuple):
   """Of one chip: `flops` bfloat16 operations a second, `memory` bytes, `bandwidth` bytes of it a second, `links` bytes a second to other
-  chips in one direction, all links together; `source`, the page that says so."""
+  chips in one direction, all links together; `source`, the page that says so.
+  """
 
   flops: float
   memory: float
@@ -16,10 +17,12 @@ class Chip(NamedTuple):
   source: str
 
 
-# Pages named "Cloud TPU documentation" are those of docs.cloud.google.com/tpu/docs; their interconnect is for both directions together,
-# half of it is here. Their memory is in GiB, as the page of TPU7x says and as the compiler's own limits have it.
+# Pages named "Cloud TPU documentation" are those of docs.cloud.google.com/tpu/docs; their
+# interconnect is for both directions together, half of it is here. Their memory is in GiB, as the
+# page of TPU7x says and as the compiler's own limits have it.
 CHIPS = {
-  # The page of v4 says nothing of links: six of 50 GB/s, Jouppi et al., "TPU v4", ISCA 2023, section 2.
+  # The page of v4 says nothing of links: six of 50 GB/s, Jouppi et al., "TPU v4", ISCA 2023,
+  # section 2.
   "v4": Chip(275 * TERA, 32 * GIB, 1200 * GB, 300 * GB, "Cloud TPU documentation, TPU v4"),
   "v5e": Chip(197 * TERA, 16 * GIB, 819 * GB, 200 * GB, "Cloud TPU documentation, TPU v5e"),
   "v5p": Chip(459 * TERA, 95 * GIB, 2765 * GB, 600 * GB, "Cloud TPU documentation, TPU v5p"),
@@ -27,7 +30,8 @@ CHIPS = {
   "tpu7x": Chip(2307 * TERA, 192 * GIB, 7380 * GB, 600 * GB, "Cloud TPU documentation, TPU7x"),
 }
 
-# jax.Device.device_kind -> bfloat16 operations a second of a device. A device is a chip, of v2, v3 and TPU7x one of its two cores.
+# jax.Device.device_kind -> bfloat16 operations a second of a device. A device is a chip, of v2, v3
+# and TPU7x one of its two cores.
 _DEVICES = {
   "TPU v2": 45 * TERA / 2,
   "TPU v3": 123 * TERA / 2,  # of the chip: Cloud TPU documentation, TPU v2 and v3

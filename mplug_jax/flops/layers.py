@@ -1,11 +1,13 @@
 """Floating-point operations of the model's matrix products, from its geometry and the batch's shape.
 
-An operation count is 2 x multiply-adds of the products that the code computes: with parameters, and of queries with keys and
-probabilities with values, masked or not. Elementwise work (softmax, norms, GELU, dropout, optimizer) and what
-rematerialisation repeats are left out, so that achieved FLOP/s compare with a plain matrix product. All results are ints.
+An operation count is 2 x multiply-adds of the products that the code computes: with parameters, and
+of queries with keys and probabilities with values, masked or not. Elementwise work (softmax, norms,
+GELU, dropout, optimizer) and what rematerialisation repeats are left out, so that achieved FLOP/s
+compare with a plain matrix product. All results are ints.
 
-`model` is an `MPlug`, of which only the fields are read. A `memory` is ((rows, tokens), ...), the segments that
-cross-attention reads: an image's keys and values are computed once, however many texts share it.
+`model` is an `MPlug`, of which only the fields are read. A `memory` is ((rows, tokens), ...), the
+segments that cross-attention reads: an image's keys and values are computed once, however many
+texts share it.
 """
 
 from mplug_jax.models.fusion import connected_layers
@@ -96,7 +98,10 @@ def co_attention_layer(model, rows, length):
 
 
 def fusion_encoder(model, images, texts, length):
-  """All fusion layers; from the first connected layer on, there is a row of image tokens per text."""
+  """All fusion layers.
+
+  From the first connected layer on, there is a row of image tokens per text.
+  """
   connected = connected_layers(model.fusion_layers, model.stride, model.fusion)
   total = 0
   for layer in range(model.fusion_layers):
@@ -157,7 +162,8 @@ def vqa_train_step(model, images, questions, length, answers, answer_length):
 def beam_generation(model, memory, beams, steps, cache_length):
   """Incremental decoding of `steps` tokens in `beams` beams per memory row.
 
-  Keys and values of the memory are computed once; self-attention reads the whole cache of `cache_length` positions.
+  Keys and values of the memory are computed once; self-attention reads the whole cache of
+  `cache_length` positions.
   """
   tokens = beams * max(rows for rows, _ in memory)
   step = model.decoder_layers * crossing_layer(

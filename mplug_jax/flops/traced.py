@@ -1,10 +1,12 @@
 """Floating-point operations of any task's train step and predict functions, counted in the traced program.
 
-Only matrix products count, 2 x multiply-adds, as in flops.py. Tracing needs shapes alone, so a large model on a large batch is counted in
-seconds and nothing is computed. The forward pass is traced, without remat and kernels, and the backward pass follows from it: a product
-has a gradient with respect to each of its operands that depends on the parameters. So the patch embedding counts twice, most products three
-times, those of a teacher once, and what rematerialisation or fused attention compute again does not count: these are the model FLOPs
-that utilisation (MFU) is measured by.
+Only matrix products count, 2 x multiply-adds, as in flops.py. Tracing needs shapes alone, so a
+large model on a large batch is counted in seconds and nothing is computed. The forward pass is
+traced, without remat and kernels, and the backward pass follows from it: a product has a gradient
+with respect to each of its operands that depends on the parameters. So the patch embedding counts
+twice, most products three times, those of a teacher once, and what rematerialisation or fused
+attention compute again does not count: these are the model FLOPs that utilisation (MFU) is measured
+by.
 """
 
 import math
@@ -16,7 +18,10 @@ from jax.interpreters import partial_eval
 
 
 def train_step_flops(task, batch_size):
-  """Forward and backward of a global batch of so many rows -> int. `task`: see tasks/base.py; its host hook `prepare` does not count."""
+  """Forward and backward of a global batch of so many rows -> int.
+
+  `task`: see tasks/base.py; its host hook `prepare` does not count.
+  """
   params, batch = abstract_parameters(task), task.batch_spec(batch_size)
 
   def loss(params, averaged, extra, batch):
@@ -33,8 +38,11 @@ def train_step_flops(task, batch_size):
 
 
 def predict_flops(task, name, batch_size, steps=1):
-  """Of the predict function `name` for a batch of so many rows -> int; the body of a while loop counts `steps` times, as often as
-  generation takes a token."""
+  """Of the predict function `name` for a batch of so many rows -> int.
+
+  The body of a while loop counts `steps` times, as often as
+  generation takes a token.
+  """
   params, sample = abstract_parameters(task), task.batch_spec(batch_size)
   traced = jax.make_jaxpr(task.predict_fns()[name])(
     params, task.predict_sample(name, params, sample)

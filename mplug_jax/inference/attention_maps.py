@@ -2,16 +2,19 @@
 
 Two maps, from the attention probabilities A of the fusion encoder and the decoder, heads averaged:
 
-gradient: relu(A * dS/dA), S the score that is explained, summed over all places where text reads image tokens: cross-attention of
-  fusion layers (Grad-CAM as ALBEF has it, Selvaraju et al. 2017, for one layer), text rows of connected layers, cross-attention of
-  the decoder. What made the score higher.
-attention: rollout of A itself (Abnar and Zuidema 2020) from the position that the score is read at. Where it looked, whatever came of it.
+gradient: relu(A * dS/dA), S the score that is explained, summed over all places where text reads
+image tokens: cross-attention of
+  fusion layers (Grad-CAM as ALBEF has it, Selvaraju et al. 2017, for one layer), text rows of
+  connected layers, cross-attention of the decoder. What made the score higher.
+attention: rollout of A itself (Abnar and Zuidema 2020) from the position that the score is read at.
+Where it looked, whatever came of it.
 
-Connected layers mix image tokens. What is read of one after them is handed back to the tokens that it was mixed from, by the rule of
-Chefer et al. (2021, equations 6, 8 and 9). The image encoder's own attention is not followed: its token is taken for its patch.
+Connected layers mix image tokens. What is read of one after them is handed back to the tokens that
+it was mixed from, by the rule of Chefer et al. (2021, equations 6, 8 and 9). The image encoder's
+own attention is not followed: its token is taken for its patch.
 
-Shapes: R rows (an image, or a clip, and a text each), W scores of each row, F images of a row, G patches along a side, N image tokens,
-L text tokens, T decoder positions.
+Shapes: R rows (an image, or a clip, and a text each), W scores of each row, F images of a row, G
+patches along a side, N image tokens, L text tokens, T decoder positions.
 """
 
 from typing import NamedTuple
@@ -26,7 +29,10 @@ _TINY = 1e-12
 
 
 class Looked(NamedTuple):
-  """score: f32[R, W], what is explained, natural logarithms. gradient, attention: f32[R, W, F, G, G], not negative, see above."""
+  """score: f32[R, W], what is explained, natural logarithms.
+
+  Gradient, attention: f32[R, W, F, G, G], not negative, see above.
+  """
 
   score: jax.Array
   gradient: jax.Array
@@ -106,8 +112,8 @@ def look(task, params, batch):
   """Looked at a batch of one text a row. Jit it with `task` bound.
 
   Args:
-    batch: what the task's `forward` reads, with the answer, caption, box or label to be explained in it; grounding also takes "bins"
-      i32[R, 1, 4], the box's own (see `box_of_bins`).
+    batch: what the task's `forward` reads, with the answer, caption, box or label to be explained
+      in it; grounding also takes "bins" i32[R, 1, 4], the box's own (see `box_of_bins`).
 
   Raises:
     ValueError: more than one text a row.
@@ -153,7 +159,8 @@ def _unit(x):
 class _Stream:
   """Follows image tokens through fusion encoder and decoder.
 
-  Trees of weights are those of the sown probabilities, not negative: f32[rows, H, queries, keys], the decoder's with its layers in front.
+  Trees of weights are those of the sown probabilities, not negative: f32[rows, H, queries, keys],
+    the decoder's with its layers in front.
   `separate`: the F images of a row are fused one by one, else all their tokens together.
   """
 
@@ -244,7 +251,8 @@ class _Stream:
 def _handed_back(seen, mixed):
   """Relevance of the tokens of a mixed image -> of the tokens that it was mixed from, half of it to each token itself.
 
-  seen: f32[rows, n]. mixed: f32[rows, n, n], the identity and what was added to it; None: not mixed.
+  seen: f32[rows, n]. mixed: f32[rows, n, n], the identity and what was added to it; None: not
+    mixed.
   """
   if mixed is None:
     return seen

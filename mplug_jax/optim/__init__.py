@@ -55,8 +55,9 @@ def make(
     steps_per_epoch: updates in one pass over the data.
 
   Returns:
-    The transformation, and {group name: schedule} to report. `update(grads, state, params, ok=bool[])`
-    needs the parameters; where `ok` is False it changes nothing, whatever the gradients hold.
+    The transformation, and {group name: schedule} to report. `update(grads, state, params,
+    ok=bool[])` needs the parameters; where `ok` is False it changes nothing, whatever the gradients
+    hold.
 
   Raises:
     ValueError: unknown optimizer, schedule, table or field; parameters or rows left over.

@@ -58,8 +58,8 @@ def adamw(
     leaves, tree = jax.tree.flatten(params)
     grads, mu, nu = (tree.flatten_up_to(x) for x in (grads, state.mu, state.nu))
     factor = clip_factor(grads, groups, clip)
-    # The update is made from moments that already heed `ok`. Were it chosen afterwards, XLA would copy both moments of
-    # every parameter before it overwrites them: the memory of two more models.
+    # The update is made from moments that already heed `ok`. Were it chosen afterwards, XLA would
+    # copy both moments of every parameter before it overwrites them: the memory of two more models.
     lrs = {name: jnp.where(ok, schedule(state.count), 0.0) for name, schedule in schedules.items()}
     # 1 - b^t without the cancellation that costs four digits at t = 1.
     mu_scale, nu_scale = (-1.0 / jnp.expm1((state.count + 1) * math.log(b)) for b in (b1, b2))

@@ -1,7 +1,8 @@
 """Muon: updates whose singular values are all about 1 (Jordan et al. 2024, "Muon"; Liu et al. 2025).
 
-Adam lets the few strong directions of a matrix's gradient crowd out the weak ones, and it is the weak ones that make a
-question's "red" meet an image's red. From random initialisation Muon learns that in a third of the updates.
+Adam lets the few strong directions of a matrix's gradient crowd out the weak ones, and it is the
+weak ones that make a question's "red" meet an image's red. From random initialisation Muon learns
+that in a third of the updates.
 """
 
 import math
@@ -17,11 +18,16 @@ _COEFFICIENTS = (
   -4.7750,
   2.0315,
 )  # of the odd polynomial that drives singular values towards 1 (Jordan et al.)
-_RMS = 0.2  # of an update, as AdamW's usually is, so that learning rates carry over (Liu et al. 2025, section 2.2)
+# of an update, as AdamW's usually is, so that learning rates carry over (Liu et al. 2025, section
+# 2.2)
+_RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """count i32[] updates done; momentum, a tree of the matrices; rest, the state of the optimizer of all else."""
+  """count i32[] updates done.
+
+  Momentum, a tree of the matrices; rest, the state of the optimizer of all else.
+  """
 
   count: jax.Array
   momentum: Any
@@ -44,7 +50,10 @@ def orthogonalize(x):
 
 
 def _directions(momentum):
-  """Matrices f32[..., A, B] -> their updates before the learning rate; equal shapes are handled together."""
+  """Matrices f32[..., A, B] -> their updates before the learning rate.
+
+  Equal shapes are handled together.
+  """
   by_shape = {}
   for i, x in enumerate(momentum):
     by_shape.setdefault(x.shape[-2:], []).append(i)
@@ -63,11 +72,14 @@ def _directions(momentum):
 def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
   """Muon for matrices, another optimizer for everything else.
 
-  m <- momentum m + (1 - momentum) g; p -= lr (0.2 sqrt(max(A, B)) orthogonal(momentum m + (1 - momentum) g) + weight_decay p).
+  m <- momentum m + (1 - momentum) g; p -= lr (0.2 sqrt(max(A, B)) orthogonal(momentum m + (1 -
+  momentum) g) + weight_decay p).
 
   Args:
-    rest: optax.GradientTransformation of the parameters that are no matrices; gets MaskedNode for those that are.
-    matrices: list of bool, one per parameter: a kernel to be trained, f32[A, B], or [depth, A, B] stacked over layers.
+    rest: optax.GradientTransformation of the parameters that are no matrices; gets MaskedNode for
+      those that are.
+    matrices: list of bool, one per parameter: a kernel to be trained, f32[A, B], or [depth, A, B]
+      stacked over layers.
     groups, schedules: as in optim.adamw.
     clip_factor: function (gradients as a list) -> f32[], what they are multiplied by.
   """

@@ -19,8 +19,11 @@ TASKS = {
 
 
 class Report(NamedTuple):
-  """rows: of rows.Row, one for each comparison. skipped: {name: why}, not compared on purpose. unchecked: names of
-  recorded results that no check knows."""
+  """rows: of rows.Row, one for each comparison.
+
+  Skipped: {name: why}, not compared on purpose. unchecked: names of
+  recorded results that no check knows.
+  """
 
   task: str
   rows: list
@@ -35,8 +38,8 @@ class Report(NamedTuple):
 def verify(path):
   """Runs every check of a recorded file. Path of an .npz file -> Report.
 
-  A check that stops with an error becomes a failed row; the others still run. Products are computed in full float32, on
-  any device.
+  A check that stops with an error becomes a failed row; the others still run. Products are computed
+  in full float32, on any device.
 
   Raises:
     Unusable: the file cannot be read, lacks `meta` or weights, or is of an unknown task.

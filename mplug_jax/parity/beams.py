@@ -13,7 +13,10 @@ from mplug_jax.parity.rows import EXACT, SCORE
 
 
 def checks(recording, case):
-  """(name, function -> Rows) of every recorded search. case.memory: what the decoder reads, case.prompt: i32[M, P]."""
+  """(name, function -> Rows) of every recorded search.
+
+  Case.memory: what the decoder reads, case.prompt: i32[M, P].
+  """
   names = sorted({name.rsplit("/", 1)[0] for name in recording.names("beam/")})
   return [(name, functools.partial(_rows, recording, case, name)) for name in names]
 
@@ -72,7 +75,7 @@ def _as_wide_as(recorded, tokens):
 
 
 def _swapped(ids, lengths, recorded_ids, scores):
-  """ids i32[B, K, W] and lengths i32[B, K] with hypotheses moved to where the same one was recorded at a tied score."""
+  """Ids i32[B, K, W] and lengths i32[B, K] with hypotheses moved to where the same one was recorded at a tied score."""
   order = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
   for item, row in enumerate(order):
     for k in range(len(row)):

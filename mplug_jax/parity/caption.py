@@ -1,4 +1,6 @@
-"""Captioning: the decoder reads image tokens alone; self-critical training (SCST) on a recorded search; beams.
+"""Captioning: the decoder reads image tokens alone.
+
+Self-critical training (SCST) on a recorded search; beams.
 
 B images, T caption tokens, K beams.
 """
@@ -30,8 +32,10 @@ class Case:
   """A recording of captions.
 
   Args:
-    images: name of the array of images or clips. encode: method of MPlug on them, as `encode` above.
-    prompt: i32[P], how a search begins; None: with [bos]. skip: first caption positions that are no targets.
+    images: name of the array of images or clips. encode: method of MPlug on them, as `encode`
+      above.
+    prompt: i32[P], how a search begins; None: with [bos]. skip: first caption positions that are no
+      targets.
   """
 
   def __init__(self, r, images, encode, prompt=None, skip=0):

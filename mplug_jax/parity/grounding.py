@@ -1,6 +1,7 @@
 """Visual grounding: a box as four location tokens, its loss with the box weights, greedy boxes.
 
-B phrases and images, V vocabulary. Boxes are centre x, centre y, width, height, as shares of the image.
+B phrases and images, V vocabulary. Boxes are centre x, centre y, width, height, as shares of the
+image.
 """
 
 import functools
@@ -66,7 +67,8 @@ class _Case:
       token_loss = language_modeling.token_cross_entropy(out["decoder_logits"][:, :-1], ids[:, 1:])
       predicted_ids = out["decoder_logits"][:, :-1].argmax(-1)
       predicted = boxes.dequantise(predicted_ids - self.locations[0], self.bins)
-      # The released loss multiplies every sample's tokens with every sample's box (docs/official.md item 11).
+      # The released loss multiplies every sample's tokens with every sample's box (docs/official.md
+      # item 11).
       total, plain = (
         task.box_losses(token_loss, predicted, self.truth, valid, how).mean()
         for how in ("batch", "none")

@@ -1,8 +1,9 @@
 """One recorded file: its arrays, the model and the parameters they came from, and comparisons with them.
 
-A recording is an .npz file of arrays that the official PyTorch code wrote, without dropout, in float32: `meta` (JSON: task,
-geometry, settings), `sd/<name>` the state dict, `in/...` inputs, and results: `out/...`, `grad/<loss>/<parameter>`,
-`beam/...`, `momentum_after/...`, `queue_after/...`, `opt/...`.
+A recording is an .npz file of arrays that the official PyTorch code wrote, without dropout, in
+float32: `meta` (JSON: task, geometry, settings), `sd/<name>` the state dict, `in/...` inputs, and
+results: `out/...`, `grad/<loss>/<parameter>`, `beam/...`, `momentum_after/...`, `queue_after/...`,
+`opt/...`.
 """
 
 import functools
@@ -83,9 +84,12 @@ def _task(path, meta, arrays):
 
 
 class Recording:
-  """`r["out/visual"]`, `r.meta`, `r.task`, `r.model`, `r.params`; every comparison is noted, so that the rest can be listed.
+  """`r["out/visual"]`, `r.meta`, `r.task`, `r.model`, `r.params`.
 
-  skipped: {name: why} of arrays that were not compared on purpose. unchecked: recorded results no comparison has read.
+  Every comparison is noted, so that the rest can be listed.
+
+  skipped: {name: why} of arrays that were not compared on purpose. unchecked: recorded results no
+    comparison has read.
 
   Raises:
     Unusable: no such file, not an .npz archive, damaged, or without a usable `meta` or state dict.
@@ -109,7 +113,10 @@ class Recording:
 
   @functools.cached_property
   def params(self):
-    """The online weights as parameters of `model`. Raises ValueError when the conversion table finds a mistake."""
+    """The online weights as parameters of `model`.
+
+    Raises ValueError when the conversion table finds a mistake.
+    """
     return jax.tree.map(jnp.asarray, mapping.params_from_torch(self.state_dict, self.geometry))
 
   @functools.cached_property
@@ -195,7 +202,8 @@ class Recording:
       self.skip(f"meta.grad_norms.{tag}", "not in the file")
       return
     flat, modules = _by_path(gradients), {}
-    # A key's bias moves all scores of a query alike: its gradient is rounding, as large as the others make it.
+    # A key's bias moves all scores of a query alike: its gradient is rounding, as large as the
+    # others make it.
     rounding = Tolerance(
       max(NORM.absolute, 1e-8 * max(norm or 0.0 for norm in norms.values())), NORM.relative
     )
@@ -238,7 +246,10 @@ def _leaf(flat, name, index):
 
 
 def encode(m, image, ids, mask):
-  """Everything recorded of the encoders and the fusion encoder, by its recorded name; `m` is a bound MPlug."""
+  """Everything recorded of the encoders and the fusion encoder, by its recorded name.
+
+  `m` is a bound MPlug.
+  """
   visual, image = m.visual_encoder(image), m.encode_image(image)
   text = m.encode_text(ids, mask)
   fused = m.fuse(text, mask, image)

@@ -1,6 +1,7 @@
 """Retrieval: contrastive and matching losses with a momentum teacher and queues, three steps in a row; evaluation.
 
-B images and texts, Q queue columns, E feature width. The online weights never change here; teacher and queues move on.
+B images and texts, Q queue columns, E feature width. The online weights never change here; teacher
+and queues move on.
 """
 
 import functools
@@ -38,7 +39,8 @@ def _features(m, image, ids, mask):
 def _step(params, model, teacher, batch, queues, alpha, given):
   """-> (contrastive + matching loss, {recorded name: output}).
 
-  batch: (image, ids, mask, idx i32[B]). queues: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q]}.
+  batch: (image, ids, mask, idx i32[B]). queues: {"image_queue", "text_queue": f32[E, Q],
+    "idx_queue": i32[1, Q]}.
   given: i32[B] twice, the image given to each text and the text given to each image.
   """
 
@@ -157,7 +159,10 @@ class _Case:
       yield from self.r.compare({name: ours}, tolerances.get(name, TENSOR), f"out/{step}/")
 
   def _negatives(self, step, how, out, idx):
-    """The hardest ones where they were recorded without chance; else that none belongs to its own row."""
+    """The hardest ones where they were recorded without chance.
+
+    Else that none belongs to its own row.
+    """
     r = self.r
     temperature = r.params["temp"]["value"]
     for side, features, others in (
@@ -257,7 +262,8 @@ class _Case:
       np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]
     )  # text t belongs to image t % images
     sides = (i2t, owned), (t2i, owned.T)
-    # The rank of each query's best correct candidate when ties go against it, and when they go for it.
+    # The rank of each query's best correct candidate when ties go against it, and when they go for
+    # it.
     least = recall.recalls(*(recall.ranks(*side) for side in sides))
     most = recall.recalls(
       *(

@@ -12,8 +12,8 @@ class Tolerance(NamedTuple):
   relative: float = 0.0
 
 
-# 5e-6 is about 40 steps of float32: it counts for numbers much larger than 1 (an image stream that many connected layers
-# have added to, the loss of a long answer).
+# 5e-6 is about 40 steps of float32: it counts for numbers much larger than 1 (an image stream that
+# many connected layers have added to, the loss of a long answer).
 EXACT = Tolerance(0.0)
 TENSOR = Tolerance(2e-5, 5e-6)
 LOGITS = Tolerance(1e-4, 5e-6)  # and losses
@@ -23,8 +23,12 @@ NORM = Tolerance(1e-6, 2e-4)
 
 
 class Row(NamedTuple):
-  """One comparison. name: of the recorded array. shape: the recorded one. error: max |ours - recorded|, inf where there
-  is no number to give. relative: error / max |recorded|. tolerance: what `error` may be."""
+  """One comparison.
+
+  Name: of the recorded array. shape: the recorded one. error: max |ours - recorded|, inf where
+  there
+  is no number to give. relative: error / max |recorded|. tolerance: what `error` may be.
+  """
 
   name: str
   shape: tuple
@@ -36,7 +40,10 @@ class Row(NamedTuple):
 
 
 def compare(name, ours, recorded, tolerance, note=""):
-  """Two arrays of any equal shape -> Row. Equal infinities agree, a NaN on either side is a failure."""
+  """Two arrays of any equal shape -> Row.
+
+  Equal infinities agree, a NaN on either side is a failure.
+  """
   ours, recorded = np.asarray(ours), np.asarray(recorded)
   if ours.shape != recorded.shape:
     return Row(

@@ -1,4 +1,7 @@
-"""Video captioning: frames are encoded one by one and read in a row; captions and searches go on from a prompt."""
+"""Video captioning: frames are encoded one by one and read in a row.
+
+Captions and searches go on from a prompt.
+"""
 
 from mplug_jax.parity import beams, caption
 

@@ -1,6 +1,7 @@
 """VQA: encoders to answer losses, momentum distillation, beams, ranking, optimizer updates.
 
-B questions and images, A answers in all (answer a belongs to question owner[a]), T answer tokens, V vocabulary.
+B questions and images, A answers in all (answer a belongs to question owner[a]), T answer tokens, V
+vocabulary.
 """
 
 import functools
@@ -109,7 +110,10 @@ class _Case:
 
   @functools.cached_property
   def _moved_teacher(self):
-    """The teacher after one blend, which comes before its forward pass; numpy, where nothing is fused and rounding is PyTorch's."""
+    """The teacher after one blend, which comes before its forward pass.
+
+    Numpy, where nothing is fused and rounding is PyTorch's.
+    """
     r = self.r
     online = jax.tree.map(np.asarray, {name: r.params[name] for name in r.teacher})
     return train_state.blend_ema(r.teacher, online, r.meta["config"]["momentum"], _NOT_AVERAGED)
@@ -197,8 +201,9 @@ class _Case:
   def _after(self, params, prefix, farthest):
     """Parameters after updates that moved no number further than about `farthest` -> Rows.
 
-    Adam divides a gradient by its size, so a number moves by the gradient's relative error. Where that error, as measured
-    in the first gradient, is too large to tell the direction, two right programs differ by up to twice the way.
+    Adam divides a gradient by its size, so a number moves by the gradient's relative error. Where
+    that error, as measured in the first gradient, is too large to tell the direction, two right
+    programs differ by up to twice the way.
     """
     gradients = {
       key.removeprefix("grad/loss/"): (np.abs(recorded), np.abs(ours - recorded).max())

@@ -1,8 +1,9 @@
 """The paper's efficiency study: what each way to fuse image and text costs (mPLUG, Li et al. 2022, section 3.2, figures 1, 3 and 4).
 
-Forward pass of the fusion network alone, on tokens that the encoders would give: co-attention (two streams, each with self-attention
-and cross-attention to the other), connected attention (every layer over image and text together), asymmetric co-attention (text reads
-the image, which no layer changes) and skip-connected fusion at every stride. The number of layers is the same for all.
+Forward pass of the fusion network alone, on tokens that the encoders would give: co-attention (two
+streams, each with self-attention and cross-attention to the other), connected attention (every
+layer over image and text together), asymmetric co-attention (text reads the image, which no layer
+changes) and skip-connected fusion at every stride. The number of layers is the same for all.
 """
 
 import csv
@@ -18,8 +19,8 @@ from mplug_jax.flops import layers
 from mplug_jax.models.bert import BertConfig, BertLayer, Memory
 from mplug_jax.models.fusion import FusionEncoder
 
-# Seconds for the forward pass of 100 samples in the paper, which does not name the hardware: figures 1 and 4 for the first two, figure 3
-# (ViT-B) for the rest. Read off the figures.
+# Seconds for the forward pass of 100 samples in the paper, which does not name the hardware:
+# figures 1 and 4 for the first two, figure 3 (ViT-B) for the rest. Read off the figures.
 PAPER = {
   "co-attention": 1.86,
   "connected": 1.65,
@@ -50,7 +51,10 @@ class CoAttention(nn.Module):
 
   @nn.compact
   def __call__(self, text, mask, image):
-    """text: f[B, L, D]; mask: bool[B, L]; image: f[B, N, D] -> (image, text), of the same shapes."""
+    """text: f[B, L, D].
+
+    Mask: bool[B, L]; image: f[B, N, D] -> (image, text), of the same shapes.
+    """
     for j in range(self.depth):
       read = Memory((text,), (mask,))
       from_text, _ = BertLayer(self.config, cross=True, name=f"image_{j}")(
@@ -106,9 +110,10 @@ def networks(model):
 def measure(model, batch, length, repeats):
   """Rows of COLUMNS, a dictionary for every network.
 
-  Every network is compiled for this device; then they run in turns, so that what else the machine does falls on all alike. `gflop`
-  (products alone, see flops.py), `mbytes` (memory traffic by the compiler) and `seconds` (the median) are of one pair of image and text,
-  `peak_mbytes` is what the compiled program needs for the whole batch, parameters included.
+  Every network is compiled for this device; then they run in turns, so that what else the machine
+  does falls on all alike. `gflop` (products alone, see flops.py), `mbytes` (memory traffic by the
+  compiler) and `seconds` (the median) are of one pair of image and text, `peak_mbytes` is what the
+  compiled program needs for the whole batch, parameters included.
   """
   rng = np.random.default_rng(0)
   shapes = (
@@ -157,7 +162,10 @@ def measure(model, batch, length, repeats):
 
 
 def _parameters(spec, pool, rng):
-  """Random parameters; networks share them by shape through `pool`, or eight of them would not fit beside each other."""
+  """Random parameters.
+
+  Networks share them by shape through `pool`, or eight of them would not fit beside each other.
+  """
   used = {}
 
   def leaf(x):
@@ -172,7 +180,8 @@ def _parameters(spec, pool, rng):
 def table(rows):
   """Lines of text."""
   lines = [
-    f"{'':26}{'GFLOP':>8}{'MB moved':>10}{'peak MB':>9}{'seconds':>9}   relative to asymmetric: {'GFLOP':>6}{'time':>7}{'paper':>7}"
+    f"{'':26}{'GFLOP':>8}{'MB moved':>10}{'peak MB':>9}{'seconds':>9}   relative to asymmetric: "
+    f"{'GFLOP':>6}{'time':>7}{'paper':>7}"
   ]
   for row in rows:
     ratio = f"{row['paper_ratio']:7.2f}" if row["paper_ratio"] == row["paper_ratio"] else "      -"

@@ -1,7 +1,8 @@
 """How near the machine's plain matrix product every task's train step comes, and what re-ranking a pair costs.
 
-On one device, in float32, with random weights and inputs. The rate of a plain product is measured in the same process, before and after, so
-that the share means something on a machine that does other things as well.
+On one device, in float32, with random weights and inputs. The rate of a plain product is measured
+in the same process, before and after, so that the share means something on a machine that does
+other things as well.
 """
 
 import os
@@ -58,8 +59,11 @@ def random_batch(spec, vocabulary):
 
 
 def _config(task, preset, image_size, batch):
-  """The task's config with the preset's images, which are larger than scenes; without rematerialisation, for what it computes again is no
-  work of the model."""
+  """The task's config with the preset's images, which are larger than scenes.
+
+  Without rematerialisation, for what it computes again is no
+  work of the model.
+  """
   image_size = image_size or config_lib.PRESETS[preset]["image_size"]
   config = config_lib.load(os.path.join(_CONFIGS, f"{task}.py:{preset},res={image_size}")).unlock()
   config.update({"batch_size": batch})
@@ -77,7 +81,8 @@ def _build(config):
 
 def step(task, preset, image_size, batch, repeats):
   """One task -> {"batch", "seconds" (median), "gflop", "gflop_per_second", "product" (GFLOP/s of the plain one), "share", "peak_gib" (what
-  the compiled step needs)}."""
+  the compiled step needs)}.
+  """
   built, tokenizer = _build(_config(task, preset, image_size, batch))
   rows = random_batch(built.task.batch_spec(batch), tokenizer.vocab_size)
   rates = [max(product_rates().values())]
@@ -129,8 +134,8 @@ def rerank(preset, image_size, images, repeats):
   fusion network computed for every pair.
 
   Returns:
-    {"kept", "again": seconds of a pair (medians of turns), "ratio": again / kept, "memory": seconds for what is kept of an image, its
-    encoder included, "texts": scored with an image at a time}.
+    {"kept", "again": seconds of a pair (medians of turns), "ratio": again / kept, "memory": seconds
+    for what is kept of an image, its encoder included, "texts": scored with an image at a time}.
   """
   config = _config("retrieval", preset, image_size, images)
   built, tokenizer = _build(config)
@@ -181,6 +186,8 @@ def rerank(preset, image_size, images, repeats):
 def rerank_table(x):
   """Lines of text."""
   return [
-    f"re-ranking, {x['texts']} texts an image at a time: {x['kept']:.4f} s a pair with the image's keys and values kept, "
-    f"{x['again']:.4f} s with all computed again: {x['ratio']:.2f} x; of an image: {x['memory']:.2f} s, encoder included"
+    f"re-ranking, {x['texts']} texts an image at a time: {x['kept']:.4f} s a pair with the "
+    f"image's keys and values kept, "
+    f"{x['again']:.4f} s with all computed again: {x['ratio']:.2f} x; of an image: "
+    f"{x['memory']:.2f} s, encoder included"
   ]

@@ -32,9 +32,9 @@ _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a loga
 def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
   """Draws every loss, every accuracy and the chief scores of a metrics.jsonl against the step, as one PNG.
 
-  The part of a name behind the last "/" tells its panel, see _PANELS. Accuracies and scores are drawn in percent: a series that
-  never exceeds 1 is taken for a fraction. When a step stands twice, the later line counts. The loss axis is logarithmic if the loss
-  spans a factor of 20.
+  The part of a name behind the last "/" tells its panel, see _PANELS. Accuracies and scores are
+  drawn in percent: a series that never exceeds 1 is taken for a fraction. When a step stands twice,
+  the later line counts. The loss axis is logarithmic if the loss spans a factor of 20.
 
   Raises:
     FileNotFoundError: there is no metrics file.

@@ -14,8 +14,8 @@ def overlay(
 
   Args:
     image: u8[H, W, 3]; a small one is enlarged by a whole factor.
-    heat: f32[G, G'], not negative, a grid over the whole image; its largest value gets the full colour, whatever it is. None: the boxes
-      alone.
+    heat: f32[G, G'], not negative, a grid over the whole image; its largest value gets the full
+      colour, whatever it is. None: the boxes alone.
     boxes: corners (x1, y1, x2, y2) in pixels of `image`.
 
   Returns:

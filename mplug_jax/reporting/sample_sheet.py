@@ -15,8 +15,11 @@ from mplug_jax.runtime.atomic_files import write_atomic
 
 
 class Sample(NamedTuple):
-  """What a sheet says under an image. `verdict`: "right", "wrong", "open" (neither, with the truth beside it), or "" to
-  compare the prediction with the truth."""
+  """What a sheet says under an image.
+
+  `verdict`: "right", "wrong", "open" (neither, with the truth beside it), or "" to
+  compare the prediction with the truth.
+  """
 
   question: str
   prediction: str
@@ -47,7 +50,8 @@ def sample_sheet(
   if wrong is not None or not images:
     found = "none" if wrong is None else f"{wrong.dtype}{list(wrong.shape)}"
     raise ValueError(
-      f"sample_sheet: images must be u8[N, H, W, 3] with N >= 1, or a list of u8[H, W, 3], not {found}."
+      f"sample_sheet: images must be u8[N, H, W, 3] with N >= 1, or a list of u8[H, W, 3], not "
+      f"{found}."
     )
   if len(images) != len(lines):
     raise ValueError(f"sample_sheet: {len(images)} images but texts for {len(lines)}.")

@@ -1,4 +1,7 @@
-"""What accelerator a machine has, whether JAX can use it or not. Imports nothing that has to be installed first."""
+"""What accelerator a machine has, whether JAX can use it or not.
+
+Imports nothing that has to be installed first.
+"""
 
 import os
 

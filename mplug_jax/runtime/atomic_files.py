@@ -9,7 +9,8 @@ import os
 def open_atomic(path: str | os.PathLike):
   """A binary file, opened for writing, that takes the place of the file at `path` when the block ends without an error.
 
-  Until then a reader of `path` sees the old bytes; after an error `path` is untouched and no temporary file remains.
+  Until then a reader of `path` sees the old bytes; after an error `path` is untouched and no
+  temporary file remains.
 
   Raises:
     OSError: the bytes could not be written (disk full, no permission); names `path`.

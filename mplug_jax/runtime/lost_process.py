@@ -1,7 +1,8 @@
 """A sentence for the end that a process cannot announce itself.
 
-When another process of a run is lost, JAX's coordination service aborts this one from a thread of C++ (heartbeat timeout), which leaves a
-stack trace and no word of what to do. A child that does nothing but wait says it then.
+When another process of a run is lost, JAX's coordination service aborts this one from a thread of
+C++ (heartbeat timeout), which leaves a stack trace and no word of what to do. A child that does
+nothing but wait says it then.
 """
 
 import atexit
@@ -11,7 +12,8 @@ import sys
 
 import jax
 
-# Ends with its parent. Interrupts of the terminal are for the parent alone. Other children of the parent may keep the pipe open.
+# Ends with its parent. Interrupts of the terminal are for the parent alone. Other children of the
+# parent may keep the pipe open.
 _CHILD = """
 import os, select, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

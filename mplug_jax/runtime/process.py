@@ -25,10 +25,11 @@ def prepare(compilation_cache=""):
 
   Call it before the first computation.
 
-  XLA on CPU allocates a program's temporary arrays at every execution. By default glibc gives such large blocks back to
-  the kernel at once, and every step pays for its pages again, zeroed one by one: a fifth of a train step, small or large.
-  Here the process keeps what it frees. glibc does so for the main thread alone, hence programs run on the thread that calls
-  them; nothing is lost, for the devices are the same cores.
+  XLA on CPU allocates a program's temporary arrays at every execution. By default glibc gives such
+  large blocks back to the kernel at once, and every step pays for its pages again, zeroed one by
+  one: a fifth of a train step, small or large. Here the process keeps what it frees. glibc does so
+  for the main thread alone, hence programs run on the thread that calls them; nothing is lost, for
+  the devices are the same cores.
 
   Args:
     compilation_cache: folder of compiled programs, found again by later runs; "" = none.
@@ -43,13 +44,16 @@ def prepare(compilation_cache=""):
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, -1)
     library.mallopt(_M_TOP_PAD, 1 << 26)
-  # On CPU only process 0 finds its programs again, and gloo gives up when the others compile for 30 s more.
+  # On CPU only process 0 finds its programs again, and gloo gives up when the others compile for 30
+  # s more.
   if compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
   if jax.process_count() > 1:
     lost_process.prepare(
-      f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or because another one was "
-      "lost: see above. Start all of them again with the same command; the run goes on from its last checkpoint."
+      f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or "
+      f"because another one was "
+      "lost: see above. Start all of them again with the same command; the run goes on from its "
+      "last checkpoint."
     )
 
 
@@ -57,8 +61,8 @@ def tune_process(compilation_cache="~/.cache/mplug_jax"):
   """Changes settings of this process that make JAX on CPU faster; for programs, not for libraries.
 
   Sets Python's garbage collection thresholds, synchronous dispatch on CPU, glibc's memory
-  thresholds (see `prepare`) and JAX's persistent compilation cache. The commands of this package call it;
-  `Predictor.load` does not.
+  thresholds (see `prepare`) and JAX's persistent compilation cache. The commands of this package
+  call it; `Predictor.load` does not.
 
   Args:
     compilation_cache: folder for compiled programs that took 0.1 s or more; "" for none. A folder

@@ -12,7 +12,8 @@ class Interrupt:
 
   A second Ctrl-C raises KeyboardInterrupt at once. With several processes the runtime's own SIGTERM
   handler stays (`checkpoint.Manager.reached_preemption` reports it at a step that all agree on) and
-  Ctrl-C is passed on to it. Outside the main thread, which alone gets signals, the context does nothing.
+  Ctrl-C is passed on to it. Outside the main thread, which alone gets signals, the context does
+  nothing.
   """
 
   def __init__(self):

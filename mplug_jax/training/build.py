@@ -25,7 +25,8 @@ class Build(NamedTuple):
   init: Any  # () -> TrainState
   abstract: Any  # TrainState of ShapeDtypeStructs with shardings
   train_step: Any  # jitted (state, batch, healthy) -> (state, metrics, health)
-  predict: dict  # {name: (params, batch of this process) -> arrays of all processes' rows}, see `_predictor`
+  # {name: (params, batch of this process) -> arrays of all processes' rows}, see `_predictor`
+  predict: dict
 
 
 class Host(NamedTuple):
@@ -40,12 +41,15 @@ class Host(NamedTuple):
 
 
 def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None):
-  """Config and tokenizer -> Build; computes nothing, so it also serves compilation for devices that are not there.
+  """Config and tokenizer -> Build.
+
+  Computes nothing, so it also serves compilation for devices that are not there.
 
   The steps matter to training alone; left out they are more than any warm-up.
 
   Raises:
-    ValueError: a value of the config that nothing can be built from; predict functions are traced, so that theirs show here too.
+    ValueError: a value of the config that nothing can be built from; predict functions are traced,
+      so that theirs show here too.
   """
   config_lib.check(config)
   task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
@@ -92,7 +96,8 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
 def _predictor(fn, mesh):
   """Jits a predict function: this process's numpy rows in, all processes' rows out, with what tells them apart.
 
-  `keep=True` leaves the result on the devices instead; other calls take such results as `kept`, {name: result}, beside the batch.
+  `keep=True` leaves the result on the devices instead; other calls take such results as `kept`,
+  {name: result}, beside the batch.
   """
   jitted = jax.jit(
     lambda params, batch: (

@@ -47,7 +47,10 @@ def report_result(metric, result, samples=()):
 
 
 def _tokenizer_of(config, workdir, path):
-  """The tokenizer that a run carries; of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`."""
+  """The tokenizer that a run carries.
+
+  Of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`.
+  """
   if os.path.isdir(os.path.join(path, manager.DIRECTORY)):
     tokenizer = tokenizer_lib.load(os.path.join(path, "tokenizer"))
     tokenizer_base.check_same(
@@ -57,7 +60,8 @@ def _tokenizer_of(config, workdir, path):
   reading.array_shapes(path)  # whether there is a checkpoint at all
   if not config.tokenizer.path:
     raise ValueError(
-      f"{path} has no tokenizer: name the vocabulary that it was trained with in config.tokenizer.path."
+      f"{path} has no tokenizer: name the vocabulary that it was trained with in "
+      f"config.tokenizer.path."
     )
   return prepare_tokenizer(config, workdir, None)
 
@@ -66,7 +70,8 @@ def evaluate(config, workdir, path):
   """Evaluates a checkpoint on config.eval.split; results go to `workdir`. Returns {metric: value}.
 
   Args:
-    path: run folder of this task or of one that trains all its parameters (pre-training, say), or a converted checkpoint.
+    path: run folder of this task or of one that trains all its parameters (pre-training, say), or a
+      converted checkpoint.
 
   Raises:
     FileNotFoundError: there is no checkpoint.

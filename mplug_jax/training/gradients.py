@@ -18,7 +18,8 @@ def make_gradients(task, microbatches=1, accumulate="global"):
   cover the global batch, whatever the number of microbatches.
   `accumulate="mean_of_means"` divides inside each microbatch and averages, as the official
   accumulation does (docs/official.md item 51).
-  A task that compares the rows of a batch goes through its microbatches twice, see `cached_gradients`.
+  A task that compares the rows of a batch goes through its microbatches twice, see
+  `cached_gradients`.
   """
   if microbatches > 1 and isinstance(task, two_pass.ComparingTask):
     return functools.partial(cached_gradients, task, microbatches)

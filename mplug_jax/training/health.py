@@ -19,7 +19,8 @@ class HealthGuard:
   """Saves checkpoints, and checks the health of the last step before anything relies on its state.
 
   Attributes:
-    health: {"ok": bool[], "bad_leaf": i32[]} of the last step, on the devices; None before the first.
+    health: {"ok": bool[], "bad_leaf": i32[]} of the last step, on the devices; None before the
+      first.
   """
 
   def __init__(self, manager: Manager, tokenizer: Any, workdir: str, start: int):

@@ -14,7 +14,8 @@ from mplug_jax.parallel import rules
 class TrainState:
   """Params and every state beside them are pytrees of arrays on the mesh.
 
-  step: i32[], updates done. params: float32. opt_state: of the optimizer. ema_params: like params, or () when off.
+  step: i32[], updates done. params: float32. opt_state: of the optimizer. ema_params: like params,
+    or () when off.
   extra: of the task (queues), or (). rng: key[], never changed; draws come from fold_in(rng, step).
   """
 
@@ -30,7 +31,8 @@ def make_init(init_params, optimizer, init_extra, seed, ema):
   """Function () -> TrainState, to be jitted with the shardings of `abstract_state`.
 
   Args:
-    init_params: key -> parameters. optimizer: optax.GradientTransformation. init_extra: () -> the task's state.
+    init_params: key -> parameters. optimizer: optax.GradientTransformation. init_extra: () -> the
+      task's state.
     ema: keep averaged parameters, equal to the parameters at the start.
   """
 
@@ -50,7 +52,10 @@ def make_init(init_params, optimizer, init_extra, seed, ema):
 
 
 def abstract_state(init, mesh):
-  """Function () -> TrainState -> the same as ShapeDtypeStructs that carry their shardings; nothing is computed."""
+  """Function () -> TrainState -> the same as ShapeDtypeStructs that carry their shardings.
+
+  Nothing is computed.
+  """
   shapes = jax.eval_shape(init)
   shardings = rules.shardings_for(shapes, shapes.params, mesh)
   return jax.tree.map(
@@ -64,7 +69,7 @@ def shardings_of(tree):
 
 
 def blend_ema(ema_params, params, decay, include):
-  """ema <- decay x ema + (1 - decay) x params, for the leaves whose path the regex `include` matches; others stay.
+  """Ema <- decay x ema + (1 - decay) x params, for the leaves whose path the regex `include` matches; others stay.
 
   docs/official.md item 5: the released code leaves the fusion encoder out.
   """

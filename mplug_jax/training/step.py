@@ -13,9 +13,10 @@ def make_train_step(
 ):
   """Function (state, batch, healthy bool[]) -> (state, metrics, health).
 
-  An update whose loss or gradients are not finite is not applied, nor is any after it: `health["ok"]` of a step is the next
-  one's `healthy`, so the state stays the last good one until the loop looks. `health["bad_leaf"]` i32[] numbers the
-  first gradient leaf that is not finite, -1 if it is the loss alone.
+  An update whose loss or gradients are not finite is not applied, nor is any after it:
+    `health["ok"]` of a step is the next
+  one's `healthy`, so the state stays the last good one until the loop looks. `health["bad_leaf"]`
+  i32[] numbers the first gradient leaf that is not finite, -1 if it is the loss alone.
   """
   gradients = make_gradients(task, microbatches, accumulate)
 

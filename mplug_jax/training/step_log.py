@@ -17,7 +17,9 @@ from mplug_jax.training.build import Build
 
 
 class MetricLog:
-  """Collects the metrics of steps on the devices; writes and prints them every config.log_every steps.
+  """Collects the metrics of steps on the devices.
+
+  Writes and prints them every config.log_every steps.
 
   Attributes:
     timer: times of the loop's parts.

@@ -49,8 +49,12 @@ class StepTimer:
     flops: float = 0.0,
     peak: float | None = None,
   ):
-    """Starts timing. `examples_per_step` counts the global batch; `clock` gives seconds. `flops`: model operations of a step; `peak`:
-    operations a second that all devices together could do, None where that is unknown."""
+    """Starts timing.
+
+    `examples_per_step` counts the global batch; `clock` gives seconds. `flops`: model operations of
+    a step; `peak`:
+    operations a second that all devices together could do, None where that is unknown.
+    """
     self._examples = examples_per_step
     self._utilised = flops / peak if peak else None
     self._clock = clock
@@ -91,9 +95,10 @@ class StepTimer:
     """Speed since the last report or reset, which it then starts again.
 
     Returns:
-      steps_per_sec, examples_per_sec, data_wait_sec (the sum); shares of the elapsed time, in [0, 1]: data_wait_share,
-      host_share, and compute_share, the rest, in which the devices worked while nothing else kept them waiting; with a known
-      peak also mfu, model FLOPs utilisation in [0, 1]. Empty when no step was counted.
+      steps_per_sec, examples_per_sec, data_wait_sec (the sum); shares of the elapsed time, in [0,
+      1]: data_wait_share, host_share, and compute_share, the rest, in which the devices worked
+      while nothing else kept them waiting; with a known peak also mfu, model FLOPs utilisation in
+      [0, 1]. Empty when no step was counted.
     """
     elapsed = max(self._clock() - self._start - self._paused, 1e-9)
     steps, waited, hosted = self._steps, self._waited, self._hosted

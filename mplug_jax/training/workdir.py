@@ -17,10 +17,12 @@ from mplug_jax.runtime import atomic_files
 
 def prepare_tokenizer(config, workdir, source):
   """The run's tokenizer: the one in its folder, else a given vocabulary, else that of the first run in config.init.paths that has one, for
-  its token embeddings are of no use with another, else one fitted to the training texts by process 0.
+  its token embeddings are of no use with another, else one fitted to the training texts by process
+  0.
 
   Raises:
-    ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a run in config.init.paths.
+    ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a
+      run in config.init.paths.
   """
   folder = os.path.join(workdir, "tokenizer")
   starts = [
@@ -63,7 +65,9 @@ def prepare_tokenizer(config, workdir, source):
 
 
 def open_workdir(config, workdir, resuming):
-  """Writes config.json; compares it with the one of the run to resume, or clears what a start without a checkpoint left.
+  """Writes config.json.
+
+  Compares it with the one of the run to resume, or clears what a start without a checkpoint left.
 
   Raises:
     ValueError: the config differs from the run's in what cannot change.
@@ -78,7 +82,8 @@ def open_workdir(config, workdir, resuming):
       refuse, notice = config_lib.resume_conflicts(json.load(file), json.loads(text))
     if refuse:
       raise ValueError(
-        f"{workdir} holds a run of another configuration and cannot be resumed with this one ({'; '.join(refuse)}). "
+        f"{workdir} holds a run of another configuration and cannot be resumed with this one "
+        f"({'; '.join(refuse)}). "
         "Choose another --workdir, or repeat the run's own settings."
       )
     for line in notice:

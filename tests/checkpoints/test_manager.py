@@ -124,10 +124,11 @@ def test_arrays_may_be_donated_right_after_save(tmp_path):
   np.testing.assert_array_equal(restored["x"], np.ones(1 << 22))
 
 
-@pytest.mark.parametrize("mode, best", [("max", 2), ("min", 3)])
+@pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 3)])
 def test_best_and_last_stay(tmp_path, mode, best):
   with _closing(tmp_path, keep=1, best_metric="accuracy", best_mode=mode) as manager:
-    assert manager.best_step() is None and manager.latest_step() is None
+    assert manager.best_step() is None
+    assert manager.latest_step() is None
     scores = {1: 50.0, 2: 90.0, 3: 10.0, 4: float("nan"), 5: 60.0}
     for step, score in scores.items():
       manager.save(step, _state(step), {}, metrics={"accuracy": score, "loss": 1.0})
@@ -167,7 +168,8 @@ def test_falls_back_when_newest_is_unreadable(tmp_path, caplog, damage):
     state, extra = manager.restore(_shard(_state(), _mesh(2, 1)))
   _assert_same(state, _state(1))
   assert extra == {"position": 10}
-  assert "Checkpoint 2 cannot be read" in caplog.text and "using 1 instead" in caplog.text
+  assert "Checkpoint 2 cannot be read" in caplog.text
+  assert "using 1 instead" in caplog.text
   assert manager.latest_step() == 1
   assert manager.save(2, _state(2), {})  # the step can be saved again
   manager.close()
@@ -185,7 +187,8 @@ def test_damaged_metrics_cost_only_themselves(tmp_path, caplog, content):
     manager = manager_lib.Manager(tmp_path, keep=2, best_metric="acc")
   assert "which cannot be read; the checkpoint stays" in caplog.text
   _assert_same(manager.restore(_shard(_state(), _mesh(2, 1)))[0], _state(2))
-  assert manager.best_step() == 1 and manager.save(3, _state(3), {}, {"acc": 0.7})
+  assert manager.best_step() == 1
+  assert manager.save(3, _state(3), {}, {"acc": 0.7})
   manager.close()
 
 
@@ -329,7 +332,8 @@ def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path):
   folder = tmp_path / "checkpoints"
   (folder / "1").rename(folder / "2.orbax-checkpoint-tmp")
   manager = manager_lib.Manager(tmp_path)
-  assert manager.latest_step() is None and _steps(tmp_path) == []
+  assert manager.latest_step() is None
+  assert _steps(tmp_path) == []
   manager.save(3, _state(3), {})
   manager.close()
   assert _steps(tmp_path) == ["3"]

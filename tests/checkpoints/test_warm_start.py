@@ -68,7 +68,8 @@ def test_every_parameter_and_its_average(run, fresh):
     params["text_encoder/layers/output/kernel"],
   )
   new, report = warm_start.init_from(state, options(c, folder))
-  assert set(report.values()) == {str(folder)} and report.keys() == params.keys()
+  assert set(report.values()) == {str(folder)}
+  assert report.keys() == params.keys()
   for name, x in tiny_run.flat(new.params).items():
     np.testing.assert_array_equal(x, params[name], err_msg=name)
   for name, x in tiny_run.flat(new.ema_params).items():

@@ -47,7 +47,10 @@ def pretrained():
 
 
 def converted(path, dest, **options):
-  """-> ({"params/...": array, of all trees}, manifest). One file is written sooner than a folder."""
+  """-> ({"params/...": array, of all trees}, manifest).
+
+  One file is written sooner than a folder.
+  """
   manifest = importer.convert_checkpoint(path, dest, **GIVEN | options)
   with open_leaves(dest) as ours:
     return dict(ours.read(ours.leaves)), manifest
@@ -117,9 +120,8 @@ def test_a_pretraining_checkpoint_fills_every_part(reference):
     stack,
     [x[f"text_encoder_m.encoder.layer.{i}.attention.output.dense.weight"].T for i in range(2)],
   )
-  assert (
-    "ema_params/itm_head/kernel" not in leaves and "ema_params/temp/value" not in leaves
-  )  # they have no copy in the official model
+  assert "ema_params/itm_head/kernel" not in leaves
+  assert "ema_params/temp/value" not in leaves
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -218,14 +220,16 @@ def test_a_deepspeed_folder_and_its_foreign_objects(latest, reference, tmp_path)
     (tmp_path / "save" / "latest").write_text("global_step1000")
   leaves, manifest = converted(tmp_path / "save" if latest else tag, tmp_path / "ours.safetensors")
   assert_same(leaves, expected)
-  assert {"os.system", "argparse.Namespace", "x.LossScaler"} <= manifest[
-    "placeholders"
-  ].keys() and not ran.exists()
+  assert {"os.system", "argparse.Namespace", "x.LossScaler"} <= manifest["placeholders"].keys()
+  assert not ran.exists()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_files(dtype, reference, tmp_path):
-  """The checkpoint has the file's precision, or float32 on request; the numbers are those of the file."""
+  """The checkpoint has the file's precision, or float32 on request.
+
+  The numbers are those of the file.
+  """
   tensors, expected = reference
   half = lambda x: x.astype(dtype) if x.dtype == np.float32 else x  # noqa: E731
   torch_write.save_safetensors(
@@ -270,17 +274,22 @@ def test_without_momentum_copies_there_are_no_averages(reference, tmp_path):
 PARTS = {
   "vqa": "fusion_encoder text_decoder text_encoder visn_fc visn_layer_norm visual_encoder",
   "caption": "fusion_encoder text_decoder text_encoder visn_fc visn_layer_norm visual_encoder",
-  "retrieval": "fusion_encoder itm_head temp text_encoder text_proj vision_proj visn_fc visn_layer_norm visual_encoder",
-  "grounding": "fusion_encoder text_decoder text_encoder text_proj vision_proj visn_fc visn_layer_norm visual_encoder",
+  "retrieval": "fusion_encoder itm_head temp text_encoder text_proj vision_proj visn_fc "
+  "visn_layer_norm visual_encoder",
+  "grounding": "fusion_encoder text_decoder text_encoder text_proj vision_proj visn_fc "
+  "visn_layer_norm visual_encoder",
   "videocap": "text_decoder visn_fc visn_layer_norm visual_encoder",
 }
 
 
 @pytest.mark.parametrize(
-  "task, large", [(task, i % 2 == 0) for i, task in enumerate(official_inventory.TASKS)]
+  ("task", "large"), [(task, i % 2 == 0) for i, task in enumerate(official_inventory.TASKS)]
 )
 def test_finetuned_checkpoints_of_every_task(task, large, tmp_path):
-  """Every tensor is accounted for; the leaves are exactly those of the task's parts and hold as many numbers as the tensors."""
+  """Every tensor is accounted for.
+
+  The leaves are exactly those of the task's parts and hold as many numbers as the tensors.
+  """
   tensors = state_dict(task, large)
   torch_write.save_pth(tmp_path / "official.pth", tensors)
   leaves, manifest = converted(tmp_path / "official.pth", tmp_path / "ours.safetensors")

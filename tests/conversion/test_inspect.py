@@ -299,7 +299,8 @@ def test_the_same_checkpoint_is_identical(run, capsys):
     f"second  checkpoint of a run {run}/checkpoints/2, step 2; there are 2, 4",
   ]
   assert lines[3:] == [
-    "12 of 12 leaves are equal; 0 only in one, 0 of another shape, 0 of another dtype, 0 of other values."
+    "12 of 12 leaves are equal; 0 only in one, 0 of another shape, 0 of another dtype, 0 of other "
+    "values."
   ]
 
 
@@ -349,7 +350,8 @@ def test_differences_are_sorted_and_counted(pair, capsys):
   assert [line.split()[0] for line in table[1:5]] == ["far", "near", "rounded", "sign"]
   assert (
     lines[-1]
-    == "1 of 9 leaves are equal; 3 only in one, 1 of another shape, 1 of another dtype, 3 of other values."
+    == "1 of 9 leaves are equal; 3 only in one, 1 of another shape, 1 of another dtype, 3 of "
+    "other values."
   )
 
 

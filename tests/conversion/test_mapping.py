@@ -233,6 +233,5 @@ def test_every_parameter_of_every_head_has_a_row(base_style):
   )
   found = shapes(params)
   assert found == mapping.leaf_shapes(g)
-  assert found["vision_proj/kernel"] == (width, embed) and found[
-    "fusion_encoder/mlm_head/word/embedding"
-  ] == (vocab, width)
+  assert found["vision_proj/kernel"] == (width, embed)
+  assert found["fusion_encoder/mlm_head/word/embedding"] == (vocab, width)

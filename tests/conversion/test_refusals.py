@@ -73,7 +73,7 @@ def refused(capsys, folder, main, *args, messages=()):
 
 @pytest.mark.parametrize("dest", DESTS)
 @pytest.mark.parametrize(
-  "change, messages",
+  ("change", "messages"),
   [
     (
       lambda x: {key: array for key, array in x.items() if key != KEY},
@@ -111,7 +111,7 @@ def test_tensors_that_do_not_fit(change, messages, dest, tensors, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-  "flags, messages",
+  ("flags", "messages"),
   [
     (("--fusion_layers=5", "--stride=1", "--heads=2"), ("leaves missing", "fusion_encoder")),
     (("--fusion_layers=2", "--stride=2", "--heads=2"), ("leaves missing", "crossattention")),
@@ -121,7 +121,8 @@ def test_tensors_that_do_not_fit(change, messages, dest, tensors, tmp_path, caps
   ids=["fusion layers", "stride", "heads", "image size"],
 )
 def test_flags_of_another_geometry(flags, messages, tensors, tmp_path, capsys):
-  # Connected layers have no cross-attention: without it this is the checkpoint of a model that connects its first layer.
+  # Connected layers have no cross-attention: without it this is the checkpoint of a model that
+  # connects its first layer.
   stored = {
     key: x
     for key, x in tensors.items()
@@ -140,7 +141,7 @@ def test_flags_of_another_geometry(flags, messages, tensors, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "suffix, at",
+  ("suffix", "at"),
   [
     (".pth", 100),
     (".pth", 0.5),
@@ -342,7 +343,10 @@ def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
 
 @contextlib.contextmanager
 def file_size_limit(nbytes):
-  """Writing beyond so many bytes of a file fails as on a full disk; Python ignores the signal that comes with it."""
+  """Writing beyond so many bytes of a file fails as on a full disk.
+
+  Python ignores the signal that comes with it.
+  """
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
   try:
@@ -396,6 +400,7 @@ def test_a_full_disk_stops_a_conversion_to_a_folder(files, tmp_path):
   ]
   with file_size_limit(100_000):  # which the process inherits
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-  assert result.returncode == 1 and not result.stdout
+  assert result.returncode == 1
+  assert not result.stdout
   one_sentence(result.stderr, "File too large", str(tmp_path / "ours"))
   assert snapshot(tmp_path) == before

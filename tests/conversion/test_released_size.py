@@ -1,8 +1,9 @@
 """Conversion of checkpoints of the released sizes: every byte there and back, in a fraction of the model's size of memory.
 
-`python -m pytest -s -m slow tests/test_released_size.py` takes minutes and 13 GB of disk, and prints times beside those of
-reading and writing the same bytes. Memory is the process's own high-water mark (VmHWM: the interpreter and JAX included, the
-page cache not) and ru_maxrss, which a process inherits from the one that started it if that was larger.
+`python -m pytest -s -m slow tests/test_released_size.py` takes minutes and 13 GB of disk, and
+prints times beside those of reading and writing the same bytes. Memory is the process's own
+high-water mark (VmHWM: the interpreter and JAX included, the page cache not) and ru_maxrss, which a
+process inherits from the one that started it if that was larger.
 """
 
 import gzip
@@ -117,15 +118,17 @@ def copy_seconds(source, nbytes, scratch):
 def report(what, measured, copy, model):
   seconds, cpu, hwm, maxrss = measured
   print(
-    f"{what}: {seconds:.1f} s ({cpu:.1f} s of CPU), reading and writing the bytes {copy[0]:.1f} s ({copy[1]:.1f} s), ratio "
-    f"{seconds / copy[0]:.2f}; VmHWM {hwm / 1e9:.2f} GB, ru_maxrss {maxrss / 1e9:.2f} GB; VmHWM / model {hwm / model:.2f}"
+    f"{what}: {seconds:.1f} s ({cpu:.1f} s of CPU), reading and writing the bytes {copy[0]:.1f} s "
+    f"({copy[1]:.1f} s), ratio "
+    f"{seconds / copy[0]:.2f}; VmHWM {hwm / 1e9:.2f} GB, ru_maxrss {maxrss / 1e9:.2f} GB; VmHWM / "
+    f"model {hwm / model:.2f}"
   )
   assert hwm <= 1.3 * model
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name, ending",
+  ("name", "ending"),
   [
     ("vqa_base", ""),
     ("vqa_base", ".safetensors"),
@@ -147,7 +150,8 @@ def test_released_size_there_and_back(name, ending, tmp_path):
   baseline = run("tools.convert_checkpoint", "--help")[2]
   measured = run("tools.convert_checkpoint", source, ours, "--keep_dead")
   print(
-    f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(ours) / 1e9:.2f} GB, of it the model {model / 1e9:.2f} GB; "
+    f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(ours) / 1e9:.2f} GB, of "
+    f"it the model {model / 1e9:.2f} GB; "
     f"VmHWM of the tool's --help {baseline / 1e9:.2f} GB"
   )
   report("convert", measured, copy_seconds(source, size(ours), scratch), model)

@@ -46,7 +46,7 @@ def assert_leaves(found, expected):
 
 
 @pytest.mark.parametrize(
-  "layers, given, parts",
+  ("layers", "given", "parts"),
   [
     (8, {}, (6, 2, 8)),
     (8, {"text_layers": 3}, (3, 5, 8)),
@@ -168,7 +168,8 @@ def test_bert_base_fits_the_released_base_model():
     path for path in mapping.leaf_shapes(base) if path.startswith(("text_", "fusion_encoder"))
   } - written
   left -= {path for path in left if path.startswith("text_proj")}
-  assert all("/crossattention" in path for path in left) and len(left) == 10 * (1 + 5)
+  assert all("/crossattention" in path for path in left)
+  assert len(left) == 10 * (1 + 5)
 
 
 def refused(tensors, message, **given):
@@ -279,7 +280,8 @@ def test_hugging_face_clip_by_the_names_of_a_vision_model_alone(tmp_path):
     name.removeprefix("vision_model."): x
     for name, x in huggingface(clip(), "CLIPVisionModel").items()
   }
-  assert source_kind(tensors) == "huggingface_clip" and "encoder.layers.1.mlp.fc2.bias" in tensors
+  assert source_kind(tensors) == "huggingface_clip"
+  assert "encoder.layers.1.mlp.fc2.bias" in tensors
   assert_leaves(converted(tensors, tmp_path / "a"), clip_leaves(clip()))
 
 
@@ -376,7 +378,7 @@ def test_openai_clip_as_a_torchscript_archive(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "names, kind",
+  ("names", "kind"),
   [
     (["visual_encoder.visual.proj", "temp"], "mplug"),
     (["module.text_encoder_m.bert.pooler.dense.bias"], "mplug"),

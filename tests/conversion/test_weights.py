@@ -1,4 +1,7 @@
-"""Whole checkpoints: PyTorch file -> ours -> PyTorch file and back, byte for byte; the naming styles; refusals."""
+"""Whole checkpoints: PyTorch file -> ours -> PyTorch file and back, byte for byte.
+
+The naming styles; refusals.
+"""
 
 import json
 import weakref
@@ -44,7 +47,10 @@ def geometry(large=False):
 
 
 def state_dict(task, large=False, seed=0):
-  """Random tensors of the official model of a small geometry: float32, some float16 and bfloat16; tied names equal."""
+  """Random tensors of the official model of a small geometry: float32, some float16 and bfloat16.
+
+  Tied names equal.
+  """
   rng, tensors = np.random.default_rng(seed), {}
   inventory = official_inventory.inventory(
     task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6
@@ -101,7 +107,7 @@ def dead(name, task="vqa"):
 
 @pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
 @pytest.mark.parametrize(
-  "task, large",
+  ("task", "large"),
   [
     ("vqa", False),
     ("vqa", True),
@@ -201,7 +207,8 @@ def test_leaves_are_made_one_after_the_other_and_tied_copies_forgotten(tmp_path,
 
   monkeypatch.setattr(importer, "_make", watched)
   importer.convert_checkpoint(source, tmp_path / "ours", **GIVEN)
-  assert len(alive) > 100 and most[0] <= 2
+  assert len(alive) > 100
+  assert most[0] <= 2
 
 
 def test_transposed_matrices_of_every_size_are_copied_whole():
@@ -309,9 +316,10 @@ def test_naming_styles_give_the_same_parameters(style):
     for old, new in STYLES[style]:
       renamed = new + renamed[len(old) :] if renamed.startswith(old) else renamed
     names[renamed] = name
-  assert names.keys() != tensors.keys() and {
-    official_name(renamed): name for renamed, name in names.items()
-  } == {n: n for n in tensors}
+  assert names.keys() != tensors.keys()
+  assert {official_name(renamed): name for renamed, name in names.items()} == {
+    n: n for n in tensors
+  }
   assert official_names(names) == {name: renamed for renamed, name in names.items()}
 
 
@@ -337,9 +345,8 @@ def test_clip_alone_fills_the_image_encoder(tmp_path):
     save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32
   )
   leaves = reading.load_arrays(tmp_path / "ours", "params")
-  assert {path.split("/")[0] for path in leaves} == {"visual_encoder"} and leaves[
-    "visual_encoder/position_embedding"
-  ].shape == (17, 64)
+  assert {path.split("/")[0] for path in leaves} == {"visual_encoder"}
+  assert leaves["visual_encoder/position_embedding"].shape == (17, 64)
   importer.convert_checkpoint(tmp_path / "clip.pt", tmp_path / "zero", zero_positions=True)
   assert not reading.load_arrays(tmp_path / "zero", "params")[
     "visual_encoder/position_embedding"
@@ -366,7 +373,7 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, mapping.params_from_torch(exported, g), params)
 
 
-@pytest.mark.parametrize("run_task, task", [("retrieval", "retrieval"), ("scst", "caption")])
+@pytest.mark.parametrize(("run_task", "task"), [("retrieval", "retrieval"), ("scst", "caption")])
 def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tmp_path):
   g, tensors = geometry(), state_dict(task)
   queues = {
@@ -414,7 +421,8 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   refused(
     without | {key.replace("intermediate", "intermediatd"): tensors[key]},
     tmp_path,
-    r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: text_decoder/layers/intermediate",
+    r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: "
+    r"text_decoder/layers/intermediate",
   )
   refused(
     tensors | {key: tensors[key].T},
@@ -488,7 +496,9 @@ def test_the_commands(tmp_path, capsys):
   flags = ["--heads=2", "--fusion_layers=2", "--stride=1", "--dtype=float32"]
   assert convert_tool.main([str(source), str(tmp_path / "ours"), *flags]) == 0
   out = capsys.readouterr().out
-  assert "mapped" in out and "CLIP's text tower, never run" in out and "geometry:" in out
+  assert "mapped" in out
+  assert "CLIP's text tower, never run" in out
+  assert "geometry:" in out
   assert f"manifest: {tmp_path}/ours/manifest.json" in out
   assert (
     convert_tool.main(
@@ -528,7 +538,8 @@ def test_the_commands(tmp_path, capsys):
     export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
   )
   out = capsys.readouterr().out
-  assert "official initialisation" in out and f"manifest: {tmp_path}/back.pth.manifest.json" in out
+  assert "official initialisation" in out
+  assert f"manifest: {tmp_path}/back.pth.manifest.json" in out
   rows = json.loads((tmp_path / "back.pth.manifest.json").read_text())["tensors"]
   assert {row["name"]: (tuple(row["shape"]), row["dtype"]) for row in rows} == {
     name: (x.shape, str(x.dtype)) for name, x in read(tmp_path / "back.pth").items()
@@ -537,7 +548,8 @@ def test_the_commands(tmp_path, capsys):
     x.dtype for name, x in read(tmp_path / "back.pth").items() if "position_ids" not in name
   } == {np.dtype(np.float16)}
   assert export_tool.main([str(tmp_path), str(tmp_path / "no.pth")]) == 1
-  assert str(tmp_path) in capsys.readouterr().err and not (tmp_path / "no.pth").exists()
+  assert str(tmp_path) in capsys.readouterr().err
+  assert not (tmp_path / "no.pth").exists()
   assert (
     export_tool.main([str(tmp_path / "ours"), str(tmp_path / "no.pth"), "--task=retrieval"]) == 1
   )

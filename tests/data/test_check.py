@@ -11,7 +11,25 @@ from configs import caption as caption_config
 from mplug_jax.data import check as data_check
 from tools import prepare_data
 
-VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] a red blue dog cat two what is it ? yes no".split()
+VOCABULARY = [
+  "[PAD]",
+  "[UNK]",
+  "[CLS]",
+  "[SEP]",
+  "[MASK]",
+  "a",
+  "red",
+  "blue",
+  "dog",
+  "cat",
+  "two",
+  "what",
+  "is",
+  "it",
+  "?",
+  "yes",
+  "no",
+]
 
 
 @pytest.fixture
@@ -60,7 +78,8 @@ def test_questions(folder, capsys):
     f"--tokenizer={folder}/vocab.txt",
     f"--sheet={folder}/sheet.png",
   )
-  assert (status, err) == (0, "") and lines == [
+  assert (status, err) == (0, "")
+  assert lines == [
     f"{folder}/train.jsonl, read as jsonl for vqa",
     "records   12",
     "images    12: 12 readable, 0 missing, 0 corrupt",
@@ -73,7 +92,8 @@ def test_questions(folder, capsys):
     "  words   50% have at most 2, 90% have at most 2, 99% have at most 2, the longest has 2",
     "  tokens  50% have at most 4, 90% have at most 4, 99% have at most 4, the longest has 4; "
     "0 exceed config.data.max_answer_tokens=12 and are cut",
-    "answers   13 different; of all given, the most frequent 10 make up 91.7%, 100 make up 100.0%, 1,000 make up 100.0%",
+    "answers   13 different; of all given, the most frequent 10 make up 91.7%, 100 make up "
+    "100.0%, 1,000 make up 100.0%",
     "  a dog 24 (66.7%), " + ", ".join(f"cat {i} 1 (2.8%)" for i in range(9)) + ", ...",
     f"sheet     {folder}/sheet.png",
   ]
@@ -93,11 +113,9 @@ def test_captions_in_an_archive_with_other_keys(folder, capsys):
     "--fields=image=file,caption=text",
     f"--tokenizer={folder}/vocab.txt",
   )
-  assert (
-    status == 0
-    and "images    4: 4 readable, 0 missing, 0 corrupt" in lines
-    and "caption   8, 1 empty" in lines
-  )
+  assert status == 0
+  assert "images    4: 4 readable, 0 missing, 0 corrupt" in lines
+  assert "caption   8, 1 empty" in lines
   assert (
     "  words   50% have at most 3, 90% have at most 60, 99% have at most 60, the longest has 60; "
     "2 exceed config.data.max_words=30 and are cut" in lines
@@ -119,15 +137,12 @@ def test_a_folder_alone(folder, capsys):
     (folder / "train" / f"{i}.txt").write_text("A dog\n\n  a red dog \n")
   for task in ("caption", "pretrain"):
     status, lines, _ = check(capsys, folder, f"--task={task}", f"--sheet={folder}/sheet.png")
-    assert (
-      status == 0
-      and lines[0] == f"{folder}, read as folder for {task}"
-      and "caption   4, 0 empty" in lines
-    )
+    assert status == 0
+    assert lines[0] == f"{folder}, read as folder for {task}"
+    assert "caption   4, 0 empty" in lines
   status, _, err = check(capsys, folder, "--task=caption", "--split=val")
-  assert status == 1 and err.startswith(
-    f"error: {folder}/val holds no image whose name ends with .jpg, "
-  )
+  assert status == 1
+  assert err.startswith(f"error: {folder}/val holds no image whose name ends with .jpg, ")
 
 
 def test_statements_about_two_images(folder, capsys):
@@ -138,25 +153,22 @@ def test_statements_about_two_images(folder, capsys):
   status, lines, _ = check(
     capsys, write(folder, rows), "--task=nlvr2", f"--sheet={folder}/sheet.png"
   )
-  assert (
-    status == 0
-    and "labels    False 4 (66.7%), True 2 (33.3%)" in lines
-    and "images    7: 7 readable, 0 missing, 0 corrupt" in lines
-  )
+  assert status == 0
+  assert "labels    False 4 (66.7%), True 2 (33.3%)" in lines
+  assert "images    7: 7 readable, 0 missing, 0 corrupt" in lines
   assert "ids       none are given" in lines
   status, lines, _ = check(
     capsys, write(folder, [row | {"label": "x"} for row in rows]), "--task=nlvr2", "--labels=x/y"
   )
-  assert status == 0 and "warning: No record has the label y." in lines
+  assert status == 0
+  assert "warning: No record has the label y." in lines
 
 
 def test_some_of_many_records(folder, capsys):
   status, lines, _ = check(capsys, write(folder, questions()), "--task=vqa", "--limit=5")
-  assert (
-    status == 0
-    and lines[1] == "records   4"
-    and "images    4: 4 readable, 0 missing, 0 corrupt" in lines
-  )  # every third
+  assert status == 0
+  assert lines[1] == "records   4"
+  assert "images    4: 4 readable, 0 missing, 0 corrupt" in lines
 
 
 def test_what_the_splits_share(folder, capsys):
@@ -188,7 +200,8 @@ def test_images_that_cannot_be_read_are_named(folder, capsys):
   (folder / "5.png").write_bytes(b"no image")
   (folder / "6.png").write_bytes((folder / "6.png").read_bytes()[:-200])
   status, lines, _ = check(capsys, write(folder, questions()), "--task=vqa")
-  assert status == 0 and "images    12: 9 readable, 1 missing, 2 corrupt" in lines
+  assert status == 0
+  assert "images    12: 9 readable, 1 missing, 2 corrupt" in lines
   assert f"  missing: {folder}/4.png" in lines
   assert f"  corrupt: Image {folder}/5.png cannot be read: not an image of a known format." in lines
   assert any(line.startswith(f"  corrupt: Image {folder}/6.png cannot be read: ") for line in lines)
@@ -198,14 +211,13 @@ def test_images_that_cannot_be_read_are_named(folder, capsys):
   status, lines, _ = check(
     capsys, folder / "train.jsonl", "--task=vqa", f"--sheet={folder}/sheet.png"
   )
-  assert status == 1 and lines[-2:] == [
+  assert status == 1
+  assert lines[-2:] == [
     "error: None of the 12 images can be read.",
     "sheet     none, for no image can be read",
   ]
-  assert (
-    sum(line.startswith("  corrupt: ") for line in lines) == 10
-    and not (folder / "sheet.png").exists()
-  )
+  assert sum(line.startswith("  corrupt: ") for line in lines) == 10
+  assert not (folder / "sheet.png").exists()
 
 
 def test_ids_texts_and_lists(folder, capsys):
@@ -213,10 +225,8 @@ def test_ids_texts_and_lists(folder, capsys):
   rows[1]["question_id"] = rows[2]["question_id"] = 7
   rows[2]["question"], rows[3]["answer"] = "  ", "['a', 'b']"
   _, lines, _ = check(capsys, write(folder, rows), "--task=vqa")
-  assert (
-    "ids       3 different, 1 of them more than once: 7" in lines
-    and "question  4, 1 empty" in lines
-  )
+  assert "ids       3 different, 1 of them more than once: 7" in lines
+  assert "question  4, 1 empty" in lines
   assert lines[-3:] == [
     "warning: 1 ids occur more than once.",
     "warning: 1 of 4 questions are empty.",
@@ -228,9 +238,9 @@ def test_more_answers_than_a_question_may_have(folder, capsys):
   status, lines, _ = check(
     capsys, write(folder, questions(3, answer=[str(i) for i in range(11)])), "--task=vqa"
   )
+  assert status == 1
   assert (
-    status == 1
-    and lines[-1]
+    lines[-1]
     == "error: 3 questions have more different answers than config.data.max_answers=10; raise it."
   )
 
@@ -249,20 +259,20 @@ def test_boxes_outside_their_image(folder, capsys):
   ]
   path = write(folder, rows)
   status, lines, _ = check(capsys, path, "--task=grounding", f"--sheet={folder}/sheet.png")
-  assert status == 1 and "boxes     6: 2 outside their image, 3 reaching beyond it" in lines
+  assert status == 1
+  assert "boxes     6: 2 outside their image, 3 reaching beyond it" in lines
   assert lines[-2] == (
-    f"error: 2 boxes lie outside their image: {folder}/0.png: (50.0, 0.0, 60.0, 5.0) of 'A dog' in 30 x 20 pixels; "
+    f"error: 2 boxes lie outside their image: {folder}/0.png: (50.0, 0.0, 60.0, 5.0) of 'A dog' "
+    f"in 30 x 20 pixels; "
     f"{folder}/0.png: (0.0, -9.0, 5.0, 0.0) of 'A dog' in 30 x 20 pixels."
   )
   status, lines, _ = check(capsys, write(folder, rows[:4]), "--task=grounding")
-  assert (
-    status == 0
-    and lines[-1] == "warning: 3 of 4 boxes reach beyond their image; they would be cut there."
-  )
+  assert status == 0
+  assert lines[-1] == "warning: 3 of 4 boxes reach beyond their image; they would be cut there."
 
 
 @pytest.mark.parametrize(
-  "task, row, options, message",
+  ("task", "row", "options", "message"),
   [
     (
       "vqa",
@@ -325,13 +335,17 @@ def test_data_that_cannot_be_trained_on_are_one_sentence(
 ):
   options = [option.format(folder=folder) for option in options]
   status, lines, err = check(capsys, write(folder, [row]), f"--task={task}", *options)
-  assert status == 1 and lines == [] and err.startswith("error: ") and err.count("\n") == 1
+  assert status == 1
+  assert lines == []
+  assert err.startswith("error: ")
+  assert err.count("\n") == 1
   assert message.format(folder=folder) in err
 
 
 def test_no_records(folder, capsys):
   status, lines, _ = check(capsys, write(folder, []), "--task=vqa")
-  assert status == 1 and lines[-1] == "error: There are no records."
+  assert status == 1
+  assert lines[-1] == "error: There are no records."
 
 
 def test_wrong_arguments(folder, capsys):
@@ -348,7 +362,8 @@ def test_wrong_arguments(folder, capsys):
   status, _, err = check(
     capsys, write(folder, questions()), "--task=vqa", f"--sheet={folder}/none/sheet.png"
   )
-  assert status == 2 and err.startswith("error: the sheet could not be written: ")
+  assert status == 2
+  assert err.startswith("error: the sheet could not be written: ")
 
 
 def test_a_config_can_be_checked_as_it_is():
@@ -360,8 +375,10 @@ def test_a_config_can_be_checked_as_it_is():
     3,
     [],
     [],
-  ) and report.overlaps == {"val": ([], [])}
-  assert report.texts["caption"].count == 15 and len(report.samples) == 3
+  )
+  assert report.overlaps == {"val": ([], [])}
+  assert report.texts["caption"].count == 15
+  assert len(report.samples) == 3
 
 
 def test_strict_reading_makes_a_corrupt_image_an_error(folder):

@@ -95,14 +95,15 @@ def test_random_draws_differ_between_rows_epochs_and_seeds():
   assert not np.intersect1d(noise, np.concatenate([b["noise"] for b in take(10, seed=4)])).size
 
 
-@pytest.mark.parametrize("records, block", [(100, 1), (100, 3), (101, 5), (7, 5), (7, 100)])
+@pytest.mark.parametrize(("records", "block"), [(100, 1), (100, 3), (101, 5), (7, 5), (7, 100)])
 def test_blocks_of_neighbours_hold_every_record_once_too(records, block):
   order = np.concatenate(
     [batch["index"] for batch in take(3, source=Squares(records), batch_size=records, block=block)]
   )
   order = order.reshape(3, records)
   np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(records), (3, 1)))
-  assert len({tuple(epoch) for epoch in order}) == 3 and (np.diff(order) != 1).any()
+  assert len({tuple(epoch) for epoch in order}) == 3
+  assert (np.diff(order) != 1).any()
 
 
 def test_blocks_keep_neighbours_near_each_other():
@@ -121,7 +122,7 @@ def test_global_batch_does_not_depend_on_the_number_of_processes(process_count):
   assert_same(joined(parts), take(6))
 
 
-@pytest.mark.parametrize("threads, buffer", [(0, 1), (1, 1), (4, 7)])
+@pytest.mark.parametrize(("threads", "buffer"), [(0, 1), (1, 1), (4, 7)])
 def test_threads_do_not_change_the_batches(threads, buffer):
   assert_same(take(12, threads=threads, buffer=buffer), take(12))
 
@@ -159,7 +160,8 @@ def test_worker_processes_change_neither_batches_nor_errors():
     until_error(transform, workers=2),
     until_error(transform),
   )
-  assert len(expected) == 7 and message == expected_message
+  assert len(expected) == 7
+  assert message == expected_message
   assert_same(batches, expected)
 
 
@@ -186,7 +188,7 @@ def test_examples_of_different_shapes_are_an_error():
 
 
 @pytest.mark.parametrize(
-  "arguments, message",
+  ("arguments", "message"),
   [
     ({"source": Squares(0)}, "source is empty"),
     ({"batch_size": 0}, "positive multiple"),
@@ -202,7 +204,7 @@ def test_impossible_arguments(arguments, message):
 
 
 @pytest.mark.parametrize(
-  "records, batch_size, process_count, limit",
+  ("records", "batch_size", "process_count", "limit"),
   [
     (10, 4, 1, None),
     (10, 4, 2, None),

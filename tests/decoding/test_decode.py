@@ -153,7 +153,7 @@ def check(result, expected, item=0):
   np.testing.assert_allclose(result.scores[item], [score for score, _ in expected], rtol=2e-5)
 
 
-@pytest.mark.parametrize("min_length,power", [(0, 0.6), (2, 0.0), (1, -1.0)])
+@pytest.mark.parametrize(("min_length", "power"), [(0, 0.6), (2, 0.0), (1, -1.0)])
 def test_wide_beam_is_brute_force(min_length, power):
   for seed in range(2):
     table, prompt = make_table(seed), [2, 3]
@@ -172,7 +172,7 @@ def test_wide_beam_is_brute_force(min_length, power):
 
 
 @pytest.mark.parametrize("mode", ["standard", "reference"])
-@pytest.mark.parametrize("beams,max_length,min_length", [(3, 8, 0), (5, 7, 4), (4, 1, 0)])
+@pytest.mark.parametrize(("beams", "max_length", "min_length"), [(3, 8, 0), (5, 7, 4), (4, 1, 0)])
 def test_beam_search_against_restatement(mode, beams, max_length, min_length):
   search = standard_search if mode == "standard" else reference_search
   batch, vocabulary = 30, 7
@@ -216,7 +216,7 @@ def test_one_beam_is_greedy(mode):
 
 
 @pytest.mark.parametrize(
-  "kind,rows,options",
+  ("kind", "rows", "options"),
   [
     ("beam", 3, {"mode": "standard"}),
     ("beam", 3, {"mode": "reference"}),
@@ -239,7 +239,8 @@ def test_items_do_not_depend_on_batch_or_padding(kind, rows, options):
     np.testing.assert_allclose(alone.scores[0], together.scores[item], rtol=1e-6)
     start = len(prompt)
     for tokens in sequences(alone):
-      assert tokens[:start] == prompt and start + 4 <= len(tokens) <= start + 5
+      assert tokens[:start] == prompt
+      assert start + 4 <= len(tokens) <= start + 5
       assert EOS not in tokens[start : start + 3]
 
 
@@ -289,7 +290,7 @@ def test_early_stop_is_exact_for_n_best():
 
 
 @pytest.mark.parametrize(
-  "kind,rows,options,n",
+  ("kind", "rows", "options", "n"),
   [
     ("beam", 3, {"mode": "standard"}, 2),
     ("beam", 3, {"mode": "reference"}, 2),
@@ -330,11 +331,12 @@ def test_allowed():
   assert sequences(wide)[: len(expected)] == [tokens for _, tokens in expected]
   # Without eos (grounding: a fixed number of box tokens) everything runs to max_length.
   fixed = run("greedy", table, [[3]] * 6, max_length=4, allowed=(False, False, True, False, True))
-  assert (fixed.lengths == 5).all() and np.isfinite(fixed.scores).all()
+  assert (fixed.lengths == 5).all()
+  assert np.isfinite(fixed.scores).all()
 
 
 @pytest.mark.parametrize(
-  "kind,rows,options",
+  ("kind", "rows", "options"),
   [
     ("beam", 3, {"mode": "standard"}),
     ("beam", 3, {"mode": "reference"}),
@@ -359,7 +361,8 @@ def test_nothing_left_ends_with_eos(kind, rows, options):
     assert sequences(result)[0] == expected  # a second 2 2 is forbidden
     assert not np.isnan(result.scores).any()
   if kind == "beam":
-    assert sequences(result)[1] == [3] and result.scores[0, 1] == -np.inf
+    assert sequences(result)[1] == [3]
+    assert result.scores[0, 1] == -np.inf
 
 
 @pytest.mark.parametrize("mode", ["standard", "reference"])
@@ -384,7 +387,7 @@ def test_top_k_one_is_greedy_even_with_ties():
 
 
 @pytest.mark.parametrize(
-  "options,kept,power",
+  ("options", "kept", "power"),
   [
     ({}, [0, 1, 2, 3, 4], 1.0),
     ({"temperature": 0.5}, [0, 1, 2, 3, 4], 2.0),
@@ -427,7 +430,7 @@ def test_samples_are_tied_to_their_key_and_number():
 
 
 @pytest.mark.parametrize(
-  "message,options",
+  ("message", "options"),
   [
     ("n_best", {"beams": 2, "n_best": 3}),
     ("beams", {"beams": 0}),

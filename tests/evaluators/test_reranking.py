@@ -1,4 +1,7 @@
-"""Ranking by similarity and re-ranking, against whole matrices of scores; recall against counting."""
+"""Ranking by similarity and re-ranking, against whole matrices of scores.
+
+Recall against counting.
+"""
 
 import itertools
 
@@ -35,9 +38,8 @@ def test_ties_count_against_the_row():
 
 def test_recall_is_the_share_of_ranks_below_the_depth():
   out = recall.recalls(np.array([0, 4, 5, np.inf]), np.array([0.0, 1, 9, 10]))
-  assert [out[f"txt_r{d}"] for d in (1, 5, 10)] == [25, 50, 75] and [
-    out[f"img_r{d}"] for d in (1, 5, 10)
-  ] == [25, 50, 75]
+  assert [out[f"txt_r{d}"] for d in (1, 5, 10)] == [25, 50, 75]
+  assert [out[f"img_r{d}"] for d in (1, 5, 10)] == [25, 50, 75]
   assert out["txt_r_mean"] == out["img_r_mean"] == out["r_mean"] == 50
 
 
@@ -51,7 +53,8 @@ def test_chance_is_the_mean_over_all_orders():
     )
   )
   expected = recall.recalls(np.array(by_image), np.array(by_text))["r_mean"]
-  assert recall.chance(owner, images) == pytest.approx(expected) and expected < 100
+  assert recall.chance(owner, images) == pytest.approx(expected)
+  assert expected < 100
 
 
 @pytest.mark.parametrize("block", [1, 30, 1 << 24])
@@ -69,7 +72,8 @@ def test_the_nearest_are_those_of_the_whole_matrix_whatever_the_block(features, 
 
 def test_more_candidates_than_there_are_is_all_of_them(features):
   by_image, by_text = found(features, k=256)
-  assert by_image.ids.shape == (IMAGES, len(OWNER)) and by_text.ids.shape == (len(OWNER), IMAGES)
+  assert by_image.ids.shape == (IMAGES, len(OWNER))
+  assert by_text.ids.shape == (len(OWNER), IMAGES)
 
 
 def test_each_wanted_pair_is_scored_once_beside_the_others_of_its_image(features):
@@ -79,14 +83,13 @@ def test_each_wanted_pair_is_scored_once_beside_the_others_of_its_image(features
   }
   both = IMAGES * 3 + len(OWNER) * 3 - len(wanted)
   table = reranking.PairTable(by_image.ids, by_text.ids)
-  assert len(table) == len(wanted) and table.wanted - len(table) == both > 0
+  assert len(table) == len(wanted)
+  assert table.wanted - len(table) == both > 0
   order, calls = table.order(), []
   counts = np.diff(table.start)
-  assert (
-    sorted(order) == list(range(IMAGES))
-    and (np.diff(counts[order]) <= 0).all()
-    and counts.sum() == len(wanted)
-  )
+  assert sorted(order) == list(range(IMAGES))
+  assert (np.diff(counts[order]) <= 0).all()
+  assert counts.sum() == len(wanted)
 
   def score(memory, texts):
     calls.append((memory, texts.copy()))

@@ -31,7 +31,10 @@ GEOMETRIES = [
 
 @pytest.fixture(autouse=True)
 def without_recomputation(monkeypatch):
-  """Attention computes its scores again in the backward pass; model operations do not count that."""
+  """Attention computes its scores again in the backward pass.
+
+  Model operations do not count that.
+  """
   monkeypatch.setattr(
     attention,
     "_attention",
@@ -40,9 +43,12 @@ def without_recomputation(monkeypatch):
 
 
 def products(jaxpr):
-  """Operations of the matrix products of a jaxpr; the body of a scan counts as often as it runs, of a while loop once.
+  """Operations of the matrix products of a jaxpr.
 
-  A product with a single row is left out when it has no batch dimensions: it sums a bias's gradient.
+  The body of a scan counts as often as it runs, of a while loop once.
+
+  A product with a single row is left out when it has no batch dimensions: it sums a bias's
+    gradient.
   """
   total = 0
   for equation in jaxpr.eqns:
@@ -126,7 +132,8 @@ def test_captioning_counts_every_product(fields):
   task, params, batch = make(**fields, decoder_layers=2)
   one = jax.make_jaxpr(caption(task, steps=1))(params, batch["image"])
   assert layers.captioning(task.model, IMAGES, 3, 1) == products(one.jaxpr)
-  # The loop's body is in the program once: of 7 steps, 6 are missing, each over a cache of 8 positions.
+  # The loop's body is in the program once: of 7 steps, 6 are missing, each over a cache of 8
+  # positions.
   seven = jax.make_jaxpr(caption(task, steps=7))(params, batch["image"])
   model, memory = task.model, ((IMAGES, layers.image_tokens(task.model)),)
   step = layers.beam_generation(model, memory, 3, 1, 8) - layers.beam_generation(
@@ -136,7 +143,8 @@ def test_captioning_counts_every_product(fields):
 
 
 def test_agrees_with_xla_where_products_dominate():
-  # XLA counts a scan's body once, so every stack is one layer deep; the widths of base keep elementwise work small.
+  # XLA counts a scan's body once, so every stack is one layer deep; the widths of base keep
+  # elementwise work small.
   task, params, batch = make(
     vision_layers=1,
     text_layers=1,

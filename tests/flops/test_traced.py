@@ -69,7 +69,7 @@ def test_an_average_that_teaches_nothing_costs_no_forward_pass():
 
 
 @pytest.mark.parametrize(
-  "name,changes", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
+  ("name", "changes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
 )
 def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   monkeypatch.setattr(

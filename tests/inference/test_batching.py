@@ -9,16 +9,15 @@ from mplug_jax.parallel import mesh as mesh_lib
 
 
 def test_compiled_sizes():
-  assert (
-    batches.sizes(64, 1) == (1, 4, 16, 64)
-    and batches.sizes(20, 1) == (1, 4, 16, 20)
-    and batches.sizes(1, 1) == (1,)
-  )
-  assert batches.sizes(64, 8) == (8, 32, 64) and batches.sizes(3, 2) == (2, 4)
+  assert batches.sizes(64, 1) == (1, 4, 16, 64)
+  assert batches.sizes(20, 1) == (1, 4, 16, 20)
+  assert batches.sizes(1, 1) == (1,)
+  assert batches.sizes(64, 8) == (8, 32, 64)
+  assert batches.sizes(3, 2) == (2, 4)
 
 
 @pytest.mark.parametrize(
-  "count, expected",
+  ("count", "expected"),
   [
     (1, (1, 1)),
     (2, (2, 4)),
@@ -33,7 +32,7 @@ def test_calls_are_at_least_half_full(count, expected):
   assert batches.fitting(count, (1, 4, 16, 64)) == expected
 
 
-@pytest.mark.parametrize("limit, width", [(1, 1), (4, 1), (16, 1), (4, 2), (1, 2)])
+@pytest.mark.parametrize(("limit", "width"), [(1, 1), (4, 1), (16, 1), (4, 2), (1, 2)])
 def test_requests_come_back_in_order_and_images_are_encoded_once(limit, width):
   mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   programs = batches.Programs({"scale": jax.numpy.float32(2)}, mesh, limit)

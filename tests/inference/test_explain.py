@@ -64,17 +64,16 @@ def test_maps_are_relu_of_attention_times_its_gradient(captions):
   task, params, batch, look = captions
   looked = jax.tree.map(np.asarray, look(params, batch))
   words = int((batch["caption"][0] != task.tokenizer.pad_id).sum()) - 1
-  assert (
-    words < 6
-    and looked.score.shape == (1, 7)
-    and looked.gradient.shape == looked.attention.shape == (1, 7, 1, 2, 2)
-  )
+  assert words < 6
+  assert looked.score.shape == (1, 7)
+  assert looked.gradient.shape == looked.attention.shape == (1, 7, 1, 2, 2)
   losses, _ = jax.jit(lambda b: task.apply(params, task.predictions, b))(batch)
   np.testing.assert_allclose(looked.score[0, :words], -losses[0, :words], atol=1e-5)
   assert not looked.score[0, words:].any() and not looked.gradient[0, words:].any(), (
     "padding was explained"
   )
-  assert (looked.gradient >= 0).all() and looked.gradient[:, :words].sum((2, 3, 4)).all()
+  assert (looked.gradient >= 0).all()
+  assert looked.gradient[:, :words].sum((2, 3, 4)).all()
   shares = looked.attention.sum((2, 3, 4))
   assert (shares > 0).all() and (shares < 1).all(), "the class token has the rest"
 
@@ -128,7 +127,8 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   found = np.array(look(params, batch | {"image": image}).gradient)[0, :3, 0]
   lit = found[:, 0, 1].copy()
   found[:, 0, 1] = 0
-  assert lit.max() > 0 and found.max() < 1e-4 * lit.max()
+  assert lit.max() > 0
+  assert found.max() < 1e-4 * lit.max()
 
 
 def test_every_word_of_a_caption_has_its_maps(explainer, image, tmp_path):
@@ -139,7 +139,8 @@ def test_every_word_of_a_caption_has_its_maps(explainer, image, tmp_path):
     for word in found.words
   )
   np.testing.assert_allclose(found.map(), sum(word.gradient for word in found.words))
-  assert found.images[0].shape == (48, 96, 3) and found.overlay().shape == (144, 288, 3)
+  assert found.images[0].shape == (48, 96, 3)
+  assert found.overlay().shape == (144, 288, 3)
   found.save(tmp_path / "looked.png")
   with Image.open(tmp_path / "looked.png") as sheet:
     assert sheet.size[1] > 144
@@ -160,7 +161,8 @@ def one_hot(shape, *places):
 
 
 def test_what_connected_layers_mixed_is_handed_back():
-  # Token 2 of the image takes from token 4 in the connected layer; later text reads token 2, and so does the decoder.
+  # Token 2 of the image takes from token 4 in the connected layer; later text reads token 2, and so
+  # does the decoder.
   text = one_hot((1, 1, 3, 3), (0, 0, 0, 1))
   connected = {
     "layer_0": {"attention": one_hot((1, 1, 8, 8), (0, 0, 2, 4), (0, 0, 6, 1))},
@@ -173,7 +175,8 @@ def test_what_connected_layers_mixed_is_handed_back():
     found, [[0, 1, 1, 0, 1]]
   )  # 1: text read it; 2 and 4: half each of what two readers had of 2
   shares = stream(2).rollout({"fusion_encoder": connected, "text_decoder": decoder}, 2)
-  # The second position holds image token 2 (2 and 4, half each) and text token 0, which has image token 1 from text token 1.
+  # The second position holds image token 2 (2 and 4, half each) and text token 0, which has image
+  # token 1 from text token 1.
   np.testing.assert_allclose(shares, [[[0, 0, 0, 0, 0], [0, 0.5, 0.25, 0, 0.25]]], atol=1e-6)
 
 
@@ -189,7 +192,8 @@ def test_answers(tmp_path):
   losses, _ = task.apply(params, task.predictions, batch)
   words = batch["answer"][:, 0, 0, 1:] != task.tokenizer.pad_id
   np.testing.assert_allclose(looked.score, np.where(words, -losses, 0), atol=1e-5)
-  assert ((looked.gradient.sum((2, 3, 4)) > 0) == words).all() and looked.gradient.shape == (
+  assert ((looked.gradient.sum((2, 3, 4)) > 0) == words).all()
+  assert looked.gradient.shape == (
     2,
     5,
     1,
@@ -215,11 +219,9 @@ def test_matches_boxes_classes_and_clips(tmp_path):
     "caption": rows(task.tokenizer, ["a red dog", "no"], task.config.data.max_caption),
   }
   looked = looker(task)(params, batch)
-  assert (
-    looked.score.shape == (2, 1)
-    and looked.gradient.shape == (2, 1, 1, size // 16, size // 16)
-    and looked.gradient.sum() > 0
-  )
+  assert looked.score.shape == (2, 1)
+  assert looked.gradient.shape == (2, 1, 1, size // 16, size // 16)
+  assert looked.gradient.sum() > 0
 
   task, params = made(tmp_path / "b", "locate", "grounding", data__expressions_per_image=1)
   size, bins = task.model.image_size, rng.integers(0, 97, (2, 1, 4))
@@ -233,7 +235,8 @@ def test_matches_boxes_classes_and_clips(tmp_path):
     "box": attention_maps.box_of_bins(bins, 96).astype(np.float32),
   }
   looked = looker(task)(params, batch)
-  assert looked.score.shape == (2, 4) and (looked.gradient.sum((2, 3, 4)) > 0).all()
+  assert looked.score.shape == (2, 4)
+  assert (looked.gradient.sum((2, 3, 4)) > 0).all()
   batch["box"] = np.roll(batch["box"], 1, 0)  # other tokens before the ones that are scored
   assert np.abs(looker(task)(params, batch).score - looked.score)[:, 1:].max() > 1e-4
 
@@ -250,7 +253,8 @@ def test_matches_boxes_classes_and_clips(tmp_path):
       "sentence": rows(task.tokenizer, ["red dog", "no"], task.config.data.max_text)[:, None],
     }
     looked = looker(task)(params, batch)
-    assert looked.gradient.shape[:3] == (2, 1, count) and (looked.gradient.sum((3, 4)) > 0).all()
+    assert looked.gradient.shape[:3] == (2, 1, count)
+    assert (looked.gradient.sum((3, 4)) > 0).all()
     assert (looked.attention.sum((3, 4)) > 0).all()
 
   task, params = made(tmp_path / "c", "answer", "video_qa", data__questions_per_image=1)
@@ -269,20 +273,19 @@ def test_explanations_of_everything_else(tmp_path, image):
   answers = explain.Explainer(tiny_predictor.predictor(tmp_path / "a", "vqa"))
   for shown, frames in ((image, 1), (clip, 8)):
     found = answers.answer(shown, "is there a red dog?")
-    assert found.result == answers._predictor.answer(
-      shown, "is there a red dog?"
-    ) and found.map().shape == (frames, 2, 2)
+    assert found.result == answers._predictor.answer(shown, "is there a red dog?")
+    assert found.map().shape == (frames, 2, 2)
   other = answers.answer(image, "is there a red dog?", "yes no")
-  assert [word.text for word in other.words] == ["yes", "no"] and other.result.text == "yes no"
+  assert [word.text for word in other.words] == ["yes", "no"]
+  assert other.result.text == "yes no"
   other.save(tmp_path / "answer.png", "attention")
 
   pre_trained = explain.Explainer(tiny_predictor.predictor(tmp_path / "b", "pretrain"))
   found = pre_trained.match(image, "a red dog")
   odds = found.result.probability / (1 - found.result.probability)
   np.testing.assert_allclose(found.words[0].score, np.log(odds), atol=1e-4)
-  assert (
-    pre_trained.answer(image, "what").map().max() > 0 and pre_trained.caption(image).map().max() > 0
-  )
+  assert pre_trained.answer(image, "what").map().max() > 0
+  assert pre_trained.caption(image).map().max() > 0
 
   grounding = explain.Explainer(tiny_predictor.predictor(tmp_path / "c", "grounding"))
   found = grounding.locate(image, "the red dog")
@@ -290,7 +293,8 @@ def test_explanations_of_everything_else(tmp_path, image):
   np.testing.assert_allclose(found.result, expected, rtol=1e-5)
   np.testing.assert_allclose(sum(word.score for word in found.words), expected.score, atol=1e-4)
   size = grounding._predictor.config.model.image_size
-  assert found.map().shape == (1, size // 2, size) and found.boxes
+  assert found.map().shape == (1, size // 2, size)
+  assert found.boxes
   found.save(tmp_path / "box.png")
 
   entails = explain.Explainer(tiny_predictor.predictor(tmp_path / "d", "snli_ve"))
@@ -299,5 +303,6 @@ def test_explanations_of_everything_else(tmp_path, image):
   compare = explain.Explainer(tiny_predictor.predictor(tmp_path / "e", "nlvr2"))
   found = compare.compare((image, image), "no dogs")
   np.testing.assert_allclose(np.exp(found.words[0].score), found.result.score, rtol=1e-4)
-  assert len(found.images) == 2 and found.map().shape[0] == 2
+  assert len(found.images) == 2
+  assert found.map().shape[0] == 2
   found.save(tmp_path / "pair.png")

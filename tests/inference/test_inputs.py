@@ -40,9 +40,8 @@ def test_every_form_of_an_image_is_the_same_row(tmp_path):
     np.dstack([PIXELS, np.full((20, 30), 255, np.uint8)]),
   ]
   rows = inputs.ImageRows(16).resized(forms)["image"]
-  assert rows.shape == (6, 16, 16, 3) and all(
-    (row == ops.eval_transform(PIXELS, 16)).all() for row in rows
-  )
+  assert rows.shape == (6, 16, 16, 3)
+  assert all((row == ops.eval_transform(PIXELS, 16)).all() for row in rows)
   exif = Image.Exif()
   exif[0x0112] = 6
   turned = inputs.ImageRows(16).resized([encoded(Image.fromarray(PIXELS), exif=exif)])["image"][0]
@@ -53,7 +52,8 @@ def test_every_form_of_an_image_is_the_same_row(tmp_path):
 
 def test_boxes_know_the_size_and_place_of_the_image():
   rows = inputs.ImageRows(16).on_canvas([PIXELS, PIXELS[:, :20]])
-  assert rows["size"].tolist() == [[30, 20], [20, 20]] and rows["placed"].tolist() == [
+  assert rows["size"].tolist() == [[30, 20], [20, 20]]
+  assert rows["placed"].tolist() == [
     [0, 2, 16, 13],
     [0, 0, 16, 16],
   ]
@@ -66,15 +66,13 @@ def test_clips_are_frames_of_files_arrays_and_lists(tmp_path):
   forms = [frames, inputs.as_list([list(frames)])[0], str(tmp_path / "a.mp4")]
   assert all(map(inputs.is_clip, forms))
   of_array, of_list, of_file = (rows.resized([form])["image"][0] for form in forms)
-  assert (
-    (of_array == chosen).all()
-    and (of_list == chosen).all()
-    and np.abs(of_file.astype(int) - chosen).max() < 8
-  )
+  assert (of_array == chosen).all()
+  assert (of_list == chosen).all()
+  assert np.abs(of_file.astype(int) - chosen).max() < 8
 
 
 @pytest.mark.parametrize(
-  "image, message",
+  ("image", "message"),
   [
     (np.zeros((0, 4, 3), np.uint8), "zero pixels"),
     (Image.new("RGB", (0, 3)), "zero pixels"),
@@ -90,9 +88,9 @@ def test_images_that_show_nothing_are_refused(image, message):
 
 
 def test_one_image_is_not_a_list():
-  assert (
-    inputs.is_one(pathlib.Path("a.png")) and inputs.is_one(PIXELS) and not inputs.is_one([PIXELS])
-  )
+  assert inputs.is_one(pathlib.Path("a.png"))
+  assert inputs.is_one(PIXELS)
+  assert not inputs.is_one([PIXELS])
   with pytest.raises(ValueError, match="list is empty"):
     inputs.as_list([])
   with pytest.raises(TypeError, match="not int"):
@@ -111,9 +109,8 @@ def test_texts_for_one_and_many_images():
     _, found, asked, shape = inputs.pairs(images, texts, "question")
     assert (found, asked, shape([f"r{i}" for i in range(len(flat))])) == (flat, requests, result)
   _, found, asked, shape = inputs.pairs_of_images([("a", "b"), ("c", "d")], "s")
-  assert (found, asked) == (["s", "s"], [(0, 1), (2, 3)]) and inputs.pairs_of_images(
-    ("a", "b"), "s"
-  )[3](["r"]) == "r"
+  assert (found, asked) == (["s", "s"], [(0, 1), (2, 3)])
+  assert inputs.pairs_of_images(("a", "b"), "s")[3](["r"]) == "r"
   with pytest.raises(ValueError, match="2 images and 3 questions"):
     inputs.pairs(["a", "b"], ["q"] * 3, "question")
   with pytest.raises(ValueError, match="pair of images"):

@@ -1,4 +1,7 @@
-"""Predictor.load changes nothing in the process that calls it; tune_process() does, when it is asked for."""
+"""Predictor.load changes nothing in the process that calls it.
+
+Tune_process() does, when it is asked for.
+"""
 
 import os
 import subprocess

@@ -84,7 +84,8 @@ def test_a_checkpoint_says_what_it_cannot_do(vqa, images):
   ):
     with pytest.raises(ValueError) as error:
       call()
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path, vqa):
@@ -98,17 +99,18 @@ def test_checkpoints_that_cannot_be_used(tmp_path, vqa):
 
 
 def test_the_package_starts_without_jax():
-  code = "import sys, mplug_jax; assert 'jax' not in sys.modules; mplug_jax.Clip; assert 'jax' not in sys.modules"
+  code = (
+    "import sys, mplug_jax; assert 'jax' not in sys.modules; mplug_jax.Clip; assert 'jax' "
+    "not in sys.modules"
+  )
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_method_names_a_task_and_a_config():
   for name, method in methods.METHODS.items():
-    assert (
-      (predictor_run.tiny_run.ROOT / method.config).exists()
-      and tasks.get(method.task)
-      and hasattr(mplug_jax.Predictor, name)
-    )
+    assert (predictor_run.tiny_run.ROOT / method.config).exists()
+    assert tasks.get(method.task)
+    assert hasattr(mplug_jax.Predictor, name)
 
 
 # ---- every method, alone and in company
@@ -155,7 +157,10 @@ def ask_all(predictor, name, images, order):
 
 
 def assert_same(one, other):
-  """The same texts and numbers within 1e-5; of the ranked list, places may change where scores are that close."""
+  """The same texts and numbers within 1e-5.
+
+  Of the ranked list, places may change where scores are that close.
+  """
   assert one.keys() == other.keys()
   for name in one.keys() - {"ranked"}:
     assert_close(one[name], other[name], name)
@@ -187,7 +192,8 @@ def test_results_depend_neither_on_the_batch_nor_on_the_order(name, tmp_path, im
   )
   if name == "pretrain":
     gaps = [first.score - second.score for first, second in alone["caption"]]
-    assert np.median(gaps) > 1e-4 and np.ptp([score for _, score in alone["ranked"]]) > 1e-2
+    assert np.median(gaps) > 1e-4
+    assert np.ptp([score for _, score in alone["ranked"]]) > 1e-2
   assert_same(alone, together)
   assert_same(
     alone,
@@ -201,12 +207,11 @@ def test_clips_and_images_together(tmp_path, images):
   clip = np.stack([np.resize(image, (32, 32, 3)) for image in images[:9]])
   mixed = [clip, images[0], mplug_jax.Clip(tuple(clip)), images[1]]
   found = predictor.caption(mixed)
-  assert found[0] == found[2] and found[1].text == predictor.caption(images[0]).text
-  assert (
-    predictor.embed(clip).shape == (32,)
-    and predictor.answer(clip, "what?")
-    and len(predictor.index(mixed).images) == 4
-  )
+  assert found[0] == found[2]
+  assert found[1].text == predictor.caption(images[0]).text
+  assert predictor.embed(clip).shape == (32,)
+  assert predictor.answer(clip, "what?")
+  assert len(predictor.index(mixed).images) == 4
   still = np.repeat(clip[:1], 8, axis=0)
   np.testing.assert_allclose(predictor.embed(still), predictor.embed(clip[0]), atol=1e-5)
 

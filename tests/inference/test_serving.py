@@ -49,9 +49,8 @@ def close(found, expected):
 def test_answers_of_the_export_are_those_of_the_predictor(tmp_path, images):
   predictor = tiny_predictor.predictor(tmp_path / "tokenizer", "vqa")
   about = export.export(predictor, tmp_path / "served")
-  assert about["platforms"] == ["cpu", "cuda", "tpu"] and about["functions"]["answer"]["inputs"][
-    "question"
-  ]["shape"] == ["b", "q", 16]
+  assert about["platforms"] == ["cpu", "cuda", "tpu"]
+  assert about["functions"]["answer"]["inputs"]["question"]["shape"] == ["b", "q", 16]
   _, tokenizer, run = served(tmp_path / "served")
   texts = [
     ["what is the blue shape?", "is there a circle?"],
@@ -134,7 +133,7 @@ def test_boxes(tmp_path, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, method", [("snli_ve", "entails"), ("nlvr2", "compare")])
+@pytest.mark.parametrize(("name", "method"), [("snli_ve", "entails"), ("nlvr2", "compare")])
 def test_statements_about_one_or_two_images(tmp_path, images, name, method):
   predictor = tiny_predictor.predictor(tmp_path / "tokenizer", name)
   export.export(predictor, tmp_path / "served")
@@ -152,7 +151,8 @@ def test_the_example_runs_without_this_package(tmp_path, images):
   predictor = tiny_predictor.predictor(tmp_path / "tokenizer", "caption")
   export.export(predictor, tmp_path / "served")
   program = (
-    "import runpy, sys; sys.modules['mplug_jax'] = None; sys.path.insert(0, sys.argv[1]); sys.argv = ['serve.py', *sys.argv[2:]]; "
+    "import runpy, sys; sys.modules['mplug_jax'] = None; sys.path.insert(0, sys.argv[1]); "
+    "sys.argv = ['serve.py', *sys.argv[2:]]; "
     "runpy.run_path(sys.path[0] + '/serve.py', run_name='__main__')"
   )
   done = subprocess.run(

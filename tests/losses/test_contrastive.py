@@ -66,7 +66,8 @@ def test_the_loss_of_valid_rows(case, alpha, match):
   i2t, t2i, best = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
   for ours, expected in zip((i2t, t2i), by_hand(case, alpha, match)):
     np.testing.assert_allclose(ours[:3], expected, rtol=1e-5)
-  assert np.isfinite(i2t).all() and np.isfinite(t2i).all()
+  assert np.isfinite(i2t).all()
+  assert np.isfinite(t2i).all()
   sims = contrastive.similarities(
     case["text"], case["teacher_image"], case["queues"]["image_queue"], 0.1
   )
@@ -77,10 +78,13 @@ def test_the_loss_of_valid_rows(case, alpha, match):
     contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match="caption")
 
 
-@pytest.mark.parametrize("match, queue", [("image", True), ("row", True), ("image", False)])
+@pytest.mark.parametrize(("match", "queue"), [("image", True), ("row", True), ("image", False)])
 @pytest.mark.parametrize("chunk", [2, 3, 100])
 def test_chunks_of_columns_change_nothing(case, chunk, match, queue):
-  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue. Without a queue both sides learn."""
+  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue.
+
+  Without a queue both sides learn.
+  """
   case = case if queue else case | {"queues": {}}
 
   @functools.partial(jax.jit, static_argnums=1)
@@ -128,7 +132,7 @@ def test_student_and_temperature_learn_and_the_targets_ignore_the_temperature_s_
   )
   soft = jnp.concatenate([case["teacher_text"].T, case["queues"]["text_queue"]], axis=1)
   hidden = jnp.where(jnp.arange(7) == 3, -1e9, 0.0)
-  equal = jnp.asarray([[7, 8, 7, 9]]).T == jnp.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]])
+  equal = jnp.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]]) == jnp.asarray([[7, 8, 7, 9]]).T
   fixed = contrastive.targets(
     equal.at[3, 3].set(True), case["teacher_image"] @ soft / 0.1 + hidden, 0.4
   )
@@ -179,7 +183,8 @@ def test_negatives_are_of_another_image_of_the_group_and_follow_the_similarity()
     shares = np.bincount(np.asarray(drawn[:, i]), minlength=4) / 4000
     np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.035)
     assert weights[np.asarray(hard_negatives.draw(x, y, ids, valid, 0.5, 4))[i]] == weights.max()
-    assert rows[i] == group[drawn[0, i]] and ids[rows[i]] != ids[i]
+    assert rows[i] == group[drawn[0, i]]
+    assert ids[rows[i]] != ids[i]
 
 
 def test_groups_must_fill_the_batch():
@@ -187,6 +192,7 @@ def test_groups_must_fill_the_batch():
   for group in (1, 5, 24):
     with pytest.raises(
       ValueError,
-      match=f"config.task.negatives.group={group} must be at least 2 and divide config.batch_size=12",
+      match=f"config.task.negatives.group={group} must be at least 2 and divide "
+      f"config.batch_size=12",
     ):
       hard_negatives.check_group(group, 12)

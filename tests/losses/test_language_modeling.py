@@ -64,7 +64,10 @@ def test_soft_cross_entropy_with_a_certain_teacher_is_the_hard_one(case):
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
 def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
-  """Values, gradients of everything, and which words are right; chunks need not divide the positions."""
+  """Values, gradients of everything, and which words are right.
+
+  Chunks need not divide the positions.
+  """
   rng = np.random.default_rng(1)
   hidden, table, bias = (
     rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 4), (7, 4), (7,))
@@ -106,7 +109,8 @@ def test_chunks_keep_all_logits_from_existing_at_once():
     )
 
   logits = 16 * 32 * 8192 * 4
-  assert size(0) > logits and size(4) < logits / 3
+  assert size(0) > logits
+  assert size(4) < logits / 3
 
 
 def test_next_ids():
@@ -115,9 +119,12 @@ def test_next_ids():
   )
 
 
-@pytest.mark.parametrize("alpha,axis", [(0.0, -1), (0.4, -1), (0.4, 1)])
+@pytest.mark.parametrize(("alpha", "axis"), [(0.0, -1), (0.4, -1), (0.4, 1)])
 def test_answer_cross_entropy_by_hand(case, alpha, axis):
-  """Position t predicts token t + 1; the last position predicts nothing; pads do not count; a sum, not a mean."""
+  """Position t predicts token t + 1.
+
+  The last position predicts nothing; pads do not count; a sum, not a mean.
+  """
   student, teacher, ids = case
   hard, soft = log_softmax(student[:, :-1]), log_softmax(student[:, :-1], axis)
   expected = np.zeros(3)
@@ -138,7 +145,8 @@ def test_an_answer_of_pads_alone_costs_nothing(case):
   value, gradient = jax.value_and_grad(
     lambda x: language_modeling.answer_cross_entropy(x, ids, PAD, teacher, 0.5).sum()
   )(student)
-  assert value == 0 and not np.any(gradient)
+  assert value == 0
+  assert not np.any(gradient)
 
 
 def test_the_teacher_gets_no_gradient(case):

@@ -1,4 +1,7 @@
-"""The retrieval loss against sums written out in numpy, on meshes, with rows that do not count; and that it learns."""
+"""The retrieval loss against sums written out in numpy, on meshes, with rows that do not count.
+
+And that it learns.
+"""
 
 import functools
 
@@ -30,7 +33,8 @@ def folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-  # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
+  # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes
+  # are uniform.
   return retrieval_files.files_config(
     folder, **STEADY | {"model__initializer_range": 0.1, "task__negatives__group": 4} | changes
   )
@@ -64,7 +68,10 @@ class Case:
     return self._built[shape]
 
   def gradients(self, shape=(1, 1, 1), parts=1, **changed):
-    """-> (gradients {path: array}, loss, {metric: (sum, count)}, extra), in so many microbatches; `changed` are arrays of the batch."""
+    """-> (gradients {path: array}, loss, {metric: (sum, count)}, extra), in so many microbatches.
+
+    `changed` are arrays of the batch.
+    """
     built = self.built(shape)
     abstract = built.abstract.replace(opt_state=())
     state = jax.tree.map(
@@ -112,7 +119,10 @@ def features(task, params, batch):
 
 
 def by_hand(case, noises, hardness=1.0):
-  """(itc, itm, pairs matched) of the case, row by row; alpha is half of 0.4 at step 1 of a ramp of 2."""
+  """(itc, itm, pairs matched) of the case, row by row.
+
+  Alpha is half of 0.4 at step 1 of a ramp of 2.
+  """
   task, state = case.built((1, 1, 1)).task, case.state
   image, text, mask, x, y = features(task, state.params, case.batch)
   *_, x_teacher, y_teacher = features(task, state.ema_params, case.batch)
@@ -140,7 +150,8 @@ def by_hand(case, noises, hardness=1.0):
       target = alpha * soft + (1 - alpha) * same / same.sum()
       log = student_scores - np.log(np.exp(student_scores).sum())
       itc.append(-(target[counts] * log[counts]).sum() / 2)
-      # Hard negatives: the largest similarity plus noise among the four rows of the group that count and show another image.
+      # Hard negatives: the largest similarity plus noise among the four rows of the group that
+      # count and show another image.
       group = range(i // 4 * 4, i // 4 * 4 + 4)
       allowed = [j for j in group if j in rows and ids[j] != ids[i]]
       if allowed:
@@ -161,7 +172,10 @@ def by_hand(case, noises, hardness=1.0):
 
 @pytest.mark.parametrize("hardness", [1.0, 0.5])
 def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
-  """Both terms, in double precision, with every pair of the matching term fused alone; also half-way to hard negatives."""
+  """Both terms, in double precision, with every pair of the matching term fused alone.
+
+  Also half-way to hard negatives.
+  """
   ramped = Case(folder, task__negatives__ramp_steps=2) if hardness < 1 else None
   _, loss, metrics, _ = ramped.gradients() if ramped else request.getfixturevalue("one_device")
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
@@ -173,7 +187,8 @@ def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
   np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
   assert pairs == 7 + 2 * 7
   assert loss == pytest.approx(itc / 7 + itm / pairs, rel=1e-5)
-  assert metrics["itm_accuracy"][1] == pairs and metrics["corrupt_images"][0] == 1
+  assert metrics["itm_accuracy"][1] == pairs
+  assert metrics["corrupt_images"][0] == 1
 
 
 def test_the_teacher_s_features_enter_the_queues_in_the_order_of_the_batch(case, one_device):
@@ -195,7 +210,10 @@ def test_the_teacher_s_features_enter_the_queues_in_the_order_of_the_batch(case,
 
 
 def test_the_reference_is_worth_comparing_with(one_device):
-  """No gradient but those that are zero by construction is near the floor of the comparison; a key bias moves all scores of a query."""
+  """No gradient but those that are zero by construction is near the floor of the comparison.
+
+  A key bias moves all scores of a query.
+  """
   assert not [
     name
     for name, g in one_device[0].items()
@@ -204,10 +222,12 @@ def test_the_reference_is_worth_comparing_with(one_device):
 
 
 @pytest.mark.parametrize(
-  "shape, parts", [((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 2), ((2, 2, 1), 2)]
+  ("shape", "parts"), [((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 2), ((2, 2, 1), 2)]
 )
 def test_loss_gradients_and_queues_are_those_of_one_device(shape, parts, case, one_device):
-  """Groups of negatives lie across devices where there are eight. In two microbatches too: every term compares or reads what it does in
+  """Groups of negatives lie across devices where there are eight.
+
+  In two microbatches too: every term compares or reads what it does in
   one, with the negatives and the columns of the whole batch."""
   gradients, loss, metrics, queues = case.gradients(shape, parts)
   assert loss == pytest.approx(one_device[1], rel=1e-5)
@@ -228,7 +248,7 @@ def test_a_row_with_an_unreadable_image_changes_nothing(case, one_device):
 
 
 @pytest.mark.parametrize(
-  "name, changed",
+  ("name", "changed"),
   [
     ("one caption for all", {"caption": lambda x: np.repeat(x[:1], 8, 0)}),
     (
@@ -244,13 +264,13 @@ def test_poor_batches_give_finite_losses_and_gradients(name, changed, case):
   gradients, loss, metrics, queues = case.gradients(
     **{key: change(case.batch[key]) for key, change in changed.items()}
   )
-  assert np.isfinite(loss) and all(
-    np.isfinite(x).all() for x in [*gradients.values(), *queues.values()]
-  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(x).all() for x in [*gradients.values(), *queues.values()])
   if name == "one image for all":
     assert metrics["loss_itm"][1] == 7  # nothing is a negative of anything
   if name == "no image that can be read":
-    assert loss == 0 and not any(x.any() for x in gradients.values())
+    assert loss == 0
+    assert not any(x.any() for x in gradients.values())
 
 
 def test_a_batch_of_one_learns_from_the_queue_alone(folder):
@@ -260,15 +280,13 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
   batch = retrieval_files.first_batch(c, tokenizer)
   state, key = built.init(), jax.random.key(0)
   terms, _, _ = jax.jit(built.task.loss)(state.params, state, batch, key)
-  assert (
-    np.isfinite(terms["itm"])
-    and terms["itc"] > 0.1
-    and built.task.loss_normalizers(batch, key) == {"itc": 1, "itm": 1}
-  )
+  assert np.isfinite(terms["itm"])
+  assert terms["itc"] > 0.1
+  assert built.task.loss_normalizers(batch, key) == {"itc": 1, "itm": 1}
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("changes", "message"),
   [
     ({"ema__decay": 0.0}, "Retrieval learns from a teacher: set config.ema.decay"),
     ({"ema__use": "eval"}, "config.ema.use=teacher or both"),
@@ -278,7 +296,8 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
     ),
     (
       {"optim__microbatches": 4},
-      "negatives.group=4 must be at least 2 and divide config.batch_size / config.optim.microbatches=2",
+      "negatives.group=4 must be at least 2 and divide config.batch_size / "
+      "config.optim.microbatches=2",
     ),
     ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must not be negative"),
     (
@@ -335,14 +354,16 @@ def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(f
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
     built = retrieval_files.built(c, tokenizer, jax.devices()[: np.prod(shape)])
     state = built.init()
-    assert state.extra == {} and not jax.tree.leaves(state.ema_params)
+    assert state.extra == {}
+    assert not jax.tree.leaves(state.ema_params)
     if expected is None:
       expected = jax.device_get(jax.value_and_grad(by_hand)(state.params, built.task))
     with jax.set_mesh(built.mesh):
       placed = batches.put_batch(batch, built.mesh)
       gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
       (value, extra), gradient = gradients(state.params, state, placed, built.task)
-    assert extra == {} and float(value) == pytest.approx(float(expected[0]), rel=1e-5)
+    assert extra == {}
+    assert float(value) == pytest.approx(float(expected[0]), rel=1e-5)
     tiny_run.assert_gradients_equal(
       tiny_run.flat(jax.device_get(gradient)), tiny_run.flat(expected[1])
     )
@@ -372,7 +393,8 @@ def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
   rng = np.random.default_rng(0)
   index = rng.integers(0, 8, (8, 5))
   memory = jax.jit(task._image_memory)(params, batch)
-  assert len(memory["keys_values"]) == stride and (memory["tokens"] is None) == (stride == 3)
+  assert len(memory["keys_values"]) == stride
+  assert (memory["tokens"] is None) == (stride == 3)
   shared = jax.jit(task._rerank)(
     params, {"memory": memory, "texts": task._embed_texts(params, batch), "pair_text": index}
   )["score"]
@@ -411,12 +433,14 @@ def test_the_similarity_adds_to_the_score_of_a_match(folder):
   )
   np.testing.assert_allclose(again, likelihood, atol=1e-4)
   odds = likelihood - similarity / temperature
-  assert np.abs(odds - logit).max() > 1e-3 and np.std(odds) > 1e-4
+  assert np.abs(odds - logit).max() > 1e-3
+  assert np.std(odds) > 1e-4
 
 
 def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):
   """Every target is met: the matching loss goes to zero, the contrastive one to the entropy of its targets, as the queue holds each
-  image several times; then every caption finds its image, and every image its caption, before and after re-ranking."""
+  image several times; then every caption finds its image, and every image its caption, before and
+  after re-ranking."""
   c = config(
     folder,
     model__initializer_range=0.05,

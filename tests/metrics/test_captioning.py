@@ -66,7 +66,8 @@ def test_scores_of_5000_scene_captions_are_the_recorded_ones():
 
 def test_scores_of_empty_equal_repeated_and_short_captions_are_the_recorded_ones():
   record = recorded("edges")
-  assert "" in record["candidates"] and [""] in record["references"]
+  assert "" in record["candidates"]
+  assert [""] in record["references"]
   assert_equal_to_record(record["candidates"], record["references"], record)
 
 
@@ -78,7 +79,8 @@ def test_one_image_has_bleu_and_rouge_but_no_cider():
 
 def test_a_set_without_images_has_no_image_scores():
   scores, images = bleu.bleu([], [])
-  assert not scores.any() and images.shape == (4, 0)
+  assert not scores.any()
+  assert images.shape == (4, 0)
   assert rouge.rouge_l([], []).shape == (0,)
   assert captioning.CiderD([["a b"]]).score([], []).shape == (0,)
 
@@ -164,7 +166,7 @@ def test_evaluation_tokenizes_what_it_is_given():
 
 
 @pytest.mark.parametrize(
-  "candidates, references, metrics, words",
+  ("candidates", "references", "metrics", "words"),
   [
     ({1: ["a"]}, {1: ["a"]}, ["BLEU"], "metric 'BLEU' is unknown"),
     ({}, {}, NAMES, "no captions"),
@@ -303,7 +305,7 @@ def test_the_program_evaluates_a_part_when_asked_to(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "results, annotations, words",
+  ("results", "annotations", "words"),
   [
     (
       RESULTS[:2],
@@ -338,7 +340,9 @@ def test_files_that_do_not_fit_are_one_sentence_and_status_2(
 ):
   assert run(tmp_path, results, annotations) == 2
   message = capsys.readouterr()
-  assert words in message.err and message.err.count("\n") == 1 and not message.out
+  assert words in message.err
+  assert message.err.count("\n") == 1
+  assert not message.out
 
 
 def test_scores_that_cannot_be_written_are_status_2(tmp_path, capsys):

@@ -31,7 +31,7 @@ def test_5000_recorded_captions_have_the_tokens_of_the_java_program():
 
 
 @pytest.mark.parametrize(
-  "caption, tokens",
+  ("caption", "tokens"),
   [
     (
       "A man can't ride the U.S. Army's \"old\" horse.",
@@ -122,7 +122,7 @@ def scan(patterns, text, names=None):
 
 
 @pytest.mark.parametrize(
-  "patterns, text, number, end",
+  ("patterns", "text", "number", "end"),
   [
     (["ab", "a[bc]+"], "abcx", 1, 3),  # the longest
     (["a[bc]", "ab"], "ab", 0, 2),  # of two as long, the first
@@ -182,7 +182,7 @@ def test_a_pattern_with_a_mistake_is_refused(pattern):
 
 
 @pytest.mark.parametrize(
-  "text, expected",
+  ("text", "expected"),
   [
     ("A\u0130\u00c9", "ai\u0307\u00e9"),
     ("\u039f\u0394\u039f\u03a3 \u03a3\u0391\u03a3", "\u03bf\u03b4\u03bf\u03c2 \u03c3\u03b1\u03c2"),

@@ -74,7 +74,8 @@ def test_every_contraction_loses_one_apostrophe():
   for short, full in va._CONTRACTIONS.items():
     assert va.normalise(short) == full
     if wrong_way_round.get(short) != full:
-      assert len(short) == len(full) - 1 and short.replace("'", "") == full.replace("'", "")
+      assert len(short) == len(full) - 1
+      assert short.replace("'", "") == full.replace("'", "")
   assert len(va._CONTRACTIONS) == 114  # the official table without its 4 "I..." keys and 2 no-ops
 
 
@@ -84,7 +85,7 @@ def test_no_answers_is_an_error():
 
 
 @pytest.mark.parametrize(
-  "prediction, truth, equal",
+  ("prediction", "truth", "equal"),
   [
     ("yes", "yes", True),
     ("Yes", " yes ", True),

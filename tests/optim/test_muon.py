@@ -48,11 +48,15 @@ def test_singular_values_become_about_one():
     for i in range(len(x)):
       np.testing.assert_allclose(ours[i], _orthogonalized(wide[i]), atol=2e-4)
       values = np.linalg.svd(ours[i], compute_uv=False)
-      assert 0.65 < values.min() and values.max() < 1.25
+      assert values.min() > 0.65
+      assert values.max() < 1.25
 
 
 def test_updates_follow_the_formula():
-  """Matrices of equal shape, in stacks or alone, move as if each were by itself; the rest is AdamW's."""
+  """Matrices of equal shape, in stacks or alone, move as if each were by itself.
+
+  The rest is AdamW's.
+  """
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _params())
   tx, schedules = optim.make(
     {**CONFIG, "groups": [[".*/kernel", {"group": "matrices", "lr": 0.02}], [".*", {}]]},

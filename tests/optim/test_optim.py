@@ -108,7 +108,7 @@ def test_constant_schedule_warms_up_then_stays():
 
 
 @pytest.mark.parametrize(
-  "config, words",
+  ("config", "words"),
   [
     ({"name": "step"}, "known schedules: constant, cosine"),
     ({"name": "cosine", "warmup": 3}, "no field warmup"),
@@ -203,7 +203,7 @@ def test_plain_decays_kernels_alone():
 
 
 @pytest.mark.parametrize(
-  "groups, words",
+  ("groups", "words"),
   [
     ([["visual_encoder/.*", {}]], r"4 of 7 parameters match no.*temp/value"),
     ([[".*", {}], ["temp/.*", {}]], r"No parameter takes.*temp/"),

@@ -54,13 +54,15 @@ def _device_bytes(leaf):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_parameter_and_moment_of_the_presets_is_sharded(size, caplog):
   state = _abstract(size, (2, 2, 2))
-  # The vocabulary of 30,522 divides over 2; no parameter is without a rule and none stays whole for want of divisibility.
+  # The vocabulary of 30,522 divides over 2; no parameter is without a rule and none stays whole for
+  # want of divisibility.
   assert not caplog.records
   for params in (state.params, state.opt_state.mu, state.opt_state.nu, state.ema_params):
     leaves = jax.tree.leaves(params)
     total = sum(x.size * x.dtype.itemsize for x in leaves)
     mine = sum(map(_device_bytes, leaves))
-    # Over fsdp x tensor = 4; position tables, patch embedding and a few kernels go over fsdp alone, scales and biases stay whole.
+    # Over fsdp x tensor = 4; position tables, patch embedding and a few kernels go over fsdp alone,
+    # scales and biases stay whole.
     assert total / 4 <= mine <= 1.02 * total / 4
   # No leaf above 200 kB is whole anywhere in the state.
   for name, leaf in (
@@ -84,7 +86,8 @@ def test_depth_is_never_sharded_and_the_pairs_of_a_block_agree():
     (30522, 768)
   ) == (15261, 192)
   for leaf in jax.tree.leaves(state.params["text_decoder"]["layers"]):
-    assert leaf.shape[0] == 12 and leaf.sharding.shard_shape(leaf.shape)[0] == 12
+    assert leaf.shape[0] == 12
+    assert leaf.sharding.shard_shape(leaf.shape)[0] == 12
 
 
 def test_moments_and_average_live_where_their_parameter_lives():
@@ -145,7 +148,8 @@ def test_a_dimension_that_does_not_divide_stays_whole_and_is_said_once(caplog):
     assert rules.parameter_spec("embeddings/word/embedding", (319, 64), mesh) == P(None, "fsdp")
   assert rules.parameter_spec("embeddings/word/embedding", (320, 64), mesh) == P("tensor", "fsdp")
   assert [r.getMessage() for r in caplog.records] == [
-    "embeddings/word/embedding: dimension 0 of size 319 is not divisible by mesh axis 'tensor' of size 2 and stays whole."
+    "embeddings/word/embedding: dimension 0 of size 319 is not divisible by mesh axis 'tensor' of "
+    "size 2 and stays whole."
   ]
 
 
@@ -156,7 +160,8 @@ def test_a_parameter_without_a_rule_is_replicated_and_is_said_once(caplog):
     assert rules.shardings_for(tree, tree, mesh)["adapter"]["matrix"].is_fully_replicated
   (record,) = caplog.records
   assert record.levelno == logging.WARNING
-  assert "adapter/matrix" in record.getMessage() and "parallel.rules.RULES" in record.getMessage()
+  assert "adapter/matrix" in record.getMessage()
+  assert "parallel.rules.RULES" in record.getMessage()
 
 
 def test_make_mesh_fills_the_rest_and_refuses_what_does_not_fit():

@@ -40,7 +40,10 @@ def failed(report):
 
 
 def test_results_that_are_wrong(arrays, tmp_path, capsys):
-  """Each wrong number fails its own row alone; a missing result is skipped, an unknown one is listed, a broken check is a row."""
+  """Each wrong number fails its own row alone.
+
+  A missing result is skipped, an unknown one is listed, a broken check is a row.
+  """
   gradient = "grad/loss/text_decoder.bert.embeddings.word_embeddings.weight"
   norms = json.loads(str(arrays["meta"]))["grad_norms"]
   name = "text_decoder.bert.encoder.layer.0.intermediate.dense.weight"
@@ -73,7 +76,8 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
   assert result["skipped"]["out/visual"] == "not in the file"
   assert {"out/novelty", "out/scst_loss"} <= set(result["not_checked"])
   printed = capsys.readouterr().out
-  assert "FAIL     SCST" in printed and "the file has no array 'in/scst_reward'" in printed
+  assert "FAIL     SCST" in printed
+  assert "the file has no array 'in/scst_reward'" in printed
   assert "6 failed" in printed.splitlines()[-1]
 
 
@@ -95,7 +99,9 @@ def test_weights_that_do_not_fit(arrays, tmp_path):
     x["sd/visn_fc.gamma"] = np.zeros(3)
 
   [row] = verify(altered(tmp_path / "weight.npz", arrays, change)).rows
-  assert row.name == "conversion of sd/" and not row.passed and "visn_fc.gamma" in row.note
+  assert row.name == "conversion of sd/"
+  assert not row.passed
+  assert "visn_fc.gamma" in row.note
 
 
 def test_unusable_files(arrays, tmp_path, capsys):
@@ -152,13 +158,11 @@ def test_compare():
   """Tolerances are absolute or of the largest value; a NaN never passes, equal infinities do."""
   tolerance = rows.Tolerance(1e-3, 1e-2)
   row = rows.compare("x", [[10.0, 0.0]], [[10.0, 0.09]], tolerance)
-  assert (
-    row.passed
-    and row.shape == (1, 2)
-    and row.error == 0.09
-    and row.tolerance == 0.1
-    and row.relative == 0.009
-  )
+  assert row.passed
+  assert row.shape == (1, 2)
+  assert row.error == 0.09
+  assert row.tolerance == 0.1
+  assert row.relative == 0.009
   assert not rows.compare("x", [10.0, 0.0], [10.0, 0.11], tolerance).passed
   assert not rows.compare("x", [0.002], [0.0], tolerance).passed
   for ours, recorded in (

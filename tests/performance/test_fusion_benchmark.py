@@ -46,7 +46,8 @@ def test_table_and_files(model, tmp_path, capsys):
   assert rows[-1]["gflop_ratio"] == rows[-1]["seconds_ratio"] == rows[-1]["paper_ratio"] == 1
   assert rows[0]["paper_ratio"] == pytest.approx(1.86 / 0.28)
   lines = fusion_benchmark.table(rows)
-  assert len(lines) == 1 + len(rows) and lines[1].startswith("co-attention")
+  assert len(lines) == 1 + len(rows)
+  assert lines[1].startswith("co-attention")
   data, picture = fusion_benchmark.write(rows, tmp_path / "fusion")
   with open(data) as file:
     read = list(csv.DictReader(file))

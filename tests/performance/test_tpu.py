@@ -18,7 +18,8 @@ from mplug_jax.performance.tpu import compile as compiler
 from mplug_jax.performance.tpu import hlo, plan, report, topology
 from tests.support import tiny_run
 
-# Products of two batches of matrices as a TPU computes them: batch dimensions are spatial ones, in which every output meets one input.
+# Products of two batches of matrices as a TPU computes them: batch dimensions are spatial ones, in
+# which every output meets one input.
 CONVOLUTIONS = (
   """HloModule m
 ENTRY %main.1 (a.1: bf16[16,12,80,64], b.1: bf16[16,12,577,64], c.1: bf16[16,576,768], d.1: f32[768,3072,1]) -> f32[16,12,80,577] {
@@ -33,8 +34,9 @@ ENTRY %main.1 (a.1: bf16[16,12,80,64], b.1: bf16[16,12,577,64], c.1: bf16[16,576
 )
 
 
-# A turn of a loop as a TPU has it: the slice of stacked weights and its conversion are a fusion inside the product's; the second result is
-# written into a stack. Layout S(1): the chip's own memory.
+# A turn of a loop as a TPU has it: the slice of stacked weights and its conversion are a fusion
+# inside the product's; the second result is written into a stack. Layout S(1): the chip's own
+# memory.
 NESTED = """HloModule m
 %slice.1 (p.0: f32[24,64,128], p.1: s32[]) -> bf16[64,128] {
   %p.0 = f32[24,64,128]{2,1,0} parameter(0)
@@ -114,7 +116,8 @@ def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
 
 def test_products_that_a_tpu_writes_as_convolutions():
   found = hlo.cost(CONVOLUTIONS)
-  assert found.flops == 2 * 16 * 12 * 80 * 577 * 64 and found.collectives == {}
+  assert found.flops == 2 * 16 * 12 * 80 * 577 * 64
+  assert found.collectives == {}
   first, scores = 2 * 16 * 12 * 80 * 64, 4 * 16 * 12 * 80 * 577
   assert (
     found.traffic == first + scores + 2 * scores
@@ -167,11 +170,13 @@ def test_pairs_of_outputs_and_kernel_positions_are_those_counted_one_by_one():
 
 def test_what_the_compiler_says_of_too_much_memory():
   found = compiler._too_large(
-    "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 45.59G of 15.75G hbm. Exceeded"
+    "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 45.59G of "
+    "15.75G hbm. Exceeded"
   )
   assert (found.needed, found.limit) == (45.59 * 2**30, 15.75 * 2**30)
   found = compiler._too_large(
-    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.65T) exceeds "
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(1.65T) exceeds "
     "available HBM (15.75G)."
   )
   assert (found.needed, found.limit) == (1.65 * 2**40, 15.75 * 2**30)
@@ -179,7 +184,7 @@ def test_what_the_compiler_says_of_too_much_memory():
 
 
 @pytest.mark.parametrize(
-  "text,kind,expected",
+  ("text", "kind", "expected"),
   [
     (
       "%r = f32[64]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add",
@@ -192,7 +197,8 @@ def test_what_the_compiler_says_of_too_much_memory():
       (1, 256, 256 * 3 / 4),
     ),
     (
-      "%r = (f32[64]{0}, f32[256]{0}) all-gather-start(%p), replica_groups=[1,4]<=[4], dimensions={0}",
+      "%r = (f32[64]{0}, f32[256]{0}) all-gather-start(%p), replica_groups=[1,4]<=[4], "
+      "dimensions={0}",
       "all-gather",
       (1, 1024, 768),
     ),
@@ -225,10 +231,8 @@ def test_names_of_slices_and_chips():
     32,
     192,
   ]
-  assert (
-    hardware.chip("v5e").flops == 197e12 == hardware.peak_flops("TPU v5 lite")
-    and hardware.peak_flops("cpu") is None
-  )
+  assert hardware.chip("v5e").flops == 197e12 == hardware.peak_flops("TPU v5 lite")
+  assert hardware.peak_flops("cpu") is None
   assert all(
     chip.source and chip.links < chip.bandwidth < chip.flops for chip in hardware.CHIPS.values()
   )
@@ -274,19 +278,16 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
   status = report.run(
     config("vqa"), "v5e:2x4", "train", "low", False, 6, lambda lines, row: said.append((lines, row))
   )
-  assert status == 3 and asked == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("full", 8, 1)]
-  assert (
-    "needs 16.00 GiB of HBM where 15.75 GiB can be used: 0.25 GiB too much" in said[0][0][0]
-    and said[0][1]["fits"] is False
-  )
+  assert status == 3
+  assert asked == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("full", 8, 1)]
+  assert "needs 16.00 GiB of HBM where 15.75 GiB can be used: 0.25 GiB too much" in said[0][0][0]
+  assert said[0][1]["fits"] is False
   assert (
     said[1][0][0]
     == "this fits: --config.model.remat=full --config.mesh.data=-1 --config.mesh.fsdp=8"
   )
-  assert (
-    said[1][0][-1].endswith("compute bounds it, MFU at most 2%")
-    and said[1][1]["peak_gib"] == 3e9 / 2**30
-  )
+  assert said[1][0][-1].endswith("compute bounds it, MFU at most 2%")
+  assert said[1][1]["peak_gib"] == 3e9 / 2**30
   slow = found(seconds=0.1)  # by memory: another program may move less
   assert (
     "--effort=full compiles one" in report.lines(slow, config("vqa"), place(), "train", "low")[-1]
@@ -298,15 +299,15 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
   report.run(
     config("vqa"), "v5e:2x4", "train", "low", False, 1, lambda lines, row: said.append((lines, row))
   )
-  assert len(asked) == 2 and said[-1][0][0].startswith("nothing tried fits (of --max_compiles=1)")
+  assert len(asked) == 2
+  assert said[-1][0][0].startswith("nothing tried fits (of --max_compiles=1)")
 
 
 def test_a_plan_tries_the_most_promising_and_stops_when_nothing_can_be_better(monkeypatch):
   c = config("vqa", batch_size=64)
   expected = plan.candidates(c, place())
-  assert expected == sorted(expected, key=lambda each: each.seconds) and all(
-    each.memory < place().chip.memory for each in expected
-  )
+  assert expected == sorted(expected, key=lambda each: each.seconds)
+  assert all(each.memory < place().chip.memory for each in expected)
   assert {
     each.flags["mesh.data"] * each.flags["mesh.fsdp"] * each.flags["mesh.tensor"]
     for each in expected
@@ -353,7 +354,8 @@ _OTHERS = [
 
 
 @pytest.mark.parametrize(
-  "name,function", [*_LOWERED, *(pytest.param(*case, marks=pytest.mark.slow) for case in _OTHERS)]
+  ("name", "function"),
+  [*_LOWERED, *(pytest.param(*case, marks=pytest.mark.slow) for case in _OTHERS)],
 )
 def test_programs_of_every_kind_are_lowered_for_tpus(name, function):
   """By jax.export, which needs no TPU compiler; sharded over 8 devices."""
@@ -380,9 +382,9 @@ def test_the_command_says_what_is_wrong():
     text=True,
     cwd=tiny_run.ROOT,
   )
+  assert run.returncode == 1
   assert (
-    run.returncode == 1
-    and run.stderr.splitlines()[-1]
+    run.stderr.splitlines()[-1]
     == "error: The chip 'v5x' is unknown; there are v4, v5e, v5p, v6e, tpu7x."
   )
 
@@ -413,24 +415,22 @@ def compile_tpu(tmp_path, *arguments):
 def test_a_real_compilation(tmp_path):
   pytest.importorskip("libtpu")
   status, _, (row,) = compile_tpu(tmp_path, "--topology=v5e:2x2")
-  assert (
-    status == 0
-    and row["fits"]
-    and 0.9 < row["tflop"] / row["model_tflop"] < 2
-    and row["collectives"]
-  )
+  assert status == 0
+  assert row["fits"]
+  assert 0.9 < row["tflop"] / row["model_tflop"] < 2
+  assert row["collectives"]
 
 
 @pytest.mark.slow
 def test_a_real_program_that_does_not_fit_gets_a_change_that_does(tmp_path):
   pytest.importorskip("libtpu")
   status, said, (row, fixed) = compile_tpu(tmp_path, "--topology=v5e:1x1", "--batch=16384")
-  assert status == 3 and not row["fits"] and row["needed_gib"] > row["limit_gib"] == 15.75
-  assert (
-    fixed["fits"]
-    and fixed["peak_gib"] < 15.75
-    and "this fits: --config.model.remat=full --config.optim.microbatches=2" in said
-  )
+  assert status == 3
+  assert not row["fits"]
+  assert row["needed_gib"] > row["limit_gib"] == 15.75
+  assert fixed["fits"]
+  assert fixed["peak_gib"] < 15.75
+  assert "this fits: --config.model.remat=full --config.optim.microbatches=2" in said
 
 
 @pytest.mark.slow
@@ -439,9 +439,7 @@ def test_a_real_plan(tmp_path):
   status, said, rows = compile_tpu(
     tmp_path, "--topology=v5e:2x2", "--batch=4096", "--plan", "--max_compiles=2"
   )
-  assert (
-    status == 0
-    and rows
-    and all("mesh.data" in row["flags"] for row in rows)
-    and "fastest that fits: --config.mesh.data=" in said
-  )
+  assert status == 0
+  assert rows
+  assert all("mesh.data" in row["flags"] for row in rows)
+  assert "fastest that fits: --config.mesh.data=" in said

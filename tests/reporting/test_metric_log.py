@@ -44,7 +44,9 @@ def test_reduction_keeps_float64_and_bad_values():
   many = [{"x": (np.float32(1.0), np.float32(1.0))}] * 4 + [{"x": (np.float32(2.0**24), 1)}] * 4
   assert timing.reduce_metrics(many)["x"] == (4 + 4 * 2.0**24) / 8
   out = timing.reduce_metrics([{"none": (0, 0), "bad": (np.nan, 3), "inf": (1.0, 0)}])
-  assert set(out) == {"bad", "inf"} and math.isnan(out["bad"]) and math.isinf(out["inf"])
+  assert set(out) == {"bad", "inf"}
+  assert math.isnan(out["bad"])
+  assert math.isinf(out["inf"])
 
 
 def test_reduction_of_device_arrays():
@@ -102,8 +104,10 @@ def test_writer_resume_drops_later_and_torn_lines(tmp_path):
   resumed = metric_log.Writer(tmp_path, resume_step=4)
   resumed.write_scalars(5, {"loss": 9.0})
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert lines[:4] == kept and json.loads(lines[4]) == {"step": 5, "loss": 9.0}
-  assert len(lines) == 5 and os.listdir(tmp_path) == ["metrics.jsonl"]
+  assert lines[:4] == kept
+  assert json.loads(lines[4]) == {"step": 5, "loss": 9.0}
+  assert len(lines) == 5
+  assert os.listdir(tmp_path) == ["metrics.jsonl"]
   metric_log.Writer(tmp_path)  # an evaluation afterwards
   assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
   metric_log.Writer(tmp_path, resume_step=0)  # a run from the start
@@ -122,7 +126,7 @@ def test_writer_disabled_touches_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "scalars, message",
+  ("scalars", "message"),
   [
     ({"loss": np.ones(2)}, "'loss' is not one number"),
     ({"loss": "low"}, "not one number"),
@@ -168,7 +172,8 @@ def test_tensorboard_missing_is_a_warning(tmp_path, monkeypatch, caplog):
   writer = metric_log.Writer(tmp_path, tensorboard=True)
   assert "tensorboardX is not installed" in caplog.text
   writer.write_scalars(1, {"loss": 0.5})
-  assert rows_of(tmp_path) == [{"step": 1, "loss": 0.5}] and len(os.listdir(tmp_path)) == 1
+  assert rows_of(tmp_path) == [{"step": 1, "loss": 0.5}]
+  assert len(os.listdir(tmp_path)) == 1
 
 
 def test_read_metrics_needs_a_file(tmp_path):
@@ -266,11 +271,13 @@ def test_progress_on_a_terminal(monkeypatch):
     clock.now += 0.0625
   assert "\n" not in stream.getvalue()
   frames = stream.getvalue().split("\r")[1:]
-  assert 48 <= len(frames) <= 52 and {len(frame) for frame in frames} == {69}
+  assert 48 <= len(frames) <= 52
+  assert {len(frame) for frame in frames} == {69}
   assert frames[-1].startswith("[" + "#" * 24 + "] step 100/100  loss 1.0000  16.00 steps/s")
   progress.pause()
   progress.pause()
-  assert stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 1
+  assert stream.getvalue().endswith("\n")
+  assert stream.getvalue().count("\n") == 1
 
 
 def test_progress_disabled_is_silent():
@@ -282,7 +289,10 @@ def test_progress_disabled_is_silent():
 
 
 def test_import_needs_no_jax():
-  code = "import sys; import mplug_jax.reporting.metric_log, mplug_jax.reporting.curves; print('jax' in sys.modules)"
+  code = (
+    "import sys; import mplug_jax.reporting.metric_log, mplug_jax.reporting.curves; "
+    "print('jax' in sys.modules)"
+  )
   root = paths.ROOT
   run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
   assert run.stdout.strip() == "False", run.stderr

@@ -105,20 +105,22 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
   with Image.open(out) as image:
     width, height = image.size
     purple = np.all(np.asarray(image) == (200, 30, 220), axis=-1).sum()
-  assert 900 <= width <= 1000 and 350 <= height <= 500
+  assert 900 <= width <= 1000
+  assert 350 <= height <= 500
   assert purple == 3 * (20 * 4) ** 2  # enlarged four times, sharp
   assert {GREEN, RED, GREY} <= colors_of(out)
   assert os.listdir(tmp_path) == ["sheet.png"]
 
 
 @pytest.mark.parametrize(
-  "prediction, present, absent", [("Blue", GREEN, RED), ("red", RED, GREEN), ("", RED, GREEN)]
+  ("prediction", "present", "absent"), [("Blue", GREEN, RED), ("red", RED, GREEN), ("", RED, GREEN)]
 )
 def test_sample_sheet_colour_follows_the_answer(tmp_path, prediction, present, absent):
   images = np.full((1, 300, 200, 3), 128, np.uint8)
   sample_sheet.sample_sheet(images, [[("q", prediction, "blue")]], tmp_path / "s.png")
   colors = colors_of(tmp_path / "s.png")
-  assert present in colors and absent not in colors
+  assert present in colors
+  assert absent not in colors
 
 
 @pytest.mark.parametrize("text", ["word " * 400, "x" * 3000, "many\nlines\n" * 50, "", "été ΑΒΓ"])
@@ -129,7 +131,8 @@ def test_long_texts_stay_inside_their_cell(tmp_path, text):
   images = np.zeros((2, 32, 48, 3), np.uint8)
   sample_sheet.sample_sheet(images, [[(text, text, text)], []], tmp_path / "s.png")
   with Image.open(tmp_path / "s.png") as image:
-    assert image.size[0] < 700 and image.size[1] < 700
+    assert image.size[0] < 700
+    assert image.size[1] < 700
 
 
 def test_wrap_loses_no_word():
@@ -153,6 +156,5 @@ def test_an_overlay_is_bright_where_the_heat_is_and_has_the_box():
   brightness = found.astype(int).sum(-1)
   assert brightness[100:, 220:].mean() > 2 * brightness[60:100, :80].mean()
   assert (found[18, 18:90] == (61, 245, 107)).all()
-  assert (overlay.overlay(image, None)[:] == 120).all() and (
-    overlay.overlay(image, np.zeros((2, 2))) < 120
-  ).all()
+  assert (overlay.overlay(image, None)[:] == 120).all()
+  assert (overlay.overlay(image, np.zeros((2, 2))) < 120).all()

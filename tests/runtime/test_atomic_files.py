@@ -16,7 +16,8 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
   atomic_files.write_atomic(path, b"old")
   with pytest.raises(TypeError):
     atomic_files.write_atomic(path, "not bytes")
-  assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+  assert path.read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["file"]
   with pytest.raises(FileNotFoundError):
     atomic_files.write_atomic(tmp_path / "absent" / "file", b"x")
 
@@ -31,8 +32,10 @@ def test_atomic_write_on_a_full_disk(tmp_path):
   )
   root = paths.ROOT
   run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-  assert run.returncode and "File too large" in run.stderr
-  assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+  assert run.returncode
+  assert "File too large" in run.stderr
+  assert (tmp_path / "file").read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["file"]
 
 
 def test_write_json_replaces_whole_files(tmp_path):

@@ -20,7 +20,7 @@ def test_every_caption_is_read_as_what_it_says(difficulty):
 
 
 @pytest.mark.parametrize(
-  "text, form",
+  ("text", "form"),
   [
     (
       "a tiny red disc sits left of a plus sign",

@@ -141,7 +141,8 @@ def test_boxes_are_tight_to_the_pixels(config):
       x, y = (int(v) for v in o.center)
       np.testing.assert_array_equal(alone[y, x], o.rgb)
     image = scenes.render(scene, config)
-    assert image.dtype == np.uint8 and image.shape == (config.size, config.size, 3)
+    assert image.dtype == np.uint8
+    assert image.shape == (config.size, config.size, 3)
 
 
 @BOTH
@@ -153,7 +154,8 @@ def test_captions_are_true_and_varied(config):
     for c in captions:
       assert oracle.holds(c.form, scene) is True, (c, scene)
       assert sorted(attribute_words(c.text)) == sorted(form_words(c.form.objects)), c
-      assert len(c.form.objects) in (2, 3) and c.form.relations
+      assert len(c.form.objects) in (2, 3)
+      assert c.form.relations
       templates.add(c.template)
       openings.add(" ".join(w for w in c.text.split() if w not in WORDS))
   assert len(templates) == scene_text.TEMPLATE_COUNT >= 40
@@ -222,7 +224,8 @@ def test_answers_agree_with_the_oracle_and_families_are_balanced(config):
       assert oracle.answer(q.form, scene) == q.answer, (q, scene)
       assert sorted(attribute_words(q.text)) == sorted(form_words(q.form)), q
       answers[q.family][q.answer] += 1
-  assert set(answers) == set(FAMILIES) and len(answers) >= 8
+  assert set(answers) == set(FAMILIES)
+  assert len(answers) >= 8
   for family, counts in answers.items():
     total = sum(counts.values())
     assert total > 500, family
@@ -308,7 +311,9 @@ def test_pairs_are_true_as_labelled_and_balanced(config):
   for p in pairs:
     assert oracle.judge_pair(p.form, p.left, p.right) == p.label, p
     assert sorted(attribute_words(p.text)) == sorted(form_words(p.form[1])), p
-    assert p.left != p.right and p.left.split == "train" and not p.unseen
+    assert p.left != p.right
+    assert p.left.split == "train"
+    assert not p.unseen
     by_template[p.template].append(p.label)
   assert len(by_template) == scene_pairs.PAIR_TEMPLATE_COUNT
   assert {np.mean(labels) for labels in by_template.values()} == {0.5}
@@ -337,7 +342,8 @@ def test_clips(config):
     for number, direction in clip.moves.items():
       steps = np.diff([f.objects[number].center for f in clip.frames], axis=0)
       want = np.array(clips.STEPS[direction])
-      assert (steps @ want > 0).all() and (steps @ want[::-1] == 0).all()
+      assert (steps @ want > 0).all()
+      assert (steps @ want[::-1] == 0).all()
       assert np.ptp(steps @ want) <= 1  # constant speed, to the pixel
       for frame in clip.frames:
         assert all(
@@ -353,7 +359,8 @@ def test_clips(config):
   for family in ("moves", "finally"):
     assert 0.4 < answers[family, "yes"] / 200 < 0.6
   video = clips.render_clip(clip, config)
-  assert video.shape == (4, config.size, config.size, 3) and video.dtype == np.uint8
+  assert video.shape == (4, config.size, config.size, 3)
+  assert video.dtype == np.uint8
   assert (video[0] != video[-1]).any()
   with pytest.raises(ValueError, match="at least 2 frames"):
     clips.clip(config, "test", 0, frames=1)
@@ -391,11 +398,15 @@ def test_expected_recall_by_simulation():
 def test_vqa_records():
   source = SceneVqaSource(DEFAULT, "val", questions_per_image=8)
   record = source[3]
-  assert len(source) == 1000 and record["image_id"] == "val-3" and not record["unseen"]
-  assert record["image"].shape == (96, 96, 3) and len(record["questions"]) == 8
+  assert len(source) == 1000
+  assert record["image_id"] == "val-3"
+  assert not record["unseen"]
+  assert record["image"].shape == (96, 96, 3)
+  assert len(record["questions"]) == 8
   for q, made in zip(record["questions"], questions(scenes.scene(DEFAULT, "val", 3)), strict=True):
     assert (q["question"], q["answers"], q["family"]) == (made.text, [made.answer], made.family)
-    assert q["weights"] == [1.0] and q["dataset"] == "scenes"
+    assert q["weights"] == [1.0]
+    assert q["dataset"] == "scenes"
   assert len({q["question_id"] for i in range(5) for q in source[i]["questions"]}) == 40
   test = SceneVqaSource(DEFAULT, "test")
   flags = collections.Counter()

@@ -21,7 +21,10 @@ NO_DROPOUT = {
 
 
 def config(arg="tiny", file="caption", **changes):
-  """configs/<file>.py with `arg`, scenes at 48 pixels if it reads scenes; `changes` are written section__field=value."""
+  """configs/<file>.py with `arg`, scenes at 48 pixels if it reads scenes.
+
+  `changes` are written section__field=value.
+  """
   c = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{file}.py"))["get_config"](arg)
   if c.data.name == "scenes":
     c.data.size, c.model.image_size = 48, 48
@@ -70,7 +73,10 @@ CAPTIONS = (
 
 
 def write_karpathy(folder):
-  """Five images in the official layout: three to train on, one each to validate and test; their captions begin one further on each."""
+  """Five images in the official layout: three to train on, one each to validate and test.
+
+  Their captions begin one further on each.
+  """
   splits, entries = ("train", "train", "train", "val", "test"), {"train": [], "val": [], "test": []}
   for number, split in enumerate(splits):
     name, filepath = (

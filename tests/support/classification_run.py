@@ -13,11 +13,30 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from tests.support import tiny_run
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = "a the red green cat dog is on left right of image shows one both".split()
+WORDS = [
+  "a",
+  "the",
+  "red",
+  "green",
+  "cat",
+  "dog",
+  "is",
+  "on",
+  "left",
+  "right",
+  "of",
+  "image",
+  "shows",
+  "one",
+  "both",
+]
 
 
 def config(file, arg="tiny", **changes):
-  """configs/<file>.py with `arg`, scenes at 48 pixels if it reads scenes; `changes` are written section__field=value."""
+  """configs/<file>.py with `arg`, scenes at 48 pixels if it reads scenes.
+
+  `changes` are written section__field=value.
+  """
   c = runpy.run_path(str(tiny_run.ROOT / "configs" / f"{file}.py"))["get_config"](arg)
   if "scene" in c.data.name:
     c.data.size = c.model.image_size = 48

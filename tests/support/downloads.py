@@ -110,7 +110,10 @@ def _files(root):
 
 
 def configs(printed, **changes):
-  """The tiny configs of the commands that were printed; `changes` are written section__field=value."""
+  """The tiny configs of the commands that were printed.
+
+  `changes` are written section__field=value.
+  """
   found = []
   for line in printed:
     if line.startswith(("train: ", "evaluate: ")):

@@ -1,7 +1,7 @@
 """`python -m mplug_jax.main` as a subprocess of the tests: main_worker.py <devices> <seconds> <flags of main>.
 
-It uses the first <devices> of its devices (0: all, as main does) and sleeps <seconds> after every update, so that a signal
-from outside comes while it trains.
+It uses the first <devices> of its devices (0: all, as main does) and sleeps <seconds> after every
+update, so that a signal from outside comes while it trains.
 """
 
 import sys

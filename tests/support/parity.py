@@ -1,4 +1,7 @@
-"""Where the recordings of the official code are, for the tests; what is done with them is mplug_jax/parity."""
+"""Where the recordings of the official code are, for the tests.
+
+What is done with them is mplug_jax/parity.
+"""
 
 import os
 import pathlib
@@ -16,7 +19,10 @@ FOLDERS = [paths.GOLDEN] + [pathlib.Path(p) for p in [os.environ.get("MPLUG_GOLD
 
 
 def recordings(*tasks):
-  """Decorator: the test runs once for each recorded file `path` of the tasks; of the two geometries beside the tests the first is slow."""
+  """Decorator: the test runs once for each recorded file `path` of the tasks.
+
+  Of the two geometries beside the tests the first is slow.
+  """
   found = {
     path.name: path
     for folder in reversed(FOLDERS)

@@ -38,7 +38,8 @@ def config(name, arg="tiny", **changes):
 def save(folder, c, seed=0, sharpness=2.0):
   """Writes a run folder of the config with random parameters; returns the folder.
 
-  Kernels keep the size of what goes through them, times `sharpness`, so that inputs differ in scores by more than the rounding of float32.
+  Kernels keep the size of what goes through them, times `sharpness`, so that inputs differ in
+  scores by more than the rounding of float32.
   """
   tokenizer = sentencepiece.train_sentencepiece(
     _TEXTS,

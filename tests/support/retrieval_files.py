@@ -11,12 +11,15 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
 
-WORDS = "red blue green cat dog bird tree house".split()
+WORDS = ["red", "blue", "green", "cat", "dog", "bird", "tree", "house"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write(folder):
-  """Images, coco_{train,val,test}.json and vocab.txt; `val` has a second caption for every other picture."""
+  """Images, coco_{train,val,test}.json and vocab.txt.
+
+  `val` has a second caption for every other picture.
+  """
   rng = np.random.default_rng(0)
   (folder / "pictures").mkdir()
   for i in range(8):

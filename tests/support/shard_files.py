@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-COLOURS = "red green blue grey white black".split()
-THINGS = "cat dog bird tree house".split()
+COLOURS = ["red", "green", "blue", "grey", "white", "black"]
+THINGS = ["cat", "dog", "bird", "tree", "house"]
 
 
 def picture(number, kind="JPEG"):
@@ -24,7 +24,10 @@ def caption(number):
 
 
 def pair(number, **changes):
-  """The members {extension: bytes} of pair `number` as img2dataset writes them; None takes one away."""
+  """The members {extension: bytes} of pair `number` as img2dataset writes them.
+
+  None takes one away.
+  """
   about = {"key": f"{number:05d}", "caption": caption(number), "status": "success", "width": 40}
   members = {
     "jpg": picture(number),
@@ -60,7 +63,10 @@ def numbered(numbers):
 
 
 def write(folder, sizes=(1, 7, 3), first=0):
-  """00000.tar, 00001.tar, ... with so many pairs, numbered from `first` on; returns the pattern of all."""
+  """00000.tar, 00001.tar, ... with so many pairs, numbered from `first` on.
+
+  Returns the pattern of all.
+  """
   folder.mkdir(exist_ok=True)
   for shard, size in enumerate(sizes):
     (folder / f"{shard:05d}.tar").write_bytes(tar_bytes(numbered(range(first, first + size))))

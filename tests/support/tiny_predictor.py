@@ -15,7 +15,10 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import mesh as mesh_lib
 from tests.support import tiny_run
 
-WORDS = "what is the blue shape ? there a circle not red in image yes no on of left two dog <person> , . -"
+WORDS = (
+  "what is the blue shape ? there a circle not red in image yes no on of left two dog "
+  "<person> , . -"
+)
 
 
 def config(name, **changes):

@@ -115,7 +115,10 @@ def flat(tree):
 
 
 def assert_gradients_equal(ours, reference, share=1e-4):
-  """The bound on what a mesh may change: a share of each tensor's largest value, or 1e-7. Both are {path: array}."""
+  """The bound on what a mesh may change: a share of each tensor's largest value, or 1e-7.
+
+  Both are {path: array}.
+  """
   assert ours.keys() == reference.keys()
   for name, expected in reference.items():
     bound = max(share * np.abs(expected).max(), 1e-7)

@@ -11,9 +11,30 @@ from PIL import Image
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
-WORDS = (
-  "is there a red blue dog cat sign what colour the stop yes no green two of it on ? , .".split()
-)
+WORDS = [
+  "is",
+  "there",
+  "a",
+  "red",
+  "blue",
+  "dog",
+  "cat",
+  "sign",
+  "what",
+  "colour",
+  "the",
+  "stop",
+  "yes",
+  "no",
+  "green",
+  "two",
+  "of",
+  "it",
+  "on",
+  "?",
+  ",",
+  ".",
+]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 

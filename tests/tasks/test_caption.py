@@ -1,4 +1,7 @@
-"""Captioning: the loss by hand, on every mesh and in microbatches; that it learns; what odd captions and images do to it."""
+"""Captioning: the loss by hand, on every mesh and in microbatches.
+
+That it learns; what odd captions and images do to it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,8 @@ class Case(mesh_case.MeshCase):
   """The tiny task without dropout, a batch whose rows count unequally, and its gradients on any mesh, in any number of parts."""
 
   def __init__(self, tokenizer):
-    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
+    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
+    # softmaxes are uniform.
     self.config, self.tokenizer = caption_run.config(model__initializer_range=0.1), tokenizer
     self.batch = caption_run.batch(self.config, tokenizer)
     for row in range(8):  # as Chunked leaves rows that are not full; a corrupt image has none
@@ -46,7 +50,7 @@ def reference(case):
   return case.gradients()
 
 
-@pytest.mark.parametrize("devices, rows", [(1, 8), (4, 8), (8, 8), (1, 1)])
+@pytest.mark.parametrize(("devices", "rows"), [(1, 8), (4, 8), (8, 8), (1, 1)])
 def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, case, monkeypatch):
   task, image = case.built.task, case.batch["image"][:rows]
   assert not np.array_equal(image[0], image[-1]) or rows == 1
@@ -85,9 +89,8 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
         count += 1
   _, loss, metrics = reference
   assert loss == pytest.approx(total / count, rel=1e-5)
-  assert metrics["loss_caption"] == (pytest.approx(total, rel=1e-5), count) and metrics[
-    "token_accuracy"
-  ] == (right, count)
+  assert metrics["loss_caption"] == (pytest.approx(total, rel=1e-5), count)
+  assert metrics["token_accuracy"] == (right, count)
   assert metrics["corrupt_images"][0] == 1
 
 
@@ -136,9 +139,8 @@ def test_with_a_prompt_the_rest_is_learnt_and_generated_behind_it(tokenizer, mod
   assert weight == (batch["caption"] != tokenizer.pad_id).sum() - 40 * len(prompt.ids)
   out = built.predict["generate"](built.init().params, batch)
   assert out["tokens"].shape == (8, len(prompt.start) + c.task.max_length)
-  assert (out["tokens"][:, : len(prompt.start)] == prompt.start).all() and (
-    out["length"] > len(prompt.start)
-  ).all()
+  assert (out["tokens"][:, : len(prompt.start)] == prompt.start).all()
+  assert (out["length"] > len(prompt.start)).all()
 
 
 def _only(case, count, texts, image):
@@ -155,18 +157,19 @@ def test_odd_captions_and_images_keep_everything_finite(case, tokenizer):
   odd = _only(case, 8, ["", " ".join(["circle"] * 90), "\N{SNOWMAN}"], black)
   for name in batch:
     batch[name][4:] = odd[name][4:]
-  assert (batch["caption"][4, 1] == tokenizer.eos_id).sum() == 1 and batch["caption"][
-    4, 1, -1
-  ] == tokenizer.eos_id
+  assert (batch["caption"][4, 1] == tokenizer.eos_id).sum() == 1
+  assert batch["caption"][4, 1, -1] == tokenizer.eos_id
   gradients, loss, _ = case.gradients(batch=batch)
-  assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+  assert np.isfinite(loss)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
   batch["corrupt"][:], batch["caption_valid"][:], batch["caption"][:] = (
     True,
     False,
     tokenizer.pad_id,
   )
   gradients, loss, _ = case.gradients(batch=batch)
-  assert loss == 0 and all((x == 0).all() for x in jax.tree.leaves(gradients))
+  assert loss == 0
+  assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
 def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
@@ -192,7 +195,8 @@ def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
     steps += 20
     if metrics["loss"][0] < 0.01:
       break
-  assert metrics["loss"][0] < 0.01 and bool(health["ok"])
+  assert metrics["loss"][0] < 0.01
+  assert bool(health["ok"])
   assert len({record["captions"][0] for record in records}) == 8
   out = built.predict["generate"](state.params, batch)
   assert [tokenizer.decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [
@@ -203,7 +207,7 @@ def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("changes", "message"),
   [
     ({"task__beam_mode": "wide"}, "unknown beam search mode 'wide'"),
     ({"task__min_length": 50}, "min_length=50"),

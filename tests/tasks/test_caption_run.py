@@ -70,10 +70,8 @@ def _state(folder, config):
 def test_what_a_run_on_scenes_leaves_and_prints(unbroken):
   folder, out = unbroken
   result = json.loads((folder / "result.json").read_text())
-  assert (
-    result["metric"] == "CIDEr-D"
-    and out[-1] == f"final: CIDEr-D {result['metrics']['CIDEr-D']:.2f}"
-  )
+  assert result["metric"] == "CIDEr-D"
+  assert out[-1] == f"final: CIDEr-D {result['metrics']['CIDEr-D']:.2f}"
   assert (
     METRICS
     | {
@@ -92,18 +90,19 @@ def test_what_a_run_on_scenes_leaves_and_prints(unbroken):
   )
   assert result["metrics"]["another_caption_CIDEr-D"] > result["metrics"]["CIDEr-D"]
   rows = json.loads((folder / "predictions.json").read_text())
-  assert [row["image_id"] for row in rows] == [f"test-{i}" for i in range(10)] and all(
-    isinstance(row["caption"], str) for row in rows
-  )
+  assert [row["image_id"] for row in rows] == [f"test-{i}" for i in range(10)]
+  assert all(isinstance(row["caption"], str) for row in rows)
   for name in ("METEOR", "SPICE"):  # these need Java
     assert any(line.strip().startswith(f"{name}: ") for line in out)
-  assert (folder / "predictions.png").stat().st_size > 1000 and (folder / "curves.png").exists()
+  assert (folder / "predictions.png").stat().st_size > 1000
+  assert (folder / "curves.png").exists()
   losses = [
     row["train/loss"]
     for row in metric_log.read_metrics(folder / "metrics.jsonl")
     if "train/loss" in row
   ]
-  assert len(losses) == 4 and losses[-1] < losses[0]
+  assert len(losses) == 4
+  assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow
@@ -147,10 +146,8 @@ def test_a_run_on_the_official_files(cache, tmp_path):
     row["image_id"] for row in json.loads((tmp_path / "run/predictions.json").read_text())
   ] == [11]
   result = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
-  assert (
-    METRICS | {"shuffled_CIDEr-D"} == set(result) - JAVA
-    and np.isfinite(list(result.values())).all()
-  )
+  assert METRICS | {"shuffled_CIDEr-D"} == set(result) - JAVA
+  assert np.isfinite(list(result.values())).all()
 
 
 # ---- the evaluator on captions given to it
@@ -181,21 +178,18 @@ def test_scores_tell_captions_of_the_image_from_others(tokenizer, tmp_path):
   c = caption_run.config(eval__limit=60)
   source = caption.images(c.data, "test")
   _, right = evaluate(c, tokenizer, tmp_path, [source.captions(i)[2] for i in range(60)])
-  assert (
-    right["BLEU-4"] == pytest.approx(100)
-    and right["CIDEr-D"] > 1.5 * right["another_caption_CIDEr-D"] > 3 * right["shuffled_CIDEr-D"]
-  )
+  assert right["BLEU-4"] == pytest.approx(100)
+  assert right["CIDEr-D"] > 1.5 * right["another_caption_CIDEr-D"] > 3 * right["shuffled_CIDEr-D"]
   assert right["true"] == right["true_unseen"] == 100 > 2 * right["shuffled_true"]
   _, sixth = evaluate(c, tokenizer, tmp_path, [source.another_caption(i) for i in range(60)])
   for group in ("", "_seen", "_unseen"):
     assert sixth[f"CIDEr-D{group}"] == pytest.approx(right[f"another_caption_CIDEr-D{group}"])
   _, constant = evaluate(c, tokenizer, tmp_path, ["there is a red circle"] * 60)
-  assert (
-    constant["CIDEr-D"] == pytest.approx(constant["shuffled_CIDEr-D"])
-    and constant["CIDEr-D"] < right["shuffled_CIDEr-D"] * 3
-  )
+  assert constant["CIDEr-D"] == pytest.approx(constant["shuffled_CIDEr-D"])
+  assert constant["CIDEr-D"] < right["shuffled_CIDEr-D"] * 3
   _, empty = evaluate(c, tokenizer, tmp_path, [""] * 60)
-  assert empty["CIDEr-D"] == empty["true"] == 0 and empty["BLEU-4"] == pytest.approx(0, abs=1e-3)
+  assert empty["CIDEr-D"] == empty["true"] == 0
+  assert empty["BLEU-4"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_prompt_is_taken_off(tokenizer, tmp_path):
@@ -221,7 +215,8 @@ def test_a_split_without_references_gets_a_results_file(tokenizer, tmp_path):
   evaluator, result = evaluate(
     caption_run.config(f"tiny,data=karpathy,root={tmp_path}"), tokenizer, tmp_path, ["a red star"]
   )
-  assert result == {} and evaluator.samples == ["a red star"]
+  assert result == {}
+  assert evaluator.samples == ["a red star"]
   assert json.loads((tmp_path / "predictions.json").read_text()) == [
     {"image_id": 11, "caption": "a red star"}
   ]
@@ -248,15 +243,15 @@ def test_domains_are_scored_by_themselves_and_unreadable_images_counted(tokenize
     METRICS | {"CIDEr-D_in-domain", "CIDEr-D_out-domain", "shuffled_CIDEr-D", "corrupt_images"}
     == set(result) - JAVA
   )
-  assert (
-    result["corrupt_images"] == 1
-    and result["CIDEr-D_out-domain"] == 0 < result["CIDEr-D_in-domain"]
-  )
+  assert result["corrupt_images"] == 1
+  assert result["CIDEr-D_out-domain"] == 0 < result["CIDEr-D_in-domain"]
 
 
 def test_nocaps_domains_score_what_a_hand_gets(tokenizer, tmp_path):
-  """CIDEr-D, where every n-gram is in one caption alone and so weighs the same. In-domain: equal to the reference. Near-domain: one
-  caption has a word too many, so that 4, 3, 2, 1 of its 5, 4, 3, 2 n-grams are the reference's, the other shares nothing. Out of domain:
+  """CIDEr-D, where every n-gram is in one caption alone and so weighs the same.
+
+  In-domain: equal to the reference. Near-domain: one caption has a word too many, so that 4, 3, 2,
+  1 of its 5, 4, 3, 2 n-grams are the reference's, the other shares nothing. Out of domain:
   nothing is right."""
   (tmp_path / "images").mkdir()
   domains = ["in-domain"] * 2 + ["near-domain"] * 2 + ["out-domain"] * 2
@@ -294,4 +289,5 @@ def test_nocaps_domains_score_what_a_hand_gets(tokenizer, tmp_path):
 
 def test_training_and_reported_images_differ():
   c = caption_run.config("small")
-  assert c.eval.split == "test" and data.get_source(c, "train").source.split == "train"
+  assert c.eval.split == "test"
+  assert data.get_source(c, "train").source.split == "train"

@@ -1,4 +1,7 @@
-"""Classification: the loss by hand, on every mesh and in microbatches; that it learns; how a text meets two images; odd input."""
+"""Classification: the loss by hand, on every mesh and in microbatches.
+
+That it learns; how a text meets two images; odd input.
+"""
 
 import itertools
 
@@ -33,10 +36,14 @@ def no_dropout(**changes):
 
 
 class Case(mesh_case.MeshCase):
-  """The tiny task of two images and its gradients on any mesh, in any number of parts; some rows do not count."""
+  """The tiny task of two images and its gradients on any mesh, in any number of parts.
+
+  Some rows do not count.
+  """
 
   def __init__(self, tokenizer, pairing):
-    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
+    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
+    # softmaxes are uniform.
     self.config = classification_run.config(
       "nlvr2",
       f"tiny,pairing={pairing}",
@@ -71,7 +78,7 @@ def reference(case):
 
 
 @pytest.mark.parametrize(
-  "file, arg, sentences",
+  ("file", "arg", "sentences"),
   [("snli_ve", "tiny", 3), ("nlvr2", "tiny", 2), ("nlvr2", "tiny,data=scene_captions", 1)],
 )
 def test_a_batch_is_as_specified(tokenizer, file, arg, sentences):
@@ -102,8 +109,10 @@ def test_the_loss_is_the_mean_over_sentences_that_count(case, reference):
     total += 0.6 * -log[case.batch["label"][place]] + 0.4 * -(soft * log).sum()
     right += log.argmax() == case.batch["label"][place]
   _, loss, metrics = reference
-  assert loss == pytest.approx(total / 13, rel=1e-5) and metrics["loss_class"][1] == 13
-  assert metrics["accuracy"] == (right, 13) and metrics["corrupt_rows"][0] == 1
+  assert loss == pytest.approx(total / 13, rel=1e-5)
+  assert metrics["loss_class"][1] == 13
+  assert metrics["accuracy"] == (right, 13)
+  assert metrics["corrupt_rows"][0] == 1
 
 
 def test_loss_and_gradients_on_eight_devices_are_those_of_one(case, reference):
@@ -133,7 +142,8 @@ def test_rows_that_do_not_count_move_nothing(case, reference):
     np.testing.assert_array_equal(x, tiny_run.flat(reference[0])[name], err_msg=name)
   changed["corrupt"][:] = True
   gradients, loss, _ = case.gradients(batch=changed)
-  assert loss == 0 and all((x == 0).all() for x in jax.tree.leaves(gradients))
+  assert loss == 0
+  assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
 def test_odd_sentences_and_images_keep_everything_finite(case):
@@ -146,12 +156,12 @@ def test_odd_sentences_and_images_keep_everything_finite(case):
     name: np.array(x)
     for name, x in classification_run.stack(case.config, case.tokenizer, records).items()
   }
-  assert (batch["sentence"][0, 0] != case.tokenizer.pad_id).sum() == 1 and (
-    batch["sentence"][1, 0] != case.tokenizer.pad_id
-  ).all()
+  assert (batch["sentence"][0, 0] != case.tokenizer.pad_id).sum() == 1
+  assert (batch["sentence"][1, 0] != case.tokenizer.pad_id).all()
   batch |= {name: np.repeat(batch[name], 2, axis=1) for name in ("sentence", "label")}
   gradients, loss, _ = case.gradients(batch=batch)
-  assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+  assert np.isfinite(loss)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
 def test_eight_pairs_are_learnt_by_heart_alone_and_together(tokenizer):
@@ -182,7 +192,8 @@ def test_eight_pairs_are_learnt_by_heart_alone_and_together(tokenizer):
     steps += 20
     if metrics["loss"][0] < 0.01:
       break
-  assert metrics["loss"][0] < 0.01 and bool(health["ok"])
+  assert metrics["loss"][0] < 0.01
+  assert bool(health["ok"])
   probability = built.predict["classify"](state.params, batch)["probability"]
   np.testing.assert_array_equal(probability.argmax(-1), batch["label"][:, 0])
   np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-5)
@@ -264,7 +275,10 @@ def single_run(tokenizer, tmp_path_factory):
 def test_second_layers_share_the_keys_and_values_of_the_first_and_start_as_them(
   tokenizer, single_run
 ):
-  """From a run with one layer for both images; what it has not, or in another shape, is random where that is allowed, and only there."""
+  """From a run with one layer for both images.
+
+  What it has not, or in another shape, is random where that is allowed, and only there.
+  """
   folder, params, averages = single_run
   c = classification_run.config("nlvr2", f"tiny,data=scene_captions,init={folder}", ema__decay=0.9)
   state = loop.build(c, tokenizer, 10, 10, jax.devices()[:1]).init()
@@ -297,7 +311,7 @@ def test_second_layers_share_the_keys_and_values_of_the_first_and_start_as_them(
 
 
 @pytest.mark.parametrize(
-  "file, changes, message",
+  ("file", "changes", "message"),
   [
     (
       "nlvr2",

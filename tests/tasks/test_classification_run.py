@@ -86,10 +86,12 @@ def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(
   with monkeypatch.context() as patch:
     patch.setattr(loop, "Interrupt", Interrupt)
     assert loop.train(settings(), str(tmp_path)) == 0
-  assert "stopped at step 3" in capsys.readouterr().out and not (tmp_path / "result.json").exists()
+  assert "stopped at step 3" in capsys.readouterr().out
+  assert not (tmp_path / "result.json").exists()
   assert loop.train(settings(), str(tmp_path)) == 0
   out = capsys.readouterr().out
-  assert "resumed at step 3" in out and out.splitlines()[-1].startswith("final: accuracy ")
+  assert "resumed at step 3" in out
+  assert out.splitlines()[-1].startswith("final: accuracy ")
   assert tiny_run.lines(tmp_path) == tiny_run.lines(run)
   ours, expected = state(settings(), tmp_path), state(settings(), run)
   for name, x in expected.items():
@@ -105,25 +107,23 @@ def test_results_are_those_of_the_predictions(files, run):
   assert [row["id"] for row in rows] == list(range(9))
   right = []
   for row, truth in zip(rows, truths):
-    assert row["scores"].keys() == {"False", "True"} and sum(
-      row["scores"].values()
-    ) == pytest.approx(1, abs=1e-5)
+    assert row["scores"].keys() == {"False", "True"}
+    assert sum(row["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert row["label"] == max(row["scores"], key=row["scores"].get)
     right.append(row["label"] == truth["label"])
   metrics = json.loads((run / "result.json").read_text())["metrics"]
-  assert metrics["accuracy"] == pytest.approx(100 * np.mean(right)) and metrics[
-    "majority_label"
-  ] == pytest.approx(200 / 3)
+  assert metrics["accuracy"] == pytest.approx(100 * np.mean(right))
+  assert metrics["majority_label"] == pytest.approx(200 / 3)
   table = json.loads((run / "confusion.json").read_text())
-  assert table["labels"] == ["False", "True"] and np.trace(table["truth_by_prediction"]) == sum(
-    right
-  )
+  assert table["labels"] == ["False", "True"]
+  assert np.trace(table["truth_by_prediction"]) == sum(right)
   np.testing.assert_array_equal(np.sum(table["truth_by_prediction"], axis=1), [3, 6])
   for number, label in enumerate(table["labels"]):
     counts = table["truth_by_prediction"][number]
     assert metrics[f"accuracy_{label}"] == pytest.approx(100 * counts[number] / sum(counts))
   with Image.open(run / "predictions.png") as sheet:
-    assert sheet.width > 600 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
+    assert sheet.width > 600
+    assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
 
 
 def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_counted(
@@ -144,7 +144,8 @@ def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_co
   assert evaluate.evaluate(config, str(tmp_path), str(run)) == {"corrupt_rows": 1}
   assert capsys.readouterr().out.splitlines()[-1] == "final: no answers to compare with"
   assert len(json.loads((tmp_path / "predictions.json").read_text())) == 6
-  assert not (tmp_path / "confusion.json").exists() and (tmp_path / "predictions.png").exists()
+  assert not (tmp_path / "confusion.json").exists()
+  assert (tmp_path / "predictions.png").exists()
 
 
 def test_subsets_of_scenes_are_reported_apart(tmp_path):
@@ -172,11 +173,9 @@ def test_subsets_of_scenes_are_reported_apart(tmp_path):
   )
   assert result["accuracy_object"] == result["accuracy_unseen"] == result["accuracy_seen"] == 100
   assert result["accuracy_relation"] == result["accuracy_count"] == result["majority_label"] == 50
-  assert (
-    result["accuracy_same"] == 50
-    and result["accuracy_both"] == 75
-    and result["accuracy_True"] == 100
-  )
+  assert result["accuracy_same"] == 50
+  assert result["accuracy_both"] == 75
+  assert result["accuracy_True"] == 100
   expected = (
     2 * 18 + 18 + 16
   ) / 104  # four of each of 26 templates, nine of which are about one object
@@ -206,11 +205,10 @@ def test_one_image_and_own_classes(files, cache, tmp_path, capsys):
       "data__max_text": 12,
     },
   )
-  assert config.model.classes == 3 and config.eval.split == "val"
+  assert config.model.classes == 3
+  assert config.eval.split == "val"
   assert loop.train(config, str(tmp_path / "run")) == 0
   out = capsys.readouterr().out
-  assert (
-    "truth perhaps: predicted yes " in out
-    and "majority_label: 33.33" in out
-    and out.splitlines()[-1].startswith("final: accuracy ")
-  )
+  assert "truth perhaps: predicted yes " in out
+  assert "majority_label: 33.33" in out
+  assert out.splitlines()[-1].startswith("final: accuracy ")

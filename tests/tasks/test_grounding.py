@@ -118,10 +118,8 @@ def test_the_batch_is_what_the_transform_gives(made):
 
 def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer):
   begin, ids = grounding.location_ids(tokenizer, 96)
-  assert (
-    tokenizer.token_id("<box>") == begin
-    and [tokenizer.token_id(f"<bin{i}>") for i in (0, 50, 96)] == ids[[0, 50, 96]].tolist()
-  )
+  assert tokenizer.token_id("<box>") == begin
+  assert [tokenizer.token_id(f"<bin{i}>") for i in (0, 50, 96)] == ids[[0, 50, 96]].tolist()
   words = [
     "[PAD]",
     *(f"[unused{i}]" for i in range(99)),
@@ -132,21 +130,22 @@ def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer
     *(f"[unused{i}]" for i in range(99, 994)),
   ]
   begin, ids = grounding.location_ids(wordpiece.WordPieceTokenizer("\n".join(words).encode()), 336)
-  assert (
-    begin == 344 and len(ids) == 337 and (ids[0], ids[-1]) == (345, 681)
-  )  # as in the official code
+  assert begin == 344
+  assert len(ids) == 337
+  assert (ids[0], ids[-1]) == (345, 681)
 
 
 def test_a_tokenizer_without_location_tokens_is_refused(tokenizer):
   with pytest.raises(
     ValueError,
-    match="no location tokens for config.task.bins=97: fit one with config.tokenizer.locations=98, or use",
+    match="no location tokens for config.task.bins=97: fit one with "
+    "config.tokenizer.locations=98, or use",
   ):
     grounding.location_ids(tokenizer, 97)
 
 
 @pytest.mark.parametrize(
-  "name,value,known",
+  ("name", "value", "known"),
   [("box_weights", "all", "own, batch, none"), ("eval_normalisation", "mean", "clip, imagenet")],
 )
 def test_unknown_options_are_refused(made, name, value, known):
@@ -158,7 +157,10 @@ def test_unknown_options_are_refused(made, name, value, known):
 
 
 def by_hand(logits, batch, bins, how):
-  """(sum of box losses, valid boxes) in float64; logits of locations f32[R, 4, bins + 1]: 10,000 less leaves nothing of the others."""
+  """(sum of box losses, valid boxes) in float64.
+
+  Logits of locations f32[R, 4, bins + 1]: 10,000 less leaves nothing of the others.
+  """
   truth, valid = batch["box"].reshape(-1, 4).astype(np.float64), batch["valid"].ravel()
   loss, target = token_losses(logits, batch, bins)
   predicted = logits.argmax(-1) / bins
@@ -350,7 +352,8 @@ def test_eight_scenes_are_learnt_by_heart(tokenizer):
     steps += 20
     if float(metrics["loss"][0]) < 0.01:
       break
-  assert float(metrics["loss"][0]) < 0.01 and bool(health["ok"])
+  assert float(metrics["loss"][0]) < 0.01
+  assert bool(health["ok"])
   out = built.predict["locate"](state.params, batch)
   np.testing.assert_array_equal(out["bins"], boxes.quantise(batch["box"], c.task.bins, "nearest"))
   np.testing.assert_allclose(out["box"], out["nearest"])
@@ -391,11 +394,13 @@ def test_odd_batches_give_finite_gradients_and_boxes(made):
   }
   for batch in (nothing, constant, equal):
     gradients, loss, _ = made.gradients(made.built, batch=batch)
-    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in gradients.values())
+    assert np.isfinite(loss)
+    assert all(np.isfinite(g).all() for g in gradients.values())
     out = made.locate(made.state.params, batch)
     assert all(np.isfinite(out[name]).all() for name in ("box", "score", "nearest"))
     if batch is nothing:
-      assert loss == 0 and not any(g.any() for g in gradients.values())
+      assert loss == 0
+      assert not any(g.any() for g in gradients.values())
 
 
 def test_a_batch_of_one(made):
@@ -407,7 +412,8 @@ def test_a_batch_of_one(made):
       task.predict_fns()["locate"](params, batch),
     )
   )(made.state.params, batch)
-  assert np.isfinite(float(one)) and out["box"].shape == (1, 2, 4)
+  assert np.isfinite(float(one))
+  assert out["box"].shape == (1, 2, 4)
   np.testing.assert_allclose(
     out["box"], made.locate(made.state.params, made.batch)["box"][:1], atol=1e-3
   )

@@ -72,35 +72,33 @@ def test_what_a_run_reports(cache, unbroken):
   rows = json.loads((folder / "predictions.json").read_text())
   source = data.get_source(settings(cache), "test")
   expressions = [e for i in range(20) for e in source.expressions(i)]
-  assert [row["expression"] for row in rows] == [e["text"] for e in expressions] and len(
-    {row["id"] for row in rows}
-  ) == 80
+  assert [row["expression"] for row in rows] == [e["text"] for e in expressions]
+  assert len({row["id"] for row in rows}) == 80
   truth, found = (
     np.array([x["box"] for x in values], np.float64) for values in (expressions, rows)
   )
   overlaps = boxes.iou(found, truth)
   np.testing.assert_allclose([row["iou"] for row in rows], overlaps, atol=1e-6)
   assert all(row["score"] < 0 and len(row["box"]) == 4 for row in rows)
-  assert found.min() >= 0 and found.max() <= 48
+  assert found.min() >= 0
+  assert found.max() <= 48
   result = json.loads((folder / "result.json").read_text())
-  assert (
-    result["metric"] == "acc@0.5"
-    and lines[-1] == f"final: acc@0.5 {result['metrics']['acc@0.5']:.2f}"
-  )
+  assert result["metric"] == "acc@0.5"
+  assert lines[-1] == f"final: acc@0.5 {result['metrics']['acc@0.5']:.2f}"
   assert result["metrics"]["acc@0.5"] == pytest.approx(100 * (overlaps >= 0.5).mean())
   assert result["metrics"]["mean_iou"] == pytest.approx(overlaps.mean(), abs=1e-6)
   assert {f"acc@0.5_{name}" for name in ("relation", "plain", "seen", "unseen")} <= set(
     result["metrics"]
   )
-  assert result["metrics"]["nearest_acc@0.5"] == 100 and result["metrics"]["nearest_mean_iou"] > 0.9
+  assert result["metrics"]["nearest_acc@0.5"] == 100
+  assert result["metrics"]["nearest_mean_iou"] > 0.9
   assert result["metrics"]["constant_box"] < 50
   with Image.open(folder / "predictions.png") as sheet:
     pixels = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24)}
   assert {(214, 40, 40), (0, 170, 60)} <= pixels  # both kinds of boxes
   logged = metric_log.read_metrics(folder / "metrics.jsonl")
-  assert [row["train/loss"] for row in logged if "train/loss" in row][-1] > 0 and logged[-1][
-    "test/acc@0.5"
-  ] == result["metrics"]["acc@0.5"]
+  assert [row["train/loss"] for row in logged if "train/loss" in row][-1] > 0
+  assert logged[-1]["test/acc@0.5"] == result["metrics"]["acc@0.5"]
 
 
 @pytest.mark.slow
@@ -115,9 +113,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(progress.Progress, "update", hooked)
     status, lines = program(settings(cache), tmp_path)
-  assert status == 0 and lines[-1].startswith("stopped at step 2")
+  assert status == 0
+  assert lines[-1].startswith("stopped at step 2")
   status, lines = program(settings(cache), tmp_path)
-  assert status == 0 and lines[-1] == unbroken[1][-1]
+  assert status == 0
+  assert lines[-1] == unbroken[1][-1]
   assert tiny_run.lines(tmp_path) == tiny_run.lines(unbroken[0])
   for name in ("predictions.json", "result.json"):
     assert (tmp_path / name).read_bytes() == (unbroken[0] / name).read_bytes()
@@ -127,10 +127,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
   for folder in (tmp_path, unbroken[0]):
     with contextlib.closing(checkpoint.Manager(folder)) as manager:
       states.append(tiny_run.flat(manager.restore(abstract)[0]))
-  assert (
-    all(states[0][name].tobytes() == x.tobytes() for name, x in states[1].items())
-    and states[0].keys() == states[1].keys()
-  )
+  assert all(states[0][name].tobytes() == x.tobytes() for name, x in states[1].items())
+  assert states[0].keys() == states[1].keys()
 
 
 def test_own_images_of_any_size_with_unknown_boxes_and_one_that_cannot_be_read(
@@ -155,13 +153,15 @@ def test_own_images_of_any_size_with_unknown_boxes_and_one_that_cannot_be_read(
   status, lines = program(c, tmp_path / "out", "evaluate", unbroken[0])
   rows = {row["id"]: row for row in json.loads((tmp_path / "out" / "predictions.json").read_text())}
   assert list(rows) == ["a", "b", "c", "d"]
-  assert rows["c"]["iou"] is None and rows["d"]["iou"] == 0
+  assert rows["c"]["iou"] is None
+  assert rows["d"]["iou"] == 0
   for name, truth in (("a", [50, 5, 80, 25]), ("b", [1, 1, 89, 29])):
     assert rows[name]["iou"] == pytest.approx(
       float(boxes.iou(np.array(rows[name]["box"]), np.array(truth, np.float64))), abs=1e-6
     )
   hits = sum(rows[name]["iou"] >= 0.5 for name in "abd")
-  assert lines[-1] == f"final: acc@0.5 {100 * hits / 3:.2f}" and "  corrupt_images: 1.00" in lines
+  assert lines[-1] == f"final: acc@0.5 {100 * hits / 3:.2f}"
+  assert "  corrupt_images: 1.00" in lines
 
 
 class Known:
@@ -182,7 +182,7 @@ class Known:
 
 
 @pytest.mark.parametrize(
-  "shift,accuracy,overlap",
+  ("shift", "accuracy", "overlap"),
   [(0.0, 100, 1.0), (0.3, 100, 0.7 / 1.3), (0.35, 0, 0.65 / 1.35), (2.0, 0, 0.0)],
 )
 def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
@@ -196,7 +196,8 @@ def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
     "expressions",
   )
   result = evaluation.run({"locate": Known(evaluation.source, shift)})
-  assert result["acc@0.5"] == accuracy and result["mean_iou"] == pytest.approx(overlap, abs=1e-3)
+  assert result["acc@0.5"] == accuracy
+  assert result["mean_iou"] == pytest.approx(overlap, abs=1e-3)
   assert {result[f"acc@0.5_{name}"] for name in ("relation", "plain")} == {accuracy}
 
 

@@ -67,17 +67,16 @@ def test_masked_caption_prefix_and_target_are_parts_of_the_caption(tokenizer):
   cuts = set()
   for i in range(32):
     caption = batch["caption"][i]
-    assert (
-      whole(batch["prefix"][i]) + whole(batch["target"][i]) == whole(caption)
-      and batch["prefix"][i, 0] == batch["target"][i, 0] == bos
-    )
-    assert np.count_nonzero(batch["target"][i] == eos) == 1 and whole(batch["target"][i])
+    assert whole(batch["prefix"][i]) + whole(batch["target"][i]) == whole(caption)
+    assert batch["prefix"][i, 0] == batch["target"][i, 0] == bos
+    assert np.count_nonzero(batch["target"][i] == eos) == 1
+    assert whole(batch["target"][i])
     hidden = batch["masked_label"][i] != pad
-    assert (batch["masked_label"][i][hidden] == caption[hidden]).all() and (
-      batch["masked"][i][~hidden] == caption[~hidden]
-    ).all()
+    assert (batch["masked_label"][i][hidden] == caption[hidden]).all()
+    assert (batch["masked"][i][~hidden] == caption[~hidden]).all()
     cuts.add(len(whole(batch["prefix"][i])))
-  assert 0 in cuts and len(cuts) > 3
+  assert 0 in cuts
+  assert len(cuts) > 3
   c.data.empty_prefix = 1.0
   assert (batch_of(c, tokenizer, 32)["prefix"][:, 1] == pad).all()
   c.data.empty_prefix = 0.2
@@ -100,12 +99,11 @@ def test_words_encoded_one_by_one_are_the_caption(tokenizer):
       source[index]["caption"]
     )[1:]
   empty = transform(0, source[0] | {"caption": ""}, np.random.default_rng(0))
-  assert (
-    empty["target"][:2].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
-    and (empty["masked_label"] == tokenizer.pad_id).all()
-  )
+  assert empty["target"][:2].tolist() == [tokenizer.bos_id, tokenizer.eos_id]
+  assert (empty["masked_label"] == tokenizer.pad_id).all()
   long = transform(0, source[0] | {"caption": "red " * 100}, np.random.default_rng(0))
-  assert (long["caption"] != tokenizer.pad_id).all() and tokenizer.eos_id in long["target"]
+  assert (long["caption"] != tokenizer.pad_id).all()
+  assert tokenizer.eos_id in long["target"]
 
 
 def test_files_are_a_mixture_in_the_given_shares(tmp_path):
@@ -121,7 +119,8 @@ def test_files_are_a_mixture_in_the_given_shares(tmp_path):
   c = config(f"tiny,data=files,root={tmp_path}").unlock()
   c.data.train_files = tuple(str(tmp_path / f"{name}.json") for name in ("coco", "vg"))
   source = data.get_source(c, "train")
-  assert isinstance(source, mixture.Mixture) and [source[i]["id"] for i in range(len(source))] == [
+  assert isinstance(source, mixture.Mixture)
+  assert [source[i]["id"] for i in range(len(source))] == [
     0,
     0,
     2,
@@ -262,7 +261,10 @@ def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
 @pytest.mark.slow
 @pytest.mark.parametrize("queue", [True, False])
 def test_two_microbatches_equal_one(queue, placed):
-  """With a teacher of features and words; and with none, where both sides of every similarity learn."""
+  """With a teacher of features and words.
+
+  And with none, where both sides of every similarity learn.
+  """
   steady = {
     f"model__{name}": 0.0
     for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
@@ -273,14 +275,18 @@ def test_two_microbatches_equal_one(queue, placed):
   gradients, loss, extra = placed(1, 1, 1, **changes)
   for shape in ((1, 1, 1), (2, 2, 1)):
     ours, our_loss, our_extra = placed(*shape, parts=2, **changes)
-    assert our_loss == pytest.approx(loss, rel=1e-5) and our_extra.keys() == extra.keys()
+    assert our_loss == pytest.approx(loss, rel=1e-5)
+    assert our_extra.keys() == extra.keys()
     tiny_run.assert_gradients_equal(ours, gradients, 1e-5)
     for name, x in our_extra.items():
       np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
 
 
 def test_eight_pairs_are_learnt_by_heart(tmp_path):
-  """All four losses go to the least they can be; then captions and images find each other, and hidden words and endings are told."""
+  """All four losses go to the least they can be.
+
+  Then captions and images find each other, and hidden words and endings are told.
+  """
   folder = retrieval_files.write(tmp_path)
   files = {
     f"data__{name}": str(folder / f"coco_{split}.json")
@@ -324,7 +330,8 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path):
       )
       if result["r_mean"] == 100:
         break
-  assert seen["mlm_accuracy"] == seen["prefix_lm_accuracy"] == 1 and bool(health["ok"])
+  assert seen["mlm_accuracy"] == seen["prefix_lm_accuracy"] == 1
+  assert bool(health["ok"])
   assert result.get("r_mean") == result["similarity_r_mean"] == 100, seen
 
 
@@ -354,14 +361,16 @@ def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.pipeline, "train_batches", short)
   with pytest.raises(OSError, match="the disk is gone"):
     loop.train(c, tmp_path)
-  assert loop.train(c, tmp_path) == 0 and calls == [0, 2]
+  assert loop.train(c, tmp_path) == 0
+  assert calls == [0, 2]
   ours, whole = (
     tiny_run.flat(
       {which: reading.load_arrays(folder, which) for which in ("params", "ema_params", "extra")}
     )
     for folder in (tmp_path, run)
   )
-  assert ours.keys() == whole.keys() and any("image_queue" in name for name in ours)
+  assert ours.keys() == whole.keys()
+  assert any("image_queue" in name for name in ours)
   for name, x in ours.items():
     np.testing.assert_array_equal(x, whole[name], err_msg=name)
   assert tiny_run.lines(tmp_path)[-1] == tiny_run.lines(run)[-1]
@@ -370,18 +379,16 @@ def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_it_reports_zero_shot_retrieval(run):
   result = json.loads((run / "result.json").read_text())
-  assert (
-    result["metric"] == "r_mean"
-    and 0 <= result["metrics"]["r_mean"] <= 100
-    and (run / "predictions.png").exists()
-  )
+  assert result["metric"] == "r_mean"
+  assert 0 <= result["metrics"]["r_mean"] <= 100
+  assert (run / "predictions.png").exists()
   losses_seen = tiny_run.lines(run)[0]
   assert {f"train/loss_{name}" for name in ("itc", "itm", "mlm", "prefix_lm")} <= losses_seen.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name, changes, metric",
+  ("name", "changes", "metric"),
   [
     ("vqa", {}, "accuracy"),
     ("caption", {}, "CIDEr-D"),
@@ -394,7 +401,8 @@ def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path)
     "tiny" if name == "video_qa" else "tiny,data=scenes", name, **SMALL, eval__limit=8, **changes
   )
   result = evaluate.evaluate(c, tmp_path, run)
-  assert np.isfinite(result[metric]) and (tmp_path / "predictions.json").exists()
+  assert np.isfinite(result[metric])
+  assert (tmp_path / "predictions.json").exists()
 
 
 @pytest.mark.slow

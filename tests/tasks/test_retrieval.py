@@ -1,4 +1,7 @@
-"""Retrieval from files to results: a whole run, stopped and resumed; what evaluation says and leaves; several processes."""
+"""Retrieval from files to results: a whole run, stopped and resumed.
+
+What evaluation says and leaves; several processes.
+"""
 
 import contextlib
 import json
@@ -78,10 +81,8 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(settings, run, tmp_path, 
   result = json.loads((run / "result.json").read_text())["metrics"]
   assert out.splitlines()[-1] == f"final: r_mean {result['r_mean']:.2f}"
   ours, expected = state(settings, copy), state(settings, run)
-  assert (
-    ours.keys() == expected.keys()
-    and {"extra/image_queue", "extra/queue_ptr", "ema_params/temp/value"} <= ours.keys()
-  )
+  assert ours.keys() == expected.keys()
+  assert {"extra/image_queue", "extra/queue_ptr", "ema_params/temp/value"} <= ours.keys()
   assert expected["extra/queue_ptr"] == [STEPS * 8 % 12]
   for name, x in expected.items():
     assert ours[name].tobytes() == x.tobytes(), name
@@ -94,17 +95,17 @@ def test_results_name_the_best_of_each_query_with_falling_scores(run):
     json.loads((run / name).read_text()) for name in ("predictions.json", "result.json")
   )
   names, texts = [f"pictures/{i}.png" for i in range(8)], [row["caption"] for row in found["texts"]]
-  assert (
-    [row["image_id"] for row in found["images"]] == names
-    and len(texts) == 12
-    and texts[2] == "a blue dog here."
-  )
+  assert [row["image_id"] for row in found["images"]] == names
+  assert len(texts) == 12
+  assert texts[2] == "a blue dog here."
   owner = np.array([names.index(row["image_id"]) for row in found["texts"]])
   np.testing.assert_array_equal(owner, np.repeat(range(8), [1, 2] * 4))
   for row in found["images"]:
-    assert len(row["texts"]) == 6 and row["captions"] == [texts[t] for t in row["texts"]]
+    assert len(row["texts"]) == 6
+    assert row["captions"] == [texts[t] for t in row["texts"]]
   for row in found["images"] + found["texts"]:
-    assert sorted(row["scores"], reverse=True) == row["scores"] and len(set(row["scores"])) > 1
+    assert sorted(row["scores"], reverse=True) == row["scores"]
+    assert len(set(row["scores"])) > 1
   # R@1 and R@5 follow from the listed ones.
   metrics = result["metrics"]
   for depth in (1, 5):
@@ -114,14 +115,10 @@ def test_results_name_the_best_of_each_query_with_falling_scores(run):
     assert metrics[f"img_r{depth}"] == pytest.approx(
       100 * np.mean([row["image_id"] in row["images"][:depth] for row in found["texts"]])
     )
-  assert (
-    metrics["pairs_scored"] + metrics["pairs_shared"] == 6 * (8 + 12)
-    and metrics["images_encoded"] == 8
-  )
-  assert (
-    metrics["chance_r_mean"] == pytest.approx(recall.chance(owner, 8))
-    and (run / "predictions.png").exists()
-  )
+  assert metrics["pairs_scored"] + metrics["pairs_shared"] == 6 * (8 + 12)
+  assert metrics["images_encoded"] == 8
+  assert metrics["chance_r_mean"] == pytest.approx(recall.chance(owner, 8))
+  assert (run / "predictions.png").exists()
   assert "attainable_r_mean" not in metrics  # of scenes alone
 
 
@@ -164,7 +161,10 @@ class Model:
 
 
 class Together:
-  """Predict functions of several processes: all must make the same calls; their rows are joined, and all get all rows."""
+  """Predict functions of several processes: all must make the same calls.
+
+  Their rows are joined, and all get all rows.
+  """
 
   def __init__(self, model, count):
     self._model, self._barrier, self._calls = (
@@ -232,9 +232,12 @@ def test_the_similarity_may_be_all_there_is(settings, folder, tmp_path):
 
   _, matched = listed("matched", rerank_k=8)
   result, similar = listed("similar", rerank_k=0)
-  assert "pairs_scored" not in result and "similarity_r_mean" not in result and result["r_mean"] > 0
+  assert "pairs_scored" not in result
+  assert "similarity_r_mean" not in result
+  assert result["r_mean"] > 0
   for match, similarity in zip(matched, similar):
-    assert match.keys() <= similarity.keys() and match != similarity
+    assert match.keys() <= similarity.keys()
+    assert match != similarity
 
 
 def test_scenes_come_with_chance_an_oracle_and_unseen_pairs_apart(folder, tmp_path):
@@ -245,26 +248,20 @@ def test_scenes_come_with_chance_an_oracle_and_unseen_pairs_apart(folder, tmp_pa
   result = evaluation.run(Model(config.data.max_caption, 32 * 32 * 3).functions())
   source = evaluation.source
   oracle = scene_oracle.retrieval(scene_oracle.consistency(source.config, "test", 40))
-  assert (
-    result["attainable_img_r1"] == oracle["text_to_image_r1"]
-    and result["attainable_txt_r5"] == oracle["image_to_text_r5"]
-  )
-  assert (
-    result["attainable_r_mean"] == pytest.approx(np.mean(list(oracle.values())))
-    and result["attainable_r_mean"] > 90
-  )
-  assert (
-    result["chance_r_mean"] == pytest.approx(recall.chance(np.repeat(range(40), 5), 40))
-    and result["chance_r_mean"] < 30
-  )
+  assert result["attainable_img_r1"] == oracle["text_to_image_r1"]
+  assert result["attainable_txt_r5"] == oracle["image_to_text_r5"]
+  assert result["attainable_r_mean"] == pytest.approx(np.mean(list(oracle.values())))
+  assert result["attainable_r_mean"] > 90
+  assert result["chance_r_mean"] == pytest.approx(recall.chance(np.repeat(range(40), 5), 40))
+  assert result["chance_r_mean"] < 30
   assert {"r_mean_seen", "r_mean_unseen"} <= result.keys()
   unseen = np.array([source.group(i) == "unseen" for i in range(40)])
   rows = json.loads((tmp_path / "run/predictions.json").read_text())["images"]
   first = np.array([row["texts"][0] // 5 == i for i, row in enumerate(rows)])
-  assert result["txt_r1"] == pytest.approx(100 * first.mean()) and 0 < unseen.sum() < 40
-  assert len(evaluation.samples) >= 5 and all(
-    "its image is number" in line for line in evaluation.samples
-  )
+  assert result["txt_r1"] == pytest.approx(100 * first.mean())
+  assert 0 < unseen.sum() < 40
+  assert len(evaluation.samples) >= 5
+  assert all("its image is number" in line for line in evaluation.samples)
 
 
 def test_an_image_that_cannot_be_read_is_counted(folder, settings, tmp_path):
@@ -274,7 +271,8 @@ def test_an_image_that_cannot_be_read_is_counted(folder, settings, tmp_path):
   result = evaluator(config, retrieval_files.tokenizer(copy), tmp_path / "run").run(
     Model(6, 32 * 32 * 3).functions()
   )
-  assert result["corrupt_images"] == 1 and np.isfinite(result["r_mean"])
+  assert result["corrupt_images"] == 1
+  assert np.isfinite(result["r_mean"])
 
 
 @pytest.mark.slow

@@ -39,7 +39,10 @@ def tokenizer(tmp_path_factory):
 
 
 class Case(mesh_case.MeshCase):
-  """The tiny task, wide initialisation, a batch with a corrupt row prepared by real candidates; gradients on any mesh."""
+  """The tiny task, wide initialisation, a batch with a corrupt row prepared by real candidates.
+
+  Gradients on any mesh.
+  """
 
   def __init__(self, tokenizer):
     self.config, self.tokenizer = (
@@ -102,7 +105,8 @@ def test_the_loss_is_minus_the_normalised_score_times_the_advantage(case, refere
     b["reward"][b["candidate_length"] > 0].mean(), rel=1e-5
   )
   lengths = b["candidate_length"][b["candidate_length"] > 0]
-  assert metrics["length"] == ((lengths - 1).sum(), count) and metrics["corrupt_images"][0] == 1
+  assert metrics["length"] == ((lengths - 1).sum(), count)
+  assert metrics["corrupt_images"][0] == 1
 
 
 def test_without_normalisation_the_score_is_the_log_probability():
@@ -154,7 +158,8 @@ def test_corrupt_rows_and_empty_places_move_nothing(case, reference):
 def test_nothing_to_count_gives_no_gradient(case):
   batch = case.batch | {"candidate_length": np.zeros_like(case.batch["candidate_length"])}
   gradients, loss, _ = case.gradients(batch=batch)
-  assert loss == 0 and all((x == 0).all() for x in jax.tree.leaves(gradients))
+  assert loss == 0
+  assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
 # ---- candidates and rewards
@@ -201,11 +206,9 @@ def test_a_candidate_is_rewarded_by_the_captions_of_its_own_image(tokenizer):
   for row, texts in enumerate([[own, other, ""], [other, own, "a red circle"]]):
     expected = metric.score(captioning.tokenize(texts), [references[batch["index"][row]]] * 3)
     np.testing.assert_allclose(out["reward"][row], expected, rtol=1e-5, atol=1e-6)
-  assert (
-    out["reward"][0, 0] > out["reward"][0, 1]
-    and out["reward"][1, 0] > out["reward"][1, 1]
-    and out["reward"][0, 2] == 0
-  )
+  assert out["reward"][0, 0] > out["reward"][0, 1]
+  assert out["reward"][1, 0] > out["reward"][1, 1]
+  assert out["reward"][0, 2] == 0
   np.testing.assert_allclose(out["baseline"], out["reward"].mean(1), rtol=1e-6)
   assert (out["draw"] == 4).all()
 
@@ -216,7 +219,8 @@ def test_the_greedy_caption_can_be_the_baseline(tokenizer):
   _, out = _prepare(
     tokenizer, [["a", first, second]], batch, greedy=[first], task__baseline="greedy"
   )
-  assert out["baseline"][0] == out["reward"][0, 1] > 0 and out["reward"].shape == (1, 3)
+  assert out["baseline"][0] == out["reward"][0, 1] > 0
+  assert out["reward"].shape == (1, 3)
 
 
 def test_places_without_a_caption_and_corrupt_images_have_no_length(tokenizer):
@@ -228,9 +232,8 @@ def test_places_without_a_caption_and_corrupt_images_have_no_length(tokenizer):
     tokenizer, [[own, "a", "a"], ["a", "a", "a"]], batch, lengths=np.array([[5, 4, 1], [3, 3, 3]])
   )  # 1: the prompt alone
   assert out["candidate_length"].tolist() == [[5, 4, 0], [0, 0, 0]]
-  assert (
-    out["baseline"][0] == pytest.approx(out["reward"][0, :2].mean()) and out["baseline"][1] == 0
-  )
+  assert out["baseline"][0] == pytest.approx(out["reward"][0, :2].mean())
+  assert out["baseline"][1] == 0
 
 
 def _generate(case, steps=(0,), **changes):
@@ -249,14 +252,11 @@ def test_draws_follow_seed_and_step(case):
   first, again, later = _generate(case, (2, 2, 3), task__baseline="greedy")
   np.testing.assert_array_equal(first["candidates"], again["candidates"])
   assert (first["candidates"] != later["candidates"]).any()
-  assert (first["candidates"][:, 0] != first["candidates"][:, 1]).any() and (
-    first["candidates"][0] != first["candidates"][1]
-  ).any()
+  assert (first["candidates"][:, 0] != first["candidates"][:, 1]).any()
+  assert (first["candidates"][0] != first["candidates"][1]).any()
   np.testing.assert_array_equal(first["greedy"], later["greedy"])
-  assert (
-    first["candidates"].shape == (8, COUNT, 9)
-    and (first["candidates"][:, :, 0] == case.tokenizer.bos_id).all()
-  )
+  assert first["candidates"].shape == (8, COUNT, 9)
+  assert (first["candidates"][:, :, 0] == case.tokenizer.bos_id).all()
   (other,) = _generate(case, (2,), seed=1)
   assert (first["candidates"] != other["candidates"]).any()
 
@@ -305,7 +305,7 @@ def test_rewarded_captions_become_more_probable(case):
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("changes", "message"),
   [
     ({"task__candidates": "beams"}, "config.task.candidates='beams' is not one of beam, sample"),
     ({"task__baseline": "best"}, "config.task.baseline='best' is not one of mean, greedy"),

@@ -88,17 +88,16 @@ def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
     == tokenizers.load(f"{start}/tokenizer").fingerprint
   )
   result = json.loads((folder / "result.json").read_text())
-  assert (
-    result["metric"] == "CIDEr-D"
-    and out[-1] == f"final: CIDEr-D {result['metrics']['CIDEr-D']:.2f}"
-  )
+  assert result["metric"] == "CIDEr-D"
+  assert out[-1] == f"final: CIDEr-D {result['metrics']['CIDEr-D']:.2f}"
   rows = [row for row in metric_log.read_metrics(folder / "metrics.jsonl") if "train/reward" in row]
   assert len(rows) == STEPS
   for row in rows:
     assert row["train/reward"] == pytest.approx(
       row["train/baseline"], rel=1e-4, abs=1e-6
     )  # the mean of all candidates
-    assert 1 <= row["train/length"] <= 12 and 0 <= row["train/unfinished"] <= 1
+    assert 1 <= row["train/length"] <= 12
+    assert 0 <= row["train/unfinished"] <= 1
 
 
 @pytest.mark.slow
@@ -160,7 +159,8 @@ def test_two_processes_equal_one(settings, unbroken, cache, tmp_path):
     for i in range(2)
   ]
   first, second = map(tiny_run.finish, processes)
-  assert first[-1] == unbroken[1][-1] and not [line for line in second if line.startswith("final")]
+  assert first[-1] == unbroken[1][-1]
+  assert not [line for line in second if line.startswith("final")]
   ours, expected = tiny_run.lines(tmp_path), tiny_run.lines(unbroken[0])
   assert [row["step"] for row in ours] == [row["step"] for row in expected]
   for row, other in zip(ours, expected):

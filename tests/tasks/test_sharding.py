@@ -72,7 +72,10 @@ def largest_gathered(compiled, image_tokens):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "rerank"])
 def test_matching_gathers_no_image_tokens(name):
-  """Hard negatives inside groups of 2 rows, on a mesh of 8 devices with 2 rows each; re-ranking beside them."""
+  """Hard negatives inside groups of 2 rows, on a mesh of 8 devices with 2 rows each.
+
+  Re-ranking beside them.
+  """
   c = config_of("retrieval", "tiny")
   c.update_from_flattened_dict(
     {

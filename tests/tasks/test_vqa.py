@@ -33,7 +33,10 @@ def run(folder, cache, tmp_path_factory):
 
 
 def predictions(workdir, file):
-  """{question_id: answer} of a results file, whose format is the VQA server's; its questions are those of `file`, in order."""
+  """{question_id: answer} of a results file, whose format is the VQA server's.
+
+  Its questions are those of `file`, in order.
+  """
   rows = json.loads((workdir / "predictions.json").read_text())
   assert all(
     row.keys() == {"question_id", "answer"} and isinstance(row["answer"], str) for row in rows
@@ -59,7 +62,8 @@ def test_train_and_evaluate_on_the_official_format(folder, run):
   answers = predictions(workdir, folder / "vqa_val.json")
   assert answers[100] == "yes"  # most of what it was trained on
   result = json.loads((workdir / "result.json").read_text())
-  assert result["step"] == 12 and result["metric"] == "accuracy"
+  assert result["step"] == 12
+  assert result["metric"] == "accuracy"
   # Of five questions, two have only "yes", two mostly "yes" (six of ten), one only "no".
   assert result["metrics"]["accuracy"] == pytest.approx(accuracy(answers, folder / "vqa_val.json"))
   assert result["metrics"]["accuracy"] > 60
@@ -75,7 +79,8 @@ def test_train_and_evaluate_on_the_official_format(folder, run):
   } <= left
   rows = read_metrics(workdir / "metrics.jsonl")
   losses = [row["train/loss"] for row in rows if "train/loss" in row]
-  assert len(losses) == 3 and losses[-1] < 0.7 * losses[0]
+  assert len(losses) == 3
+  assert losses[-1] < 0.7 * losses[0]
   assert all(row.get("train/corrupt_images", 0) == 0 for row in rows)
   assert [row["val/accuracy"] for row in rows if "val/accuracy" in row] == [
     pytest.approx(result["metrics"]["accuracy"])
@@ -105,9 +110,8 @@ def test_ranking_of_given_answers(folder, run, tmp_path, capsys, how):
     config.data.answer_list = str(tmp_path / "answers.json")
   result = evaluate.evaluate(config, str(tmp_path), str(workdir))
   answers = predictions(tmp_path, folder / "vqa_val.json")
-  assert set(answers.values()) <= set(candidates) and answers == predictions(
-    workdir, folder / "vqa_val.json"
-  )
+  assert set(answers.values()) <= set(candidates)
+  assert answers == predictions(workdir, folder / "vqa_val.json")
   assert result["accuracy"] == pytest.approx(accuracy(answers, folder / "vqa_val.json"))
   assert capsys.readouterr().out.splitlines()[-1] == f"final: accuracy {result['accuracy']:.2f}"
 
@@ -117,7 +121,8 @@ def test_ranking_needs_answers_before_anything_is_computed(folder, run, tmp_path
   config.task.predict = "rank"
   with pytest.raises(
     ValueError,
-    match="config.task.predict=rank chooses from config.task.rank_answers, or .* config.data.answer_list",
+    match="config.task.predict=rank chooses from config.task.rank_answers, or .* "
+    "config.data.answer_list",
   ):
     loop.train(config, str(tmp_path))
   config.task.predict = "guess"
@@ -165,7 +170,8 @@ def test_generated_scenes(cache, tmp_path):
   config = vqa_files.config(
     tmp_path, cache, "scenes", data__max_question=24, data__max_answers=1, eval__limit=8
   )
-  assert config.model.image_size == 96 and config.eval.split == "test"
+  assert config.model.image_size == 96
+  assert config.eval.split == "test"
   assert loop.train(config, str(tmp_path / "run")) == 0
   result = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
   test = vqa.get(config.data, "test")

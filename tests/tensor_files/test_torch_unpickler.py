@@ -1,4 +1,7 @@
-"""What a checkpoint's pickle may do: describe tensors, in every way PyTorch has; and nothing else."""
+"""What a checkpoint's pickle may do: describe tensors, in every way PyTorch has.
+
+And nothing else.
+"""
 
 import pickle
 import zipfile

@@ -46,9 +46,11 @@ def test_one_model_for_two_tasks(configs, tmp_path, capsys):
   said = capsys.readouterr().out
   tokenizer = tokenizers.load(out)
   text = "is there a giraffe in the grass? zebra"
-  assert tokenizer.decode(tokenizer.encode(text)) == text and tokenizer.token_id("<bin3>") == 9
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert tokenizer.token_id("<bin3>") == 9
   assert f"{tokenizer.vocab_size} tokens, 3 texts" in said
-  assert "vqa.py:tiny" in said and ", val: 2 of " in said  # q and u
+  assert "vqa.py:tiny" in said
+  assert ", val: 2 of " in said
   # A run reads it.
   path = said.rpartition("--config.tokenizer.path=")[2].strip()
   c = config_lib.load(configs[1].removeprefix("--config=")).unlock()
@@ -63,7 +65,7 @@ def test_one_model_for_two_tasks(configs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "argv, message",
+  ("argv", "message"),
   [
     (["--config=configs/none.py"], "The config configs/none.py does not exist."),
     (["--vocab_size=6"], "Cannot fit a SentencePiece model of 6 tokens to 3 texts"),
@@ -78,4 +80,5 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(
 ):
   out = tmp_path / "tokenizer"
   assert train_sentencepiece.main([*configs, f"--out={out}", *argv]) == 1
-  assert capsys.readouterr().err.startswith(f"error: {message}") and not out.exists()
+  assert capsys.readouterr().err.startswith(f"error: {message}")
+  assert not out.exists()

@@ -1,4 +1,7 @@
-"""One update: the same on every mesh and for every number of microbatches; averages, the NaN guard, and that it learns."""
+"""One update: the same on every mesh and for every number of microbatches.
+
+Averages, the NaN guard, and that it learns.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +37,8 @@ class Meshes:
   """The tiny VQA task with dropout on any mesh: the same state and batch, and a compiled gradient function for each."""
 
   def __init__(self, tokenizer):
-    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the softmaxes are uniform.
+    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
+    # softmaxes are uniform.
     self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.1)
     self.batch = tiny_run.batch(self.config, tokenizer)
     self._built, self._compiled = {}, {}
@@ -130,7 +134,10 @@ def test_initialisation_does_not_depend_on_the_mesh(meshes):
 
 
 def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
-  """Every array comes back bit for bit; the next step has the same keys, hence the same loss and gradients."""
+  """Every array comes back bit for bit.
+
+  The next step has the same keys, hence the same loss and gradients.
+  """
   draws = np.random.default_rng(0)
   state = jax.tree.map(
     lambda x: x + draws.normal(0, 0.05, x.shape).astype(x.dtype), meshes.state.replace(step=())
@@ -294,7 +301,8 @@ def test_division_of_accumulated_losses(accumulate):
     np.testing.assert_allclose(
       shown["loss_fit"][0] / shown["loss_fit"][1], _by_hand(batch, whole)[0] / 2, rtol=1e-5
     )
-  assert extra == 4 and one[3] == 1
+  assert extra == 4
+  assert one[3] == 1
   assert metrics["rows"] == (8.0, 4.0)
 
 
@@ -326,7 +334,7 @@ def test_microbatches_take_rows_from_every_device():
 # ---- averages
 
 
-@pytest.mark.parametrize("include,excluded", [(".*", False), ("^(?!fusion_encoder)", True)])
+@pytest.mark.parametrize(("include", "excluded"), [(".*", False), ("^(?!fusion_encoder)", True)])
 def test_average_is_blended_after_every_update(include, excluded):
   optimizer = optax.sgd(0.05)
   step = jax.jit(
@@ -343,7 +351,8 @@ def test_average_is_blended_after_every_update(include, excluded):
       average["slope"] = 0.9 * average["slope"] + 0.1 * float(
         state.params["fusion_encoder"]["slope"]
       )
-    assert int(state.step) == number + 1 and bool(health["ok"])
+    assert int(state.step) == number + 1
+    assert bool(health["ok"])
   np.testing.assert_allclose(
     state.ema_params["text_decoder"]["offset"], average["offset"], rtol=1e-6
   )
@@ -359,7 +368,7 @@ def test_average_is_blended_after_every_update(include, excluded):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("place,leaf", [("x", 0), ("y", 0), ("trouble", -1)])
+@pytest.mark.parametrize(("place", "leaf"), [("x", 0), ("y", 0), ("trouble", -1)])
 def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, place, leaf, name):
   """A bad x makes both gradients bad, slope first by name; a bad `trouble` the loss alone."""
   params = _regression_state(optax.sgd(0.1)).params
@@ -373,11 +382,13 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(value, pla
   bad = _regression_batch(1)
   bad[place][0] = value
   state, metrics, health = step(state, bad, health["ok"])
-  assert not bool(health["ok"]) and int(health["bad_leaf"]) == leaf
+  assert not bool(health["ok"])
+  assert int(health["bad_leaf"]) == leaf
   assert not np.isfinite(float(metrics["loss"][0]))
   for name, x in tiny_run.flat(state).items():
     np.testing.assert_array_equal(x, good[name], err_msg=name)
-  # The loop looks at `health` a step later; a good batch in between must not move the state, nor clear the flag.
+  # The loop looks at `health` a step later; a good batch in between must not move the state, nor
+  # clear the flag.
   state, _, health = step(state, _regression_batch(2), health["ok"])
   assert not bool(health["ok"])
   for name, x in tiny_run.flat(state).items():
@@ -424,7 +435,8 @@ def test_eight_images_are_learnt_by_heart(tokenizer):
     steps += 20
     if float(metrics["loss"][0]) < 0.01:
       break
-  assert float(metrics["loss"][0]) < 0.01 and bool(health["ok"])
+  assert float(metrics["loss"][0]) < 0.01
+  assert bool(health["ok"])
   out = built.predict["generate"](state.params, batch)
   said = {
     (q["question_id"], tokenizer.decode(out["tokens"][row, i, : out["length"][row, i]]))

@@ -1,6 +1,7 @@
 """What training would meet in its data: `check` reads every record and opens every image, `lines` says what it found.
 
-It reads through the task's own source, so that whatever the source refuses is refused here with the same sentence. Imports no JAX.
+It reads through the task's own source, so that whatever the source refuses is refused here with the
+same sentence. Imports no JAX.
 """
 
 import itertools
@@ -22,10 +23,13 @@ _AT_A_TIME = 1024  # images handed to the threads
 
 
 def check(config, split="train", tokenizer=None, against=(), limit=0, threads=0) -> Report:
-  """Reads the records of a split and opens their images, each once. Generated images are kept in memory: set a limit.
+  """Reads the records of a split and opens their images, each once.
+
+  Generated images are kept in memory: set a limit.
 
   Args:
-    tokenizer: to measure texts in tokens too. against: (name, config, split) of other data, that should share no image and no id.
+    tokenizer: to measure texts in tokens too. against: (name, config, split) of other data, that
+      should share no image and no id.
     limit: at most so many records, evenly spaced; 0: all. threads: that open images; 0: one a core.
 
   Raises:
@@ -71,7 +75,10 @@ def _are_numbers(ids, numbers):
 
 
 def _samples(items, unreadable):
-  """Items with images that can be read, evenly spaced; the texts of one image together, unless they have boxes."""
+  """Items with images that can be read, evenly spaced.
+
+  The texts of one image together, unless they have boxes.
+  """
   found = {}
   for item in items:
     if not any(not isinstance(image, np.ndarray) and image in unreadable for image in item.images):
@@ -85,7 +92,10 @@ def _samples(items, unreadable):
 
 
 def _measure(texts, data, tokenizer, prefix, key, ends):
-  """A list of Text -> Texts. `key`: of config.data, the limit of tokens. `ends`: a [SEP] counts too."""
+  """A list of Text -> Texts.
+
+  `key`: of config.data, the limit of tokens. `ends`: a [SEP] counts too.
+  """
   words = _lengths(
     [len(text.text.split()) for text in texts], data, "max_words" if "max_words" in data else ""
   )
@@ -107,7 +117,10 @@ def _lengths(counts, data, key):
 
 
 def _open_images(report, items, data, threads):
-  """Opens every file and encoded image; notes in `report` what cannot be read, and boxes outside. Returns those that cannot be read."""
+  """Opens every file and encoded image.
+
+  Notes in `report` what cannot be read, and boxes outside. Returns those that cannot be read.
+  """
   boxes, called = {}, {}  # of every image
   for item in items:
     for image in item.images:
@@ -214,7 +227,8 @@ def _judge(report, items, data, split):
       report.warnings.append(f"{texts.empty} of {texts.count} {kind}s are empty.")
     if texts.lists:
       report.warnings.append(
-        f"{len(texts.lists)} {kind}s look like lists, but are no valid JSON and so are text: {texts.lists[0]!r}."
+        f"{len(texts.lists)} {kind}s look like lists, but are no valid JSON and so are text: "
+        f"{texts.lists[0]!r}."
       )
   for name, (images, ids) in report.overlaps.items():
     if images or ids:

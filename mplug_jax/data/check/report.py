@@ -14,7 +14,10 @@ PERCENTILES = (50, 90, 99)
 
 
 class Lengths(NamedTuple):
-  """Lengths of texts. percentiles: those of PERCENTILES. limit: key of config.data, or "". over: texts beyond it."""
+  """Lengths of texts.
+
+  Percentiles: those of PERCENTILES. limit: key of config.data, or "". over: texts beyond it.
+  """
 
   percentiles: tuple
   longest: int
@@ -25,7 +28,10 @@ class Lengths(NamedTuple):
 
 @dataclasses.dataclass
 class Texts:
-  """The texts of one kind. tokens: Lengths, None without a tokenizer. empty: without a word. lists: such as look like lists."""
+  """The texts of one kind.
+
+  Tokens: Lengths, None without a tokenizer. empty: without a word. lists: such as look like lists.
+  """
 
   count: int
   words: Lengths
@@ -36,7 +42,10 @@ class Texts:
 
 @dataclasses.dataclass
 class Report:
-  """What `check` found; see `lines`. errors: why training would fail. warnings: what it would put up with."""
+  """What `check` found.
+
+  See `lines`. errors: why training would fail. warnings: what it would put up with.
+  """
 
   records: int
   entries: int
@@ -74,7 +83,8 @@ def lines(report) -> list[str]:
   out = [
     f"records   {report.records:,}"
     + f" with {report.entries:,} {report.entries_name}" * (report.entries != report.records),
-    f"images    {report.images:,}: {report.images - unreadable:,} readable, {len(report.missing):,} missing, "
+    f"images    {report.images:,}: {report.images - unreadable:,} readable, "
+    f"{len(report.missing):,} missing, "
     f"{len(report.corrupt):,} corrupt",
   ]
   out += [f"  missing: {name}" for name in report.missing[:_NAMED]]
@@ -82,8 +92,8 @@ def lines(report) -> list[str]:
   out.append(
     "ids       none are given"
     if report.ids is None
-    else f"ids       {len(report.ids):,} different, {len(report.duplicate_ids):,} of them more than once"
-    + f": {examples_of(report.duplicate_ids)}" * bool(report.duplicate_ids)
+    else f"ids       {len(report.ids):,} different, {len(report.duplicate_ids):,} of them more "
+    f"than once" + f": {examples_of(report.duplicate_ids)}" * bool(report.duplicate_ids)
   )
   for kind, texts in report.texts.items():
     out.append(f"{kind:<9} {texts.count:,}, {texts.empty:,} empty")
@@ -104,7 +114,8 @@ def lines(report) -> list[str]:
     out.append(f"labels    {_shares(report.labels)}")
   if report.boxes:
     out.append(
-      f"boxes     {report.boxes:,}: {len(report.outside):,} outside their image, {report.cut:,} reaching beyond it"
+      f"boxes     {report.boxes:,}: {len(report.outside):,} outside their image, {report.cut:,} "
+      f"reaching beyond it"
     )
   for name, (images, ids) in report.overlaps.items():
     out.append(f"shared with {name}: {len(images):,} images, {len(ids):,} ids")

@@ -8,7 +8,11 @@ from mplug_jax.data.text import cleaning
 
 
 class Text(NamedTuple):
-  """A text of a record. kind: what it is called. text: cleaned as the task cleans it, not cut. read: what the tokenizer gets of it."""
+  """A text of a record.
+
+  Kind: what it is called. text: cleaned as the task cleans it, not cut. read: what the tokenizer
+  gets of it.
+  """
 
   kind: str
   text: str
@@ -16,8 +20,12 @@ class Text(NamedTuple):
 
 
 class Item(NamedTuple):
-  """What is checked of one record. images: as decode_image or read_clip take them. ids: of its entries. shown: (text, what is said to
-  it) pairs for people to look at. answers: lists, of every question. label: the class. boxes: (phrase, corners)."""
+  """What is checked of one record.
+
+  Images: as decode_image or read_clip take them. ids: of its entries. shown: (text, what is said to
+  it) pairs for people to look at. answers: lists, of every question. label: the class. boxes:
+    (phrase, corners).
+  """
 
   images: list
   ids: list
@@ -97,8 +105,11 @@ def _cleaned(kind, text, data):
 
 
 class _View(NamedTuple):
-  """How the records of a task are read and checked. entries: what they are called. limits: of every kind of text, the key of
-  config.data that limits its tokens and whether [SEP] is one of them."""
+  """How the records of a task are read and checked.
+
+  Entries: what they are called. limits: of every kind of text, the key of
+  config.data that limits its tokens and whether [SEP] is one of them.
+  """
 
   source: Any  # (config.data, split) -> source
   item: Any  # (record, config.data) -> Item

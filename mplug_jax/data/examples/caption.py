@@ -4,9 +4,10 @@ A record is
 
     {"image": path | encoded bytes | u8[H, W, 3], "image_id": int | str, "captions": [str, ...]}
 
-with "domain" where the benchmark has one (NoCaps). A source of images has `len(source)`, `source[i]` and, without pixels, `captions(i)`,
-`counts()` and `group(i)`: which part of the split, scored apart, the image belongs to; None if there are no parts. Captions of files are
-lower-cased and otherwise left as they are. Entries of files are counted from 1 in messages.
+with "domain" where the benchmark has one (NoCaps). A source of images has `len(source)`,
+`source[i]` and, without pixels, `captions(i)`, `counts()` and `group(i)`: which part of the split,
+scored apart, the image belongs to; None if there are no parts. Captions of files are lower-cased
+and otherwise left as they are. Entries of files are counted from 1 in messages.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,10 @@ PROMPT_MODES = ("mended", "official")
 
 
 def get_source(data, split):
-  """`images` of an evaluated split; of "train", every caption once in records of data.captions_per_image."""
+  """`images` of an evaluated split.
+
+  Of "train", every caption once in records of data.captions_per_image.
+  """
   source = images(data, split)
   if split != "train":
     return source
@@ -41,8 +45,12 @@ def texts(source, records=0):
 
 
 class Prompt(NamedTuple):
-  """How captions begin. text: put before each. ids: its tokens from [bos] on, which are no targets. start: what generation begins
-  with. said: the text of `ids`, which is taken off generated captions."""
+  """How captions begin.
+
+  Text: put before each. ids: its tokens from [bos] on, which are no targets. start: what generation
+  begins
+  with. said: the text of `ids`, which is taken off generated captions.
+  """
 
   text: str
   ids: tuple
@@ -53,8 +61,8 @@ class Prompt(NamedTuple):
 def prompt(config, tokenizer):
   """config.task.prompt and .prompt_mode -> Prompt.
 
-  "official" glues prompt and caption together without a space and leaves the prompt's last word to the model (docs/official.md
-  item 32); "mended" does neither.
+  "official" glues prompt and caption together without a space and leaves the prompt's last word to
+  the model (docs/official.md item 32); "mended" does neither.
 
   Raises:
     ValueError: the mode is unknown, or captions have no room behind the prompt.
@@ -65,7 +73,8 @@ def prompt(config, tokenizer):
   ids = tuple(i for i in tokenizer.encode(text) if i != tokenizer.eos_id)
   if len(ids) + 2 > config.data.max_caption:
     raise ValueError(
-      f"config.data.max_caption={config.data.max_caption} leaves no room for a caption: [CLS] and config.task.prompt take "
+      f"config.data.max_caption={config.data.max_caption} leaves no room for a caption: [CLS] and "
+      f"config.task.prompt take "
       f"{len(ids)} tokens, [SEP] one."
     )
   official = mode == "official"
@@ -78,15 +87,18 @@ def prompt(config, tokenizer):
 class CaptionTransform:
   """A transform for `pipeline`: called with (index, record, rng), returns an example.
 
-  Its keys: image u8[H, W, 3], not normalised; caption i32[C, T], [bos] prompt caption [eos], padded with the pad id, all pads where
-  there is none; caption_valid bool[C]; corrupt bool[]; index i32[]. A caption that is too long loses its last tokens, never its [eos].
-  An image that cannot be read is black, corrupt and has no captions.
+  Its keys: image u8[H, W, 3], not normalised; caption i32[C, T], [bos] prompt caption [eos], padded
+    with the pad id, all pads where
+  there is none; caption_valid bool[C]; corrupt bool[]; index i32[]. A caption that is too long
+  loses its last tokens, never its [eos]. An image that cannot be read is black, corrupt and has no
+  captions.
 
   Args:
     tokenizer: as in `mplug_jax.data.text.tokenizer`.
     images: an ImageReader.
     prompt: a Prompt.
-    captions_per_image: C; captions beyond it are left out, which happens in evaluation alone (see Chunked).
+    captions_per_image: C; captions beyond it are left out, which happens in evaluation alone (see
+      Chunked).
     max_caption: T.
   """
 
@@ -115,7 +127,10 @@ class CaptionTransform:
 
 
 def make_transform(config, tokenizer, train):
-  """The transform that config.data, config.task and config.model describe; errors as of `prompt`."""
+  """The transform that config.data, config.task and config.model describe.
+
+  Errors as of `prompt`.
+  """
   del train  # decides the augmentation alone, which comes with the rng
   return CaptionTransform(
     tokenizer,

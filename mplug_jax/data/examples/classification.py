@@ -1,9 +1,10 @@
 """Statements about one or two images and their classes: SNLI-VE, NLVR2, one's own data, generated scenes.
 
 A record is {"images": [image, ...], "id": str | int, "sentence": str, "label": str, "" when unknown}, an image as
-`image_ops.decode_image` takes it; of generated scenes it also has "more", a function (rng, count) -> at most so many
-(sentence, label) about the same images. A source has `len(source)`, `source[i]`, and without pixels `source.row(i)` (the record
-but for its images), `source.groups(i)` (names of subsets that the record belongs to).
+`image_ops.decode_image` takes it; of generated scenes it also has "more", a function (rng, count)
+-> at most so many (sentence, label) about the same images. A source has `len(source)`, `source[i]`,
+and without pixels `source.row(i)` (the record but for its images), `source.groups(i)` (names of
+subsets that the record belongs to).
 """
 
 import numpy as np
@@ -25,12 +26,15 @@ def get_source(data, split):
   """The records of one split.
 
   Args:
-    data: config.data with `name`, `labels` (the classes), `images_per_text`, and the keys of that source:
-      nlvr2, snli_ve: train_files (list), val_file, test_file in the official json format, image_root.
-      jsonl: the same keys, any format of json_records.entries; an object a line or row: image or images, sentence, label, and
-        optionally id.
-      captions: the same keys; entries {"image", "caption": str or list of str}, see text_assignment.py; seed.
-      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`; scenes: easier, a share, see scene_statements.py.
+    data: config.data with `name`, `labels` (the classes), `images_per_text`, and the keys of that
+      source: nlvr2, snli_ve: train_files (list), val_file, test_file in the official json format,
+      image_root.
+      jsonl: the same keys, any format of json_records.entries; an object a line or row: image or
+        images, sentence, label, and optionally id.
+      captions: the same keys; entries {"image", "caption": str or list of str}, see
+        text_assignment.py; seed.
+      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`; scenes: easier, a
+        share, see scene_statements.py.
       All sources of files: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on labels.
 
@@ -52,7 +56,8 @@ def get_source(data, split):
     raise ValueError(f"Split {split!r} does not exist; known splits: train, val, test.")
   if len(set(data.labels)) < max(2, len(data.labels)):
     raise ValueError(
-      f"config.data.labels={tuple(data.labels)!r} must list the classes: at least two, none of them twice."
+      f"config.data.labels={tuple(data.labels)!r} must list the classes: at least two, none of "
+      f"them twice."
     )
   return builders[data.name](data, split)
 
@@ -75,15 +80,19 @@ def _turned(text):
 class ClassificationTransform:
   """A transform for `pipeline`: called with (index, record, rng), returns an example.
 
-  Its keys: image u8[N, S, S, 3], not normalised; sentence i32[Q, L], padded with the pad id; label i32[Q], the class's place in
-  `labels`, -1 = unknown; corrupt bool[], an image could not be read; index i32[]. In evaluation Q is 1.
+  Its keys: image u8[N, S, S, 3], not normalised; sentence i32[Q, L], padded with the pad id; label
+    i32[Q], the class's place in
+  `labels`, -1 = unknown; corrupt bool[], an image could not be read; index i32[]. In evaluation Q
+  is 1.
 
   Args:
     tokenizer: see tokenizer.py. images: an ImageReader. labels: the classes' names.
     max_words: of a sentence, the rest is cut. max_text: L, tokens with [bos]; the rest is cut.
-    swap: probability, in training, of exchanging the images and in the sentence the words left and right, on copies
-      (docs/official.md item 36). Right where these words tell the images apart; a relation inside an image would be reversed.
-    mirror: probability, in training, of the mirror image of everything: every image, their order, the words left and right.
+    swap: probability, in training, of exchanging the images and in the sentence the words left and
+      right, on copies (docs/official.md item 36). Right where these words tell the images apart; a
+      relation inside an image would be reversed.
+    mirror: probability, in training, of the mirror image of everything: every image, their order,
+      the words left and right.
     sentences: Q in training, the record's own and more of the same kind, drawn anew every time.
 
   Raises (when called):
@@ -104,7 +113,8 @@ class ClassificationTransform:
     if rng is not None and self._sentences > 1:
       if "more" not in record:
         raise ValueError(
-          f"config.data.sentences_per_row={self._sentences} needs generated scenes; other data has one sentence a row."
+          f"config.data.sentences_per_row={self._sentences} needs generated scenes; other data "
+          f"has one sentence a row."
         )
       said += record["more"](rng, self._sentences - 1)
       said += [("", "")] * (self._sentences - len(said))  # without a label, and so without weight
@@ -125,7 +135,10 @@ class ClassificationTransform:
 
 
 def make_transform(config, tokenizer, train):
-  """The transform that config.data and config.model describe; without draws when not `train`, for the pipeline then gives no rng."""
+  """The transform that config.data and config.model describe.
+
+  Without draws when not `train`, for the pipeline then gives no rng.
+  """
   del train
   return ClassificationTransform(
     tokenizer,

@@ -14,7 +14,10 @@ def get_source(data, split):
 
 
 def texts(source, records=0):
-  """The expressions that a tokenizer is fitted to. records: read this many, evenly spaced; 0: all."""
+  """The expressions that a tokenizer is fitted to.
+
+  Records: read this many, evenly spaced; 0: all.
+  """
   for index in range(0, len(source), max(1, len(source) // records) if records else 1):
     for expression in source.expressions(index):
       yield expression["text"].lower()
@@ -30,14 +33,15 @@ class WholeImages(reader.ImageReader):
 class GroundingTransform:
   """A transform for `pipeline`: called with (index, record, rng), returns an example.
 
-  Its keys: image u8[S, S, 3], not normalised, black outside `placed` i32[4] = (left, top, right, bottom) of the image on the
-  canvas; size i32[2], width and height of the image before, for `in_image_pixels`; phrase i32[E, L], [bos] pieces [eos] pad...;
-  box f32[E, 4], centre x, centre y, width and height as shares of the canvas; valid bool[E], whether the box is known;
-  corrupt bool[]; index i32[].
+  Its keys: image u8[S, S, 3], not normalised, black outside `placed` i32[4] = (left, top, right,
+    bottom) of the image on the
+  canvas; size i32[2], width and height of the image before, for `in_image_pixels`; phrase i32[E,
+  L], [bos] pieces [eos] pad...; box f32[E, 4], centre x, centre y, width and height as shares of
+  the canvas; valid bool[E], whether the box is known; corrupt bool[]; index i32[].
 
-  Training picks E of the record's expressions at random without replacement. A record with fewer leaves the rest invalid.
-  An image that cannot be read gives zeros, corrupt and nothing valid; in evaluation the phrases are there, because results need a
-  box for every phrase.
+  Training picks E of the record's expressions at random without replacement. A record with fewer
+  leaves the rest invalid. An image that cannot be read gives zeros, corrupt and nothing valid; in
+  evaluation the phrases are there, because results need a box for every phrase.
 
   Args:
     tokenizer: as in `mplug_jax.data.text.tokenizer`.
@@ -50,7 +54,8 @@ class GroundingTransform:
     blank: images are black, to measure what the texts alone give away.
 
   Raises (when called):
-    ValueError: a box that lies outside its image, or, in evaluation, more expressions than E (use `chunked.Chunked`).
+    ValueError: a box that lies outside its image, or, in evaluation, more expressions than E (use
+      `chunked.Chunked`).
     ImageError: a strict WholeImages met an image that cannot be read.
   """
 
@@ -93,7 +98,8 @@ class GroundingTransform:
       return expressions
     if not self._train:
       raise ValueError(
-        f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the source in "
+        f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the "
+        f"source in "
         "Chunked, so that none is left out."
       )
     return [expressions[i] for i in rng.choice(len(expressions), self._count, replace=False)]
@@ -125,17 +131,22 @@ def _inside(expression, width, height):
   clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
   if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
     raise ValueError(
-      f"the box {expression['box']} of {expression['text']!r} lies outside its image of {width} x {height} pixels."
+      f"the box {expression['box']} of {expression['text']!r} lies outside its image of {width} x "
+      f"{height} pixels."
     )
   return clipped
 
 
 def make_transform(config, tokenizer, train):
-  """The transform that config.data and config.model describe. Raises ValueError for data.augment.long_sides out of range."""
+  """The transform that config.data and config.model describe.
+
+  Raises ValueError for data.augment.long_sides out of range.
+  """
   data = config.data
   if not data.augment.long_sides or not all(0 < share <= 1 for share in data.augment.long_sides):
     raise ValueError(
-      f"config.data.augment.long_sides={data.augment.long_sides} must be shares of the canvas, above 0 and at most 1."
+      f"config.data.augment.long_sides={data.augment.long_sides} must be shares of the canvas, "
+      f"above 0 and at most 1."
     )
   return GroundingTransform(
     tokenizer,

@@ -1,7 +1,7 @@
 """Images with captions -> examples for pre-training: as for retrieval, with the caption masked, and split into a prefix and the rest.
 
-Sources: those of retrieval.py. With several train_files each file, or pattern of shards, is a source of a mixture, in the proportions of
-data.weights.
+Sources: those of retrieval.py. With several train_files each file, or pattern of shards, is a
+source of a mixture, in the proportions of data.weights.
 """
 
 import functools
@@ -38,16 +38,20 @@ def texts(source, records=0):
 
 
 class PretrainTransform(retrieval.PairTransform):
-  """A transform for `pipeline`; its examples have, beside those of PairTransform (L tokens, T = L + 1):
+  """A transform for `pipeline`.
 
-    masked i32[L]: the caption with some tokens hidden; masked_label i32[L]: those tokens, the pad id elsewhere;
-    prefix i32[L]: [bos] and the first words; target i32[T]: [bos], the other words, at least one, [eos].
+  Its examples have, beside those of PairTransform (L tokens, T = L + 1):
+
+    masked i32[L]: the caption with some tokens hidden; masked_label i32[L]: those tokens, the pad
+    id elsewhere; prefix i32[L]: [bos] and the first words; target i32[T]: [bos], the other words,
+    at least one, [eos].
 
   Args:
     images: an ImageReader. tokenizer: see tokenizer.py.
     max_words, max_caption: see CaptionRows; L = max_caption.
     mask_probability, whole_words: see masking.py.
-    empty_prefix: share of examples whose prefix is [bos] alone, beside those that draw it: all cuts before a word are equally likely.
+    empty_prefix: share of examples whose prefix is [bos] alone, beside those that draw it: all cuts
+      before a word are equally likely.
   """
 
   def __init__(
@@ -81,7 +85,7 @@ class PretrainTransform(retrieval.PairTransform):
     self._make_cache()
 
   def __call__(self, index, record, rng):
-    """rng None, in evaluation: draws that depend on the index alone, no augmentation."""
+    """Rng None, in evaluation: draws that depend on the index alone, no augmentation."""
     example = super().__call__(index, record, rng)
     rng = np.random.default_rng(index) if rng is None else rng
     words = [
@@ -110,7 +114,10 @@ class PretrainTransform(retrieval.PairTransform):
 
 
 def make_transform(config, tokenizer, train):
-  """The transform that config.data and config.model describe: for training; evaluation is that of retrieval."""
+  """The transform that config.data and config.model describe: for training.
+
+  Evaluation is that of retrieval.
+  """
   if not train:
     return retrieval.make_transform(config, tokenizer, train)
   fields = ("max_words", "max_caption", "mask_probability", "whole_words", "empty_prefix")

@@ -1,8 +1,9 @@
 """Images with captions -> examples for retrieval: an image, one of its captions and the number of the image.
 
-The sources are those of captioning (see caption.images), and "coco", "flickr30k" and "files": the official files of retrieval and
-pre-training, json lists of {"image", "caption", "image_id"} with one caption in training and the list of them in evaluation, and with
-the keys of source "jsonl". Any file may be a pattern of shards, see shards.py.
+The sources are those of captioning (see caption.images), and "coco", "flickr30k" and "files": the
+official files of retrieval and pre-training, json lists of {"image", "caption", "image_id"} with
+one caption in training and the list of them in evaluation, and with the keys of source "jsonl". Any
+file may be a pattern of shards, see shards.py.
 """
 
 import numpy as np
@@ -51,7 +52,8 @@ def get_images(data, split):
   if not source.counts().all():
     number = int(np.argmin(source.counts()))
     raise ValueError(
-      f"Image {source[number]['image_id']!r} of split {split!r} has no captions, and retrieval needs at least one of each."
+      f"Image {source[number]['image_id']!r} of split {split!r} has no captions, and retrieval "
+      f"needs at least one of each."
     )
   return source
 
@@ -68,7 +70,8 @@ def texts(source, records=0):
 
 class CaptionRows:
   """Caption -> i32[L], [bos] pieces, padded with the pad id: cleaned, cut to max_words words and L tokens (docs/official.md items 31
-  and 50). Rows are shared: copy before writing."""
+  and 50). Rows are shared: copy before writing.
+  """
 
   def __init__(self, tokenizer, max_words, length):
     self._max_words, self._rows = max_words, token_rows.TokenRows(tokenizer, length)
@@ -85,8 +88,10 @@ def caption_rows(config, tokenizer):
 class PairTransform:
   """A transform for `pipeline`: called with (index, record, rng), returns an example.
 
-  Its keys: image u8[S, S, 3], not normalised; corrupt bool[], the image could not be read and is black; index i32[]; with `rows`
-  also caption i32[L] and id i32[], equal for the captions of an image. Without, records may be those of `get_images`.
+  Its keys: image u8[S, S, 3], not normalised; corrupt bool[], the image could not be read and is
+    black; index i32[]; with `rows`
+  also caption i32[L] and id i32[], equal for the captions of an image. Without, records may be
+  those of `get_images`.
 
   Raises (when called):
     ImageError: a strict ImageReader met an image that cannot be read.

@@ -150,7 +150,8 @@ def candidate_answers(config) -> tuple[str, ...]:
   """The answers to choose from: config.task.rank_answers, or with config.task.predict=rank the list in config.data.answer_list.
 
   Raises:
-    ValueError, FileNotFoundError: config.task.predict is unknown, or there is nothing to choose from.
+    ValueError, FileNotFoundError: config.task.predict is unknown, or there is nothing to choose
+      from.
   """
   known = ("generate", "rank")
   if config.task.predict not in known:
@@ -161,7 +162,8 @@ def candidate_answers(config) -> tuple[str, ...]:
     return tuple(config.task.rank_answers)
   if not config.data.get("answer_list"):
     raise ValueError(
-      "config.task.predict=rank chooses from config.task.rank_answers, or from the json list config.data.answer_list "
+      "config.task.predict=rank chooses from config.task.rank_answers, or from the json list "
+      "config.data.answer_list "
       "of a source of files, and neither is given."
     )
   return tuple(vqa.answer_list(config.data))

@@ -1,7 +1,8 @@
 """Image transforms of visual grounding: every change of the image is made to its boxes, and to the words left and right.
 
-Images are u8[H, W, 3], boxes f64[E, 4] corners (x1, y1, x2, y2) in pixels with exclusive ends. Nothing is changed in place.
-Lengths of the official recipe, which is made for 336 pixels, are shares of the canvas here.
+Images are u8[H, W, 3], boxes f64[E, 4] corners (x1, y1, x2, y2) in pixels with exclusive ends.
+Nothing is changed in place. Lengths of the official recipe, which is made for 336 pixels, are
+shares of the canvas here.
 """
 
 import re
@@ -13,7 +14,8 @@ from PIL import Image, ImageEnhance
 _CROP_TRIES = 20
 _CROP_SHORT_SIDES = (400 / 336, 500 / 336, 600 / 336)  # the image's short side before a random crop
 _CROP_RANGE = (384 / 336, 600 / 336)  # sides of the crop
-_CROP_MAX_ASPECT = 8.0  # longer panoramas are not cropped: enlarged to a short side of 600 they would fill the memory
+# longer panoramas are not cropped: enlarged to a short side of 600 they would fill the memory
+_CROP_MAX_ASPECT = 8.0
 _JITTER = (0.6, 1.4)
 # "leftmost" and "right-hand" change sides, "bright" does not.
 _ENDINGS = r"(?=(?:most|hand|side|wards?|ish|er|y|s)?\b)"
@@ -22,7 +24,8 @@ _ENDINGS = r"(?=(?:most|hand|side|wards?|ish|er|y|s)?\b)"
 class Canvas(NamedTuple):
   """An image on a square canvas.
 
-  image: u8[S, S, 3], black outside `placed`. boxes: f64[E, 4] in pixels of the canvas. placed: (left, top, right, bottom) of
+  image: u8[S, S, 3], black outside `placed`. boxes: f64[E, 4] in pixels of the canvas. placed:
+    (left, top, right, bottom) of
   the image on it.
   """
 
@@ -40,7 +43,10 @@ def resize(image, boxes, height, width):
 
 
 def resize_to_side(image, boxes, size, side=max):
-  """Proportions kept; the long side (`side=max`) or the short one (`min`) becomes `size` pixels, no side less than 1."""
+  """Proportions kept.
+
+  The long side (`side=max`) or the short one (`min`) becomes `size` pixels, no side less than 1.
+  """
   factor = size / side(image.shape[:2])
   return resize(image, boxes, *(max(1, round(factor * n)) for n in image.shape[:2]))
 
@@ -52,11 +58,13 @@ def cut(image, boxes, top, left, height, width):
 
 
 def random_crop(image, boxes, rng, smallest, largest, official=False):
-  """A random part of `smallest` to `largest` pixels a side that keeps the centre of every box; the whole image after 20 tries.
+  """A random part of `smallest` to `largest` pixels a side that keeps the centre of every box.
+
+  The whole image after 20 tries.
 
   Args:
-    official: compare as the official code does, centre x with the top and centre y with the left (docs/official.md item 15), so
-      that objects may be cut off.
+    official: compare as the official code does, centre x with the top and centre y with the left
+      (docs/official.md item 15), so that objects may be cut off.
   """
   height, width = image.shape[:2]
   x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
@@ -79,12 +87,18 @@ def _pattern(words, substrings):
 
 
 def mentions(text, words, substrings=False):
-  """Whether a text has one of the words. `substrings`: inside another word counts too, as in the official code."""
+  """Whether a text has one of the words.
+
+  `substrings`: inside another word counts too, as in the official code.
+  """
   return bool(words) and bool(_pattern(words, substrings).search(text))
 
 
 def swap_sides(text, substrings=False):
-  """left <-> right in a text. `substrings`: inside another word too, so that "bright" becomes "bleft", as in the official code."""
+  """Left <-> right in a text.
+
+  `substrings`: inside another word too, so that "bright" becomes "bleft", as in the official code.
+  """
   return _pattern(("left", "right"), substrings).sub(
     lambda m: {"left": "right", "right": "left"}[m[0]], text
   )
@@ -141,8 +155,8 @@ def augment(
   Args:
     size: S of the canvas. rng: source of all randomness.
     long_sides: shares of the canvas; the image's long side becomes one of them, at random.
-    crop: probability of a random crop before, for images whose texts have none of `position_words`: "the top one" may no longer
-      be the top one in a part of the image.
+    crop: probability of a random crop before, for images whose texts have none of `position_words`:
+      "the top one" may no longer be the top one in a part of the image.
     official_crop: see `random_crop`.
     jitter, flip: probabilities of `jitter_colours`, of `mirror` with `swap_sides`.
     official_words: look for words inside other words as well, see `mentions` and `swap_sides`.

@@ -41,8 +41,9 @@ def decode_image(image, name: str | None = None) -> np.ndarray:
   frame is taken.
 
   Args:
-    image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16 [H, W], [H, W, 1], [H, W, 3], [H, W, 4];
-      or an ImageError, which is raised: what a source says of a record that it could not read.
+    image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16
+      [H, W], [H, W, 1], [H, W, 3], [H, W, 4]; or an ImageError, which is raised: what a source says
+      of a record that it could not read.
     name: what error messages call the image; default its path or its kind.
 
   Returns:

@@ -16,9 +16,10 @@ class ImageReader:
 
   Args:
     size: S, pixels.
-    augment: arguments of `image_ops.train_transform`, for calls with an rng; None: the evaluation transform always.
-    strict: raise ImageError for an image that cannot be read. Otherwise it is black, the first ten are named in the log,
-      and the caller takes care that its row carries no weight.
+    augment: arguments of `image_ops.train_transform`, for calls with an rng; None: the evaluation
+      transform always.
+    strict: raise ImageError for an image that cannot be read. Otherwise it is black, the first ten
+      are named in the log, and the caller takes care that its row carries no weight.
     blank: every image is black, to measure what the texts alone give away.
     frames: F, to read clips; 0 for images. sampling: see `video.frame_numbers`.
   """
@@ -38,7 +39,8 @@ class ImageReader:
     """Reads one image or clip.
 
     Args:
-      image: see `image_ops.decode_image`, or `video.read_clip`. name: what messages call it when it is no path.
+      image: see `image_ops.decode_image`, or `video.read_clip`. name: what messages call it when it
+        is no path.
       rng: for augmentation, the same for all frames of a clip; None in evaluation.
 
     Returns:
@@ -77,7 +79,10 @@ class ImageReader:
 
 
 def reader(config):
-  """The ImageReader that config.data and config.model describe; data.augment has what image_ops.train_transform takes."""
+  """The ImageReader that config.data and config.model describe.
+
+  Data.augment has what image_ops.train_transform takes.
+  """
   data, augment = config.data, config.data.augment
   augment = dict(
     scale=augment.scale,

@@ -1,4 +1,7 @@
-"""Clips as a few frames: sampled from video files, or from arrays of frames. The model sees them as images in a row (paper section 4.4)."""
+"""Clips as a few frames: sampled from video files, or from arrays of frames.
+
+The model sees them as images in a row (paper section 4.4).
+"""
 
 import contextlib
 import importlib.util
@@ -17,8 +20,9 @@ def frame_numbers(length, count, sampling="centres"):
   """Which `count` frames of `length` to look at, i64[count] in order.
 
   Args:
-    sampling: "centres": the middles of `count` equal parts. "official": a step rounded down from frame 0 on, so that the end is
-      never seen, and frame 0 alone of clips with fewer frames than `count` (docs/official.md item 37). A number: that frame.
+    sampling: "centres": the middles of `count` equal parts. "official": a step rounded down from
+      frame 0 on, so that the end is never seen, and frame 0 alone of clips with fewer frames than
+      `count` (docs/official.md item 37). A number: that frame.
 
   Raises:
     ValueError: an unknown sampling.
@@ -27,7 +31,8 @@ def frame_numbers(length, count, sampling="centres"):
     return np.full(count, min(int(sampling), length - 1))
   if sampling not in SAMPLINGS:
     raise ValueError(
-      f"config.data.frame_sampling={sampling!r} is not a frame number and none of {', '.join(SAMPLINGS)}."
+      f"config.data.frame_sampling={sampling!r} is not a frame number and none of "
+      f"{', '.join(SAMPLINGS)}."
     )
   if sampling == "official":
     return np.arange(count) * (length // count)
@@ -78,7 +83,10 @@ def _local_file(path, name, stack):
 
 
 def _read_with_opencv(path, count, sampling):
-  """Decodes from the start, for seeking is not exact; twice when the file says a wrong number of frames. None: no frame."""
+  """Decodes from the start, for seeking is not exact.
+
+  Twice when the file says a wrong number of frames. None: no frame.
+  """
   # OpenCV reads it when it opens the first video. The caller reports unreadable files, once.
   os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
   with contextlib.closing(_Capture(path)) as capture:

@@ -1,4 +1,7 @@
-"""Data sets as they are distributed -> the annotation files that the configs read. Imports no JAX, runs nothing that a file holds."""
+"""Data sets as they are distributed -> the annotation files that the configs read.
+
+Imports no JAX, runs nothing that a file holds.
+"""
 
 import os
 
@@ -6,7 +9,9 @@ from mplug_jax.data.prepare import captions, nlvr2_snli_ve, pretrain, refcoco, v
 from mplug_jax.data.prepare.download import Download
 from mplug_jax.data.prepare.writer import writing
 
-RECIPES = {  # name -> function (Download, Output); that of the sets of the REFER tool takes name and split_by as well
+# name -> function (Download, Output); that of the sets of the REFER tool takes name and split_by as
+# well
+RECIPES = {
   "vqa_v2": vqa.vqa_v2,
   "gqa": vqa.gqa,
   "coco_captions": captions.coco_captions,
@@ -37,8 +42,8 @@ def prepare(options):
   """Reads a download and writes what the config reads.
 
   Args:
-    options: name (a key of RECIPES), root, out ("": root, or a folder called `name` in it where several sets share a download),
-      overwrite, skip_missing, split_by.
+    options: name (a key of RECIPES), root, out ("": root, or a folder called `name` in it where
+      several sets share a download), overwrite, skip_missing, split_by.
 
   Returns:
     lines to print: what was written, notes, the commands that read it.
@@ -52,7 +57,8 @@ def prepare(options):
   )
   if "," in folder:
     raise ValueError(
-      f"{folder} has a comma in its name, behind which the argument of a config ends; rename it, or name another as --out."
+      f"{folder} has a comma in its name, behind which the argument of a config ends; rename it, "
+      f"or name another as --out."
     )
   with writing(folder, options.overwrite) as out:
     recipe = RECIPES[options.name]

@@ -30,10 +30,13 @@ class Shard:
 def convert(
   patterns, folder, records_per_shard=10_000, workers=1, verify=False, on_shard=lambda shard: None
 ):
-  """Writes pairs-00000-of-00012.array_record and so on into `folder`, each whole or not at all; those that are there are kept.
+  """Writes pairs-00000-of-00012.array_record and so on into `folder`, each whole or not at all.
+
+  Those that are there are kept.
 
   Args:
-    patterns: see shards.load. records_per_shard: pairs of the source for each file, bad ones included.
+    patterns: see shards.load. records_per_shard: pairs of the source for each file, bad ones
+      included.
     workers: processes. verify: decode every image, and leave out those that cannot be.
     on_shard: called with each Shard.
 
@@ -77,14 +80,18 @@ def convert(
 
 
 def _check_plan(folder, plan):
-  """Notes what is converted, and how, in `folder`. Raises ValueError if something else is noted there."""
+  """Notes what is converted, and how, in `folder`.
+
+  Raises ValueError if something else is noted there.
+  """
   path = os.path.join(folder, _PLAN)
   os.makedirs(folder, exist_ok=True)
   try:
     with open(path, encoding="utf-8") as file:
       if json.load(file) != plan:
         raise ValueError(
-          f"{folder} holds the conversion of other shards, or with other options: see {path}, and choose another folder."
+          f"{folder} holds the conversion of other shards, or with other options: see {path}, and "
+          f"choose another folder."
         )
   except FileNotFoundError:
     atomic_files.write_json(path, plan)

@@ -35,7 +35,8 @@ class _Writer:
   """Writes the files of captioning (optional) and of retrieval for some splits.
 
   Args:
-    prefix: of the names of the files of retrieval. captions: whether those of captioning are wanted.
+    prefix: of the names of the files of retrieval. captions: whether those of captioning are
+      wanted.
   """
 
   def __init__(self, out, splits, prefix, captions=True):
@@ -91,7 +92,8 @@ def coco_captions(download, out):
         writer.add(split, image, entry["cocoid"], texts, {"cocoid": entry["cocoid"]})
   else:
     out.note(
-      "dataset_coco.json of caption_datasets.zip is not there, so these are COCO's own splits; results on Karpathy's differ"
+      "dataset_coco.json of caption_datasets.zip is not there, so these are COCO's own splits; "
+      "results on Karpathy's differ"
     )
     for split, part, file in zip(("train", "val"), ("train2014", "val2014"), paths):
       for entry, texts, where in _coco_images(file):
@@ -106,7 +108,10 @@ def coco_captions(download, out):
 
 
 def _karpathy_images(path):
-  """(entry, split, captions, where) of a file of Karpathy's. Raises ValueError, also if it has fewer captions than it lists ids of."""
+  """(entry, split, captions, where) of a file of Karpathy's.
+
+  Raises ValueError, also if it has fewer captions than it lists ids of.
+  """
   for entry, where in json_stream.entries(
     path, {"filename": str, "split": str, "sentences": list, "sentids": list}, "images"
   ):
@@ -116,7 +121,8 @@ def _karpathy_images(path):
       json_stream.check(sentence, {"raw": str}, f"{where}, sentences")
     if len(entry["sentids"]) != len(entry["sentences"]):
       raise ValueError(
-        f"{where}: it lists {len(entry['sentids'])} sentids and has {len(entry['sentences'])} sentences; get the file "
+        f"{where}: it lists {len(entry['sentids'])} sentids and has {len(entry['sentences'])} "
+        f"sentences; get the file "
         "again."
       )
     texts = [text for sentence in entry["sentences"] if (text := sentence["raw"].strip())]
@@ -190,7 +196,8 @@ def _token_images(tokens, *lists):
     name, hash_, _ = name.partition("#")
     if not (tab and hash_ and name and text.strip()):
       raise ValueError(
-        f"{tokens}, line {number}: must be an image, #, the caption's number, a tab and the caption."
+        f"{tokens}, line {number}: must be an image, #, the caption's number, a tab and the "
+        f"caption."
       )
     captions.setdefault(name, []).append(text.strip())
   for split, path in zip(("train", "val", "test"), lists):
@@ -199,7 +206,8 @@ def _token_images(tokens, *lists):
         name = f"{name.removesuffix('.jpg')}.jpg"
         if name not in captions:
           raise ValueError(
-            f"{path}, line {number}: {tokens} has no caption of image {name}, or it is in two splits."
+            f"{path}, line {number}: {tokens} has no caption of image {name}, or it is in two "
+            f"splits."
           )
         yield name, split, captions.pop(name)
 

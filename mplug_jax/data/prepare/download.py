@@ -8,8 +8,12 @@ from mplug_jax.data.storage import archives
 
 
 class Wanted(NamedTuple):
-  """A file of a download. what: the official download that it belongs to, in words. names: where it may be below the root, of which any
-  will do; a name may lead into a zip."""
+  """A file of a download.
+
+  What: the official download that it belongs to, in words. names: where it may be below the root,
+  of which any
+  will do; a name may lead into a zip.
+  """
 
   what: str
   names: tuple
@@ -77,7 +81,8 @@ class Images:
     download: the Download.
     what: the official download they belong to, in words.
     folders: where they may be below the root; a name may lead into a zip.
-    image_root: where the config looks for them. They are named relative to it, or by their whole path if they lie elsewhere.
+    image_root: where the config looks for them. They are named relative to it, or by their whole
+      path if they lie elsewhere.
     skip_missing: leave out those that are missing; None: as the download says.
 
   Attributes:
@@ -89,7 +94,9 @@ class Images:
     self._skip = download.skip_missing if skip_missing is None else skip_missing
     self._folders = [download.path(folder) for folder in folders]
     self._base = os.path.join(os.path.abspath(image_root), "")
-    self._listed = {}  # folder -> the names in it: a look-up for each of a million images takes minutes on a network disk
+    # folder -> the names in it: a look-up for each of a million images takes minutes on a network
+    # disk
+    self._listed = {}
     self._missing, self.folder = {}, ""  # names in order of appearance
 
   def __call__(self, name):
@@ -108,7 +115,8 @@ class Images:
     if not self.folder and not self._skip:
       places = " or ".join(folder or "." for folder in self._names)
       raise FileNotFoundError(
-        f"{self._download.root}: {name} is not in {places} ({self._what}); complete the download or, if others are "
+        f"{self._download.root}: {name} is not in {places} ({self._what}); complete the download "
+        f"or, if others are "
         "there, leave out what is said of this one with --skip_missing."
       )
     return None
@@ -123,10 +131,16 @@ class Images:
     return path[len(self._base) :] if path.startswith(self._base) else path
 
   def finish(self, out):
-    """Says how many are missing. Raises FileNotFoundError: some are, and --skip_missing was not given; or all are."""
+    """Says how many are missing.
+
+    Raises FileNotFoundError: some are, and --skip_missing was not given; or all are.
+    """
     if not self._missing:
       return
-    problem = f"{len(self._missing):,} of {self._what} are missing, for instance {next(iter(self._missing))}"
+    problem = (
+      f"{len(self._missing):,} of {self._what} are missing, for instance "
+      f"{next(iter(self._missing))}"
+    )
     if not (self.folder and self._skip):
       raise FileNotFoundError(
         f"{self._download.root}: {problem}; complete the download"

@@ -33,7 +33,8 @@ def entries(path, types, key=None, others=None):
     (entry, where it stands, for messages).
 
   Raises:
-    ValueError: not UTF-8, not json, cut off, not such a list, or an entry that `check` refuses; names file and entry.
+    ValueError: not UTF-8, not json, cut off, not such a list, or an entry that `check` refuses;
+      names file and entry.
   """
   with tabular.open_binary(path) as file:
     text = _Text(file, path)
@@ -58,7 +59,10 @@ def entries(path, types, key=None, others=None):
 
 
 def members(path, types):
-  """(name, entry, where) of a json object whose values are objects that have `types`; otherwise as `entries`."""
+  """(name, entry, where) of a json object whose values are objects that have `types`.
+
+  Otherwise as `entries`.
+  """
   with tabular.open_binary(path) as file:
     text = _Text(file, path)
     for name in text.names():
@@ -87,7 +91,10 @@ class _Text:
     yield from self._members("[", "]", lambda: self.value())
 
   def names(self):
-    """The names of an object that begins here; whoever asks for the next one must have read this one's value."""
+    """The names of an object that begins here.
+
+    Whoever asks for the next one must have read this one's value.
+    """
 
     def name():
       if self.peek() != '"':
@@ -151,7 +158,10 @@ class _Text:
     return found
 
   def _more(self):
-    """Reads on, at least as much as is left, so that a long value is tried few times. Returns whether there was anything."""
+    """Reads on, at least as much as is left, so that a long value is tried few times.
+
+    Returns whether there was anything.
+    """
     try:
       chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
     except UnicodeDecodeError:
@@ -162,5 +172,6 @@ class _Text:
 
   def _error(self, problem):
     return ValueError(
-      f"{self._path}, character {self._before + self._at + 1}: not valid JSON ({problem}); get the file again."
+      f"{self._path}, character {self._before + self._at + 1}: not valid JSON ({problem}); get "
+      f"the file again."
     )

@@ -19,7 +19,10 @@ _NLVR2 = {
 
 
 def nlvr2(download, out):
-  """NLVR2: lines of json and two images for each statement; split test is test1, the public one (test-P)."""
+  """NLVR2: lines of json and two images for each statement.
+
+  Split test is test1, the public one (test-P).
+  """
   paths = dict(zip(_NLVR2, download.require(*(wanted for _, wanted in _NLVR2.values()))))
   entries = {split: out.entries(f"nlvr_{split}.json", "statements") for split in paths}
   for split, path in paths.items():
@@ -31,7 +34,8 @@ def nlvr2(download, out):
       out.folder,
     )
     for entry, where in _lines(path, ("identifier", "sentence", "label")):
-      # "train-10171-0-0": set, images, and the number of the statement about them; `directory` is that of training images.
+      # "train-10171-0-0": set, images, and the number of the statement about them; `directory` is
+      # that of training images.
       match = re.fullmatch(r"(\w+-\d+-\d+)-\d+", entry["identifier"])
       if not match or not match[1].startswith(f"{name}-"):
         raise ValueError(
@@ -108,7 +112,10 @@ def snli_ve(download, out):
 
 
 def _lines(path, keys):
-  """(entry, where) of lines of json, whatever the file is called. `keys`: strings that each must have. Raises ValueError."""
+  """(entry, where) of lines of json, whatever the file is called.
+
+  `keys`: strings that each must have. Raises ValueError.
+  """
   for entry, where in annotations.lines(path):
     json_stream.check(entry, dict.fromkeys(keys, str), where)
     yield entry, where

@@ -63,7 +63,8 @@ def visual_genome(download, out):
       texts += len(phrases)
   images.finish(out)
   out.note(
-    f"{texts:,} different descriptions of these images; {left_out:,} images of COCO's val and test splits were left out"
+    f"{texts:,} different descriptions of these images; {left_out:,} images of COCO's val and "
+    f"test splits were left out"
   )
   _command(out, "vg")
 
@@ -96,7 +97,8 @@ def _evaluated(download, out):
   path = download.find(_KARPATHY)
   if path is None:
     out.note(
-      "dataset_coco.json of caption_datasets.zip is not there, so images of COCO's val and test splits were kept"
+      "dataset_coco.json of caption_datasets.zip is not there, so images of COCO's val and test "
+      "splits were kept"
     )
     return frozenset()
   entries = json_stream.entries(path, {"cocoid": int, "split": str}, "images")
@@ -128,7 +130,11 @@ def sbu(download, out):
 
 
 def _web(download, out, name, pairs):
-  """Writes NAME.json. pairs: function that gives (caption, address) pairs, in case the images are called like their addresses."""
+  """Writes NAME.json.
+
+  Pairs: function that gives (caption, address) pairs, in case the images are called like their
+  addresses.
+  """
   entries = out.entries(f"{name}.json", "captions")
   folders = [
     folder
@@ -155,14 +161,18 @@ def _web(download, out, name, pairs):
 
 
 def _shards(paths):
-  """(caption, image) of what img2dataset left: 00000.parquet beside the folder 00000 or 00000.tar. Raises ValueError."""
+  """(caption, image) of what img2dataset left: 00000.parquet beside the folder 00000 or 00000.tar.
+
+  Raises ValueError.
+  """
   for path in paths:
     shard = os.path.basename(path).removesuffix(".parquet")
     top = f"{shard}.tar" if os.path.isfile(f"{path.removesuffix('.parquet')}.tar") else shard
     columns, rows = tabular.open_table(path, {"caption", "key", "status"})
     if lacking := {"caption", "key", "status"} - set(columns):
       raise ValueError(
-        f"{path} has no column {', '.join(sorted(lacking))}; run img2dataset with --caption_col, so that it has."
+        f"{path} has no column {', '.join(sorted(lacking))}; run img2dataset with --caption_col, "
+        f"so that it has."
       )
     for row, _ in rows:
       if row["status"] == "success" and row["caption"]:
@@ -192,7 +202,10 @@ def _tsv(path):
 
 
 def _two_files(captions, addresses):
-  """(caption, address) of two files that go line by line together. Raises ValueError: one has more lines."""
+  """(caption, address) of two files that go line by line together.
+
+  Raises ValueError: one has more lines.
+  """
   one, other = tabular.lines(captions), tabular.lines(addresses)
   for caption in one:
     if (address := next(other, None)) is None:
@@ -202,5 +215,6 @@ def _two_files(captions, addresses):
     if next(other, None) is None:
       return
   raise ValueError(
-    f"{captions} and {addresses} must have a line for each other, and one of them has more; get both again."
+    f"{captions} and {addresses} must have a line for each other, and one of them has more; get "
+    f"both again."
   )

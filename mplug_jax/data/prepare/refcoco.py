@@ -33,7 +33,8 @@ def refcoco(download, out, name, split_by=""):
   for split in ("train", "val"):
     if split not in splits:
       raise ValueError(
-        f"{refs_path}: no entry is of split {split!r}; they are of {', '.join(splits)}; get the file again."
+        f"{refs_path}: no entry is of split {split!r}; they are of {', '.join(splits)}; get the "
+        f"file again."
       )
   files, boxes = _instances(instances, {ref["ann_id"] for ref, *_ in refs})
   entries = {split: out.entries(f"{split}.json", "objects") for split in splits}
@@ -59,7 +60,8 @@ def refcoco(download, out, name, split_by=""):
     image_id, box = boxes[ref["ann_id"]]
     if image_id != ref["image_id"] or image_id not in files:
       raise ValueError(
-        f"{where}: image_id {ref['image_id']} is not that of its annotation, {image_id}, or no image of {instances}."
+        f"{where}: image_id {ref['image_id']} is not that of its annotation, {image_id}, or no "
+        f"image of {instances}."
       )
     if image := images(files[image_id]):
       entries[split].add({"image": image, "bbox": box, "sentences": texts, "ref_id": ref["ref_id"]})
@@ -75,11 +77,15 @@ def refcoco(download, out, name, split_by=""):
 
 
 def _refs(path):
-  """A file of refs -> list of (entry, split, expressions, where). Nothing in it is run. Raises ValueError."""
+  """A file of refs -> list of (entry, split, expressions, where).
+
+  Nothing in it is run. Raises ValueError.
+  """
   values, unknown = torch_unpickler.load(archives.open_bytes(path), path, what="list of refs")
   if unknown:
     raise ValueError(
-      f"{path} names {', '.join(sorted(unknown))}, and a list of refs consists of plain values; get the file again."
+      f"{path} names {', '.join(sorted(unknown))}, and a list of refs consists of plain values; "
+      f"get the file again."
     )
   if not isinstance(values, list):
     raise ValueError(f"{path} must hold a list of objects, not {torch_types.describe(values)}.")
@@ -102,7 +108,10 @@ def _refs(path):
 
 
 def _text(text):
-  """A byte string of Python 2, which the unpickler reads as Latin-1, is UTF-8; a text is what it is."""
+  """A byte string of Python 2, which the unpickler reads as Latin-1, is UTF-8.
+
+  A text is what it is.
+  """
   try:
     return text.encode("latin-1").decode("utf-8")
   except UnicodeError:

@@ -2,7 +2,8 @@
 
     python -m tools.prepare_data tfds --task=caption --data=jsonl:/my/train.jsonl --out=/my/tfds
 
-TFDS writes sequences in sequences only with TensorFlow, so the answers to a question are rows that share its id.
+TFDS writes sequences in sequences only with TensorFlow, so the answers to a question are rows that
+share its id.
 """
 
 import io
@@ -22,12 +23,15 @@ class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """What the builders share.
 
   Args:
-    records: {split: source}. The rest: as of every builder; file_format="array_record" is what data=tfds:NAME reads.
+    records: {split: source}. The rest: as of every builder; file_format="array_record" is what
+      data=tfds:NAME reads.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   FEATURES = {}  # beside the image
-  code_path = None  # there are no checksums beside the code; TFDS 4.9 looks with importlib_resources, which it does not install
+  # there are no checksums beside the code; TFDS 4.9 looks with importlib_resources, which it does
+  # not install
+  code_path = None
 
   def __init__(self, *, records=None, **options):
     self._source_of = records or {}
@@ -88,7 +92,10 @@ class MplugQuestions(_Records):
 
 
 class MplugBoxes(_Records):
-  """Images with phrases and boxes, of a source as in grounding_sources.py; a box that is not known is empty."""
+  """Images with phrases and boxes, of a source as in grounding_sources.py.
+
+  A box that is not known is empty.
+  """
 
   FEATURES = {
     "objects": _SEQUENCE({"id": _TEXT(), "text": _TEXT(), "bbox": tfds.features.BBoxFeature()})
@@ -126,7 +133,8 @@ def prepare(task, data, splits, folder):
     (name of the set, {split: number of examples}).
 
   Raises:
-    ValueError, FileNotFoundError: what the source raises; an image that cannot be read; the set is there already.
+    ValueError, FileNotFoundError: what the source raises; an image that cannot be read; the set is
+      there already.
   """
   kind, get = _TASKS[task]
   builder = kind(

@@ -1,4 +1,7 @@
-"""Clips: MSR-VTT, MSR-VTT-QA, MSVD-QA and VATEX -> what the zero-shot configs of video read; test splits alone."""
+"""Clips: MSR-VTT, MSR-VTT-QA, MSVD-QA and VATEX -> what the zero-shot configs of video read.
+
+Test splits alone.
+"""
 
 import os
 from collections import Counter
@@ -71,13 +74,17 @@ class _Clips:
     return found
 
   def finish(self, out):
-    """-> the flags of the config. Raises FileNotFoundError as Images; ValueError: several folders."""
+    """-> the flags of the config.
+
+    Raises FileNotFoundError as Images; ValueError: several folders.
+    """
     if self._images is None:
       return {}
     self._images.finish(out)
     if len(self._used) > 1:
       raise ValueError(
-        f"Clips lie in {' and in '.join(sorted(self._used))}; put all of them into one of these folders."
+        f"Clips lie in {' and in '.join(sorted(self._used))}; put all of them into one of these "
+        f"folders."
       )
     folder, flags = self._used.pop(), {}
     if os.path.abspath(folder) != os.path.abspath(os.path.join(out.folder, "videos")):
@@ -93,7 +100,8 @@ def msrvtt(download, out):
       Wanted(f"{_INFO.what}, or MSRVTT_JSFUSION_test.csv, {_PAIRS.what}", _INFO.names)
     )[0]
     out.note(
-      "MSRVTT_JSFUSION_test.csv is not there, so this is the whole test split; the paper's figures are about 1,000 pairs"
+      "MSRVTT_JSFUSION_test.csv is not there, so this is the whole test split; the paper's "
+      "figures are about 1,000 pairs"
     )
     pairs = _sentences(path)
   else:
@@ -122,7 +130,10 @@ def _jsfusion(path):
 
 
 def _sentences(path):
-  """(clip, caption) of the clips of split "test" that a file of MSR-VTT's lists. Raises ValueError."""
+  """(clip, caption) of the clips of split "test" that a file of MSR-VTT's lists.
+
+  Raises ValueError.
+  """
   split_of = {
     entry["video_id"]: entry["split"]
     for entry, _ in json_stream.entries(path, {"video_id": str, "split": str}, "videos")
@@ -130,7 +141,8 @@ def _sentences(path):
   for entry, where in json_stream.entries(path, {"video_id": str, "caption": str}, "sentences"):
     if entry["video_id"] not in split_of:
       raise ValueError(
-        f"{where}: video_id {entry['video_id']!r} is not among the videos of the file; get it again."
+        f"{where}: video_id {entry['video_id']!r} is not among the videos of the file; get it "
+        f"again."
       )
     if split_of[entry["video_id"]] == "test":
       yield entry["video_id"], entry["caption"]
@@ -228,7 +240,10 @@ _VATEX = [
 
 
 def vatex(download, out):
-  """VATEX for captioning: the public test split, or the validation split if that is not there; such clips as could be downloaded."""
+  """VATEX for captioning: the public test split, or the validation split if that is not there.
+
+  Such clips as could be downloaded.
+  """
   path = download.find(_VATEX[0]) or download.find(_VATEX[1]) or download.require(_VATEX[0])[0]
   entries = out.entries("test.json", "clips")
   clips = _Clips(

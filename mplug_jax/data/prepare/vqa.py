@@ -84,7 +84,8 @@ def vqa_v2(download, out):
     _visual_genome(download, out, vg, vg_entries)
   else:
     out.note(
-      "question_answers.json of Visual Genome is not there, which the paper's recipe trains on as well"
+      "question_answers.json of Visual Genome is not there, which the paper's recipe trains on as "
+      "well"
     )
   out.command(
     "vqa", "base", "data=vqa_v2", f"root={out.folder}", *(() if vg else ("vg=false",)), mode="train"
@@ -106,7 +107,9 @@ def _tests(download, out):
   ):
     return tests
   out.note(
-    f"the {'test2015 images of COCO' if tests else 'test questions (v2_Questions_Test_mscoco.zip)'} are not there, so there is no "
+    f"the "
+    f"{'test2015 images of COCO' if tests else 'test questions (v2_Questions_Test_mscoco.zip)'} "
+    f"are not there, so there is no "
     "test split"
   )
   return {}
@@ -143,12 +146,16 @@ def _check_part(path, said, part):
     str(said.get("data_subtype", part)).replace("test-dev", "test") != part
   ):  # test-dev is a part of test
     raise ValueError(
-      f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file has this name."
+      f"{path} says of itself that it is about {said['data_subtype']}, not {part}; the wrong file "
+      f"has this name."
     )
 
 
 def _annotated(questions_path, annotations_path, part, images, out, entries, counts):
-  """One split, in the order of its annotations. counts: Counter that takes the answers that most people gave, or None."""
+  """One split, in the order of its annotations.
+
+  Counts: Counter that takes the answers that most people gave, or None.
+  """
   questions, said = _read_questions(questions_path, part), {}
   left = dict.fromkeys(questions)
   types = {"question_id": int, "image_id": int, "answers": list, "multiple_choice_answer": str}
@@ -163,7 +170,8 @@ def _annotated(questions_path, annotations_path, part, images, out, entries, cou
     image_id, text = questions[number]
     if entry["image_id"] != image_id:
       raise ValueError(
-        f"{where}: question {number} is about image {entry['image_id']} here and about {image_id} in {questions_path}."
+        f"{where}: question {number} is about image {entry['image_id']} here and about {image_id} "
+        f"in {questions_path}."
       )
     image = images(_coco_name(part, image_id))
     if image is None:
@@ -182,7 +190,8 @@ def _annotated(questions_path, annotations_path, part, images, out, entries, cou
   _check_part(annotations_path, said, part)
   if left:
     raise ValueError(
-      f"{annotations_path} has no annotation of {len(left):,} questions of {questions_path}, for instance of "
+      f"{annotations_path} has no annotation of {len(left):,} questions of {questions_path}, for "
+      f"instance of "
       f"{next(iter(left))}; get both files again."
     )
   images.finish(out)

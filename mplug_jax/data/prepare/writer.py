@@ -10,7 +10,9 @@ from mplug_jax.runtime import atomic_files
 
 @contextlib.contextmanager
 def writing(folder, overwrite=False):
-  """Files in a folder that take their names when the block ends without an error; otherwise nothing is left of them.
+  """Files in a folder that take their names when the block ends without an error.
+
+  Otherwise nothing is left of them.
 
   Args:
     folder: made if need be.
@@ -52,7 +54,9 @@ class Output:
     self._files, self.lines = [], []
 
   def entries(self, name, what):
-    """A file of entries, a json list or, called .jsonl, one a line: see Entries. `what`: what they are called.
+    """A file of entries, a json list or, called .jsonl, one a line: see Entries.
+
+    `what`: what they are called.
 
     Raises:
       FileExistsError: it is there, and may not be overwritten.
@@ -81,7 +85,8 @@ class Output:
     for entries in self._files:
       if not entries.count:
         raise ValueError(
-          f"{entries.path} would have no entry: the annotations, or the images that are there, hold none for it."
+          f"{entries.path} would have no entry: the annotations, or the images that are there, "
+          f"hold none for it."
         )
       entries.end()
     self.lines = [

@@ -46,7 +46,10 @@ class CaptionRecords:
 
 
 class SceneCaptions(scene_sources.SceneCaptions):
-  """Generated scenes as a source of images; a group shows (shape, colour) pairs that training never shows, the other does not."""
+  """Generated scenes as a source of images.
+
+  A group shows (shape, colour) pairs that training never shows, the other does not.
+  """
 
   def counts(self):
     return np.full(len(self), self._captions, np.int64)
@@ -81,20 +84,24 @@ def images(data, split):
 
   Args:
     data: config.data, a mapping with `name` and the keys of that source:
-      scenes: size, seed, difficulty of `scenes.SceneConfig`; records: of the training split, 0: all.
-      karpathy: train_files (list), val_file, test_file: lists of {"filename", "filepath", "sentences": [{"raw"}, ...]}, or an
-        object whose "images" are those and say their "split" (dataset_coco.json); image_root.
-      nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id", "file_name", optionally "domain"}],
-        "annotations": [{"image_id", "caption"}]}; image_root.
-      jsonl: train_files, val_file, test_file in any format of json_records.entries, a line or row {"image", "caption" (one or a list),
-        optionally "image_id"} for each image; those of one image are put together; image_root.
-      shards: train_files, val_file, test_file name shards, see shards.py; strict. Any of them may also be a file of jsonl, and what source
-        jsonl names may be shards, but the files of one split are all the same.
+      scenes: size, seed, difficulty of `scenes.SceneConfig`; records: of the training split, 0:
+        all.
+      karpathy: train_files (list), val_file, test_file: lists of {"filename", "filepath",
+        "sentences": [{"raw"}, ...]}, or an object whose "images" are those and say their "split"
+        (dataset_coco.json); image_root.
+      nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id",
+        "file_name", optionally "domain"}], "annotations": [{"image_id", "caption"}]}; image_root.
+      jsonl: train_files, val_file, test_file in any format of json_records.entries, a line or row
+        {"image", "caption" (one or a list), optionally "image_id"} for each image; those of one
+        image are put together; image_root.
+      shards: train_files, val_file, test_file name shards, see shards.py; strict. Any of them may
+        also be a file of jsonl, and what source jsonl names may be shards, but the files of one
+        split are all the same.
       folder: image_root with folders train, val and test, see folder.py.
       tfds: builder, data_dir, splits; see tfds_source.py.
-      clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file, test_file: lists of {"videoID", "enCap":
-        captions}; msrvtt: a line {"clip_name", "caption"} for each text; both: image_root, video_suffix. Their "images" are clips, see
-        data.frames.
+      clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file,
+        test_file: lists of {"videoID", "enCap": captions}; msrvtt: a line {"clip_name", "caption"}
+        for each text; both: image_root, video_suffix. Their "images" are clips, see data.frames.
       All sources of files but nocaps: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on captions.
 
@@ -205,7 +212,10 @@ def says_splits(path):
 
 
 def _coco_id(entry):
-  """The number of COCO's image, which its server wants: said, or in the file's name; else the name."""
+  """The number of COCO's image, which its server wants: said, or in the file's name.
+
+  Else the name.
+  """
   number = re.fullmatch(r"COCO_\w+_(\d{12})\.\w+", entry["filename"])
   return entry.get("cocoid", int(number[1]) if number else entry["filename"])
 
@@ -213,7 +223,8 @@ def _coco_id(entry):
 def _nocaps(data, split):
   if data.get("fields"):
     raise ValueError(
-      "config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO captions."
+      "config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO "
+      "captions."
     )
   records = _Records(data, split)
   for path in annotations.split_files(data, split):
@@ -256,11 +267,13 @@ def _jsonl(data, split):
 def _shards(data, names):
   if data.get("fields"):
     raise ValueError(
-      "config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md names."
+      "config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md "
+      "names."
     )
   if not all(map(shards.is_pattern, names)):
     raise ValueError(
-      f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes them."
+      f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes "
+      f"them."
     )
   return shards.load(names, data.get("strict", False))
 

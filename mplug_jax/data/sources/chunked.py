@@ -6,16 +6,19 @@ import numpy as np
 class Chunked:
   """Every text of `source` once, at most `size` of them in a record, record by record and in order.
 
-  A record with n texts becomes ceil(n / size) records that share its image. With size 1 an epoch has a record for every text, as the
-  official one; with as many as an image has, one for every image.
+  A record with n texts becomes ceil(n / size) records that share its image. With size 1 an epoch
+  has a record for every text, as the official one; with as many as an image has, one for every
+  image.
 
   Attributes:
-    source: the source of whole records. record: i64[N], the number of each record's whole record in it.
+    source: the source of whole records. record: i64[N], the number of each record's whole record in
+      it.
   """
 
   def __init__(self, source, size, key, counts=None):
     """key: of the texts in a record, and the name of the method by which `source` and this tell them alone, without the image.
-    counts: i64[len(source)], texts of each record, where the source knows them."""
+    counts: i64[len(source)], texts of each record, where the source knows them.
+    """
     self.source, self._size, self._key = source, size, key
     if counts is None:
       counts = np.array([len(self._whole(number)) for number in range(len(source))], np.int64)

@@ -146,7 +146,10 @@ def _label(entry, data, where):
 
 
 def _read(data, split, key, rename=lambda names: names):
-  """The split's files -> Records. `key`: the field that names the images. `rename`: those names -> below config.data.image_root."""
+  """The split's files -> Records.
+
+  `key`: the field that names the images. `rename`: those names -> below config.data.image_root.
+  """
   records, path_of = packed.Packed(("images", "id", "sentence", "label")), annotations.ImagePaths()
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   for entry, where in annotations.split_entries(data, split, keys, ("label", "id")):

@@ -1,13 +1,13 @@
 """Sources of referring expressions, by name: `get(config.data, split)`.
 
-A source is random access: `len(source)`, `source[i]` (a record) and `source.expressions(i)` (its expressions alone, without
-making the image). A record is
+A source is random access: `len(source)`, `source[i]` (a record) and `source.expressions(i)` (its
+expressions alone, without making the image). A record is
 
     {"image": path | encoded bytes | u8[H, W, 3], "image_id": str, "expressions": [expression, ...]}
 
-and an expression {"text": str, "box": (x1, y1, x2, y2) in pixels with exclusive ends, or None when it is not known, "id": str (not
-of scenes)}. Those of scenes say also whether they need a relation ("needs_relation") and name what training never shows
-("unseen").
+and an expression {"text": str, "box": (x1, y1, x2, y2) in pixels with exclusive ends, or None when
+it is not known, "id": str (not of scenes)}. Those of scenes say also whether they need a relation
+("needs_relation") and name what training never shows ("unseen").
 """
 
 import math
@@ -45,19 +45,23 @@ def get(data, split):
   Args:
     data: config.data, a mapping with `name`, `expressions_per_image` and the keys of that source:
       scenes: size, seed, difficulty; made with `expressions_per_image` expressions each.
-      transvg: dataset (unc, unc+, gref_umd, referit, flickr, or vg_uni = the training lists of the four but flickr, with
-        unc for the other splits), split_root with {dataset}/{dataset}_{split}.pth, image_root, and test_name, the list of
-        split "test" (testA, testB or test).
-      jsonl: train_files, val_file, test_file with a line or row {"image", "text", "box": [x1, y1, x2, y2], optionally "id"} for each
-        expression, in any format of json_records.entries; image_root.
-      refcoco: the same files as json lists of {"image" or "file_name", "bbox": [x, y, width, height], "sentences": a list of
-        strings or of {"sent"}, optionally "ref_id"}, as of the REFER tool; image_root.
+      transvg: dataset (unc, unc+, gref_umd, referit, flickr, or vg_uni = the training lists of the
+        four but flickr, with unc for the other splits), split_root with
+        {dataset}/{dataset}_{split}.pth, image_root, and test_name, the list of split "test" (testA,
+        testB or test).
+      jsonl: train_files, val_file, test_file with a line or row {"image", "text", "box": [x1, y1,
+        x2, y2], optionally "id"} for each expression, in any format of json_records.entries;
+        image_root.
+      refcoco: the same files as json lists of {"image" or "file_name", "bbox": [x, y, width,
+        height], "sentences": a list of strings or of {"sent"}, optionally "ref_id"}, as of the
+        REFER tool; image_root.
         Both: fields, see json_records.Fields.
       tfds: builder, data_dir, splits, fields; see tfds_source.py.
     split: "train", "val" or "test". Only "train" insists on boxes.
 
   Returns:
-    A source; expressions of one image make one record if expressions_per_image > 1, otherwise each is a record.
+    A source; expressions of one image make one record if expressions_per_image > 1, otherwise each
+    is a record.
 
   Raises:
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
@@ -100,7 +104,10 @@ class _Collector:
     self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
 
   def add(self, image, text, box, where, number=None, folder=""):
-    """box: corners, or None. number: the expression's id. Raises ValueError for a wrong type or a missing box."""
+    """box: corners, or None.
+
+    Number: the expression's id. Raises ValueError for a wrong type or a missing box.
+    """
     for key, value in (("image", image), ("text", text)):
       if not isinstance(value, str):
         raise ValueError(f"{where}: {key} must be a string.")

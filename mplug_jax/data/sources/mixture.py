@@ -8,12 +8,12 @@ import numpy as np
 class Mixture:
   """A source whose epoch shows the records of each source in proportion to its weight, and every record at least once.
 
-  Sources with more than their natural share are repeated. Records have `id`, the number of their image in the source, less than
-  the source's length; here it becomes unique over all sources.
+  Sources with more than their natural share are repeated. Records have `id`, the number of their
+  image in the source, less than the source's length; here it becomes unique over all sources.
 
   Args:
-    sources: random-access sources of dicts. weights: positive numbers, one a source; None: by their sizes, so that an epoch
-      shows every record once.
+    sources: random-access sources of dicts. weights: positive numbers, one a source; None: by their
+      sizes, so that an epoch shows every record once.
 
   Raises:
     ValueError: no sources, an empty one, or weights that do not fit.

@@ -1,4 +1,7 @@
-"""Procedural scenes as the records of every task but VQA, each made when asked for. See scenes.py for what they show."""
+"""Procedural scenes as the records of every task but VQA, each made when asked for.
+
+See scenes.py for what they show.
+"""
 
 from mplug_jax.scenes import clips, pairs, text
 from mplug_jax.scenes import scene as scenes

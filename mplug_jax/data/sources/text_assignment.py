@@ -1,6 +1,7 @@
 """Text assignment: which of two images does a text describe, the first, the second or neither? Made from images with captions.
 
-It prepares a fusion encoder with duplicated layers for statements about two images, as ALBEF does before NLVR2.
+It prepares a fusion encoder with duplicated layers for statements about two images, as ALBEF does
+before NLVR2.
 """
 
 import numpy as np
@@ -11,12 +12,13 @@ _TRIES = 20  # draws of another image before one that looks the same is accepted
 class TextAssignment:
   """Records of data/classification.py, one for every captioned image.
 
-  Record i shows image i and another one, in either order. Its text is a caption of the first, of the second, or of a third
-  image, with equal probability; the draws depend on (seed, i) alone. Different images are told by their image_id.
+  Record i shows image i and another one, in either order. Its text is a caption of the first, of
+  the second, or of a third image, with equal probability; the draws depend on (seed, i) alone.
+  Different images are told by their image_id.
 
   Args:
-    source: records {"image", "image_id", "captions": [str, ...]}, at least three; `source.captions(i)`, if there is one, gives
-      the texts of a record without its pixels.
+    source: records {"image", "image_id", "captions": [str, ...]}, at least three;
+      `source.captions(i)`, if there is one, gives the texts of a record without its pixels.
     labels: names of the three classes: first, second, neither.
 
   Raises:
@@ -30,7 +32,8 @@ class TextAssignment:
       )
     if len(labels) != 3:
       raise ValueError(
-        f"config.data.labels={tuple(labels)!r} must be three for text assignment: first, second, neither."
+        f"config.data.labels={tuple(labels)!r} must be three for text assignment: first, second, "
+        f"neither."
       )
     self._source, self._labels, self._seed = source, labels, seed
 

@@ -1,8 +1,9 @@
 """Sets of TensorFlow Datasets as sources of captioning, retrieval, VQA and grounding, see tfds_split.py.
 
-Fields of captioning and retrieval: image, caption (one text or a sequence of them); of VQA: image, question, answer, question_id
-(sequences; rows that share an id are one question with several answers); of grounding: image, text, box (BBoxFeature; a text for each box,
-or a sequence of them) and id; of all: image_id.
+Fields of captioning and retrieval: image, caption (one text or a sequence of them); of VQA: image,
+question, answer, question_id (sequences; rows that share an id are one question with several
+answers); of grounding: image, text, box (BBoxFeature; a text for each box, or a sequence of them)
+and id; of all: image_id.
 """
 
 import io
@@ -59,7 +60,10 @@ class _Source:
 
 
 class Captions(_Source):
-  """A source of images, see caption.py; captions are lower-cased. Counting them reads every record once."""
+  """A source of images, see caption.py.
+
+  Captions are lower-cased. Counting them reads every record once.
+  """
 
   NAME, KEYS = "captions", ("caption",)
 
@@ -126,7 +130,10 @@ class Questions(_Source):
 
 
 class Expressions(_Source):
-  """A source of referring expressions, see grounding_sources.py. An empty box means that it is not known."""
+  """A source of referring expressions, see grounding_sources.py.
+
+  An empty box means that it is not known.
+  """
 
   NAME, KEYS = "expressions", ("image", "text", "box", "id")
 
@@ -158,7 +165,10 @@ class Expressions(_Source):
 
 
 def _size(image):
-  """(width, height) of an encoded image, by its header. One that cannot be read is left to the reader of images."""
+  """(width, height) of an encoded image, by its header.
+
+  One that cannot be read is left to the reader of images.
+  """
   try:
     with Image.open(io.BytesIO(image)) as opened:
       return opened.size
@@ -167,7 +177,10 @@ def _size(image):
 
 
 def _corners(box, width, height):
-  """BBoxFeature (top, left, bottom, right) as shares -> (x1, y1, x2, y2) in pixels; None if it is empty."""
+  """BBoxFeature (top, left, bottom, right) as shares -> (x1, y1, x2, y2) in pixels.
+
+  None if it is empty.
+  """
   top, left, bottom, right = map(float, box)
   return (
     (left * width, top * height, right * width, bottom * height)

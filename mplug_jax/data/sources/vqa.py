@@ -52,10 +52,12 @@ def get(data, split: str):
       jsonl: train_files, val_file, test_file in any format of `json_records.entries`, an object a
         line or row: image, question, answer (a string or the list of all annotators' answers), and
         optionally question_id, ocr, object_label; image_root, questions_per_image.
-      video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have them: video_id, question,
-        answer; video_root, video_suffix (".mp4"). Its "images" are clips, see data.frames.
+      video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have
+        them: video_id, question, answer; video_root, video_suffix (".mp4"). Its "images" are clips,
+        see data.frames.
       tfds: builder, data_dir, splits, fields, questions_per_image; see tfds_source.py.
-      scenes, clips: size, seed, difficulty of `mplug_jax.scenes.scene.SceneConfig`; images, or clips of data.frames.
+      scenes, clips: size, seed, difficulty of `mplug_jax.scenes.scene.SceneConfig`; images, or
+        clips of data.frames.
     split: "train", "val" or "test". Only "train" insists on answers.
 
   Returns:
@@ -109,7 +111,8 @@ def answer_list(data) -> list[str]:
   """The candidate answers for ranking, from the json list `data.answer_list`.
 
   Raises:
-    ValueError: the key is unset, or the file is neither a json list of strings nor an object, whose keys are the answers.
+    ValueError: the key is unset, or the file is neither a json list of strings nor an object, whose
+      keys are the answers.
     FileNotFoundError: the file does not exist.
   """
   path = annotations.configured_file(data, "answer_list")

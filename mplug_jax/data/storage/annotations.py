@@ -1,7 +1,7 @@
 """Reading annotation files: json lists, jsonl with one object a line, CSV, TSV and Parquet with one a row.
 
-Messages say which file, and which entry, line or row; entries and lines are counted from 1, rows as tables.py says. Keys that are
-called otherwise in a file are renamed here, for every source.
+Messages say which file, and which entry, line or row; entries and lines are counted from 1, rows as
+tables.py says. Keys that are called otherwise in a file are renamed here, for every source.
 """
 
 import json
@@ -24,7 +24,8 @@ class Fields:
   """The keys of entries, as the source knows them and as config.data.fields renames them.
 
   Args:
-    data: config.data; `fields` is "OURS=THEIRS,...": key THEIRS of the files is what the source knows as OURS.
+    data: config.data; `fields` is "OURS=THEIRS,...": key THEIRS of the files is what the source
+      knows as OURS.
     keys: every entry must have these.
     optional: what else the source knows.
 
@@ -44,7 +45,8 @@ class Fields:
         )
       if ours not in self.known:
         raise ValueError(
-          f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows {', '.join(self.known)}."
+          f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows "
+          f"{', '.join(self.known)}."
         )
       if ours in self._theirs:
         raise ValueError(f"config.data.fields names {ours!r} twice.")
@@ -59,7 +61,8 @@ class Fields:
     """An entry of a file -> under our keys, those that every entry must have among them.
 
     Args:
-      where: its place, for messages. table: it is a row of a table, whose empty cells are None and are left out.
+      where: its place, for messages. table: it is a row of a table, whose empty cells are None and
+        are left out.
 
     Raises:
       ValueError: it is no object, or a key is missing.
@@ -93,7 +96,8 @@ class Fields:
     for ours, theirs in self._theirs.items():
       if theirs in self._unseen:
         raise ValueError(
-          f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which config.data.fields names for {ours!r}."
+          f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which "
+          f"config.data.fields names for {ours!r}."
         )
 
   def _missing(self, key, there):
@@ -145,14 +149,20 @@ def entries(path, fields) -> Iterator[tuple[dict, str]]:
 
 
 def lines(path) -> Iterator[tuple[object, str]]:
-  """The json value on every line that is not blank, and where it stands. Raises ValueError: not UTF-8, or not JSON."""
+  """The json value on every line that is not blank, and where it stands.
+
+  Raises ValueError: not UTF-8, or not JSON.
+  """
   for number, line in enumerate(tabular.lines(path), 1):
     if line.strip():
       yield _parse_line(line, path, number), f"{path}, line {number}"
 
 
 def _number(value):
-  """A whole number written as text -> int, if it is written as numbers are; anything else as it is."""
+  """A whole number written as text -> int, if it is written as numbers are.
+
+  Anything else as it is.
+  """
   return (
     int(value)
     if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII)
@@ -161,7 +171,10 @@ def _number(value):
 
 
 def split_entries(data, split, keys, optional=()) -> Iterator[tuple[dict, str]]:
-  """The entries of all files of a split, renamed by config.data.fields; arguments and errors as of Fields, split_files and entries."""
+  """The entries of all files of a split, renamed by config.data.fields.
+
+  Arguments and errors as of Fields, split_files and entries.
+  """
   fields, paths = Fields(data, keys, optional), split_files(data, split)
   for path in paths:
     yield from entries(path, fields)
@@ -190,7 +203,10 @@ def require_texts(entry, keys, where) -> None:
 
 
 def text_list(entry, key, where) -> list[str]:
-  """A field that is a string or a list of strings, as a list. Raises ValueError for anything else."""
+  """A field that is a string or a list of strings, as a list.
+
+  Raises ValueError for anything else.
+  """
   values = entry[key]
   if isinstance(values, str):
     return [values]
@@ -204,7 +220,9 @@ def text_list(entry, key, where) -> list[str]:
 
 
 def split_files(data, split) -> list[str]:
-  """The files of a split: data.train_files (a list), data.val_file or data.test_file; errors as of `split_names`.
+  """The files of a split: data.train_files (a list), data.val_file or data.test_file.
+
+  Errors as of `split_names`.
 
   Raises:
     FileNotFoundError: a name is that of no file.
@@ -242,9 +260,12 @@ def _existing(path, key):
 
 
 class ImagePaths:
-  """Image names of annotations -> paths under a root. The first few must exist, for a wrong root shows there.
+  """Image names of annotations -> paths under a root.
 
-  The root, or the beginning of a name, may be an archive, see archives.py. The other images are found missing when they are read: a
+  The first few must exist, for a wrong root shows there.
+
+  The root, or the beginning of a name, may be an archive, see archives.py. The other images are
+    found missing when they are read: a
   million look-ups on a network disk take minutes.
   """
 
@@ -284,7 +305,10 @@ def read_json(path):
 
 
 def _parse_line(line, path, number):
-  """The value in a line of a file. A million of them are read before training, so the usual line takes the short way."""
+  """The value in a line of a file.
+
+  A million of them are read before training, so the usual line takes the short way.
+  """
   try:
     value, end = _decode(line)
     if line[end:] in ("\n", "", "\r\n"):

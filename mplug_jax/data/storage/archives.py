@@ -1,8 +1,8 @@
 """Files inside zip and tar archives, read in place: "/data/train.zip/a/b.jpg" is the member a/b.jpg of the file /data/train.zip.
 
-Such a path is a plain string, which any thread or process can read. What an archive holds is listed once a process, when it first
-reads from it (about 300 bytes a member); the archive itself is open only while a member is read, so that nothing is shared and any
-number of archives can be used.
+Such a path is a plain string, which any thread or process can read. What an archive holds is listed
+once a process, when it first reads from it (about 300 bytes a member); the archive itself is open
+only while a member is read, so that nothing is shared and any number of archives can be used.
 """
 
 import contextlib
@@ -31,7 +31,10 @@ _LOCAL_HEADER = struct.Struct(
 
 
 class _Member(NamedTuple):
-  """Where the data of a member begin (of zip: its local header), bytes there, bytes unpacked; of zip method, checksum and flags."""
+  """Where the data of a member begin (of zip: its local header), bytes there, bytes unpacked.
+
+  Of zip method, checksum and flags.
+  """
 
   offset: int
   stored: int
@@ -56,7 +59,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def split(path):
-  """A path that leads through an archive -> (archive, name of the member); None for any other path."""
+  """A path that leads through an archive -> (archive, name of the member).
+
+  None for any other path.
+  """
   path = os.fspath(path)
   for match in _IN_ARCHIVE.finditer(path):
     if os.path.isfile(path[: match.end()]):  # a folder may be called so too
@@ -65,7 +71,10 @@ def split(path):
 
 
 def is_file(path) -> bool:
-  """Whether a file or a member of an archive exists. Raises ValueError for an archive that cannot be used."""
+  """Whether a file or a member of an archive exists.
+
+  Raises ValueError for an archive that cannot be used.
+  """
   found = split(path)
   if found is None:
     return os.path.isfile(path)
@@ -78,8 +87,8 @@ def open_bytes(path) -> bytes:
 
   Raises:
     FileNotFoundError: there is no such file or member.
-    ValueError: the archive is compressed as a whole, damaged or no archive, or the member is damaged, encrypted or packed by a method
-      other than deflate.
+    ValueError: the archive is compressed as a whole, damaged or no archive, or the member is
+      damaged, encrypted or packed by a method other than deflate.
     OSError: the file cannot be read.
   """
   found = split(path)
@@ -142,7 +151,8 @@ def _list_zip(archive, file):
 def _list_tar(archive, file):
   if file.read(6).startswith(COMPRESSED):
     raise ValueError(
-      f"{archive} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it, or pack "
+      f"{archive} is a compressed tar, in which no file can be reached without unpacking all "
+      f"before it: unpack it, or pack "
       "its files as zip."
     )
   file.seek(0)

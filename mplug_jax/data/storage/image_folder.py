@@ -8,13 +8,17 @@ from mplug_jax.data.storage import tabular
 
 
 def images(root, split) -> Iterator[tuple[str, list[str], str]]:
-  """The images under the folder `split` of `root`, in alphabetical order; folders in it are read too.
+  """The images under the folder `split` of `root`, in alphabetical order.
+
+  Folders in it are read too.
 
   Yields:
-    (name below `root`, its captions: the lines that are not blank, without white space around; path for messages).
+    (name below `root`, its captions: the lines that are not blank, without white space around; path
+    for messages).
 
   Raises:
-    ValueError: no root, a file of captions that is not UTF-8, no image at all. FileNotFoundError: there is no such folder.
+    ValueError: no root, a file of captions that is not UTF-8, no image at all. FileNotFoundError:
+      there is no such folder.
   """
   if not root:
     raise ValueError(
@@ -23,7 +27,8 @@ def images(root, split) -> Iterator[tuple[str, list[str], str]]:
   top, found = os.path.join(root, split), False
   if not os.path.isdir(top):
     raise FileNotFoundError(
-      f"{top} does not exist or is not a folder; source folder reads the images of split {split!r} there."
+      f"{top} does not exist or is not a folder; source folder reads the images of split "
+      f"{split!r} there."
     )
   for folder, inner, names in os.walk(top):
     inner.sort()  # os.walk goes on in this order

@@ -1,7 +1,8 @@
 """Records in memory as bytes: a million annotations of a data set in the space that their file takes, or less.
 
-As Python objects they take a kilobyte each, the garbage collector walks through all of them again and again, and worker processes
-get them one by one. Here they are one block of bytes, and a record is made when it is asked for.
+As Python objects they take a kilobyte each, the garbage collector walks through all of them again
+and again, and worker processes get them one by one. Here they are one block of bytes, and a record
+is made when it is asked for.
 """
 
 import array
@@ -24,7 +25,8 @@ class Packed(Sequence):
   """A list that grows, of values of plain types: None, booleans, numbers, texts, and lists, tuples and dictionaries of such.
 
   Args:
-    keys: the values are dictionaries that have these keys, two at least, and no others; None: they are anything.
+    keys: the values are dictionaries that have these keys, two at least, and no others; None: they
+      are anything.
   """
 
   def __init__(self, keys=None):
@@ -36,7 +38,10 @@ class Packed(Sequence):
     )  # blocks of _BLOCK values, and those of the last one
 
   def append(self, value) -> None:
-    """Raises KeyError: a key is missing. ValueError: something among the last _BLOCK values is of another type."""
+    """Raises KeyError: a key is missing.
+
+    ValueError: something among the last _BLOCK values is of another type.
+    """
     self._last.append(self._values(value))
     if len(self._last) == _BLOCK:
       self._bytes += marshal.dumps(
@@ -63,7 +68,9 @@ class Packed(Sequence):
 
 
 class Grouped(Sequence):
-  """Records that hold a list of items each, such as an image and its questions; the items come in any order.
+  """Records that hold a list of items each, such as an image and its questions.
+
+  The items come in any order.
 
   Args:
     keys: of a record, without that of its items.
@@ -80,7 +87,10 @@ class Grouped(Sequence):
     return self._numbers.get(key)
 
   def add(self, head, key=None) -> int:
-    """A record without items so far -> its number. key: hashable, for `find`; None: it is not looked for."""
+    """A record without items so far -> its number.
+
+    Key: hashable, for `find`; None: it is not looked for.
+    """
     number = self._count
     if key is not None:
       self._numbers[key] = number

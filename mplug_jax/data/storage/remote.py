@@ -19,10 +19,13 @@ def is_remote(path) -> bool:
 
 
 def expand(pattern) -> list[str]:
-  """The files that a pattern names: {00000..00331} counts, {a,b} lists, *, ? and [...] match; of a match the names are sorted.
+  """The files that a pattern names: {00000..00331} counts, {a,b} lists, *, ? and [...] match.
+
+  Of a match the names are sorted.
 
   Raises:
-    FileNotFoundError: nothing matches, or a file that is named does not exist. ValueError, OSError: as of `located`.
+    FileNotFoundError: nothing matches, or a file that is named does not exist. ValueError, OSError:
+      as of `located`.
   """
   found = []
   for path in _braces(pattern):
@@ -80,7 +83,10 @@ def state(path) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def open_file(path):
-  """A binary file to read from the beginning on; blocks that are skipped need not be fetched. Errors as of `state`."""
+  """A binary file to read from the beginning on.
+
+  Blocks that are skipped need not be fetched. Errors as of `state`.
+  """
   if not is_remote(path):
     with open(path, "rb") as file:
       yield file
@@ -92,7 +98,10 @@ def open_file(path):
 
 
 def read(path, start, size) -> bytes:
-  """`size` bytes from `start` on, fewer at the end of the file: one request. Errors as of `state`."""
+  """`size` bytes from `start` on, fewer at the end of the file: one request.
+
+  Errors as of `state`.
+  """
   if not is_remote(path):
     with open(path, "rb", buffering=0) as file:
       file.seek(start)
@@ -118,7 +127,8 @@ def located(path):
   """Says of what a remote file system raises that it was at `path`.
 
   Raises:
-    FileNotFoundError: there is no such file. ValueError: no package can read it, or fsspec knows no such beginning of a path.
+    FileNotFoundError: there is no such file. ValueError: no package can read it, or fsspec knows no
+      such beginning of a path.
     OSError: anything else, such as no network and no permission.
   """
   try:

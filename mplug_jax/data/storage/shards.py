@@ -1,18 +1,21 @@
 """Pairs of an image and a text from shards, by the million: tars as img2dataset writes them (see tar_index.py), and ArrayRecord files.
 
-Shards are random access like every other source, and not a stream with a shuffle buffer: an epoch shows every pair once in an order that
-is shuffled as a whole, any number of processes shares shards of any sizes, even a single one, and a run resumes at the very pair. Of a
-tar the headers are read once; then a pair is one read of the bytes where its members lie. Where far jumps are slow, data.shuffle_block
-keeps neighbours together, see pipeline.py.
+Shards are random access like every other source, and not a stream with a shuffle buffer: an epoch
+shows every pair once in an order that is shuffled as a whole, any number of processes shares shards
+of any sizes, even a single one, and a run resumes at the very pair. Of a tar the headers are read
+once; then a pair is one read of the bytes where its members lie. Where far jumps are slow,
+data.shuffle_block keeps neighbours together, see pipeline.py.
 
-A record of an ArrayRecord file is a msgpack map (https://msgpack.org), which any language can read and write:
+A record of an ArrayRecord file is a msgpack map (https://msgpack.org), which any language can read
+and write:
 
     {"image": encoded bytes, "caption": text, "key": text that tells the pair from all others}
 
-tools.prepare_data makes such files of tars. Write others with group_size:1, or reading one record unpacks many.
+tools.prepare_data makes such files of tars. Write others with group_size:1, or reading one record
+unpacks many.
 
-An image's id in results and messages is SHARD/KEY. Tars are on a disk or wherever fsspec reaches; ArrayRecord on a disk or at gs://, as
-its package reads it.
+An image's id in results and messages is SHARD/KEY. Tars are on a disk or wherever fsspec reaches;
+ArrayRecord on a disk or at gs://, as its package reads it.
 """
 
 import bisect
@@ -44,9 +47,12 @@ def _is_array_record(name):
 
 
 class ShardImages:
-  """Shards as a source of images, see caption.py; every image has one caption, lower-cased and with single spaces.
+  """Shards as a source of images, see caption.py.
 
-  A pair that cannot be read is an ImageError in place of the image, and has an empty caption: an ImageReader counts it.
+  Every image has one caption, lower-cased and with single spaces.
+
+  A pair that cannot be read is an ImageError in place of the image, and has an empty caption: an
+    ImageReader counts it.
 
   Args:
     parts: one TarPairs or ArrayRecordPairs for each shard.
@@ -91,7 +97,11 @@ class ShardImages:
 
 
 class TarPairs:
-  """The pairs of one tar. `read` and `text` raise ImageError for a pair that is damaged, and OSError for a file that cannot be read."""
+  """The pairs of one tar.
+
+  `read` and `text` raise ImageError for a pair that is damaged, and OSError for a file that cannot
+  be read.
+  """
 
   def __init__(self, index):
     """index: a TarIndex."""
@@ -149,7 +159,8 @@ class ArrayRecordPairs:
       self._records = array_record_data_source.ArrayRecordDataSource([path])
     except RuntimeError as error:
       raise ValueError(
-        f"{path} is no whole ArrayRecord file ({str(error).splitlines()[0].rstrip('.')}); make it anew."
+        f"{path} is no whole ArrayRecord file ({str(error).splitlines()[0].rstrip('.')}); make it "
+        f"anew."
       ) from None
 
   def __len__(self):
@@ -187,7 +198,8 @@ def _cleaned(text, where):
   """A caption with single spaces. Raises ImageError: it is no text, or nothing is left."""
   if not isinstance(text, str) or not text.strip():
     raise ImageError(
-      f"Pair {where} cannot be used: its caption is {'empty' if isinstance(text, str) else 'no text'}."
+      f"Pair {where} cannot be used: its caption is "
+      f"{'empty' if isinstance(text, str) else 'no text'}."
     )
   return " ".join(text.split())
 
@@ -195,7 +207,8 @@ def _cleaned(text, where):
 def load(patterns, strict=False) -> ShardImages:
   """The pairs of all files that the patterns name, in that order.
 
-  What tars hold without an image or a text is left out, and what stands behind damage; both are counted in the log.
+  What tars hold without an image or a text is left out, and what stands behind damage; both are
+  counted in the log.
 
   Args:
     patterns: see storage.expand. strict: refuse them instead.
@@ -227,7 +240,8 @@ def load(patterns, strict=False) -> ShardImages:
     raise ValueError(
       " ".join(
         (
-          f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, .webp) beside "
+          f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, "
+          f".webp) beside "
           "KEY.txt or KEY.json.",
           *source.left_out,
         )

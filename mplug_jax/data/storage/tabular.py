@@ -1,6 +1,9 @@
-"""Annotation files as text lines, or row by row from CSV, TSV and Parquet; none of them is read as a whole. Messages say which row.
+"""Annotation files as text lines, or row by row from CSV, TSV and Parquet.
 
-Lines are counted from 1, rows of CSV and TSV as a spreadsheet shows them (the header is row 1), rows of Parquet from 1.
+None of them is read as a whole. Messages say which row.
+
+Lines are counted from 1, rows of CSV and TSV as a spreadsheet shows them (the header is row 1),
+rows of Parquet from 1.
 """
 
 import contextlib
@@ -43,7 +46,10 @@ def open_binary(path):
 
 
 def lines(path) -> Iterator[str]:
-  """The lines of a UTF-8 text, with or without a byte order mark, each with its line end. Raises ValueError: it is no such text."""
+  """The lines of a UTF-8 text, with or without a byte order mark, each with its line end.
+
+  Raises ValueError: it is no such text.
+  """
   with open_binary(path) as file:
     try:
       yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
@@ -67,7 +73,8 @@ def _first_wrong_byte(path):
 def open_table(path, wanted=None) -> tuple[list[str], Iterator[tuple[dict, str]]]:
   """The columns of a CSV, TSV or Parquet file, and its rows.
 
-  A cell of CSV and TSV is text, or what it says if it begins with "[" or "{" and is valid JSON; every cell that is empty is None.
+  A cell of CSV and TSV is text, or what it says if it begins with "[" or "{" and is valid JSON;
+  every cell that is empty is None.
 
   Args:
     wanted: names of the columns to read, where the format allows to skip others; None: all.
@@ -76,7 +83,8 @@ def open_table(path, wanted=None) -> tuple[list[str], Iterator[tuple[dict, str]]
     (names, iterator of ({column: value}, "FILE, row N")).
 
   Raises:
-    ValueError: not UTF-8, no header, a column twice, not in the format that its name says; from the iterator: a malformed row.
+    ValueError: not UTF-8, no header, a column twice, not in the format that its name says; from the
+      iterator: a malformed row.
     FileNotFoundError: Parquet without the package pyarrow.
   """
   found = kind(path)
@@ -92,7 +100,8 @@ def _separated(path, delimiter):
   header = [name.strip() for name in header]
   if twice := sorted({name for name in header if header.count(name) > 1}):
     raise ValueError(
-      f"{path}: column {twice[0]!r} stands twice in the first row, which must name every column once."
+      f"{path}: column {twice[0]!r} stands twice in the first row, which must name every column "
+      f"once."
     )
 
   def entries():
@@ -100,7 +109,8 @@ def _separated(path, delimiter):
       where = f"{path}, row {number}"
       if len(cells) != len(header):
         raise ValueError(
-          f"{where}: it has {len(cells)} cells and the first row {len(header)}; a cell with {delimiter!r}, a line end or "
+          f"{where}: it has {len(cells)} cells and the first row {len(header)}; a cell with "
+          f"{delimiter!r}, a line end or "
           "quotation marks in it must stand in quotation marks."
         )
       yield dict(zip(header, map(_value, cells))), where

@@ -1,11 +1,13 @@
 """Where the pairs of an image and a text lie in a tar of the WebDataset layout, so that any pair is read by itself.
 
-The layout is that of img2dataset: members of one pair stand next to each other and are called KEY.EXTENSION, where KEY ends at the first
-dot of the file's name. The image is .jpg, .jpeg, .png or .webp; the text is that of .txt, or, where there is none, "caption" of .json.
-Other members are ignored.
+The layout is that of img2dataset: members of one pair stand next to each other and are called
+KEY.EXTENSION, where KEY ends at the first dot of the file's name. The image is .jpg, .jpeg, .png or
+.webp; the text is that of .txt, or, where there is none, "caption" of .json. Other members are
+ignored.
 
-The headers are read once, from one to the next without what lies between, and their places kept in files under $XDG_CACHE_HOME (default:
-~/.cache) until the tar changes. A pair takes 29 bytes and its key.
+The headers are read once, from one to the next without what lies between, and their places kept in
+files under $XDG_CACHE_HOME (default: ~/.cache) until the tar changes. A pair takes 29 bytes and its
+key.
 """
 
 import contextlib
@@ -22,7 +24,8 @@ import numpy as np
 from mplug_jax.data.storage import archives, remote
 from mplug_jax.runtime import atomic_files
 
-# Offsets and sizes of the data in the tar; the end of the key in `keys`; whether the text is that of a .json.
+# Offsets and sizes of the data in the tar; the end of the key in `keys`; whether the text is that
+# of a .json.
 PAIR = np.dtype(
   [
     ("image", "<u8"),
@@ -50,8 +53,10 @@ class TarIndex:
 
   Attributes:
     pairs: PAIR[N]. keys: their keys, one behind the other.
-    skipped: {NO_IMAGE or NO_TEXT: number of keys without it}. named: {the same: a few of those keys}.
-    damage: "" or, of a tar that cannot be read to its end, the sentence that says so; `pairs` are those before.
+    skipped: {NO_IMAGE or NO_TEXT: number of keys without it}. named: {the same: a few of those
+      keys}.
+    damage: "" or, of a tar that cannot be read to its end, the sentence that says so; `pairs` are
+      those before.
   """
 
   path: str
@@ -73,7 +78,8 @@ def load(paths) -> list[TarIndex]:
   """The indices of several files, each named once, read or made by threads.
 
   Raises:
-    FileNotFoundError: there is no such file. ValueError: it is compressed, or no tar at all. OSError: it cannot be read.
+    FileNotFoundError: there is no such file. ValueError: it is compressed, or no tar at all.
+      OSError: it cannot be read.
   """
   with ThreadPoolExecutor(min(_THREADS, max(1, len(paths)))) as pool:
     return list(pool.map(_load, paths))
@@ -144,7 +150,8 @@ def _make(path, size):
   with remote.open_file(path) as file:
     if file.read(6).startswith(archives.COMPRESSED):
       raise ValueError(
-        f"{path} is a compressed tar, in which no file can be reached without unpacking all before it: unpack it."
+        f"{path} is a compressed tar, in which no file can be reached without unpacking all "
+        f"before it: unpack it."
       )
     last = b""
     try:
@@ -191,7 +198,10 @@ class _DamageError(Exception):
 
 
 def _members(file, size):
-  """(name, place of its data, bytes) of every file in a tar of `size` bytes. Raises _DamageError behind the last good one."""
+  """(name, place of its data, bytes) of every file in a tar of `size` bytes.
+
+  Raises _DamageError behind the last good one.
+  """
   position, extended = 0, {}
   while position < size:
     file.seek(position)

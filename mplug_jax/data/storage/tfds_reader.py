@@ -1,8 +1,11 @@
-"""Random access to the fields of a set of TensorFlow Datasets that is prepared as array_record; without TensorFlow.
+"""Random access to the fields of a set of TensorFlow Datasets that is prepared as array_record.
 
-A set is read from its files alone, and of a record only the fields that are wanted; images stay encoded until our own decoder reads them.
-A field is named by its path, as captions/text for the field text of the sequence captions. config.data.fields names those that are called
-otherwise, "caption=captions/raw,image=photo"; what is known without it is in FIELDS.
+Without TensorFlow.
+
+A set is read from its files alone, and of a record only the fields that are wanted; images stay
+encoded until our own decoder reads them. A field is named by its path, as captions/text for the
+field text of the sequence captions. config.data.fields names those that are called otherwise,
+"caption=captions/raw,image=photo"; what is known without it is in FIELDS.
 """
 
 import itertools
@@ -31,7 +34,9 @@ _LISTED = 20  # fields that a message names
 
 
 class Split:
-  """Random access to some fields of one split; can be sent to other processes, which open its files anew.
+  """Random access to some fields of one split.
+
+  Can be sent to other processes, which open its files anew.
 
   Args:
     data: config.data with builder, data_dir, splits and fields. split: "train", "val" or "test".
@@ -67,7 +72,8 @@ class Split:
       formats := sorted(found.value for found in builder.info.available_file_formats())
     ):
       raise ValueError(
-        f'{builder.data_path} is prepared as {", ".join(formats)}; prepare it anew with file_format="array_record".'
+        f"{builder.data_path} is prepared as {', '.join(formats)}; prepare it anew with "
+        f'file_format="array_record".'
       )
     self.name, self.split = builder.info.full_name, _split_name(data, split, builder)
     self._records = builder.as_data_source(
@@ -103,9 +109,12 @@ class Split:
     return len(self._records)
 
   def read(self, index, *keys):
-    """{our key: list of the values} of those fields of a record that exist; of a sequence in a sequence, a list of lists.
+    """{our key: list of the values} of those fields of a record that exist.
 
-    The record is a tf.train.Example, in which a sequence is a list, and one in another a list with the lengths of its parts.
+    Of a sequence in a sequence, a list of lists.
+
+    The record is a tf.train.Example, in which a sequence is a list, and one in another a list with
+    the lengths of its parts.
 
     Raises:
       ValueError: it is damaged.
@@ -150,7 +159,8 @@ def _builder(data):
     return read_only_builder.builder_from_files(data["builder"], data_dir=place)
   except tfds.core.registered.DatasetNotFoundError:
     raise FileNotFoundError(
-      f"{data['builder']} is not prepared in {place or tfds.core.constants.DATA_DIR}; name the folder with root=, or "
+      f"{data['builder']} is not prepared in {place or tfds.core.constants.DATA_DIR}; name the "
+      f"folder with root=, or "
       'prepare it with file_format="array_record" (docs/shards.md).'
     ) from None
   except (ValueError, OSError) as error:  # a malformed name, damaged files
@@ -163,7 +173,8 @@ def _split_name(data, split, builder):
   """The split of a set that serves as ours, checked."""
   if len(data["splits"]) != 3:
     raise ValueError(
-      f"config.data.splits={data['splits']!r} must name three splits, those to train, validate and test on."
+      f"config.data.splits={data['splits']!r} must name three splits, those to train, validate "
+      f"and test on."
     )
   named = dict(zip(("train", "val", "test"), data["splits"]))[split]
   if named == split:
@@ -172,20 +183,27 @@ def _split_name(data, split, builder):
     builder.info.splits[named]  # also train[:90%] and train+restval
   except (KeyError, ValueError):
     raise ValueError(
-      f"{builder.info.full_name} has no split {named!r} for our {split}; it has {', '.join(builder.info.splits)}; name one "
+      f"{builder.info.full_name} has no split {named!r} for our {split}; it has "
+      f"{', '.join(builder.info.splits)}; name one "
       "in config.data.splits."
     ) from None
   return named
 
 
 def _inner(feature):
-  """The features that a path goes on in: of a dict, or of a sequence of dicts; None if there are none."""
+  """The features that a path goes on in: of a dict, or of a sequence of dicts.
+
+  None if there are none.
+  """
   feature = getattr(feature, "feature", feature)
   return feature if hasattr(feature, "keys") else None
 
 
 def _find(features, path):
-  """The feature at a path, whose names may themselves be written with "/", as image/id is; None if there is none."""
+  """The feature at a path, whose names may themselves be written with "/", as image/id is.
+
+  None if there is none.
+  """
   inside = _inner(features) or {}
   if path in inside:
     return inside[path]

@@ -9,12 +9,14 @@ def mask_tokens(row, words, rng, *, probability, whole_words, vocab_size, mask_i
   """Hides tokens of one text.
 
   Args:
-    row: i32[L], token ids. words: i32[L], number of the word that a token belongs to, -1 for [bos] and padding.
+    row: i32[L], token ids. words: i32[L], number of the word that a token belongs to, -1 for [bos]
+      and padding.
     rng: numpy Generator. probability: of a token, or of a word with `whole_words`, to be chosen.
 
   Returns:
-    (i32[L] what the model reads: of the chosen tokens 80% are the mask, 10% any token of the vocabulary, 10% themselves;
-    i32[L] the chosen tokens, pad_id elsewhere). With whole_words the parts of a word are chosen together.
+    (i32[L] what the model reads: of the chosen tokens 80% are the mask, 10% any token of the
+    vocabulary, 10% themselves; i32[L] the chosen tokens, pad_id elsewhere). With whole_words the
+    parts of a word are chosen together.
   """
   units = words if whole_words else np.where(words >= 0, np.arange(len(row)), -1)
   draws = rng.random(len(row))

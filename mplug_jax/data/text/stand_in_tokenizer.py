@@ -2,7 +2,10 @@
 
 
 class StandInTokenizer:
-  """As many tokens as `vocab_size` says, the special ones first; a word is some token, always the same. See tokenizer.py."""
+  """As many tokens as `vocab_size` says, the special ones first.
+
+  A word is some token, always the same. See tokenizer.py.
+  """
 
   pad_id, unk_id, bos_id, eos_id, mask_id = range(5)
 

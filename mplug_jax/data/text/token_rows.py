@@ -16,7 +16,8 @@ class TokenRows:
   Args:
     tokenizer: see tokenizer.py.
     length: L.
-    ends: the row ends with [eos], also where the text has to be cut; cut texts are then warned about.
+    ends: the row ends with [eos], also where the text has to be cut; cut texts are then warned
+      about.
 
   Attributes:
     cut: texts that were too long, counted when they are first seen.

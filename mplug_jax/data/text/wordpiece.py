@@ -26,8 +26,8 @@ class WordPieceTokenizer(FileTokenizer):
   """BERT's uncased WordPiece: lower case, no accents, Chinese characters one by one.
 
   Args:
-    source: path of a vocab.txt (one token per line, the line number from 0 is the id) or of a tokenizer.json of such a
-      tokenizer, or the bytes of either.
+    source: path of a vocab.txt (one token per line, the line number from 0 is the id) or of a
+      tokenizer.json of such a tokenizer, or the bytes of either.
     append_sep: end every text with [SEP], as the ModelScope release does.
   """
 
@@ -65,7 +65,10 @@ class WordPieceTokenizer(FileTokenizer):
     self._backend = backend
 
   def to_json(self) -> str:
-    """The same tokenizer for the tokenizers library, the contents of a tokenizer.json; without the options of this one."""
+    """The same tokenizer for the tokenizers library, the contents of a tokenizer.json.
+
+    Without the options of this one.
+    """
     return self._backend.to_str()
 
   def _encode(self, text: str) -> tuple[int, ...]:
@@ -82,7 +85,8 @@ class WordPieceTokenizer(FileTokenizer):
     return text.strip()
 
 
-# What the parts of a tokenizer.json must say for it to be this tokenizer; keys that are missing count as their defaults.
+# What the parts of a tokenizer.json must say for it to be this tokenizer; keys that are missing
+# count as their defaults.
 _JSON_PARTS = {
   "model": (
     {"type": "WordPiece", "unk_token": UNK, "continuing_subword_prefix": "##"},
@@ -109,7 +113,8 @@ def _vocabulary_of_json(data, where):
       for key, value in expected.items():
         if said.get(key) != value:
           raise ValueError(
-            f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and must be {value!r} here."
+            f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and "
+            f"must be {value!r} here."
           )
     if content["normalizer"].get("strip_accents") is False:
       raise ValueError(

@@ -6,7 +6,8 @@
     tokenizer.json | .model for the tokenizers library, or for sentencepiece
     inputs.py serve.py      an example that runs it without mplug_jax
 
-Shapes in serving.json: b rows (1 to LARGEST_BATCH), q texts about each, both open; everything else is fixed by the model.
+Shapes in serving.json: b rows (1 to LARGEST_BATCH), q texts about each, both open; everything else
+is fixed by the model.
 """
 
 import copy
@@ -32,8 +33,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LARGEST_BATCH = 4096
 
 
-# Texts: (their length in config.data, tokens of those that are too long: "open": cut; "kept": cut, but for [eos]; cleaned by
-# text_ops.pre_caption).
+# Texts: (their length in config.data, tokens of those that are too long: "open": cut; "kept": cut,
+# but for [eos]; cleaned by text_ops.pre_caption).
 _TEXTS = {
   "question": ("max_question", "open", False),
   "caption": ("max_caption", "open", True),
@@ -137,8 +138,10 @@ def _image(config, frames):
     "size": config.model.image_size,
     "resize": "fit" if fit else "stretch",
     "filter": "bilinear" if fit else "bicubic",
-    "about": "RGB, 8 bits. stretch: Pillow's antialiased resize to a square, proportions not kept. fit: the long side becomes "
-    "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, right, bottom) "
+    "about": "RGB, 8 bits. stretch: Pillow's antialiased resize to a square, proportions not "
+    "kept. fit: the long side becomes "
+    "`size`, the image stands in the middle of a black square; input `placed` is its (left, top, "
+    "right, bottom) "
     "there, input `size` its own width and height.",
     "frames": frames,
     "normalised": inside,
@@ -151,10 +154,12 @@ def export(predictor, dest, names=(), platforms=PLATFORMS):
   """Writes the folder `dest`, as a whole or not at all -> what serving.json says.
 
   Args:
-    predictor: a Predictor. names: of methods.functions(); (): all that its checkpoint can do. platforms: of PLATFORMS.
+    predictor: a Predictor. names: of methods.functions(); (): all that its checkpoint can do.
+      platforms: of PLATFORMS.
 
   Raises:
-    ValueError: a function or platform that there is not, or a function that the checkpoint cannot do. FileExistsError: `dest` exists.
+    ValueError: a function or platform that there is not, or a function that the checkpoint cannot
+      do. FileExistsError: `dest` exists.
   """
   dest, params = pathlib.Path(dest), traverse_util.flatten_dict(predictor.params, sep="/")
   functions = methods.functions()

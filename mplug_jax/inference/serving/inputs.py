@@ -1,4 +1,7 @@
-"""Images and texts -> the arrays of an exported function, as serving.json describes them. Copied beside it: needs no mplug_jax."""
+"""Images and texts -> the arrays of an exported function, as serving.json describes them.
+
+Copied beside it: needs no mplug_jax.
+"""
 
 import json
 import pathlib
@@ -67,7 +70,8 @@ class Tokenizer:
 def picture(image, how):
   """An image -> (u8[S, S, 3], its place on that canvas i32[4], its own width and height i32[2]).
 
-  image: path, file, PIL image, or a list of those (frames of a clip, images of a pair), which gives u8[N, S, S, 3], None, None.
+  image: path, file, PIL image, or a list of those (frames of a clip, images of a pair), which gives
+    u8[N, S, S, 3], None, None.
   how: the entry "image" of serving.json.
   """
   if isinstance(image, list | tuple):
@@ -97,7 +101,8 @@ def make_batch(about, function, tokenizer, images=(), texts=()):
   """-> {input: array} of an exported function.
 
   Args:
-    about: serving.json. images: see `picture`. texts: one for each row, or a list of equally many for each.
+    about: serving.json. images: see `picture`. texts: one for each row, or a list of equally many
+      for each.
   """
   batch, inputs = {}, about["functions"][function]["inputs"]
   pictures = [picture(image, about["image"]) for image in images] if "image" in inputs else []

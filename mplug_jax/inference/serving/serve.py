@@ -2,8 +2,8 @@
 
     python serve.py answer dog.jpg "what is this?"
 
-Needs jax, flatbuffers, numpy, Pillow, and tokenizers or sentencepiece, whichever serving.json names. A batch of a new size is compiled
-when it comes, so a server pads to a few sizes.
+Needs jax, flatbuffers, numpy, Pillow, and tokenizers or sentencepiece, whichever serving.json
+names. A batch of a new size is compiled when it comes, so a server pads to a few sizes.
 """
 
 import json

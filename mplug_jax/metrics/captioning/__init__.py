@@ -1,8 +1,8 @@
 """Metrics of captions as the COCO caption evaluation computes them, without Java: tokens, BLEU, ROUGE-L, CIDEr-D, CIDEr.
 
-Values are percentages, as papers report them: 100 times those of pycocoevalcap. "CIDEr-D" is what papers and pycocoevalcap call
-"CIDEr"; see cider.py for the difference. METEOR and SPICE need pycocoevalcap and Java, and are reported as a text
-"not computed: ..." without.
+Values are percentages, as papers report them: 100 times those of pycocoevalcap. "CIDEr-D" is what
+papers and pycocoevalcap call "CIDEr"; see cider.py for the difference. METEOR and SPICE need
+pycocoevalcap and Java, and are reported as a text "not computed: ..." without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,8 @@ def _check(candidates, references, metrics):
     raise ValueError("there are no captions to evaluate; give one image at least.")
   if candidates.keys() != references.keys():
     raise ValueError(
-      f"candidates and references are of different images: {_some(candidates.keys() ^ references.keys())}."
+      f"candidates and references are of different images: "
+      f"{_some(candidates.keys() ^ references.keys())}."
     )
   if wrong := [image for image, captions in candidates.items() if len(captions) != 1]:
     raise ValueError(f"an image needs exactly one candidate, not so {_some(wrong)}.")
@@ -87,7 +88,10 @@ def _tokenize(captions):
 def evaluate_tokens(
   candidates: Mapping, references: Mapping, metrics: Sequence[str] = DEFAULT
 ) -> dict[str, float | str]:
-  """`evaluate` for captions that are tokenized already: tokens separated by spaces. Raises ValueError as it does."""
+  """`evaluate` for captions that are tokenized already: tokens separated by spaces.
+
+  Raises ValueError as it does.
+  """
   _check(candidates, references, metrics)
   lines, groups = (
     [captions[0] for captions in candidates.values()],
@@ -138,8 +142,8 @@ def score_domains(
 
   Args:
     results: [{"image_id", "caption"}], one for each image, as COCO's results.
-    annotations: {"images": [{"id", ...}], "annotations": [{"image_id", "caption"}, ...]}, as COCO's captions; images may have a
-      "domain", as those of NoCaps.
+    annotations: {"images": [{"id", ...}], "annotations": [{"image_id", "caption"}, ...]}, as COCO's
+      captions; images may have a "domain", as those of NoCaps.
     metrics: names of `ALL`.
     partial: evaluates the images that have a result, instead of insisting on all.
 
@@ -147,7 +151,8 @@ def score_domains(
     {"overall": {metric: percentage, or "not computed: <why>"}, domain: ..., ...}.
 
   Raises:
-    ValueError: entries of another form; images missing, unknown or twice in the results; an image without annotations.
+    ValueError: entries of another form; images missing, unknown or twice in the results; an image
+      without annotations.
   """
   candidates, references, domains = _match(results, annotations, partial)
   _check(candidates, references, metrics)
@@ -170,11 +175,13 @@ def _match(results, annotations, partial):
     isinstance(annotations.get(key), list) for key in ("images", "annotations")
   ):
     raise ValueError(
-      'annotations: not of the form {"images": [...], "annotations": [...]}; give a file of captions as COCO has it.'
+      'annotations: not of the form {"images": [...], "annotations": [...]}; give a file of '
+      "captions as COCO has it."
     )
   if not isinstance(results, list):
     raise ValueError(
-      'results: not a list [{"image_id": ..., "caption": ...}, ...]; give a file of results as COCO has it.'
+      'results: not a list [{"image_id": ..., "caption": ...}, ...]; give a file of results as '
+      "COCO has it."
     )
   images = {}
   for entry in annotations["images"]:
@@ -217,7 +224,8 @@ def _captions(entries, where):
       or not isinstance(entry.get("caption"), str)
     ):
       raise ValueError(
-        f'{where}: entry {number} is {entry!r}, not {{"image_id": number or text, "caption": text}}.'
+        f'{where}: entry {number} is {entry!r}, not {{"image_id": number or text, "caption": '
+        f"text}}."
       )
     captions.setdefault(entry["image_id"], []).append(entry["caption"])
   return captions

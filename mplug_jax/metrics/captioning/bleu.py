@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Added to numerators and denominators, so that no count divides by zero: without a match BLEU is near 0, not 0.
+# Added to numerators and denominators, so that no count divides by zero: without a match BLEU is
+# near 0, not 0.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
@@ -19,16 +20,18 @@ def bleu(
 ) -> tuple[np.ndarray, np.ndarray]:
   """BLEU-1 to BLEU-`most` of candidates that are tokenized.
 
-  The reference length of an image is the one closest to the candidate's, the shorter on a tie. Over the whole set, matches, n-grams
-  and lengths are summed before anything is divided; the score of the set is not the mean of the images' scores. An empty candidate
-  scores 0; an image whose references are all empty scores without brevity penalty. Without images everything is 0.
+  The reference length of an image is the one closest to the candidate's, the shorter on a tie. Over
+  the whole set, matches, n-grams and lengths are summed before anything is divided; the score of
+  the set is not the mean of the images' scores. An empty candidate scores 0; an image whose
+  references are all empty scores without brevity penalty. Without images everything is 0.
 
   Args:
     candidates: one caption per image, tokens separated by spaces.
     references: for each image, one caption or more of that form.
 
   Returns:
-    (scores of the set, float64 [most]; scores of the images, float64 [most, images]), between 0 and 1.
+    (scores of the set, float64 [most]; scores of the images, float64 [most, images]), between 0 and
+    1.
   """
   total_correct, total_guess, total_length, total_reference = [0] * most, [0] * most, 0, 0
   scores = np.zeros((most, len(candidates)))

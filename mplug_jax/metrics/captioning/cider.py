@@ -1,12 +1,13 @@
 """CIDEr and CIDEr-D of captions (Vedantam, Zitnick and Parikh 2015).
 
-Both compare tf-idf vectors of the n-grams (n = 1..4) of a candidate and of each reference, and are 10 times the mean over n and
-references. They differ in two ways:
+Both compare tf-idf vectors of the n-grams (n = 1..4) of a candidate and of each reference, and are
+10 times the mean over n and references. They differ in two ways:
 
 - `Cider`: the cosine of the vectors, the paper's equation (2). No published table has it.
-- `CiderD`: the paper's section 5.2, hard to game: a candidate's weight counts at most as much as the reference's, and a Gaussian
-  (sigma = 6 words) penalises a difference in length. This is what pycocoevalcap and the COCO leaderboard *call* "CIDEr", and what
-  papers report under that name.
+- `CiderD`: the paper's section 5.2, hard to game: a candidate's weight counts at most as much as
+the reference's, and a Gaussian
+  (sigma = 6 words) penalises a difference in length. This is what pycocoevalcap and the COCO
+  leaderboard *call* "CIDEr", and what papers report under that name.
 
 Neither stems words, which the paper does and its code does not.
 """
@@ -50,7 +51,8 @@ class _Entries(NamedTuple):
   """The tf-idf vectors of captions for one n: an entry for each n-gram of each caption, the captions in order.
 
   Attributes:
-    key: caption * width + n-gram, both as numbers, int64 [entries], ascending. width: number of n-grams.
+    key: caption * width + n-gram, both as numbers, int64 [entries], ascending. width: number of
+      n-grams.
     count: how often the caption has the n-gram, float64 [entries].
     square: idf^2 of the n-gram, float64 [entries]. A weight is count * idf.
     start: the first entry of each caption, int64 [captions + 1].
@@ -84,7 +86,8 @@ class CiderD:
     largest = max(frequency.counts.values(), default=0)
     if largest > frequency.images:
       raise ValueError(
-        f"document frequencies: an n-gram occurs in {largest} of {frequency.images} images; give the number of images "
+        f"document frequencies: an n-gram occurs in {largest} of {frequency.images} images; give "
+        f"the number of images "
         "that were counted."
       )
     self._counts, self._images = frequency.counts, frequency.images
@@ -92,8 +95,8 @@ class CiderD:
   def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """Scores of candidates, each against its own references.
 
-    The same references for several candidates cost little more than once. Where no n-gram tells images apart (one image alone; an
-    empty candidate or reference) the score is 0.
+    The same references for several candidates cost little more than once. Where no n-gram tells
+    images apart (one image alone; an empty candidate or reference) the score is 0.
 
     Args:
       candidates: captions, tokens separated by spaces.
@@ -134,7 +137,8 @@ class CiderD:
     word = np.array([numbers.setdefault(word, len(numbers)) for word in flat], np.int64)
     gram = np.zeros_like(word)
     for n in range(1, _MOST + 1):
-      # An n-gram is the (n-1)-gram at its start and one word more; at a caption's end there is none.
+      # An n-gram is the (n-1)-gram at its start and one word more; at a caption's end there is
+      # none.
       begin = np.flatnonzero(left >= n)
       _, first, inverse = np.unique(
         gram[begin] * len(numbers) + word[begin + n - 1], return_index=True, return_inverse=True

@@ -18,7 +18,8 @@ def score(
 ) -> float:
   """METEOR or SPICE of a set of tokenized captions.
 
-  Nothing is downloaded: without SPICE's models, which pycocoevalcap would fetch, SPICE is unavailable.
+  Nothing is downloaded: without SPICE's models, which pycocoevalcap would fetch, SPICE is
+    unavailable.
 
   Args:
     name: "METEOR" or "SPICE".

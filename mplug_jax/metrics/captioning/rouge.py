@@ -10,7 +10,8 @@ _BETA = 1.2  # recall counts beta^2 times as much as precision
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
   """F-measure of the longest common subsequence: the best precision and the best recall over an image's references.
 
-  Captions are split at spaces alone, so that an empty one counts as one empty word: two empty captions score 1.
+  Captions are split at spaces alone, so that an empty one counts as one empty word: two empty
+    captions score 1.
 
   Args:
     candidates: one caption per image, tokens separated by spaces.
@@ -41,7 +42,8 @@ def _score(candidate, references):
 def _common(length, places, words):
   """Length of the longest common subsequence of a text and `words`.
 
-  The rows of the usual table are the bits of one integer (Hyyrö 2004): a row rises by one where its bit is 0.
+  The rows of the usual table are the bits of one integer (Hyyrö 2004): a row rises by one where its
+    bit is 0.
 
   Args:
     length: words of the text. places: {word: bits of where it stands in the text}.

@@ -22,9 +22,13 @@ _FUNCTIONS = {"generate": ("generate", "locate", "classify"), "embed": ("embed_i
 
 
 class Report(NamedTuple):
-  """Of one chip. `arguments`, `temporaries`, `peak`: bytes of HBM. `flops`: of the compiled products; `model_flops`: of the model, see
-  task_flops.py. `traffic`: bytes of HBM. `collectives`: see hlo.Cost. `seconds`: {"compute", "memory", "links"} at published rates, the
-  largest of which is the least that the program can take."""
+  """Of one chip.
+
+  `arguments`, `temporaries`, `peak`: bytes of HBM. `flops`: of the compiled products;
+  `model_flops`: of the model, see task_flops.py. `traffic`: bytes of HBM. `collectives`: see
+  hlo.Cost. `seconds`: {"compute", "memory", "links"} at published rates, the
+  largest of which is the least that the program can take.
+  """
 
   arguments: float
   temporaries: float
@@ -106,7 +110,8 @@ def compile_for(config, place, name="train", effort="low"):
   """Compiles for `place`, a topology.Slice -> Report.
 
   Raises:
-    DoesNotFit: too little HBM. ValueError: the config cannot be built, or the task has no such function.
+    DoesNotFit: too little HBM. ValueError: the config cannot be built, or the task has no such
+      function.
   """
   built = build_for(config, place.devices)
   with jax.set_mesh(built.mesh):

@@ -1,7 +1,7 @@
 """What a compiled XLA program does, counted in its text: operations, memory traffic, collectives, with loops as often as they run.
 
-XLA's own count sees the body of a loop once. Here a loop's trips are the constant that its condition compares with. Counts are of one
-device. Pure Python.
+XLA's own count sees the body of a loop once. Here a loop's trips are the constant that its
+condition compares with. Counts are of one device. Pure Python.
 """
 
 import math
@@ -46,7 +46,10 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 
 class Instruction(NamedTuple):
-  """`type`, `argument` (all between the brackets) and `attributes` are text; `operands` are names of instructions beside it."""
+  """`type`, `argument` (all between the brackets) and `attributes` are text.
+
+  `operands` are names of instructions beside it.
+  """
 
   name: str
   type: str
@@ -58,8 +61,12 @@ class Instruction(NamedTuple):
 
 
 class Cost(NamedTuple):
-  """`flops` of matrix products; `traffic` bytes read from and written to HBM; `collectives` {kind: (count, bytes of the whole array, bytes
-  that a device sends)}; loops as often as they run."""
+  """`flops` of matrix products.
+
+  `traffic` bytes read from and written to HBM; `collectives` {kind: (count, bytes of the whole
+  array, bytes
+  that a device sends)}; loops as often as they run.
+  """
 
   flops: float
   traffic: float
@@ -126,7 +133,10 @@ def shapes(kind):
 
 
 def size(kind, memory=False):
-  """Bytes of all arrays of a type; `memory`: of those in HBM alone, not in a memory of the chip's own."""
+  """Bytes of all arrays of a type.
+
+  `memory`: of those in HBM alone, not in a memory of the chip's own.
+  """
   return sum(
     math.prod(dims) * _BITS.get(dtype, 8) / 8
     for dtype, dims, in_memory in shapes(kind)
@@ -210,7 +220,10 @@ class _Counter:
     return sum(read) + written
 
   def _sliced(self, fusion, read, written):
-    """Of an operand that a fusion reads only slices of, the slices; of a result that it only updates, the update."""
+    """Of an operand that a fusion reads only slices of, the slices.
+
+    Of a result that it only updates, the update.
+    """
     inner = self._computations.get(_called(fusion, "calls"), {})
     for each in inner.values():
       if each.opcode == "parameter" and int(each.argument) < len(read):
@@ -229,7 +242,8 @@ class _Counter:
 
   def _touched(self, table, array):
     """Bytes that the users of an array inside a fusion read of it, infinite where one reads it whole. TPU fusions hold fusions: the slice
-    of a stack, and its conversion, is one of them."""
+    of a stack, and its conversion, is one of them.
+    """
     if array.root:
       return math.inf
     total = 0.0
@@ -259,7 +273,10 @@ class _Counter:
 
 
 def _moved(start):
-  """Bytes of HBM that an asynchronous slice reads and writes; its type is ((the array), the slice, a flag)."""
+  """Bytes of HBM that an asynchronous slice reads and writes.
+
+  Its type is ((the array), the slice, a flag).
+  """
   (_, _, read), (dtype, dims, written), *_ = shapes(start.type)
   return (read + written) * math.prod(dims) * _BITS.get(dtype, 8) / 8
 
@@ -271,7 +288,9 @@ def _called(instruction, what):
 
 def products(table, instruction):
   """Operations, 2 x multiply-adds, of a dot or convolution, and what a Pallas kernel says of itself; 0 of anything else. TPUs compute every
-  matrix product as a convolution. Of JAX's flash attention the forward kernel says it, the two backward kernels do not."""
+  matrix product as a convolution. Of JAX's flash attention the forward kernel says it, the two
+  backward kernels do not.
+  """
   if instruction.opcode == "custom-call" and (
     said := re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
   ):
@@ -304,14 +323,16 @@ def _window(attributes):
 
 def _pairs(inputs, kernel, outputs, window, i):
   """Pairs of an output and a kernel position that meet an input element, in the i-th dimension of the window: neither padding nor a gap
-  that dilation makes. A batch dimension of a product is one in which every output meets one."""
+  that dilation makes. A batch dimension of a product is one in which every output meets one.
+  """
   value = lambda name, default: window[name].split("x")[i] if name in window else default  # noqa: E731
   stride, dilation, kernel_dilation = (
     int(value(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
   )
   low = int(value("pad", "0_0").split("_")[0])
-  # position = out * stride + k * kernel_dilation - low must be a multiple of dilation, and within the inputs: out is in a range, and one
-  # of every `step` numbers. In closed form, since a batch may be such a dimension: thousands of kernel positions by thousands of outputs.
+  # position = out * stride + k * kernel_dilation - low must be a multiple of dilation, and within
+  # the inputs: out is in a range, and one of every `step` numbers. In closed form, since a batch
+  # may be such a dimension: thousands of kernel positions by thousands of outputs.
   shared = math.gcd(stride, dilation)
   step = dilation // shared
   inverse = pow(stride // shared, -1, step) if step > 1 else 0

@@ -13,7 +13,8 @@ from mplug_jax.performance.tpu import compile as compiler
 
 REMAT = ("none", "dots", "full")  # from most memory and least computation on
 _RECOMPUTED = {"none": 1.0, "dots": 1.1, "full": 4 / 3}  # operations, against those of the model
-# Bytes that a layer keeps for each token and unit of width, in bfloat16: all activations, the products' outputs, the layer's input alone.
+# Bytes that a layer keeps for each token and unit of width, in bfloat16: all activations, the
+# products' outputs, the layer's input alone.
 _KEPT = {"none": 60.0, "dots": 28.0, "full": 2.0}
 _USABLE = 0.95  # of the HBM
 
@@ -53,7 +54,10 @@ def cheaper(config, chips):
 
 
 def repair(config, place, name, effort, max_compiles):
-  """The first of `cheaper` that compiles and fits -> (flags, Report), or None; what config.build refuses is passed over."""
+  """The first of `cheaper` that compiles and fits -> (flags, Report), or None.
+
+  What config.build refuses is passed over.
+  """
   for flags in cheaper(config, place.chips):
     if max_compiles < 1:
       return None
@@ -119,7 +123,8 @@ def candidates(config, place):
 def search(config, place, effort, max_compiles, compile_for=None):
   """Compiles the most promising candidates -> [(Candidate, Report or the reason why it has none)], in the order tried.
 
-  It stops when no candidate left can be faster, by the analytic model, than the fastest compiled one.
+  It stops when no candidate left can be faster, by the analytic model, than the fastest compiled
+  one.
   """
   compile_for = compile_for or (
     lambda flags: compiler.compile_for(changed(config, flags), place, "train", effort)

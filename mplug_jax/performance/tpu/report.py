@@ -10,7 +10,8 @@ def run(config, name, function, effort, planned, max_compiles, say):
   """Compiles and tells -> exit status 0 (fits) or 3 (does not).
 
   Args:
-    name: of the slice. function: "train" or a predict function. planned: search the fastest train step.
+    name: of the slice. function: "train" or a predict function. planned: search the fastest train
+      step.
     say: function (lines, row of a table or None).
 
   Raises:
@@ -31,9 +32,12 @@ def lines(found, config, place, function, effort):
   """A Report as text."""
   chip, gib = place.chip, lambda x: f"{x / _GIB:.2f} GiB"
   out = [
-    f"{config.name} {function} on {place.name}: compiled in {found.compile_seconds:.0f} s, not executed; of one of {place.chips} chips:",
-    f"  memory      {gib(found.peak)} of {gib(chip.memory)}: arguments {gib(found.arguments)}, temporaries {gib(found.temporaries)}",
-    f"  operations  {found.flops / _TERA:.3f} TFLOP compiled, {found.model_flops / _TERA:.3f} of the model, "
+    f"{config.name} {function} on {place.name}: compiled in {found.compile_seconds:.0f} s, not "
+    f"executed; of one of {place.chips} chips:",
+    f"  memory      {gib(found.peak)} of {gib(chip.memory)}: arguments {gib(found.arguments)}, "
+    f"temporaries {gib(found.temporaries)}",
+    f"  operations  {found.flops / _TERA:.3f} TFLOP compiled, {found.model_flops / _TERA:.3f} of "
+    f"the model, "
     f"{found.flops / found.model_flops:.2f} x",
     f"  traffic     {found.traffic / _GB:.2f} GB of HBM",
   ]
@@ -43,7 +47,8 @@ def lines(found, config, place, function, effort):
     )
   times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found.seconds.items())
   out.append(
-    f"  at least    {times} at published rates: {found.bound} bounds it, MFU at most {100 * found.utilisation(chip):.0f}%"
+    f"  at least    {times} at published rates: {found.bound} bounds it, MFU at most "
+    f"{100 * found.utilisation(chip):.0f}%"
   )
   if effort == "low" and found.bound == "memory":
     out.append("              of this program; --effort=full compiles one that moves less memory")
@@ -100,7 +105,8 @@ def _too_large(error, config, place, function, effort, max_compiles, say):
   else:
     say(
       [
-        f"nothing tried fits (of --max_compiles={max_compiles}): more chips, a smaller --batch, or fewer pixels do"
+        f"nothing tried fits (of --max_compiles={max_compiles}): more chips, a smaller --batch, "
+        f"or fewer pixels do"
       ],
       None,
     )

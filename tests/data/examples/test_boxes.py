@@ -38,9 +38,12 @@ def test_iou_and_generalised_iou_are_those_of_counted_pixels():
 
 def test_equal_and_distant_and_empty_boxes():
   box, far, empty = np.array([[0.1, 0.1, 0.3, 0.4], [0.9, 0.9, 0.95, 0.95], [0.2, 0.2, 0.2, 0.2]])
-  assert boxes.iou(box, box) == 1 and boxes.generalised_iou(box, box) == pytest.approx(1, abs=1e-3)
-  assert boxes.iou(box, far) == 0 and -1 <= boxes.generalised_iou(box, far) < -0.8
-  assert boxes.iou(empty, empty) == 0 and np.isfinite(boxes.generalised_iou(empty, empty))
+  assert boxes.iou(box, box) == 1
+  assert boxes.generalised_iou(box, box) == pytest.approx(1, abs=1e-3)
+  assert boxes.iou(box, far) == 0
+  assert -1 <= boxes.generalised_iou(box, far) < -0.8
+  assert boxes.iou(empty, empty) == 0
+  assert np.isfinite(boxes.generalised_iou(empty, empty))
   exchanged = box[[2, 3, 0, 1]]
   assert boxes.iou(exchanged, box) == 0  # not the square of a negative width
 
@@ -76,9 +79,12 @@ def test_bins_round_down_and_both_ends_have_one():
   )
   inside = np.random.default_rng(1).random(1000)
   lost = inside - boxes.dequantise(boxes.quantise(inside, 48), 48)
-  assert lost.min() > -1e-6 and lost.max() < 1 / 48
+  assert lost.min() > -1e-6
+  assert lost.max() < 1 / 48
   np.testing.assert_array_equal(
     boxes.quantise(shares, 336, "nearest"), [0, 0, 1, 1, 168, 336, 336, 336]
   )
   lost = inside - boxes.dequantise(boxes.quantise(inside, 48, "nearest"), 48)
-  assert -1e-6 < lost.min() + 0.5 / 48 and lost.max() < 0.5 / 48 + 1e-6 and abs(lost.mean()) < 1e-3
+  assert lost.min() + 0.5 / 48 > -1e-6
+  assert lost.max() < 0.5 / 48 + 1e-6
+  assert abs(lost.mean()) < 1e-3

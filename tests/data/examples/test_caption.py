@@ -73,7 +73,8 @@ def test_example_of_one_record():
     [[BOS, *ids("a", "dog"), EOS, PAD, PAD], [BOS, *ids("a", "red", "cat", "on"), EOS], [PAD] * 6],
   )
   np.testing.assert_array_equal(example["caption_valid"], [True, True, False])
-  assert example["index"] == 4 and not example["corrupt"]
+  assert example["index"] == 4
+  assert not example["corrupt"]
 
 
 def test_an_empty_caption_is_its_end():
@@ -83,7 +84,7 @@ def test_an_empty_caption_is_its_end():
 
 
 @pytest.mark.parametrize(
-  "mode, row, start",
+  ("mode", "row", "start"),
   [
     ("mended", ["a", "picture", "of", "a", "dog"], ["a", "picture", "of"]),
     ("official", ["a", "picture", "ofa", "dog"], ["a", "picture"]),
@@ -99,11 +100,9 @@ def test_a_prompt_is_put_before_captions_and_begins_generation(mode, row, start)
     {"task": {"prompt": "a picture of", "prompt_mode": mode}, "data": {"max_caption": 8}}
   )
   prompt = caption.prompt(config, WordTokenizer())
-  assert (
-    prompt.ids == (BOS, *ids("a", "picture", "of"))
-    and prompt.start == (BOS, *ids(*start))
-    and prompt.said == "a picture of"
-  )
+  assert prompt.ids == (BOS, *ids("a", "picture", "of"))
+  assert prompt.start == (BOS, *ids(*start))
+  assert prompt.said == "a picture of"
 
 
 def test_without_a_prompt_both_modes_begin_with_bos():
@@ -128,12 +127,10 @@ def test_prompts_that_cannot_be_are_refused():
 
 def test_an_image_that_cannot_be_read_has_no_captions():
   example = transform()(0, {**record("a dog"), "image": b"broken"}, None)
-  assert (
-    example["corrupt"]
-    and not example["caption_valid"].any()
-    and (example["caption"] == PAD).all()
-    and not example["image"].any()
-  )
+  assert example["corrupt"]
+  assert not example["caption_valid"].any()
+  assert (example["caption"] == PAD).all()
+  assert not example["image"].any()
 
 
 # ---- records of training
@@ -156,13 +153,15 @@ def test_every_caption_is_in_one_training_record(size):
 def test_scenes_train_on_five_captions_and_are_scored_by_what_they_show():
   c = caption_run.config(data__records=0)
   train, test = data_lib.get_source(c, "train"), caption_lib.images(c.data, "test")
-  assert len(train) == 20_000 and len(train[7]["captions"]) == 5
+  assert len(train) == 20_000
+  assert len(train[7]["captions"]) == 5
   assert len(data_lib.get_source(caption_run.config(data__captions_per_image=1), "train")) == 5 * 64
   assert {test.group(i) for i in range(20)} == {"seen", "unseen"}
   assert all((test.group(i) == "unseen") == test[i]["unseen"] for i in range(5))
   assert all(test.another_caption(i) not in test.captions(i) for i in range(20))
   texts = list(caption.texts(data_lib.get_source(c, "train"), 8))
-  assert len(texts) == 5 * 8 and all(isinstance(text, str) for text in texts)
+  assert len(texts) == 5 * 8
+  assert all(isinstance(text, str) for text in texts)
 
 
 def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
@@ -184,7 +183,8 @@ def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
 
 def test_an_epoch_of_the_official_recipe_has_a_record_for_every_sentence(tmp_path):
   c = caption_run.config(f"base,data=karpathy,root={caption_run.write_karpathy(tmp_path)}")
-  assert c.data.captions_per_image == 1 and len(data_lib.get_source(c, "train")) == 2 + 3 + 2
+  assert c.data.captions_per_image == 1
+  assert len(data_lib.get_source(c, "train")) == 2 + 3 + 2
 
 
 # ---- files
@@ -193,16 +193,12 @@ def test_an_epoch_of_the_official_recipe_has_a_record_for_every_sentence(tmp_pat
 def test_the_official_format(tmp_path):
   c = caption_run.config(f"tiny,data=karpathy,root={caption_run.write_karpathy(tmp_path)}")
   train, test = caption_lib.images(c.data, "train"), caption_lib.images(c.data, "test")
-  assert (
-    [train[i]["image_id"] for i in range(3)] == [7, 8, 9]
-    and len(test) == 1
-    and test[0]["image_id"] == 11
-  )
-  assert (
-    train.captions(0) == ["a red dog, on a sign.", "two cats."]
-    and train.counts().tolist() == [2, 3, 2]
-    and train.group(0) is None
-  )
+  assert [train[i]["image_id"] for i in range(3)] == [7, 8, 9]
+  assert len(test) == 1
+  assert test[0]["image_id"] == 11
+  assert train.captions(0) == ["a red dog, on a sign.", "two cats."]
+  assert train.counts().tolist() == [2, 3, 2]
+  assert train.group(0) is None
   assert train[2]["image"] == str(tmp_path / "val2014_img" / "COCO_val2014_000000000009.jpg")
   (tmp_path / "val2014_img").rename(tmp_path / "val2014")
   assert caption_lib.images(c.data, "test")[0]["image"] == str(
@@ -332,7 +328,7 @@ GOOD = {"filename": "a.png", "filepath": "", "sentences": [{"raw": "a dog"}]}
 
 
 @pytest.mark.parametrize(
-  "name, entry, message",
+  ("name", "entry", "message"),
   [
     ("karpathy", {"filepath": "x"}, "entry 2: key 'filename' is missing"),
     (
@@ -408,11 +404,12 @@ def test_records_go_through_the_pipeline(tmp_path):
   c = caption_run.config()
   tokenizer = caption_run.tokenizer(tmp_path, c)
   batch = caption_run.batch(c, tokenizer)
-  assert (
-    batch["caption"].shape == (8, 5, 32) and batch["caption_valid"].all() and batch["mask"].all()
-  )
+  assert batch["caption"].shape == (8, 5, 32)
+  assert batch["caption_valid"].all()
+  assert batch["mask"].all()
   row = batch["caption"][3, 2]
-  assert row[0] == tokenizer.bos_id and (row == tokenizer.eos_id).sum() == 1
+  assert row[0] == tokenizer.bos_id
+  assert (row == tokenizer.eos_id).sum() == 1
   assert (
     tokenizer.decode(row) == data_lib.get_source(c, "train").captions(int(batch["index"][3]))[2]
   )

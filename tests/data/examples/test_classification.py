@@ -17,7 +17,7 @@ from mplug_jax.scenes import statements as scene_statements
 from mplug_jax.scenes import text as scene_text
 from tests.support import classification_run
 
-PAD, BOS, WORDS = 9, 7, "only the left right leftmost image shows a cat".split()
+PAD, BOS, WORDS = 9, 7, ["only", "the", "left", "right", "leftmost", "image", "shows", "a", "cat"]
 
 
 class WordTokenizer:
@@ -67,11 +67,11 @@ def test_example_of_one_record():
     "index": ((), "int32"),
   }
   np.testing.assert_array_equal(example["image"], [LEFT, RIGHT])
-  assert (
-    example["sentence"][0, 0] == BOS
-    and words(example["sentence"]) == "only the left image shows a leftmost"
-  )  # 8 tokens of 9
-  assert example["label"] == 1 and not example["corrupt"] and example["index"] == 5
+  assert example["sentence"][0, 0] == BOS
+  assert words(example["sentence"]) == "only the left image shows a leftmost"
+  assert example["label"] == 1
+  assert not example["corrupt"]
+  assert example["index"] == 5
   assert words(transform(max_words=3)(0, RECORD, None)["sentence"]) == "only the left"
   assert transform()(0, RECORD | {"label": ""}, None)["label"] == -1
   empty = transform()(0, RECORD | {"sentence": ""}, None)["sentence"]
@@ -80,7 +80,8 @@ def test_example_of_one_record():
 
 def test_one_unreadable_image_makes_the_row_corrupt():
   example = transform()(0, RECORD | {"images": [LEFT, b"nothing"]}, None)
-  assert example["corrupt"] and not example["image"][1].any()
+  assert example["corrupt"]
+  assert not example["image"][1].any()
   np.testing.assert_array_equal(example["image"][0], LEFT)
 
 
@@ -88,11 +89,10 @@ def test_swap_exchanges_images_and_whole_words_in_training_on_copies():
   make, kept = transform(swap=1.0, max_text=9), json.dumps(RECORD["sentence"])
   example = make(0, RECORD, np.random.default_rng(0))
   np.testing.assert_array_equal(example["image"], [RIGHT, LEFT])
-  assert (
-    words(example["sentence"]) == "only the right image shows a leftmost cat"
-    and example["label"] == 1
-  )
-  assert RECORD["images"][0] is LEFT and json.dumps(RECORD["sentence"]) == kept
+  assert words(example["sentence"]) == "only the right image shows a leftmost cat"
+  assert example["label"] == 1
+  assert RECORD["images"][0] is LEFT
+  assert json.dumps(RECORD["sentence"]) == kept
   plain = make(0, RECORD | {"sentence": "a cat"}, np.random.default_rng(0))
   np.testing.assert_array_equal(plain["image"], [RIGHT, LEFT])
   assert words(plain["sentence"]) == "a cat"
@@ -159,15 +159,14 @@ def test_official_nlvr2_rows(nlvr2):
     "label": "True",
     "sentence": "The left image shows a red cat.",
   }
-  assert test[0]["images"][1] == f"{nlvr2}/test/test-0-img1.png" and test.row(0) == {
+  assert test[0]["images"][1] == f"{nlvr2}/test/test-0-img1.png"
+  assert test.row(0) == {
     "id": 0,
     "label": "False",
     "sentence": "The left image shows a green cat.",
   }
-  assert (
-    list(classification.texts(train, 2))[0] == "the left image shows a green cat"
-    and len(list(classification.texts(train))) == 9
-  )
+  assert list(classification.texts(train, 2))[0] == "the left image shows a green cat"
+  assert len(list(classification.texts(train))) == 9
 
 
 def test_official_snli_ve_rows(tmp_path):
@@ -182,7 +181,8 @@ def test_official_snli_ve_rows(tmp_path):
     "sentence": "A dog.",
     "label": "entailment",
   }
-  assert data.labels.index("entailment") == 2 and data.labels.index("contradiction") == 0
+  assert data.labels.index("entailment") == 2
+  assert data.labels.index("contradiction") == 0
 
 
 def test_own_classes_numbers_and_truth_values_and_no_labels_outside_training(tmp_path):
@@ -196,15 +196,17 @@ def test_own_classes_numbers_and_truth_values_and_no_labels_outside_training(tmp
   data = data_config("snli_ve", f"data=jsonl,root={tmp_path},labels=3/True")
   train = classification.get_source(data, "train")
   assert [(train[i]["label"], train[i]["id"]) for i in (0, 1)] == [("True", "x"), ("3", 1)]
-  assert classification.get_source(data, "val")[0]["label"] == "" and train.groups(0) == ()
+  assert classification.get_source(data, "val")[0]["label"] == ""
+  assert train.groups(0) == ()
 
 
 @pytest.mark.parametrize(
-  "line, message",
+  ("line", "message"),
   [
     (
       {"sentence": "s", "label": "no"},
-      "train.jsonl, line 1: key 'images' is missing; it has sentence, label; name it with --config.data.fields=images=...",
+      "train.jsonl, line 1: key 'images' is missing; it has sentence, label; name it with "
+      "--config.data.fields=images=...",
     ),
     (
       {"images": ["a.png"], "label": "no"},
@@ -247,11 +249,12 @@ def test_bad_entries_are_named(tmp_path, line, message):
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("changes", "message"),
   [
     (
       {"data__name": "coco"},
-      "config.data.name='coco' is not one of nlvr2, snli_ve, jsonl, captions, scenes, scene_captions",
+      "config.data.name='coco' is not one of nlvr2, snli_ve, jsonl, captions, scenes, "
+      "scene_captions",
     ),
     ({"data__labels": ("yes",)}, "config.data.labels=('yes',) must list the classes: at least two"),
     (
@@ -275,7 +278,7 @@ def test_bad_settings_are_named(changes, message):
 
 
 @pytest.mark.parametrize(
-  "file, labels, subsets",
+  ("file", "labels", "subsets"),
   [
     ("snli_ve", set(scene_pairs.LABELS), {"side", "height", "size"}),
     (
@@ -309,7 +312,8 @@ def test_scenes_have_labels_and_subsets_without_their_pixels(file, labels, subse
     assert {
       name: value for name, value in record.items() if name not in ("images", "more")
     } == source.row(index)
-    assert len(record["images"]) == data.images_per_text and record["images"][0].shape == (
+    assert len(record["images"]) == data.images_per_text
+    assert record["images"][0].shape == (
       48,
       48,
       3,
@@ -394,9 +398,8 @@ def judged_hypothesis(text, scene):
 def test_images_that_look_alike_end_the_search_for_statements():
   scene = scenes.scene(scenes.SceneConfig(96), "train", 5)
   statements = scene_statements.pair_statements(np.random.default_rng(0), scene, scene, 3)
-  assert len(statements) <= 3 and all(
-    judged_pair(text, scene, scene) == (label == "True") for text, label in statements
-  )
+  assert len(statements) <= 3
+  assert all(judged_pair(text, scene, scene) == (label == "True") for text, label in statements)
 
 
 def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held_out():
@@ -449,15 +452,15 @@ def test_text_assignment_shows_two_images_and_the_text_of_one_or_of_none():
       first, second = (image // 2 for image in record["images"])
       described = int(record["sentence"].split()[0])
       cases[record["label"]] += 1
-      assert first != second and index // 2 in (first, second)
+      assert first != second
+      assert index // 2 in (first, second)
       assert {
         "first": described == first,
         "second": described == second,
         "neither": described not in (first, second),
       }[record["label"]]
-      assert record == source[index] and {
-        k: v for k, v in record.items() if k != "images"
-      } == source.row(index)
+      assert record == source[index]
+      assert {k: v for k, v in record.items() if k != "images"} == source.row(index)
   assert all(330 < count < 470 for count in cases.values())  # of 1200
   assert len({source.row(i)["sentence"][-1] for i in range(12)}) == 2
 
@@ -476,9 +479,8 @@ def test_text_assignment_from_files_and_from_scenes(tmp_path):
     record["label"]
   ] == record["sentence"]
   scenes = classification.get_source(data_config("nlvr2", "tiny,data=scene_captions"), "val")
-  assert {scenes.row(i)["label"] for i in range(20)} == {"first", "second", "neither"} and scenes[
-    3
-  ]["images"][1].shape == (48, 48, 3)
+  assert {scenes.row(i)["label"] for i in range(20)} == {"first", "second", "neither"}
+  assert scenes[3]["images"][1].shape == (48, 48, 3)
   for content, message in (
     ([{"image": "a.png", "caption": []}], "entry 1: the list of captions is empty."),
     (rows[:2], "needs at least three captioned images, and the data has 2."),

@@ -122,10 +122,8 @@ def test_corner_boxes_and_the_tuples_of_flickr(tmp_path):
   assert grounding_lib.get(referit, "train").expressions(0)[0]["box"] == (3, 4, 13, 24)
   flickr = vg(tmp_path, "flickr", [("2.jpg", [3, 4, 13, 24], "a wall")])
   source = grounding_lib.get(flickr, "train")
-  assert (
-    source[0]["image"].endswith("Flickr30k/flickr30k_images/2.jpg")
-    and source.expressions(0)[0]["text"] == "a wall"
-  )
+  assert source[0]["image"].endswith("Flickr30k/flickr30k_images/2.jpg")
+  assert source.expressions(0)[0]["text"] == "a wall"
 
 
 def test_the_union_trains_on_four_lists_and_validates_on_refcoco(tmp_path):
@@ -143,7 +141,7 @@ def test_the_union_trains_on_four_lists_and_validates_on_refcoco(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "entries,message",
+  ("entries", "message"),
   [
     (
       [("0.jpg", "", [1, 2, 3], "x", [])],
@@ -231,7 +229,7 @@ def test_own_data_as_json_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "changes,message",
+  ("changes", "message"),
   [
     (
       {"box": [30, 10, 10, 30]},
@@ -300,9 +298,8 @@ def test_chunks_hold_every_expression_once():
   for size in (1, 2, 3, 5):
     chunked = Chunked(source, size, "expressions")
     rows = [chunked[i]["expressions"] for i in range(len(chunked))]
-    assert (
-      rows == [chunked.expressions(i) for i in range(len(chunked))] and max(map(len, rows)) <= size
-    )
+    assert rows == [chunked.expressions(i) for i in range(len(chunked))]
+    assert max(map(len, rows)) <= size
     assert [e["id"] for row in rows for e in row] == [
       f"{i}-{n}" for i, count in enumerate([3, 1, 0, 4, 2]) for n in range(count)
     ]
@@ -328,7 +325,8 @@ def test_example_of_one_record():
     example["phrase"], [[BOS, 100, 101, 102, EOS, PAD], [PAD] * 6]
   )  # lower-cased
   np.testing.assert_array_equal(example["valid"], [True, False])
-  assert tokenizer.words == {"the": 0, "red": 1, "one": 2} and example["index"] == 5
+  assert tokenizer.words == {"the": 0, "red": 1, "one": 2}
+  assert example["index"] == 5
   np.testing.assert_array_equal(example["size"], [60, 40])
   left, top, right, bottom = example["placed"]
   assert (right - left, bottom - top) == (32, 21)
@@ -342,7 +340,8 @@ def test_training_draws_expressions_and_evaluation_leaves_none_out():
   tokenizer.encode("one two three")
   make = transform(tokenizer)
   drawn = [set(make(0, many, rng(seed))["phrase"][:, 1]) for seed in range(60)]
-  assert all(len(pair) == 2 for pair in drawn) and set.union(*drawn) == {100, 101, 102}
+  assert all(len(pair) == 2 for pair in drawn)
+  assert set.union(*drawn) == {100, 101, 102}
   with pytest.raises(ValueError, match="3 expressions, more than the 2 of a row; wrap"):
     transform(tokenizer, train=False)(0, many, None)
 
@@ -358,7 +357,8 @@ def test_mirrored_images_have_mirrored_texts_and_boxes():
   still = transform(tokenizer, augment=AUGMENT | {"flip": 1.0}, train=False)(
     0, record(expression("left")), None
   )
-  assert still["phrase"][0, 1] == 100 and still["box"][0, 0] == pytest.approx(20 / 60)
+  assert still["phrase"][0, 1] == 100
+  assert still["box"][0, 0] == pytest.approx(20 / 60)
 
 
 def test_long_and_empty_texts(monkeypatch):
@@ -382,11 +382,9 @@ def test_boxes_are_cut_to_their_image_and_one_outside_is_refused():
 def test_an_unknown_box_is_not_valid():
   example = transform(train=False)(0, record(expression(box=None), expression("two")), None)
   np.testing.assert_array_equal(example["valid"], [False, True])
-  assert (
-    not example["box"][0].any()
-    and example["box"][1].any()
-    and (example["phrase"][:, 0] == BOS).all()
-  )
+  assert not example["box"][0].any()
+  assert example["box"][1].any()
+  assert (example["phrase"][:, 0] == BOS).all()
 
 
 def test_corrupt_images_carry_no_weight(tmp_path, monkeypatch):
@@ -396,9 +394,8 @@ def test_corrupt_images_carry_no_weight(tmp_path, monkeypatch):
   broken = record(expression(), image=str(tmp_path / "broken.png"))
   for train in (True, False):
     example = transform(train=train)(3, broken, rng() if train else None)
-    assert example["corrupt"] and not any(
-      example[key].any() for key in ("image", "box", "valid", "placed", "size")
-    )
+    assert example["corrupt"]
+    assert not any(example[key].any() for key in ("image", "box", "valid", "placed", "size"))
     assert (example["phrase"] == PAD).all() == train  # results need a box for every phrase
   assert "broken.png" in warnings[0]
   with pytest.raises(ImageError, match="broken.png"):
@@ -409,7 +406,8 @@ def test_blank_images_keep_their_boxes():
   seen, blank = (
     transform(train=False, blank=flag)(0, record(expression()), None) for flag in (False, True)
   )
-  assert seen["image"].any() and not blank["image"].any()
+  assert seen["image"].any()
+  assert not blank["image"].any()
   for key in ("box", "placed", "size", "phrase"):
     np.testing.assert_array_equal(seen[key], blank[key])
 

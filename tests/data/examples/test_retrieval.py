@@ -20,12 +20,12 @@ def test_an_epoch_has_every_caption_once_with_the_number_of_its_image():
   c = retrieval_files.config("tiny", data__records=6)
   source = data.get_source(c, "train")
   pairs = [source[i] for i in range(len(source))]
-  assert len(pairs) == 30 and [p["id"] for p in pairs] == np.repeat(range(6), 5).tolist()
+  assert len(pairs) == 30
+  assert [p["id"] for p in pairs] == np.repeat(range(6), 5).tolist()
   images = retrieval.get_images(c.data, "train")
   for pair in pairs:
-    assert pair["image_id"] == f"train-{pair['id']}" and np.array_equal(
-      pair["image"], images[pair["id"]]["image"]
-    )
+    assert pair["image_id"] == f"train-{pair['id']}"
+    assert np.array_equal(pair["image"], images[pair["id"]]["image"])
   assert [p["caption"] for p in pairs] == [text for i in range(6) for text in images.captions(i)]
   assert list(retrieval.texts(source)) == [p["caption"] for p in pairs]
   assert list(retrieval.texts(source, 2)) == images.captions(0) + images.captions(3)
@@ -48,7 +48,8 @@ def test_entries_of_one_image_share_its_number(tmp_path, folder):
 
 def test_evaluation_reads_lists_of_captions(folder):
   images = retrieval.get_images(retrieval_files.files_config(folder).data, "val")
-  assert images.counts().tolist() == [1, 2] * 4 and images.captions(1) == [
+  assert images.counts().tolist() == [1, 2] * 4
+  assert images.captions(1) == [
     "a blue dog.",
     "a blue dog here.",
   ]
@@ -74,10 +75,8 @@ def test_a_caption_becomes_a_row_of_clean_tokens(folder):
   special = [tokenizer.bos_id, tokenizer.pad_id]
   red, cat, dog, bird = (tokenizer.encode(word)[1] for word in ("red", "cat", "dog", "bird"))
   assert rows("Red, CAT!").tolist() == [special[0], red, cat, special[1], special[1]]
-  assert (
-    rows("").tolist() == [special[0]] + [special[1]] * 4
-    and rows("...").tolist() == rows("").tolist()
-  )
+  assert rows("").tolist() == [special[0]] + [special[1]] * 4
+  assert rows("...").tolist() == rows("").tolist()
   assert rows("red cat dog bird").tolist() == [special[0], red, cat, dog, special[1]]  # three words
   assert retrieval.CaptionRows(tokenizer, 30, 3)("red cat dog bird").tolist() == [
     special[0],
@@ -92,16 +91,14 @@ def test_an_unreadable_image_is_black_and_said_so(folder, tmp_path):
   (tmp_path / "bad.png").write_bytes(b"no image")
   record = {"image": str(tmp_path / "bad.png"), "image_id": "x", "id": 3, "caption": "red"}
   example = transform(5, record, None)
-  assert (
-    example["corrupt"]
-    and not example["image"].any()
-    and example["id"] == 3
-    and example["index"] == 5
-  )
+  assert example["corrupt"]
+  assert not example["image"].any()
+  assert example["id"] == 3
+  assert example["index"] == 5
 
 
 @pytest.mark.parametrize(
-  "rows, message",
+  ("rows", "message"),
   [
     (
       [{"image": "pictures/0.png"}],
@@ -142,7 +139,8 @@ def test_images_to_evaluate_need_captions(tmp_path, folder):
   c = retrieval_files.files_config(folder, data__val_file=str(tmp_path / "val.json"))
   with pytest.raises(
     ValueError,
-    match="Image 'pictures/1.png' of split 'val' has no captions, and retrieval needs at least one of each",
+    match="Image 'pictures/1.png' of split 'val' has no captions, and retrieval needs at least "
+    "one of each",
   ):
     retrieval.get_images(c.data, "val")
 

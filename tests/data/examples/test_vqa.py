@@ -116,7 +116,8 @@ def test_example_of_one_record():
   )
   np.testing.assert_array_equal(example["answer_weight"], [[0.75, 0.25, 0], [0, 0, 0]])
   np.testing.assert_array_equal(example["question_valid"], [True, False])
-  assert not example["corrupt"] and example["index"] == 5
+  assert not example["corrupt"]
+  assert example["index"] == 5
 
 
 def test_weights_of_the_source_are_kept():
@@ -178,7 +179,8 @@ def test_evaluation_leaves_no_question_out():
   with pytest.raises(ValueError, match="3 questions, more than the 2 of a row; wrap"):
     transform(train=False)(0, data, None)
   example = transform(train=False)(0, record(question(1, answers=[])), None)
-  assert example["question_valid"][0] and not example["answer_weight"].any()
+  assert example["question_valid"][0]
+  assert not example["answer_weight"].any()
 
 
 def test_chunks_hold_every_question_once():
@@ -243,15 +245,18 @@ def test_corrupt_image_carries_no_weight(tmp_path, monkeypatch):
   make = transform()
   for name in ("broken.png", "missing.png", "missing.png"):
     example = make(3, {**record(question(1), image=str(tmp_path / name)), "image_id": name}, rng())
-    assert example["corrupt"] and example["index"] == 3
+    assert example["corrupt"]
+    assert example["index"] == 3
     for key in ("image", "answer_weight", "question_valid"):
       assert not example[key].any()
-    assert (example["question"] == PAD).all() and (example["answer"] == PAD).all()
+    assert (example["question"] == PAD).all()
+    assert (example["answer"] == PAD).all()
     assert name in warnings[-1]
   assert len(warnings) == 2  # once for each image
   for i in range(20):
     make(3, {**record(question(1), image=b"broken"), "image_id": f"picture-{i}"}, rng())
-  assert len(warnings) == 10 and "picture-7" in warnings[-1]
+  assert len(warnings) == 10
+  assert "picture-7" in warnings[-1]
   with pytest.raises(ImageError, match="missing.png"):
     transform(strict=True)(0, record(question(1), image=str(tmp_path / "missing.png")), rng())
 
@@ -299,5 +304,6 @@ def test_easy_vqa_through_the_pipeline():
   )
   batch = next(batches)
   batches.close()
-  assert batch["image"].shape == (16, 64, 64, 3) and not batch["corrupt"].any()
+  assert batch["image"].shape == (16, 64, 64, 3)
+  assert not batch["corrupt"].any()
   np.testing.assert_array_equal(batch["answer_weight"].sum(-1), batch["question_valid"])

@@ -33,7 +33,8 @@ def test_boxes_frame_their_objects_through_every_change():
   cut, mirrored, places = 0, 0, set()
   for seed in range(200):
     canvas, texts = augment(seed)
-    assert canvas.image.shape == (112, 112, 3) and canvas.image.dtype == np.uint8
+    assert canvas.image.shape == (112, 112, 3)
+    assert canvas.image.dtype == np.uint8
     assert texts == ["the red one", "the blue one"]
     for colour, box in zip(("red", "blue"), canvas.boxes):
       assert np.abs(np.subtract(frame_of(canvas.image, colour), box)).max() <= 1.01, (seed, colour)
@@ -45,7 +46,9 @@ def test_boxes_frame_their_objects_through_every_change():
     cut += abs((right - left) / (bottom - top) - 240 / 180) > 0.05
     mirrored += canvas.boxes[0, 0] > canvas.boxes[1, 0]
     places.add(canvas.placed)
-  assert cut > 50 and 70 < mirrored < 130 and len(places) > 100
+  assert cut > 50
+  assert 70 < mirrored < 130
+  assert len(places) > 100
   np.testing.assert_array_equal(
     BOXES, [(20, 30, 80, 70), (150, 100, 210, 170)]
   )  # not changed in place
@@ -59,7 +62,8 @@ def test_a_crop_keeps_the_centre_of_every_box_and_the_official_one_does_not():
       part, moved = box_transforms.random_crop(
         image, boxes, np.random.default_rng(seed), 60, 110, official
       )
-      assert part.shape[0] <= 120 and 60 <= part.shape[1] <= 200
+      assert part.shape[0] <= 120
+      assert 60 <= part.shape[1] <= 200
       middle = (moved[0, 0] + moved[0, 2]) / 2, (moved[0, 1] + moved[0, 3]) / 2
       found = frame_of(part, "red")
       if found is not None:
@@ -67,7 +71,8 @@ def test_a_crop_keeps_the_centre_of_every_box_and_the_official_one_does_not():
       if found is None or moved[0, 2] - moved[0, 0] < 19 or moved[0, 3] - moved[0, 1] < 19:
         lost[official] += 1
       assert official or (0 < middle[0] < part.shape[1] and 0 < middle[1] < part.shape[0])
-  assert lost[False] == 0 and lost[True] > 20
+  assert lost[False] == 0
+  assert lost[True] > 20
 
 
 def test_an_image_whose_boxes_fit_no_crop_stays_whole():
@@ -80,7 +85,7 @@ def test_an_image_whose_boxes_fit_no_crop_stays_whole():
 
 
 @pytest.mark.parametrize(
-  "text,crops",
+  ("text", "crops"),
   [
     ("the top box", False),
     ("rightmost red box", False),
@@ -107,7 +112,7 @@ def test_texts_about_places_in_the_image_forbid_crops(text, crops):
 
 
 @pytest.mark.parametrize(
-  "text,swapped",
+  ("text", "swapped"),
   [
     ("the star to the left of the red star", "the star to the right of the red star"),
     ("left of the disc", "right of the disc"),
@@ -155,7 +160,8 @@ def test_evaluation_centres_the_image():
 
 def test_colours_change_and_places_do_not():
   changed = box_transforms.jitter_colours(IMAGE, np.random.default_rng(0))
-  assert changed.shape == IMAGE.shape and (changed != IMAGE).any()
+  assert changed.shape == IMAGE.shape
+  assert (changed != IMAGE).any()
   again = box_transforms.jitter_colours(IMAGE, np.random.default_rng(0))
   np.testing.assert_array_equal(changed, again)
   assert (
@@ -184,5 +190,6 @@ def test_images_of_any_shape_fit(shape):
       box_transforms.fit(image, whole, 32),
     ):
       left, top, right, bottom = canvas.placed
-      assert 0 <= left < right <= 32 and 0 <= top < bottom <= 32
+      assert 0 <= left < right <= 32
+      assert 0 <= top < bottom <= 32
       assert np.isfinite(canvas.boxes).all()

@@ -43,7 +43,8 @@ def test_jpeg_equals_pillow(options):
   expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
   decoded = ops.decode_image(data)
   np.testing.assert_array_equal(decoded, expected)
-  assert decoded.dtype == np.uint8 and decoded.flags.c_contiguous
+  assert decoded.dtype == np.uint8
+  assert decoded.flags.c_contiguous
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
@@ -77,7 +78,8 @@ def test_greyscale_cmyk_palette_and_16_bits():
   )
   red = Image.new("CMYK", (5, 4), (0, 255, 255, 0))
   decoded = ops.decode_image(_encode(red, "JPEG", quality=100))
-  assert decoded.shape == (4, 5, 3) and np.abs(decoded.astype(int) - (255, 0, 0)).max() <= 3
+  assert decoded.shape == (4, 5, 3)
+  assert np.abs(decoded.astype(int) - (255, 0, 0)).max() <= 3
 
 
 def test_transparency_shows_white():
@@ -102,7 +104,7 @@ def test_transparency_shows_white():
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize(
-  "orientation,upright",
+  ("orientation", "upright"),
   [
     (1, lambda a: a),
     (2, lambda a: a[:, ::-1]),
@@ -207,8 +209,10 @@ def test_crop_boxes_have_the_right_distribution():
     [ops.random_crop_box(400, 500, rng, (0.2, 0.6), (3 / 4, 4 / 3)) for _ in range(4000)]
   )
   top, left, h, w = boxes.T
-  assert top.min() >= 0 and left.min() >= 0
-  assert (top + h).max() <= 400 and (left + w).max() <= 500
+  assert top.min() >= 0
+  assert left.min() >= 0
+  assert (top + h).max() <= 400
+  assert (left + w).max() <= 500
   area, log_ratio = h * w / 200_000, np.log(w / h) / np.log(4 / 3)
   # The largest boxes, 400 x 300 and 300 x 400, fit: none is rejected and both stay uniform.
   deciles = np.linspace(0.1, 0.9, 9)
@@ -219,7 +223,7 @@ def test_crop_boxes_have_the_right_distribution():
 
 
 @pytest.mark.parametrize(
-  "height,width,box",
+  ("height", "width", "box"),
   [
     (100, 1000, (0, 433, 100, 133)),  # too wide: central 4:3
     (1000, 90, (440, 0, 120, 90)),  # too tall: central 3:4
@@ -259,4 +263,6 @@ def test_train_transform_repeats_with_the_generator_and_keeps_its_input():
   np.testing.assert_array_equal(picture, before)
   assert len({out.tobytes() for out in outs}) == 31
   for out in outs:
-    assert out.shape == (32, 32, 3) and out.dtype == np.uint8 and out.flags.c_contiguous
+    assert out.shape == (32, 32, 3)
+    assert out.dtype == np.uint8
+    assert out.flags.c_contiguous

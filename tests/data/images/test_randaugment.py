@@ -102,7 +102,7 @@ class _Draws:
 
 
 @pytest.mark.parametrize(
-  "name,low,high",
+  ("name", "low", "high"),
   [
     ("identity", lambda x: x, lambda x: x),
     ("auto_contrast", ra.auto_contrast, ra.auto_contrast),

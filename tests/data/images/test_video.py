@@ -14,13 +14,11 @@ def test_frame_numbers():
     range(0, 271, 18)
   )  # docs/official.md item 37
   assert video.frame_numbers(5, 8, "official").tolist() == [0] * 8
-  assert video.frame_numbers(300, 3).tolist() == [50, 150, 250] and video.frame_numbers(
-    8, 8
-  ).tolist() == list(range(8))
+  assert video.frame_numbers(300, 3).tolist() == [50, 150, 250]
+  assert video.frame_numbers(8, 8).tolist() == list(range(8))
   assert video.frame_numbers(2, 5).tolist() == [0, 0, 1, 1, 1]
-  assert video.frame_numbers(4, 2, "2").tolist() == [2, 2] and video.frame_numbers(
-    4, 1, "9"
-  ).tolist() == [3]
+  assert video.frame_numbers(4, 2, "2").tolist() == [2, 2]
+  assert video.frame_numbers(4, 1, "9").tolist() == [3]
   with pytest.raises(
     ValueError,
     match="config.data.frame_sampling='random' is not a frame number and none of centres, official",
@@ -67,12 +65,14 @@ def test_what_is_no_video_or_cut_short(file, tmp_path):
 def test_a_reader_of_clips(clip, file, tmp_path):
   read = reader.ImageReader(32, dict(scale=(0.5, 1.0), flip=0.5, randaugment=None), frames=4)
   frames, corrupt = read(clip, "clip")
-  assert frames.shape == (4, 32, 32, 3) and not corrupt
+  assert frames.shape == (4, 32, 32, 3)
+  assert not corrupt
   np.testing.assert_array_equal(frames[2], ops.eval_transform(clip[5], 32))
   drawn, _ = read(np.repeat(clip[:1], 8, axis=0), "still", np.random.default_rng(0))
-  assert (drawn == drawn[:1]).all() and not np.array_equal(
-    drawn[0], ops.eval_transform(clip[0], 32)
-  )  # one crop for all
+  assert (drawn == drawn[:1]).all()
+  assert not np.array_equal(drawn[0], ops.eval_transform(clip[0], 32))
   black, corrupt = read(tmp_path / "none.mp4", "none", np.random.default_rng(0))
-  assert corrupt and black.shape == (4, 32, 32, 3) and not black.any()
+  assert corrupt
+  assert black.shape == (4, 32, 32, 3)
+  assert not black.any()
   assert video.contact_image(file, 4).shape == (192, 192, 3)

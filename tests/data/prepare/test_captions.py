@@ -21,7 +21,7 @@ from tests.support.downloads import (
   write_zip,
 )
 
-WORDS = "a red blue green cat dog on the mat sits runs".split()
+WORDS = ["a", "red", "blue", "green", "cat", "dog", "on", "the", "mat", "sits", "runs"]
 SPLITS = ("train", "train", "restval", "val", "test")
 
 
@@ -173,7 +173,8 @@ def test_captioning_coco(folder, printed, cache, tmp_path):
     )
   ]
   assert lines[-2:] == [
-    f"train: python -m mplug_jax.main --config=configs/{arg},root={folder} --config.tokenizer.path=vocab.txt"
+    f"train: python -m mplug_jax.main --config=configs/{arg},root={folder} "
+    f"--config.tokenizer.path=vocab.txt"
     for arg in ("caption.py:base,data=karpathy", "retrieval.py:base,data=coco")
   ]
   assert read(folder / "caption_train.json")[2] == {
@@ -203,7 +204,8 @@ def test_retrieval_reads_coco(folder, printed):
 def test_pretraining_reads_visual_genome(folder, printed):
   assert printed[1][:2] == [
     f"wrote {folder}/vg.json: 2 images",
-    "note: 4 different descriptions of these images; 1 images of COCO's val and test splits were left out",
+    "note: 4 different descriptions of these images; 1 images of COCO's val and test splits were "
+    "left out",
   ]
   assert read(folder / "vg.json") == [
     {"image": f"{place}.jpg", "caption": ["a red cat", "the mat"], "image_id": f"vg_{place[-1]}"}
@@ -233,7 +235,8 @@ def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, cache, tmp
   write(
     tmp_path,
     {
-      "MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\nret0,msr7,video7,a cat\nret1,msr8,video8,a dog\n",
+      "MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\nret0,msr7,video7,a "
+      "cat\nret1,msr8,video8,a dog\n",
       "train_qa.json": asked,
       "test_qa.json": asked,
       "vatex_public_test_english_v1.1.json": [
@@ -269,15 +272,12 @@ def test_cocos_own_splits(tmp_path):
   own["annotations"].append({"image_id": 7, "id": 99, "caption": " \n"})  # COCO has such
   write(tmp_path, {"captions_train2014.json": own, "captions_val2014.json": coco((2, 3, 4))})
   printed = prepare("coco_captions", tmp_path)
-  assert (
-    any("these are COCO's own splits" in line for line in printed)
-    and not (tmp_path / "caption_test.json").exists()
-  )
+  assert any("these are COCO's own splits" in line for line in printed)
+  assert not (tmp_path / "caption_test.json").exists()
   caption, retrieval = configs(printed)
   assert caption.eval.split == retrieval.eval.split == "val"
-  assert [len(split) for split in records(caption, "train", "val")] == [2, 3] and len(
-    read(tmp_path / "coco_train.json")
-  ) == 4
+  assert [len(split) for split in records(caption, "train", "val")] == [2, 3]
+  assert len(read(tmp_path / "coco_train.json")) == 4
   for part in ("train", "val"):
     (tmp_path / f"captions_{part}2014.json").unlink()
   prepare("coco_captions", tmp_path, "--overwrite")
@@ -316,7 +316,7 @@ def test_cocos_own_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  ("change", "message"),
   [
     (
       {"split": "dev"},
@@ -421,7 +421,8 @@ def test_nocaps(tmp_path):
   printed = prepare("nocaps", tmp_path)
   assert printed[-1] == (
     f"evaluate: python -m mplug_jax.main --mode=evaluate --checkpoint=RUN "
-    f"--config=configs/caption.py:base,data=nocaps,root={tmp_path} --config.tokenizer.path=vocab.txt"
+    f"--config=configs/caption.py:base,data=nocaps,root={tmp_path} "
+    f"--config.tokenizer.path=vocab.txt"
   )
   val, test = records(*configs(printed), "val", "test")
   assert [(r["image_id"], r["domain"], len(r["captions"])) for r in val] == [
@@ -432,7 +433,8 @@ def test_nocaps(tmp_path):
   assert "note: the test images are not there, and so no test split" in prepare(
     "nocaps", tmp_path, "--overwrite"
   )
-  assert test[0]["captions"] == [] and test[0]["image"] == f"{tmp_path}/test/{name_of(2)}"
+  assert test[0]["captions"] == []
+  assert test[0]["image"] == f"{tmp_path}/test/{name_of(2)}"
 
 
 def test_visual_genome_without_karpathys_splits(tmp_path):
@@ -445,10 +447,8 @@ def test_visual_genome_without_karpathys_splits(tmp_path):
     },
   )
   printed = "\n".join(prepare("visual_genome", tmp_path))
-  assert (
-    "images of COCO's val and test splits were kept" in printed
-    and "pre-training is evaluated on COCO, whose files" in printed
-  )
+  assert "images of COCO's val and test splits were kept" in printed
+  assert "pre-training is evaluated on COCO, whose files" in printed
   write(tmp_path, {"region_descriptions.json": [{"id": 2, "regions": []}]})
   refused(
     "visual_genome",
@@ -462,7 +462,8 @@ def test_conceptual_captions_and_sbu(tmp_path):
   write(
     tmp_path,
     {
-      "Train_GCC-training.tsv": "a red cat\thttp://a.b/x/cat.jpg?size=3\na dog\thttp://a.b/1.jpg\nthe mat\thttp://c.d/1.jpg\n"
+      "Train_GCC-training.tsv": "a red cat\thttp://a.b/x/cat.jpg?size=3\na "
+      "dog\thttp://a.b/1.jpg\nthe mat\thttp://c.d/1.jpg\n"
       "a blue cat\thttp://a.b/none.jpg\n",
       "cc/images/cat.jpg": picture(),
       "cc/images/1.jpg": picture(),
@@ -477,8 +478,8 @@ def test_conceptual_captions_and_sbu(tmp_path):
     {"image": "cc/images/cat.jpg", "caption": "a red cat"}
   ]  # two are called 1.jpg
   assert (
-    "1 of the images of cc that were to be downloaded are missing, for instance none.jpg; what is said of them"
-    in printed[1]
+    "1 of the images of cc that were to be downloaded are missing, for instance none.jpg; what is "
+    "said of them" in printed[1]
   )
   assert len(records(*configs(printed), "train")[0]) == 2
   printed = prepare("sbu", tmp_path)

@@ -17,7 +17,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
-@pytest.mark.parametrize("indent, ascii", [(None, False), (2, True)])
+@pytest.mark.parametrize(("indent", "ascii"), [(None, False), (2, True)])
 def test_the_same_in_pieces_of_any_size(tmp_path, monkeypatch, chunk, indent, ascii):
   monkeypatch.setattr(json_stream, "_CHUNK", chunk)
   path = tmp_path / "a.json"
@@ -56,7 +56,7 @@ def test_packed(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text, message",
+  ("text", "message"),
   [
     ('[{"id": 1}, {"id": "2"}]', "entry 2: id must be a whole number."),
     ('[{"id": true}]', "entry 1: id must be a whole number."),

@@ -21,7 +21,7 @@ from tests.support.downloads import (
   write_zip,
 )
 
-WORDS = "the left image shows a red green cat dog".split()
+WORDS = ["the", "left", "image", "shows", "a", "red", "green", "cat", "dog"]
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +177,8 @@ def test_snli_ve(tmp_path):
     "label": "neutral",
   }
   found = records(*configs(printed), "train", "val", "test")
-  assert [len(split) for split in found] == [3, 3, 3] and found[1][1]["images"] == [
-    f"{tmp_path}/flickr30k-images/101.jpg"
-  ]
+  assert [len(split) for split in found] == [3, 3, 3]
+  assert found[1][1]["images"] == [f"{tmp_path}/flickr30k-images/101.jpg"]
   out = tmp_path / "elsewhere"
   found = records(*configs(prepare("snli_ve", tmp_path, f"--out={out}")), "train", "val", "test")
   assert found[1][1]["images"] == [f"{tmp_path}/flickr30k-images/101.jpg"]
@@ -203,7 +202,8 @@ def test_msrvtt(tmp_path):
   write(
     tmp_path,
     {
-      "MSRVTT_JSFUSION_test.csv": 'key,vid_key,video_id,sentence\nret0,msr7,video7,"a cat, a dog"\nret1,msr8,video8,a dog\n',
+      "MSRVTT_JSFUSION_test.csv": 'key,vid_key,video_id,sentence\nret0,msr7,video7,"a cat, a '
+      'dog"\nret1,msr8,video8,a dog\n',
       "test_videodatainfo.json": {
         "info": {},
         "videos": [
@@ -221,7 +221,8 @@ def test_msrvtt(tmp_path):
   write_clips(tmp_path / "videos", "video7.mp4", "video8.mp4")
   printed = prepare("msrvtt", tmp_path)
   assert printed[1] == (
-    f"evaluate: python -m mplug_jax.main --mode=evaluate --checkpoint=RUN --config=configs/video_retrieval.py:large,"
+    f"evaluate: python -m mplug_jax.main --mode=evaluate --checkpoint=RUN "
+    f"--config=configs/video_retrieval.py:large,"
     f"data=msrvtt,root={tmp_path} --config.tokenizer.path=vocab.txt"
   )
   assert [r["caption"] for r in records(*configs(printed), "test")[0]] == ["a cat, a dog", "a dog"]
@@ -232,7 +233,8 @@ def test_msrvtt(tmp_path):
   assert [r["caption"] for r in records(c, "test")[0]] == [
     "a cat",
     "it",
-  ] and c.data.image_root == f"{tmp_path}/videos"
+  ]
+  assert c.data.image_root == f"{tmp_path}/videos"
   write(
     tmp_path,
     {
@@ -276,13 +278,10 @@ def test_questions_about_clips(tmp_path):
   write_clips(tmp_path / "TestVideo", "video7.mp4", "video8.mp4")
   (c,) = configs(prepare("msrvtt_qa", tmp_path))
   (found,) = records(c, "test")
-  assert [r["questions"][0]["answers"] for r in found] == [["cat"], ["mat"]] and found[0][
-    "image"
-  ] == f"{tmp_path}/TestVideo/video7.mp4"
-  assert (
-    vqa.answer_list(c.data) == ["cat", "dog"]
-    and c.data.test_file == f"{tmp_path}/msrvtt_qa/test.jsonl"
-  )
+  assert [r["questions"][0]["answers"] for r in found] == [["cat"], ["mat"]]
+  assert found[0]["image"] == f"{tmp_path}/TestVideo/video7.mp4"
+  assert vqa.answer_list(c.data) == ["cat", "dog"]
+  assert c.data.test_file == f"{tmp_path}/msrvtt_qa/test.jsonl"
   write_clips(tmp_path / "videos", "video8.mp4")
   (tmp_path / "TestVideo/video8.mp4").unlink()
   refused(
@@ -306,18 +305,14 @@ def test_msvd_names_its_clips_elsewhere(tmp_path):
   (tmp_path / "YouTubeClips/clip.mp4").rename(tmp_path / "YouTubeClips/-4ws_5_15.avi")
   (c,) = configs(prepare("msvd_qa", tmp_path))
   (found,) = records(c, "test")
-  assert (
-    found[0]["image"] == f"{tmp_path}/YouTubeClips/-4ws_5_15.avi"
-    and len(video.read_clip(found[0]["image"], 2)) == 2
-  )
+  assert found[0]["image"] == f"{tmp_path}/YouTubeClips/-4ws_5_15.avi"
+  assert len(video.read_clip(found[0]["image"], 2)) == 2
   with tarfile.open(tmp_path / "YouTubeClips.tar", "w") as file:
     file.add(tmp_path / "YouTubeClips", "YouTubeClips")
   (tmp_path / "YouTubeClips/-4ws_5_15.avi").unlink()
   (found,) = records(*configs(prepare("msvd_qa", tmp_path, "--overwrite")), "test")
-  assert (
-    found[0]["image"] == f"{tmp_path}/YouTubeClips.tar/YouTubeClips/-4ws_5_15.avi"
-    and len(video.read_clip(found[0]["image"], 2)) == 2
-  )
+  assert found[0]["image"] == f"{tmp_path}/YouTubeClips.tar/YouTubeClips/-4ws_5_15.avi"
+  assert len(video.read_clip(found[0]["image"], 2)) == 2
   write(tmp_path, {"test_qa.json": qa((1302, "cat"))})
   refused(
     "msvd_qa",
@@ -358,7 +353,8 @@ def test_vatex(tmp_path):
   printed = prepare("vatex", tmp_path)
   assert printed[:2] == [
     f"wrote {tmp_path}/test.json: 1 clips",
-    "note: 1 of the clips of VATEX are missing, for instance abc_000001_000011.mp4; what is said of them was left out",
+    "note: 1 of the clips of VATEX are missing, for instance abc_000001_000011.mp4; what is said "
+    "of them was left out",
   ]
   assert [r["captions"] for r in records(*configs(printed), "test")[0]] == [["a cat.", "it runs"]]
   write(tmp_path, {"vatex_validation_v1.0.json": [{"videoID": "abc", "enCap": []}]})

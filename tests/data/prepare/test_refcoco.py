@@ -110,7 +110,8 @@ def test_a_run_on_refcoco(folder, cache, tmp_path_factory):
     "note: 10 expressions altogether, in the splits of unc",
     f"train: python -m mplug_jax.main {command} --config.tokenizer.path=vocab.txt",
     *(
-      f"evaluate: python -m mplug_jax.main --mode=evaluate --checkpoint=RUN {command},test={split} --config.eval.split=test "
+      f"evaluate: python -m mplug_jax.main --mode=evaluate --checkpoint=RUN "
+      f"{command},test={split} --config.eval.split=test "
       "--config.tokenizer.path=vocab.txt"
       for split in ("testA", "testB")
     ),
@@ -123,16 +124,14 @@ def test_a_run_on_refcoco(folder, cache, tmp_path_factory):
   }
   config, *tests = configs(printed, compilation_cache=str(cache), total_steps=2)
   train, val = records(config, "train", "val")
-  assert (
-    len(train) == 4
-    and len(val) == 2
-    and train[1]["expressions"]
-    == [{"id": "0-1", "text": "café on the left", "box": (1.25, 2.0, 11.25, 14.5)}]
-  )
+  assert len(train) == 4
+  assert len(val) == 2
+  assert train[1]["expressions"] == [
+    {"id": "0-1", "text": "café on the left", "box": (1.25, 2.0, 11.25, 14.5)}
+  ]
   for c, number in zip(tests, (3, 4)):
-    assert c.eval.split == "test" and records(c, "test")[0][0]["image"].endswith(
-      f"{number + 7}.jpg"
-    )
+    assert c.eval.split == "test"
+    assert records(c, "test")[0][0]["image"].endswith(f"{number + 7}.jpg")
   workdir = tmp_path_factory.mktemp("run")
   assert run(config, workdir).startswith("final: acc@0.5 ")
   assert len(json.loads((workdir / "predictions.json").read_text())) == 2
@@ -153,9 +152,8 @@ def test_all_three_in_one_folder_and_zipped(tmp_path):
   write_zip(tmp_path / "train2014.zip", images())
   for name, splits in (("refcoco+", ("testA", "testB")), ("refcocog", ("test",))):
     config, *tests = configs(prepare(name, tmp_path))
-    assert config.data.train_files == (f"{tmp_path}/{name}/train.json",) and len(tests) == len(
-      splits
-    )
+    assert config.data.train_files == (f"{tmp_path}/{name}/train.json",)
+    assert len(tests) == len(splits)
     assert [len(found) for found in records(config, "train", "val")] == [
       4 if name == "refcoco+" else 2,
       2,
@@ -190,7 +188,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-  "data, message",
+  ("data", "message"),
   [
     (
       pickle.dumps(refs() + [Hostile()]),
@@ -204,7 +202,8 @@ class Hostile:
     ),
     (
       pickle.dumps([3]),
-      "refs(unc).p, entry 1: must be an object with ref_id, ann_id, image_id, split, sentences, not a int.",
+      "refs(unc).p, entry 1: must be an object with ref_id, ann_id, image_id, split, sentences, "
+      "not a int.",
     ),
     (
       pickle.dumps(refs(("train", "dev"))),

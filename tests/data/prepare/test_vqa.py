@@ -158,7 +158,8 @@ def test_loose_files(loose):
     f"wrote {loose}/answer_list.json: 2 answers",
   ]
   assert printed[-1] == (
-    f"train: python -m mplug_jax.main --config=configs/vqa.py:base,data=vqa_v2,root={loose},vg=false "
+    f"train: python -m mplug_jax.main "
+    f"--config=configs/vqa.py:base,data=vqa_v2,root={loose},vg=false "
     "--config.tokenizer.path=vocab.txt"
   )
   assert any("Visual Genome is not there" in line for line in printed)
@@ -175,7 +176,8 @@ def test_loose_files(loose):
   assert read(loose / "answer_list.json") == ["yes", "dog"]  # normalised as the benchmark does
   (c,) = configs(printed)
   train_records, val = records(c, "train", "val")
-  assert len(train_records) == 4 and [r["questions"][0]["question_id"] for r in val] == VAL[::-1]
+  assert len(train_records) == 4
+  assert [r["questions"][0]["question_id"] for r in val] == VAL[::-1]
   assert ops.decode_image(train_records[0]["image"]).shape == (24, 32, 3)
 
 
@@ -221,9 +223,8 @@ def test_a_run_on_what_was_downloaded(zipped, cache, tmp_path):
   }
   (c,) = configs(printed, **changes)
   splits = records(c, "train", "val", "test")
-  assert [len(split) for split in splits] == [6, 3, 2] and splits[2][0]["questions"][0][
-    "answers"
-  ] == []
+  assert [len(split) for split in splits] == [6, 3, 2]
+  assert splits[2][0]["questions"][0]["answers"] == []
   assert splits[0][4]["questions"][0]["weights"] == [0.5]
   assert vqa.answer_list({"name": "vqa_v2", "answer_list": str(zipped / "answer_list.json")}) == [
     "yes",
@@ -259,9 +260,8 @@ def test_gqa(tmp_path):
   write(tmp_path, {f"images/{n}.jpg": picture(n) for n in (1, 2)})
   (c,) = configs(prepare("gqa", tmp_path))
   for split in records(c, "train", "val", "test"):
-    assert [r["questions"][0]["question_id"] for r in split] == ["01", "02"] and split[0][
-      "questions"
-    ][0]["answers"] == ["yes"]
+    assert [r["questions"][0]["question_id"] for r in split] == ["01", "02"]
+    assert split[0]["questions"][0]["answers"] == ["yes"]
   assert read(tmp_path / "gqa_train.json")[0]["image"] == "1.jpg"
 
 
@@ -304,7 +304,8 @@ def test_questions_and_annotations_must_belong_together(loose):
   refused(
     "vqa_v2",
     loose,
-    f"{said}, annotations, entry 4: question_id 118 is no question of {asked}; get both files again.",
+    f"{said}, annotations, entry 4: question_id 118 is no question of {asked}; get both files "
+    f"again.",
   )
   write(loose, {said.name: annotations("train2014", [90, 91])})
   refused(
@@ -329,7 +330,7 @@ def test_questions_and_annotations_must_belong_together(loose):
 
 
 @pytest.mark.parametrize(
-  "text, message",
+  ("text", "message"),
   [
     (
       '{"questions": [{"question_id": 1, "image_id": 2, "question": "So?"}',
@@ -374,7 +375,8 @@ def test_missing_images(loose, tmp_path_factory):
     "vqa_v2",
     loose,
     f"{loose}: 1 of the train2014 images of COCO are missing, for instance "
-    "COCO_train2014_000000000009.jpg; complete the download, or leave out what is said of them with --skip_missing.",
+    "COCO_train2014_000000000009.jpg; complete the download, or leave out what is said of them "
+    "with --skip_missing.",
   )
   out = tmp_path_factory.mktemp("out") / "new" / "folder"
   printed = prepare("vqa_v2", loose, "--skip_missing", f"--out={out}")
@@ -404,7 +406,8 @@ def test_files_that_exist_stay(loose):
   refused(
     "vqa_v2",
     loose,
-    f"{loose}/vqa_train.json exists; remove it, give --overwrite to replace it, or another folder as --out.",
+    f"{loose}/vqa_train.json exists; remove it, give --overwrite to replace it, or another folder "
+    f"as --out.",
   )
   write(loose, vqa_files_of("train2014", TRAIN[:2]))
   prepare("vqa_v2", loose, "--overwrite")

@@ -20,7 +20,7 @@ class Letters:
 
 
 @pytest.mark.parametrize(
-  "weights, counts",
+  ("weights", "counts"),
   [
     (None, (6, 4, 10)),
     ((1, 1, 1), (10, 10, 10)),

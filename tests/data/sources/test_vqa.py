@@ -54,7 +54,7 @@ def data(tmp_path):
   """config.data of a VQA v2 data set with three images in three roots."""
   for name in ("coco/a/one.png", "vg/two.png", "gqa/three.png"):
     save_image(tmp_path / name)
-  config = ml_collections.ConfigDict(
+  return ml_collections.ConfigDict(
     {
       "name": "vqa_v2",
       "questions_per_image": 1,
@@ -72,7 +72,6 @@ def data(tmp_path):
       "gqa_root": str(tmp_path / "gqa"),
     }
   )
-  return config
 
 
 def write(folder, name, content):
@@ -127,7 +126,8 @@ def test_questions_are_grouped_by_image(data):
 
 def test_test_rows_need_no_answers(data):
   (question,) = all_questions(vqa.get(data, "test"))
-  assert question["answers"] == [] and question["weights"] is None
+  assert question["answers"] == []
+  assert question["weights"] is None
 
 
 def test_soft_labels_of_validation(data, tmp_path):
@@ -169,7 +169,7 @@ def test_missing_key_is_located(data, tmp_path, key):
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  ("change", "message"),
   [
     ({"answer": []}, "entry 2: the list of answers is empty"),
     ({"answer": ["red", 3]}, "entry 2: answer must be a string or a list of strings"),
@@ -187,7 +187,7 @@ def test_wrong_values_are_located(data, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-  "content, message",
+  ("content", "message"),
   [({"questions": []}, "must hold a json list"), ([STOP, "x"], "entry 2: must be an object")],
 )
 def test_wrong_structure(data, tmp_path, content, message):
@@ -268,7 +268,7 @@ def test_jsonl(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "line, message",
+  ("line", "message"),
   [
     ('{"image": "1.png", "question": }', "mine.jsonl, line 3, column 32: not valid JSON"),
     ({"image": "1.png", "question": "x"}, "line 3: key 'answer' is missing"),
@@ -290,7 +290,7 @@ def test_not_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "split, images, read_questions, read_images",
+  ("split", "images", "read_questions", "read_images"),
   [
     ("train", 4000, easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
     ("test", 1000, easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
@@ -318,7 +318,9 @@ def test_easy_vqa_validation_split_is_held_out():
   data = {"name": "easy_vqa", "val_every": 20}
   train, val = vqa.get(data, "train"), vqa.get(data, "val")
   ids = [{source[i]["image_id"] for i in range(len(source))} for source in (train, val)]
-  assert len(val) == 200 and len(train) == 3800 and not ids[0] & ids[1]
+  assert len(val) == 200
+  assert len(train) == 3800
+  assert not ids[0] & ids[1]
   assert len(vqa.get(data, "test")) == 1000
   with pytest.raises(ValueError, match="set data.val_every"):
     vqa.get({"name": "easy_vqa"}, "val")
@@ -345,6 +347,7 @@ def test_sources_travel_to_worker_processes(data):
 def test_scenes():
   source = vqa.get({"name": "scenes", "size": 48, "seed": 1, "difficulty": "default"}, "val")
   record = source[3]
-  assert len(source) == 1000 and record["image"].shape == (48, 48, 3)
+  assert len(source) == 1000
+  assert record["image"].shape == (48, 48, 3)
   assert vqa.questions_of(source, 3) == record["questions"]
   assert all(question["answers"] for question in record["questions"])

@@ -89,15 +89,15 @@ def test_files_and_folders_called_like_archives(folder, tmp_path):
   (tmp_path / "a.zip").mkdir()
   shutil.copy(folder / "photos.tar", tmp_path / "a.zip" / "inner.tar")
   (tmp_path / "a.zip" / "x.png").write_bytes(png(1))
-  assert archives.split(tmp_path / "a.zip" / "x.png") is None and archives.open_bytes(
-    tmp_path / "a.zip" / "x.png"
-  ) == png(1)
+  assert archives.split(tmp_path / "a.zip" / "x.png") is None
+  assert archives.open_bytes(tmp_path / "a.zip" / "x.png") == png(1)
   assert archives.split(tmp_path / "a.zip/inner.tar/a/0.png") == (
     f"{tmp_path}/a.zip/inner.tar",
     "a/0.png",
   )
   assert archives.open_bytes(tmp_path / "a.zip/inner.tar/a/0.png") == png(0)
-  assert archives.split("none.zip/x.png") is None and not archives.is_file("none.zip/x.png")
+  assert archives.split("none.zip/x.png") is None
+  assert not archives.is_file("none.zip/x.png")
   with pytest.raises(ImageError, match="Image none.zip/x.png does not exist"):
     ops.decode_image("none.zip/x.png")
 
@@ -129,7 +129,7 @@ def config(folder, root, rows):
 
 
 @pytest.mark.parametrize(
-  "root, rows",
+  ("root", "rows"),
   [
     ("photos.zip", NAMES),
     ("photos.tar", NAMES),
@@ -247,7 +247,7 @@ def test_compressed_tars_are_refused(folder, tmp_path):
       ops.decode_image(tmp_path / name / "0.png")
 
 
-@pytest.mark.parametrize("name, kind", [("photos.zip", "zip"), ("photos.tar", "tar")])
+@pytest.mark.parametrize(("name", "kind"), [("photos.zip", "zip"), ("photos.tar", "tar")])
 def test_what_is_no_archive_or_is_cut_off(folder, tmp_path, name, kind):
   whole = (folder / name).read_bytes()
   for i, content in enumerate((b"no archive at all " * 50, whole[:700], whole[:-10_300], b"")):
@@ -279,7 +279,8 @@ def test_members_that_are_packed_or_locked_otherwise(tmp_path):
     file.writestr("b.png", png(0))
   with pytest.raises(
     ValueError,
-    match=r"a.png in .*/x.zip is packed by method 12 of zip; only stored and deflated files are read\.",
+    match=r"a.png in .*/x.zip is packed by method 12 of zip; only stored and deflated files are "
+    r"read\.",
   ):
     archives.open_bytes(tmp_path / "x.zip/a.png")
   data = bytearray((tmp_path / "x.zip").read_bytes())

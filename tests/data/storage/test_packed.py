@@ -19,8 +19,10 @@ def test_values_come_back_as_they_were(times):
   values, given = packed.Packed(), VALUES * times
   for value in given:
     values.append(value)
-  assert list(values) == given and list(map(type, values)) == list(map(type, given))
-  assert list(pickle.loads(pickle.dumps(values))) == given and len(values) == len(given)
+  assert list(values) == given
+  assert list(map(type, values)) == list(map(type, given))
+  assert list(pickle.loads(pickle.dumps(values))) == given
+  assert len(values) == len(given)
   for index in (-1, len(given)):
     with pytest.raises(IndexError):
       values[index]
@@ -43,7 +45,8 @@ def test_dictionaries_keep_their_keys_alone():
 def test_items_are_found_with_their_record(owners):
   records = packed.Grouped(("name", "size"), "items")
   assert [records.add({"name": f"r{i}", "size": i}, f"r{i}") for i in range(3)] == [0, 1, 2]
-  assert records.find("r1") == 1 and records.find("r3") is None
+  assert records.find("r1") == 1
+  assert records.find("r3") is None
   for place, owner in enumerate(owners):
     records.add_item(owner, f"item {place}")
   records = pickle.loads(pickle.dumps(records.close()))

@@ -90,7 +90,8 @@ def test_pairs_come_as_they_were_written(pattern, records, tmp_path):
   )
   assert len({source[i]["image_id"] for source in (tars, converted) for i in range(11)}) == 22
   both = shards.load([records, *[f"{tmp_path}/pairs/*1.tar"] * 2])
-  assert content(both) == expected(11) + expected(8)[1:] * 2 and both.counts().tolist() == [1] * 25
+  assert content(both) == expected(11) + expected(8)[1:] * 2
+  assert both.counts().tolist() == [1] * 25
   for index in (-1, 25):
     with pytest.raises(IndexError, match="not among the 25"):
       both[index]
@@ -194,7 +195,8 @@ def test_the_check_of_a_config_opens_the_images_of_shards(tmp_path):
   members = numbered(range(4)) | {"00001": pair(1, jpg=b"no image"), "00002": pair(2, txt=b" ")}
   (tmp_path / "x.tar").write_bytes(tar_bytes(members))
   report = check.check(config("caption", f"data=shards:{tmp_path}/x.tar"))
-  assert (report.records, report.images, report.missing) == (4, 4, []) and len(report.samples) == 2
+  assert (report.records, report.images, report.missing) == (4, 4, [])
+  assert len(report.samples) == 2
   assert report.corrupt == [
     f"Image of record {tmp_path}/x.tar/00001 cannot be read: not an image of a known format.",
     f"Pair 00002 of {tmp_path}/x.tar cannot be used: its caption is empty.",
@@ -243,13 +245,12 @@ def test_a_tar_that_is_cut_off_gives_what_is_before(tmp_path):
     path.write_bytes(whole[:size])
     source = shards.load([str(path)])
     assert [text for _, text in content(source)] == [caption(i).lower() for i in range(pairs)]
-    assert (
-      source.left_out[0].startswith(f"{path} is cut off ")
-      and f"its last good member is {last}." in source.left_out[0]
-    )
+    assert source.left_out[0].startswith(f"{path} is cut off ")
+    assert f"its last good member is {last}." in source.left_out[0]
     tiny_run.refused(lambda: shards.load([str(path)], strict=True), f"{path} is cut off")
   path.write_bytes(whole[: starts[12]])  # without its end, but at the end of a pair
-  assert shards.load([str(path)]).left_out == () and len(shards.load([str(path)])) == 4
+  assert shards.load([str(path)]).left_out == ()
+  assert len(shards.load([str(path)])) == 4
   damaged = bytearray(whole)
   damaged[starts[9] + 3] ^= 1
   path.write_bytes(damaged)
@@ -337,9 +338,8 @@ def test_shards_on_another_file_system(pattern, tmp_path):
   for remote in ("memory://bucket/{00000..00002}.tar", "memory://bucket/*.tar"):
     source = shards.load([remote])
     assert content(source) == expected(11)
-    assert source[1]["image_id"].startswith("memory://") and source[1]["image_id"].endswith(
-      "/00001.tar/00001"
-    )
+    assert source[1]["image_id"].startswith("memory://")
+    assert source[1]["image_id"].endswith("/00001.tar/00001")
     assert content(pickle.loads(pickle.dumps(source))) == expected(11)
   memory.pipe("/bucket/00001.tar", tar_bytes(numbered(range(20, 22))))
   assert [text for _, text in content(shards.load(["memory://bucket/00001.tar"]))] == [
@@ -434,24 +434,20 @@ def test_a_conversion_leaves_bad_pairs_out_and_goes_on(tmp_path, capsys):
     "pairs-00002-of-00003.array_record  0 pairs, 2 bad",
   ]
   assert f"Keys without an image: 1 left out, the first {tmp_path}/pairs/00002.tar/00010." in out[3]
-  assert (
-    "Pair 00008" in out[4] and f"Image {tmp_path}/pairs/00002.tar/00009 cannot be read" in out[5]
-  )
-  assert (
-    "8 pairs in 3 files, 2 bad ones left out" in out
-    and f"data=shards:{tmp_path}/out/*.array_record" in out[-1]
-  )
+  assert "Pair 00008" in out[4]
+  assert f"Image {tmp_path}/pairs/00002.tar/00009 cannot be read" in out[5]
+  assert "8 pairs in 3 files, 2 bad ones left out" in out
+  assert f"data=shards:{tmp_path}/out/*.array_record" in out[-1]
   assert content(shards.load([f"{tmp_path}/out/*.array_record"])) == expected(8)
 
   first = (tmp_path / "out" / "pairs-00000-of-00003.array_record").stat().st_mtime_ns
   (tmp_path / "out" / "pairs-00001-of-00003.array_record").unlink()
-  assert prepare_data.main(command) == 0 and capsys.readouterr().out.splitlines() == out
+  assert prepare_data.main(command) == 0
+  assert capsys.readouterr().out.splitlines() == out
   assert (tmp_path / "out" / "pairs-00000-of-00003.array_record").stat().st_mtime_ns == first
   assert content(shards.load([f"{tmp_path}/out/*.array_record"])) == expected(8)
-  assert (
-    prepare_data.main([*command[:-1]]) == 1
-    and "holds the conversion of other shards" in capsys.readouterr().err
-  )
+  assert prepare_data.main([*command[:-1]]) == 1
+  assert "holds the conversion of other shards" in capsys.readouterr().err
 
 
 def test_what_cannot_be_converted(tmp_path, capsys, pattern):
@@ -471,7 +467,8 @@ def test_shards_and_files_mix_by_weight(pattern, records, tmp_path):
   c = config("pretrain", f"data=shards:{pattern},root={tmp_path}").unlock()
   c.data.train_files = (pattern, records, f"{tmp_path}/own.json")
   source = data.get_source(c, "train")
-  assert isinstance(source, mixture.Mixture) and [len(part) for part in source.sources] == [
+  assert isinstance(source, mixture.Mixture)
+  assert [len(part) for part in source.sources] == [
     11,
     11,
     2,
@@ -486,7 +483,8 @@ def test_shards_and_files_mix_by_weight(pattern, records, tmp_path):
   batch = next(found)
   found.close()
   assert {"image", "masked", "target"} <= batch.keys()
-  assert not batch["corrupt"].any() and set(batch["id"].tolist()) == set(range(23))
+  assert not batch["corrupt"].any()
+  assert set(batch["id"].tolist()) == set(range(23))
   c = config("caption", f"data=shards:{pattern},root={tmp_path}").unlock()
   c.data.train_files = (pattern, f"{tmp_path}/own.json")
   tiny_run.refused(
@@ -522,7 +520,7 @@ def test_the_config_argument(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name, metric",
+  ("name", "metric"),
   [
     ("caption", "CIDEr-D"),
     *(pytest.param(name, "r_mean", marks=pytest.mark.slow) for name in ("retrieval", "pretrain")),

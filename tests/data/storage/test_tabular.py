@@ -199,7 +199,8 @@ def test_parquet_is_read_a_few_rows_and_the_wanted_columns_at_a_time(tmp_path):
     row_group_size=700,
   )
   columns, rows = tabular.open_table(path, {"image", "absent"})
-  assert columns == ["image", "pixels"] and next(rows) == ({"image": "0.png"}, f"{path}, row 1")
+  assert columns == ["image", "pixels"]
+  assert next(rows) == ({"image": "0.png"}, f"{path}, row 1")
   assert [where for _, where in rows] == [f"{path}, row {i}" for i in range(2, 5001)]
 
 
@@ -223,11 +224,13 @@ def test_keys_may_be_called_otherwise(folder, suffix):
   where = f"theirs{suffix}" + {".json": ", entry 1", ".jsonl": ", line 1"}.get(suffix, "")
   refused(
     lambda: vqa.get(config(folder, path, fields="image=file"), "train"),
-    f"{where}: key 'question' is missing; it has q, file, a, image; name it with --config.data.fields=question=...",
+    f"{where}: key 'question' is missing; it has q, file, a, image; name it with "
+    f"--config.data.fields=question=...",
   )
   refused(
     lambda: vqa.get(config(folder, path, fields=FIELDS.replace("=q", "=Q")), "train"),
-    f"{where}: key 'Q', which config.data.fields names for 'question', is missing; it has q, file, a, image.",
+    f"{where}: key 'Q', which config.data.fields names for 'question', is missing; it has q, "
+    f"file, a, image.",
   )
 
 
@@ -260,11 +263,12 @@ def test_one_of_their_keys_may_serve_twice_and_keys_may_change_places(folder):
 
 
 @pytest.mark.parametrize(
-  "fields, message",
+  ("fields", "message"),
   [
     (
       "qestion=q",
-      "config.data.fields: 'qestion' is no key of source jsonl, which knows question, image, answer, question_id, ",
+      "config.data.fields: 'qestion' is no key of source jsonl, which knows question, image, "
+      "answer, question_id, ",
     ),
     ("question", "config.data.fields: 'question' must be written OURS=THEIRS"),
     ("question=", "config.data.fields: 'question=' must be written OURS=THEIRS"),
@@ -322,7 +326,8 @@ BAD = [
   (
     "x.json",
     '{"image": "a.png"}\n{"image": "b.png"}\n',
-    "x.json, line 2, column 1: not valid JSON (Extra data); a file with an object on every line must be called .jsonl",
+    "x.json, line 2, column 1: not valid JSON (Extra data); a file with an object on every line "
+    "must be called .jsonl",
   ),
   ("x.jsonl.gz", b"plain text", "x.jsonl.gz is not a complete gzip file (Not a gzipped file"),
   (
@@ -334,7 +339,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("name, content, message", BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize(("name", "content", "message"), BAD, ids=range(len(BAD)))
 def test_a_file_that_cannot_be_read_is_located(folder, name, content, message):
   (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
   refused(lambda: vqa.get(config(folder, name), "train"), message)

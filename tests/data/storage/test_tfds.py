@@ -60,7 +60,10 @@ class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(folder, name, config_name, features, examples, file_format="array_record"):
-  """Writes a set called `name`; sequences in sequences as well, which TFDS itself writes with TensorFlow alone."""
+  """Writes a set called `name`.
+
+  Sequences in sequences as well, which TFDS itself writes with TensorFlow alone.
+  """
   configs = [tfds.core.BuilderConfig(name=config_name)] if config_name else []
   kind = type(
     "Foreign", (Foreign,), {"name": name, "BUILDER_CONFIGS": configs}, skip_registration=True
@@ -193,11 +196,13 @@ def test_coco_captions(coco, name):
     "3": 3,
     "1": 1,
   }
-  assert found["2"]["image"] == shard_files.picture(2) and found["2"]["captions"] == [
+  assert found["2"]["image"] == shard_files.picture(2)
+  assert found["2"]["captions"] == [
     "a dog 0 é",
     "a dog 1 é",
   ]
-  assert val.captions(0) == [f"a dog {i} é" for i in range(5)] and val.counts().tolist() == [5]
+  assert val.captions(0) == [f"a dog {i} é" for i in range(5)]
+  assert val.counts().tolist() == [5]
   assert len(data.get_source(config("retrieval", f"data=tfds:{name},root={coco}"), "train")) == 6
 
 
@@ -330,7 +335,8 @@ def test_our_own_files_become_sets(own):
   for record in itertools.chain(*by_id["vqa"]):
     for question in record["questions"]:
       question |= {"question_id": str(question["question_id"]), "dataset": ""}
-  assert by_id["caption"][0] == by_id["caption"][1] and by_id["vqa"][0] == by_id["vqa"][1]
+  assert by_id["caption"][0] == by_id["caption"][1]
+  assert by_id["vqa"][0] == by_id["vqa"][1]
   for ours, theirs in zip(*by_id["grounding"], strict=True):
     (a,), (b,) = ours["expressions"], theirs["expressions"]
     assert (a["text"], a["id"]) == (b["text"], b["id"])
@@ -400,7 +406,7 @@ print(len(sources.get(data, "train")[0]["questions"]), sorted({{"tensorflow", "j
 
 
 @pytest.mark.parametrize(
-  "name, builder, metric",
+  ("name", "builder", "metric"),
   [
     pytest.param("grounding", "mplug_boxes", "acc@0.5", marks=pytest.mark.slow),
     pytest.param("vqa", "mplug_questions", "accuracy", marks=pytest.mark.slow),

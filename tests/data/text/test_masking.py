@@ -21,7 +21,8 @@ def draws(count, **options):
 def test_shares_of_chosen_masked_random_and_kept_tokens():
   read, labels = map(np.array, zip(*draws(20000)))
   chosen, row = labels != PAD, np.broadcast_to(ROW, labels.shape)
-  assert (labels[chosen] == row[chosen]).all() and (read[~chosen] == row[~chosen]).all()
+  assert (labels[chosen] == row[chosen]).all()
+  assert (read[~chosen] == row[~chosen]).all()
   np.testing.assert_allclose(chosen.mean(0), [0, *[0.15] * 5, 0, 0], atol=0.01)
   masked, kept = (read == MASK)[chosen], (read == ROW)[chosen]
   np.testing.assert_allclose(
@@ -34,11 +35,9 @@ def test_shares_of_chosen_masked_random_and_kept_tokens():
 def test_the_parts_of_a_word_are_chosen_together_when_asked():
   labels = np.array([labels for _, labels in draws(2000, whole_words=True, probability=0.5)])
   chosen = labels != PAD
-  assert (
-    (chosen[:, 2] == chosen[:, 3]).all()
-    and (chosen[:, 4] == chosen[:, 5]).all()
-    and not chosen[:, [0, 6, 7]].any()
-  )
+  assert (chosen[:, 2] == chosen[:, 3]).all()
+  assert (chosen[:, 4] == chosen[:, 5]).all()
+  assert not chosen[:, [0, 6, 7]].any()
   np.testing.assert_allclose(chosen[:, 1:6].mean(0), 0.5, atol=0.04)
   pieces = np.array([labels for _, labels in draws(2000, probability=0.5)]) != PAD
   assert (pieces[:, 2] != pieces[:, 3]).mean() > 0.4

@@ -16,10 +16,41 @@ from mplug_jax.data.text import tokenizer_base
 from mplug_jax.data.text import wordpiece as wordpiece_lib
 
 # Ids differ from BERT's on purpose: nothing may rely on 0 / 100 / 101 / 102 / 103.
-VOCAB = (
-  "a man on horse . , ? ! ' s t don 10 30 : - shirt ##s ##ing rid cafe 中 文 the [UNK] "
-  "[PAD] [MASK] [SEP] [CLS] [unused7] [ sep ]"
-).split()
+VOCAB = [
+  "a",
+  "man",
+  "on",
+  "horse",
+  ".",
+  ",",
+  "?",
+  "!",
+  "'",
+  "s",
+  "t",
+  "don",
+  "10",
+  "30",
+  ":",
+  "-",
+  "shirt",
+  "##s",
+  "##ing",
+  "rid",
+  "cafe",
+  "中",
+  "文",
+  "the",
+  "[UNK]",
+  "[PAD]",
+  "[MASK]",
+  "[SEP]",
+  "[CLS]",
+  "[unused7]",
+  "[",
+  "sep",
+  "]",
+]
 CORPUS = [
   "What color is the circle?",
   "Is there a red shape in the image?",
@@ -62,7 +93,7 @@ def sentencepiece(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "text,expected",
+  ("text", "expected"),
   [
     ("a man on horse.[SEP]", "[CLS] a man on horse . [SEP]"),
     ("a man on horse. [SEP] ", "[CLS] a man on horse . [SEP]"),
@@ -93,7 +124,7 @@ def test_wordpiece_ids_come_from_names(wordpiece):
 
 
 @pytest.mark.parametrize(
-  "tokens,expected",
+  ("tokens", "expected"),
   [
     ("[CLS] a man on horse . [SEP] [PAD] [PAD]", "a man on horse."),
     ("[CLS] rid ##ing horse ##s , man ?", "riding horses, man?"),
@@ -163,7 +194,8 @@ def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
   ours, same = (
     wordpiece_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
   )
-  assert ours.fingerprint == same.fingerprint and ours.token_id("[new]") == len(VOCAB)
+  assert ours.fingerprint == same.fingerprint
+  assert ours.token_id("[new]") == len(VOCAB)
   text = "A MAN on Horses, riding the中文s! [SEP]"
   assert (
     ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
@@ -173,7 +205,7 @@ def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text, message",
+  ("text", "message"),
   [
     (
       as_json(normalizer__lowercase=False),
@@ -199,12 +231,14 @@ def test_another_tokenizer_json_is_refused(text, message, tmp_path):
 def test_sentencepiece_round_trip_and_special_ids(sentencepiece):
   for text in CORPUS:
     ids = sentencepiece.encode(text)
-    assert ids[0] == sentencepiece.bos_id and sentencepiece.unk_id not in ids
+    assert ids[0] == sentencepiece.bos_id
+    assert sentencepiece.unk_id not in ids
     assert sentencepiece.decode(ids) == text.lower()
     assert sentencepiece.encode(text.upper()) == ids
   assert sentencepiece.encode("") == sentencepiece.encode("  ") == [sentencepiece.bos_id]
   special = [sentencepiece.token_id(name) for name in tokenizer_base.SPECIAL_TOKENS]
-  assert len(set(special)) == 5 and max(special) < sentencepiece.vocab_size <= 1000
+  assert len(set(special)) == 5
+  assert max(special) < sentencepiece.vocab_size <= 1000
 
 
 def test_sentencepiece_keeps_the_words_of_a_small_corpus_whole(sentencepiece):
@@ -293,7 +327,8 @@ def test_save_load_and_pickle_keep_everything(name, request, tmp_path):
   again = tokenizer_lib.load(tmp_path / "two")
   assert len(os.listdir(tmp_path / "two")) == 2  # no temporary files
   for other in (loaded, again, pickle.loads(pickle.dumps(tokenizer))):
-    assert type(other) is type(tokenizer) and other.fingerprint == tokenizer.fingerprint
+    assert type(other) is type(tokenizer)
+    assert other.fingerprint == tokenizer.fingerprint
     assert other.vocab_size == tokenizer.vocab_size
     for text in ("a man on horse.[SEP]", "Is the circle red?"):
       assert other.encode(text) == tokenizer.encode(text)
@@ -336,7 +371,8 @@ bigger.save({str(tmp_path / "saved")!r})
   words = "\n".join([*VOCAB, *(f"word{i}" for i in range(1000))])
   (tmp_path / "bigger.txt").write_text(words)
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-  assert done.returncode == 1 and "File too large" in done.stderr
+  assert done.returncode == 1
+  assert "File too large" in done.stderr
   assert tokenizer_lib.load(tmp_path / "saved").fingerprint == wordpiece.fingerprint
   assert len(os.listdir(tmp_path / "saved")) == 2
 

@@ -1,7 +1,8 @@
 """What is a token of the Penn Treebank, as the COCO caption evaluation has it: one rule for each kind of token.
 
-The rules describe what the tokenizer of Stanford CoreNLP 3.4.1 does, found by comparing its answers; the longest match wins, of
-several the first. Patterns are in the syntax of automaton.py: "quoted" is either case, {name} a pattern of NAMES.
+The rules describe what the tokenizer of Stanford CoreNLP 3.4.1 does, found by comparing its
+answers; the longest match wins, of several the first. Patterns are in the syntax of automaton.py:
+"quoted" is either case, {name} a pattern of NAMES.
 """
 
 import re
@@ -19,7 +20,8 @@ class TokenRule(NamedTuple):
   Attributes:
     pattern: its text.
     before: what must follow, without being a part of it.
-    token: the token itself: None for the text as it is, "" for no token, a function of the text for anything else.
+    token: the token itself: None for the text as it is, "" for no token, a function of the text for
+      anything else.
     give_back: how many last code units of the text are left to be read again.
     keep_text: with `give_back`, the token has them all the same.
   """
@@ -159,7 +161,8 @@ def _dashes(text):
   return text if len(text) == 1 or len(text) > 4 else "--"
 
 
-# Each comment is for the rules below it, up to the next. The order matters where two rules match as much, and nowhere else.
+# Each comment is for the rules below it, up to the next. The order matters where two rules match as
+# much, and nowhere else.
 RULES = (
   # Words that are two tokens.
   TokenRule('"cannot"', give_back=3),
@@ -189,7 +192,8 @@ RULES = (
   TokenRule("[yY]{APOSTROPHE}", before="{LETTER}"),
   TokenRule(_WITH_APOSTROPHE),
   TokenRule("{APOSTROPHE}[0-9][0-9]", before="{GAP}"),
-  # Addresses, handles, hashtags. The second class of the host goes from comma to underscore: small letters and other scripts are left.
+  # Addresses, handles, hashtags. The second class of the host goes from comma to underscore: small
+  # letters and other scripts are left.
   TokenRule(r'"http""s"?:\/\/{URL_CHAR}+{URL_END}'),
   TokenRule(r"""("www"\.([^\ \u0009\u000A\u000C\u000D\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}
                 |([^\ \u0009\u000A\u000C\u000D\"`'<>|.!?(){},-_$]+\.)+("com"|"net"|"org"|"edu"))

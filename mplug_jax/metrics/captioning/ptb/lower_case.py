@@ -3,7 +3,8 @@
 import re
 import unicodedata
 
-# Letters in the sense of "cased" beside those with a case: modifiers, the Greek iota subscript, Roman numerals.
+# Letters in the sense of "cased" beside those with a case: modifiers, the Greek iota subscript,
+# Roman numerals.
 _CASED = re.compile(
   "[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f]"
 )
@@ -35,7 +36,8 @@ def _is_final(token, at):
 def _cased_follows(rest):
   """Whether a cased letter comes after the first character and before its word ends.
 
-  A single hyphen, apostrophe or full stop between letters does not end a word, nor a full stop or comma between digits.
+  A single hyphen, apostrophe or full stop between letters does not end a word, nor a full stop or
+  comma between digits.
   """
   for i, char in enumerate(rest[1:], start=1):
     if _joins(char):

@@ -1,7 +1,8 @@
 """Longest-match scanner: regular expressions -> NFA -> DFA that is built while it reads.
 
-Python's `re` takes the first alternative that matches; a lexer's rules need the longest match over all rules, the earlier rule
-on a tie. Building DFA states on demand makes the import cheap: captions visit a few hundred of many thousands of states.
+Python's `re` takes the first alternative that matches; a lexer's rules need the longest match over
+all rules, the earlier rule on a tie. Building DFA states on demand makes the import cheap: captions
+visit a few hundred of many thousands of states.
 """
 
 from bisect import bisect_right
@@ -12,7 +13,10 @@ _TOP = 0xFFFF  # text is in UTF-16 code units, as Java's char
 
 
 class Rule(NamedTuple):
-  """One alternative of a scanner: `pattern`, taken only where `before` follows. Syntax: see `_Parser`."""
+  """One alternative of a scanner: `pattern`, taken only where `before` follows.
+
+  Syntax: see `_Parser`.
+  """
 
   pattern: str
   before: str | None = None
@@ -22,8 +26,8 @@ class _Parser:
   """Recursive descent over one pattern, adding to an NFA.
 
   Syntax: a|b, (), ?, *, +, {m}, {m,n}, [class], [^class], \\x (x itself), \\uXXXX, {name} for a named pattern, and "quoted" text in
-  either case of each letter A-Z. White space is ignored outside classes and quotes. In a class, {name} stands for the code units of
-  a named pattern that is itself a class.
+  either case of each letter A-Z. White space is ignored outside classes and quotes. In a class,
+  {name} stands for the code units of a named pattern that is itself a class.
   """
 
   def __init__(self, nfa, names, pattern):
@@ -59,7 +63,8 @@ class _Parser:
     return start
 
   def _repeated(self, start):
-    # Each copy of an atom is parsed anew from its text; the copy starts in a state of its own so that loops stay inside it.
+    # Each copy of an atom is parsed anew from its text; the copy starts in a state of its own so
+    # that loops stay inside it.
     begin = self._at
     first = self._nfa.state()
     self._nfa.empty[start].append(first)
@@ -233,8 +238,8 @@ class Dfa:
   """The union of patterns as one automaton.
 
   Attributes:
-    start: its first state. A state maps a code unit to the next state or None; `state.rule` is the number of the first of the
-      patterns that accepts there, None if none does.
+    start: its first state. A state maps a code unit to the next state or None; `state.rule` is the
+      number of the first of the patterns that accepts there, None if none does.
     kinds: code unit -> equivalence class, for tests that visit every transition.
   """
 
@@ -271,7 +276,10 @@ class Dfa:
 
 
 class Scanner:
-  """Finds the rule with the longest match, its `before` counted, at a place of a text; of several, the earliest rule."""
+  """Finds the rule with the longest match, its `before` counted, at a place of a text.
+
+  Of several, the earliest rule.
+  """
 
   def __init__(self, rules: Sequence[Rule], names: Mapping[str, str]):
     self.dfa = Dfa(
@@ -287,8 +295,8 @@ class Scanner:
     """Reads at `begin`, which is inside the text.
 
     Returns:
-      (rule number, end of the match without what `before` took, how far the text was looked at); (-1, begin, ...) if no rule matches.
-      The end of the text counts as looked at.
+      (rule number, end of the match without what `before` took, how far the text was looked at);
+      (-1, begin, ...) if no rule matches. The end of the text counts as looked at.
     """
     state, rule, end, seen = self.dfa.start, -1, begin, len(text) + 1
     for at in range(begin, len(text)):

@@ -1,9 +1,11 @@
 """Captions -> tokens as the COCO caption evaluation makes them: Penn Treebank tokens in lower case, punctuation left out.
 
-Equal, token by token, to pycocoevalcap.tokenizer.PTBTokenizer, which runs Stanford CoreNLP 3.4.1 in Java. Its habits are kept:
-brackets are spelled -lrb-, -rrb-, ... and stay, because the list of punctuation has them in upper case; a token may have no-break
-spaces inside ("1 1/2", "(555) 555-1234"); whether "A." is one token or two depends on the caption that follows. Capitals that Unicode
-got after 2021 have the small letters that Python's tables know, not those of a certain Java.
+Equal, token by token, to pycocoevalcap.tokenizer.PTBTokenizer, which runs Stanford CoreNLP 3.4.1 in
+Java. Its habits are kept: brackets are spelled -lrb-, -rrb-, ... and stay, because the list of
+punctuation has them in upper case; a token may have no-break spaces inside ("1 1/2", "(555)
+555-1234"); whether "A." is one token or two depends on the caption that follows. Capitals that
+Unicode got after 2021 have the small letters that Python's tables know, not those of a certain
+Java.
 """
 
 import functools
@@ -42,10 +44,12 @@ _MAX_PIECE, _MAX_PIECES = 40, 1 << 16  # of what is remembered
 def tokenize(captions: Iterable[str]) -> list[str]:
   """The tokens of captions, each caption's joined by spaces; "" where nothing is left.
 
-  The captions are read as one text of a line each, as the reference reads them: the beginning of the next one can decide how an
-  abbreviation at the end is taken. A line feed in a caption counts as a space. Where the reference would lose track of which line
-  is which caption (other line breaks inside captions, such as carriage returns, and markup that is open at a caption's end), a
-  token belongs to the caption that it begins in.
+  The captions are read as one text of a line each, as the reference reads them: the beginning of
+    the next one can decide how an
+  abbreviation at the end is taken. A line feed in a caption counts as a space. Where the reference
+  would lose track of which line is which caption (other line breaks inside captions, such as
+  carriage returns, and markup that is open at a caption's end), a token belongs to the caption that
+  it begins in.
 
   Raises:
     TypeError: a caption is not a string.
@@ -93,7 +97,10 @@ class _Lexer:
       yield tokens
 
   def _read_piece(self, text, at, end):
-    """Reads tokens until `end`, and the space or line feed there. Returns (where it ended, how far it looked, tokens)."""
+    """Reads tokens until `end`, and the space or line feed there.
+
+    Returns (where it ended, how far it looked, tokens).
+    """
     tokens, farthest = [], at
     while at < end:
       number, stop, seen = self._match(text, at)
