@@ -3,7 +3,7 @@ r"""Image captioning with cross-entropy.
     python -m mplug_jax.main --config=configs/caption.py
 
 trains the small preset from random initialization on generated scenes of colored shapes (20,000
-images with five captions each) and reports CIDEr-D on 1,000 test scenes. `:blank=true` replaces all
+images with five captions each) and reports CIDEr-D on 1,000 test scenes. `:black_images=true` replaces all
 images with black ones, to measure the score of captions that ignore their image.
 configs/caption_scst.py continues from such a run.
 
@@ -49,13 +49,13 @@ SOURCES = ("scenes", "karpathy", "nocaps", "jsonl", "folder", "shards", "tfds")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a captioning run."""
   options = config.parse_arg(
-    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, blank=False
+    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, black_images=False
   )
   c = config.default_config("caption", options.size)
   c.task.update(
     {
       "prompt": "",
-      "prompt_mode": "mended",  # or "official": docs/official.md item 32
+      "prompt_mode": "standard",  # or "official": docs/official.md item 32
       "beams": 3,
       "min_length": 1,
       "max_length": 40,
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> config.Config:
       "captions_per_image": 5,
       "max_caption": 40,  # tokens, including [CLS], prompt and [SEP]
       "strict": False,
-      "blank_image": options.blank,
+      "black_images": options.black_images,
       "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
     }
   )

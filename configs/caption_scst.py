@@ -24,7 +24,7 @@ REQUIRED = "init=runs/caption"  # for every size but tiny
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of an SCST run."""
   options = config.parse_arg(
-    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, blank=False
+    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, black_images=False
   )
   if not options.init and options.size != "tiny":
     raise ValueError(

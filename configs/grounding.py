@@ -4,7 +4,7 @@ r"""Visual grounding: predicts the box of the object that a phrase describes.
 
 trains the small preset from random initialization on generated scenes and reports the share of
 boxes whose overlap with the true box is at least one half, on scenes of the test split.
-`:blank=true` replaces all images with black ones, to measure what the phrases alone give away; the
+`:black_images=true` replaces all images with black ones, to measure what the phrases alone give away; the
 score of a constant box, printed beside the result, is another lower bound.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
@@ -57,15 +57,15 @@ def get_config(arg: str = "") -> config.Config:
     init="",
     res=0,
     steps=0,
-    blank=False,
+    black_images=False,
   )
   c = config.default_config("grounding", options.size)
   c.task.update(
     {
       "bins": {"tiny": 96, "small": 32}.get(options.size, 336),
       "rounding": "down",  # of coordinates to bins, as official; or "nearest"
-      "box_weights": "own",  # or "batch", as the official code computes them, or "none"
-      "eval_normalisation": "clip",  # or "imagenet", as the official evaluation
+      "box_weights": "per_example",  # or "batch", as the official code computes them, or "none"
+      "eval_normalization": "clip",  # or "imagenet", as the official evaluation
     }
   )
   c.tokenizer.locations = c.task.bins + 1
@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> config.Config:
       "expressions_per_image": 1,
       "max_phrase": 20,
       "strict": False,
-      "blank_image": options.blank,
+      "black_images": options.black_images,
       "augment": {
         "long_sides": _SIDES,
         "crop": 0.5,

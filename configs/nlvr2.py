@@ -3,16 +3,16 @@ r"""Visual reasoning (NLVR2): is a statement about two images true or false?
     python -m mplug_jax.main --config=configs/grounding.py
     python -m mplug_jax.main --config=configs/snli_ve.py:init=runs/grounding
     python -m mplug_jax.main --config=configs/nlvr2.py:steps=1000,init=runs/snli_ve \
-        --config.data.easier=0.9
+        --config.data.easy_fraction=0.9
     python -m mplug_jax.main --config=configs/nlvr2.py:steps=1600,init=runs/nlvr2 \
-        --config.data.easier=0.4 --workdir=runs/nlvr2_on
+        --config.data.easy_fraction=0.4 --workdir=runs/nlvr2_on
     python -m mplug_jax.main --config=configs/nlvr2.py:steps=700,init=runs/nlvr2_on \
-        --config.data.easier=0.1 --workdir=runs/nlvr2_last
+        --config.data.easy_fraction=0.1 --workdir=runs/nlvr2_last
 
 train the small preset on pairs of generated scenes ("exactly one of the two images shows a red
 square"), first on easier statements, most of them about one of the images. Without init=, and also
 from grounding alone, accuracy stays at chance for long: entailment teaches whether an object is
-present, and where. `:blank=true` replaces all images with black ones: accuracy is then at chance.
+present, and where. `:black_images=true` replaces all images with black ones: accuracy is then at chance.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=FOLDER
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> config.Config:
     init="",
     res=0,
     steps=0,
-    blank=False,
+    black_images=False,
   )
   assignment = options.data in ("captions", "scene_captions")
   labels = ("first", "second", "neither") if assignment else ("False", "True")

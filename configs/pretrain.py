@@ -3,7 +3,7 @@ r"""Pre-training with four objectives: contrastive, matching, masked and prefix 
     python -m mplug_jax.main --config=configs/pretrain.py
 
 trains the small preset from random initialization on generated scenes of colored shapes, and
-reports zero-shot retrieval on 500 test scenes. `:blank=true` replaces all images with black ones.
+reports zero-shot retrieval on 500 test scenes. `:black_images=true` replaces all images with black ones.
 Any other task can start from the result with init=runs/pretrain.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> config.Config:
     init="",
     res=0,
     steps=0,
-    blank=False,
+    black_images=False,
   )
   if bool(options.clip) != bool(options.bert):
     raise ValueError(
@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> config.Config:
     root=options.root,
     res=options.res,
     steps=options.steps,
-    blank=options.blank,
+    black_images=options.black_images,
   )
   c.name = "pretrain"
   c.task.update(

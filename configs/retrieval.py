@@ -6,7 +6,7 @@ r"""Image-text retrieval: contrastive learning and image-text matching, evaluate
 train the small preset on generated scenes of colored shapes (20,000 images with five captions each;
 without init= from random initialization) and report recall on 500 test scenes and their 2,500
 captions, beside the recall of chance and of an oracle, because several scenes match most captions.
-`:blank=true` replaces all images with black ones.
+`:black_images=true` replaces all images with black ones.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/retrieval.py:large,data=coco,root=/data/coco,init=FOLDER
@@ -38,7 +38,7 @@ SOURCES = ("scenes", "coco", "flickr30k", "jsonl", "folder", "shards", "tfds")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a retrieval run."""
   options = config.parse_arg(
-    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, blank=False
+    arg, SOURCES, data="scenes", root="", init="", res=0, steps=0, black_images=False
   )
   c = config.default_config("retrieval", options.size)
   c.batch_size = 64
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> config.Config:
       "max_words": 30,
       "max_caption": 30,  # tokens, including [CLS]
       "strict": False,
-      "blank_image": options.blank,
+      "black_images": options.black_images,
       "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
     }
   )

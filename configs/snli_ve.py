@@ -5,7 +5,7 @@ r"""Visual entailment: does an image entail a sentence, contradict it, or neithe
 
 train the small preset on generated scenes. A sentence describes the relative position of two
 objects; a missing object makes it neutral. From random initialization, without init=, thousands of
-updates teach absence but no relation: grounding teaches where objects are. `:blank=true` replaces
+updates teach absence but no relation: grounding teaches where objects are. `:black_images=true` replaces
 all images with black ones: accuracy is then at chance.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
@@ -34,7 +34,7 @@ SOURCES = ("scenes", "snli_ve", "jsonl")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a visual entailment run."""
   options = config.parse_arg(
-    arg, SOURCES, data="scenes", root="", labels="", init="", res=0, steps=0, blank=False
+    arg, SOURCES, data="scenes", root="", labels="", init="", res=0, steps=0, black_images=False
   )
   c = config.default_config("snli_ve", options.size)
   classification(c, options, images=1, labels=("contradiction", "neutral", "entailment"))
@@ -78,7 +78,7 @@ def classification(
       "swap": 0.0,
       "mirror": 0.0,  # see mplug_jax/data/examples/classification.py
       "strict": False,
-      "blank_image": options.blank,
+      "black_images": options.black_images,
       "augment": {"scale": (1.0, 1.0), "flip": 0.0, "randaugment": (), "sharpness_wraps": False},
     }
   )
@@ -86,7 +86,7 @@ def classification(
 
 def scenes(c: config.Config, options: config.Config) -> None:
   """Sets training on generated scenes; mirroring images and words keeps every label."""
-  config.scenes(c, options, steps=2500, mirror=0.5, max_text=16, easier=0.5)
+  config.scenes(c, options, steps=2500, mirror=0.5, max_text=16, easy_fraction=0.5)
   if options.size == "small":
     config.from_scratch(c, 5e-4 if options.init else 7e-4, 0.1)
     c.data.sentences_per_row = 4

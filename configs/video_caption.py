@@ -26,7 +26,7 @@ SOURCES = ("clips", "vatex")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a zero-shot video captioning run."""
   options = config.parse_arg(
-    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, black_images=False
   )
   paper = options.data == "vatex"  # the paper's setting
   c = config.variant(
@@ -36,14 +36,14 @@ def get_config(arg: str = "") -> config.Config:
     root=options.root,
     res=options.res or (448 if paper else 0),
     steps=options.steps,
-    blank=options.blank,
+    black_images=options.black_images,
   )
   c.name = "video_caption"
   c.data.update(
     {
       "name": options.data,
       "frames": options.frames or 8,
-      "frame_sampling": options.sampling or ("official" if paper else "centres"),
+      "frame_sampling": options.sampling or ("official" if paper else "uniform"),
     }
   )
   if paper:

@@ -28,7 +28,7 @@ SOURCES = ("clips", "video_qa")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a zero-shot video question answering run."""
   options = config.parse_arg(
-    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, black_images=False
   )
   paper = options.data == "video_qa"  # the paper's setting
   c = config.variant(
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> config.Config:
     root=options.root,
     res=options.res or (480 if paper else 0),
     steps=options.steps,
-    blank=options.blank,
+    black_images=options.black_images,
   )
   c.name = "video_qa"
   c.data.update(
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> config.Config:
       "name": options.data,
       "frames": options.frames or (16 if paper else 8),
       "questions_per_image": 1 if paper else 5,
-      "frame_sampling": options.sampling or ("official" if paper else "centres"),
+      "frame_sampling": options.sampling or ("official" if paper else "uniform"),
     }
   )
   c.eval.split = "test"

@@ -27,7 +27,7 @@ SOURCES = ("clips", "msrvtt")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a zero-shot text-video retrieval run."""
   options = config.parse_arg(
-    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, blank=False
+    arg, SOURCES, data="clips", root="", frames=0, sampling="", res=0, steps=0, black_images=False
   )
   paper = options.data == "msrvtt"  # the paper's setting
   c = config.variant(
@@ -37,14 +37,14 @@ def get_config(arg: str = "") -> config.Config:
     root=options.root,
     res=options.res or (224 if paper else 0),
     steps=options.steps,
-    blank=options.blank,
+    black_images=options.black_images,
   )
   c.name = "video_retrieval"
   c.data.update(
     {
       "name": options.data,
       "frames": options.frames or (12 if paper else 8),
-      "frame_sampling": options.sampling or ("official" if paper else "centres"),
+      "frame_sampling": options.sampling or ("official" if paper else "uniform"),
     }
   )
   if paper:

@@ -3,7 +3,7 @@ r"""Visual question answering by open-ended generation.
     python -m mplug_jax.main --config=configs/vqa.py
 
 trains the small preset from random initialization on easy-VQA (4,000 images of one shape each, from
-the PyPI package); the README lists time and accuracy on two CPU cores. `:blank=true` replaces all
+the PyPI package); the README lists time and accuracy on two CPU cores. `:black_images=true` replaces all
 images with black ones, to measure what the questions alone give away.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
@@ -39,7 +39,7 @@ SOURCES = ("easy_vqa", "scenes", "vqa_v2", "jsonl", "gqa", "tfds")
 def get_config(arg: str = "") -> config.Config:
   """Returns the config of a question answering run."""
   options = config.parse_arg(
-    arg, SOURCES, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, blank=False
+    arg, SOURCES, data="easy_vqa", root="", vg=True, init="", res=0, steps=0, black_images=False
   )
   c = config.default_config("vqa", options.size)
   c.task.update(
@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> config.Config:
       "add_ocr": False,
       "add_objects": False,
       "strict": False,
-      "blank_image": options.blank,
+      "black_images": options.black_images,
       "augment": {"scale": (1.0, 1.0), "flip": 0.5, "randaugment": (), "sharpness_wraps": False},
     }
   )

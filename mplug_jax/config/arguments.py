@@ -23,6 +23,9 @@ SUFFIXES = (
   ".tsv.gz",
 )
 
+# Names in the config argument of earlier versions -> today's.
+_RENAMED = {"blank": "black_images"}
+
 
 def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
   """Parses the argument of a config, as "base,res=384,data=vqa_v2".
@@ -51,6 +54,8 @@ def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
     if not equals and name in PRESETS and i == 0:
       values.size = name
       continue
+    if name not in values:
+      name = _RENAMED.get(name, name)
     if name not in values:
       known = ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
       raise ValueError(

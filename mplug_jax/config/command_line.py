@@ -5,15 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from mplug_jax.config.arguments import config_file
+from mplug_jax.config.resume import RENAMED_KEYS, RENAMED_VALUES
 
 
 def resolve_config_flag(argv: Sequence[str]) -> list[str]:
-  """Replaces the name of a packaged config, as in --config=vqa:tiny, with its file.
+  """Replaces names in a command line: packaged configs, and config keys of earlier versions.
+
+  A packaged config, as in --config=vqa:tiny, becomes its file. Flags as --config.data.easier=0.5
+  get today's names of keys and values.
+
+  Args:
+    argv: the command line.
+
+  Returns:
+    The command line with the names replaced.
 
   Raises:
     FileNotFoundError: there is neither such a file nor such a packaged config.
   """
-  resolved = list(argv)
+  resolved = [_rename_flag(arg) for arg in argv]
   for i, arg in enumerate(argv):
     flag, equals, value = arg.partition("=")
     if flag not in ("-config", "--config"):
@@ -25,6 +35,16 @@ def resolve_config_flag(argv: Sequence[str]) -> list[str]:
     prefix = f"{flag}=" if equals else ""
     resolved[position] = prefix + config_file(name) + colon + rest
   return resolved
+
+
+def _rename_flag(arg: str) -> str:
+  """Returns a --config.KEY=VALUE flag with today's names of its key and value."""
+  parts = re.fullmatch(r"(--?config\.)([^=]*)(=?)(.*)", arg, re.DOTALL)
+  if not parts:
+    return arg
+  prefix, key, equals, value = parts.groups()
+  key = RENAMED_KEYS.get(key, key)
+  return prefix + key + equals + RENAMED_VALUES.get(key, {}).get(value, value)
 
 
 def unknown_key(argv: Sequence[str], config: Any) -> str | None:

@@ -96,7 +96,7 @@ def _data() -> Any:
     {
       "frames": 0,  # of a clip that an example shows instead of an image; 0: images
       # or "official", or the number of one frame: see data/images/video.py
-      "frame_sampling": "centres",
+      "frame_sampling": "uniform",
       # Keys of the annotation files, as "question=q,image=file": see data/storage/annotations.py
       "fields": "",
       "allow_overlap": False,  # the same file may be used for several splits

@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 # Keys of earlier versions -> today's, both as dotted paths. A row may rename a whole section.
 RENAMED_KEYS: dict[str, str] = {
   "task.normalise": "task.normalize",
+  "task.eval_normalisation": "task.eval_normalization",
+  "data.blank_image": "data.black_images",
+  "data.easier": "data.easy_fraction",
   "model.attention": "model.attention_impl",
   "model.dropout": "model.dropout_rate",
   "model.attention_dropout": "model.attention_dropout_rate",
@@ -19,6 +22,9 @@ RENAMED_KEYS: dict[str, str] = {
 # Values of earlier versions, by today's key: {key: {earlier value: today's value}}.
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {
   "model.attention_impl": {"plain": "reference"},
+  "task.prompt_mode": {"mended": "standard"},
+  "task.box_weights": {"own": "per_example"},
+  "data.frame_sampling": {"centres": "uniform"},
 }
 
 # Keys added after the first runs, with the value that reproduces runs without the key.
@@ -27,7 +33,7 @@ _LATER = {
   "data.allow_overlap": False,
   "data.shuffle_block": 0,
   "data.augment.sharpness_wraps": False,
-  "data.easier": 0.5,
+  "data.easy_fraction": 0.5,
   "model.loss_chunk": 0,
   "task.negatives.ramp_steps": 0,
   "data.empty_prefix": 0.0,

@@ -43,7 +43,7 @@ class Engine:
     self._programs = Programs(self.params, self.mesh, batch_size or self.config.eval.batch_size)
     data = self.config.data
     self._images = inputs.ImageRows(
-      self.config.model.image_size, data.get("frames", 0), data.get("frame_sampling", "centres")
+      self.config.model.image_size, data.get("frames", 0), data.get("frame_sampling", "uniform")
     )
     self._task: Callable[..., Any] = functools.lru_cache(None)(self._make_task)
 

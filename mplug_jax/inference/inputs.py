@@ -165,7 +165,7 @@ class ImageRows:
     frames: frames of a clip.
   """
 
-  def __init__(self, size: int, frames: int = 0, sampling: str = "centres"):
+  def __init__(self, size: int, frames: int = 0, sampling: str = "uniform"):
     """Stores the settings.
 
     Args:

@@ -32,7 +32,7 @@ _ZERO_SHOT = {
   "caption": (
     {
       "prompt": "",
-      "prompt_mode": "mended",
+      "prompt_mode": "standard",
       "beams": 3,
       "min_length": 1,
       "max_length": 25,

@@ -22,7 +22,7 @@ from mplug_jax.tasks import base
 from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
 COORDINATES = 4
-BOX_WEIGHTS = ("own", "batch", "none")
+BOX_WEIGHTS = ("per_example", "batch", "none")
 _LOWERED = -10_000.0  # Added to the logits of all tokens but locations.
 _LARGEST_ERROR = 5.0
 _EVAL_NORMALIZATIONS = ("clip", "imagenet")
@@ -92,8 +92,9 @@ def box_losses(
     predicted: boxes f32[R, 4], without gradient.
     truth: boxes f32[R, 4].
     valid: bool[R].
-    how: "own" weights a box by its own error; "batch" by the mean weight of all valid boxes of the
-      batch or microbatch, as the released code (docs/official.md item 11); "none" not at all.
+    how: "per_example" weights a box by its own error; "batch" by the mean weight of all valid
+      boxes of the batch or microbatch, as the released code (docs/official.md item 11); "none" not
+      at all.
 
   Returns:
     f32[R], 0 for rows that are not valid.
@@ -132,7 +133,7 @@ class GroundingTask(base.Task):
   config.task:
     bins, rounding: see docs/official.md item 14.
     box_weights: see `box_losses`.
-    eval_normalisation: "clip", or "imagenet" as the official evaluation (docs/official.md item 13).
+    eval_normalization: "clip", or "imagenet" as the official evaluation (docs/official.md item 13).
 
   Raises:
     ValueError: unknown value of one of these, or a tokenizer without location tokens.
@@ -142,7 +143,7 @@ class GroundingTask(base.Task):
     super().__init__(model, config, tokenizer)
     for name, known in (
       ("box_weights", BOX_WEIGHTS),
-      ("eval_normalisation", _EVAL_NORMALIZATIONS),
+      ("eval_normalization", _EVAL_NORMALIZATIONS),
       ("rounding", boxes.ROUNDINGS),
     ):
       if config.task[name] not in known:
@@ -200,8 +201,8 @@ class GroundingTask(base.Task):
     return module.encode_image(self._normalize(image, batch["placed"], imagenet))
 
   def evaluated_image(self, module: MPlug, batch: Batch) -> Float[Array, "batch tokens width"]:
-    """Returns `encode_image` with config.task.eval_normalisation."""
-    return self.encode_image(module, batch, self.config.task.eval_normalisation == "imagenet")
+    """Returns `encode_image` with config.task.eval_normalization."""
+    return self.encode_image(module, batch, self.config.task.eval_normalization == "imagenet")
 
   def encode(self, module: MPlug, batch: Batch, imagenet: bool = False) -> Memory:
     """Returns a Memory of R rows: [image; phrase] after fusion; images are encoded once.

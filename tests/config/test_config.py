@@ -52,7 +52,7 @@ def test_every_size_and_source_builds_a_locked_config(path):
     return module["get_config"](",".join(filter(None, (arg, required))))
 
   for size, data, rest in itertools.product(
-    PRESETS, module["SOURCES"], ("", "res=224,steps=7,blank")
+    PRESETS, module["SOURCES"], ("", "res=224,steps=7,black_images")
   ):
     arg = ",".join(filter(None, (size, f"data={data}", rest)))
     c = get_config(arg)
@@ -64,7 +64,7 @@ def test_every_size_and_source_builds_a_locked_config(path):
     assert c.model.patch_size == PRESETS[size]["patch_size"]
     assert c.total_steps or c.total_epochs, arg
     if rest:
-      assert (c.model.image_size, c.total_steps, c.data.blank_image) == (224, 7, True)
+      assert (c.model.image_size, c.total_steps, c.data.black_images) == (224, 7, True)
     assert config_lib.from_json(config_lib.to_json(c)).to_dict().keys() == c.to_dict().keys()
     assert json.loads(config_lib.to_json(c))["model"]["hidden_size"] == c.model.hidden_size
   assert get_config().to_dict() == get_config("small").to_dict()
@@ -171,13 +171,13 @@ def test_size_selects_the_recipe():
     (
       "bogus",
       "'bogus' is unknown. First a size, tiny, small, base, large, huge; "
-      "then any of blank=False, data=easy_vqa, ",
+      "then any of black_images=False, data=easy_vqa, ",
     ),
     ("tiny,colour=red", "'colour=red' is unknown"),
     ("res=224,tiny", "'tiny' is unknown. First a size"),
     ("size=giant", "The size 'giant' is unknown; there are tiny, small, base, large, huge."),
     ("tiny,res=big", "res='big' must be a whole number"),
-    ("tiny,blank=1", "blank='1' must be true or false"),
+    ("tiny,black_images=1", "black_images='1' must be true or false"),
     ("data=coco", "data='coco' is unknown; there are easy_vqa, scenes, vqa_v2, jsonl"),
   ],
 )
@@ -332,3 +332,24 @@ def test_vocabulary_of_another_size_raises(tmp_path):
     ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"
   ):
     loop.build(tiny_run.config("base"), wordpiece.WordPieceTokenizer(path))
+
+
+def test_command_lines_of_earlier_versions_keep_their_meaning():
+  flags = [
+    "--config=vqa:tiny",
+    "--config.data.easier=0.9",
+    "--config.data.frame_sampling=centres",
+    "--config.task.prompt_mode=mended",
+    "--config.data.blank_image",
+    "--config.seed=3",
+    "--workdir=runs/config.data.easier=1",
+  ]
+  assert config_lib.resolve_config_flag(flags)[1:] == [
+    "--config.data.easy_fraction=0.9",
+    "--config.data.frame_sampling=uniform",
+    "--config.task.prompt_mode=standard",
+    "--config.data.black_images",
+    "--config.seed=3",
+    "--workdir=runs/config.data.easier=1",
+  ]
+  assert tiny_run.config("tiny,blank=true").data.black_images

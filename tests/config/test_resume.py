@@ -83,6 +83,29 @@ def test_model_keys_of_an_earlier_run_read_as_todays():
   assert config_lib.resume_conflicts(old, today) == ([], [])
 
 
+@pytest.mark.parametrize(
+  ("name", "key", "value", "old_key", "old_value"),
+  [
+    ("grounding:base", "task.eval_normalization", "clip", "task.eval_normalisation", "clip"),
+    ("grounding:base", "task.box_weights", "per_example", "task.box_weights", "own"),
+    ("caption", "task.prompt_mode", "standard", "task.prompt_mode", "mended"),
+    ("video_qa", "data.frame_sampling", "uniform", "data.frame_sampling", "centres"),
+    ("snli_ve", "data.easy_fraction", 0.5, "data.easier", 0.5),
+    ("vqa:black_images", "data.black_images", True, "data.blank_image", True),
+  ],
+)
+def test_names_of_earlier_runs_read_as_todays(name, key, value, old_key, old_value):
+  today = json.loads(config_lib.to_json(config_lib.load(name)))
+  assert resume.flat(today)[key] == value
+  old = json.loads(json.dumps(today))
+  del old[key.split(".")[0]][key.split(".")[1]]
+  old[old_key.split(".")[0]][old_key.split(".")[1]] = old_value
+  assert config_lib.resume_conflicts(old, today) == ([], [])
+  assert (
+    resume.flat(json.loads(config_lib.to_json(config_lib.from_json(json.dumps(old)))))[key] == value
+  )
+
+
 def test_todays_config_keeps_its_values():
   today = json.loads(config_lib.to_json(tiny_run.config()))
   assert config_lib.rename(today) == today

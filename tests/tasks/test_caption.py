@@ -126,7 +126,7 @@ def test_prompt_tokens_are_no_targets():
   )
 
 
-@pytest.mark.parametrize("mode", ["mended", "official"])
+@pytest.mark.parametrize("mode", ["standard", "official"])
 def test_with_a_prompt_the_rest_is_learnt_and_generated_behind_it(tokenizer, mode):
   c = caption_run.config(
     task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4
@@ -215,7 +215,7 @@ def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
     ({"data__max_caption": 65}, "Texts of 65 tokens do not fit config.model.max_positions=64"),
     (
       {"task__prompt_mode": "glued"},
-      "config.task.prompt_mode='glued' is not one of mended, official",
+      "config.task.prompt_mode='glued' is not one of standard, official",
     ),
     ({"data__max_caption": 2}, "config.data.max_caption=2 leaves no room for a caption"),
   ],

@@ -31,7 +31,7 @@ class Made:
   def __init__(self, tokenizer):
     self.config = config(
       model__initializer_range=0.1,
-      task__box_weights="own",
+      task__box_weights="per_example",
       task__rounding="down",
       data__expressions_per_image=2,
       optim__schedule__name="constant",
@@ -146,7 +146,10 @@ def test_a_tokenizer_without_location_tokens_is_refused(tokenizer):
 
 @pytest.mark.parametrize(
   ("name", "value", "known"),
-  [("box_weights", "all", "own, batch, none"), ("eval_normalisation", "mean", "clip, imagenet")],
+  [
+    ("box_weights", "all", "per_example, batch, none"),
+    ("eval_normalization", "mean", "clip, imagenet"),
+  ],
 )
 def test_unknown_options_are_refused(made, name, value, known):
   with pytest.raises(ValueError, match=f"config.task.{name}='{value}' is not one of {known}"):
@@ -194,7 +197,7 @@ def test_the_loss_is_the_formula(made, one_device):
   """Of the task with its own weights; of the others from the same token losses."""
   numbers = np.floor(made.batch["box"].reshape(-1, 4) * np.float32(96)).astype(int)
   logits = made.decoded(made.batch, numbers)
-  expected, count = by_hand(logits, made.batch, 96, "own")
+  expected, count = by_hand(logits, made.batch, 96, "per_example")
   np.testing.assert_allclose(one_device[2]["loss_box"], (expected, count), rtol=1e-5)
   assert count == 14 == one_device[2]["iou"][1]
   loss, target = token_losses(logits, made.batch, 96)
@@ -224,7 +227,7 @@ def test_a_right_box_has_no_weight_and_each_way_its_own_mean():
     grounding.box_losses(loss, predicted, truth, valid, "none"), [2.5, 6.5, 0]
   )
   np.testing.assert_allclose(
-    grounding.box_losses(loss, predicted, truth, valid, "own"),
+    grounding.box_losses(loss, predicted, truth, valid, "per_example"),
     [0, 5 * 0.5 * far / 4, 0],
     rtol=1e-5,
     atol=1e-6,
@@ -291,7 +294,7 @@ def test_the_canvas_is_zero_around_the_image_and_normalised_on_it(made):
 @pytest.mark.parametrize("name", ["clip", "imagenet"])
 def test_only_the_search_normalises_by_the_option(made, monkeypatch, name):
   c = made.config.copy_and_resolve_references()
-  c.task.eval_normalisation = name
+  c.task.eval_normalization = name
   task, used = grounding.GroundingTask(made.task.model, c, made.tokenizer), []
 
   def recorded(image, placed, imagenet):

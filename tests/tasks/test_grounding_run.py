@@ -205,7 +205,7 @@ def test_a_wrong_config_is_refused_before_anything_is_written(cache, tmp_path):
   for changes, message in (
     ({"task__bins": 200}, "config.tokenizer.locations=201"),
     ({"data__name": "coco"}, "known sources: scenes"),
-    ({"task__box_weights": "x"}, "own, batch, none"),
+    ({"task__box_weights": "x"}, "per_example, batch, none"),
   ):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with pytest.raises(ValueError, match=message):

@@ -128,7 +128,7 @@ def test_searching_clips(run, tmp_path):
   result = evaluate.evaluate(c, tmp_path / "frame", run)
   assert 0 <= result["r_mean"] <= 100
   assert result["pairs_scored"] > 0
-  c.data.frames, c.data.frame_sampling = 8, "centres"
+  c.data.frames, c.data.frame_sampling = 8, "uniform"
   assert evaluate.evaluate(c, tmp_path / "clip", run).keys() == result.keys()
   assert (tmp_path / "clip" / "predictions.png").stat().st_size > 5000
 

@@ -19,7 +19,7 @@ from mplug_jax.data.sources.caption import images
 from mplug_jax.data.sources.chunked import Chunked
 from mplug_jax.data.text import token_rows
 
-PROMPT_MODES = ("mended", "official")
+PROMPT_MODES = ("standard", "official")
 
 
 def get_source(data, split):
@@ -62,7 +62,7 @@ def prompt(config, tokenizer):
   """config.task.prompt and .prompt_mode -> Prompt.
 
   "official" glues prompt and caption together without a space and leaves the prompt's last word to
-  the model (docs/official.md item 32); "mended" does neither.
+  the model (docs/official.md item 32); "standard" does neither.
 
   Raises:
     ValueError: the mode is unknown, or captions have no room behind the prompt.

@@ -33,7 +33,7 @@ def get_source(data, split):
         images, sentence, label, and optionally id.
       captions: the same keys; entries {"image", "caption": str or list of str}, see
         text_assignment.py; seed.
-      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`; scenes: easier, a
+      scenes, scene_captions: size, seed, difficulty of `scenes.SceneConfig`; scenes: easy_fraction, a
         share, see scene_statements.py.
       All sources of files: fields, see json_records.Fields.
     split: "train", "val" or "test". Only "train" insists on labels.

@@ -156,5 +156,5 @@ def make_transform(config, tokenizer, train):
     max_phrase=data.max_phrase,
     train=train,
     augment=data.augment.to_dict(),
-    blank=data.blank_image,
+    blank=data.black_images,
   )

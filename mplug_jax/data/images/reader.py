@@ -24,7 +24,7 @@ class ImageReader:
     frames: F, to read clips; 0 for images. sampling: see `video.frame_numbers`.
   """
 
-  def __init__(self, size, augment=None, strict=False, blank=False, frames=0, sampling="centres"):
+  def __init__(self, size, augment=None, strict=False, blank=False, frames=0, sampling="uniform"):
     self._size, self._strict, self._blank, self._frames, self._sampling = (
       size,
       strict,
@@ -94,7 +94,7 @@ def reader(config):
     config.model.image_size,
     augment,
     data.strict,
-    data.blank_image,
+    data.black_images,
     data.frames,
     data.frame_sampling,
   )

@@ -13,14 +13,14 @@ import numpy as np
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.storage import archives
 
-SAMPLINGS = ("centres", "official")
+SAMPLINGS = ("uniform", "official")
 
 
-def frame_numbers(length, count, sampling="centres"):
+def frame_numbers(length, count, sampling="uniform"):
   """Which `count` frames of `length` to look at, i64[count] in order.
 
   Args:
-    sampling: "centres": the middles of `count` equal parts. "official": a step rounded down from
+    sampling: "uniform": the middles of `count` equal parts. "official": a step rounded down from
       frame 0 on, so that the end is never seen, and frame 0 alone of clips with fewer frames than
       `count` (docs/official.md item 37). A number: that frame.
 
@@ -44,7 +44,7 @@ def is_clip(image):
   return isinstance(image, np.ndarray) and image.ndim == 4
 
 
-def read_clip(video, count, sampling="centres", name=None):
+def read_clip(video, count, sampling="uniform", name=None):
   """Frames of a clip.
 
   Args:
@@ -157,7 +157,7 @@ def _read_with_pyav(path, count, sampling):
     return None
 
 
-def contact_image(video, count=9, sampling="centres"):
+def contact_image(video, count=9, sampling="uniform"):
   """Frames of a clip side by side in a square, u8[k H, k W, 3], for people to look at."""
   frames, side = read_clip(video, count, sampling), int(np.ceil(np.sqrt(count)))
   frames += [np.full_like(frames[0], 255)] * (side * side - count)

@@ -115,7 +115,7 @@ def scene_statements(data, split):
     raise ValueError(
       f"config.data.images_per_text={data.images_per_text} must be 1 or 2 for generated scenes."
     )
-  return kinds[data.images_per_text](scene_sources.scene_config(data), split, data.easier)
+  return kinds[data.images_per_text](scene_sources.scene_config(data), split, data.easy_fraction)
 
 
 def scene_captions(data, split):

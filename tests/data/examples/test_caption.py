@@ -35,7 +35,7 @@ def ids(*words):
   return [100 + WORDS.index(word) for word in words]
 
 
-def transform(count=2, length=6, prompt="", mode="mended", **options):
+def transform(count=2, length=6, prompt="", mode="standard", **options):
   config = ml_collections.ConfigDict(
     {"task": {"prompt": prompt, "prompt_mode": mode}, "data": {"max_caption": length}}
   )
@@ -86,7 +86,7 @@ def test_an_empty_caption_is_its_end():
 @pytest.mark.parametrize(
   ("mode", "row", "start"),
   [
-    ("mended", ["a", "picture", "of", "a", "dog"], ["a", "picture", "of"]),
+    ("standard", ["a", "picture", "of", "a", "dog"], ["a", "picture", "of"]),
     ("official", ["a", "picture", "ofa", "dog"], ["a", "picture"]),
   ],
 )
@@ -115,7 +115,7 @@ def test_without_a_prompt_both_modes_begin_with_bos():
 
 def test_prompts_that_cannot_be_are_refused():
   with pytest.raises(
-    ValueError, match=r"config.task.prompt_mode='glued' is not one of mended, official\."
+    ValueError, match=r"config.task.prompt_mode='glued' is not one of standard, official\."
   ):
     transform(mode="glued")
   with pytest.raises(

@@ -21,7 +21,7 @@ def test_frame_numbers():
   assert video.frame_numbers(4, 1, "9").tolist() == [3]
   with pytest.raises(
     ValueError,
-    match="config.data.frame_sampling='random' is not a frame number and none of centres, official",
+    match="config.data.frame_sampling='random' is not a frame number and none of uniform, official",
   ):
     video.frame_numbers(4, 2, "random")
 
@@ -41,7 +41,7 @@ def file(clip, tmp_path_factory):
 
 
 def test_frames_of_a_file_are_the_right_ones(clip, file):
-  for sampling, wanted in (("centres", [1, 3, 5, 7]), ("official", [0, 2, 4, 6]), ("17", [4] * 4)):
+  for sampling, wanted in (("uniform", [1, 3, 5, 7]), ("official", [0, 2, 4, 6]), ("17", [4] * 4)):
     frames = video.read_clip(file, 4, sampling)
     errors = [[np.abs(a.astype(int) - b).mean() for b in clip] for a in frames]
     assert np.argmin(errors, axis=1).tolist() == wanted and np.min(errors) < 6, sampling
