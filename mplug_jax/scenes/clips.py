@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mplug_jax.scenes import rendering
 from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes.questions import Question
 from mplug_jax.scenes.text import (
@@ -141,7 +142,9 @@ def _draw_caption(rng, scene, motions):
   still = pick(rng, [i for i in range(len(scene.objects)) if i not in motions])
   names = pick(rng, (("color", "shape"), ("size", "color", "shape"), ("size", "shape")))
   a, b = (describe(scene.objects[i], names) for i in (mover, still))
-  template, direction, words = pick(rng, _TEMPLATES), motions[mover][0], Words(rng)
+  template = pick(rng, _TEMPLATES)
+  direction = motions[mover][0]
+  words = Words(rng)
   text = template.format(
     a=with_article(words.say(a)),
     b=with_article(words.say(b)),
@@ -171,10 +174,11 @@ def _singled_out(scene, target):
 
 
 def _questions(rng, first, last, motions):
-  """Returns one question each: direction, mover_colour, mover_shape, moves, finally."""
+  """Returns one question each: direction, mover_color, mover_shape, moves, finally."""
   words = Words()
   mover = next(iter(motions))
-  moving, direction = first.objects[mover], motions[mover][0]
+  moving = first.objects[mover]
+  direction = motions[mover][0]
   still = pick(rng, [i for i in range(len(first.objects)) if i not in motions])
   desc = _singled_out(first, moving)
   questions = [
@@ -186,7 +190,7 @@ def _questions(rng, first, last, motions):
       moving.held_out,
     )
   ]
-  for name, family in (("color", "mover_colour"), ("shape", "mover_shape")):
+  for name, family in (("color", "mover_color"), ("shape", "mover_shape")):
     text = f"what {name} is the object that moves {_TOWARDS[direction][0]}?"
     questions.append(
       Question(text, getattr(moving, name), family, ("mover", name, direction), moving.held_out)
@@ -204,7 +208,8 @@ def _questions(rng, first, last, motions):
     )
   )
   positive = bool(rng.integers(2))
-  a, b = last.objects[mover], last.objects[still]
+  a = last.objects[mover]
+  b = last.objects[still]
   relation = pick(rng, related(last, a, b))
   relation = relation if positive else OPPOSITE[relation]
   nouns = [_singled_out(first, o) for o in (a, b)]
@@ -239,7 +244,8 @@ def clip(config: scenes.SceneConfig, split: str, index: int, frames: int = 8) ->
   if frames < 2:
     raise ValueError(f"A clip needs at least 2 frames to show motion, got {frames}.")
   rng = scenes.generator(config, split, index, "clip")
-  direction, movers = list(STEPS)[index % 4], int(rng.integers(1, 3))
+  direction = list(STEPS)[index % 4]
+  movers = int(rng.integers(1, 3))
   motions = None
   while motions is None:
     scene = scenes.scene(config, split, int(rng.integers(scenes.split_size(split))))
@@ -255,4 +261,4 @@ def clip(config: scenes.SceneConfig, split: str, index: int, frames: int = 8) ->
 
 def render_clip(clip: Clip, config: scenes.SceneConfig) -> np.ndarray:
   """Returns the pixels u8[T, size, size, 3] of a clip; its background does not change."""
-  return np.stack([scenes.render(frame, config) for frame in clip.frames])
+  return np.stack([rendering.render(frame, config) for frame in clip.frames])

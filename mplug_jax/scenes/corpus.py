@@ -27,7 +27,8 @@ def texts(config: scenes.SceneConfig, records: int = 0) -> Iterator[str]:
   """
   size = scenes.split_size("train")
   for index in range(0, size, max(1, size // records) if records else 1):
-    scene, rng = scenes.scene(config, "train", index), np.random.default_rng(index)
+    scene = scenes.scene(config, "train", index)
+    rng = np.random.default_rng(index)
     yield from scene_text.captions(scene, _CAPTIONS)
     yield from (expression["text"] for expression in scene_text.referring(scene, _EXPRESSIONS))
     for question in questions.questions(scene, _QUESTIONS):

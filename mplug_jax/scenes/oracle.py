@@ -17,8 +17,8 @@ from mplug_jax.scenes import scene as scenes
 
 def _fits(item, desc):
   return all(
-    said is None or said == getattr(item, name)
-    for name, said in zip(("size", "color", "shape"), desc, strict=True)
+    value is None or value == getattr(item, name)
+    for name, value in zip(("size", "color", "shape"), desc, strict=True)
   )
 
 
@@ -184,7 +184,8 @@ def judge_entailment(statement: text.Statement, scene: scenes.Scene) -> str:
 
 
 def _motion(first, last):
-  dx, dy = last.box[0] - first.box[0], last.box[1] - first.box[1]
+  dx = last.box[0] - first.box[0]
+  dy = last.box[1] - first.box[1]
   if not dx and not dy:
     return "still"
   return ("right" if dx > 0 else "left") if dx else "down" if dy > 0 else "up"
@@ -192,7 +193,8 @@ def _motion(first, last):
 
 def answer_clip(form: tuple, frames: tuple[scenes.Scene, ...]) -> str:
   """Returns the answer to a question about a clip, from its first and last frames, as `answer`."""
-  first, last = frames[0], frames[-1]
+  first = frames[0]
+  last = frames[-1]
   motions = [_motion(a, b) for a, b in zip(first.objects, last.objects, strict=True)]
   kind, *rest = form
   if kind == "finally":
@@ -232,8 +234,8 @@ def consistency(
   showing = {}  # description -> numbers of the scenes with such an object
   for scene in sampled:
     for o in scene.objects:
-      for said in itertools.product((True, False), repeat=3):
-        desc = tuple(v if s else None for v, s in zip(o[:3], said, strict=True))
+      for mentioned in itertools.product((True, False), repeat=3):
+        desc = tuple(v if m else None for v, m in zip(o[:3], mentioned, strict=True))
         showing.setdefault(desc, set()).add(scene.index)
   table = np.zeros((images * captions_per_image, images), bool)
   forms = [c.form for s in sampled for c in text.caption_forms(s, captions_per_image)]
@@ -279,7 +281,8 @@ def _miss(ambiguity, written, k):
     k: number of captions.
   """
   for level in np.unique(ambiguity):
-    tied, good = int((ambiguity == level).sum()), int(written[ambiguity == level].sum())
+    tied = int((ambiguity == level).sum())
+    good = int(written[ambiguity == level].sum())
     taken = min(k, tied)
     if good:  # nothing after this level matters: if k reaches further, it has a hit already
       return math.comb(tied - good, taken) / math.comb(tied, taken)
@@ -294,7 +297,10 @@ def attainable(config: scenes.SceneConfig, split: str, count: int) -> dict[str, 
 
   The keys are vqa, grounding (exact boxes), nlvr2, entailment and those of `retrieval`.
   """
-  vqa, grounding, pairs, labels = [], [], [], []
+  vqa: list[bool] = []
+  grounding: list[bool] = []
+  pairs: list[bool] = []
+  labels: list[bool] = []
   for i in range(count):
     scene = scenes.scene(config, split, i)
     vqa += [answer(q.form, scene) == q.answer for q in questions.questions(scene)]

@@ -66,12 +66,12 @@ def _thing(phrase):
     phrase.split()[1:] if not phrase.endswith("plus sign") else [*phrase.split()[1:-2], "plus sign"]
   )
   meanings = (("size", _SIZES), ("color", _COLORS), ("shape", _SHAPES))
-  said = {name: known[word] for word in words for name, known in meanings if word in known}
-  return scene_text.Desc(**{name: word for name, word in said.items() if word != "object"})
+  attributes = {name: known[word] for word in words for name, known in meanings if word in known}
+  return scene_text.Desc(**{name: word for name, word in attributes.items() if word != "object"})
 
 
 def _statement(kind, slots):
-  """Returns the Statement of a matched template, None if its relation is of another kind."""
+  """Returns the Statement of a matched template, None if its relation does not suit the kind."""
   objects = tuple(_thing(slots[name]) for name in "abc" if name in slots)
   if kind in ("color", "shape"):
     return scene_text.Statement(objects, ((f"same_{kind}", 0, 1),))

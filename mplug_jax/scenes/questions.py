@@ -1,7 +1,7 @@
 """Balanced questions about procedural scenes, and a source of VQA records.
 
 Thirteen families: `exist`, `size`, `check`, `relation`, `larger`, `more`, `same` (half yes, half
-no) and `count`, `colour`, `shape`, `position`, `neighbour`, `extreme` (at least four answers). The
+no) and `count`, `color`, `shape`, `position`, `neighbor`, `extreme` (at least four answers). The
 answer is drawn before the words, and a question is asked only if the scene also allows the opposite
 answer to a question of the same kind, so the words alone do not give the answer away. `count` uses
 the theme of the scene.
@@ -9,6 +9,7 @@ the theme of the scene.
 
 from typing import NamedTuple
 
+from mplug_jax.scenes import rendering
 from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes.text import (
   DIRECTIONS,
@@ -194,7 +195,8 @@ def _shape(rng, scene):
 
 
 def _position(rng, scene):
-  middle, margin = scene.config.size / 2, scene.config.margin
+  middle = scene.config.size / 2
+  margin = scene.config.margin
   for item, desc in _unique(rng, scene, [("color", "shape"), ("size", "shape")]):
     x, y = item.center
     if min(abs(x - middle), abs(y - middle)) > margin:
@@ -239,15 +241,15 @@ FAMILIES = {
   "more": _more,
   "same": _same,
   "count": _count,
-  "colour": _color,
+  "color": _color,
   "shape": _shape,
   "position": _position,
-  "neighbour": _neighbor,
+  "neighbor": _neighbor,
   "extreme": _extreme,
 }
 YES_NO_FAMILIES = ("exist", "size", "check", "relation", "larger", "more", "same")
 MAX_QUESTIONS = 12
-_SCARCE = ("same", "larger", "neighbour")  # few scenes allow these: tried first
+_SCARCE = ("same", "larger", "neighbor")  # few scenes allow these: tried first
 _COMMON = tuple(f for f in FAMILIES if f not in _SCARCE)
 
 
@@ -282,7 +284,9 @@ class SceneVqaSource:
   """
 
   def __init__(self, config: scenes.SceneConfig, split: str, questions_per_image: int = 8):
-    self.config, self.split, self.questions_per_image = config, split, questions_per_image
+    self.config = config
+    self.split = split
+    self.questions_per_image = questions_per_image
     self._size = scenes.split_size(split)
 
   def __len__(self) -> int:
@@ -292,7 +296,7 @@ class SceneVqaSource:
     scene = scenes.scene(self.config, self.split, int(index))
     image_id = f"{self.split}-{index}"
     return {
-      "image": scenes.render(scene, self.config),
+      "image": rendering.render(scene, self.config),
       "image_id": image_id,
       "unseen": scene.unseen,
       "questions": [

@@ -1,6 +1,6 @@
-"""Procedural scenes of colored shapes: sampling and rendering from (seed, split, index).
+"""Procedural scenes of colored shapes: descriptions sampled from (seed, split, index).
 
-Nothing is stored: `scene(config, split, index)` samples the description, `render(scene, config)`
+Nothing is stored: `scene(config, split, index)` samples the description, `rendering.render` draws
 the pixels. Difficulties:
 
 - `default`: 96 px, 2-4 objects, 4 shapes x 6 colors x 2 sizes, light background noise, no overlap;
@@ -16,8 +16,9 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+
+from mplug_jax.scenes.shapes import object_mask
 
 SPLITS = {"train": 20_000, "val": 1_000, "test": 1_000}
 SIZES = ("small", "large")
@@ -95,10 +96,12 @@ class SceneConfig:
 
   @property
   def shapes(self) -> tuple[str, ...]:
+    """Shapes that this difficulty uses."""
     return SHAPES[: _DIFFICULTIES[self.difficulty][3]]
 
   @property
   def colors(self) -> tuple[str, ...]:
+    """Colors that this difficulty uses."""
     return tuple(COLORS)[: _DIFFICULTIES[self.difficulty][4]]
 
   @property
@@ -135,6 +138,7 @@ class Object(NamedTuple):
 
   @property
   def held_out(self) -> bool:
+    """True for a (shape, color) pair that training never shows."""
     return (self.shape, self.color) in HELD_OUT
 
 
@@ -297,106 +301,3 @@ def scene(config: SceneConfig, split: str, index: int) -> Scene:
   order = rng.permutation(count)
   objects = _place(rng, config, [attributes[i] for i in order])
   return Scene(config, split, index, objects, theme)
-
-
-def _outline(shape):
-  """Returns the corners f64[N, 2] of a shape in a square of half extent 1, y down."""
-  if shape == "square":
-    return np.array([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)])
-  if shape == "triangle":
-    return np.array([(0, -0.95), (1, 0.85), (-1, 0.85)])
-  if shape == "diamond":
-    return np.array([(0, -1), (0.68, 0), (0, 1), (-0.68, 0)])
-  if shape == "cross":
-    a = 0.32
-    return np.array(
-      [
-        (-a, -1),
-        (a, -1),
-        (a, -a),
-        (1, -a),
-        (1, a),
-        (a, a),
-        (a, 1),
-        (-a, 1),
-        (-a, a),
-        (-1, a),
-        (-1, -a),
-        (-a, -a),
-      ]
-    )
-  if shape == "star":
-    turns = np.arange(10) * np.pi / 5
-    reach = np.where(np.arange(10) % 2, 0.46, 1.1)
-    return np.stack([reach * np.sin(turns), -reach * np.cos(turns)], 1)
-  turns = np.arange(64) * np.pi / 32  # circle
-  return np.stack([np.sin(turns), np.cos(turns)], 1)
-
-
-@functools.lru_cache(maxsize=256)
-def object_mask(shape: str, radius: int) -> np.ndarray:
-  """Returns the coverage f32[h, w] in [0, 1] of a shape, cropped to the object's box.
-
-  Every edge row and column has a pixel that is covered by half or more.
-  """
-  over = 8  # supersampling
-  side = 2 * radius + 6
-  corners = (_outline(shape) * radius + side / 2) * over
-  fine = np.zeros((side * over, side * over), np.uint8)
-  cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 255)
-  mask = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-  rows, columns = (np.flatnonzero(mask.max(axis) >= 0.5) for axis in (1, 0))
-  mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-  mask.setflags(write=False)
-  return mask
-
-
-def _texture(rng, size):
-  """Draws a pattern f32[size, size, 1] in [-1, 1]: stripes, checks, blobs or a gradient."""
-  kind = rng.integers(4)
-  if kind == 0:  # blobs: a coarse grid made smooth
-    cells = int(rng.integers(4, 13))
-    grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-    return np.clip(cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC), -1, 1)[..., None]
-  turn = rng.uniform(0, np.pi)
-  axis = np.arange(size, dtype=np.float32) / size - 0.5
-  along = np.cos(turn) * axis[None, :] + np.sin(turn) * axis[:, None]
-  if kind == 1:
-    return (np.clip(1.4 * along, -1, 1))[..., None]
-  waves = np.float32(2 * np.pi * rng.uniform(3, 9))
-  pattern = np.sin(waves * along)
-  if kind == 2:
-    return pattern[..., None]
-  across = -np.sin(turn) * axis[None, :] + np.cos(turn) * axis[:, None]
-  return np.sign(pattern * np.sin(waves * across))[..., None]
-
-
-def _background(config, rng):
-  shape = (config.size, config.size, 3)
-  if config.difficulty == "default":
-    tint = rng.integers(222, 244, 3, dtype=np.uint8)
-    return rng.integers(0, 13, shape, dtype=np.uint8) + (tint - np.uint8(6))
-  tint = rng.uniform(155, 210) + rng.uniform(-14, 14, 3)  # near grey: never an object's color
-  contrast = rng.uniform(8, 26, 3)
-  noise = rng.integers(0, 25, shape, dtype=np.uint8)
-  canvas = (tint - 12 + contrast * _texture(rng, config.size)).astype(np.float32) + noise
-  return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-
-
-def render(scene: Scene, config: SceneConfig) -> np.ndarray:
-  """Returns the RGB pixels u8[size, size, 3] of a scene.
-
-  Raises:
-    ValueError: config is not the one of the scene.
-  """
-  if config != scene.config:
-    raise ValueError(
-      f"The scene was sampled with {scene.config}, not with {config}; render it with scene.config."
-    )
-  image = _background(config, generator(config, scene.split, scene.index, "background"))
-  for o in scene.objects:
-    x1, y1, x2, y2 = o.box
-    patch = image[y1:y2, x1:x2].astype(np.float32)
-    patch += object_mask(o.shape, o.radius)[..., None] * (np.array(o.rgb, np.float32) - patch)
-    image[y1:y2, x1:x2] = np.rint(patch)
-  return image

@@ -25,7 +25,7 @@ from mplug_jax.scenes.text import (
 
 _TRIES = 40  # of one kind of statement on the given images, before another one is taken
 _NUMBERS = {"no": 0, "two": 2, "three": 3}
-_KINDS = 10  # sets tried for each statement: images that look alike allow very few
+_SETS = 10  # sets tried for each statement: images that look alike allow very few
 
 
 def _collect(rng, alike, simple, easier, count):
@@ -39,7 +39,7 @@ def _collect(rng, alike, simple, easier, count):
     count: number of statements.
   """
   drawn = []
-  for _ in range(_KINDS * count):
+  for _ in range(_SETS * count):
     if len(drawn) >= count:
       break
     some = (pick(rng, simple) if rng.random() < easier else alike)()
@@ -121,7 +121,9 @@ def _shown(rng, left, right):
   templates, true, false = (_ONE_SHOWS | scene_pairs.SHOWN)[
     pick(rng, ("left", "right", "any", "both"))
   ]
-  template, words, texts = pick(rng, templates), Words(rng), {}
+  template = pick(rng, templates)
+  words = Words(rng)
+  texts = {}
   pairs = scenes.allowed_pairs(left.config, left.split)
   for i in rng.permutation(len(pairs)):
     desc = Desc(
@@ -157,20 +159,21 @@ def _related(rng, left, right):
 
 def _counted(rng, left, right):
   """Returns {truth: text} about the number of objects in one image."""
-  said = pick(rng, tuple(_NUMBERS))
+  number = pick(rng, tuple(_NUMBERS))
   return _of_one(
     rng,
     left,
     right,
     "count",
-    f"the {{side}} image shows {said} {{x}}",
-    lambda value: value == _NUMBERS[said],
+    f"the {{side}} image shows {number} {{x}}",
+    lambda value: value == _NUMBERS[number],
   )
 
 
 def _of_one(rng, left, right, content, template, holds):
   """Returns {truth: text} about one image; `holds` maps the value of content_of to a truth."""
-  (side, scene), texts = pick(rng, (("left", left), ("right", right))), {}
+  side, scene = pick(rng, (("left", left), ("right", right)))
+  texts = {}
   for _ in range(_TRIES):
     _, words, value = scene_pairs.content_of(rng, scene.config, scene.split, content)
     if value(scene) is not None:
@@ -206,10 +209,12 @@ def _relation(rng, scene):
   form = scene_pairs.hypothesis(rng, scene, True)
   if form is None:
     return []
-  words, ((relation, _, _),) = Words(rng), form.relations
+  words = Words(rng)
+  ((relation, _, _),) = form.relations
   first, second = ("the " + words.say(desc) for desc in form.objects)
   holds, fails = (f" is {words.relation(r)} " for r in (relation, OPPOSITE[relation]))
-  absent, verb = "the " + words.say(_absent(rng, scene)), pick(rng, (holds, fails))
+  absent = "the " + words.say(_absent(rng, scene))
+  verb = pick(rng, (holds, fails))
   return [
     (first + holds + second, "entailment"),
     (first + fails + second, "contradiction"),
@@ -235,13 +240,14 @@ def _side(rng, scene):
   sides = [direction for direction in DIRECTIONS if all(direction in w for w in ways)]
   if not sides:
     return []
-  words, direction = Words(rng), pick(rng, sides)
-  said = [f" is {words.relation(d)} the middle" for d in (direction, OPPOSITE[direction])]
+  words = Words(rng)
+  direction = pick(rng, sides)
+  verbs = [f" is {words.relation(d)} the middle" for d in (direction, OPPOSITE[direction])]
   shown, absent = ("the " + words.say(d) for d in (desc, _absent(rng, scene)))
   return [
-    (shown + said[0], "entailment"),
-    (shown + said[1], "contradiction"),
-    (absent + pick(rng, said), "neutral"),
+    (shown + verbs[0], "entailment"),
+    (shown + verbs[1], "contradiction"),
+    (absent + pick(rng, verbs), "neutral"),
   ]
 
 
@@ -256,7 +262,8 @@ def _color(rng, scene):
   missing = [shape for shape, values in colors.items() if not values]
   if not plain or not missing:
     return []
-  shape, none = pick(rng, plain), pick(rng, missing)
+  shape = pick(rng, plain)
+  none = pick(rng, missing)
   (right,) = colors[shape]
   wrong = pick(rng, [color for name, color in pairs if name == shape and color != right])
   other = pick(rng, [color for name, color in pairs if name == none])

@@ -15,14 +15,8 @@ import numpy as np
 from mplug_jax.scenes import scene as scenes
 
 DIRECTIONS = ("left", "right", "above", "below")
-OPPOSITE = {
-  "left": "right",
-  "right": "left",
-  "above": "below",
-  "below": "above",
-  "larger": "smaller",
-  "smaller": "larger",
-}
+OPPOSITE = {"left": "right", "above": "below", "larger": "smaller"}
+OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
 PHRASES = {  # the first is the one of questions
   "left": ("to the left of", "left of", "on the left of", "on the left side of"),
   "right": ("to the right of", "right of", "on the right of", "on the right side of"),
@@ -128,6 +122,7 @@ class Desc(NamedTuple):
 
   @property
   def held_out(self) -> bool:
+    """True for a (shape, color) pair that training never shows."""
     return (self.shape, self.color) in scenes.HELD_OUT
 
 
@@ -277,9 +272,9 @@ def _draw_caption(rng, scene):
   words = Words(rng)
   slots = dict(zip("abc", (with_article(words.say(d)) for d in form.objects), strict=False))
   if kind not in ("color", "shape"):
-    first, last = relations[0][0], relations[-1][0]
-    slots["r"], slots["s"] = words.relation(first), words.relation(last)
-    slots["R"], slots["x"] = words.relation(OPPOSITE[first]), slots["r"].split()[0]
+    first = relations[0][0]
+    slots |= {"r": words.relation(first), "s": words.relation(relations[-1][0])}
+    slots |= {"R": words.relation(OPPOSITE[first]), "x": slots["r"].split()[0]}
   text = TEMPLATES[kind][number].format(**slots)
   return Caption(text, form, (kind, number), any(d.held_out for d in form.objects))
 

@@ -1,4 +1,4 @@
-"""Captions of scenes are read back as the forms they were made from."""
+"""Captions of scenes parse to the forms they were made from."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from mplug_jax.scenes.text import Desc, Statement
 
 
 @pytest.mark.parametrize("difficulty", ["default", "hard"])
-def test_every_caption_is_read_as_what_it_says(difficulty):
+def test_every_caption_parses_to_its_form(difficulty):
   config = scenes.SceneConfig(None, 0, difficulty)
   templates = set()
   for index in range(150):
@@ -47,11 +47,11 @@ def test_every_caption_is_read_as_what_it_says(difficulty):
     ("a red", None),
   ],
 )
-def test_texts_spelled_out(text, form):
+def test_parse_of_single_texts(text, form):
   assert parser.parse(text) == form
 
 
-def test_a_true_caption_and_its_opposite_are_told_apart():
+def test_oracle_tells_a_caption_from_its_opposite():
   scene = scenes.scene(scenes.SceneConfig(), "test", 3)
   caption = next(c for c in scene_text.caption_forms(scene, 8) if c.template[0] == "pair")
   (name, i, j), *_ = caption.form.relations

@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from mplug_jax.scenes import clips, oracle
+from mplug_jax.scenes import clips, oracle, rendering
 from mplug_jax.scenes import pairs as scene_pairs
 from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes import text as scene_text
 from mplug_jax.scenes.questions import FAMILIES, YES_NO_FAMILIES, SceneVqaSource, questions
 
-DEFAULT, HARD = scenes.SceneConfig(), scenes.SceneConfig(difficulty="hard")
+DEFAULT = scenes.SceneConfig()
+HARD = scenes.SceneConfig(difficulty="hard")
 BOTH = pytest.mark.parametrize("config", [DEFAULT, HARD], ids=["default", "hard"])
 PLAIN = {
   "little": "small",
@@ -62,12 +63,12 @@ def form_words(form):
 
 
 @BOTH
-def test_the_same_number_gives_the_same_record(config):
+def test_records_are_a_function_of_their_index(config):
   again = scenes.SceneConfig(config.size, 0, config.difficulty)
   for i in (0, 7, 999):
     a, b = scenes.scene(config, "test", i), scenes.scene(again, "test", i)
     assert a == b
-    np.testing.assert_array_equal(scenes.render(a, config), scenes.render(b, again))
+    np.testing.assert_array_equal(rendering.render(a, config), rendering.render(b, again))
     assert scene_text.caption_forms(a) == scene_text.caption_forms(b)
     assert scene_text.captions(a, 6)[:5] == scene_text.captions(a)
     assert questions(a) == questions(b)
@@ -87,7 +88,7 @@ def test_splits_and_seeds_share_no_image():
 
 
 @BOTH
-def test_held_out_pairs_are_in_test_alone(config):
+def test_held_out_pairs_are_only_in_test(config):
   for split in ("train", "val"):
     assert not any(scene.unseen for scene in sample(config, split, 1000))
     for scene in sample(config, split, 1000)[:150]:  # nor in words
@@ -133,14 +134,14 @@ def test_scene_geometry(config):
 @BOTH
 def test_boxes_are_tight_to_the_pixels(config):
   for scene in sample(config, "test", 60):
-    empty = scenes.render(scene._replace(objects=()), config).astype(int)
+    empty = rendering.render(scene._replace(objects=()), config).astype(int)
     for o in scene.objects:
-      alone = scenes.render(scene._replace(objects=(o,)), config)
+      alone = rendering.render(scene._replace(objects=(o,)), config)
       rows, columns = np.nonzero(np.abs(alone - empty).max(-1) > 8)
       assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == o.box, o
       x, y = (int(v) for v in o.center)
       np.testing.assert_array_equal(alone[y, x], o.rgb)
-    image = scenes.render(scene, config)
+    image = rendering.render(scene, config)
     assert image.dtype == np.uint8
     assert image.shape == (config.size, config.size, 3)
 
@@ -173,8 +174,7 @@ SIMPLE = {name: re.compile(rf"{NOUN} is (?:{way}) {NOUN}") for name, way in WAYS
 
 
 def read_relation(text, scene):
-  """Truth of "<noun> is <direction> <noun>" from the words and plain arithmetic; None if the text
-  is of another kind."""
+  """Returns the truth of "<noun> is <direction> <noun>" by arithmetic; None for other texts."""
   for name, pattern in SIMPLE.items():
     match = pattern.fullmatch(text)
     if match:
@@ -182,7 +182,8 @@ def read_relation(text, scene):
         [o for o in scene.objects if set(attribute_words(noun)) <= set(o[:3])]
         for noun in match.groups()
       )
-      axis, sign = (0 if name in ("left", "right") else 1), (-1 if name in ("left", "above") else 1)
+      axis = 0 if name in ("left", "right") else 1
+      sign = -1 if name in ("left", "above") else 1
       return any(sign * (a.center[axis] - b.center[axis]) > 0 for a in first for b in second)
   return None
 
@@ -212,15 +213,17 @@ def test_words_agree_with_plain_arithmetic():
     if triple.label != "neutral" and value is not None:
       assert value == (triple.label == "entailment")
       read["entailment"] += 1
-  assert min(read.values()) > 30 and len(read) == 4, read
+  assert min(read.values()) > 30, read
+  assert len(read) == 4, read
 
 
 @BOTH
 def test_answers_agree_with_the_oracle_and_families_are_balanced(config):
   answers = collections.defaultdict(collections.Counter)
-  for scene, found in zip(sample(config, "train", 2000), asked(config, "train", 2000), strict=True):
-    assert len({q.text for q in found}) == len(found) == 8
-    for q in found:
+  sampled = sample(config, "train", 2000)
+  for scene, asked_here in zip(sampled, asked(config, "train", 2000), strict=True):
+    assert len({q.text for q in asked_here}) == len(asked_here) == 8
+    for q in asked_here:
       assert oracle.answer(q.form, scene) == q.answer, (q, scene)
       assert sorted(attribute_words(q.text)) == sorted(form_words(q.form)), q
       answers[q.family][q.answer] += 1
@@ -230,21 +233,22 @@ def test_answers_agree_with_the_oracle_and_families_are_balanced(config):
     total = sum(counts.values())
     assert total > 500, family
     if family in YES_NO_FAMILIES:
-      assert set(counts) == {"yes", "no"} and 0.45 <= counts["yes"] / total <= 0.55, family
+      assert set(counts) == {"yes", "no"}, family
+      assert 0.45 <= counts["yes"] / total <= 0.55, family
     else:
       assert max(counts.values()) / total <= 0.30, (family, counts)
 
 
-def test_a_reader_of_the_words_alone_stays_near_chance():
+def test_answers_from_the_question_alone_are_near_chance():
   """Majority answer for each text seen at least 5 times in 2,000 images, else the family's."""
   texts, families = (collections.defaultdict(collections.Counter) for _ in range(2))
-  for found in asked(DEFAULT, "train", 2000):
-    for q in found:
+  for asked_here in asked(DEFAULT, "train", 2000):
+    for q in asked_here:
       texts[q.text][q.answer] += 1
       families[q.family][q.answer] += 1
   hits = collections.defaultdict(list)
-  for found in asked(DEFAULT, "val", 1000):
-    for q in found:
+  for asked_here in asked(DEFAULT, "val", 1000):
+    for q in asked_here:
       seen = texts[q.text] if texts[q.text].total() >= 5 else families[q.family]
       hits[q.family].append(seen.most_common(1)[0][0] == q.answer)
   for family, values in hits.items():
@@ -256,7 +260,8 @@ def test_referring_expressions(config):
   kinds = collections.Counter()
   for scene in sample(config, "test", 200):
     for r in scene_text.referring(scene, 3):
-      target, head = scene.objects[r["target"]], r["form"].objects[0]
+      target = scene.objects[r["target"]]
+      head = r["form"].objects[0]
       assert oracle.locate(r["form"], scene) == r["box"] == target.box
       assert sorted(attribute_words(r["text"])) == sorted(form_words(r["form"].objects))
       assert any(
@@ -270,11 +275,14 @@ def test_referring_expressions(config):
 
 
 def text_only_accuracy(records):
-  """Of a naive Bayes reader of words and word pairs, fitted to 2/3 of (text, label) records and
-  scored on the rest. Needs thousands: its spread over samples is wider than binomial."""
+  """Accuracy of naive Bayes on words and word pairs, fitted to 2/3 of (text, label) records.
+
+  It is scored on the rest. Needs thousands: its spread over samples is wider than binomial.
+  """
   bags = [(set(t.split()) | set(itertools.pairwise(t.split())), y) for t, y in records]
   cut = len(bags) * 2 // 3
-  totals, words = collections.Counter(), collections.defaultdict(collections.Counter)
+  totals = collections.Counter()
+  words = collections.defaultdict(collections.Counter)
   for bag, label in bags[:cut]:
     totals[label] += 1
     words[label].update(bag)
@@ -292,18 +300,18 @@ def text_only_accuracy(records):
 
 @BOTH
 @pytest.mark.parametrize("make", [scene_pairs.pair, scene_pairs.entailment])
-def test_the_words_of_pairs_and_hypotheses_tell_nothing(config, make, monkeypatch):
+def test_words_of_pairs_and_hypotheses_do_not_predict_the_label(config, make, monkeypatch):
   real = [make(config, "train", i).text for i in range(12)]
   some = scenes.scene(config, "train", 0)
   monkeypatch.setattr(scene_pairs, "_find", lambda *args: some)  # the search for images is slow
   records = [(r.text, r.label) for r in (make(config, "train", i) for i in range(6000))]
-  assert [text for text, _ in records[:12]] == real  # and has no say in the words
+  assert [text for text, _ in records[:12]] == real  # and does not change the words
   chance = 1 / len({label for _, label in records})
   assert abs(text_only_accuracy(records) - chance) < 0.04
 
 
 @BOTH
-def test_pairs_are_true_as_labelled_and_balanced(config):
+def test_pairs_are_labeled_right_and_balanced(config):
   by_template = collections.defaultdict(list)
   pairs = [
     scene_pairs.pair(config, "train", i) for i in range(2 * 6 * scene_pairs.PAIR_TEMPLATE_COUNT)
@@ -320,7 +328,7 @@ def test_pairs_are_true_as_labelled_and_balanced(config):
 
 
 @BOTH
-def test_entailment_is_labelled_right_and_balanced(config):
+def test_entailment_is_labeled_right_and_balanced(config):
   triples = [scene_pairs.entailment(config, "train", i) for i in range(600)]
   for t in triples:
     assert oracle.judge_entailment(t.form, t.premise) == t.label, t
@@ -330,10 +338,12 @@ def test_entailment_is_labelled_right_and_balanced(config):
 
 @BOTH
 def test_clips(config):
-  directions, answers = collections.Counter(), collections.Counter()
+  directions = collections.Counter()
+  answers = collections.Counter()
   for i in range(200):
     clip = clips.clip(config, "test", i, frames=4)
-    first, last = clip.frames[0], clip.frames[-1]
+    first = clip.frames[0]
+    last = clip.frames[-1]
     assert len(clip.captions) == len(clip.questions) == 5
     assert all(oracle.holds_clip(c.form, clip.frames) for c in clip.captions)
     for q in clip.questions:
@@ -370,7 +380,8 @@ def test_attainable_scores():
   scores = oracle.attainable(DEFAULT, "test", 60)
   for task in ("vqa", "grounding", "nlvr2", "entailment"):
     assert scores[task] == 100.0
-  table, sampled = oracle.consistency(DEFAULT, "test", 60), sample(DEFAULT, "test", 60)
+  table = oracle.consistency(DEFAULT, "test", 60)
+  sampled = sample(DEFAULT, "test", 60)
   for row, column in itertools.product(range(0, 300, 7), range(60)):  # without the index of words
     form = scene_text.caption_forms(sampled[row // 5])[row % 5].form
     assert table[row, column] == (oracle.holds(form, sampled[column]) is True)
@@ -411,11 +422,12 @@ def test_vqa_records():
   test = SceneVqaSource(DEFAULT, "test")
   flags = collections.Counter()
   for i in range(100):
-    record, scene = test[i], scenes.scene(DEFAULT, "test", i)
+    record = test[i]
+    scene = scenes.scene(DEFAULT, "test", i)
     pairs = {(o.shape, o.color) for o in scene.objects}
     assert record["unseen"] == bool(pairs & scenes.HELD_OUT)
     for q in record["questions"]:
-      if q["family"] in ("colour", "shape"):  # what is asked for is there
+      if q["family"] in ("color", "shape"):  # the scene shows the answer
         assert record["unseen"] or not q["unseen"]
         named = {*attribute_words(q["question"]), *q["answers"]}
         about = [o for o in scene.objects if named <= set(o[:3])]
@@ -427,11 +439,11 @@ def test_vqa_records():
 def test_rendering_is_fast_enough_to_need_no_cache():
   start = time.process_time()
   for i in range(300):
-    scenes.render(scenes.scene(DEFAULT, "train", i), DEFAULT)
+    rendering.render(scenes.scene(DEFAULT, "train", i), DEFAULT)
   assert 300 / (time.process_time() - start) > 500
 
 
-def test_bad_input_says_what_to_do():
+def test_errors_name_the_allowed_values():
   with pytest.raises(ValueError, match="Scene difficulty 'easy' is unknown.*default.*hard"):
     scenes.SceneConfig(difficulty="easy")
   with pytest.raises(ValueError, match="48"):
@@ -443,7 +455,7 @@ def test_bad_input_says_what_to_do():
   with pytest.raises(IndexError, match="Scene 1000 is not in split 'val' of 1000"):
     scenes.scene(DEFAULT, "val", 1000)
   with pytest.raises(ValueError, match=r"scene\.config"):
-    scenes.render(scenes.scene(DEFAULT, "val", 0), HARD)
+    rendering.render(scenes.scene(DEFAULT, "val", 0), HARD)
   with pytest.raises(ValueError, match="1 to 12"):
     questions(scenes.scene(DEFAULT, "val", 0), 13)
   with pytest.raises(ValueError, match="at most 8"):

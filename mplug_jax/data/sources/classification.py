@@ -5,7 +5,7 @@ import os
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources import text_assignment
 from mplug_jax.data.storage import annotations, archives, packed
-from mplug_jax.scenes import pairs, statements
+from mplug_jax.scenes import pairs, rendering, statements
 from mplug_jax.scenes import scene as scenes
 
 OTHER_SIDE = {"left": "right", "right": "left"}
@@ -59,7 +59,7 @@ class _Pairs(_SceneRecords):
   def __getitem__(self, index):
     pair = self._found(index)
     return self._row(index, pair) | {
-      "images": [scenes.render(scene, self._config) for scene in (pair.left, pair.right)],
+      "images": [rendering.render(scene, self._config) for scene in (pair.left, pair.right)],
       "more": lambda rng, count: statements.pair_statements(
         rng, pair.left, pair.right, count, self._easier
       ),
@@ -84,7 +84,7 @@ class _Hypotheses(_SceneRecords):
   def __getitem__(self, index):
     found = self._found(index)
     return self._row(index, found) | {
-      "images": [scenes.render(found.premise, self._config)],
+      "images": [rendering.render(found.premise, self._config)],
       "more": lambda rng, count: statements.hypotheses(rng, found.premise, count, self._easier),
     }
 

@@ -3,7 +3,7 @@
 See scenes.py for what they show.
 """
 
-from mplug_jax.scenes import clips, pairs, text
+from mplug_jax.scenes import clips, pairs, rendering, text
 from mplug_jax.scenes import scene as scenes
 
 
@@ -29,7 +29,7 @@ class _SceneRecords:
     return self._record(int(index))
 
   def _image(self, scene):
-    return scenes.render(scene, self.config)
+    return rendering.render(scene, self.config)
 
 
 class SceneCaptions(_SceneRecords):
