@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from mplug_jax import config as config_lib
 from mplug_jax.checkpoints import reading, warm_start
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
-from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import storage
+from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.data.text import sentencepiece, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.models import factory
@@ -23,7 +23,7 @@ from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.parallel import rules
 
 # Fields of config.model that follow from the weights; the others are how it computes.
-_GEOMETRY = ("embed_dim", "fusion", "vision_heads", "pairing", "classes", *PRESETS["base"])
+_GEOMETRY = (*GEOMETRY, "pairing", "classes")
 
 
 class Restored(NamedTuple):

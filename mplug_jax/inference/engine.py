@@ -139,7 +139,7 @@ class Engine:
       {"image": u8[B, S, S, 3], ...}, of clips u8[B, F, S, S, 3].
 
     Raises:
-      ops.ImageError: an image cannot be read.
+      ImageError: an image cannot be read.
     """
     if methods.METHODS[method].canvas:
       return self._images.on_canvas(images)

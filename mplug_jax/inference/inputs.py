@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import box_transforms, ops, video
 from mplug_jax.data.text import cleaning
 from mplug_jax.data.text.tokenizer import pad_ids
@@ -181,7 +182,7 @@ class ImageRows:
     """Returns {"image": u8[B, S, S, 3]}, for clips u8[B, F, S, S, 3].
 
     Raises:
-      ops.ImageError: an image cannot be read; the message names it.
+      ImageError: an image cannot be read; the message names it.
     """
     return {
       "image": np.stack(_in_threads(self._clip if is_clip(images[0]) else self._image, images))
@@ -194,7 +195,7 @@ class ImageRows:
       {"image": u8[B, S, S, 3], "placed": i32[B, 4], "size": i32[B, 2]}.
 
     Raises:
-      ops.ImageError: an image cannot be read; the message names it.
+      ImageError: an image cannot be read; the message names it.
     """
     rows = _in_threads(self._placed, images)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -205,7 +206,7 @@ class ImageRows:
   def _clip(self, clip: Any) -> np.ndarray:
     if isinstance(clip, Clip):
       if not clip.frames:
-        raise ops.ImageError("A clip has no frames.")
+        raise ImageError("A clip has no frames.")
       numbers = video.frame_numbers(len(clip.frames), self.frames, self._sampling)
       frames = {number: _decoded(clip.frames[number]) for number in sorted(set(numbers.tolist()))}
       return np.stack(
@@ -214,7 +215,7 @@ class ImageRows:
     if not isinstance(clip, str | os.PathLike) and (
       clip.dtype != np.uint8 or 0 in clip.shape or clip.shape[-1] != 3
     ):
-      raise ops.ImageError(
+      raise ImageError(
         f"A clip is uint8 of shape [T, H, W, 3], not {clip.dtype} {list(clip.shape)}."
       )
     frames: Any = video.read_clip(clip, self.frames, self._sampling)
@@ -231,11 +232,11 @@ class ImageRows:
 
 
 def _decoded(image: Any) -> np.ndarray:
-  """Decodes an image in any form to u8[H, W, 3], upright. Raises ops.ImageError."""
+  """Decodes an image in any form to u8[H, W, 3], upright. Raises ImageError."""
   if isinstance(image, np.ndarray | Image.Image) and 0 in (
     image.shape if isinstance(image, np.ndarray) else image.size
   ):
-    raise ops.ImageError("An image of zero pixels shows nothing.")
+    raise ImageError("An image of zero pixels shows nothing.")
   return ops.decode_image(image)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from mplug_jax.data.images import ops
+from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.inference import explain, methods
 
@@ -32,7 +32,7 @@ def checked(path: str | None) -> str:
     with Image.open(path) as image:  # reads the header only
       width, height = image.size
   except Exception as error:  # decoders raise anything on damaged bytes
-    raise ops.ImageError(f"{name} cannot be read as an image; upload a JPEG or PNG.") from error
+    raise ImageError(f"{name} cannot be read as an image; upload a JPEG or PNG.") from error
   if width * height > MAX_PIXELS:
     raise ValueError(
       f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million; "

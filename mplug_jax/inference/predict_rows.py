@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mplug_jax.data.images import ops
+from mplug_jax.data.errors import ImageError
 from mplug_jax.inference import jsonl, methods
 from mplug_jax.inference.row_reader import Reader
 
@@ -180,7 +180,7 @@ def _lines(
       results = _call(
         predictor, method, [images[i] for i in good], [texts[i] for i in good], options
       )
-    except ops.ImageError as error:  # of a video, which is decoded by the call
+    except ImageError as error:  # of a video, which is decoded by the call
       if len(good) == 1:
         batch = (images, texts, errors | {good[0]: str(error)})
         return _lines(predictor, method, options, rows, batch)
