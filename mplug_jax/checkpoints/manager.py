@@ -6,7 +6,9 @@ a best metric is tracked, `metrics` (JSON).
 
 import logging
 import math
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,35 +21,43 @@ from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, t
 
 DIRECTORY = "checkpoints"
 
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
-
-
-# ---- saving and resuming
 
 
 class Manager:
   """Checkpoints of one run: the last `keep` and the best one.
 
-  Every method is called by all processes alike. Leftovers of an interrupted save are removed when
+  Every method must be called by all processes. Leftovers of an interrupted save are removed when
   the manager starts.
-
-  Args:
-    workdir: run directory.
-    keep: how many of the latest checkpoints stay.
-    best_metric: name in `metrics` by which one more checkpoint stays, or None.
-    best_mode: "max" or "min".
   """
 
   def __init__(
-    self, workdir, *, keep: int = 1, best_metric: str | None = None, best_mode: str = "max"
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    keep: int = 1,
+    best_metric: str | None = None,
+    best_mode: str = "max",
   ):
+    """Opens the folder of checkpoints and removes leftovers of interrupted saves.
+
+    Args:
+      workdir: run directory.
+      keep: number of the latest checkpoints to keep.
+      best_metric: name in `metrics` by which one more checkpoint is kept, or None.
+      best_mode: "max" or "min".
+
+    Raises:
+      ValueError: `keep` is below 1, or `best_mode` has another value.
+    """
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
     orbax_logging.quiet()
     self._directory = epath.Path(workdir).absolute() / DIRECTORY
     self._metric = best_metric
-    self._pending = None
+    self._pending: int | None = None
     self._remove_leftovers()
     self._sign = 1.0 if best_mode == "max" else -1.0
     policies = ocp.checkpoint_managers
@@ -60,14 +70,17 @@ class Manager:
     items = ("state", "data")
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=items)
 
-  def _quality(self, metrics: dict | None) -> float:
-    """The metric, larger is better; -inf where it is absent or NaN."""
-    value = (metrics or {}).get(self._metric, math.nan)
+  def _quality(self, metrics: Mapping[str, float] | None) -> float:
+    """Returns the metric, larger is better; -inf where it is absent or NaN."""
+    if metrics is None or self._metric is None:
+      return -math.inf
+    value = metrics.get(self._metric, math.nan)
     return -math.inf if math.isnan(value) else self._sign * value
 
   def _remove_leftovers(self) -> None:
-    """Deletes what interrupted saves left (Orbax's own option does it at some later time) and
-    damaged metrics, without which Orbax opens the rest.
+    """Deletes leftovers of interrupted saves, and damaged metrics, with which Orbax opens nothing.
+
+    Orbax's own option deletes leftovers at some later time.
     """
     if jax.process_index() == 0 and self._directory.exists():
       for path in [*self._directory.iterdir(), *self._directory.glob("*/metrics/metrics")]:
@@ -80,27 +93,34 @@ class Manager:
     multihost_utils.sync_global_devices("checkpoint: leftovers removed")
 
   def latest_step(self) -> int | None:
-    """Step of the newest complete or pending checkpoint."""
+    """Returns the step of the newest complete or pending checkpoint, or None."""
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """Step of the checkpoint with the best metric; None if none carries it."""
+    """Returns the step of the checkpoint with the best metric; None if no checkpoint has it."""
     self.wait()
     step = self._manager.best_step() if self._metric is not None else None
-    found = step is not None and self._quality(self._manager.metrics(step)) > -math.inf
-    return step if found else None
+    if step is None or self._quality(self._manager.metrics(step)) == -math.inf:
+      return None
+    return step
 
-  def save(self, step: int, state, extra: dict, metrics: dict | None = None) -> bool:
-    """Starts saving; the arrays may be donated as soon as it returns.
+  def save(
+    self,
+    step: int,
+    state: Any,
+    extra: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> bool:
+    """Starts a save; the arrays may be donated as soon as this returns.
 
     Args:
       step: number of updates done.
-      state: pytree of arrays; bfloat16 and typed random keys included.
+      state: pytree of arrays; bfloat16 arrays and typed random keys are allowed.
       extra: JSON values that belong to the state, such as the data position.
-      metrics: {name: float} of the evaluation at this step.
+      metrics: {name: value} of the evaluation at this step.
 
     Returns:
-      False if this step is already saved.
+      False if this step was saved before, else True.
 
     Raises:
       CheckpointError: this or the previous save failed; older checkpoints remain.
@@ -116,16 +136,16 @@ class Manager:
     return True
 
   def wait(self) -> None:
-    """Blocks until the pending save is on disk. Raises CheckpointError if it failed."""
+    """Blocks until the pending save is on disk; raises CheckpointError if it failed."""
     self._run(self._manager.wait_until_finished)
     self._pending = None
 
   def close(self) -> None:
-    """Waits, then releases threads. Raises CheckpointError if the pending save failed."""
+    """Waits, then releases threads; raises CheckpointError if the pending save failed."""
     self._run(self._manager.close)
 
-  def _run(self, function, *args, **kwargs):
-    """Calls Orbax; a failure becomes one sentence."""
+  def _run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    """Calls Orbax; raises CheckpointError with a sentence if it fails."""
     try:
       return function(*args, **kwargs)
     except Exception as error:
@@ -133,37 +153,37 @@ class Manager:
       self._manager.reload()  # Orbax forgets older steps when a save starts, not when it succeeds.
       last = self._manager.latest_step()
       rest = "no complete checkpoint exists" if last is None else f"checkpoint {last} is complete"
-      what = "The checkpoint" if step is None else f"Checkpoint {step}"
+      subject = "The checkpoint" if step is None else f"Checkpoint {step}"
       raise CheckpointError(
-        f"{what} could not be written to {self._directory} ({reason(error)}); {rest}. "
+        f"{subject} could not be written to {self._directory} ({reason(error)}); {rest}. "
         "Make room or choose another workdir, then run the same command again to resume."
       ) from error
 
-  def restore(self, abstract_state, step: int | None = None) -> tuple[Any, dict]:
-    """Reads a checkpoint onto the devices that the abstract state names.
+  def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint onto the devices of the abstract state.
 
     Args:
-      abstract_state: pytree of jax.ShapeDtypeStruct with shardings, of this run's mesh; values are
-        cast to its dtypes.
-      step: which checkpoint; None for the newest that can be read. Newer ones that cannot are
-        reported and set aside as `unreadable-<step>`.
+      abstract_state: pytree of jax.ShapeDtypeStruct with shardings over this run's mesh; values
+        are cast to its dtypes.
+      step: step of the checkpoint; None for the newest that can be read. Newer ones that cannot be
+        read are reported and renamed to `unreadable-<step>`.
 
     Returns:
-      (state, the `extra` dictionary it was saved with).
+      The state, and the `extra` dictionary that it was saved with.
 
     Raises:
-      FileNotFoundError: no such checkpoint.
+      FileNotFoundError: there is no such checkpoint.
       ValueError: the checkpoint belongs to another model or optimizer.
       CheckpointError: none can be read.
     """
     self.wait()
     steps = sorted((s for s in self._manager.all_steps() if step in (None, s)), reverse=True)
     if not steps:
-      which = "checkpoint" if step is None else f"checkpoint {step}"
-      raise FileNotFoundError(f"No {which} in {self._directory}.")
+      missing = "checkpoint" if step is None else f"checkpoint {step}"
+      raise FileNotFoundError(f"No {missing} in {self._directory}.")
     arrays = ocp.args.StandardRestore(abstract_state)
     items = ocp.args.Composite(state=arrays, data=ocp.args.JsonRestore())
-    failures = {}
+    failures: dict[int, Exception] = {}
     for s in steps:
       path = self._directory / str(s)
       try:
@@ -178,17 +198,19 @@ class Manager:
         failures[s] = error
         continue
       self._set_aside(failures, used=s)
-      return restored.state, restored.data
+      return restored["state"], restored["data"]
     newest, error = next(iter(failures.items()))
-    what = f"None of {len(failures)} checkpoints in {self._directory} can be read"
-    raise CheckpointError(f"{what}; {newest}, the newest: {reason(error)}.") from error
+    raise CheckpointError(
+      f"None of {len(failures)} checkpoints in {self._directory} can be read; {newest}, the "
+      f"newest: {reason(error)}."
+    ) from error
 
-  def _set_aside(self, failures: dict, used: int) -> None:
+  def _set_aside(self, failures: Mapping[int, Exception], used: int) -> None:
     """Renames unreadable checkpoints, so that their steps can be saved again."""
     for step, error in failures.items():
       aside = self._directory / f"unreadable-{step}"
-      words = "Checkpoint %d cannot be read (%s); using %d instead and moving it to %s."
-      _log.warning(words, step, reason(error), used, aside)
+      message = "Checkpoint %d cannot be read (%s); using %d instead and moving it to %s."
+      _log.warning(message, step, reason(error), used, aside)
       if jax.process_index() == 0:
         if aside.exists():
           aside.rmtree()
@@ -198,8 +220,12 @@ class Manager:
       self._manager.reload()
 
   def reached_preemption(self, step: int) -> bool:
-    """True at the same step in every process once one got SIGTERM; a collective, every step.
+    """Returns True at the same step in every process once one of them has received SIGTERM.
 
-    Always False in a single process: see `interrupt.Interrupt`.
+    A collective, to be called at every step. Always False in a single process, see
+    `runtime.signals.Interrupt`.
+
+    Args:
+      step: number of updates done.
     """
     return self._manager.reached_preemption(step)

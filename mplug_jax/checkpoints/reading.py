@@ -2,6 +2,8 @@
 
 import functools
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,18 +15,19 @@ from mplug_jax.checkpoints import orbax_logging
 from mplug_jax.checkpoints.errors import CheckpointError, reason
 from mplug_jax.checkpoints.manager import DIRECTORY
 from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, tree_shapes
+from mplug_jax.parallel.rules import path_name
 from mplug_jax.tensor_files import open, tensor_file
 
-# ---- parameters alone
+_Path = str | os.PathLike[str]
 
 
-def _state_dir(path, step: int | None) -> epath.Path:
-  """Where the arrays of a run directory, checkpoint directory or bare Orbax directory are."""
+def _state_dir(path: _Path, step: int | None) -> epath.Path:
+  """Returns the folder of arrays in a run, checkpoint or bare Orbax directory."""
   path = epath.Path(path).absolute()
   if not path.exists():
     raise FileNotFoundError(f"No such checkpoint or run directory: {path}.")
   for parent in (p for p in (path / DIRECTORY, path) if p.exists()):
-    steps = sorted(found.step for found in ocp.path.step.standard_name_format().find_all(parent))
+    steps = sorted(saved.step for saved in ocp.path.step.standard_name_format().find_all(parent))
     if steps and step not in (None, *steps):
       raise FileNotFoundError(f"No checkpoint {step} in {parent}; there are {steps}.")
     if steps:
@@ -35,22 +38,33 @@ def _state_dir(path, step: int | None) -> epath.Path:
   raise FileNotFoundError(f"{path} is neither a run directory with checkpoints nor a checkpoint.")
 
 
-def open_file(path) -> tensor_file.TensorFile:
-  """A converted checkpoint in one file. Raises ValueError for any other file."""
+def open_file(path: _Path) -> tensor_file.TensorFile:
+  """Opens a converted checkpoint in one file.
+
+  Args:
+    path: safetensors file of tools.convert_checkpoint.
+
+  Raises:
+    ValueError: the file is something else.
+  """
   file = open.open_tensors(path)
   if "geometry" not in file.metadata:
     file.close()
     raise ValueError(
-      f"{path} holds PyTorch weights; make a checkpoint of it with tools.convert_checkpoint and "
-      f"name that."
+      f"{path} holds PyTorch weights; convert it with tools.convert_checkpoint and pass the result."
     )
   return file
 
 
-def array_shapes(path, step: int | None = None) -> dict[str, tuple[int, ...]]:
-  """{"params/text_encoder/...": shape} of all that a checkpoint holds.
+def array_shapes(path: _Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
+  """Returns {"params/text_encoder/...": shape} of all arrays of a checkpoint.
 
-  Arguments and errors: see `load_params`.
+  Args:
+    path: see `load_params`.
+    step: step of a checkpoint of a run directory; None for the newest.
+
+  Raises:
+    FileNotFoundError, ValueError, CheckpointError: see `load_params`.
   """
   if os.path.isfile(path):
     with open_file(path) as file:
@@ -63,7 +77,9 @@ def array_shapes(path, step: int | None = None) -> dict[str, tuple[int, ...]]:
     raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
 
 
-def load_params(path, abstract_params, which: str = "params", step: int | None = None):
+def load_params(
+  path: _Path, abstract_params: Any, which: str = "params", step: int | None = None
+) -> Any:
   """Reads the parameters of a checkpoint and nothing else.
 
   Args:
@@ -71,15 +87,15 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
       by Orbax from {which: parameters}, or a safetensors file of tools.convert_checkpoint.
     abstract_params: pytree of jax.ShapeDtypeStruct with shardings; values are cast to its dtypes.
     which: "params" or "ema_params".
-    step: which checkpoint of a run directory; None for the newest.
+    step: step of a checkpoint of a run directory; None for the newest.
 
   Returns:
-    The parameters, placed as `abstract_params` says.
+    The parameters with the dtypes and shardings of `abstract_params`.
 
   Raises:
-    FileNotFoundError: no checkpoint there.
-    ValueError: leaves missing, unexpected or of another shape, counted by group; a file that is no
-      such checkpoint.
+    FileNotFoundError: there is no checkpoint.
+    ValueError: leaves are missing, unexpected or of another shape (counted by group), or the file
+      is no converted checkpoint.
     CheckpointError: the checkpoint cannot be read.
   """
   if os.path.isfile(path):
@@ -99,37 +115,50 @@ def load_params(path, abstract_params, which: str = "params", step: int | None =
     raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
 
 
-def _check_params(target, shapes, where) -> None:
-  """Raises Mismatch unless the one tree of `target`, {which: parameters}, is among `shapes` of all leaves."""
+def _check_params(
+  target: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], title: _Path
+) -> None:
+  """Raises Mismatch unless `shapes` of all leaves contains those of {which: parameters}."""
   (which,) = target
   saved = {name: shape for name, shape in shapes.items() if name.startswith(which + "/")}
   if not saved:
-    raise Mismatch(f"{where} holds no {which}.")
-  check_shapes(tree_shapes(target), saved, where)
+    raise Mismatch(f"{title} holds no {which}.")
+  check_shapes(tree_shapes(target), saved, title)
 
 
-def _load_params_of_file(path, abstract_params, which):
+def _load_params_of_file(path: _Path, abstract_params: Any, which: str) -> Any:
+  """Reads the parameters of a converted checkpoint in one file, see `load_params`."""
   with open_file(path) as file:
     _check_params({which: abstract_params}, {name: file.shape(name) for name in file}, path)
-    return jax.tree_util.tree_map_with_path(
-      lambda keys, like: placed(
-        file[f"{which}/{jax.tree_util.keystr(keys, simple=True, separator='/')}"], like
-      ),
-      abstract_params,
+    return jax.tree.map_with_path(
+      lambda keys, like: placed(file[f"{which}/{path_name(keys)}"], like), abstract_params
     )
 
 
-def placed(array: np.ndarray, like) -> jax.Array:
-  """The whole array, which every process holds, with the dtype and sharding of `like`."""
+def placed(array: np.ndarray, like: Any) -> jax.Array:
+  """Returns a global array.
+
+  Args:
+    array: the whole array, which every process has.
+    like: array or ShapeDtypeStruct with the dtype and sharding of the result.
+  """
   array = np.asarray(array, like.dtype)
   return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
-def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarray]:
-  """Reads one tree of a checkpoint, whatever model it is of: {"text_encoder/layers/...": array}, {} if there is none.
+def load_arrays(path: _Path, which: str, step: int | None = None) -> dict[str, np.ndarray]:
+  """Reads one tree of a checkpoint of any model.
 
-  Args: `which` is "params", "ema_params", "extra", or a part such as "params/text_encoder"; others
-    and errors: see `load_params`.
+  Args:
+    path: see `load_params`.
+    which: "params", "ema_params", "extra", or a part such as "params/text_encoder".
+    step: step of a checkpoint of a run directory; None for the newest.
+
+  Returns:
+    {"text_encoder/layers/...": array}; {} if the checkpoint has no such tree.
+
+  Raises:
+    FileNotFoundError, ValueError, CheckpointError: see `load_params`.
   """
   if os.path.isfile(path):
     with open_file(path) as file:
@@ -137,7 +166,8 @@ def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarr
         name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")
       }
   orbax_logging.quiet()
-  state_dir, parts = _state_dir(path, step), which.split("/")
+  state_dir = _state_dir(path, step)
+  parts = which.split("/")
   try:
     tree = functools.reduce(
       lambda tree, part: tree.get(part) or {},
@@ -149,16 +179,22 @@ def load_arrays(path, which: str, step: int | None = None) -> dict[str, np.ndarr
     restore_args = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)
     items = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      found = checkpointer.restore(state_dir, args=items) if tree else {}
+      restored = checkpointer.restore(state_dir, args=items) if tree else {}
   except Exception as error:
     raise CheckpointError(f"{state_dir} cannot be read ({reason(error)}).") from error
-  return {
-    name.removeprefix(which + "/"): x
-    for name, x in traverse_util.flatten_dict(found, sep="/").items()
-  }
+  arrays: dict[str, Any] = traverse_util.flatten_dict(restored, sep="/")
+  return {name.removeprefix(which + "/"): array for name, array in arrays.items()}
 
 
-def load_extra(path, step: int | None = None) -> dict:
-  """The `extra` that a checkpoint was saved with. Arguments and errors: see `load_params`."""
+def load_extra(path: _Path, step: int | None = None) -> dict[str, Any]:
+  """Returns the `extra` dictionary that a checkpoint was saved with.
+
+  Args:
+    path: see `load_params`; not a single file.
+    step: step of a checkpoint of a run directory; None for the newest.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+  """
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
     return checkpointer.restore(_state_dir(path, step).parent / "data")

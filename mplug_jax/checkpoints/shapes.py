@@ -1,42 +1,72 @@
 """Shapes of saved and wanted arrays, and their comparison."""
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
 from mplug_jax.checkpoints.names import grouped
+from mplug_jax.parallel.rules import path_name
 
 
 class Mismatch(ValueError):
-  """The checkpoint is whole, but of another model or optimizer."""
+  """The checkpoint is complete, but of another model or optimizer."""
 
 
-def tree_shapes(tree) -> dict[str, tuple[int, ...]]:
-  """{"params/temp/value": shape as stored}; a typed random key is stored as its integers."""
+def tree_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns {"params/temp/value": shape as stored}; a random key is stored as its integers.
+
+  Args:
+    tree: pytree of arrays or of objects with `shape` and `dtype`.
+  """
   shapes = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
       leaf = jax.eval_shape(jax.random.key_data, leaf)
-    shapes[jax.tree_util.keystr(path, simple=True, separator="/")] = tuple(leaf.shape)
+    shapes[path_name(path)] = tuple(leaf.shape)
   return shapes
 
 
 def saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:
+  """Returns {"params/temp/value": shape} of the arrays that Orbax saved in a folder.
+
+  Args:
+    state_dir: item `state` of a checkpoint.
+  """
   return tree_shapes(ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
 
 
-def check_shapes(wanted: dict, saved: dict, where) -> None:
-  """Raises Mismatch unless both hold the same leaves with the same shapes."""
-  found = []
+def check_shapes(
+  wanted: Mapping[str, tuple[int, ...]],
+  saved: Mapping[str, tuple[int, ...]],
+  title: str | os.PathLike[str],
+) -> None:
+  """Checks that a checkpoint has the wanted leaves with the wanted shapes, and no others.
+
+  Args:
+    wanted: {leaf: shape} of the configuration.
+    saved: {leaf: shape} of the checkpoint.
+    title: subject of the message, such as the checkpoint's path.
+
+  Raises:
+    Mismatch: they differ; counted by group.
+  """
+  differences = []
   if missing := wanted.keys() - saved.keys():
-    found.append(f"{len(missing)} missing in the checkpoint: {grouped(missing)}")
+    differences.append(f"{len(missing)} missing in the checkpoint: {grouped(missing)}")
   if unexpected := saved.keys() - wanted.keys():
-    found.append(f"{len(unexpected)} in the checkpoint alone: {grouped(unexpected)}")
-  if other := [
-    path for path in sorted(wanted.keys() & saved.keys()) if saved[path] != wanted[path]
-  ]:
+    differences.append(f"{len(unexpected)} in the checkpoint alone: {grouped(unexpected)}")
+  common = sorted(wanted.keys() & saved.keys())
+  if other := [path for path in common if saved[path] != wanted[path]]:
     shapes = [f"{p} {saved[p]} in the checkpoint, {wanted[p]} wanted" for p in other[:5]]
-    found.append(f"{len(other)} of another shape: {', '.join(shapes)}")
-  if found:
-    what = f"{where} does not fit this configuration (model, optimizer or EMA differ)"
-    raise Mismatch(f"{what}. {'; '.join(found)}.")
+    differences.append(f"{len(other)} of another shape: {', '.join(shapes)}")
+  if differences:
+    raise Mismatch(
+      f"{title} does not fit this configuration (model, optimizer or EMA differ). "
+      f"{'; '.join(differences)}."
+    )

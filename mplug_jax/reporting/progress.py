@@ -40,7 +40,8 @@ class Progress:
     self._interval = self._REDRAW if self._is_terminal else log_seconds
     self._window: collections.deque[tuple[float, int]] = collections.deque()
     self._printed_at = -math.inf
-    self._speed = self._loss = self.mfu = None
+    self._speed = self._loss = None
+    self.mfu: float | None = None
     self._line_open = False
 
   def update(self, step: int, loss: float | None = None) -> None:

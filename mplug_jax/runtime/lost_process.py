@@ -6,6 +6,7 @@ nothing but wait says it then.
 """
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -27,25 +28,30 @@ sys.stderr.write(sys.argv[2] + "\\n")
 """
 
 
-def prepare(sentence):
-  """From now on `sentence` goes to stderr if this process ends in any way that skips Python's exit handlers."""
+def prepare(sentence: str) -> None:
+  """Prints a sentence on stderr when this process ends without running Python's exit handlers.
+
+  Args:
+    sentence: text to print.
+  """
   child = subprocess.Popen(
     [sys.executable, "-S", "-c", _CHILD, str(os.getpid()), sentence], stdin=subprocess.PIPE
   )
 
   def farewell():
-    try:
+    with contextlib.suppress(OSError):  # The child may have ended already.
       child.communicate(b"orderly")
-    except OSError:
-      pass  # it is gone already
 
   atexit.register(farewell)
 
 
-def leave_if_another_is_lost(error):
-  """Ends this process at once, with status 1, if there are several and `error` comes from what they do together.
+def leave_if_another_is_lost(error: BaseException | None) -> None:
+  """Ends this process with status 1 if it is one of several and a collective operation failed.
 
-  Mostly another process is gone then. An orderly exit would wait a minute for it, and abort.
+  Usually another process is gone then. An orderly exit would wait a minute for it, and abort.
+
+  Args:
+    error: exception that reached the top of the program.
   """
   cause = None
   while error is not None:

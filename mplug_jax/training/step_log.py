@@ -17,9 +17,7 @@ from mplug_jax.training.build import Build
 
 
 class MetricLog:
-  """Collects the metrics of steps on the devices.
-
-  Writes and prints them every config.log_every steps.
+  """Collects metrics of steps on the devices; writes and prints them every config.log_every steps.
 
   Attributes:
     timer: times of the loop's parts.
@@ -121,8 +119,8 @@ class MetricLog:
     if (step + 1) % self._config.log_every == 0 or step + 1 == self._total_steps:
       self._write(step)
 
-  def _write(self, step):
-    """Writes the means since the last time, learning rates and speed."""
+  def _write(self, step: int) -> None:
+    """Writes the means since the last call, learning rates and speed."""
     means = timing.reduce_metrics(jax.device_get(self._pending))
     self._pending = []
     rates = {f"lr_{name}": float(schedule(step)) for name, schedule in self._schedules.items()}

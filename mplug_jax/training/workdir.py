@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from clu import parameter_overview
@@ -10,19 +12,30 @@ from jax.experimental import multihost_utils
 
 from mplug_jax import config as config_lib
 from mplug_jax import data
+from mplug_jax.config import Config
 from mplug_jax.data.text import sentencepiece, tokenizer_base, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.runtime import atomic_files
 
 
-def prepare_tokenizer(config, workdir, source):
-  """The run's tokenizer: the one in its folder, else a given vocabulary, else that of the first run in config.init.paths that has one, for
-  its token embeddings are of no use with another, else one fitted to the training texts by process
-  0.
+def prepare_tokenizer(
+  config: Config, workdir: str, source: Sequence[Any] | None
+) -> tokenizer_base.Tokenizer:
+  """Returns the tokenizer of the run; process 0 writes it to the run folder if it is not there.
+
+  The first of these that exists is used: the tokenizer in the run folder; the vocabulary in
+  config.tokenizer.path; the tokenizer of the first run in config.init.paths that has one, because
+  its token embeddings fit no other; a SentencePiece model fitted to the training texts.
+
+  Args:
+    config: config of the run.
+    workdir: run folder.
+    source: training records, whose texts a SentencePiece model is fitted to; None if none can be
+      needed.
 
   Raises:
-    ValueError: no vocabulary for "wordpiece", an unknown kind, or another tokenizer than that of a
-      run in config.init.paths.
+    ValueError: "wordpiece" has no vocabulary, the kind is unknown, or the tokenizer differs from
+      that of a run in config.init.paths.
   """
   folder = os.path.join(workdir, "tokenizer")
   starts = [
@@ -64,13 +77,17 @@ def prepare_tokenizer(config, workdir, source):
   return tokenizer
 
 
-def open_workdir(config, workdir, resuming):
-  """Writes config.json.
+def open_workdir(config: Config, workdir: str, resuming: bool) -> None:
+  """Writes config.json, after comparing it with that of the run to resume.
 
-  Compares it with the one of the run to resume, or clears what a start without a checkpoint left.
+  Args:
+    config: config of the run.
+    workdir: run folder.
+    resuming: whether the folder holds a checkpoint; without one, a tokenizer that an earlier start
+      left is removed.
 
   Raises:
-    ValueError: the config differs from the run's in what cannot change.
+    ValueError: the config differs from the run's in a setting that cannot change.
   """
   path = os.path.join(workdir, "config.json")
   text = config_lib.to_json(config)
@@ -92,8 +109,13 @@ def open_workdir(config, workdir, resuming):
     atomic_files.write_atomic(path, text.encode())
 
 
-def finished_result(workdir, total_steps):
-  """The result of a finished run in this folder, or None."""
+def finished_result(workdir: str, total_steps: int) -> dict[str, Any] | None:
+  """Returns the contents of result.json if the run in the folder is finished, else None.
+
+  Args:
+    workdir: run folder.
+    total_steps: steps of the whole run.
+  """
   path = os.path.join(workdir, "result.json")
   if not os.path.exists(path):
     return None
@@ -102,8 +124,13 @@ def finished_result(workdir, total_steps):
   return result if result["step"] >= total_steps else None
 
 
-def report_parameters(workdir, params):
-  """Prints the model's size by part; leaves the full table in parameters.txt."""
+def report_parameters(workdir: str, params: Any) -> None:
+  """Prints the number of parameters of each part and writes the full table to parameters.txt.
+
+  Args:
+    workdir: run folder.
+    params: parameters of the model.
+  """
   counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
   with open(os.path.join(workdir, "parameters.txt"), "w") as file:
     file.write(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
