@@ -10,19 +10,30 @@ Every function takes
     parents[:, k];
   prompt i32[B, P], right-padded, and prompt_length i32[B] with 1 <= prompt_length <= P.
 One `lax.while_loop` walks over the positions. The token of an item is forced inside its prompt and
-generated after it, so all counts (min_length, max_length, length penalty, random keys) start at the
-item's own prompt end and no result depends on the other items or on the padding. The loop ends as
-soon as every item has ended. All options are static: jit a call with them closed over.
+generated after it. All counts (min_length, max_length, length penalty, random keys) start at the
+end of the item's prompt, so no result depends on the other items or on the padding. The loop ends
+as soon as every item has ended. All options are static: jit a call with them closed over.
 
 Options with one meaning everywhere:
-  max_length: most tokens generated per sequence, the final eos included.
+  max_length: maximum number of tokens generated per sequence, the final eos included.
   min_length: eos is forbidden while fewer than this many tokens have been generated.
   no_repeat_ngram: n > 0 forbids a token that completes an n-gram already in the sequence, prompt
     included.
   allowed: bool[V], the only tokens that may be generated (without eos among them, sequences run to
     max_length).
-Forbidden tokens lose all their probability; that of the others is not scaled up in any score.
-When nothing is permitted, the sequence ends with eos.
+Forbidden tokens lose all their probability; the probability of the others is not scaled up in any
+score. When nothing is permitted, the sequence ends with eos.
+
+The score of a sequence is its sum of log-probabilities / ((5 + generated tokens) / 6) **
+length_penalty (Wu et al. 2016, equation 14). Modes of beam search:
+  "standard": of the best 2K continuations, those that end with eos go to a store of the K best
+    hypotheses, and the best K others stay live. An item ends when no live beam can still beat the
+    n_best-th stored hypothesis (so a small n_best ends sooner), or at max_length. Unfinished beams
+    fill the places that finished hypotheses left empty, after all finished ones.
+  "reference": docs/official.md item 30. A beam that ends with eos is stored but stays in the beam
+    and is extended past its eos. An item ends when its best beam ends with eos, or at max_length;
+    then all its K beams are stored, finished or not.
+With one beam both modes are greedy search, which ends at the first eos.
 """
 
 import functools
@@ -46,6 +57,19 @@ from mplug_jax.decoding.tokens import (
   take_beams,
   token_buffer,
 )
+
+
+class _Search(NamedTuple):
+  """Constants of one search, see the module."""
+
+  step_fn: StepFn
+  reorder_fn: Callable[[Any, Int[Array, "batch rows"]], Any] | None
+  prompt_length: jax.Array  # i32[B]
+  penalties: jax.Array  # f32[max_length], divisors of the scores of 1, 2, ... generated tokens
+  n_best: int
+  eos_id: int
+  is_reference: bool
+  constraints: dict[str, Any]  # options of forbid_tokens
 
 
 class _BeamState(NamedTuple):
@@ -75,35 +99,24 @@ def beam_search(
   no_repeat_ngram: int = 0,
   allowed: Bool[Array, "..."] | None = None,
 ) -> Generation:
-  """Returns the sequences with the highest length-normalized log-probability, by beam search.
-
-  score = sum of log-probabilities / ((5 + generated tokens) / 6) ** length_penalty (Wu et al. 2016,
-  equation 14).
-  mode "standard": of the best 2K continuations, those that end with eos go to a store of the K best
-    hypotheses, the best K others live on. An item ends when no live beam can still beat the
-    n_best-th stored hypothesis (so a small n_best ends sooner), or at max_length. Unfinished beams
-    fill places that finished hypotheses left empty, after all finished ones.
-  mode "reference": docs/official.md item 30. A beam that ends with eos is stored but stays in the
-    beam and is extended past its eos. An item ends when its best beam ends with eos, or at
-    max_length; then all its K beams are stored, finished or not.
-  With one beam both modes are greedy search, which ends at the first eos.
+  """Returns the sequences with the highest length-normalized log-probability.
 
   Args:
-    step_fn: see the module.
-    reorder_fn: see the module; None only with one beam.
+    step_fn: see the module, as all options that are not listed here.
+    reorder_fn: None only with one beam.
     cache: state of `step_fn`.
     prompt: right-padded.
     prompt_length: number of tokens of each prompt, at least 1.
     beams: number of beams K.
-    max_length: see the module.
-    min_length: see the module.
+    max_length: maximum number of generated tokens.
+    min_length: minimum number of generated tokens before eos.
     eos_id: id of eos.
     pad_id: id of padding.
     length_penalty: exponent of the length; 0: none.
     mode: "standard" or "reference".
     n_best: sequences returned per item; None: all beams.
-    no_repeat_ngram: see the module.
-    allowed: see the module; None: all tokens.
+    no_repeat_ngram: length of n-grams that do not repeat; 0: no limit.
+    allowed: the only tokens that may be generated; None: all tokens.
 
   Returns:
     Generation with K = n_best, best first.
@@ -113,57 +126,15 @@ def beam_search(
   """
   n_best = beams if n_best is None else n_best
   check_options(prompt, prompt_length, max_length, min_length, no_repeat_ngram)
-  if beams < 1 or not 1 <= n_best <= beams:
-    raise ValueError(f"beam search needs 1 <= n_best <= beams, got n_best={n_best}, beams={beams}")
-  if mode not in ("standard", "reference"):
-    raise ValueError(f"unknown beam search mode {mode!r}; use 'standard' or 'reference'")
+  _check_beams(beams, n_best, mode)
   reference = mode == "reference" or beams == 1
-  advance = _advance_reference if reference else functools.partial(_advance_standard, n_best=n_best)
-  # Rounded once from float64: float32 powers differ between platforms.
-  penalties = jnp.asarray(((6 + np.arange(max_length)) / 6) ** length_penalty, jnp.float32)
+  constraints = dict(min_length=min_length, no_repeat_ngram=no_repeat_ngram, allowed=allowed)
+  penalties = _length_penalties(max_length, length_penalty)
+  search = _Search(
+    step_fn, reorder_fn, prompt_length, penalties, n_best, eos_id, reference, constraints
+  )
   tokens = token_buffer(prompt, prompt_length, beams, max_length, pad_id)
-  batch, _, width = tokens.shape
-  rows = jnp.arange(beams)[None, :]
-
-  def body(state):
-    # i32[B]: index among the generated tokens of the one to find; negative inside the prompt.
-    generated = state.position + 1 - prompt_length
-    active = (generated >= 0) & ~state.done
-    logits, cache = step_fn(state.cache, column(state.tokens, state.position), state.position)
-    log_prob = forbid_tokens(
-      log_softmax(logits),
-      state.tokens,
-      state.position,
-      generated,
-      min_length=min_length,
-      eos_id=eos_id,
-      no_repeat_ngram=no_repeat_ngram,
-      allowed=allowed,
-      early_eos=LOG_ZERO if reference else -jnp.inf,
-    )
-    total = _end_dead_items(state.log_prob[:, :, None] + log_prob, state.log_prob, eos_id)
-    parents, token, log_prob, stored, ended = advance(
-      state, total, generated, active, penalties=penalties, eos_id=eos_id
-    )
-    parents = jnp.where(active[:, None], parents, rows)
-    if beams > 1:
-      assert reorder_fn is not None
-      cache = reorder_fn(cache, parents)
-    # The buffer already holds the prompt, and padding for items that have ended.
-    token = jnp.where(active[:, None], token, column(state.tokens, state.position + 1))
-    tokens = append_tokens(take_beams(state.tokens, parents), state.position + 1, token)
-    log_prob = jnp.where(active[:, None], log_prob, state.log_prob)
-    done = state.done | (active & ended)
-    return _BeamState(state.position + 1, cache, tokens, log_prob, done, stored)
-
-  # All beams of an item start equal, so only one may be expanded at first.
-  log_prob = jnp.tile(jnp.where(rows == 0, 0.0, -jnp.inf).astype(jnp.float32), (batch, 1))
-  lengths = jnp.tile(prompt_length[:, None], (1, beams))
-  stored = Generation(tokens, lengths, jnp.full_like(log_prob, -jnp.inf))
-  state = _BeamState(jnp.int32(0), cache, tokens, log_prob, jnp.zeros(batch, bool), stored)
-  state = jax.lax.while_loop(lambda s: (s.position < width - 1) & ~jnp.all(s.done), body, state)
-  stored = state.stored if reference else _fill_with_unfinished(state, prompt_length, penalties)
-  return Generation(*(x[:, :n_best] for x in stored))
+  return _run(search, _initial_state(tokens, prompt_length, cache))
 
 
 def greedy(
@@ -207,26 +178,96 @@ def greedy(
   )
 
 
-def _advance_reference(state, total, generated, active, *, penalties, eos_id):
+def _check_beams(beams: int, n_best: int, mode: str) -> None:
+  """Raises ValueError if the number of beams or the mode is out of range."""
+  if beams < 1 or not 1 <= n_best <= beams:
+    raise ValueError(f"beam search needs 1 <= n_best <= beams, got n_best={n_best}, beams={beams}")
+  if mode not in ("standard", "reference"):
+    raise ValueError(f"unknown beam search mode {mode!r}; use 'standard' or 'reference'")
+
+
+def _length_penalties(max_length, power):
+  """Divisors f32[max_length] of the scores of 1, 2, ... generated tokens."""
+  # Rounded once from float64: float32 powers differ between platforms.
+  return jnp.asarray(((6 + np.arange(max_length)) / 6) ** power, jnp.float32)
+
+
+def _initial_state(tokens, prompt_length, cache):
+  """The state at position 0, from the token buffer i32[B, K, T]."""
+  batch, beams, _ = tokens.shape
+  # All beams of an item start equal, so only one may be expanded at first.
+  first = jnp.arange(beams)[None, :] == 0
+  log_prob = jnp.tile(jnp.where(first, 0.0, -jnp.inf).astype(jnp.float32), (batch, 1))
+  lengths = jnp.tile(prompt_length[:, None], (1, beams))
+  stored = Generation(tokens, lengths, jnp.full_like(log_prob, -jnp.inf))
+  return _BeamState(jnp.int32(0), cache, tokens, log_prob, jnp.zeros(batch, bool), stored)
+
+
+def _run(search, state):
+  """Walks over the positions and returns the n_best hypotheses of every item."""
+  last = state.tokens.shape[-1] - 1
+  state = jax.lax.while_loop(
+    lambda s: (s.position < last) & ~jnp.all(s.done), functools.partial(_step, search), state
+  )
+  if search.is_reference:
+    stored = state.stored
+  else:
+    stored = _fill_with_unfinished(state, search.prompt_length, search.penalties)
+  return Generation(*(x[:, : search.n_best] for x in stored))
+
+
+def _step(search, state):
+  """The state one position later."""
+  # i32[B]: index among the generated tokens of the next one; negative inside the prompt.
+  generated = state.position + 1 - search.prompt_length
+  active = (generated >= 0) & ~state.done
+  logits, cache = search.step_fn(state.cache, column(state.tokens, state.position), state.position)
+  log_prob = forbid_tokens(
+    log_softmax(logits),
+    state.tokens,
+    state.position,
+    generated,
+    eos_id=search.eos_id,
+    early_eos=LOG_ZERO if search.is_reference else -jnp.inf,
+    **search.constraints,
+  )
+  total = _end_dead_items(state.log_prob[:, :, None] + log_prob, state.log_prob, search.eos_id)
+  advance = _advance_reference if search.is_reference else _advance_standard
+  parents, token, log_prob, stored, ended = advance(search, state, total, generated, active)
+  beams = state.log_prob.shape[1]
+  parents = jnp.where(active[:, None], parents, jnp.arange(beams)[None, :])
+  if beams > 1:
+    cache = search.reorder_fn(cache, parents)
+  # The buffer already holds the prompt, and padding for items that have ended.
+  token = jnp.where(active[:, None], token, column(state.tokens, state.position + 1))
+  tokens = append_tokens(take_beams(state.tokens, parents), state.position + 1, token)
+  log_prob = jnp.where(active[:, None], log_prob, state.log_prob)
+  done = state.done | (active & ended)
+  return _BeamState(state.position + 1, cache, tokens, log_prob, done, stored)
+
+
+def _advance_reference(search, state, total, generated, active):
   """One official step: (parents, token, log_prob [B, K], stored Generation, ended bool[B])."""
   beams = state.log_prob.shape[1]
+  penalties = search.penalties
   penalty = penalties[jnp.clip(generated, 0, len(penalties) - 1)][:, None]
   # Divided before the ranking and multiplied back, as the original: same rounding, same ties.
   scores, parents, token = _best(total / penalty[:, :, None], beams)
-  finished = token == eos_id
+  finished = token == search.eos_id
   ended = finished[:, 0] | (generated + 1 == len(penalties))
   store = (finished | ended[:, None]) & active[:, None]
   stored = _store(state, parents, token, jnp.where(store, scores, -jnp.inf))
   return parents, token, scores * penalty, stored, ended
 
 
-def _advance_standard(state, total, generated, active, *, penalties, eos_id, n_best):
+def _advance_standard(search, state, total, generated, active):
   """One standard step: (parents, token, log_prob [B, K], stored Generation, ended bool[B])."""
   beams = state.log_prob.shape[1]
+  penalties = search.penalties
   last = len(penalties) - 1
   # Each beam has one eos, so 2K candidates hold at least K others.
   log_prob, parents, token = _best(total, 2 * beams)
-  finished = token == eos_id
+  finished = token == search.eos_id
   penalty = penalties[jnp.clip(generated, 0, last)][:, None]
   store = finished & active[:, None]
   stored = _store(state, parents, token, jnp.where(store, log_prob / penalty, -jnp.inf))
@@ -235,18 +276,18 @@ def _advance_standard(state, total, generated, active, *, penalties, eos_id, n_b
   parents, token = (jnp.take_along_axis(x, kept, axis=1) for x in (parents, token))
   # Log-probabilities only fall, so this bounds every score the best live beam can still reach.
   largest = jnp.maximum(penalties[jnp.clip(generated + 1, 0, last)], penalties[last])
-  hopeless = log_prob[:, 0] / largest <= stored.scores[:, n_best - 1]
+  hopeless = log_prob[:, 0] / largest <= stored.scores[:, search.n_best - 1]
   return parents, token, log_prob, stored, hopeless | (generated == last)
 
 
 def _fill_with_unfinished(state, prompt_length, penalties):
   """Puts live beams, best first, behind the stored hypotheses where fewer than K are stored."""
   beams = state.log_prob.shape[1]
-  found = jnp.sum(state.stored.scores > -jnp.inf, axis=1, keepdims=True)
-  rank = jnp.maximum(jnp.arange(beams)[None, :] - found, 0)
+  finished = jnp.sum(state.stored.scores > -jnp.inf, axis=1, keepdims=True)
+  rank = jnp.maximum(jnp.arange(beams)[None, :] - finished, 0)
   scores = jnp.take_along_axis(state.log_prob, rank, axis=1) / penalties[-1]
   lengths = jnp.broadcast_to(prompt_length[:, None] + len(penalties), rank.shape)
-  fill = (jnp.arange(beams)[None, :] >= found) & (scores > -jnp.inf)
+  fill = (jnp.arange(beams)[None, :] >= finished) & (scores > -jnp.inf)
   return Generation(
     jnp.where(fill[:, :, None], take_beams(state.tokens, rank), state.stored.tokens),
     jnp.where(fill, lengths, state.stored.lengths),

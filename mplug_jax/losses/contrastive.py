@@ -150,20 +150,7 @@ def image_text_losses(
   if match not in ("image", "row"):
     raise ValueError(f"config.task.match={match!r} is not one of image, row.")
   queues = queues or init_queues(image.shape[1], 0)
-  rows, size = len(ids), queues["idx_queue"].shape[1]
-  candidates = jnp.concatenate([valid, jnp.ones((size,), bool)])
-  column_ids = jnp.concatenate([ids, queues["idx_queue"][0]])
-
-  def columns(start, count):
-    """(bool[B, count] which of these columns match, bool[B, count] which are candidates)."""
-    own = jnp.arange(rows)[:, None] == start + jnp.arange(count)
-    counts = jax.lax.dynamic_slice_in_dim(candidates, start, count)
-    if match == "row":
-      return own, counts | own
-    return own | (
-      ids[:, None] == jax.lax.dynamic_slice_in_dim(column_ids, start, count)
-    ) & counts, counts | own
-
+  columns = _candidate_columns(ids, valid, queues["idx_queue"][0], match)
   if chunk:
     direction = functools.partial(_chunked_direction, columns, temperature, alpha, chunk)
   else:
@@ -171,6 +158,34 @@ def image_text_losses(
   i2t, best_text = direction(image, teacher_image, teacher_text, queues["text_queue"])
   t2i, best_image = direction(text, teacher_text, teacher_image, queues["image_queue"])
   return i2t, t2i, {"i2t": best_text, "t2i": best_image}
+
+
+def _candidate_columns(ids, valid, queue_ids, match):
+  """Matches and candidates among the columns: the rows of the batch, then the queue.
+
+  Args:
+    ids: i32[B].
+    valid: bool[B].
+    queue_ids: i32[Q].
+    match: see `image_text_losses`.
+
+  Returns:
+    Function (start, count) -> (bool[B, count] columns from `start` on that match each row,
+    bool[B, count] those that are candidates). A row always matches itself.
+  """
+  candidates = jnp.concatenate([valid, jnp.ones(queue_ids.shape, bool)])
+  column_ids = jnp.concatenate([ids, queue_ids])
+
+  def columns(start, count):
+    same_row = jnp.arange(len(ids))[:, None] == start + jnp.arange(count)
+    is_candidate = jax.lax.dynamic_slice_in_dim(candidates, start, count)
+    counted = is_candidate | same_row
+    if match == "row":
+      return same_row, counted
+    same_image = ids[:, None] == jax.lax.dynamic_slice_in_dim(column_ids, start, count)
+    return same_row | (same_image & is_candidate), counted
+
+  return columns
 
 
 def _direction(columns, temperature, alpha, features, teacher, others, queue):

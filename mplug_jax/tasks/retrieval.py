@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from mplug_jax.losses import contrastive, hard_negatives
 from mplug_jax.models.mplug import MPlug
@@ -185,9 +185,7 @@ class RetrievalTask(two_pass.ComparingTask):
     """
     options = self.config.task
     valid, _ = self._rows(batch)
-    ids = self._ids(batch)
     temperature = params["temp"]["value"]
-    alpha = self.ramped(options.alpha, state.step)
     image = features["image"]
     text = features["text"]
     teacher_image = features.get("teacher_image", image)
@@ -201,27 +199,15 @@ class RetrievalTask(two_pass.ComparingTask):
       valid,
       state.extra,
       temperature,
-      alpha,
+      self.ramped(options.alpha, state.step),
       options.match,
       options.contrast_chunk,
     )
-
-    hardness = self.ramped(1.0, state.step, options.negatives.ramp_steps)
-
-    def other(features, others, key):
-      noise = (
-        None
-        if options.negatives.greedy
-        else hard_negatives.gumbel_noise(key, len(ids), self._group)
-      )
-      return hard_negatives.draw(
-        features, others, ids, valid, temperature / hardness, self._group, noise
-      )
-
+    scale = temperature / self.ramped(1.0, state.step, options.negatives.ramp_steps)
     image_rng, text_rng = jax.random.split(rng)
     drawn = {
-      "image": other(text, teacher_image, image_rng),
-      "text": other(image, teacher_text, text_rng),
+      "image": self._draw_negatives(text, teacher_image, batch, scale, image_rng),
+      "text": self._draw_negatives(image, teacher_text, batch, scale, text_rng),
     }
     metrics = {
       "itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
@@ -229,12 +215,26 @@ class RetrievalTask(two_pass.ComparingTask):
       "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
     }
     terms = {"itc": jnp.where(valid, (i2t + t2i) / 2, 0.0).sum()}
-    extra = (
-      contrastive.enqueue(state.extra, teacher_image, teacher_text, batch["id"], valid)
-      if self.has_teacher
-      else state.extra
-    )
+    extra = state.extra
+    if self.has_teacher:
+      extra = contrastive.enqueue(extra, teacher_image, teacher_text, batch["id"], valid)
     return terms, metrics, extra, drawn
+
+  def _draw_negatives(
+    self,
+    features: Float[Array, "batch features"],
+    others: Float[Array, "batch features"],
+    batch: Batch,
+    temperature: Any,
+    rng: PRNGKeyArray,
+  ) -> Int32[Array, " batch"]:
+    """Draws a hard negative among `others` for each row, see hard_negatives.draw."""
+    valid, _ = self._rows(batch)
+    ids = self._ids(batch)
+    noise = None
+    if not self.config.task.negatives.greedy:
+      noise = hard_negatives.gumbel_noise(rng, len(ids), self._group)
+    return hard_negatives.draw(features, others, ids, valid, temperature, self._group, noise)
 
   def pairs(self, images: Images, texts: Texts, drawn: dict[str, Any]) -> tuple[Any, ...]:
     """Returns the arguments of `match` after the module.
