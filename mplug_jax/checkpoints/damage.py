@@ -1,10 +1,16 @@
-"""Damage to a checkpoint on disk that Orbax does not survive, or does not see."""
+"""Detects damage to a checkpoint on disk that Orbax does not handle or does not notice."""
 
 import json
 
+from etils import epath
 
-def is_json(path):
-  """Whether the file holds json."""
+
+def is_json(path: epath.Path) -> bool:
+  """Returns whether the file contains JSON.
+
+  Args:
+    path: file.
+  """
   try:
     json.loads(path.read_bytes())
   except ValueError:
@@ -12,9 +18,14 @@ def is_json(path):
   return True
 
 
-def check_metadatas(state):
-  """Raises FileNotFoundError if arrays in the folder `state` lost the files that tell typed random keys from other numbers: Orbax would
-  restore wrong keys without a word.
+def check_metadatas(state: epath.Path) -> None:
+  """Checks that the array metadata exist, without which Orbax silently restores wrong random keys.
+
+  Args:
+    state: item `state` of a checkpoint.
+
+  Raises:
+    FileNotFoundError: metadata of some arrays are missing.
   """
   for arrays in state.glob("ocdbt.process_*"):
     metadata = state / "array_metadatas" / arrays.name.removeprefix("ocdbt.")

@@ -1,18 +1,22 @@
-"""Errors of checkpoints, and one-line reasons of others."""
+"""Errors of checkpoints, and one-line reasons of other errors."""
 
 import errno
 import os
 
 
 class CheckpointError(RuntimeError):
-  """A checkpoint could not be written or read; the message says which, why and what to do."""
+  """A checkpoint could not be written or read; the message says which one, why and what to do."""
 
 
 def reason(error: BaseException) -> str:
-  """The cause of a failed write, in the words of the operating system where they are found."""
+  """Returns the operating system's message if the text contains one, else type and first line.
+
+  Args:
+    error: error of a read or a write.
+  """
   text = str(error)
   for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
-    words = os.strerror(code)
-    if words in text:
-      return words
+    message = os.strerror(code)
+    if message in text:
+      return message
   return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"

@@ -1,21 +1,30 @@
 """Names of parameters: the module a parameter belongs to, and short lists for messages."""
 
 import collections
+from collections.abc import Iterable
 
 
-def module_of(path):
-  """The part of the model that a leaf belongs to; a checkpoint holds all of a part or nothing."""
-  return (
-    "/".join(path.split("/")[:2])
-    if path.startswith("fusion_encoder/mlm_head")
-    else path.split("/")[0]
-  )
+def module_of(path: str) -> str:
+  """Returns the part of the model that a parameter belongs to.
+
+  A checkpoint has all parameters of a part or none.
+
+  Args:
+    path: name such as "text_decoder/layers/output/kernel".
+  """
+  parts = path.split("/")
+  return "/".join(parts[:2]) if path.startswith("fusion_encoder/mlm_head") else parts[0]
 
 
-def grouped(names, separator: str = "/") -> str:
-  """Up to three names.
+def grouped(names: Iterable[str], separator: str = "/") -> str:
+  """Returns up to three names, or counts by their first three components.
 
-  More of them counted by their first three components: "params/text_decoder/layers (26), rng".
+  Args:
+    names: names of parameters.
+    separator: separator of their components.
+
+  Returns:
+    Text such as "params/text_decoder/layers (26), rng".
   """
   names = list(names)
   if len(names) <= 3:

@@ -1,9 +1,13 @@
-"""Starting a run from other weights: converted checkpoints, or runs of the same or another task."""
+"""Starts a run from other weights: converted checkpoints, or runs of the same or another task."""
 
 import collections
+import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import traverse_util
 
 from mplug_jax.checkpoints import reading
@@ -12,167 +16,185 @@ from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
 
 
-def _matches(patterns, name):
+class _Source(NamedTuple):
+  """A checkpoint: its path, and {leaf: array} of its parameters and of their averages."""
+
+  path: str
+  params: dict[str, np.ndarray]
+  averages: dict[str, np.ndarray]
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
   return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _sources(paths):
-  """[(path, {which: {leaf: array}})], parameters and their averages."""
-  trees = [
-    (path, {which: reading.load_arrays(path, which) for which in ("params", "ema_params")})
-    for path in paths
-  ]
-  for path, tree in trees:
-    if not tree["params"]:
+def _flat(tree: Any) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _sources(paths: Iterable[str]) -> list[_Source]:
+  """Reads the checkpoints; raises ValueError if one has no parameters."""
+  sources = []
+  for path in paths:
+    params = reading.load_arrays(path, "params")
+    if not params:
       raise ValueError(f"config.init.paths: {path} holds no parameters.")
-  return trees
+    sources.append(_Source(path, params, reading.load_arrays(path, "ema_params")))
+  return sources
 
 
-def _fitted(name, array, shape, path):
-  """The array in the model's shape; a table of positions is resized."""
+def _fitted(
+  name: str, array: np.ndarray, shape: tuple[int, ...], path: str | os.PathLike[str]
+) -> tuple[np.ndarray, str]:
+  """Returns the array in the model's shape, position tables resized, and its origin as text."""
   if name == POSITIONS and array.shape != shape and array.shape[1:] == shape[1:]:
-    return resize_positions(
-      array, shape[0]
-    ), f"{path}, resized from {len(array)} to {shape[0]} positions"
+    origin = f"{path}, resized from {len(array)} to {shape[0]} positions"
+    return resize_positions(array, shape[0]), origin
   if array.shape != shape:
     raise ValueError(
       f"{name} has shape {array.shape} in {path} and {shape} in the model; "
       "set config.model to the checkpoint's geometry."
     )
-  return array, path
+  return array, str(path)
 
 
-def _find(name, sources, copies):
-  """-> (path, tree, name there) of the first checkpoint with the parameter, else of the first with what it is a copy of, else None."""
+def _find(
+  name: str, sources: Sequence[_Source], copies: Iterable[tuple[str, str]]
+) -> tuple[_Source, str] | None:
+  """Returns the first checkpoint with the parameter, or with one that it copies, and that name."""
   originals = [
     re.sub(pattern, original, name) for pattern, original in copies if re.fullmatch(pattern, name)
   ]
-  return next(
-    ((path, tree, n) for n in (name, *originals) for path, tree in sources if n in tree["params"]),
-    None,
-  )
+  for candidate in (name, *originals):
+    for source in sources:
+      if candidate in source.params:
+        return source, candidate
+  return None
 
 
-def init_from(state, options):
-  """A fresh TrainState with parameters, and averages where it keeps any, from other checkpoints.
-
-  Args:
-    state: TrainState, newly made.
-    options: config.init: paths (results of convert_checkpoint or runs; where two hold a parameter,
-      the first counts), new (regexes of whole parameter names that may keep their random values),
-      unused (of those in a checkpoint that the model may lack), copies ((regex, replacement), ...:
-      a parameter that is nowhere found starts as the one with the replaced name). A parameter of
-      `new` whose shape is another one in a checkpoint keeps its random values too.
-
-  Returns:
-    (state, {parameter: where it came from}).
-
-  Raises:
-    ValueError: parameters that are nowhere found, left over or of another shape; counted and
-      grouped.
-    FileNotFoundError, checkpoint.CheckpointError: a checkpoint that cannot be read.
-  """
-  sources = _sources(options.paths)
-  wanted = traverse_util.flatten_dict(state.params, sep="/")
-  found, averages, report = {}, {}, {}
-  for name, leaf in wanted.items():
-    match = _find(name, sources, options.copies)
-    path, tree, original = match or (None, None, None)
-    if (
-      match is None
-      or name != POSITIONS
-      and tree["params"][original].shape != leaf.shape
-      and _matches(options.new, name)
-    ):
-      report[name] = "new"
-      continue
-    found[name], report[name] = _fitted(name, tree["params"][original], leaf.shape, path)
-    averages[name] = _fitted(
-      name, tree["ema_params"].get(original, tree["params"][original]), leaf.shape, path
-    )[0]
+def _check_complete(
+  options: Any, wanted: Iterable[str], report: Mapping[str, str], sources: Sequence[_Source]
+) -> None:
+  """Raises ValueError for undeclared parameters that are missing or unused."""
   missing = [
-    name for name, where in report.items() if where == "new" and not _matches(options.new, name)
+    name for name, origin in report.items() if origin == "new" and not _matches(options.new, name)
   ]
-  extra = {name for _, tree in sources for name in tree["params"]} - wanted.keys()
+  extra = {name for source in sources for name in source.params} - set(wanted)
   unused = sorted(name for name in extra if not _matches(options.unused, name))
-  problems = [
+  problems = []
+  for names, problem, field in (
     (missing, "parameters are in none of the checkpoints", "new"),
     (unused, "parameters of the checkpoints have no place", "unused"),
-  ]
-  if texts := [
-    f"{len(names)} {what} ({grouped(names)}); allow it with regexes in config.init.{field}"
-    for names, what, field in problems
-    if names
-  ]:
-    raise ValueError(f"config.init.paths: {'; '.join(texts)}.")
-  params = traverse_util.unflatten_dict(
-    {
-      name: reading.placed(found[name], leaf) if name in found else leaf
-      for name, leaf in wanted.items()
-    },
-    sep="/",
-  )
-  state = state.replace(params=params)
-  if jax.tree.leaves(state.ema_params):
-    state = state.replace(
-      ema_params=traverse_util.unflatten_dict(
-        {
-          name: reading.placed(averages[name], leaf) if name in averages else leaf
-          for name, leaf in traverse_util.flatten_dict(state.ema_params, sep="/").items()
-        },
-        sep="/",
+  ):
+    if names:
+      problems.append(
+        f"{len(names)} {problem} ({grouped(names)}); allow it with regexes in config.init.{field}"
       )
-    )
+  if problems:
+    raise ValueError(f"config.init.paths: {'; '.join(problems)}.")
+
+
+def _replaced(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+  """Returns the tree with these leaves replaced, placed as before."""
+  leaves = {
+    name: reading.placed(arrays[name], leaf) if name in arrays else leaf
+    for name, leaf in _flat(tree).items()
+  }
+  return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def init_from(state: Any, options: Any) -> tuple[Any, dict[str, str]]:
+  """Fills a fresh TrainState with parameters of other checkpoints, and averages if it keeps any.
+
+  Args:
+    state: new TrainState.
+    options: config.init: paths (results of convert_checkpoint or runs; the first one with a
+      parameter counts), new (regexes of whole names of parameters that may keep their random
+      values), unused (regexes of checkpoint parameters that the model may lack), copies ((regex,
+      replacement), ...: a parameter that no checkpoint has starts as the one with the replaced
+      name). A parameter of `new` whose shape differs in the checkpoint also keeps its random
+      values.
+
+  Returns:
+    The state, and {parameter: origin}: "new" or the checkpoint's path.
+
+  Raises:
+    ValueError: parameters are missing, left over or of another shape; counted and grouped.
+    FileNotFoundError, CheckpointError: a checkpoint cannot be read.
+  """
+  sources = _sources(options.paths)
+  wanted = _flat(state.params)
+  params: dict[str, np.ndarray] = {}
+  averages: dict[str, np.ndarray] = {}
+  report: dict[str, str] = {}
+  for name, leaf in wanted.items():
+    match = _find(name, sources, options.copies)
+    if match is None:
+      report[name] = "new"
+      continue
+    source, original = match
+    array = source.params[original]
+    if name != POSITIONS and array.shape != leaf.shape and _matches(options.new, name):
+      report[name] = "new"
+      continue
+    params[name], report[name] = _fitted(name, array, leaf.shape, source.path)
+    averages[name], _ = _fitted(name, source.averages.get(original, array), leaf.shape, source.path)
+  _check_complete(options, wanted, report, sources)
+  state = state.replace(params=_replaced(state.params, params))
+  if jax.tree.leaves(state.ema_params):
+    state = state.replace(ema_params=_replaced(state.ema_params, averages))
   return state, report
 
 
-def load_params(path, abstract_params, which="params"):
-  """The parameters that a model needs, from a checkpoint of any task that has them.
+def load_params(path: str | os.PathLike[str], abstract_params: Any, which: str = "params") -> Any:
+  """Loads the parameters of a model from a checkpoint of any task that has them.
 
   Args:
-    path: run folder, or converted checkpoint. abstract_params: pytree of ShapeDtypeStruct with
-      shardings.
+    path: run folder or converted checkpoint.
+    abstract_params: pytree of ShapeDtypeStruct with shardings.
     which: "params" or "ema_params".
 
   Returns:
-    The parameters, placed as `abstract_params` says; positions are resized to the model's.
+    The parameters, placed like `abstract_params`; position tables are resized to the model's.
 
   Raises:
-    ValueError: some are missing or have another shape; counted and grouped.
-    FileNotFoundError, checkpoint.CheckpointError: see checkpoint.load_params.
+    ValueError: parameters are missing or have another shape; counted and grouped.
+    FileNotFoundError, CheckpointError: see reading.load_params.
   """
-  wanted = traverse_util.flatten_dict(abstract_params, sep="/")
-  there = {
+  wanted = _flat(abstract_params)
+  saved = {
     name.removeprefix(f"{which}/"): shape
     for name, shape in reading.array_shapes(path).items()
     if name.startswith(f"{which}/")
   }
-  if not there or there == {name: tuple(leaf.shape) for name, leaf in wanted.items()}:
+  if not saved or saved == {name: tuple(leaf.shape) for name, leaf in wanted.items()}:
     return reading.load_params(path, abstract_params, which)
-  missing = [name for name in wanted if name not in there]
+  missing = [name for name in wanted if name not in saved]
   other = [
-    f"{name} {list(there[name])} instead of {list(leaf.shape)}"
+    f"{name} {list(saved[name])} instead of {list(leaf.shape)}"
     for name, leaf in wanted.items()
-    if name != POSITIONS and there.get(name, leaf.shape) != leaf.shape
+    if name != POSITIONS and saved.get(name, leaf.shape) != leaf.shape
   ]
-  if missing or other:
-    lacks = [f"{len(missing)} parameters are not in it ({grouped(missing)})"] * bool(missing)
-    differ = [f"{len(other)} have another shape ({', '.join(other[:3])})"] * bool(other)
-    raise ValueError(f"{path} does not fit this configuration: {'; '.join(lacks + differ)}.")
+  problems = []
+  if missing:
+    problems.append(f"{len(missing)} parameters are not in it ({grouped(missing)})")
+  if other:
+    problems.append(f"{len(other)} have another shape ({', '.join(other[:3])})")
+  if problems:
+    raise ValueError(f"{path} does not fit this configuration: {'; '.join(problems)}.")
   arrays = reading.load_arrays(path, which)
-  return traverse_util.unflatten_dict(
-    {
-      name: reading.placed(_fitted(name, arrays[name], leaf.shape, path)[0], leaf)
-      for name, leaf in wanted.items()
-    },
-    sep="/",
-  )
+  fitted = {name: _fitted(name, arrays[name], leaf.shape, path)[0] for name, leaf in wanted.items()}
+  return _replaced(abstract_params, fitted)
 
 
-def summary(report):
-  """{parameter: where it came from} -> lines of text, one for each part of the model and source."""
-  counts = collections.Counter((module_of(name), where) for name, where in report.items())
+def summary(report: Mapping[str, str]) -> list[str]:
+  """Returns lines of text, one for each part of the model and origin.
+
+  Args:
+    report: {parameter: origin}, see `init_from`.
+  """
+  counts = collections.Counter((module_of(name), origin) for name, origin in report.items())
   return [
-    f"{module}: {n} parameters {'at random' if where == 'new' else f'from {where}'}"
-    for (module, where), n in sorted(counts.items())
+    f"{module}: {count} parameters {'at random' if origin == 'new' else f'from {origin}'}"
+    for (module, origin), count in sorted(counts.items())
   ]
