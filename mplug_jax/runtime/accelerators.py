@@ -1,21 +1,31 @@
-"""What accelerator a machine has, whether JAX can use it or not.
+"""Detects accelerators of this machine, whether JAX can use them or not.
 
-Imports nothing that has to be installed first.
+Imports the standard library alone, so that it works before JAX is installed.
 """
 
 import os
+from collections.abc import Callable, Mapping
 
-# What shows that a machine has an accelerator, though JAX may not see it.
+# Files that exist on a machine with an accelerator, even if JAX cannot use it.
 _ACCELERATORS = {"gpu": ("/dev/nvidia0", "/dev/kfd"), "tpu": ("/dev/accel0", "/dev/vfio/0")}
 
 
-def unused_accelerator(backend, environment=os.environ, exists=os.path.exists):
-  """The kind of accelerator, "gpu" or "tpu", that is there though JAX runs on the CPU, or "".
+def unused_accelerator(
+  backend: str,
+  environment: Mapping[str, str] = os.environ,
+  exists: Callable[[str], bool] = os.path.exists,
+) -> str:
+  """Returns the kind of accelerator that the machine has although JAX runs on the CPU.
 
   Args:
-    backend: what jax.default_backend() says. environment, exists: how to find out.
+    backend: result of jax.default_backend().
+    environment: environment variables.
+    exists: function that returns whether a path exists.
+
+  Returns:
+    "gpu", "tpu", or "" if there is none or JAX_PLATFORMS asks for the CPU.
   """
-  if backend != "cpu" or environment.get("JAX_PLATFORMS") == "cpu":  # asked for
+  if backend != "cpu" or environment.get("JAX_PLATFORMS") == "cpu":
     return ""
   if (
     "TPU_NAME" in environment

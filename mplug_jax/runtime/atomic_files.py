@@ -1,16 +1,24 @@
-"""Writing files so that a reader, or the next start, finds the old file or the whole new one."""
+"""Writes files atomically: a reader sees the old file or the complete new one."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def open_atomic(path: str | os.PathLike):
-  """A binary file, opened for writing, that takes the place of the file at `path` when the block ends without an error.
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+  """Opens a binary file that replaces the one at `path` when the block ends without an error.
 
-  Until then a reader of `path` sees the old bytes; after an error `path` is untouched and no
+  Until then a reader of `path` sees the old bytes; after an error `path` is unchanged and no
   temporary file remains.
+
+  Args:
+    path: file to write.
+
+  Yields:
+    A temporary file, opened for writing.
 
   Raises:
     OSError: the bytes could not be written (disk full, no permission); names `path`.
@@ -27,18 +35,34 @@ def open_atomic(path: str | os.PathLike):
     with contextlib.suppress(FileNotFoundError):
       os.remove(temporary)
     if isinstance(error, OSError) and error.errno and error.filename is None:
-      raise OSError(
-        error.errno, error.strerror, path
-      ) from error  # a failed write does not say where
+      # The error of a failed write does not name the file.
+      raise OSError(error.errno, error.strerror, path) from error
     raise
 
 
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-  """Replaces the file at `path` as a whole. Raises OSError as `open_atomic` does."""
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+  """Replaces the file at `path` atomically.
+
+  Args:
+    path: file to write.
+    data: its contents.
+
+  Raises:
+    OSError: see `open_atomic`.
+  """
   with open_atomic(path) as file:
     file.write(data)
 
 
-def write_json(path: str | os.PathLike, values) -> None:
-  """`write_atomic` of indented JSON. Raises TypeError for what JSON cannot hold, before anything is written."""
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+  """Writes indented JSON atomically.
+
+  Args:
+    path: file to write.
+    values: JSON values.
+
+  Raises:
+    TypeError: JSON cannot represent the values; nothing is written.
+    OSError: see `open_atomic`.
+  """
   write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
