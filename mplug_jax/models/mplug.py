@@ -143,9 +143,11 @@ class MPlug(nn.Module, kw_only=True):
     text: Float[Array, "texts length hidden"],
     mask: Bool[Array, "texts length"],
     image: Float[Array, "images tokens hidden"],
-  ) -> tuple[Float[Array, "rows tokens hidden"] | None, Float[Array, "texts length hidden"]]:
+  ) -> tuple[Float[Array, "rows tokens hidden"], Float[Array, "texts length hidden"]]:
     """Returns (image, text) after the fusion encoder, see FusionEncoder."""
-    return self.fusion_encoder(text, mask, image)
+    fused_image, fused_text = self.fusion_encoder(text, mask, image)
+    assert fused_image is not None  # it is None only when `image` is
+    return fused_image, fused_text
 
   def fuse_images(
     self,

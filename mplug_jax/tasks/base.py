@@ -73,7 +73,7 @@ def batch_structs(
   }
 
 
-def encode_image(module: MPlug, image: Any) -> Float[AnyArray, "batch tokens width"]:
+def encode_image(module: MPlug, image: Any) -> Float[Array, "batch tokens width"]:
   """Encodes images or clips; tokens that were encoded before are returned unchanged.
 
   Args:
@@ -91,8 +91,8 @@ def encode_image(module: MPlug, image: Any) -> Float[AnyArray, "batch tokens wid
 
 def contrastive_features(
   module: MPlug,
-  image_tokens: Float[AnyArray, "batch tokens width"] | None,
-  text: Float[AnyArray, "rows length width"] | None,
+  image_tokens: Float[Array, "batch tokens width"] | None,
+  text: Float[Array, "rows length width"] | None,
   frames: int = 0,
 ) -> tuple[Any, Any]:
   """Features for image-text contrast, see MPlug.contrastive_features.

@@ -21,7 +21,7 @@ from mplug_jax.tasks import base
 from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
 
 
-def targets(mask: Bool[base.AnyArray, "rows length"], skip: int) -> Bool[Array, "rows predicted"]:
+def targets(mask: Bool[Array, "rows length"], skip: int) -> Bool[Array, "rows predicted"]:
   """Positions whose token is predicted.
 
   Args:
@@ -35,9 +35,9 @@ def targets(mask: Bool[base.AnyArray, "rows length"], skip: int) -> Bool[Array, 
 
 
 def cross_entropy(
-  logits: Float[base.AnyArray, "rows length vocabulary"],
-  ids: Int[base.AnyArray, "rows length"],
-  counted: Bool[base.AnyArray, "rows predicted"],
+  logits: Float[Array, "rows length vocabulary"],
+  ids: Int[Array, "rows length"],
+  counted: Bool[Array, "rows predicted"],
 ) -> Float[Array, ""]:
   """Sum of the next-token losses.
 
@@ -210,7 +210,7 @@ class CaptionTask(base.Task):
     start = jnp.asarray(self.prompt.start, jnp.int32)
     return jnp.tile(start, (rows, 1)), jnp.full((rows,), len(start), jnp.int32)
 
-  def limits(self) -> dict[str, int]:
+  def limits(self) -> dict[str, Any]:
     """Returns length limits and special ids, as arguments of beam search and sampling."""
     options = self.config.task
     return {

@@ -113,6 +113,6 @@ class ClassificationTask(base.Task):
     }
 
 
-def _counted(batch: Batch) -> Float[base.AnyArray, "batch sentences"]:
+def _counted(batch: Batch) -> Float[Array, "batch sentences"]:
   """f32[B, Q]: 1 for sentences with a known class about readable images, else 0."""
   return ((batch["mask"] & ~batch["corrupt"])[:, None] & (batch["label"] >= 0)).astype(jnp.float32)

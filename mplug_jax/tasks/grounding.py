@@ -62,8 +62,8 @@ def location_ids(tokenizer: Any, bins: int) -> tuple[int, np.ndarray]:
 
 
 def lower_words(
-  logits: Float[base.AnyArray, "*rows vocabulary"], ids: np.ndarray
-) -> Float[base.AnyArray, "*rows vocabulary"]:
+  logits: Float[Array, "*rows vocabulary"], ids: np.ndarray
+) -> Float[Array, "*rows vocabulary"]:
   """Subtracts 10,000 from the logits f32[..., V] of all tokens but `ids`."""
   keep = np.zeros(logits.shape[-1], bool)
   keep[ids] = True
@@ -75,7 +75,7 @@ def coordinate_weights(predicted: Any, truth: Any) -> Float[Array, "rows 4"]:
   return jnp.minimum(jnp.abs(predicted - truth), _LARGEST_ERROR)
 
 
-def overlap_weights(predicted: Any, truth: Any) -> Float[base.AnyArray, " rows"]:
+def overlap_weights(predicted: Any, truth: Any) -> Float[Array, " rows"]:
   """Returns 1 - generalized IoU f32[R] of boxes f32[R, 4]."""
   return 1.0 - boxes.generalised_iou(boxes.to_corners(predicted), boxes.to_corners(truth))
 
@@ -226,7 +226,7 @@ class GroundingTask(base.Task):
     """i32[R, 4] token ids of the boxes."""
     return jnp.asarray(self._locations)[self._quantize(batch["box"].reshape(-1, COORDINATES))]
 
-  def forward(self, module: MPlug, batch: Batch) -> Float[base.AnyArray, "rows 4 vocabulary"]:
+  def forward(self, module: MPlug, batch: Batch) -> Float[Array, "rows 4 vocabulary"]:
     """Returns logits f32[R, 4, V] under teacher forcing, see `lower_words`."""
     targets = self._targets(batch)
     ids = jnp.concatenate(

@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import rules
-from mplug_jax.tasks.base import AnyArray
 
 # Tokens f[B, L, D] and mask bool[B, L] of texts.
 Text: TypeAlias = tuple[Any, Any]
@@ -19,7 +18,7 @@ Text: TypeAlias = tuple[Any, Any]
 MATCH_LABELS = np.array([1, 0, 0], np.int32)
 
 
-def image_memory(module: MPlug, image: Float[AnyArray, "images tokens width"]) -> dict[str, Any]:
+def image_memory(module: MPlug, image: Float[Array, "images tokens width"]) -> dict[str, Any]:
   """Part of the fusion encoder's input that depends on the image alone.
 
   Args:
@@ -41,10 +40,10 @@ def match_scores(
   module: MPlug,
   memory: dict[str, Any],
   texts: dict[str, Any],
-  pair_text: Int[AnyArray, "images pairs"],
+  pair_text: Int[Array, "images pairs"],
   temperature: Any,
   similarity: str,
-) -> Float[AnyArray, "images pairs"]:
+) -> Float[Array, "images pairs"]:
   """Scores of G images with P texts each.
 
   Args:
@@ -79,8 +78,8 @@ def match_scores(
 
 
 def match_score(
-  logits: Float[AnyArray, "*pairs 2"], products: Any, temperature: Any, similarity: str
-) -> Float[AnyArray, "*pairs"]:
+  logits: Float[Array, "*pairs 2"], products: Any, temperature: Any, similarity: str
+) -> Float[Array, "*pairs"]:
   """Combines matching logits and similarities.
 
   Args:
@@ -103,12 +102,12 @@ def match_score(
 
 def match(
   module: MPlug,
-  image: Float[AnyArray, "batch tokens width"],
-  text: Float[AnyArray, "batch length width"],
-  mask: Bool[AnyArray, "batch length"],
-  other_image: Float[AnyArray, "batch tokens width"],
-  other_text: Float[AnyArray, "batch length width"],
-  other_mask: Bool[AnyArray, "batch length"],
+  image: Float[Array, "batch tokens width"],
+  text: Float[Array, "batch length width"],
+  mask: Bool[Array, "batch length"],
+  other_image: Float[Array, "batch tokens width"],
+  other_text: Float[Array, "batch length width"],
+  other_mask: Bool[Array, "batch length"],
   more: Sequence[Text] = (),
 ) -> tuple[
   Float[Array, "batch 3 2"],
@@ -152,7 +151,7 @@ def match(
   return logits, fused, [first[:, i] for i in range(2, count)], image_read
 
 
-def matching_losses(logits: Float[AnyArray, "batch 3 2"]) -> Float[Array, "batch 3"]:
+def matching_losses(logits: Float[Array, "batch 3 2"]) -> Float[Array, "batch 3"]:
   """Returns the cross-entropy f32[B, 3] of logits f32[B, 3, 2] of the pairs of `match`."""
   return language_modeling.token_cross_entropy(
     logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2])

@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.bert import Memory
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.tasks import matching, retrieval, two_pass
-from mplug_jax.tasks.base import AnyArray, Batch, Metrics, Params, Terms
+from mplug_jax.tasks.base import Batch, Metrics, Params, Terms
 from mplug_jax.tasks.matching import Text
 from mplug_jax.tasks.retrieval import Images, Texts
 
@@ -77,13 +77,13 @@ class PretrainTask(retrieval.RetrievalTask):
   def fuse_all(
     self,
     module: MPlug,
-    image: Float[AnyArray, "batch tokens width"],
+    image: Float[Array, "batch tokens width"],
     pairs: Sequence[Any],
     masked: Text,
     prefix: Text,
     target: Any,
     masked_label: Any = None,
-  ) -> tuple[Float[AnyArray, "batch 3 2"], Any, Any]:
+  ) -> tuple[Float[Array, "batch 3 2"], Any, Any]:
     """Applies the fusion encoder, the decoder and the heads.
 
     Args:

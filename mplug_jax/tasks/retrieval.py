@@ -262,9 +262,7 @@ class RetrievalTask(two_pass.ComparingTask):
     logits = self.apply(params, match, *self.pairs(images, texts, drawn), rng=rng)[0]
     return self.matching(logits, batch)
 
-  def matching(
-    self, logits: Float[base.AnyArray, "batch 3 2"], batch: Batch
-  ) -> tuple[Terms, Metrics]:
+  def matching(self, logits: Float[Array, "batch 3 2"], batch: Batch) -> tuple[Terms, Metrics]:
     """Returns the term "itm" and its metrics from logits f32[B, 3, 2] of `match`."""
     valid, hard = self._rows(batch)
     counted = jnp.stack([valid, hard, hard], axis=1)

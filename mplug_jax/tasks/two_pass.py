@@ -4,12 +4,12 @@ import abc
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from mplug_jax.tasks.base import AnyArray, Batch, Metrics, Params, Task, Terms
+from mplug_jax.tasks.base import Batch, Metrics, Params, Task, Terms
 
 # {name: unit vectors f32[B, E]}
-Features: TypeAlias = dict[str, Float[AnyArray, "batch features"]]
+Features: TypeAlias = dict[str, Float[Array, "batch features"]]
 
 
 class ComparingTask(Task):
