@@ -36,9 +36,9 @@ def examine(config: config_lib.Config, workdir: str, records: int = 300) -> int:
   from mplug_jax import data, tasks
   from mplug_jax.evaluators import get as get_evaluator
   from mplug_jax.runtime import process
-  from mplug_jax.training import loop
   from mplug_jax.training import workdir as workdir_lib
   from mplug_jax.training.preflight import batches, findings, machine, updates
+  from mplug_jax.training.start import count_steps
 
   report = findings.Findings()
   machine.check_machine(report, workdir)
@@ -49,7 +49,7 @@ def examine(config: config_lib.Config, workdir: str, records: int = 300) -> int:
     get_evaluator(config.task.name)
     start = time.perf_counter()
     source = data.get_source(config, "train")
-    steps, per_epoch = loop.count_steps(config, source)
+    steps, per_epoch = count_steps(config, source)
     report.add(
       "config",
       f"{config.name}: {steps:,} updates of {config.batch_size} examples, "

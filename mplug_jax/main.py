@@ -119,6 +119,7 @@ def main(argv: list[str]) -> None:
   from mplug_jax.checkpoints import errors
   from mplug_jax.runtime import lost_process
   from mplug_jax.training import evaluate, loop
+  from mplug_jax.training.health import StopTraining
 
   _quiet_other_writes()
   try:
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
   except Exception as error:
     logging.debug("Traceback:", exc_info=True)
     lost_process.leave_if_another_is_lost(error)
-    if not isinstance(error, (ValueError, OSError, errors.CheckpointError, loop.StopTraining)):
+    if not isinstance(error, (ValueError, OSError, errors.CheckpointError, StopTraining)):
       raise
     _refuse(error)
 

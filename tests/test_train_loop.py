@@ -21,7 +21,7 @@ from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.reporting import progress
 from mplug_jax.tasks import vqa
-from mplug_jax.training import loop
+from mplug_jax.training import health, loop
 from tests.support import tiny_run
 
 STEPS = 6
@@ -390,7 +390,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
   """The message names step and leaf, the state saved is that of the step before, and a repaired run goes on from there."""
   with monkeypatch.context() as patch:
     poison(patch, 4)
-    with pytest.raises(loop.StopTraining) as error:
+    with pytest.raises(health.StopTraining) as error:
       run(settings(), tmp_path)
   first = next(
     iter(k for k in saved_state(settings(), tmp_path)[0] if k.startswith("params/"))

@@ -204,7 +204,7 @@ class ScstTask(caption.CaptionTask):
     batch["draw"] = np.full(len(batch["index"]), int(state.step), np.int32)
     out = host.predict["sample"](state.params, batch)
     out = {
-      name: host.own(out[name])
+      name: host.local_rows(out[name])
       for name in ("candidates", "length", "greedy", "greedy_length")
       if name in out
     }

@@ -1,71 +1,106 @@
-"""Config, tokenizer and devices -> everything of a run but its data: what train, evaluate and the tools share."""
+"""Builds a run without its data, as train, evaluate and tools use it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 
 from mplug_jax import config as config_lib
 from mplug_jax import optim, tasks
+from mplug_jax.config import Config
+from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.models.factory import build_model
+from mplug_jax.optim.schedules import Schedule
 from mplug_jax.parallel import batches
 from mplug_jax.parallel import mesh as mesh_lib
+from mplug_jax.tasks.base import Batch, PredictFn, Task
 from mplug_jax.training import state
 from mplug_jax.training import step as train_step
+from mplug_jax.training.state import TrainState
+
+# Function (params, batch of this process, kept=None, keep=False) -> {name: array of all processes'
+# rows}, see `_predictor`.
+Predictor: TypeAlias = Callable[..., dict[str, Any]]
 
 
 class Build(NamedTuple):
-  """A run without data: everything that follows from the config, the tokenizer and the devices."""
+  """A run without data: everything that follows from the config, the tokenizer and the devices.
 
-  task: Any
-  mesh: Any
-  schedules: dict  # {group: step -> learning rate}
-  init: Any  # () -> TrainState
-  abstract: Any  # TrainState of ShapeDtypeStructs with shardings
-  train_step: Any  # jitted (state, batch, healthy) -> (state, metrics, health)
-  # {name: (params, batch of this process) -> arrays of all processes' rows}, see `_predictor`
-  predict: dict
+  Attributes:
+    task: task of the run.
+    mesh: device mesh.
+    schedules: {parameter group: function step -> learning rate}.
+    init: jitted function () -> TrainState.
+    abstract: TrainState of ShapeDtypeStructs with shardings.
+    train_step: jitted function (state, batch, healthy) -> (state, metrics, health).
+    predict: {name: function (params, batch of this process) -> arrays of all processes' rows}.
+  """
+
+  task: Task
+  mesh: jax.sharding.Mesh
+  schedules: dict[str, Schedule]
+  init: jax.stages.Wrapped
+  abstract: TrainState
+  train_step: jax.stages.Wrapped
+  predict: dict[str, Predictor]
 
 
 class Host(NamedTuple):
-  """What `Task.prepare` may use between two updates. Every process makes the same calls."""
+  """Functions for `Task.prepare` between two updates; every process must make the same calls.
 
-  predict: dict  # see Build.predict
+  Attributes:
+    predict: see Build.
+  """
 
-  def own(self, rows):
-    """All processes' rows of an array -> those of this process."""
+  predict: Mapping[str, Predictor]
+
+  def local_rows(
+    self, rows: Shaped[np.ndarray, "all_rows *shape"]
+  ) -> Shaped[np.ndarray, "rows *shape"]:
+    """Returns the rows of this process.
+
+    Args:
+      rows: rows of all processes, in process order.
+    """
     count = len(rows) // jax.process_count()
     return rows[jax.process_index() * count :][:count]
 
 
-def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None):
-  """Config and tokenizer -> Build.
+def build(
+  config: Config,
+  tokenizer: Tokenizer,
+  total_steps: int = 10**9,
+  steps_per_epoch: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Build:
+  """Builds a run without its data from config, tokenizer and devices.
 
-  Computes nothing, so it also serves compilation for devices that are not there.
+  Computes nothing, so it also serves compilation for devices that are not attached.
 
-  The steps matter to training alone; left out they are more than any warm-up.
+  Args:
+    config: config of the run.
+    tokenizer: tokenizer of the run.
+    total_steps: steps of the whole run. Only training needs it; the default exceeds any warm-up.
+    steps_per_epoch: steps of an epoch, which only training needs.
+    devices: devices of the mesh; None for all.
 
   Raises:
-    ValueError: a value of the config that nothing can be built from; predict functions are traced,
-      so that theirs show here too.
+    ValueError: a value of the config cannot be used. Predict functions are traced, so that their
+      errors are raised here too.
   """
   config_lib.check(config)
   task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
   mesh = mesh_lib.make_mesh(config.mesh, devices)
-  parts = config.optim.microbatches
-  batches.check_rows(config.batch_size, mesh, "config.batch_size")
-  batches.check_rows(
-    config.batch_size // parts,
-    mesh,
-    f"config.batch_size divided by config.optim.microbatches={parts}",
-  )
-  batches.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
+  _check_batch_sizes(config, mesh)
   sample = task.batch_spec(1)
+  # Traced once for all uses.
   init_params = jax.jit(
     lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample))
-  )  # traced once for all
+  )
   params = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
   init = state.make_init(init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0)
@@ -81,7 +116,6 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
   )
   for name, fn in task.predict_fns().items():
     jax.eval_shape(fn, params, task.predict_sample(name, params, sample))
-  predict = {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()}
   return Build(
     task,
     mesh,
@@ -89,15 +123,28 @@ def build(config, tokenizer, total_steps=10**9, steps_per_epoch=1, devices=None)
     jax.jit(init, out_shardings=shardings),
     abstract,
     jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)),
-    predict,
+    {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()},
   )
 
 
-def _predictor(fn, mesh):
-  """Jits a predict function: this process's numpy rows in, all processes' rows out, with what tells them apart.
+def _check_batch_sizes(config: Config, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError if a batch or microbatch does not divide over the mesh."""
+  parts = config.optim.microbatches
+  batches.check_rows(config.batch_size, mesh, "config.batch_size")
+  batches.check_rows(
+    config.batch_size // parts,
+    mesh,
+    f"config.batch_size divided by config.optim.microbatches={parts}",
+  )
+  batches.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
 
-  `keep=True` leaves the result on the devices instead; other calls take such results as `kept`,
-  {name: result}, beside the batch.
+
+def _predictor(fn: PredictFn, mesh: jax.sharding.Mesh) -> Predictor:
+  """Jits a predict function over the rows of this process.
+
+  The result has all processes' rows as numpy arrays, with "index", "mask" and "corrupt" of the
+  batch, which identify the rows. With `keep=True` it stays on the devices instead; other calls
+  read such results as `kept`, {name: result}, besides the batch.
   """
   jitted = jax.jit(
     lambda params, batch: (
@@ -106,14 +153,15 @@ def _predictor(fn, mesh):
     )
   )
 
-  def predict(params, batch, kept=None, keep=False):
+  def predict(
+    params: Any, batch: Batch, kept: Mapping[str, Any] | None = None, keep: bool = False
+  ) -> dict[str, Any]:
     with jax.set_mesh(mesh):
-      out = jitted(params, batches.put_batch(batch, mesh) | (kept or {}))
+      out = jitted(params, batches.put_batch(batch, mesh) | dict(kept or {}))
     if keep:
       return out
-    return jax.tree.map(
-      np.asarray,
-      out if jax.process_count() == 1 else multihost_utils.process_allgather(out, tiled=True),
-    )
+    if jax.process_count() > 1:
+      out = multihost_utils.process_allgather(out, tiled=True)
+    return jax.tree.map(np.asarray, out)
 
   return predict

@@ -1,39 +1,76 @@
-"""Evaluation during training and of checkpoints alone."""
+"""Evaluates a run during training, or a checkpoint alone."""
 
 import functools
 import os
+from collections.abc import Iterable, Mapping
 
 import jax
 
 from mplug_jax import evaluators
 from mplug_jax.checkpoints import manager, reading, warm_start
+from mplug_jax.config import Config
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.data.text import tokenizer_base
 from mplug_jax.runtime import process
-from mplug_jax.training.build import build
+from mplug_jax.tasks.base import Params
+from mplug_jax.training.build import Build, build
+from mplug_jax.training.state import TrainState
 from mplug_jax.training.workdir import prepare_tokenizer
 
 
 class Evaluation:
-  """Runs the evaluator on the weights that config.ema.use names."""
+  """Runs the evaluator of the task on parameters or their averages, as config.ema.use says.
 
-  def __init__(self, config, tokenizer, workdir, built):
+  Attributes:
+    evaluator: evaluator of the task.
+    metric: name of the metric by which the best checkpoint is kept.
+  """
+
+  def __init__(
+    self, config: Config, tokenizer: tokenizer_base.Tokenizer, workdir: str, built: Build
+  ):
+    """Makes the evaluator.
+
+    Args:
+      config: config of the run.
+      tokenizer: tokenizer of the run.
+      workdir: folder for results.
+      built: result of `build`.
+    """
     self.evaluator = evaluators.get(config.task.name)(config, tokenizer, workdir)
-    self.metric, self._predict = self.evaluator.metric, built.predict
+    self.metric: str = self.evaluator.metric
+    self._predict = built.predict
     self._averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
 
-  def weights(self, state):
-    """The parameters to evaluate, of a TrainState."""
+  def weights(self, state: TrainState) -> Params:
+    """Returns the parameters to evaluate.
+
+    Args:
+      state: state with parameters and averages.
+    """
     return state.ema_params if self._averaged else state.params
 
-  def run(self, params):
-    """-> {metric: value}."""
+  def run(self, params: Params) -> dict[str, float]:
+    """Evaluates parameters.
+
+    Args:
+      params: parameters on the mesh.
+
+    Returns:
+      {metric: value}.
+    """
     predict = {name: functools.partial(fn, params) for name, fn in self._predict.items()}
     return self.evaluator.run(predict, jax.process_index(), jax.process_count())
 
 
-def report_result(metric, result, samples=()):
-  """A few predictions, what is worth knowing beside the metric, and the run's last line."""
+def report_result(metric: str, result: Mapping[str, float], samples: Iterable[str] = ()) -> None:
+  """Prints a few predictions, the other metrics, and the metric of the run in the last line.
+
+  Args:
+    metric: name of the metric of the task.
+    result: {metric: value}.
+    samples: lines with predictions.
+  """
   for line in samples:
     print(f"  {line}")
   for name in sorted(set(result) - {metric}):
@@ -46,10 +83,10 @@ def report_result(metric, result, samples=()):
   )
 
 
-def _tokenizer_of(config, workdir, path):
-  """The tokenizer that a run carries.
+def _tokenizer_of(config: Config, workdir: str, path: str) -> tokenizer_base.Tokenizer:
+  """Returns the tokenizer of a run.
 
-  Of a converted checkpoint the vocabulary in config.tokenizer.path, copied to `workdir`.
+  Of a converted checkpoint it is the vocabulary in config.tokenizer.path, copied to `workdir`.
   """
   if os.path.isdir(os.path.join(path, manager.DIRECTORY)):
     tokenizer = tokenizer_lib.load(os.path.join(path, "tokenizer"))
@@ -57,34 +94,38 @@ def _tokenizer_of(config, workdir, path):
       tokenizer, reading.load_extra(path)["tokenizer"], f"the checkpoint in {path}"
     )
     return tokenizer
-  reading.array_shapes(path)  # whether there is a checkpoint at all
+  reading.array_shapes(path)  # Raises if there is no checkpoint.
   if not config.tokenizer.path:
     raise ValueError(
       f"{path} has no tokenizer: name the vocabulary that it was trained with in "
-      f"config.tokenizer.path."
+      "config.tokenizer.path."
     )
   return prepare_tokenizer(config, workdir, None)
 
 
-def evaluate(config, workdir, path):
-  """Evaluates a checkpoint on config.eval.split; results go to `workdir`. Returns {metric: value}.
+def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
+  """Evaluates a checkpoint on config.eval.split and writes the results to `workdir`.
 
   Args:
-    path: run folder of this task or of one that trains all its parameters (pre-training, say), or a
-      converted checkpoint.
+    config: config of the evaluation.
+    workdir: folder for results.
+    path: run folder of this task or of one that trains all its parameters (such as pre-training),
+      or a converted checkpoint.
+
+  Returns:
+    {metric: value}.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: it is of another model, or lacks parameters or a tokenizer.
+    ValueError: the checkpoint is of another model, or lacks parameters or a tokenizer.
   """
   process.prepare(config.compilation_cache)
   os.makedirs(workdir, exist_ok=True)
   tokenizer = _tokenizer_of(config, workdir, path)
   built = build(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  which = (
-    "ema_params" if evaluation.weights(built.abstract) is built.abstract.ema_params else "params"
-  )
+  averaged = evaluation.weights(built.abstract) is built.abstract.ema_params
+  which = "ema_params" if averaged else "params"
   with jax.set_mesh(built.mesh):
     result = evaluation.run(warm_start.load_params(path, built.abstract.params, which))
   if jax.process_index() == 0:

@@ -3,29 +3,50 @@
 Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
 """
 
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mplug_jax.parallel import batches
+from mplug_jax.tasks.base import Batch, Metrics
+from mplug_jax.tasks.two_pass import ComparingTask
 from mplug_jax.training.loss_terms import loss_metrics, scale_terms
+from mplug_jax.training.state import TrainState
+
+# (tree of gradients, loss, metrics, new state of the task)
+GradientsAndLoss: TypeAlias = tuple[Any, Float[Array, ""], Metrics, Any]
 
 
-def cached_gradients(task, microbatches, state, batch):
-  """As the function of `make_gradients`, for a base.ComparingTask.
+def cached_gradients(
+  task: ComparingTask, microbatches: int, state: TrainState, batch: Batch
+) -> GradientsAndLoss:
+  """Computes the gradients of a loss that compares all rows of a batch, in microbatches.
 
   The first pass caches the representations (`features`) of every microbatch and nothing else. The
   loss terms that compare rows are computed from the cached representations of the whole batch,
   which gives their representation gradients. The second pass encodes each microbatch again and adds
   to its other terms the product of its representations with the representation gradients: the
   gradient of this product is that of the comparison through all microbatches at once.
+
+  Args:
+    task: task of the run.
+    microbatches: number of parts of the batch.
+    state: state before the update.
+    batch: rows of the global batch.
+
+  Returns:
+    Gradients like the parameters, loss f32[], {metric: (sum, count)}, new state of the task.
   """
   rng = jax.random.fold_in(state.rng, state.step)
   whole_key = jax.random.fold_in(rng, 0)
   loss_normalizers = task.loss_normalizers(batch, whole_key)
   group = task.row_group
+  # The keys of ComparingTask.loss.
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
     jnp.arange(microbatches)
-  )  # as base.ComparingTask.loss
+  )
   micro = batches.split_rows(batch, microbatches, group)
 
   def features_of(_, inputs):
@@ -49,8 +70,8 @@ def cached_gradients(task, microbatches, state, batch):
     encoded, features = task.encode_rows(params, state, part, key[0])
     terms, metrics = task.rest(params, state, encoded, drawn, part, key[2])
     loss, shown = scale_terms(task, terms, loss_normalizers)
-    pull = sum(jnp.vdot(features[name], grad) for name, grad in representation_grads.items())
-    return loss + pull, (loss, metrics, shown)
+    product = sum(jnp.vdot(features[name], grad) for name, grad in representation_grads.items())
+    return loss + product, (loss, metrics, shown)
 
   def add(grads, inputs):
     new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)

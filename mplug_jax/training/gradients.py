@@ -1,25 +1,34 @@
 """Gradients of a task's loss over the microbatches of a batch."""
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import two_pass
-from mplug_jax.training.gradient_cache import cached_gradients
+from mplug_jax.tasks.base import Batch, Task
+from mplug_jax.training.gradient_cache import GradientsAndLoss, cached_gradients
 from mplug_jax.training.loss_terms import loss_metrics, scale_terms
+from mplug_jax.training.state import TrainState
+
+GradientsFn: TypeAlias = Callable[[TrainState, Batch], GradientsAndLoss]
 
 
-def make_gradients(task, microbatches=1, accumulate="global"):
-  """Function (state, batch) -> (gradients, loss f32[], {metric: (sum, count)}, extra).
+def make_gradients(task: Task, microbatches: int = 1, accumulate: str = "global") -> GradientsFn:
+  """Returns a function (state, batch) -> (gradients, loss f32[], {metric: (sum, count)}, extra).
 
   The loss is the sum over terms of coefficient x total / loss normalizer. Totals and normalizers
-  cover the global batch, whatever the number of microbatches.
-  `accumulate="mean_of_means"` divides inside each microbatch and averages, as the official
-  accumulation does (docs/official.md item 51).
-  A task that compares the rows of a batch goes through its microbatches twice, see
-  `cached_gradients`.
+  cover the global batch, whatever the number of microbatches. A task that compares the rows of a
+  batch encodes its microbatches twice, see `cached_gradients`.
+
+  Args:
+    task: task of the run.
+    microbatches: number of parts of a batch whose gradients are added.
+    accumulate: "global", or "mean_of_means" to divide within each microbatch and average, as the
+      official accumulation does (docs/official.md item 51).
   """
   if microbatches > 1 and isinstance(task, two_pass.ComparingTask):
     return functools.partial(cached_gradients, task, microbatches)
@@ -29,7 +38,7 @@ def make_gradients(task, microbatches=1, accumulate="global"):
     loss, shown = scale_terms(task, terms, loss_normalizers)
     return loss, (metrics, shown, extra)
 
-  def gradients(state, batch):
+  def gradients(state: TrainState, batch: Batch) -> GradientsAndLoss:
     rng = jax.random.fold_in(state.rng, state.step)
     value_and_grad = jax.value_and_grad(scaled_loss, has_aux=True)
     if microbatches == 1:
@@ -42,12 +51,14 @@ def make_gradients(task, microbatches=1, accumulate="global"):
 
     micro = batches.split_rows(batch, microbatches)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(microbatches))
-    each = jax.vmap(task.loss_normalizers)(micro, keys)
-    counts = jax.tree.map(jnp.sum, each)
+    normalizers = jax.vmap(task.loss_normalizers)(micro, keys)
+    counts = jax.tree.map(jnp.sum, normalizers)
     if accumulate == "global":
-      each = jax.tree.map(lambda w, count: jnp.broadcast_to(count, w.shape), each, counts)
+      normalizers = jax.tree.map(
+        lambda part, count: jnp.broadcast_to(count, part.shape), normalizers, counts
+      )
     else:
-      each = jax.tree.map(lambda w: w * microbatches, each)
+      normalizers = jax.tree.map(lambda part: part * microbatches, normalizers)
 
     def body(carry, inputs):
       grads, loss, extra = carry
@@ -59,7 +70,7 @@ def make_gradients(task, microbatches=1, accumulate="global"):
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (grads, loss, extra), (metrics, shown) = jax.lax.scan(
-      body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, each)
+      body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, normalizers)
     )
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     shown = {

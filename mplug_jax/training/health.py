@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from mplug_jax.checkpoints.manager import Manager
+from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.parallel import rules
 from mplug_jax.training.state import TrainState
 
@@ -23,8 +24,8 @@ class HealthGuard:
       first.
   """
 
-  def __init__(self, manager: Manager, tokenizer: Any, workdir: str, start: int):
-    """Takes what a checkpoint needs.
+  def __init__(self, manager: Manager, tokenizer: Tokenizer, workdir: str, start: int):
+    """Stores the arguments.
 
     Args:
       manager: checkpoints of the run.

@@ -7,7 +7,9 @@ the data position after N batches.
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,17 @@ from mplug_jax import data, evaluators, tasks
 from mplug_jax.checkpoints.manager import Manager
 from mplug_jax.config import Config
 from mplug_jax.data import pipeline
+from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves
 from mplug_jax.runtime import atomic_files, process
 from mplug_jax.runtime.signals import Interrupt
-from mplug_jax.training.build import Host, build
+from mplug_jax.training.build import Build, Host, build
 from mplug_jax.training.evaluate import Evaluation, report_result
-from mplug_jax.training.health import HealthGuard, StopTraining
-from mplug_jax.training.start import compile_step, count_steps, report_step, start_state
+from mplug_jax.training.health import HealthGuard
+from mplug_jax.training.start import count_steps, report_step, start_state
+from mplug_jax.training.state import TrainState
 from mplug_jax.training.step_log import MetricLog
 from mplug_jax.training.workdir import (
   finished_result,
@@ -32,8 +36,6 @@ from mplug_jax.training.workdir import (
   prepare_tokenizer,
   report_parameters,
 )
-
-__all__ = ["StopTraining", "compile_step", "count_steps", "train"]
 
 
 def train(config: Config, workdir: str) -> int:
@@ -56,7 +58,7 @@ def train(config: Config, workdir: str) -> int:
   """
   began = time.perf_counter()
   process.prepare(config.compilation_cache)
-  tasks.get(config.task.name)  # raises before anything is written
+  tasks.get(config.task.name)  # Raises before anything is written.
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
   os.makedirs(workdir, exist_ok=True)
@@ -114,12 +116,12 @@ def train(config: Config, workdir: str) -> int:
   return 0
 
 
-def _due(step, start, every):
+def _due(step: int, start: int, every: int) -> bool:
   """Returns whether something that happens every `every` steps, 0 = never, happens now."""
   return bool(every) and step > start and step % every == 0
 
 
-def _batches(config, source, tokenizer, start):
+def _batches(config: Config, source: Sequence[Any], tokenizer: Tokenizer, start: int) -> Any:
   """Returns this process's rows of the training batches from step `start` on."""
   return pipeline.train_batches(
     source,
@@ -135,8 +137,13 @@ def _batches(config, source, tokenizer, start):
   )
 
 
-def _compiled(workdir, built, state, compilation):
-  """Waits for the compiled step; reports the model's size and what the step needs."""
+def _compiled(
+  workdir: str,
+  built: Build,
+  state: TrainState,
+  compilation: Future[tuple[jax.stages.Compiled, float]],
+) -> jax.stages.Compiled:
+  """Waits for the compiled step; reports the size of the model and the memory of the step."""
   primary = jax.process_index() == 0
   if primary:
     report_parameters(workdir, state.params)
@@ -147,7 +154,7 @@ def _compiled(workdir, built, state, compilation):
   return step_fn
 
 
-def _report_finished(workdir, finished):
+def _report_finished(workdir: str, finished: Mapping[str, Any]) -> int:
   """Prints the result of a finished run; returns the exit status."""
   print(
     f"{workdir} holds a finished run of {finished['step']} steps; "
@@ -157,7 +164,9 @@ def _report_finished(workdir, finished):
   return 0
 
 
-def _write_result(workdir, total_steps, evaluation, result):
+def _write_result(
+  workdir: str, total_steps: int, evaluation: Evaluation, result: Mapping[str, float]
+) -> None:
   """Writes result.json and curves.png; prints the result."""
   values = {"step": total_steps, "metric": evaluation.metric, "metrics": result}
   atomic_files.write_json(os.path.join(workdir, "result.json"), values)

@@ -1,9 +1,9 @@
-"""The start of a run: number of steps, compiled train step, state from scratch, other weights or a checkpoint."""
+"""Starts a run: number of steps, compiled train step, new or restored state."""
 
 import os
 import time
+from collections.abc import Sized
 from concurrent.futures import Executor, Future
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from mplug_jax.training.build import Build
 from mplug_jax.training.state import TrainState
 
 
-def count_steps(config: Config, source: Any) -> tuple[int, int]:
+def count_steps(config: Config, source: Sized) -> tuple[int, int]:
   """Returns the number of steps of the run and of an epoch.
 
   Args:
@@ -36,7 +36,7 @@ def count_steps(config: Config, source: Any) -> tuple[int, int]:
   return total_steps, steps_per_epoch
 
 
-def compile_step(built: Build, batch_size: int) -> tuple[Any, float]:
+def compile_step(built: Build, batch_size: int) -> tuple[jax.stages.Compiled, float]:
   """Traces and compiles the train step on abstract arrays.
 
   Args:
@@ -60,8 +60,13 @@ def compile_step(built: Build, batch_size: int) -> tuple[Any, float]:
 
 
 def start_state(
-  config: Config, workdir: str, built: Build, manager: Manager, tokenizer: Any, executor: Executor
-) -> tuple[TrainState, int, Future]:
+  config: Config,
+  workdir: str,
+  built: Build,
+  manager: Manager,
+  tokenizer: tokenizer_base.Tokenizer,
+  executor: Executor,
+) -> tuple[TrainState, int, Future[tuple[jax.stages.Compiled, float]]]:
   """Makes or restores the state while `executor` compiles the train step, which takes as long.
 
   Args:
@@ -94,7 +99,7 @@ def start_state(
   return state, 0, compilation
 
 
-def report_step(mesh: jax.sharding.Mesh, step: Any, compile_seconds: float) -> None:
+def report_step(mesh: jax.sharding.Mesh, step: jax.stages.Compiled, compile_seconds: float) -> None:
   """Prints the devices and the memory that the compiled step needs on each.
 
   Args:

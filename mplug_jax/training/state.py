@@ -1,22 +1,29 @@
-"""The train state: everything that an update reads and writes, born sharded over the mesh."""
+"""The train state: everything that an update reads and writes, created sharded over the mesh."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mplug_jax.parallel import rules
+from mplug_jax.tasks.base import Params
 
 
-@flax.struct.dataclass
-class TrainState:
-  """Params and every state beside them are pytrees of arrays on the mesh.
+class TrainState(struct.PyTreeNode):
+  """Parameters and the state beside them, pytrees of arrays on the mesh.
 
-  step: i32[], updates done. params: float32. opt_state: of the optimizer. ema_params: like params,
-    or () when off.
-  extra: of the task (queues), or (). rng: key[], never changed; draws come from fold_in(rng, step).
+  Attributes:
+    step: i32[], number of updates done.
+    params: parameters, float32.
+    opt_state: state of the optimizer.
+    ema_params: moving averages of the parameters, or () without them.
+    extra: state of the task, such as queues, or ().
+    rng: key[], which never changes; random numbers come from fold_in(rng, step).
   """
 
   step: Any
@@ -27,16 +34,24 @@ class TrainState:
   rng: Any
 
 
-def make_init(init_params, optimizer, init_extra, seed, ema):
-  """Function () -> TrainState, to be jitted with the shardings of `abstract_state`.
+def make_init(
+  init_params: Callable[[PRNGKeyArray], Params],
+  optimizer: optax.GradientTransformation,
+  init_extra: Callable[[], Any],
+  seed: int,
+  ema: bool,
+) -> Callable[[], TrainState]:
+  """Returns a function () -> TrainState, to be jitted with the shardings of `abstract_state`.
 
   Args:
-    init_params: key -> parameters. optimizer: optax.GradientTransformation. init_extra: () -> the
-      task's state.
-    ema: keep averaged parameters, equal to the parameters at the start.
+    init_params: function random key -> parameters.
+    optimizer: optimizer of the run.
+    init_extra: function () -> state of the task.
+    seed: seed of the run.
+    ema: whether to keep averaged parameters, equal to the parameters at the start.
   """
 
-  def init():
+  def init() -> TrainState:
     params_rng, state_rng = jax.random.split(jax.random.key(seed))
     params = init_params(params_rng)
     return TrainState(
@@ -51,10 +66,12 @@ def make_init(init_params, optimizer, init_extra, seed, ema):
   return init
 
 
-def abstract_state(init, mesh):
-  """Function () -> TrainState -> the same as ShapeDtypeStructs that carry their shardings.
+def abstract_state(init: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
+  """Returns the TrainState as ShapeDtypeStructs with shardings, without computing anything.
 
-  Nothing is computed.
+  Args:
+    init: function () -> TrainState.
+    mesh: device mesh.
   """
   shapes = jax.eval_shape(init)
   shardings = rules.shardings_for(shapes, shapes.params, mesh)
@@ -63,21 +80,32 @@ def abstract_state(init, mesh):
   )
 
 
-def shardings_of(tree):
-  """Tree of ShapeDtypeStructs or arrays -> tree of their shardings."""
+def shardings_of(tree: Any) -> Any:
+  """Returns the tree of shardings.
+
+  Args:
+    tree: pytree of arrays or ShapeDtypeStructs.
+  """
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def blend_ema(ema_params, params, decay, include):
-  """Ema <- decay x ema + (1 - decay) x params, for the leaves whose path the regex `include` matches; others stay.
+def blend_ema(
+  ema_params: Params, params: Params, decay: float | Float[Array, ""], include: str
+) -> Params:
+  """Updates moving averages: decay x average + (1 - decay) x parameter.
 
-  docs/official.md item 5: the released code leaves the fusion encoder out.
+  Args:
+    ema_params: averages.
+    params: parameters of the same tree.
+    decay: decay of the averages.
+    include: regex; averages whose path it does not match anywhere are unchanged. The released code
+      leaves out the fusion encoder (docs/official.md item 5).
   """
   pattern = re.compile(include)
 
   def blend(path, average, new):
-    return (
-      decay * average + (1.0 - decay) * new if pattern.search(rules.path_name(path)) else average
-    )
+    if not pattern.search(rules.path_name(path)):
+      return average
+    return decay * average + (1.0 - decay) * new
 
   return jax.tree.map_with_path(blend, ema_params, params)

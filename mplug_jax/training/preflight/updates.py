@@ -12,10 +12,10 @@ from mplug_jax.checkpoints import warm_start
 from mplug_jax.config import Config
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
-from mplug_jax.training import loop
 from mplug_jax.training.build import Host, build
 from mplug_jax.training.preflight import machine
 from mplug_jax.training.preflight.findings import Findings
+from mplug_jax.training.start import compile_step
 
 _UPDATES = 3  # timed after the first
 _STALL = 1.1  # a batch may take this multiple of the time of an update
@@ -43,7 +43,7 @@ def check_updates(
   """
   built = build(config, tokenizer, steps, steps_per_epoch)
   with jax.set_mesh(built.mesh):
-    step, compile_seconds = loop.compile_step(built, config.batch_size)
+    step, compile_seconds = compile_step(built, config.batch_size)
     state = built.init()
     if config.init.paths:
       state, origins = warm_start.init_from(state, config.init)
