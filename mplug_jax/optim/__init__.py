@@ -4,11 +4,11 @@
 
     name          "adamw" (default) | "adafactor" | "muon"
     lr            base learning rate
-    visual_lr     learning rate of the visual encoder, read by groups="official" alone
+    visual_lr     learning rate of the visual encoder, read only by groups="official"
     weight_decay  decoupled, multiplied by the learning rate (as in torch.optim.AdamW)
     b1, b2, eps   decays of the moments, constant of the denominator (0.9, 0.999, 1e-8);
-                  adafactor reads b1 alone
-    momentum      of the matrices that "muon" makes orthogonal (0.95)
+                  adafactor reads b1 only
+    momentum      of the matrices that "muon" orthogonalizes (0.95)
     mu_dtype      dtype of the first moment (default "float32"; "bfloat16" halves its memory)
     clip          largest global gradient norm; 0 or None for no clipping
     groups        "plain" (default) | "official" | rows, see `resolve_groups`
@@ -16,25 +16,37 @@
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
 
+from mplug_jax.config import Config
 from mplug_jax.optim import muon
 from mplug_jax.optim.adafactor import adafactor
 from mplug_jax.optim.adamw import adamw
-from mplug_jax.optim.groups import clip_factor, resolve_groups
+from mplug_jax.optim.groups import Group, clip_factor, resolve_groups
 from mplug_jax.optim.schedules import Schedule, make_schedule
+from mplug_jax.parallel.rules import path_name
 
 
-def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
+def _muon(
+  paths: Sequence[str],
+  groups: list[Group],
+  schedules: dict[str, Schedule],
+  *,
+  momentum: float = 0.95,
+  clip: float | None = None,
+  **adamw_settings: Any,
+) -> optax.GradientTransformationExtraArgs:
   """Muon for the kernels, AdamW for embeddings, biases and scales."""
   matrices = [
     path.endswith("/kernel") and not group.freeze for path, group in zip(paths, groups, strict=True)
   ]
   rest = [group for group, matrix in zip(groups, matrices, strict=True) if not matrix]
   return muon.muon(
-    adamw(rest, schedules, **of_adamw),
+    adamw(rest, schedules, **adamw_settings),
     matrices,
     groups,
     schedules,
@@ -44,9 +56,9 @@ def _muon(paths, groups, schedules, *, momentum=0.95, clip=None, **of_adamw):
 
 
 def make(
-  config, params, total_steps: int, steps_per_epoch: int
+  config: Config, params: Any, total_steps: int, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformationExtraArgs, dict[str, Schedule]]:
-  """The optimizer of a run.
+  """Makes the optimizer of a run.
 
   Args:
     config: config.optim, see the top of this file.
@@ -56,16 +68,13 @@ def make(
 
   Returns:
     The transformation, and {group name: schedule} to report. `update(grads, state, params,
-    ok=bool[])` needs the parameters; where `ok` is False it changes nothing, whatever the gradients
-    hold.
+    ok=bool[])` needs the parameters; if `ok` is False it changes nothing, whatever the gradients.
 
   Raises:
-    ValueError: unknown optimizer, schedule, table or field; parameters or rows left over.
+    ValueError: an optimizer, schedule, table or field is unknown, or parameters or rows are left
+      over.
   """
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(params)
-  ]
+  paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
   groups = resolve_groups(config, paths)
   rates = {group.name: group.lr for group in groups if not group.freeze}
   if not rates:
@@ -75,13 +84,13 @@ def make(
     for name, lr in rates.items()
   }
   name = config.get("name") or "adamw"
-  taken = {
+  optimizers: dict[str, tuple[Callable[..., optax.GradientTransformationExtraArgs], str]] = {
     "adamw": (adamw, "b1 b2 eps mu_dtype clip"),
     "adafactor": (adafactor, "b1 mu_dtype clip"),
     "muon": (functools.partial(_muon, paths), "b1 b2 eps mu_dtype clip momentum"),
   }
-  if name not in taken:
-    raise ValueError(f"optim.name is {name!r}; known optimizers: {', '.join(sorted(taken))}.")
-  optimizer, fields = taken[name]
+  if name not in optimizers:
+    raise ValueError(f"optim.name is {name!r}; known optimizers: {', '.join(sorted(optimizers))}.")
+  optimizer, fields = optimizers[name]
   settings = {k: config[k] for k in fields.split() if config.get(k) is not None}
   return optimizer(groups, schedules, **settings), schedules

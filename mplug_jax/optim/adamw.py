@@ -6,15 +6,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from mplug_jax.optim.groups import Group, clip_factor
 from mplug_jax.optim.schedules import Schedule
 
 
 class AdamWState(NamedTuple):
-  """count i32[] updates done; mu, nu trees like the parameters, optax.MaskedNode where frozen."""
+  """State of `adamw`.
 
-  count: jax.Array
+  Attributes:
+    count: i32[], number of updates done.
+    mu: first moments, a tree like the parameters, optax.MaskedNode where frozen.
+    nu: second moments, like `mu`.
+  """
+
+  count: Int[Array, ""]
   mu: Any
   nu: Any
 
@@ -32,38 +39,44 @@ def adamw(
   """AdamW with groups, without intermediate trees (Loshchilov and Hutter 2019, Algorithm 2).
 
   p -= lr (m_hat / (sqrt(v_hat) + eps) + weight_decay p), the form of torch.optim.AdamW. Gradients
-  are first scaled to a global norm of at most `clip`. Frozen parameters own no moments and do not
+  are first scaled to a global norm of at most `clip`. Frozen parameters have no moments and do not
   count in the norm.
 
   Args:
-    groups: one per parameter, in the order of jax.tree.leaves.
+    groups: group of each parameter, in the order of jax.tree.leaves.
     schedules: {group name: learning rate as a function of the number of updates done}.
-    b1, b2, eps: decays of the two moments, constant of the denominator.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: constant of the denominator.
     mu_dtype: dtype in which the first moment is kept; arithmetic is float32.
-    clip: largest global norm of the gradients.
+    clip: largest global norm of the gradients; None for no clipping.
   """
 
-  def moment(params, dtype):
+  def moment(params: Any, dtype: Any) -> Any:
     leaves, tree = jax.tree.flatten(params)
     return tree.unflatten(
       optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
       for p, group in zip(leaves, groups, strict=True)
     )
 
-  def init(params):
-    mu, nu = moment(params, jnp.dtype(mu_dtype)), moment(params, jnp.float32)
+  def init(params: Any) -> AdamWState:
+    mu = moment(params, jnp.dtype(mu_dtype))
+    nu = moment(params, jnp.float32)
     return AdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
-  def update(grads, state, params, *, ok=True):
+  def update(
+    updates: Any, state: Any, params: Any = None, *, ok: Any = True
+  ) -> tuple[Any, AdamWState]:
     leaves, tree = jax.tree.flatten(params)
-    grads, mu, nu = (tree.flatten_up_to(x) for x in (grads, state.mu, state.nu))
+    grads, mu, nu = (tree.flatten_up_to(x) for x in (updates, state.mu, state.nu))
     factor = clip_factor(grads, groups, clip)
-    # The update is made from moments that already heed `ok`. Were it chosen afterwards, XLA would
-    # copy both moments of every parameter before it overwrites them: the memory of two more models.
+    # The update is made from moments that already depend on `ok`. If it were selected afterwards,
+    # XLA would copy both moments of every parameter before it overwrites them, which needs the
+    # memory of two more models.
     lrs = {name: jnp.where(ok, schedule(state.count), 0.0) for name, schedule in schedules.items()}
     # 1 - b^t without the cancellation that costs four digits at t = 1.
     mu_scale, nu_scale = (-1.0 / jnp.expm1((state.count + 1) * math.log(b)) for b in (b1, b2))
-    updates = [jnp.zeros_like(p) for p in leaves]
+    steps = [jnp.zeros_like(p) for p in leaves]
     for i, (p, group) in enumerate(zip(leaves, groups, strict=True)):
       if group.freeze:
         continue
@@ -72,9 +85,10 @@ def adamw(
       m = jnp.where(ok, b1 * old + (1.0 - b1) * g, old)
       v = jnp.where(ok, b2 * nu[i] + (1.0 - b2) * jnp.square(g), nu[i])
       direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
-      updates[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
-      mu[i], nu[i] = m.astype(mu_dtype), v
-    return tree.unflatten(updates), AdamWState(
+      steps[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
+      mu[i] = m.astype(mu_dtype)
+      nu[i] = v
+    return tree.unflatten(steps), AdamWState(
       state.count + ok, tree.unflatten(mu), tree.unflatten(nu)
     )
 

@@ -2,18 +2,29 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
-from mplug_jax.config import check_fields
+from mplug_jax.config import Config, check_fields
 
 _ROW_FIELDS = {"group", "lr", "lr_mult", "weight_decay", "freeze", "optional"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Settings of one parameter; `name` is what its learning rate is reported under."""
+  """Settings of one parameter.
+
+  Attributes:
+    name: name under which the learning rate is reported.
+    lr: base learning rate.
+    weight_decay: decay, multiplied by the learning rate.
+    freeze: whether the parameter is not trained.
+  """
 
   name: str
   lr: float
@@ -21,11 +32,8 @@ class Group:
   freeze: bool
 
 
-# ---- groups
-
-
-def _named_table(name: str, config) -> list:
-  """Rows of a table that comes with the package: together they cover any parameters."""
+def _named_table(name: str, config: Config) -> list[tuple[str, dict[str, Any]]]:
+  """Returns the rows of a table of this package, which match any parameter."""
   decay = config.get("weight_decay") or 0.0
   if name == "plain":
     rows = [(r".*/kernel", {"weight_decay": decay}), (r".*", {"weight_decay": 0.0})]
@@ -33,8 +41,8 @@ def _named_table(name: str, config) -> list:
     if config.get("visual_lr") is None:
       raise ValueError('optim.groups="official" needs optim.visual_lr (of the visual encoder).')
     visual = {"group": "visual", "lr": config["visual_lr"]}
-    # Names with "bias" or "LayerNorm.weight" do not decay (docs/official.md item 25). The second
-    # is BERT's name: scales of CLIP's layer norms and of visn_layer_norm do decay, as do the
+    # Names with "bias" or "LayerNorm.weight" do not decay (docs/official.md item 25). The second is
+    # BERT's name: scales of CLIP's layer norms and of visn_layer_norm do decay, as do the
     # temperature and every embedding.
     rows = [
       (r"visual_encoder/(.*/)?bias", {**visual, "weight_decay": 0.0}),
@@ -48,10 +56,10 @@ def _named_table(name: str, config) -> list:
   return [(pattern, {**fields, "optional": True}) for pattern, fields in rows]
 
 
-def _rows(config) -> list:
-  """`config.groups` as rows (regex, fields), named tables put in place."""
+def _rows(config: Config) -> list[tuple[str, dict[str, Any]]]:
+  """Returns `config.groups` as rows (regex, fields), with named tables expanded."""
   groups = config.get("groups") or "plain"
-  rows = []
+  rows: list[tuple[str, dict[str, Any]]] = []
   for item in [groups] if isinstance(groups, str) else groups:
     rows += _named_table(item, config) if isinstance(item, str) else [(item[0], dict(item[1]))]
   for pattern, fields in rows:
@@ -59,8 +67,8 @@ def _rows(config) -> list:
   return rows
 
 
-def resolve_groups(config, paths: list[str]) -> list[Group]:
-  """The group of every parameter.
+def resolve_groups(config: Config, paths: Sequence[str]) -> list[Group]:
+  """Returns the group of each parameter.
 
   Args:
     config: config.optim. `groups` is the name of a table, or a list of rows [regex, fields] and
@@ -74,25 +82,20 @@ def resolve_groups(config, paths: list[str]) -> list[Group]:
     One Group per path, in order.
 
   Raises:
-    ValueError: a parameter that no row matches, a row that no parameter takes, or one group with
-      two learning rates.
+    ValueError: a parameter matches no row, a row is used by no parameter, or one group has two
+      learning rates.
   """
   rows = _rows(config)
-  taken = [
-    next((i for i, (pattern, _) in enumerate(rows) if re.fullmatch(pattern, path)), None)
-    for path in paths
-  ]
-  if left := [path for path, i in zip(paths, taken, strict=True) if i is None]:
-    shown = ", ".join(left[:10]) + (", ..." if len(left) > 10 else "")
-    raise ValueError(f"{len(left)} of {len(paths)} parameters match no optim.groups row: {shown}.")
+  used = _first_rows(rows, paths)
   for i, (pattern, fields) in enumerate(rows):
-    if i not in taken and not fields.get("optional"):
+    if i not in used and not fields.get("optional"):
       raise ValueError(
         f"No parameter takes the optim.groups row {pattern!r}: the regex matches no whole path, "
         "or earlier rows match all of them."
       )
-  groups, rates = [], {}
-  for i in taken:
+  groups: list[Group] = []
+  rates: dict[str, float] = {}
+  for i in used:
     fields = rows[i][1]
     lr = fields["lr"] if "lr" in fields else config["lr"] * fields.get("lr_mult", 1.0)
     decay = fields.get("weight_decay", config.get("weight_decay") or 0.0)
@@ -106,11 +109,38 @@ def resolve_groups(config, paths: list[str]) -> list[Group]:
   return groups
 
 
-# ---- optimizers
+def _first_rows(rows: Sequence[tuple[str, Any]], paths: Sequence[str]) -> list[int]:
+  """Returns the number of the first matching row of each path."""
+  used = []
+  unmatched = []
+  for path in paths:
+    for i, (pattern, _) in enumerate(rows):
+      if re.fullmatch(pattern, path):
+        used.append(i)
+        break
+    else:
+      unmatched.append(path)
+  if unmatched:
+    shown = ", ".join(unmatched[:10]) + (", ..." if len(unmatched) > 10 else "")
+    raise ValueError(
+      f"{len(unmatched)} of {len(paths)} parameters match no optim.groups row: {shown}."
+    )
+  return used
 
 
-def clip_factor(grads: list, groups: list[Group], clip: float | None):
-  """f32[] min(1, clip / (norm + 1e-6)) over what is trained, as torch clips; 1 without `clip`."""
+def clip_factor(
+  grads: Sequence[jax.Array], groups: Sequence[Group], clip: float | None
+) -> Float[Array, ""] | float:
+  """Returns the factor that clips gradients by their global norm, as PyTorch computes it.
+
+  Args:
+    grads: gradients of all parameters; those of frozen ones do not count.
+    groups: group of each parameter.
+    clip: largest global norm; None or 0 for no clipping.
+
+  Returns:
+    min(1, clip / (norm + 1e-6)) f32[], or 1.0 without clipping.
+  """
   if not clip:
     return 1.0
   norm = optax.tree.norm([g for g, group in zip(grads, groups, strict=True) if not group.freeze])

@@ -1,43 +1,56 @@
-"""Muon: updates whose singular values are all about 1 (Jordan et al. 2024, "Muon"; Liu et al. 2025).
+"""Muon: updates whose singular values are all about 1 (Jordan et al. 2024; Liu et al. 2025).
 
-Adam lets the few strong directions of a matrix's gradient crowd out the weak ones, and it is the
-weak ones that make a question's "red" meet an image's red. From random initialisation Muon learns
-that in a third of the updates.
+With Adam, the few strong directions of a matrix's gradient dominate the weak ones, and the weak
+ones relate a color in a question to that color in the image. From random initialization Muon needs
+a third of the updates for that.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
+
+from mplug_jax.optim.groups import Group
+from mplug_jax.optim.schedules import Schedule
 
 ITERATIONS = 5
-_COEFFICIENTS = (
-  3.4445,
-  -4.7750,
-  2.0315,
-)  # of the odd polynomial that drives singular values towards 1 (Jordan et al.)
-# of an update, as AdamW's usually is, so that learning rates carry over (Liu et al. 2025, section
-# 2.2)
+# Coefficients of the odd polynomial that drives singular values towards 1 (Jordan et al.).
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Root mean square of an update, as is usual for AdamW's, so that learning rates carry over (Liu et
+# al. 2025, section 2.2).
 _RMS = 0.2
 
 
 class MuonState(NamedTuple):
-  """count i32[] updates done.
+  """State of `muon`.
 
-  Momentum, a tree of the matrices; rest, the state of the optimizer of all else.
+  Attributes:
+    count: i32[], number of updates done.
+    momentum: tree of the matrices' momenta, optax.MaskedNode elsewhere.
+    rest: state of the optimizer of the other parameters.
   """
 
-  count: jax.Array
+  count: Int[Array, ""]
   momentum: Any
   rest: Any
 
 
-def orthogonalize(x):
-  """f32[N, A, B] -> f32[N, A, B]: each matrix U S V^T becomes about U V^T, singular values between 0.7 and 1.2.
+def orthogonalize(
+  x: Float[Array, "matrices rows columns"],
+) -> Float[Array, "matrices rows columns"]:
+  """Maps each matrix U S V^T to about U V^T, with singular values between 0.7 and 1.2.
 
-  Newton-Schulz iteration: products only, and so as fast on TPU as a layer.
+  The Newton-Schulz iteration consists of matrix products, so it is as fast on TPU as a layer.
+
+  Args:
+    x: f32[N, A, B].
+
+  Returns:
+    f32[N, A, B].
   """
   a, b, c = _COEFFICIENTS
   wide = x.shape[1] <= x.shape[2]
@@ -49,79 +62,91 @@ def orthogonalize(x):
   return x if wide else x.swapaxes(1, 2)
 
 
-def _directions(momentum):
-  """Matrices f32[..., A, B] -> their updates before the learning rate.
+def _directions(momenta: Sequence[jax.Array]) -> list[jax.Array]:
+  """Returns the updates f32[..., A, B] of matrices before the learning rate.
 
-  Equal shapes are handled together.
+  Matrices of equal shape are orthogonalized together.
   """
-  by_shape = {}
-  for i, x in enumerate(momentum):
+  by_shape: dict[tuple[int, ...], list[int]] = {}
+  for i, x in enumerate(momenta):
     by_shape.setdefault(x.shape[-2:], []).append(i)
-  out = list(momentum)
+  directions = list(momenta)
   for shape, indices in by_shape.items():
-    stacked = jnp.concatenate([momentum[i].reshape((-1,) + shape) for i in indices])
+    stacked = jnp.concatenate([momenta[i].reshape((-1,) + shape) for i in indices])
     parts = orthogonalize(stacked) * (_RMS * math.sqrt(max(shape)))
     start = 0
     for i in indices:
-      count = math.prod(momentum[i].shape[:-2])
-      out[i] = parts[start : start + count].reshape(momentum[i].shape)
+      count = math.prod(momenta[i].shape[:-2])
+      directions[i] = parts[start : start + count].reshape(momenta[i].shape)
       start += count
-  return out
+  return directions
 
 
-def muon(rest, matrices, groups, schedules, *, momentum=0.95, clip_factor):
-  """Muon for matrices, another optimizer for everything else.
+def muon(
+  rest: optax.GradientTransformationExtraArgs,
+  matrices: Sequence[bool],
+  groups: Sequence[Group],
+  schedules: dict[str, Schedule],
+  *,
+  momentum: float = 0.95,
+  clip_factor: Callable[[list[jax.Array]], Float[Array, ""] | float],
+) -> optax.GradientTransformationExtraArgs:
+  """Muon for matrices, another optimizer for all other parameters.
 
-  m <- momentum m + (1 - momentum) g; p -= lr (0.2 sqrt(max(A, B)) orthogonal(momentum m + (1 -
-  momentum) g) + weight_decay p).
+  m <- momentum m + (1 - momentum) g
+  p <- p - lr (0.2 sqrt(max(A, B)) orthogonal(momentum m + (1 - momentum) g) + weight_decay p)
+
+  MUON_WHY
 
   Args:
-    rest: optax.GradientTransformation of the parameters that are no matrices; gets MaskedNode for
-      those that are.
-    matrices: list of bool, one per parameter: a kernel to be trained, f32[A, B], or [depth, A, B]
-      stacked over layers.
-    groups, schedules: as in optim.adamw.
-    clip_factor: function (gradients as a list) -> f32[], what they are multiplied by.
+    rest: optimizer of the other parameters; gets optax.MaskedNode for matrices.
+    matrices: whether each parameter is a trained kernel, f32[A, B] or [depth, A, B] stacked over
+      layers.
+    groups: group of each parameter.
+    schedules: {group name: learning rate as a function of the number of updates done}.
+    momentum: decay of the momentum.
+    clip_factor: function (list of gradients) -> f32[], their multiplier.
   """
 
-  def split(tree, which):
+  def split(tree: Any, keep_matrices: bool) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten(
-      x if matrix == which else optax.MaskedNode()
+      x if matrix == keep_matrices else optax.MaskedNode()
       for x, matrix in zip(leaves, matrices, strict=True)
     )
 
-  def init(params):
+  def init(params: Any) -> MuonState:
     zeros = jax.tree.map(jnp.zeros_like, split(params, True))
     return MuonState(jnp.zeros([], jnp.int32), zeros, rest.init(split(params, False)))
 
-  def update(grads, state, params, *, ok=True):
+  def ahead(momenta: Sequence[jax.Array], grads: Sequence[jax.Array]) -> list[jax.Array]:
+    return [momentum * m + (1.0 - momentum) * g for m, g in zip(momenta, grads, strict=True)]
+
+  def update(
+    updates: Any, state: Any, params: Any = None, *, ok: Any = True
+  ) -> tuple[Any, MuonState]:
     leaves, structure = jax.tree.flatten(params)
-    grads = jax.tree.leaves(grads)
+    grads = jax.tree.leaves(updates)
     factor = clip_factor(grads)
     grads = [g * factor for g in grads]
-    others, rest_state = rest.update(
+    other_updates, rest_state = rest.update(
       split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok
     )
     old, matrix_tree = jax.tree.flatten(state.momentum)
     matrix_grads = [g for g, matrix in zip(grads, matrices, strict=True) if matrix]
-    mean = [momentum * m + (1.0 - momentum) * g for m, g in zip(old, matrix_grads, strict=True)]
-    directions = iter(
-      _directions(
-        [momentum * m + (1.0 - momentum) * g for m, g in zip(mean, matrix_grads, strict=True)]
-      )
-    )
-    others = iter(jax.tree.leaves(others))
+    new = ahead(old, matrix_grads)
+    directions = iter(_directions(ahead(new, matrix_grads)))
+    others = iter(jax.tree.leaves(other_updates))
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
-    updates = [
-      jnp.where(ok, -lrs[g.name] * (next(directions) + g.weight_decay * p), 0.0)
+    steps = [
+      jnp.where(ok, -lrs[group.name] * (next(directions) + group.weight_decay * p), 0.0)
       if matrix
       else next(others)
-      for p, g, matrix in zip(leaves, groups, matrices, strict=True)
+      for p, group, matrix in zip(leaves, groups, matrices, strict=True)
     ]
-    mean = [jnp.where(ok, new, kept) for new, kept in zip(mean, old, strict=True)]
-    return structure.unflatten(updates), MuonState(
-      state.count + ok, matrix_tree.unflatten(mean), rest_state
+    kept = [jnp.where(ok, m, before) for m, before in zip(new, old, strict=True)]
+    return structure.unflatten(steps), MuonState(
+      state.count + ok, matrix_tree.unflatten(kept), rest_state
     )
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from mplug_jax.config import check_fields
+from mplug_jax.config import Config, check_fields
 
-Schedule = Callable[[Any], jax.Array]
+# Function (number of updates done, int or i32[]) -> learning rate f32[].
+Schedule: TypeAlias = Callable[[Any], Float[Array, "*shape"]]
 
-OFFICIAL_WARMUP_UNIT = 100  # updates between two moves of the warm-up: docs/official.md item 27
+# Updates between two changes of the learning rate in the warm-up (docs/official.md item 27).
+OFFICIAL_WARMUP_UNIT = 100
 
 _SMOOTH_FIELDS = {"warmup_steps", "warmup_epochs", "end_lr"}
 _SCHEDULE_FIELDS = {
@@ -23,8 +25,8 @@ _SCHEDULE_FIELDS = {
 }
 
 
-def make_schedule(config, lr: float, total_steps: int, steps_per_epoch: int) -> Schedule:
-  """The learning rate used by update number `step`, counted from 0.
+def make_schedule(config: Config, lr: float, total_steps: int, steps_per_epoch: int) -> Schedule:
+  """Makes the function step -> learning rate of that update, counted from 0.
 
   Args:
     config: mapping with `name` and its fields. "constant", "cosine" and "linear" take
@@ -36,10 +38,10 @@ def make_schedule(config, lr: float, total_steps: int, steps_per_epoch: int) -> 
     steps_per_epoch: updates in one pass over the data.
 
   Returns:
-    step (int or i32[...]) -> f32[...]; usable inside jit.
+    Function step (int or i32[...]) -> f32[...], usable inside jit.
 
   Raises:
-    ValueError: unknown schedule or field, or durations that do not fit.
+    ValueError: the schedule or a field is unknown, or the durations do not fit.
   """
   fields = dict(config)
   name = fields.pop("name")
@@ -65,12 +67,12 @@ def make_schedule(config, lr: float, total_steps: int, steps_per_epoch: int) -> 
 def _smooth_schedule(shape: str, lr: float, end_lr: float, warmup: int, total: int) -> Schedule:
   """Linear warm-up to `lr`, then constant, linear or half a cosine to `end_lr` at `total`."""
 
-  def schedule(step):
+  def schedule(step: Any) -> Float[Array, "*shape"]:
     step = jnp.asarray(step, jnp.float32)
-    left = jnp.clip((total - step) / max(total - warmup, 1), 0.0, 1.0)
+    remaining = jnp.clip((total - step) / max(total - warmup, 1), 0.0, 1.0)
     if shape == "cosine":
-      left = 0.5 - 0.5 * jnp.cos(math.pi * left)
-    after = lr if shape == "constant" else end_lr + (lr - end_lr) * left
+      remaining = 0.5 - 0.5 * jnp.cos(math.pi * remaining)
+    after = lr if shape == "constant" else end_lr + (lr - end_lr) * remaining
     return jnp.where(step < warmup, lr * (step + 1.0) / max(warmup, 1), after)
 
   return schedule
@@ -87,14 +89,22 @@ def official_schedule(
 ) -> Schedule:
   """The official cosine, constant within an epoch (docs/official.md item 27).
 
-  Its clock t moves inside epoch 0 with the warm-up alone: t = 1 after update 100, 2 after update
-  200, at most W = `warmup_units`. In epoch e > 0 it is e + W, however far the warm-up came. The
-  value is warmup_lr + t (lr - warmup_lr) / W for t < W, from there
-  min_lr + (lr - min_lr) (1 + cos(pi (t - W) / epochs)) / 2, and min_lr once t = W + epochs.
-  `warmup_lr` and `min_lr` are absolute: a group with lr < warmup_lr warms down.
+  Its clock t advances in epoch 0 only with the warm-up: t = 1 after update 100, 2 after update 200,
+  at most W = `warmup_units`. In epoch e > 0 it is e + W, wherever the warm-up ended. The value is
+  warmup_lr + t (lr - warmup_lr) / W for t < W, then
+  min_lr + (lr - min_lr) (1 + cos(pi (t - W) / epochs)) / 2, and min_lr from t = W + epochs on. The
+  values are computed in float64 and looked up by t.
+
+  Args:
+    lr: base learning rate.
+    steps_per_epoch: updates in one pass over the data.
+    epochs: length of the cosine.
+    warmup_units: length of the warm-up, in units of 100 updates.
+    warmup_lr: learning rate at the start. A group with lr < warmup_lr warms down.
+    min_lr: learning rate at the end.
 
   Returns:
-    step (int or i32[...]) -> f32[...]. The few values are computed in float64, looked up by t.
+    Function step (int or i32[...]) -> f32[...].
   """
   t = np.arange(warmup_units + epochs + 1)
   ramp = warmup_lr + t * (lr - warmup_lr) / max(warmup_units, 1)
@@ -102,7 +112,7 @@ def official_schedule(
   values = np.where(t < warmup_units, ramp, cosine).astype(np.float32)
   values[-1] = min_lr
 
-  def schedule(step):
+  def schedule(step: Any) -> Float[Array, "*shape"]:
     step = jnp.asarray(step, jnp.int32)
     epoch = step // steps_per_epoch
     warm = jnp.minimum(jnp.maximum(step - 1, 0) // OFFICIAL_WARMUP_UNIT, warmup_units)
