@@ -34,7 +34,7 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer_base, wordpiece
 from mplug_jax.decoding import beam_search
-from mplug_jax.flops import layers
+from mplug_jax.flops import traced
 from mplug_jax.models.factory import build_model
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.parallel import batches as batches_lib
@@ -154,7 +154,7 @@ def vqa_step(options: argparse.Namespace) -> dict[str, Any]:
   if not health["ok"]:
     raise RuntimeError("The train step's loss or gradients are not finite.")
   user, system = (_processor_seconds() - before) / options.repeats
-  gflop = layers.vqa_train_step(built.task.model, BATCH, 1, QUESTION_TOKENS, 1, ANSWER_TOKENS) / 1e9
+  gflop = traced.train_step_flops(built.task, BATCH) / 1e9
   median = statistics.median(seconds)
   return {
     "batch": BATCH,
@@ -207,7 +207,13 @@ def caption(options: argparse.Namespace) -> dict[str, Any]:
     )
 
   result = {
-    "gflop_per_image": layers.captioning(task.model, 1, BEAMS, CAPTION_TOKENS) / 1e9,
+    "gflop_per_image": traced.function_flops(
+      generate,
+      params,
+      jax.ShapeDtypeStruct((1, task.model.image_size, task.model.image_size, 3), np.uint8),
+      steps=CAPTION_TOKENS,
+    )
+    / 1e9,
     "batches": {},
   }
   for size in options.caption_batches:

@@ -1,1 +1,1 @@
-"""Operation counts of layers and traced programs, and hardware peaks."""
+"""Operation counts of traced programs, and hardware peaks."""

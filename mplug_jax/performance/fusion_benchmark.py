@@ -1,26 +1,33 @@
-"""The paper's efficiency study: what each way to fuse image and text costs (mPLUG, Li et al. 2022, section 3.2, figures 1, 3 and 4).
+"""Cost of the ways to fuse image and text, as in the paper's efficiency study.
 
-Forward pass of the fusion network alone, on tokens that the encoders would give: co-attention (two
-streams, each with self-attention and cross-attention to the other), connected attention (every
-layer over image and text together), asymmetric co-attention (text reads the image, which no layer
-changes) and skip-connected fusion at every stride. The number of layers is the same for all.
+mPLUG, Li et al. 2022, section 3.2, figures 1, 3 and 4: the forward pass of the fusion network on
+tokens of the encoders. Networks are co-attention (two streams, each with self-attention and
+cross-attention to the other), connected attention (every layer over image and text together),
+asymmetric co-attention (text reads the image, which no layer changes) and skip-connected fusion at
+every stride. All have the same number of layers.
 """
 
 import csv
+import os
 import statistics
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from mplug_jax.flops import layers
+from mplug_jax.flops import traced
 from mplug_jax.models.bert import BertConfig, BertLayer, Memory
 from mplug_jax.models.fusion import FusionEncoder
+from mplug_jax.models.mplug import MPlug
+from mplug_jax.performance.geometry import image_tokens
 
 # Seconds for the forward pass of 100 samples in the paper, which does not name the hardware:
-# figures 1 and 4 for the first two, figure 3 (ViT-B) for the rest. Read off the figures.
+# figures 1 and 4 for the first two, figure 3 (ViT-B) for the rest, read from the figures.
 PAPER = {
   "co-attention": 1.86,
   "connected": 1.65,
@@ -30,7 +37,7 @@ PAPER = {
   "skip-connected, stride 6": 0.28,
   "asymmetric": 0.28,
 }
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
   "network",
   "gflop",
   "mbytes",
@@ -44,21 +51,37 @@ COLUMNS = (
 
 
 class CoAttention(nn.Module):
-  """Two streams of as many layers, each with self-attention, cross-attention to the other stream, and a feed-forward part."""
+  """Two streams of layers, each with cross-attention to the other stream.
+
+  Attributes:
+    config: config of the layers.
+    depth: number of layers of each stream.
+  """
 
   config: BertConfig
   depth: int
 
   @nn.compact
-  def __call__(self, text, mask, image):
-    """text: f[B, L, D].
+  def __call__(
+    self,
+    text: Float[Array, "batch length width"],
+    mask: Bool[Array, "batch length"],
+    image: Float[Array, "batch tokens width"],
+  ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch length width"]]:
+    """Fuses image and text.
 
-    Mask: bool[B, L]; image: f[B, N, D] -> (image, text), of the same shapes.
+    Args:
+      text: f[B, L, D].
+      mask: bool[B, L], True for tokens.
+      image: f[B, N, D].
+
+    Returns:
+      The image f[B, N, D] and the text f[B, L, D].
     """
     for j in range(self.depth):
-      read = Memory((text,), (mask,))
+      memory = Memory((text,), (mask,))
       from_text, _ = BertLayer(self.config, cross=True, name=f"image_{j}")(
-        image, None, read, read.mask
+        image, None, memory, memory.mask
       )
       text, _ = BertLayer(self.config, cross=True, name=f"text_{j}")(
         text, mask[:, None, None, :], Memory((image,), (None,))
@@ -67,8 +90,12 @@ class CoAttention(nn.Module):
     return image, text
 
 
-def networks(model):
-  """{name: (module, operations for one pair of image and text of `length` tokens: length -> int)}, dearest first. `model`: an MPlug."""
+def networks(model: MPlug) -> dict[str, nn.Module]:
+  """Returns {name: fusion network}, the most expensive first.
+
+  Args:
+    model: model with the geometry of the layers.
+  """
   bert = BertConfig(
     vocab_size=model.vocab_size,
     hidden_size=model.hidden_size,
@@ -86,55 +113,75 @@ def networks(model):
   )
   depth = model.fusion_layers
 
-  def skip_connected(stride, rule="released"):
-    geometry = model.clone(stride=stride, fusion=rule)
-    return FusionEncoder(bert, depth, stride, rule), lambda length: layers.fusion_encoder(
-      geometry, 1, 1, length
-    )
-
   strides = {
-    f"skip-connected, stride {stride}": skip_connected(stride) for stride in range(1, depth + 1)
+    f"skip-connected, stride {stride}": FusionEncoder(bert, depth, stride, "released")
+    for stride in range(1, depth + 1)
   }
   # By the paper's own rule, stride 0 connects every layer, and a stride as long as the stack none.
   return {
-    "co-attention": (
-      CoAttention(bert, depth),
-      lambda length: depth * layers.co_attention_layer(model, 1, length),
-    ),
-    "connected": skip_connected(0, "paper"),
+    "co-attention": CoAttention(bert, depth),
+    "connected": FusionEncoder(bert, depth, 0, "paper"),
     **strides,
-    "asymmetric": skip_connected(depth, "paper"),
+    "asymmetric": FusionEncoder(bert, depth, depth, "paper"),
   }
 
 
-def measure(model, batch, length, repeats):
-  """Rows of COLUMNS, a dictionary for every network.
+def operations(model: MPlug, network: nn.Module, length: int) -> int:
+  """Counts the operations of a network for one pair of image and text.
 
-  Every network is compiled for this device; then they run in turns, so that what else the machine
-  does falls on all alike. `gflop` (products alone, see flops.py), `mbytes` (memory traffic by the
-  compiler) and `seconds` (the median) are of one pair of image and text, `peak_mbytes` is what the
-  compiled program needs for the whole batch, parameters included.
+  Args:
+    model: model with the geometry of the layers.
+    network: see `networks`.
+    length: text tokens.
+  """
+  inputs = (
+    jax.ShapeDtypeStruct((1, length, model.hidden_size), model.dtype),
+    jax.ShapeDtypeStruct((1, length), jnp.bool_),
+    jax.ShapeDtypeStruct((1, image_tokens(model), model.hidden_size), model.dtype),
+  )
+  params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+  return traced.function_flops(network.apply, params, *inputs)
+
+
+def measure(model: MPlug, batch: int, length: int, repeats: int) -> list[dict[str, Any]]:
+  """Measures every network.
+
+  All networks are compiled for this device; then they run in turns, so that other load of the
+  machine affects all of them.
+
+  Args:
+    model: model with the geometry of the layers.
+    batch: pairs of image and text.
+    length: text tokens.
+    repeats: measured runs of each network.
+
+  Returns:
+    A row of COLUMNS for each network. `gflop` (products only), `mbytes` (memory traffic by the
+    compiler) and `seconds` (the median) are of one pair; `peak_mbytes` is the memory of the
+    compiled program for the whole batch, parameters included.
   """
   rng = np.random.default_rng(0)
-  shapes = (
-    (batch, length, model.hidden_size),
-    (batch, layers.image_tokens(model), model.hidden_size),
-  )
   text, image = (
-    jnp.asarray(rng.standard_normal(shape, np.float32), model.dtype) for shape in shapes
+    jnp.asarray(rng.standard_normal((batch, tokens, model.hidden_size), np.float32), model.dtype)
+    for tokens in (length, image_tokens(model))
   )
-  mask, rows, calls, pool = jnp.ones((batch, length), bool), {}, {}, {}
-  for name, (network, operations) in networks(model).items():
+  mask = jnp.ones((batch, length), bool)
+  rows: dict[str, dict[str, Any]] = {}
+  calls = {}
+  pool = {}
+  for name, network in networks(model).items():
     apply = jax.jit(lambda params, *inputs, network=network: network.apply(params, *inputs))
     params = _parameters(
       jax.eval_shape(network.init, jax.random.key(0), text, mask, image), pool, rng
     )
     compiled = apply.lower(params, text, mask, image).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    cost = compiled.cost_analysis() or {}
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     rows[name] = {
       "network": name,
-      "gflop": operations(length) / 1e9,
+      "gflop": operations(model, network, length) / 1e9,
       "mbytes": cost.get("bytes accessed", float("nan")) / batch / 1e6,
       "peak_mbytes": peak / 1e6,
       "paper_seconds": PAPER.get(name, float("nan")),
@@ -147,10 +194,15 @@ def measure(model, batch, length, repeats):
     for name, call in calls.items():
       start = time.perf_counter()
       call()
-      if turn:  # the first one warms up
+      if turn:  # The first one warms up.
         seconds[name].append((time.perf_counter() - start) / batch)
   for name, row in rows.items():
     row["seconds"] = statistics.median(seconds[name])
+  return _with_ratios(rows)
+
+
+def _with_ratios(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the rows with their ratios to asymmetric co-attention."""
   base = rows["asymmetric"]
   for row in rows.values():
     row |= {
@@ -161,15 +213,18 @@ def measure(model, batch, length, repeats):
   return [{column: row[column] for column in COLUMNS} for row in rows.values()]
 
 
-def _parameters(spec, pool, rng):
-  """Random parameters.
+def _parameters(
+  spec: Any, pool: dict[tuple[tuple[int, ...], int], jax.Array], rng: np.random.Generator
+) -> Any:
+  """Returns random parameters.
 
-  Networks share them by shape through `pool`, or eight of them would not fit beside each other.
+  Networks share them by shape through `pool`, because eight of them do not fit into memory.
   """
-  used = {}
+  used: dict[tuple[int, ...], int] = {}
 
-  def leaf(x):
-    number = used[x.shape] = used.get(x.shape, -1) + 1
+  def leaf(x: jax.ShapeDtypeStruct) -> jax.Array:
+    number = used.get(x.shape, -1) + 1
+    used[x.shape] = number
     if (x.shape, number) not in pool:
       pool[x.shape, number] = jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32))
     return pool[x.shape, number]
@@ -177,8 +232,12 @@ def _parameters(spec, pool, rng):
   return jax.tree.map(leaf, spec)
 
 
-def table(rows):
-  """Lines of text."""
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Formats the rows as lines of text.
+
+  Args:
+    rows: see `measure`.
+  """
   lines = [
     f"{'':26}{'GFLOP':>8}{'MB moved':>10}{'peak MB':>9}{'seconds':>9}   relative to asymmetric: "
     f"{'GFLOP':>6}{'time':>7}{'paper':>7}"
@@ -186,14 +245,19 @@ def table(rows):
   for row in rows:
     ratio = f"{row['paper_ratio']:7.2f}" if row["paper_ratio"] == row["paper_ratio"] else "      -"
     lines.append(
-      f"{row['network']:26}{row['gflop']:8.1f}{row['mbytes']:10.0f}{row['peak_mbytes']:9.0f}{row['seconds']:9.3f}"
-      f"{'':27}{row['gflop_ratio']:6.2f}{row['seconds_ratio']:7.2f}{ratio}"
+      f"{row['network']:26}{row['gflop']:8.1f}{row['mbytes']:10.0f}{row['peak_mbytes']:9.0f}"
+      f"{row['seconds']:9.3f}{'':27}{row['gflop_ratio']:6.2f}{row['seconds_ratio']:7.2f}{ratio}"
     )
   return lines
 
 
-def write(rows, stem):
-  """Leaves `stem`.csv and `stem`.png -> their paths."""
+def write(rows: Sequence[Mapping[str, Any]], stem: str | os.PathLike[str]) -> tuple[str, str]:
+  """Writes `stem`.csv and `stem`.png and returns their paths.
+
+  Args:
+    rows: see `measure`.
+    stem: path without extension.
+  """
   with open(f"{stem}.csv", "w", newline="") as file:
     writer = csv.DictWriter(file, COLUMNS)
     writer.writeheader()
@@ -202,15 +266,15 @@ def write(rows, stem):
   return f"{stem}.csv", f"{stem}.png"
 
 
-def _plot(rows, path):
-  """Bars of each network relative to asymmetric co-attention: operations, time here, the paper's time."""
+def _plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Draws operations, measured time and the paper's time relative to asymmetric co-attention."""
   import matplotlib
 
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
-  places = np.arange(len(rows))
+  positions = np.arange(len(rows))
   series = (
     ("gflop_ratio", "operations", "#9ecae1"),
     ("seconds_ratio", "time here", "#3182bd"),
@@ -218,9 +282,11 @@ def _plot(rows, path):
   )
   for i, (column, label, color) in enumerate(series):
     values = np.array([row[column] for row in rows])
-    bars = axes.bar(places + 0.28 * (i - 1), np.nan_to_num(values), 0.26, label=label, color=color)
+    bars = axes.bar(
+      positions + 0.28 * (i - 1), np.nan_to_num(values), 0.26, label=label, color=color
+    )
     axes.bar_label(bars, [f"{value:.1f}" if value == value else "" for value in values], fontsize=7)
-  axes.set_xticks(places, [row["network"].replace(", ", ",\n") for row in rows], fontsize=8)
+  axes.set_xticks(positions, [row["network"].replace(", ", ",\n") for row in rows], fontsize=8)
   axes.set_ylabel("relative to asymmetric co-attention")
   axes.set_title("Forward pass of the fusion network")
   axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,6 @@ from jaxtyping import Shaped
 from mplug_jax import config as config_lib
 from mplug_jax import optim, tasks
 from mplug_jax.config import Config
-from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.models.factory import build_model
 from mplug_jax.optim.schedules import Schedule
 from mplug_jax.parallel import batches
@@ -72,7 +71,7 @@ class Host(NamedTuple):
 
 def build(
   config: Config,
-  tokenizer: Tokenizer,
+  tokenizer: Any,
   total_steps: int = 10**9,
   steps_per_epoch: int = 1,
   devices: Sequence[Any] | None = None,
@@ -83,7 +82,7 @@ def build(
 
   Args:
     config: config of the run.
-    tokenizer: tokenizer of the run.
+    tokenizer: tokenizer of the run, or a StandInTokenizer with as many tokens.
     total_steps: steps of the whole run. Only training needs it; the default exceeds any warm-up.
     steps_per_epoch: steps of an epoch, which only training needs.
     devices: devices of the mesh; None for all.

@@ -12,6 +12,7 @@ from mplug_jax.config.presets import PRESETS
 from mplug_jax.conversion import exporter, importer, mapping, official_inventory
 from mplug_jax.conversion.geometry import infer_geometry
 from mplug_jax.conversion.names import config_beside, official_names, source_kind
+from mplug_jax.parallel import rules
 from mplug_jax.tensor_files import open, write
 from mplug_jax.training.state import TrainState
 from tests.support.source_tensors import (
@@ -511,7 +512,4 @@ def nest(leaves):
 
 
 def flat(tree):
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
+  return {rules.path_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)}

@@ -1,4 +1,4 @@
-"""Operations of every task's step by the rule of task_flops, against the products of the differentiated program."""
+"""Traced operations of every task's step against the products of the differentiated program."""
 
 import importlib
 from types import SimpleNamespace
@@ -11,16 +11,14 @@ from jax.interpreters import partial_eval
 from mplug_jax import tasks
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
-from mplug_jax.flops import hardware
-from mplug_jax.flops import layers as flops
-from mplug_jax.flops import traced as task_flops
+from mplug_jax.flops import hardware, traced
 from mplug_jax.models.factory import build_model
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import reference
 from mplug_jax.reporting import metric_log
 from mplug_jax.training import loop
-from tests.flops import test_layers as test_flops
-from tests.support import tiny_run
+from tests.flops import test_formulas
+from tests.support import flop_formulas, tiny_run
 
 TOKENIZER = StandInTokenizer(500)
 
@@ -33,17 +31,17 @@ def task_of(name, arg="tiny", **changes):
 
 def differentiated(task, rows):
   """Products of the traced loss and its gradient, without what nothing reads."""
-  params, batch = task_flops.abstract_parameters(task), task.batch_spec(rows)
+  params, batch = traced.abstract_parameters(task), task.batch_spec(rows)
 
   def loss(params, averaged, extra, batch):
     state = SimpleNamespace(params=params, ema_params=averaged, extra=extra, step=jnp.int32(0))
     return sum(task.loss(params, state, batch, jax.random.key(0))[0].values())
 
-  traced = jax.make_jaxpr(jax.value_and_grad(loss))(
+  program = jax.make_jaxpr(jax.value_and_grad(loss))(
     params, params, jax.eval_shape(task.init_extra), batch
   )
-  used, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
-  return test_flops.products(used)
+  used, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.out_avals))
+  return test_formulas.products(used)
 
 
 CASES = [("vqa", {"task.distill.alpha": 0.4, "ema.decay": 0.9, "ema.use": "teacher"})]
@@ -62,10 +60,10 @@ OTHERS = [
 
 def test_an_average_that_teaches_nothing_costs_no_forward_pass():
   without, evaluated = (
-    task_flops.train_step_flops(task_of("vqa", **changes), 2)
+    traced.train_step_flops(task_of("vqa", **changes), 2)
     for changes in ({"ema.decay": 0.0}, {"ema.decay": 0.9, "ema.use": "eval"})
   )
-  assert evaluated == without < task_flops.train_step_flops(task_of("vqa", **CASES[0][1]), 2)
+  assert evaluated == without < traced.train_step_flops(task_of("vqa", **CASES[0][1]), 2)
 
 
 @pytest.mark.parametrize(
@@ -79,20 +77,20 @@ def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   )
   task = task_of(name, **changes)
   # Hard negatives are drawn by products that nothing differentiates.
-  assert task_flops.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=2e-4)
+  assert traced.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=2e-4)
 
 
-@pytest.mark.parametrize("fields", test_flops.GEOMETRIES[:1])
+@pytest.mark.parametrize("fields", test_formulas.GEOMETRIES[:1])
 def test_the_formulas_of_question_answering_say_the_same(fields):
-  task, _, _ = test_flops.make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
+  task, _, _ = test_formulas.make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
   shape = (
-    test_flops.IMAGES,
-    test_flops.QUESTIONS,
-    test_flops.LENGTH,
-    test_flops.ANSWERS,
-    test_flops.ANSWER_LENGTH,
+    test_formulas.IMAGES,
+    test_formulas.QUESTIONS,
+    test_formulas.LENGTH,
+    test_formulas.ANSWERS,
+    test_formulas.ANSWER_LENGTH,
   )
-  assert task_flops.train_step_flops(task, test_flops.IMAGES) == flops.vqa_train_step(
+  assert traced.train_step_flops(task, test_formulas.IMAGES) == flop_formulas.vqa_train_step(
     task.model, *shape
   )
 
@@ -101,17 +99,17 @@ def test_generation_counts_its_loop_as_often_as_it_runs():
   task = task_of("caption")
   model, images, beams = task.model, 4, task.config.task.beams
   for steps in (1, 6):
-    memory = ((images, flops.image_tokens(model)),)
+    memory = ((images, flop_formulas.image_tokens(model)),)
     length = len(task.prompt.start) + task.config.task.max_length
-    expected = flops.image_encoder(model, images) + flops.beam_generation(
+    expected = flop_formulas.image_encoder(model, images) + flop_formulas.beam_generation(
       model, memory, beams, steps, length
     )
-    found = task_flops.predict_flops(task, "generate", images, steps)
+    found = traced.predict_flops(task, "generate", images, steps)
     assert (
       expected
       <= found
       <= 1.1 * expected
-      + flops.beam_generation(model, memory, beams, len(task.prompt.start), length)
+      + flop_formulas.beam_generation(model, memory, beams, len(task.prompt.start), length)
     )
 
 
@@ -122,7 +120,7 @@ def test_utilisation_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, m
   assert loop.train(c, str(tmp_path)) == 0
   rows = [row for row in metric_log.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]
   last = rows[-1]
-  flops = task_flops.train_step_flops(
+  flops = traced.train_step_flops(
     loop.build(c, tokenizers.load(tmp_path / "tokenizer")).task, c.batch_size
   )
   assert last["train/mfu"] == pytest.approx(

@@ -12,6 +12,7 @@ import pytest
 from mplug_jax import optim
 from mplug_jax.optim import groups as groups_lib
 from mplug_jax.optim import schedules
+from mplug_jax.parallel import rules
 from tests.support.paths import GOLDEN
 
 CONFIG = {"lr": 3e-5, "visual_lr": 5e-6, "weight_decay": 0.02, "schedule": {"name": "constant"}}
@@ -30,7 +31,7 @@ def _tree(paths):
 
 def _flat(tree):
   return {
-    jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x, np.float64)
+    rules.path_name(p): np.asarray(x, np.float64)
     for p, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 

@@ -1,16 +1,13 @@
-"""The efficiency study of fusion networks on the tiny model: its rows, files, and operation counts against the traced networks."""
+"""The efficiency study of fusion networks on the tiny model: rows, files and operation counts."""
 
 import csv
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.flops import layers
-from mplug_jax.flops import traced as task_flops
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.performance import fusion_benchmark
+from tests.support import flop_formulas
 
 
 @pytest.fixture(scope="module")
@@ -18,18 +15,28 @@ def model():
   return MPlug(**PRESETS["tiny"] | {"vocab_size": 320, "pad_id": 0})
 
 
-def test_operations_are_those_of_the_traced_networks(model):
-  text, image, mask = (
-    jnp.ones((1, 7, 32)),
-    jnp.ones((1, layers.image_tokens(model), 32)),
-    jnp.ones((1, 7), bool),
-  )
+def _formulas(model):
+  """{name: operations of a pair with a text of `length` tokens: length -> int}."""
+  depth = model.fusion_layers
+
+  def fusion_encoder(stride, rule="released"):
+    geometry = model.clone(stride=stride, fusion=rule)
+    return lambda length: flop_formulas.fusion_encoder(geometry, 1, 1, length)
+
+  return {
+    "co-attention": lambda length: depth * flop_formulas.co_attention_layer(model, 1, length),
+    "connected": fusion_encoder(0, "paper"),
+    **{f"skip-connected, stride {s}": fusion_encoder(s) for s in range(1, depth + 1)},
+    "asymmetric": fusion_encoder(depth, "paper"),
+  }
+
+
+def test_operations_of_the_traced_networks_are_those_of_the_formulas(model):
+  formulas = _formulas(model)
   counted = {}
-  for name, (network, operations) in fusion_benchmark.networks(model).items():
-    params = jax.eval_shape(network.init, jax.random.key(0), text, mask, image)
-    traced = jax.make_jaxpr(network.apply)(params, text, mask, image).jaxpr
-    counted[name] = task_flops._count(traced, [False] * len(traced.invars), 1)[0]
-    assert operations(7) == counted[name], name
+  for name, network in fusion_benchmark.networks(model).items():
+    counted[name] = fusion_benchmark.operations(model, network, 7)
+    assert counted[name] == formulas[name](7), name
   assert list(counted) == [
     "co-attention",
     "connected",
@@ -61,7 +68,8 @@ def test_numbers_of_operations_at_the_size_of_the_paper():
   """At 577 image tokens and 30 of text the closed forms by hand, in GFLOP."""
   base = MPlug(**PRESETS["base"], pad_id=0)
   counted = {
-    name: operations(30) / 1e9 for name, (_, operations) in fusion_benchmark.networks(base).items()
+    name: fusion_benchmark.operations(base, network, 30) / 1e9
+    for name, network in fusion_benchmark.networks(base).items()
   }
   width, tokens = 768, 607
   connected = 6 * (24 * tokens * width**2 + 4 * tokens**2 * width) / 1e9

@@ -16,6 +16,7 @@ from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.parallel import rules
 from mplug_jax.reporting import metric_log
 from tests.support.paths import ROOT
 
@@ -108,10 +109,7 @@ def flat(tree):
       jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     )
 
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): numpy(x)
-    for path, x in jax.tree.leaves_with_path(tree)
-  }
+  return {rules.path_name(path): numpy(x) for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def assert_gradients_equal(ours, reference, share=1e-4):

@@ -23,6 +23,7 @@ from mplug_jax.conversion import mapping, storage
 from mplug_jax.conversion.geometry import GEOMETRY, infer_geometry
 from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
+from mplug_jax.parallel.rules import path_name
 from mplug_jax.tensor_files import open
 
 # Bytes read at once: opening an Orbax directory for every bias would take most of the time.
@@ -227,7 +228,7 @@ def _open_orbax(
   try:
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in flat]
+    names = [path_name(key) for key, _ in flat]
     # Text leaves have no shape.
     leaves = {
       name: Leaf(tuple(x.shape), np.dtype(x.dtype), _sharding(x))

@@ -1,4 +1,4 @@
-"""The operation counts against two other counts: of every product in the traced program, and XLA's."""
+"""The formulas against two other counts: of every product in the traced program, and XLA's."""
 
 import math
 from types import SimpleNamespace
@@ -11,13 +11,14 @@ from jax.interpreters import partial_eval
 
 from configs import vqa as vqa_config
 from mplug_jax.decoding import beam_search
-from mplug_jax.flops import layers
+from mplug_jax.flops import traced
 from mplug_jax.models.factory import build_model
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import reference
 from mplug_jax.tasks import base
 from mplug_jax.training import loop
+from tests.support import flop_formulas
 
 TOKENIZER = SimpleNamespace(vocab_size=500, pad_id=0, bos_id=1, eos_id=2)
 IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH = 2, 3, 11, 2, 5
@@ -118,11 +119,10 @@ def caption(task, steps, beams=3):
 @pytest.mark.parametrize("fields", GEOMETRIES)
 def test_train_step_counts_every_product(fields):
   task, params, batch = make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
-  traced = jax.make_jaxpr(gradients(task))(params, batch)
-  used, _ = partial_eval.dce_jaxpr(
-    traced.jaxpr, [True] * len(traced.out_avals)
-  )  # without the gradient of the image
-  assert layers.vqa_train_step(
+  program = jax.make_jaxpr(gradients(task))(params, batch)
+  # Without the gradient of the image.
+  used, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.out_avals))
+  assert flop_formulas.vqa_train_step(
     task.model, IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH
   ) == products(used)
 
@@ -131,15 +131,18 @@ def test_train_step_counts_every_product(fields):
 def test_captioning_counts_every_product(fields):
   task, params, batch = make(**fields, decoder_layers=2)
   one = jax.make_jaxpr(caption(task, steps=1))(params, batch["image"])
-  assert layers.captioning(task.model, IMAGES, 3, 1) == products(one.jaxpr)
+  assert flop_formulas.captioning(task.model, IMAGES, 3, 1) == products(one.jaxpr)
   # The loop's body is in the program once: of 7 steps, 6 are missing, each over a cache of 8
   # positions.
   seven = jax.make_jaxpr(caption(task, steps=7))(params, batch["image"])
-  model, memory = task.model, ((IMAGES, layers.image_tokens(task.model)),)
-  step = layers.beam_generation(model, memory, 3, 1, 8) - layers.beam_generation(
+  model, memory = task.model, ((IMAGES, flop_formulas.image_tokens(task.model)),)
+  step = flop_formulas.beam_generation(model, memory, 3, 1, 8) - flop_formulas.beam_generation(
     model, memory, 3, 0, 8
   )
-  assert layers.captioning(model, IMAGES, 3, 7) == products(seven.jaxpr) + 6 * step
+  expected = flop_formulas.captioning(model, IMAGES, 3, 7)
+  assert expected == products(seven.jaxpr) + 6 * step
+  program = caption(task, steps=7)
+  assert traced.function_flops(program, params, batch["image"], steps=7) == expected
 
 
 def test_agrees_with_xla_where_products_dominate():
@@ -162,15 +165,15 @@ def test_agrees_with_xla_where_products_dominate():
   )
   shape = (IMAGES, QUESTIONS, LENGTH, ANSWERS, ANSWER_LENGTH)
   counted = jax.jit(gradients(task)).lower(params, batch).cost_analysis()["flops"]
-  assert layers.vqa_train_step(task.model, *shape) == pytest.approx(counted, rel=0.02)
+  assert flop_formulas.vqa_train_step(task.model, *shape) == pytest.approx(counted, rel=0.02)
   counted = jax.jit(caption(task, steps=1)).lower(params, batch["image"]).cost_analysis()["flops"]
-  assert layers.captioning(task.model, IMAGES, 3, 1) == pytest.approx(counted, rel=0.02)
+  assert flop_formulas.captioning(task.model, IMAGES, 3, 1) == pytest.approx(counted, rel=0.02)
 
 
 def test_base_counts_at_the_size_of_the_benchmark():
   config = vqa_config.get_config("base")
   model = build_model(config, SimpleNamespace(vocab_size=30522, pad_id=0))
-  assert layers.image_tokens(model) == 577
-  step = layers.vqa_train_step(model, 2, 1, 32, 1, 6)
+  assert flop_formulas.image_tokens(model) == 577
+  step = flop_formulas.vqa_train_step(model, 2, 1, 32, 1, 6)
   assert 880e9 < step < 979e9  # the compiler's count, which includes elementwise work, is 979e9
-  assert 0.6 < 3 * layers.image_encoder(model, 2) / step < 0.8
+  assert 0.6 < 3 * flop_formulas.image_encoder(model, 2) / step < 0.8

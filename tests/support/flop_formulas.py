@@ -1,9 +1,8 @@
-"""Floating-point operations of the model's matrix products, from its geometry and the batch's shape.
+"""Formulas for the operations of the model's matrix products, to test the traced counts against.
 
 An operation count is 2 x multiply-adds of the products that the code computes: with parameters, and
 of queries with keys and probabilities with values, masked or not. Elementwise work (softmax, norms,
-GELU, dropout, optimizer) and what rematerialisation repeats are left out, so that achieved FLOP/s
-compare with a plain matrix product. All results are ints.
+GELU, dropout, optimizer) and recomputation by rematerialization are left out.
 
 `model` is an `MPlug`, of which only the fields are read. A `memory` is ((rows, tokens), ...), the
 segments that cross-attention reads: an image's keys and values are computed once, however many
@@ -19,12 +18,12 @@ def linear(tokens, inputs, outputs):
 
 
 def attention(queries, keys, width):
-  """Scores and weighted sum: `queries` in all rows together, each over `keys` of its row, all heads together."""
+  """Scores and weighted sums of all heads: `queries` of all rows, each over `keys` of its row."""
   return 2 * linear(queries, width, keys)
 
 
 def transformer_layer(tokens, length, width, mlp_dim):
-  """Self-attention (four projections) and feed-forward of `tokens` in all rows together, in rows of `length` each."""
+  """Self-attention (four projections) and feed-forward of all `tokens`, in rows of `length`."""
   return (
     4 * linear(tokens, width, width)
     + attention(tokens, length, width)
@@ -67,7 +66,7 @@ def keys_values(model, memory):
 
 
 def crossing_layer(model, tokens, length, memory):
-  """A layer with cross-attention, without `keys_values`: `tokens` in all rows together, self-attention over `length`."""
+  """A layer of all `tokens` with cross-attention, without `keys_values`, in rows of `length`."""
   width = model.hidden_size
   read = 2 * linear(tokens, width, width) + attention(
     tokens, sum(part[1] for part in memory), width
@@ -128,7 +127,7 @@ def decoder(model, rows, length, memory):
 
 
 def vqa_memory(model, images, texts, length):
-  """Image and question as the decoder reads them, see `fusion_encoder` for the rows of the image."""
+  """Image and question as the decoder reads them; `fusion_encoder` explains the image rows."""
   mixed = connected_layers(model.fusion_layers, model.stride, model.fusion)
   return ((texts if mixed else images, image_tokens(model)), (texts, length))
 
@@ -144,7 +143,7 @@ def vqa_encode(model, images, questions, length):
 
 
 def vqa_forward(model, images, questions, length, answers, answer_length):
-  """Logits of `answers` of `answer_length` tokens to each of the `questions` of `length` tokens about each image."""
+  """Logits of `answers` to each of the `questions` about each image."""
   texts = images * questions
   memory = vqa_memory(model, images, texts, length)
   return vqa_encode(model, images, questions, length) + decoder(
@@ -173,7 +172,7 @@ def beam_generation(model, memory, beams, steps, cache_length):
 
 
 def captioning(model, images, beams, steps):
-  """Image encoder and beam generation from the image tokens alone, the cache as long as the caption with its first token."""
+  """Image encoder and beam generation with a cache for the caption and its first token."""
   return image_encoder(model, images) + beam_generation(
     model, ((images, image_tokens(model)),), beams, steps, steps + 1
   )
