@@ -366,7 +366,7 @@ def test_programs_of_every_kind_are_lowered_for_tpus(name, function):
   with pytest.raises(
     ValueError, match="--fn=nothing: the task has no such function; it has train, "
   ):
-    compiler.function_of(built, "nothing")
+    compiler.function_of(built.task, "nothing")
 
 
 def test_the_command_says_what_is_wrong():

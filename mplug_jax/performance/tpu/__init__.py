@@ -1,1 +1,1 @@
-"""Programs compiled for TPUs that are not there, and what their text says of the time they need."""
+"""Compiles programs for TPUs that are not attached, and estimates their time from their text."""

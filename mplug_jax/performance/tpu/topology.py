@@ -2,12 +2,12 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mplug_jax.flops import hardware
 
-# Environment variables of the TPU compiler, to be set before JAX is imported: no search for a TPU,
-# no log folder, no lock against other processes.
+# Environment variables of the TPU compiler, to be set before JAX is imported: they turn off the
+# search for a TPU, the log folder and the lock against other processes.
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -30,8 +30,10 @@ EXAMPLES = (
   "v5p:2x2x4",
   "tpu7x:2x2x1",
 )
-_SINGLE = {"chips_per_host_bounds": (1, 1, 1)}  # else a host of v5e and v6e has four chips
-_OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device a chip, not one a core
+# Without it a host of v5e and v6e has four chips.
+_SINGLE = {"chips_per_host_bounds": (1, 1, 1)}
+# One device a chip instead of one a core.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 
 class NoCompiler(RuntimeError):
@@ -49,13 +51,16 @@ class Slice(NamedTuple):
   """
 
   name: str
-  devices: list
+  devices: list[Any]
   chips: int
   chip: hardware.Chip
 
 
 def slice_of(name: str) -> Slice:
-  """Returns the slice of a name such as "v5e:4x4".
+  """Returns the slice of a name.
+
+  Args:
+    name: CHIP:SHAPE, such as "v5e:4x4".
 
   Raises:
     ValueError: the name has another form, the chip is unknown, or the compiler rejects the shape.
@@ -78,7 +83,7 @@ def slice_of(name: str) -> Slice:
   options = _OPTIONS.get(match[1], {}) | (_SINGLE if count == 1 else {})
   try:
     devices = topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices
-  except Exception as error:  # the compiler's own, of several classes
+  except Exception as error:  # The compiler raises errors of several classes.
     raise ValueError(
       f"The TPU compiler does not know --topology={name} ({str(error).splitlines()[0][:200]}); "
       f"it knows {', '.join(EXAMPLES)} and others."
