@@ -1,29 +1,38 @@
-"""Retrieval: contrastive and matching losses with a momentum teacher and queues, three steps in a row; evaluation.
+"""Retrieval: three consecutive steps with a momentum teacher and queues, and evaluation.
 
 B images and texts, Q queue columns, E feature width. The online weights never change here; teacher
-and queues move on.
+and queues do.
 """
 
 import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax.evaluators import reranking
 from mplug_jax.losses import contrastive, hard_negatives
 from mplug_jax.metrics import recall
-from mplug_jax.parity.recording import encode
-from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance
+from mplug_jax.models.mplug import MPlug
+from mplug_jax.parity.recording import Recording, encode
+from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Check, Row, Tolerance
 from mplug_jax.tasks import matching
 from mplug_jax.training import state
 
 _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
 _UNRANKED = -100.0  # score of pairs that evaluation does not fuse
+_LOGITS = ("itm_logits", "sim_i2t", "sim_t2i", "loss_ita", "loss_itm")
 
 
-def checks(r):
-  """Recording -> [(name, function -> Rows)]."""
+def checks(r: Recording) -> list[Check]:
+  """Returns the checks of a recording.
+
+  Args:
+    r: recorded file.
+  """
   case = _Case(r)
   return [
     *((step, functools.partial(case.step, step)) for step in case.steps),
@@ -32,19 +41,40 @@ def checks(r):
   ]
 
 
-def _features(m, image, ids, mask):
+def _features(
+  m: MPlug,
+  image: Float[Array, "batch size size 3"],
+  ids: Int[Array, "batch length"],
+  mask: Bool[Array, "batch length"],
+) -> Any:
   return m.contrastive_features(m.encode_image(image), m.encode_text(ids, mask))
 
 
-def _step(params, model, teacher, batch, queues, alpha, given):
-  """-> (contrastive + matching loss, {recorded name: output}).
+def _step(
+  params: Any,
+  model: MPlug,
+  teacher: Any,
+  batch: tuple[Array, Array, Array, Array],
+  queues: dict[str, Array],
+  alpha: Array,
+  negatives: Sequence[Array],
+) -> tuple[Array, dict[str, Array]]:
+  """Computes the losses of a step.
 
-  batch: (image, ids, mask, idx i32[B]). queues: {"image_queue", "text_queue": f32[E, Q],
-    "idx_queue": i32[1, Q]}.
-  given: i32[B] twice, the image given to each text and the text given to each image.
+  Args:
+    params: online weights.
+    model: model without parameters.
+    teacher: momentum weights.
+    batch: (image, ids, mask, idx i32[B]).
+    queues: {"image_queue", "text_queue": f32[E, Q], "idx_queue": i32[1, Q]}.
+    alpha: weight of the teacher.
+    negatives: i32[B] twice, the image paired with each text and the text paired with each image.
+
+  Returns:
+    Contrastive + matching loss, and {recorded name: output}.
   """
 
-  def apply(params, method, *args):
+  def apply(params: Any, method: Any, *args: Any) -> Any:
     return model.apply({"params": params}, *args, method=method)
 
   image, ids, mask, idx = batch
@@ -73,7 +103,7 @@ def _step(params, model, teacher, batch, queues, alpha, given):
   )
   ita = (i2t.mean() + t2i.mean()) / 2
 
-  images, texts = given
+  images, texts = negatives
   mates = encoded["image_embeds"][images], encoded["text_embeds"][texts], mask[texts]
   logits, fused, *_ = apply(
     params, matching.match, encoded["image_embeds"], encoded["text_embeds"], mask, *mates
@@ -95,9 +125,9 @@ def _step(params, model, teacher, batch, queues, alpha, given):
 
 
 class _Case:
-  """A recording, and the teacher and the queues as the steps move them on."""
+  """A recording, and the teacher and the queues, which the steps update."""
 
-  def __init__(self, r):
+  def __init__(self, r: Recording):
     self.r = r
     self.steps = sorted(
       {name.split("/")[1] for name in r.names("in/step")},
@@ -112,15 +142,16 @@ class _Case:
     }
     self.program = jax.jit(jax.value_and_grad(_step, has_aux=True), static_argnums=1)
 
-  def step(self, step):
+  def step(self, step: str) -> Iterator[Row]:
+    """Compares a step: outputs, negatives, gradients, teacher and queues after it."""
     r = self.r
     online = jax.tree.map(np.asarray, {name: r.params[name] for name in self.teacher})
-    self.teacher = state.blend_ema(
-      self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED
-    )  # numpy: rounds as PyTorch
-    how, idx = r.meta["cases"][step], jnp.asarray(r[f"in/{step}/idx"], jnp.int32)
+    # In NumPy, which rounds as PyTorch does.
+    self.teacher = state.blend_ema(self.teacher, online, r.meta["momentum_used"], _NOT_AVERAGED)
+    settings = r.meta["cases"][step]
+    idx = jnp.asarray(r[f"in/{step}/idx"], jnp.int32)
     batch = r.image(f"in/{step}/image"), *r.text(f"in/{step}/text"), idx
-    given = [
+    negatives = [
       jnp.asarray(r[f"out/{step}/neg_{side}_index"], jnp.int32) for side in ("image", "text")
     ]
     (_, out), gradients = self.program(
@@ -129,14 +160,15 @@ class _Case:
       jax.tree.map(jnp.asarray, self.teacher),
       batch,
       self.queues,
-      jnp.float32(how["alpha"] if how["distill"] else 0.0),
-      given,
+      jnp.float32(settings["alpha"] if settings["distill"] else 0.0),
+      negatives,
     )
     self.queues = contrastive.enqueue(
       self.queues, out["image_feat_m"], out["text_feat_m"], idx, jnp.ones(idx.shape, bool)
     )
-    yield from self._rows(step, out)
-    yield from self._negatives(step, how["negatives"], out, idx)
+    for name, ours in out.items():
+      yield from r.compare({name: ours}, LOGITS if name in _LOGITS else TENSOR, f"out/{step}/")
+    yield from self._negatives(step, settings["negatives"], out, idx)
     yield from r.compare_gradients(gradients, f"{step}_ita_plus_itm")
     yield from r.compare_tree(self.teacher, f"momentum_after/{step}/", EXACT)
     after = {name: self.queues[name] for name in ("image_queue", "text_queue")}
@@ -147,21 +179,12 @@ class _Case:
       f"queue_after/{step}/",
     )
 
-  def _rows(self, step, out):
-    tolerances = {
-      "itm_logits": LOGITS,
-      "sim_i2t": LOGITS,
-      "sim_t2i": LOGITS,
-      "loss_ita": LOGITS,
-      "loss_itm": LOGITS,
-    }
-    for name, ours in out.items():
-      yield from self.r.compare({name: ours}, tolerances.get(name, TENSOR), f"out/{step}/")
+  def _negatives(
+    self, step: str, drawing: str, out: Mapping[str, Array], idx: Int[Array, " batch"]
+  ) -> Iterator[Row]:
+    """Compares the hardest negatives if they were recorded without randomness.
 
-  def _negatives(self, step, how, out, idx):
-    """The hardest ones where they were recorded without chance.
-
-    Else that none belongs to its own row.
+    Otherwise checks that no negative belongs to its row.
     """
     r = self.r
     temperature = r.params["temp"]["value"]
@@ -170,20 +193,20 @@ class _Case:
       ("text", out["image_feat"], out["text_feat_m"]),
     ):
       name = f"neg_{side}_index"
-      if how == "argmax":
+      if drawing == "argmax":
         hardest = hard_negatives.draw(
           features, others, idx, jnp.ones(idx.shape, bool), temperature, group=len(idx)
         )
         yield from r.compare({name: hardest}, EXACT, f"out/{step}/")
       else:
-        own = idx[r[f"out/{step}/{name}"]] == idx
+        same_id = idx[r[f"out/{step}/{name}"]] == idx
         yield r.compare_part(
-          f"out/{step}/{name}", " (drawn: of another id)", own, np.zeros(own.shape), EXACT
+          f"out/{step}/{name}", " (drawn: of another id)", same_id, np.zeros(same_id.shape), EXACT
         )
 
   @functools.cached_property
-  def _evaluated(self):
-    """Features, similarities and match scores of the k most similar pairs, both directions, by recorded name."""
+  def _evaluated(self) -> dict[str, Any]:
+    """Features, similarities and match scores of the k most similar pairs, by recorded name."""
     r = self.r
     k = r.meta["eval"]["k_test"]
 
@@ -210,14 +233,14 @@ class _Case:
     encoded, (image_feat, text_feat) = embed(r.params, r.image("in/eval/image"), ids, mask)
     images, texts = (np.arange(len(x)) for x in (image_feat, text_feat))
     features = np.asarray(image_feat), np.asarray(text_feat)
-    owner = texts % len(images)  # as recorded
+    owner = texts % len(images)  # As recorded.
     best = (
-      reranking.nearest(*features, k, images, owner).ids,
-      reranking.nearest(*features[::-1], k, owner, images).ids,
+      reranking.nearest(features[0], features[1], k, images, owner).ids,
+      reranking.nearest(features[1], features[0], k, owner, images).ids,
     )
     table = reranking.PairTable(*best)
     blocks = [(images, memory(r.params, encoded["image_embeds"]))]
-    found = reranking.score_pairs(
+    scores = reranking.score_pairs(
       table,
       blocks,
       lambda block, rows: np.asarray(match(r.params, block, encoded["text_embeds"], mask, rows)),
@@ -227,8 +250,8 @@ class _Case:
       np.full(shape, _UNRANKED, np.float32)
       for shape in ((len(images), len(texts)), (len(texts), len(images)))
     )
-    np.put_along_axis(of_images, best[0], found[table.positions(images[:, None], best[0])], axis=1)
-    np.put_along_axis(of_texts, best[1], found[table.positions(best[1], texts[:, None])], axis=1)
+    np.put_along_axis(of_images, best[0], scores[table.positions(images[:, None], best[0])], axis=1)
+    np.put_along_axis(of_texts, best[1], scores[table.positions(best[1], texts[:, None])], axis=1)
     return {
       "image_feat": image_feat,
       "text_feat": text_feat,
@@ -237,42 +260,41 @@ class _Case:
       "score_t2i": of_texts,
     }
 
-  def evaluation(self):
+  def evaluation(self) -> Iterator[Row]:
+    """Compares features, similarities and scores of evaluation."""
     r = self.r
-    if r.lacks(
-      *(
-        f"out/eval/{name}"
-        for name in ("image_feat", "text_feat", "sims_matrix", "score_i2t", "score_t2i")
-      )
-    ):
+    names = ("image_feat", "text_feat", "sims_matrix", "score_i2t", "score_t2i")
+    if r.lacks(*(f"out/eval/{name}" for name in names)):
       return
     for name, ours in self._evaluated.items():
       yield from r.compare(
         {name: ours}, LOGITS if name.startswith("score") else TENSOR, "out/eval/"
       )
 
-  def recall(self):
-    """Recorded recall against the least and the most that any order of equal scores gives: the official order of ties is chance."""
+  def recall(self) -> Iterator[Row]:
+    """Compares recall with the range over all orders of equal scores.
+
+    The official order of ties is random.
+    """
     recorded = self.r.meta.get("eval", {}).get("metrics")
     if not recorded:
       self.r.skip("meta.eval.metrics", "not in the file")
       return
     i2t, t2i = (self._evaluated[name] for name in ("score_i2t", "score_t2i"))
-    owned = (
-      np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]
-    )  # text t belongs to image t % images
-    sides = (i2t, owned), (t2i, owned.T)
-    # The rank of each query's best correct candidate when ties go against it, and when they go for
-    # it.
-    least = recall.recalls(*(recall.ranks(*side) for side in sides))
-    most = recall.recalls(
-      *(
-        (scores > np.where(correct, scores, -np.inf).max(1, keepdims=True)).sum(1)
-        for scores, correct in sides
-      )
-    )
+    # Text t belongs to image t % images.
+    correct = np.arange(len(t2i)) % len(i2t) == np.arange(len(i2t))[:, None]
+    # Ranks of each query's best correct candidate, with ties before it and with ties after it.
+    least = recall.recalls(recall.ranks(i2t, correct), recall.ranks(t2i, correct.T))
+    most = recall.recalls(_best_ranks(i2t, correct), _best_ranks(t2i, correct.T))
     bounds = {name: (least[name], most[name]) for name in least}
     names = [name for name in bounds if name in recorded]
     values = np.array([recorded[name] for name in names])
     ours = np.array([np.clip(recorded[name], *bounds[name]) for name in names])
     yield self.r.compare_part("meta.eval.metrics", "", ours, values, Tolerance(1e-6))
+
+
+def _best_ranks(
+  scores: Float[np.ndarray, "queries candidates"], correct: Bool[np.ndarray, "queries candidates"]
+) -> Int[np.ndarray, " queries"]:
+  """Returns the rank of each query's best correct candidate, before those of equal score."""
+  return (scores > np.where(correct, scores, -np.inf).max(1, keepdims=True)).sum(1)

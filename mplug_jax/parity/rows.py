@@ -1,18 +1,24 @@
-"""What one comparison says, and how close two float32 programs of the same model must be."""
+"""Comparisons, and the tolerances between two float32 programs of the same model."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 
 class Tolerance(NamedTuple):
-  """Largest accepted |ours - recorded|: the larger of `absolute` and `relative` x the largest |recorded|."""
+  """Largest accepted |ours - recorded|.
+
+  Attributes:
+    absolute: absolute tolerance.
+    relative: tolerance relative to the largest |recorded|; the larger of the two counts.
+  """
 
   absolute: float
   relative: float = 0.0
 
 
-# 5e-6 is about 40 steps of float32: it counts for numbers much larger than 1 (an image stream that
+# 5e-6 is about 40 steps of float32; it matters for numbers much larger than 1 (an image stream that
 # many connected layers have added to, the loss of a long answer).
 EXACT = Tolerance(0.0)
 TENSOR = Tolerance(2e-5, 5e-6)
@@ -25,13 +31,18 @@ NORM = Tolerance(1e-6, 2e-4)
 class Row(NamedTuple):
   """One comparison.
 
-  Name: of the recorded array. shape: the recorded one. error: max |ours - recorded|, inf where
-  there
-  is no number to give. relative: error / max |recorded|. tolerance: what `error` may be.
+  Attributes:
+    name: name of the recorded array.
+    shape: shape of the recorded array.
+    error: max |ours - recorded|, inf if the arrays cannot be compared.
+    relative: error / max |recorded|.
+    tolerance: largest accepted error.
+    passed: whether the error is accepted.
+    note: further text.
   """
 
   name: str
-  shape: tuple
+  shape: tuple[int, ...]
   error: float
   relative: float
   tolerance: float
@@ -39,12 +50,22 @@ class Row(NamedTuple):
   note: str = ""
 
 
-def compare(name, ours, recorded, tolerance, note=""):
-  """Two arrays of any equal shape -> Row.
+# (name, function that yields rows)
+Check: TypeAlias = tuple[str, Callable[[], Iterable[Row]]]
 
-  Equal infinities agree, a NaN on either side is a failure.
+
+def compare(name: str, ours: Any, recorded: Any, tolerance: Tolerance, note: str = "") -> Row:
+  """Compares two arrays; equal infinities agree, a NaN on either side is a failure.
+
+  Args:
+    name: name of the recorded array.
+    ours: computed array.
+    recorded: recorded array.
+    tolerance: accepted error.
+    note: further text for the row.
   """
-  ours, recorded = np.asarray(ours), np.asarray(recorded)
+  ours = np.asarray(ours)
+  recorded = np.asarray(recorded)
   if ours.shape != recorded.shape:
     return Row(
       name,
@@ -55,7 +76,8 @@ def compare(name, ours, recorded, tolerance, note=""):
       False,
       f"ours has shape {ours.shape}",
     )
-  ours, recorded = ours.astype(np.float64), recorded.astype(np.float64)
+  ours = ours.astype(np.float64)
+  recorded = recorded.astype(np.float64)
   with np.errstate(invalid="ignore"):
     difference = np.where(ours == recorded, 0.0, np.abs(ours - recorded))
   error = float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))

@@ -6,18 +6,23 @@ vocabulary.
 
 import functools
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from mplug_jax import optim
 from mplug_jax.decoding import answer_ranking as ranking
 from mplug_jax.losses import language_modeling
+from mplug_jax.models.bert import Memory
+from mplug_jax.models.mplug import MPlug
 from mplug_jax.parity import beams
-from mplug_jax.parity.recording import encode
-from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Tolerance, compare
+from mplug_jax.parity.recording import Recording, encode
+from mplug_jax.parity.rows import EXACT, LOGITS, TENSOR, Check, Row, Tolerance, compare
 from mplug_jax.tasks import vqa as vqa_task
 from mplug_jax.training import state as train_state
 
@@ -25,8 +30,12 @@ _NOT_AVERAGED = r"^(?!fusion_encoder)"  # docs/official.md item 5
 _UPDATED = Tolerance(1e-4)  # of parameters after a few updates of 1e-3
 
 
-def checks(r):
-  """Recording -> [(name, function -> Rows)]."""
+def checks(r: Recording) -> list[Check]:
+  """Returns the checks of a recording.
+
+  Args:
+    r: recorded file.
+  """
   case = _Case(r)
   return [
     ("forward and gradients", case.forward),
@@ -38,17 +47,25 @@ def checks(r):
   ]
 
 
-def _forward(m, image, question, question_mask, ids, mask, owner):
-  """-> what was recorded up to the logits f32[A, T, V], by name."""
+def _forward(
+  m: MPlug,
+  image: Float[Array, "batch size size 3"],
+  question: Int[Array, "batch length"],
+  question_mask: Bool[Array, "batch length"],
+  ids: Int[Array, "answers tokens"],
+  mask: Bool[Array, "answers tokens"],
+  owner: Int[Array, " answers"],
+) -> dict[str, Array]:
+  """Returns outputs up to the logits f32[A, T, V] by recorded name."""
   out = encode(m, image, question, question_mask)
   memory = m.memory(out["fusion_image"][owner], out["fusion_text"][owner], question_mask[owner])
   return out | {"decoder_logits": m.decode(ids, mask, memory)}
 
 
 class _Case:
-  """A recording's inputs, and what several checks share."""
+  """Inputs of a recording, and results that several checks read."""
 
-  def __init__(self, r):
+  def __init__(self, r: Recording):
     self.r = r
     self.question, self.question_mask = r.text("in/question")
     self.ids, mask = r.text("in/answer")
@@ -59,12 +76,12 @@ class _Case:
     self.prompt = jnp.full((self.rows, 1), r.bos, jnp.int32)
 
   @functools.cached_property
-  def _program(self):
-    """(params, teacher logits, alpha) -> ((loss, outputs), gradients): one program for every loss and for the teacher's forward."""
+  def _program(self) -> jax.stages.Wrapped:
+    """(params, teacher logits, alpha, ...) -> ((loss, outputs), gradients), for all losses."""
 
     def loss(params, teacher_logits, alpha, weights, inputs):
-      out = self.r.model.apply({"params": params}, *inputs, method=_forward)
-      # The released loss normalises the student over time, axis 1 (docs/official.md item 7).
+      out: Any = self.r.model.apply({"params": params}, *inputs, method=_forward)
+      # The released loss normalizes the student over time, axis 1 (docs/official.md item 7).
       answer_loss = language_modeling.answer_cross_entropy(
         out["decoder_logits"], inputs[3], self.r.pad, teacher_logits, alpha, axis=1
       )
@@ -72,8 +89,13 @@ class _Case:
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-  def run(self, params, teacher_logits=None, alpha=0.0):
-    """-> (loss, {name: output}, gradients)."""
+  def run(
+    self,
+    params: Any,
+    teacher_logits: Float[Array, "answers tokens vocabulary"] | None = None,
+    alpha: float = 0.0,
+  ) -> tuple[Array, dict[str, Array], Any]:
+    """Returns the loss, {name: output} and gradients."""
     if teacher_logits is None:
       teacher_logits = jnp.zeros(self.ids.shape + (self.r.model.vocab_size,))
     (loss, out), gradients = self._program(
@@ -82,15 +104,18 @@ class _Case:
     return loss, out, gradients
 
   @functools.cached_property
-  def online(self):
+  def online(self) -> tuple[Array, dict[str, Array], Any]:
+    """Results with the online weights, see `run`."""
     return self.run(self.r.params)
 
-  @functools.cached_property
-  def memory(self):
+  @property
+  def memory(self) -> Memory:
+    """Memory of the decoder."""
     out = self.online[1]
     return self.r.model.memory(out["fusion_image"], out["fusion_text"], self.question_mask)
 
-  def forward(self):
+  def forward(self) -> Iterator[Row]:
+    """Compares outputs, loss and gradients."""
     r = self.r
     loss, out, gradients = self.online
     answer_loss, logits = out["answer_loss"], out["decoder_logits"]
@@ -109,20 +134,21 @@ class _Case:
     yield from r.compare_gradients(gradients, "loss")
 
   @functools.cached_property
-  def _moved_teacher(self):
-    """The teacher after one blend, which comes before its forward pass.
+  def _moved_teacher(self) -> Any:
+    """The teacher after one update of the averages, which precedes its forward pass.
 
-    Numpy, where nothing is fused and rounding is PyTorch's.
+    In NumPy, which fuses nothing and so rounds as PyTorch does.
     """
     r = self.r
     online = jax.tree.map(np.asarray, {name: r.params[name] for name in r.teacher})
     return train_state.blend_ema(r.teacher, online, r.meta["config"]["momentum"], _NOT_AVERAGED)
 
   @functools.cached_property
-  def _teacher_outputs(self):
+  def _teacher_outputs(self) -> dict[str, Array]:
     return self.run(jax.tree.map(jnp.asarray, self._moved_teacher))[1]
 
-  def momentum(self):
+  def momentum(self) -> Iterator[Row]:
+    """Compares the teacher after an update, and its outputs."""
     r = self.r
     if not r.names("momentum_after/") and not r.names("out/m_"):
       r.skip("momentum_after/", "not in the file")
@@ -135,9 +161,10 @@ class _Case:
     )
     yield from r.compare({"m_logits": out["decoder_logits"][:, :-1]}, LOGITS)
 
-  def distillation(self):
-    """The released loss, whose weight alpha of the teacher is 0, and the recorded ones with another."""
-    r, prefix = self.r, "loss_distill_alpha"
+  def distillation(self) -> Iterator[Row]:
+    """Compares the released loss, whose teacher has weight 0, and losses with other weights."""
+    r = self.r
+    prefix = "loss_distill_alpha"
     tags = {name[4:]: float(name[4 + len(prefix) :]) for name in r.names(f"out/{prefix}")}
     if not r.lacks("out/loss_distill_as_released"):
       tags["loss_distill_as_released"] = 0.0
@@ -148,7 +175,8 @@ class _Case:
       yield from r.compare({tag: loss}, LOGITS)
       yield from r.compare_gradients(gradients, tag)
 
-  def ranking(self):
+  def ranking(self) -> Iterator[Row]:
+    """Compares the ranked answers and their probabilities."""
     r = self.r
     if r.lacks("out/rank_topk_ids", "out/rank_topk_probs"):
       return
@@ -163,19 +191,19 @@ class _Case:
     yield from r.compare({"rank_topk_ids": ours.answers}, EXACT)
     yield from r.compare({"rank_topk_probs": ours.probabilities}, TENSOR)
 
-  def updates(self):
-    """AdamW with the official groups, rates as `meta` says: the loss before each update and after the last, parameters after it."""
+  def updates(self) -> Iterator[Row]:
+    """Compares losses and parameters of updates by AdamW with the official groups."""
     r = self.r
     if r.lacks("opt/losses"):
       return
-    said = {
-      name: float(re.search(rf"\b{name}=([\d.e+-]+)", r.meta["opt"])[1])
-      for name in ("lr1", "lr2", "weight_decay")
+    settings = {
+      match[1]: float(match[2])
+      for match in re.finditer(r"\b(lr1|lr2|weight_decay)=([\d.e+-]+)", r.meta["opt"])
     }
     config = {
-      "lr": said["lr1"],
-      "visual_lr": said["lr2"],
-      "weight_decay": said["weight_decay"],
+      "lr": settings["lr1"],
+      "visual_lr": settings["lr2"],
+      "weight_decay": settings["weight_decay"],
       "groups": "official",
       "schedule": {"name": "constant"},
     }
@@ -187,7 +215,8 @@ class _Case:
       changes, state = tx.update(gradients, state, params)
       return optax.apply_updates(params, changes), state
 
-    params, state = r.params, jax.jit(tx.init)(r.params)
+    params = r.params
+    state = jax.jit(tx.init)(params)
     values = []
     for _ in range(count):
       loss, _, gradients = self.run(params)
@@ -196,14 +225,15 @@ class _Case:
     yield from r.compare(
       {"losses": np.stack([*values, self.run(params)[0]])}, Tolerance(1e-3), "opt/"
     )
-    yield from self._after(params, f"opt/after{count}/", count * max(said["lr1"], said["lr2"]))
+    farthest = count * max(settings["lr1"], settings["lr2"])
+    yield from self._after(params, f"opt/after{count}/", farthest)
 
-  def _after(self, params, prefix, farthest):
-    """Parameters after updates that moved no number further than about `farthest` -> Rows.
+  def _after(self, params: Any, prefix: str, farthest: float) -> Iterator[Row]:
+    """Compares parameters after updates that moved no number further than about `farthest`.
 
-    Adam divides a gradient by its size, so a number moves by the gradient's relative error. Where
-    that error, as measured in the first gradient, is too large to tell the direction, two right
-    programs differ by up to twice the way.
+    Adam divides a gradient by its size, so that a number moves by the relative error of the
+    gradient. Where that error, as measured in the first gradient, is so large that the direction is
+    unclear, two correct programs differ by up to twice the distance.
     """
     gradients = {
       key.removeprefix("grad/loss/"): (np.abs(recorded), np.abs(ours - recorded).max())
