@@ -26,6 +26,15 @@ class AdamWState(NamedTuple):
   nu: Any
 
 
+def _zero_moments(params: Any, groups: list[Group], dtype: Any) -> Any:
+  """Returns zeros like the parameters, optax.MaskedNode for frozen ones."""
+  leaves, tree = jax.tree.flatten(params)
+  return tree.unflatten(
+    optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
+    for p, group in zip(leaves, groups, strict=True)
+  )
+
+
 def adamw(
   groups: list[Group],
   schedules: dict[str, Schedule],
@@ -52,16 +61,9 @@ def adamw(
     clip: largest global norm of the gradients; None for no clipping.
   """
 
-  def moment(params: Any, dtype: Any) -> Any:
-    leaves, tree = jax.tree.flatten(params)
-    return tree.unflatten(
-      optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
-      for p, group in zip(leaves, groups, strict=True)
-    )
-
   def init(params: Any) -> AdamWState:
-    mu = moment(params, jnp.dtype(mu_dtype))
-    nu = moment(params, jnp.float32)
+    mu = _zero_moments(params, groups, jnp.dtype(mu_dtype))
+    nu = _zero_moments(params, groups, jnp.float32)
     return AdamWState(jnp.zeros([], jnp.int32), mu, nu)
 
   def update(

@@ -82,6 +82,22 @@ def _directions(momenta: Sequence[jax.Array]) -> list[jax.Array]:
   return directions
 
 
+def _split(tree: Any, matrices: Sequence[bool], keep_matrices: bool) -> Any:
+  """Returns the tree with optax.MaskedNode for the matrices, or for all other leaves."""
+  leaves, structure = jax.tree.flatten(tree)
+  return structure.unflatten(
+    x if matrix == keep_matrices else optax.MaskedNode()
+    for x, matrix in zip(leaves, matrices, strict=True)
+  )
+
+
+def _ahead(
+  momenta: Sequence[jax.Array], grads: Sequence[jax.Array], decay: float
+) -> list[jax.Array]:
+  """Returns decay x momentum + (1 - decay) x gradient of each matrix."""
+  return [decay * m + (1.0 - decay) * g for m, g in zip(momenta, grads, strict=True)]
+
+
 def muon(
   rest: optax.GradientTransformationExtraArgs,
   matrices: Sequence[bool],
@@ -102,27 +118,19 @@ def muon(
 
   Args:
     rest: optimizer of the other parameters; gets optax.MaskedNode for matrices.
-    matrices: whether each parameter is a trained kernel, f32[A, B] or [depth, A, B] stacked over
-      layers.
+    matrices: whether each parameter is a trained kernel, f32[A, B] or f32[depth, A, B].
     groups: group of each parameter.
     schedules: {group name: learning rate as a function of the number of updates done}.
     momentum: decay of the momentum.
     clip_factor: function (list of gradients) -> f32[], their multiplier.
   """
 
-  def split(tree: Any, keep_matrices: bool) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(
-      x if matrix == keep_matrices else optax.MaskedNode()
-      for x, matrix in zip(leaves, matrices, strict=True)
-    )
+  def others_of(tree: Any) -> Any:
+    return _split(tree, matrices, keep_matrices=False)
 
   def init(params: Any) -> MuonState:
-    zeros = jax.tree.map(jnp.zeros_like, split(params, True))
-    return MuonState(jnp.zeros([], jnp.int32), zeros, rest.init(split(params, False)))
-
-  def ahead(momenta: Sequence[jax.Array], grads: Sequence[jax.Array]) -> list[jax.Array]:
-    return [momentum * m + (1.0 - momentum) * g for m, g in zip(momenta, grads, strict=True)]
+    zeros = jax.tree.map(jnp.zeros_like, _split(params, matrices, keep_matrices=True))
+    return MuonState(jnp.zeros([], jnp.int32), zeros, rest.init(others_of(params)))
 
   def update(
     updates: Any, state: Any, params: Any = None, *, ok: Any = True
@@ -132,12 +140,12 @@ def muon(
     factor = clip_factor(grads)
     grads = [g * factor for g in grads]
     other_updates, rest_state = rest.update(
-      split(structure.unflatten(grads), False), state.rest, split(params, False), ok=ok
+      others_of(structure.unflatten(grads)), state.rest, others_of(params), ok=ok
     )
     old, matrix_tree = jax.tree.flatten(state.momentum)
     matrix_grads = [g for g, matrix in zip(grads, matrices, strict=True) if matrix]
-    new = ahead(old, matrix_grads)
-    directions = iter(_directions(ahead(new, matrix_grads)))
+    new = _ahead(old, matrix_grads, momentum)
+    directions = iter(_directions(_ahead(new, matrix_grads, momentum)))
     others = iter(jax.tree.leaves(other_updates))
     lrs = {name: schedule(state.count) for name, schedule in schedules.items()}
     steps = [
@@ -146,9 +154,7 @@ def muon(
       else next(others)
       for p, group, matrix in zip(leaves, groups, matrices, strict=True)
     ]
-    kept = [jnp.where(ok, m, before) for m, before in zip(new, old, strict=True)]
-    return structure.unflatten(steps), MuonState(
-      state.count + ok, matrix_tree.unflatten(kept), rest_state
-    )
+    kept = matrix_tree.unflatten(jnp.where(ok, m, m_old) for m, m_old in zip(new, old, strict=True))
+    return structure.unflatten(steps), MuonState(state.count + ok, kept, rest_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

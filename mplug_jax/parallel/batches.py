@@ -47,7 +47,11 @@ def join_rows(tree: Any, group: int = 1, axes: tuple[str, ...] | None = BATCH_AX
 
 
 def batch_split(rows: int) -> int:
-  """Returns the number of devices over which `constrain` splits these rows; 1 outside a mesh."""
+  """Returns the number of devices over which `constrain` splits rows; 1 outside a mesh.
+
+  Args:
+    rows: rows of the batch.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   split = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
   return 1 if rows % split else split

@@ -18,7 +18,6 @@ from mplug_jax.parallel.mesh import BATCH_AXES
 
 MIN_SHARD = 128  # rows of a parameter per device below which more fsdp only costs messages
 
-
 # (regex on the end of the parameter path, axes of the trailing dimensions); first match wins.
 # Depth is never sharded.
 RULES = (
@@ -35,18 +34,22 @@ RULES = (
 
 _COMPILED = tuple((re.compile(rf"(.*/)?({regex})"), axes) for regex, axes in RULES)
 
+_warnings: set[str] = set()
 
-_said: set[str] = set()
 
-
-def _say_once(message):
-  if message not in _said:
-    _said.add(message)
+def _warn_once(message: str) -> None:
+  """Logs a warning unless it was logged before."""
+  if message not in _warnings:
+    _warnings.add(message)
     logging.warning(message)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Returns the key path of a pytree leaf as "params/visual_encoder/blocks/ln_1/scale"."""
+  """Returns the name of a pytree leaf, such as "params/visual_encoder/blocks/ln_1/scale".
+
+  Args:
+    path: key path, as jax.tree.leaves_with_path gives it.
+  """
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -63,7 +66,7 @@ def parameter_spec(name: str, shape: Sequence[int], mesh: Mesh) -> P:
   """
   axes = next((axes for regex, axes in _COMPILED if regex.fullmatch(name)), None)
   if axes is None:
-    _say_once(
+    _warn_once(
       f"No sharding rule matches the parameter {name}: it is replicated. Add a row to "
       "parallel.rules.RULES if it is large."
     )
@@ -71,7 +74,7 @@ def parameter_spec(name: str, shape: Sequence[int], mesh: Mesh) -> P:
   spec = [None] * (len(shape) - len(axes)) + list(axes)
   for i, axis in enumerate(spec):
     if axis is not None and shape[i] % mesh.shape[axis]:
-      _say_once(
+      _warn_once(
         f"{name}: dimension {i} of size {shape[i]} is not divisible by mesh axis {axis!r} of size "
         f"{mesh.shape[axis]} and stays whole."
       )
@@ -108,8 +111,8 @@ def shardings_for(tree: Any, params: Any, mesh: Mesh) -> Any:
   return jax.tree.map_with_path(leaf_sharding, tree)
 
 
-def _copy_spec(shape, parameter_shape, spec):
-  """Spec of a leaf that follows a parameter: equal shape, or one dimension missing."""
+def _copy_spec(shape: tuple[int, ...], parameter_shape: tuple[int, ...], spec: P) -> P:
+  """Returns the spec of a leaf that follows a parameter: equal shape, or one dimension missing."""
   if shape == parameter_shape:
     return spec
   for i in range(len(parameter_shape)):
@@ -122,6 +125,9 @@ def constrain(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
   """Returns an activation with rows split over the batch axes; unchanged outside a mesh.
 
   Without it XLA lets activations follow FSDP's parameters, at many times the memory traffic.
+
+  Args:
+    x: activation; the first dimension has the rows of the batch.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -132,12 +138,21 @@ def constrain(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
 def place(
   x: Shaped[Array, "*shape"], *axes: str | tuple[str, ...] | None
 ) -> Shaped[Array, "*shape"]:
-  """Returns `x` with leading dimensions split over these mesh axes; unchanged outside a mesh."""
+  """Returns `x` with leading dimensions split over mesh axes; unchanged outside a mesh.
+
+  Args:
+    x: any array.
+    *axes: mesh axes of each leading dimension; None: not split.
+  """
   return (
     x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P(*axes))
   )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that every device holds in full."""
+  """Returns the sharding of an array that every device holds in full.
+
+  Args:
+    mesh: the device mesh.
+  """
   return NamedSharding(mesh, P())

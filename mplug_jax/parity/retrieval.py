@@ -78,29 +78,15 @@ def _step(
     return model.apply({"params": params}, *args, method=method)
 
   image, ids, mask, idx = batch
+  temperature = params["temp"]["value"]
   encoded = apply(params, encode, image, ids, mask)
   image_feat, text_feat = apply(
     params, type(model).contrastive_features, encoded["image_embeds"], encoded["text_embeds"]
   )
   image_m, text_m = apply(teacher, _features, image, ids, mask)
-  i2t, t2i, _ = contrastive.image_text_losses(
-    image_feat,
-    text_feat,
-    image_m,
-    text_m,
-    idx,
-    jnp.ones(idx.shape, bool),
-    queues,
-    params["temp"]["value"],
-    alpha,
-  )
-  sim_i2t, sim_t2i = (
-    contrastive.similarities(*args, params["temp"]["value"])
-    for args in (
-      (image_feat, text_m, queues["text_queue"]),
-      (text_feat, image_m, queues["image_queue"]),
-    )
-  )
+  features = image_feat, text_feat, image_m, text_m
+  valid = jnp.ones(idx.shape, bool)
+  i2t, t2i, _ = contrastive.image_text_losses(*features, idx, valid, queues, temperature, alpha)
   ita = (i2t.mean() + t2i.mean()) / 2
 
   images, texts = negatives
@@ -115,8 +101,8 @@ def _step(
     "text_feat": text_feat,
     "image_feat_m": image_m,
     "text_feat_m": text_m,
-    "sim_i2t": sim_i2t,
-    "sim_t2i": sim_t2i,
+    "sim_i2t": contrastive.similarities(image_feat, text_m, queues["text_queue"], temperature),
+    "sim_t2i": contrastive.similarities(text_feat, image_m, queues["image_queue"], temperature),
     "fusion_neg_text": jnp.concatenate([fused[:, 2], fused[:, 1]]),
     "itm_logits": jnp.concatenate([logits[:, 0], logits[:, 2], logits[:, 1]]),
     "loss_ita": ita,

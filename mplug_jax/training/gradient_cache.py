@@ -24,11 +24,10 @@ def cached_gradients(
 ) -> GradientsAndLoss:
   """Computes the gradients of a loss that compares all rows of a batch, in microbatches.
 
-  The first pass caches the representations (`features`) of every microbatch and nothing else. The
-  loss terms that compare rows are computed from the cached representations of the whole batch,
-  which gives their representation gradients. The second pass encodes each microbatch again and adds
-  to its other terms the product of its representations with the representation gradients: the
-  gradient of this product is that of the comparison through all microbatches at once.
+  The first pass caches the representations (`features`) of every microbatch. The loss terms that
+  compare rows are computed from those of the whole batch, which gives representation gradients. The
+  second pass encodes each microbatch again and adds to its other terms the product of its
+  representations with their gradients: the gradient of this product is that of the comparison.
 
   Args:
     task: task of the run.
@@ -37,16 +36,15 @@ def cached_gradients(
     batch: rows of the global batch.
 
   Returns:
-    Gradients like the parameters, loss f32[], {metric: (sum, count)}, new state of the task.
+    Gradients, loss f32[], {metric: (sum, count)}, new state of the task.
   """
   rng = jax.random.fold_in(state.rng, state.step)
   whole_key = jax.random.fold_in(rng, 0)
   loss_normalizers = task.loss_normalizers(batch, whole_key)
   group = task.row_group
   # The keys of ComparingTask.loss.
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(
-    jnp.arange(microbatches)
-  )
+  numbers = jnp.arange(microbatches)
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(rng, i), 3))(numbers)
   micro = batches.split_rows(batch, microbatches, group)
 
   def features_of(_, inputs):
@@ -56,9 +54,8 @@ def cached_gradients(
   features = batches.join_rows(jax.lax.scan(features_of, None, (micro, keys))[1], group)
 
   def compared(params, features):
-    terms, metrics, extra, drawn = task.compare(
-      params, state, features, batch, jax.random.split(whole_key, 3)[1]
-    )
+    key = jax.random.split(whole_key, 3)[1]
+    terms, metrics, extra, drawn = task.compare(params, state, features, batch, key)
     loss, shown = scale_terms(task, terms, loss_normalizers)
     return loss, (metrics, shown, extra, drawn)
 
@@ -77,12 +74,8 @@ def cached_gradients(
     new, out = jax.grad(part_loss, has_aux=True)(state.params, *inputs)
     return jax.tree.map(jnp.add, grads, new), out
 
-  drawn, representation_grads = batches.split_rows(
-    (drawn, representation_grads), microbatches, group
-  )
-  grads, (losses, other_metrics, others) = jax.lax.scan(
-    add, grads, (micro, keys, drawn, representation_grads)
-  )
+  parts = batches.split_rows((drawn, representation_grads), microbatches, group)
+  grads, (losses, other_metrics, others) = jax.lax.scan(add, grads, (micro, keys, *parts))
   other_metrics = jax.tree.map(lambda x: x.sum(0), other_metrics)
   shown |= {k: (total.sum(), weight[0]) for k, (total, weight) in others.items()}
   return grads, loss + losses.sum(), metrics | other_metrics | loss_metrics(shown), extra

@@ -27,8 +27,8 @@ def make_gradients(task: Task, microbatches: int = 1, accumulate: str = "global"
   Args:
     task: task of the run.
     microbatches: number of parts of a batch whose gradients are added.
-    accumulate: "global", or "mean_of_means" to divide within each microbatch and average, as the
-      official accumulation does (docs/official.md item 51).
+    accumulate: "global", or "mean_of_means" to average the means of microbatches, as the official
+      code does (docs/official.md item 51).
   """
   if microbatches > 1 and isinstance(task, two_pass.ComparingTask):
     return functools.partial(cached_gradients, task, microbatches)
@@ -73,9 +73,7 @@ def make_gradients(task: Task, microbatches: int = 1, accumulate: str = "global"
       body, (zeros, jnp.float32(0.0), state.extra), (micro, keys, normalizers)
     )
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    shown = {
-      k: (total.sum(), jnp.asarray(counts[k], jnp.float32)) for k, (total, _) in shown.items()
-    }
+    shown = {k: (total.sum(), counts[k].astype(jnp.float32)) for k, (total, _) in shown.items()}
     return grads, loss, metrics | loss_metrics(shown), extra
 
   return gradients

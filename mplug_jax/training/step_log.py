@@ -90,7 +90,11 @@ class MetricLog:
       print(f"step {step}: {values}", flush=True)
 
   def profile_from(self, step: int) -> None:
-    """Starts the profiler if config.profile_steps begins at this step."""
+    """Starts the profiler if config.profile_steps begins at this step.
+
+    Args:
+      step: number of steps so far.
+    """
     first, last = self._config.profile_steps
     if max(self._start, first) == step < last:
       jax.profiler.start_trace(os.path.join(self._workdir, "profile"))
