@@ -67,10 +67,7 @@ def test_table_and_files(model, tmp_path, capsys):
 def test_numbers_of_operations_at_the_size_of_the_paper():
   """At 577 image tokens and 30 of text the closed forms by hand, in GFLOP."""
   base = MPlug(**PRESETS["base"], pad_id=0)
-  counted = {
-    name: fusion_benchmark.operations(base, network, 30) / 1e9
-    for name, network in fusion_benchmark.networks(base).items()
-  }
+  counted = {name: operations(30) / 1e9 for name, operations in _formulas(base).items()}
   width, tokens = 768, 607
   connected = 6 * (24 * tokens * width**2 + 4 * tokens**2 * width) / 1e9
   assert counted["connected"] == pytest.approx(connected)
