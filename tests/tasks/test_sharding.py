@@ -9,10 +9,11 @@ import pytest
 from mplug_jax import config as config_lib
 from mplug_jax import tasks
 from mplug_jax.data.text.stand_in_tokenizer import StandInTokenizer
-from mplug_jax.flops import layers, traced
+from mplug_jax.flops import traced
 from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
+from mplug_jax.performance.geometry import image_tokens
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
@@ -107,6 +108,6 @@ def test_matching_gathers_no_image_tokens(name):
       }
       sample["pair_text"] = jax.ShapeDtypeStruct((16, 4), np.int32, sharding=rows)
       lowered = jax.jit(built.task.predict_fns()["rerank"]).lower(built.abstract.params, sample)
-    largest, count = largest_gathered(lowered.compile(), layers.image_tokens(built.task.model))
+    largest, count = largest_gathered(lowered.compile(), image_tokens(built.task.model))
   assert count > 0 or name == "rerank"  # fsdp gathers parameters
-  assert largest < 16 * layers.image_tokens(built.task.model) * c.model.hidden_size
+  assert largest < 16 * image_tokens(built.task.model) * c.model.hidden_size

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from mplug_jax.flops import layers
 from mplug_jax.models.factory import build_model
+from tests.support import flop_formulas
 from tools import benchmark, benchmark_report
 
 
@@ -33,7 +33,7 @@ def test_train_step(quick, tmp_path, capsys):
   results = json.loads((tmp_path / "out.json").read_text())
   step = results["vqa_step"]
   tiny = model(benchmark._config(SimpleNamespace(preset="tiny", image_size=0)))
-  assert step["gflop"] == pytest.approx(layers.vqa_train_step(tiny, 2, 1, 32, 1, 6) / 1e9)
+  assert step["gflop"] == pytest.approx(flop_formulas.vqa_train_step(tiny, 2, 1, 32, 1, 6) / 1e9)
   assert step["gflop_per_second"] == pytest.approx(step["gflop"] / step["seconds"])
   assert 0 < step["min_seconds"] <= step["seconds"] < step["compile_seconds"]
   assert 0.1 < step["peak_gib"] < 16
