@@ -2,9 +2,9 @@
 
     python -m mplug_jax.demo --checkpoint=runs/vqa
 
-serves the tabs that the checkpoint supports at http://127.0.0.1:7860. With --host=0.0.0.0 other
-machines can use the page too. --images=FOLDER adds a folder of images to search in. Needs gradio,
-`pip install -e ".[demo]"`, and no internet.
+serves the tabs that the checkpoint supports at http://127.0.0.1:7860. --host=0.0.0.0 makes the page
+available to other machines; --images=FOLDER adds a folder of images to search. The page needs
+gradio (`pip install -e ".[demo]"`) and no internet.
 """
 
 import argparse
@@ -22,9 +22,7 @@ MAX_MEGABYTES = 10  # of an upload
 
 def build(pages: page.Pages) -> Any:
   """Returns the page as gradio.Blocks, with a tab for each supported method."""
-  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-  import gradio
-
+  gradio = _gradio()
   with gradio.Blocks(title="mPLUG", analytics_enabled=False) as blocks:
     gradio.Markdown(f"## mPLUG\n{pages.predictor.path}")
     for method, function in pages.functions().items():
@@ -35,19 +33,26 @@ def build(pages: page.Pages) -> Any:
   return blocks
 
 
+def _gradio() -> Any:
+  """Imports gradio, which is optional, with its usage statistics turned off."""
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+  import gradio  # pyright: ignore[reportMissingImports] extra "demo"
+
+  return gradio
+
+
 def _tab(tab: methods.Tab, function: Callable, api_name: str) -> None:
   """Adds the fields of a tab and their events to the page."""
-  import gradio
-
+  gradio = _gradio()
   with gradio.Column():
     image = None if tab.describe is None else _image_field()
     text = gradio.Textbox(label=tab.label, placeholder=tab.example) if tab.label else None
     files = _files_field() if tab.describe is None else None
     button = gradio.Button(tab.button, variant="primary")
   with gradio.Column():
-    answer = gradio.Textbox(label="The model says", interactive=False)
+    answer = gradio.Textbox(label="Result", interactive=False)
     gallery = gradio.Gallery(
-      label="Where it looked", columns=3, object_fit="contain", interactive=False
+      label="Attention maps", columns=3, object_fit="contain", interactive=False
     )
   gradio.on(
     [button.click, *([text.submit] if text else [])],
@@ -61,24 +66,26 @@ def _tab(tab: methods.Tab, function: Callable, api_name: str) -> None:
 
 
 def _image_field() -> Any:
-  import gradio
-
-  image = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Image", height=320)
-  # Passes the file on as uploaded: gradio would decode it, and fail on a damaged image.
-  image.preprocess = lambda payload: payload and payload.path
+  image = _gradio().Image(
+    type="filepath", sources=["upload", "clipboard"], label="Image", height=320
+  )
+  # Passes on the uploaded file: gradio would decode it and fail on a damaged image.
+  image.preprocess = _uploaded_path
   return image
 
 
-def _files_field() -> Any:
-  import gradio
+def _uploaded_path(payload: Any) -> Any:
+  return payload and payload.path
 
-  return gradio.File(
-    file_count="multiple", file_types=["image"], label="Images to search in", type="filepath"
+
+def _files_field() -> Any:
+  return _gradio().File(
+    file_count="multiple", file_types=["image"], label="Images to search", type="filepath"
   )
 
 
 def launch(blocks: Any, host: str, port: int | None, **options: Any) -> Any:
-  """Serves the page with fonts of the system, so that nothing is loaded from the internet.
+  """Serves the page with system fonts, so that it needs no internet.
 
   Args:
     blocks: returned by `build`.
@@ -87,10 +94,9 @@ def launch(blocks: Any, host: str, port: int | None, **options: Any) -> Any:
     **options: of gradio.Blocks.launch.
 
   Returns:
-    What gradio.Blocks.launch returns.
+    The result of gradio.Blocks.launch.
   """
-  import gradio
-
+  gradio = _gradio()
   theme = gradio.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
   )
@@ -108,12 +114,12 @@ def launch(blocks: Any, host: str, port: int | None, **options: Any) -> Any:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   add = parser.add_argument
   add("--checkpoint", required=True, help="run folder, or output of tools.convert_checkpoint")
-  add("--config", help="configs/vqa.py:base, for converted weights; default: the run's own")
-  add("--tokenizer", help="vocab.txt, for converted weights; default: the run's own")
-  add("--images", default="", help="folder of images to search in")
+  add("--config", help="configs/vqa.py:base, for converted weights; default: the run's")
+  add("--tokenizer", help="vocab.txt, for converted weights; default: the run's")
+  add("--images", default="", help="folder of images to search")
   add("--host", default="127.0.0.1", help="address to listen at; default: %(default)s")
   add("--port", type=int, default=7860, help="default: %(default)s")
   return parser.parse_args(argv)
@@ -129,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"http://{options.host}:{options.port}", flush=True)
     launch(blocks, options.host, options.port)
   except ModuleNotFoundError as error:
-    print(f"error: the page needs {error.name}: pip install -e '.[demo]'", file=sys.stderr)
+    print(
+      f"error: The page needs {error.name}; install it with pip install -e '.[demo]'.",
+      file=sys.stderr,
+    )
     return 1
   except (*page.PROBLEMS, errors.CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)

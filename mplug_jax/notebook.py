@@ -1,9 +1,7 @@
-"""What the notebooks share: the runtime, commands whose output a cell shows, pictures.
+"""Helpers of the notebooks: installation, commands with their output, images; imports no JAX.
 
-Imports no JAX.
-
-MPLUG_NOTEBOOK_TINY=1 runs every cell with the tiny preset on what is installed already: how the
-tests run them. MPLUG_NOTEBOOK_RUNS is the folder of what they make.
+With MPLUG_NOTEBOOK_TINY=1 the cells use the tiny preset and install nothing, as the tests do.
+MPLUG_NOTEBOOK_RUNS is the folder for results.
 """
 
 import importlib
@@ -11,27 +9,34 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from mplug_jax.runtime.accelerators import unused_accelerator
 
 TINY = bool(os.environ.get("MPLUG_NOTEBOOK_TINY"))
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RUNS = pathlib.Path(
-  os.environ.get("MPLUG_NOTEBOOK_RUNS") or ROOT / "runs" / "notebook"
-)  # where cells leave what they make
-_NAMES = {"tpu": "a TPU", "gpu": "a GPU", "cpu": "a CPU alone"}
+# Folder for the results of cells.
+RUNS = pathlib.Path(os.environ.get("MPLUG_NOTEBOOK_RUNS") or ROOT / "runs" / "notebook")
+_NAMES = {"tpu": "a TPU", "gpu": "a GPU", "cpu": "a CPU only"}
 _EXTRAS = {"tpu": ("tpu",), "gpu": ("cuda",), "cpu": ()}
 
 
 class Stop(Exception):
-  """Ends a notebook with one sentence; Jupyter shows it instead of a traceback."""
+  """Ends a notebook with one sentence, which Jupyter shows instead of a traceback."""
 
-  def _render_traceback_(self):
+  def _render_traceback_(self) -> list[str]:
     return [f"stopped: {self}"]
 
 
-def setup(*extras):
-  """Installs this clone for the runtime, with `extras` of setup.py, and goes to its folder -> "tpu", "gpu" or "cpu".
+def setup(*extras: str) -> str:
+  """Installs this clone for the runtime and makes it the current folder.
+
+  Args:
+    *extras: extras of the package to install.
+
+  Returns:
+    "tpu", "gpu" or "cpu".
 
   Raises:
     Stop: JAX's backend is not what the runtime offers, or the installation failed.
@@ -41,16 +46,22 @@ def setup(*extras):
   if not TINY:
     names = ",".join((*extras, *_EXTRAS[kind]))
     run("-m", "pip", "install", "--quiet", "-e", f".[{names}]" if names else ".")
-    importlib.invalidate_caches()  # this process finds what was just installed
+    importlib.invalidate_caches()  # so that this process finds the new packages
   check(kind)
   print(f"This runtime has {_NAMES[kind]}, and JAX uses it.")
   return kind
 
 
-def check(kind):
-  """Raises Stop unless JAX runs on this kind of device; one sentence says what to do.
+def check(kind: str) -> None:
+  """Checks in another process that JAX runs on a kind of device.
 
-  Another process tries: this one would keep the device from the trainings that cells start.
+  In this process JAX would occupy the device, and the trainings that cells start could not use it.
+
+  Args:
+    kind: "tpu", "gpu" or "cpu".
+
+  Raises:
+    Stop: JAX runs on another device or does not start; the message says what to do.
   """
   done = subprocess.run(
     [sys.executable, "-c", "import jax; print(jax.default_backend())"],
@@ -61,29 +72,34 @@ def check(kind):
   if done.returncode:
     raise Stop(
       f"This runtime has {_NAMES[kind]}, but JAX does not start "
-      f"({done.stderr.strip().splitlines()[-1]}); restart the runtime and "
-      "run this cell again."
+      f"({done.stderr.strip().splitlines()[-1]}); restart the runtime and run this cell again."
     )
   if (backend := done.stdout.split()[-1]) != kind:
     raise Stop(
-      f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}: restart the runtime, run this "
-      f"cell again, and read what pip "
-      "says if it stays so."
+      f"This runtime has {_NAMES[kind]}, but JAX runs on {backend}; restart the runtime and run "
+      "this cell again. If that does not help, read the messages of pip."
     )
 
 
-def run(*arguments, accept=(0,), until=None):
-  """`python arguments...` in this clone, its output shown line by line -> its exit status.
+def run(*arguments: Any, accept: Collection[int] = (0,), until: str | None = None) -> int:
+  """Runs `python ARGUMENTS...` in this clone and prints its output line by line.
 
-  until: text of a line behind which the process gets SIGTERM, as one whose machine is taken away.
+  Args:
+    *arguments: arguments of the command.
+    accept: exit statuses that are no failure.
+    until: text in a line after which the process gets SIGTERM, as on a preempted machine.
+
+  Returns:
+    The exit status.
 
   Raises:
-    Stop: another status than those of `accept`.
+    Stop: the command ended with another status.
   """
   command = [sys.executable, *map(str, arguments)]
   process = subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, bufsize=1
   )
+  assert process.stdout is not None
   for line in process.stdout:
     print(line, end="", flush=True)
     if until and until in line:
@@ -92,28 +108,41 @@ def run(*arguments, accept=(0,), until=None):
   if process.wait() not in accept:
     raise Stop(
       f"`python {' '.join(command[1:])}` ended with status {process.returncode}; its last lines "
-      f"say why."
+      "say why."
     )
   return process.returncode
 
 
-def show(image):
-  """Shows a picture below the cell.
+def show(image: Any) -> tuple[int, int]:
+  """Shows an image below the cell, in Jupyter only.
 
-  Nothing outside of Jupyter. image: path of a PNG, or u8[H, W, 3].
+  Args:
+    image: path of an image file, or array u8[H, W, 3].
+
+  Returns:
+    Its width and height.
   """
   from PIL import Image
 
   picture = Image.open(image) if isinstance(image, str | os.PathLike) else Image.fromarray(image)
   if "IPython" in sys.modules:
-    from IPython.display import display
+    # Part of Jupyter, not a dependency of this package.
+    from IPython.display import display  # pyright: ignore[reportMissingImports]
 
     display(picture)
   return picture.size
 
 
-def photographs(folder, names):
-  """Photographs that scikit-image carries, all public domain or CC0, as PNGs in `folder` -> {name: path}."""
+def photographs(folder: str | os.PathLike, names: Iterable[str]) -> dict[str, str]:
+  """Writes photographs of scikit-image, all public domain or CC0, as PNG files.
+
+  Args:
+    folder: created if missing.
+    names: functions of skimage.data.
+
+  Returns:
+    {name: path}.
+  """
   import numpy as np
   from PIL import Image
   from skimage import data

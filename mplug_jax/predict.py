@@ -1,18 +1,15 @@
-"""Command line of a trained model.
+"""Runs a trained model on images and texts.
 
     python -m mplug_jax.predict --checkpoint=runs/vqa --task=vqa --image=dog.jpg --question="..."
 
-Rows come from --image, from a folder (--images) or from a JSONL file (--input) with the keys of
-the data=jsonl configs:
-  vqa: image, question. caption: image. retrieval: image, caption. grounding: image, text.
-  nlvr2: images, sentence. snli_ve: image, sentence. embed: image, or caption alone.
-Rows without a text use --text (--question is the same). Image names in a file are relative to
-its folder.
+Rows come from --image, from a folder (--images) or from a JSONL file (--input) with the keys that
+--help lists. Rows without a text use --text; --question is the same flag. Image names in a file are
+relative to its folder.
 
-Every row is written to --output or stdout as one JSON line as soon as its batch is done: the row
-with its result, or with the reason why there is none under "error". Run again, the same command
-continues after the lines that --output has. Failed rows are counted at the end.
-Exit status: 0, or 1 if nothing can be done, or with --strict if any row failed.
+The command writes every row to --output or stdout as one JSON line when its batch is done: the row
+with its result, or with the reason for the failure as "error". The same command, run again,
+continues after the lines of --output. At the end it prints the number of failed rows.
+Exit status: 0; 1 if nothing can be computed, or with --strict if a row failed.
 """
 
 import argparse
@@ -23,17 +20,29 @@ from collections.abc import Sequence
 from mplug_jax.inference import methods, predict_rows
 
 
+def _keys_help() -> str:
+  """Returns the keys of a row for each value of --task."""
+  lines = ["Keys of a row, by --task:"]
+  for name, method in methods.commands().items():
+    command = methods.METHODS[method].command
+    assert command is not None
+    keys = (" or " if command.either else ", ").join(filter(None, (command.image, command.text)))
+    lines.append(f"  {name}: {keys}")
+  return "\n".join(lines)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog="python -m mplug_jax.predict",
     description=__doc__,
+    epilog=_keys_help(),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add("--checkpoint", required=True, help="run folder, or output of tools.convert_checkpoint")
   add("--task", required=True, choices=methods.commands())
-  add("--config", help="configs/vqa.py:base, for converted weights; default: the run's own")
-  add("--tokenizer", help="vocab.txt, for converted weights; default: the run's own")
+  add("--config", help="configs/vqa.py:base, for converted weights; default: the run's")
+  add("--tokenizer", help="vocab.txt, for converted weights; default: the run's")
   add(
     "--image",
     action="append",
@@ -42,7 +51,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add("--images", metavar="DIR", help="all images under a folder")
   add("--input", metavar="FILE", help="JSONL file of rows")
-  add("--text", "--question", help="question, phrase, statement or caption of rows without one")
+  add("--text", "--question", help="question, phrase, statement or caption for rows without one")
   add("--prompt", help="beginning of every caption")
   add("--n", type=int, default=1, help="captions per image")
   add("--output", metavar="FILE", help="JSONL file of results; default: stdout")

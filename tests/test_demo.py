@@ -64,7 +64,7 @@ def pages(*methods, **options):
 def test_answers_come_with_the_maps_of_their_words(image):
   said, shown = pages("answer").ask("answer", image, "what is it?")
   assert said == "a dog"
-  assert [text for _, text in shown] == ["where it looked", "a", "dog"]
+  assert [text for _, text in shown] == ["attention map", "a", "dog"]
   picture = shown[0][0].astype(int)
   assert picture.shape == (144, 288, 3)
   assert picture[:30, :60].sum() > 2 * picture[-30:, -60:].sum()
@@ -81,7 +81,7 @@ def test_search_in_uploads_or_in_a_folder(image, tmp_path):
   assert said.startswith("2 images")
   assert [text for _, text in shown] == [
     "1: 0.50",
-    "seen in 1",
+    "attention map of 1",
     "2: 0.50",
   ]
   assert pages("embed", folder=str(tmp_path)).search("a dog", None)[0].startswith("1 images")

@@ -16,10 +16,10 @@ _FACTOR = 4  # between one compiled number of rows and the next
 
 
 def sizes(limit: int, split: int) -> tuple[int, ...]:
-  """Compiled numbers of rows, ascending: 1, 4, 16, ... up to `limit`, each times `split`.
+  """Returns the compiled numbers of rows, ascending: 1, 4, 16, ... times `split` up to `limit`.
 
   Args:
-    limit: most rows of a call.
+    limit: maximum rows of a call.
     split: number of devices that a batch is sharded over.
   """
   smaller = []
@@ -31,15 +31,15 @@ def sizes(limit: int, split: int) -> tuple[int, ...]:
 
 
 def fitting(count: int, known: Sequence[int]) -> tuple[int, int]:
-  """Rows of one call and its compiled size, at least half full where that is possible.
+  """Returns the rows of the next call and its compiled size, at least half full if possible.
 
   Args:
-    count: rows that are left.
+    count: remaining rows.
     known: compiled sizes, ascending.
   """
-  whole = next((size for size in known if size >= count), known[-1])
-  if 2 * count >= whole or whole == known[0]:
-    return min(count, whole), whole
+  covering = next((size for size in known if size >= count), known[-1])
+  if 2 * count >= covering or covering == known[0]:
+    return min(count, covering), covering
   size = max(size for size in known if size <= count)
   return size, size
 
@@ -63,14 +63,20 @@ class Programs:
   """
 
   def __init__(self, params: Any, mesh: jax.sharding.Mesh, limit: int):
-    """limit: most rows of a call."""
+    """Stores the parameters.
+
+    Args:
+      params: parameters on the mesh.
+      mesh: the mesh.
+      limit: maximum rows of a call.
+    """
     self.params = params
     self.mesh = mesh
     self.sizes = sizes(limit, mesh.shape["data"] * mesh.shape["fsdp"])
     self._compiled = {}
 
   def call(self, key: Hashable, make: Callable[[], Callable], batch: Mapping[str, Any]) -> Any:
-    """Runs a program on a batch that goes into one call.
+    """Runs a program on a batch that fits one call.
 
     Args:
       key: identifies the program.
@@ -78,7 +84,7 @@ class Programs:
       batch: {name: array [size, ...]}.
 
     Returns:
-      What the function returns, on the devices.
+      The function's result, on the devices.
     """
     if key not in self._compiled:
       self._compiled[key] = jax.jit(make())
@@ -90,7 +96,16 @@ class Programs:
   def rows(
     self, key: Hashable, make: Callable[[], Callable], batch: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
-    """Like `call` with any number of rows {name: [N, ...]}; returns {name: [N, ...]} as numpy."""
+    """Runs a program on any number of rows, see `call`.
+
+    Args:
+      key: identifies the program.
+      make: returns its function (params, batch).
+      batch: {name: [N, ...]}.
+
+    Returns:
+      {name: numpy [N, ...]}.
+    """
     count = len(next(iter(batch.values())))
     done = 0
     outputs = []
@@ -155,25 +170,34 @@ class Programs:
   def _blocks(
     self, order: Sequence[int], requests: Sequence[tuple[int, ...]]
   ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yields (request numbers, numbers of their images) with as many images as go into one call."""
-    left = len({image for request in requests for image in request})
-    seen: set[int] = set()
+    """Yields (request numbers, numbers of their images), with as many images as fit one call."""
+    total = len({image for request in requests for image in request})
+    encoded: set[int] = set()
     numbers: list[int] = []
     members: dict[int, None] = {}
-    room, _ = fitting(max(left, len(requests[0])), self.sizes)
+    room, _ = fitting(max(total, len(requests[0])), self.sizes)
     for number in order:
       new = [image for image in dict.fromkeys(requests[number]) if image not in members]
       if numbers and len(members) + len(new) > room:
         yield numbers, list(members)
-        seen |= members.keys()
-        numbers, members = [], {}
-        room, _ = fitting(max(left - len(seen), len(requests[0])), self.sizes)
+        encoded |= members.keys()
+        numbers = []
+        members = {}
+        room, _ = fitting(max(total - len(encoded), len(requests[0])), self.sizes)
       numbers.append(number)
       members |= dict.fromkeys(requests[number])
     yield numbers, list(members)
 
   def _chosen(self, tokens: jax.Array, positions: np.ndarray) -> jax.Array:
-    """Gathers f[n, N, D] at i32[R, 1] -> f[R, N, D], or at i32[R, k] -> f[R, k, N, D]."""
+    """Gathers image tokens.
+
+    Args:
+      tokens: f[n, N, D].
+      positions: i32[R, k].
+
+    Returns:
+      f[R, N, D] for k = 1, else f[R, k, N, D].
+    """
     index = positions[:, 0] if positions.shape[1] == 1 else positions
     if index.shape == tokens.shape[:1] and (index == np.arange(len(index))).all():
       return tokens

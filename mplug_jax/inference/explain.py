@@ -1,7 +1,7 @@
 """Attention maps of a Predictor's results: answers, captions, matches, classes and boxes.
 
     explainer = Explainer(Predictor.load("runs/vqa"))
-    explainer.answer("dog.jpg", "what is it chasing?").save("looked.png")
+    explainer.answer("dog.jpg", "what is it chasing?").save("maps.png")
 
 attention_maps.py describes the two kinds of maps, "gradient" and "attention".
 """
@@ -86,11 +86,11 @@ class Explanation(NamedTuple):
 
   def save(self, path: str | os.PathLike, kind: str = "gradient") -> None:
     """Writes a PNG with the images, the sum of the maps, and the maps of several words."""
-    said = _said(self.result)
+    text = _text_of(self.result)
     numbers = range(len(self.images))
-    cells = [(self.picture(i), sample_sheet.Sample(self.asked, said, "", "open")) for i in numbers]
+    cells = [(self.picture(i), sample_sheet.Sample(self.asked, text, "", "open")) for i in numbers]
     cells += [
-      (self.overlay(kind, None, i), sample_sheet.Sample("where it looked", said, "", "open"))
+      (self.overlay(kind, None, i), sample_sheet.Sample("attention map", text, "", "open"))
       for i in numbers
     ]
     if len(self.words) > 1:
@@ -107,7 +107,7 @@ class Explanation(NamedTuple):
     )
 
 
-def _said(result: Any) -> str:
+def _text_of(result: Any) -> str:
   """Returns a result as text."""
   if isinstance(result, Label):
     return f"{result.label} ({result.score:.2f})"
@@ -130,7 +130,7 @@ class Explainer:
     self._look: Callable[..., Any] = functools.lru_cache(None)(self._make_look)
 
   def _make_look(self, method: str, frames: int, **changes: Any) -> Callable:
-    """Returns a jitted (params, batch) -> (attention_maps.Looked, outputs of `locate`)."""
+    """Returns a jitted function (params, batch), which returns Looked and outputs of `locate`."""
     task = self._predictor.task(method, frames, **changes)
 
     def look(params: Any, batch: dict) -> tuple:
@@ -282,7 +282,7 @@ class Explainer:
       _cut(x, rows["placed"][0], rows["image"].shape[1])
       for x in (looked.gradient, looked.attention)
     ]
-    names = "centre x", "centre y", "width", "height"
+    names = ("center x", "center y", "width", "height")
     words = [
       Word(name, float(score), gradient, attention)
       for name, score, gradient, attention in zip(names, looked.score, *maps)

@@ -7,6 +7,8 @@ the parsed command line, and returns one dictionary a row.
 from collections.abc import Sequence
 from typing import Any
 
+from mplug_jax.inference.results import Match
+
 Row = dict[str, Any]
 
 
@@ -29,7 +31,7 @@ def matches(predictor: Any, images: Sequence, texts: Sequence, options: Any) -> 
   results = predictor.match_pairs(images, texts, truncate=options.truncate)
   return [
     match._asdict()
-    if isinstance(match, tuple)
+    if isinstance(match, Match)
     else {name: [getattr(one, name) for one in match] for name in match[0]._fields}
     for match in results
   ]

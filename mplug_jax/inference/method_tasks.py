@@ -9,55 +9,6 @@ from mplug_jax import tasks
 from mplug_jax.inference import methods
 from mplug_jax.tasks import base
 
-_SAME_SETTINGS = {
-  "caption": "scst",
-  "retrieval": "pretrain",
-}  # tasks whose config.task has all of the other's
-# Settings of a task that the checkpoint was not fine-tuned for: (config.task, config.data).
-_ZERO_SHOT = {
-  "vqa": (
-    {
-      "beams": 3,
-      "min_length": 1,
-      "max_length": 10,
-      "beam_mode": "standard",
-      "predict": "generate",
-      "rank_answers": (),
-      "rank_top_k": 128,
-      "rank_first_token_twice": False,
-      "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},
-    },
-    {"max_question": 32},
-  ),
-  "caption": (
-    {
-      "prompt": "",
-      "prompt_mode": "standard",
-      "beams": 3,
-      "min_length": 1,
-      "max_length": 25,
-      "beam_mode": "standard",
-      "no_repeat_ngram": 0,
-    },
-    {"max_caption": 32},
-  ),
-  "retrieval": (
-    {
-      "queue": 0,
-      "alpha": 0.0,
-      "ramp_steps": 0,
-      "match": "image",
-      "contrast_chunk": 0,
-      "clamp_temperature": True,
-      "negatives": {"group": 0, "greedy": False, "ramp_steps": 0},
-      "rerank_k": 32,
-      "rerank_texts": 16,
-      "rerank_similarity": "none",
-    },
-    {"max_words": 30, "max_caption": 30},
-  ),
-}
-
 
 def refusal(name: str, path: str, parts: Collection[str], config: Any) -> str:
   """Returns one sentence on why a checkpoint does not support a method; "" if it does.
@@ -89,7 +40,7 @@ def make_task(
 ) -> base.Task:
   """Builds the task behind a method.
 
-  Settings are the checkpoint's own if it was trained for that task, else the zero-shot settings.
+  Settings are the checkpoint's own if it was trained for that task, else `Task.zero_shot`.
 
   Args:
     name: of the method.
@@ -100,10 +51,11 @@ def make_task(
     **changes: fields of config.task to replace.
   """
   task_name = methods.METHODS[name].task
-  task, data = _ZERO_SHOT.get(task_name, ({}, {}))
-  if config.task.name in (task_name, _SAME_SETTINGS.get(task_name)):
-    task = task | config.task.to_dict()
-    data = data | config.data.to_dict()
+  task_class = tasks.get(task_name)
+  task, data = task_class.zero_shot
+  if issubclass(tasks.get(config.task.name), task_class):
+    task = {**task, **config.task.to_dict()}
+    data = {**data, **config.data.to_dict()}
   settings: Any = ConfigDict(
     {
       "task": {**task, "name": task_name, **changes},
@@ -119,4 +71,4 @@ def make_task(
     for key in ("max_question", "max_caption"):
       if key in settings.data:
         settings.data[key] = min(settings.data[key], settings.model.max_positions)
-  return tasks.get(task_name)(model, settings, tokenizer)
+  return task_class(model, settings, tokenizer)

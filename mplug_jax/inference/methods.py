@@ -15,6 +15,8 @@ class Text(NamedTuple):
     words: whether config.data.max_words limits the words.
     lower: whether the text is lowercased.
     ends: whether rows end with [eos].
+    key: name of the token ids in the task's batch.
+    axes: axes between the rows and the tokens of the batch: "q" for any number of texts, 1.
   """
 
   noun: str
@@ -22,6 +24,8 @@ class Text(NamedTuple):
   words: bool = False
   lower: bool = False
   ends: bool = False
+  key: str = ""
+  axes: tuple[str | int, ...] = ()
 
 
 class Command(NamedTuple):
@@ -143,8 +147,8 @@ def _box_text(box: Any) -> str:
 
 _FUSED = ("text_encoder", "fusion_encoder")
 _DECODED = (*_FUSED, "text_decoder")
-_STATEMENT = Text("statement", "max_text", words=True)
-_CAPTION = Text("text", "max_caption", words=True)
+_STATEMENT = Text("statement", "max_text", words=True, key="sentence", axes=(1,))
+_CAPTION = Text("text", "max_caption", words=True, key="caption")
 _CLASSIFY = Function(
   ("image", "sentence"),
   _predict("classify"),
@@ -158,7 +162,7 @@ METHODS = {
     trained=("vqa", "pretrain"),
     parts=_DECODED,
     config="configs/vqa.py",
-    text=Text("question", "max_question"),
+    text=Text("question", "max_question", key="question", axes=("q",)),
     command=Command("vqa", "image", "question", method_results.answers),
     tab=Tab(
       "Ask",
@@ -224,7 +228,7 @@ METHODS = {
     trained=("grounding",),
     parts=_DECODED,
     config="configs/grounding.py",
-    text=Text("phrase", "max_phrase", lower=True, ends=True),
+    text=Text("phrase", "max_phrase", lower=True, ends=True, key="phrase", axes=("q",)),
     command=Command("grounding", "image", "text", method_results.boxes),
     tab=Tab("Locate", "Locate", "What to find", "the large red circle", _box_text),
     functions={

@@ -133,8 +133,8 @@ class Pages:
     hits = self.predictor.search(query, index, k=_HITS)
     shown = [(hit.image, f"{rank}: {hit.similarity:.2f}") for rank, hit in enumerate(hits, 1)]
     if hits and self.predictor.can("match"):
-      shown.insert(1, (self._explainer.match(hits[0].image, query).overlay(), "seen in 1"))
-    return f"{len(index.images)} images searched; captions: similarity to the text", shown
+      shown.insert(1, (self._explainer.match(hits[0].image, query).overlay(), "attention map of 1"))
+    return f"{len(index.images)} images searched; numbers: similarity to the text", shown
 
 
 def _images(folder: str) -> list[str]:
@@ -151,7 +151,7 @@ def _sentence(error: Exception) -> str:
 
 def _pictures(explanation: explain.Explanation) -> list:
   """Returns [(picture, caption)]: the boxes, the map, and the maps of several words."""
-  overlay = (explanation.overlay(), "where it looked")
+  overlay = (explanation.overlay(), "attention map")
   if explanation.boxes:
     return [(explanation.picture(), "the box"), overlay]
   words = explanation.words if len(explanation.words) > 1 else []

@@ -116,6 +116,7 @@ def _predict(
   with ThreadPoolExecutor(1) as pool:
     batches = _batches(rows, predictor.batch_size)
     batch = next(batches, None)
+    assert batch, "there are rows without a result"
     reading = pool.submit(read, batch)
     while batch:
       following = next(batches, None)
@@ -223,9 +224,9 @@ def _call(
 
 
 def _explaining(predictor: Any, method: str, options: Namespace) -> Callable:
-  """Returns a function (lines, what a Reader returned, number of the first row) for --explain.
+  """Returns the function of --explain, which writes the maps and adds their paths to the lines.
 
-  It writes the pictures and adds their paths to the lines.
+  Its arguments are the lines, the result of a Reader, and the number of the first row.
   """
   if not options.explain:
     return lambda lines, batch, first: None

@@ -1,4 +1,4 @@
-"""Functions (params, batch) -> {name: array} of a task, which Predictor compiles."""
+"""Functions of a task that Predictor compiles; they take (params, batch) and return arrays."""
 
 import functools
 from collections.abc import Callable
@@ -6,12 +6,15 @@ from typing import Any
 
 
 def make_program(task: Any, program: str | int) -> Callable[[Any, Any], dict[str, Any]]:
-  """Returns a function (params, batch) -> {name: array}.
+  """Returns a predict function of a task.
 
   Args:
     task: a Task.
     program: a number of captions, "match", "features", "tokens" (features and image tokens), or
       the name of one of the task's predict functions.
+
+  Returns:
+    Function (params, batch) -> {name: array}.
   """
   if isinstance(program, int):
     return functools.partial(task.captions, count=program)
@@ -29,16 +32,16 @@ def make_program(task: Any, program: str | int) -> Callable[[Any, Any], dict[str
 
 
 def make_text_features(task: Any) -> Callable[[Any, Any], dict[str, Any]]:
-  """Returns a function (params, batch) -> the contrastive features of captions."""
+  """Returns a function of (params, batch) that computes contrastive features of captions."""
   return lambda params, batch: {"feature": task.apply(params, task.text_features, batch["caption"])}
 
 
 def make_encoder(task: Any, canvas: bool) -> Callable[[Any, Any], Any]:
-  """Returns a function (params, batch) -> image tokens.
+  """Returns a function of (params, batch) that computes image tokens.
 
   Args:
     task: a Task.
-    canvas: whether images are on a square canvas, whose borders are masked.
+    canvas: whether images are on a square canvas, whose borders are masked out.
   """
   encode = task.evaluated_image if canvas else None
   return lambda params, batch: task.with_tokens(params, batch, encode)["image"]

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import batches
@@ -89,6 +89,25 @@ def encode_image(module: MPlug, image: Any) -> Float[Array, "batch tokens width"
   return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
 
 
+def next_token_scores(
+  logits: Float[AnyArray, "rows length vocabulary"], ids: Int[AnyArray, "rows length"], pad_id: int
+) -> Float[Array, "rows predicted"]:
+  """Log-probabilities of all tokens but the first, 0 for padding.
+
+  Args:
+    logits: f32[R, T, V], of the token after each position.
+    ids: i32[R, T].
+    pad_id: id of padding.
+
+  Returns:
+    f32[R, T - 1].
+  """
+  scores = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], axis=-1)[
+    ..., 0
+  ]
+  return jnp.where(ids[:, 1:] != pad_id, scores, 0.0)
+
+
 def contrastive_features(
   module: MPlug,
   image_tokens: Float[Array, "batch tokens width"] | None,
@@ -122,9 +141,14 @@ class Task(abc.ABC):
 
   Attributes:
     coefficients: {loss term: coefficient}; 1 for terms that it does not name.
+    zero_shot: (fields of config.task, fields of config.data) with which a checkpoint of another
+      task predicts.
+    separate_images: whether a text is fused with each of a row's images by itself.
   """
 
   coefficients: Mapping[str, float] = {}
+  zero_shot: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+  separate_images: bool = False
 
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     """Stores the arguments.
@@ -205,6 +229,18 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def predict_fns(self) -> dict[str, PredictFn]:
     """Returns {name: function (params, batch) -> {name: array}}."""
+
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows words"]:
+    """Returns the log-probabilities that attention maps explain; one text per row.
+
+    Args:
+      module: bound model.
+      batch: what `forward` reads, with the result to explain in place of the target.
+
+    Raises:
+      NotImplementedError: the task has no such scores.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no scores to explain.")
 
   def predict_sample(self, name: str, params: Params, sample: Batch) -> Batch:
     """Returns the batch that a predict function is traced with when a run is built.

@@ -63,6 +63,19 @@ class CaptionTask(base.Task):
     beams, beam_mode, no_repeat_ngram: see decoding/beam_search.py.
   """
 
+  zero_shot = (
+    {
+      "prompt": "",
+      "prompt_mode": "standard",
+      "beams": 3,
+      "min_length": 1,
+      "max_length": 25,
+      "beam_mode": "standard",
+      "no_repeat_ngram": 0,
+    },
+    {"max_caption": 32},
+  )
+
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     self.prompt = data.prompt(config, tokenizer)
@@ -89,6 +102,11 @@ class CaptionTask(base.Task):
     ids, mask = self._captions(batch)
     logits: Any = module.decode(ids, mask, self.encode(module, batch))
     return logits
+
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows predicted"]:
+    """Returns the log-probabilities of the caption's tokens after the first."""
+    ids = batch["caption"].reshape(-1, batch["caption"].shape[-1])
+    return base.next_token_scores(self.forward(module, batch), ids, self.tokenizer.pad_id)
 
   def predictions(
     self, module: MPlug, batch: Batch

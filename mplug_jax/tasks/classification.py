@@ -33,6 +33,8 @@ class ClassificationTask(base.Task):
     ValueError: config.model, config.data and config.ema do not fit together.
   """
 
+  separate_images = True
+
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     classes, images = len(config.data.labels), config.data.images_per_text
@@ -78,6 +80,11 @@ class ClassificationTask(base.Task):
       module.fuse_images(module.encode_text(ids, mask), mask, image, batch["image"].shape[1])
     )
     return logits.reshape(batch["label"].shape + (-1,))
+
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows 1"]:
+    """Returns the log-probability of the class "label" of a row's only sentence."""
+    logits = jax.nn.log_softmax(self.forward(module, batch)[:, 0])
+    return jnp.take_along_axis(logits, batch["label"], axis=-1)
 
   def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
     """Returns the number of sentences with a known class."""

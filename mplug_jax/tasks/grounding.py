@@ -235,6 +235,12 @@ class GroundingTask(base.Task):
     logits: Any = module.decode(ids, jnp.ones(ids.shape, bool), self.encode(module, batch))
     return lower_words(logits, self._locations)
 
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows 4"]:
+    """Returns the log-probabilities of the location tokens "bins" i32[R, 1, 4]."""
+    logits = jax.nn.log_softmax(self.forward(module, batch)[..., self._locations])
+    bins = batch["bins"].reshape(-1, COORDINATES, 1)
+    return jnp.take_along_axis(logits, bins, axis=-1)[..., 0]
+
   def loss_normalizers(self, batch: Batch, rng: PRNGKeyArray) -> Terms:
     """Returns the number of boxes."""
     return {"box": batch["valid"].sum(dtype=jnp.float32)}

@@ -56,6 +56,22 @@ class RetrievalTask(two_pass.ComparingTask):
     ValueError: invalid value; the message names its key.
   """
 
+  zero_shot = (
+    {
+      "queue": 0,
+      "alpha": 0.0,
+      "ramp_steps": 0,
+      "match": "image",
+      "contrast_chunk": 0,
+      "clamp_temperature": True,
+      "negatives": {"group": 0, "greedy": False, "ramp_steps": 0},
+      "rerank_k": 32,
+      "rerank_texts": 16,
+      "rerank_similarity": "none",
+    },
+    {"max_words": 30, "max_caption": 30},
+  )
+
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     self.has_teacher = config.task.queue > 0
@@ -121,6 +137,12 @@ class RetrievalTask(two_pass.ComparingTask):
     (image, _), (text, mask, _) = self.encode(module, batch)
     module.contrastive_temperature()
     return match(module, image, text, mask, image, text, mask)[0]
+
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows 1"]:
+    """Returns the log-odds that "caption" describes the image."""
+    (image, _), (text, mask, _) = self.encode(module, batch)
+    logits = module.match_logits(module.fuse(text, mask, image)[1])
+    return logits[:, 1:] - logits[:, :1]
 
   # ---- the loss
 

@@ -36,6 +36,21 @@ class VqaTask(base.Task):
     ValueError: distillation without a teacher or over an unknown axis.
   """
 
+  zero_shot = (
+    {
+      "beams": 3,
+      "min_length": 1,
+      "max_length": 10,
+      "beam_mode": "standard",
+      "predict": "generate",
+      "rank_answers": (),
+      "rank_top_k": 128,
+      "rank_first_token_twice": False,
+      "distill": {"alpha": 0.0, "ramp_steps": 0, "axis": "vocabulary"},
+    },
+    {"max_question": 32},
+  )
+
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
     if config.task.distill.alpha and not (
@@ -84,6 +99,11 @@ class VqaTask(base.Task):
     ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
     logits: Any = module.decode(ids, ids != self.tokenizer.pad_id, self.encode(module, batch))
     return logits
+
+  def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows predicted"]:
+    """Returns the log-probabilities of the answer's tokens after the first."""
+    ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])
+    return base.next_token_scores(self.forward(module, batch), ids, self.tokenizer.pad_id)
 
   def predictions(
     self, module: MPlug, batch: Batch
