@@ -3,8 +3,8 @@ r"""Image captioning with cross-entropy.
     python -m mplug_jax.main --config=configs/caption.py
 
 trains the small preset from random initialization on generated scenes of colored shapes (20,000
-images with five captions each) and reports CIDEr-D on 1,000 test scenes. `:black_images=true` replaces all
-images with black ones, to measure the score of captions that ignore their image.
+images with five captions each) and reports CIDEr-D on 1,000 test scenes. `:black_images=true`
+replaces all images with black ones, to measure the score of captions that ignore their image.
 configs/caption_scst.py continues from such a run.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \

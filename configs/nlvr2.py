@@ -12,7 +12,8 @@ r"""Visual reasoning (NLVR2): is a statement about two images true or false?
 train the small preset on pairs of generated scenes ("exactly one of the two images shows a red
 square"), first on easier statements, most of them about one of the images. Without init=, and also
 from grounding alone, accuracy stays at chance for long: entailment teaches whether an object is
-present, and where. `:black_images=true` replaces all images with black ones: accuracy is then at chance.
+present, and where. `:black_images=true` replaces all images with black ones: accuracy is then at
+chance.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/nlvr2.py:base,data=nlvr2,root=/data/nlvr2,init=FOLDER

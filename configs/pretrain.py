@@ -3,8 +3,8 @@ r"""Pre-training with four objectives: contrastive, matching, masked and prefix 
     python -m mplug_jax.main --config=configs/pretrain.py
 
 trains the small preset from random initialization on generated scenes of colored shapes, and
-reports zero-shot retrieval on 500 test scenes. `:black_images=true` replaces all images with black ones.
-Any other task can start from the result with init=runs/pretrain.
+reports zero-shot retrieval on 500 test scenes. `:black_images=true` replaces all images with black
+ones. Any other task can start from the result with init=runs/pretrain.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/pretrain.py:base,data=files,root=/data/pretrain,clip=w/clip,bert=w/bert

@@ -5,8 +5,8 @@ r"""Visual entailment: does an image entail a sentence, contradict it, or neithe
 
 train the small preset on generated scenes. A sentence describes the relative position of two
 objects; a missing object makes it neutral. From random initialization, without init=, thousands of
-updates teach absence but no relation: grounding teaches where objects are. `:black_images=true` replaces
-all images with black ones: accuracy is then at chance.
+updates teach absence but no relation: grounding teaches where objects are. `:black_images=true`
+replaces all images with black ones: accuracy is then at chance.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/snli_ve.py:base,data=snli_ve,root=/data/snli_ve,init=FOLDER

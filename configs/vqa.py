@@ -3,8 +3,8 @@ r"""Visual question answering by open-ended generation.
     python -m mplug_jax.main --config=configs/vqa.py
 
 trains the small preset from random initialization on easy-VQA (4,000 images of one shape each, from
-the PyPI package); the README lists time and accuracy on two CPU cores. `:black_images=true` replaces all
-images with black ones, to measure what the questions alone give away.
+the PyPI package); the README lists time and accuracy on two CPU cores. `:black_images=true`
+replaces all images with black ones, to measure what the questions alone give away.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/vqa.py:base,data=vqa_v2,root=/data/vqa

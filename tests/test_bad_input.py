@@ -1,4 +1,4 @@
-"""What is wrong is said in one sentence, and nothing is lost: whole runs on broken data, configs and disks."""
+"""Complete runs on broken data, configs and disks: one sentence per problem, nothing lost."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-  """Data in which one training image is missing and one validation image is cut off in the middle."""
+  """Writes data with a missing training image and a truncated validation image."""
   folder = vqa_files.write(tmp_path_factory.mktemp("broken"))
   (folder / "coco/train/4.jpg").unlink()
   image = folder / "coco/val/1.png"
@@ -39,7 +39,8 @@ def broken(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(broken, cache, tmp_path_factory):
   """A finished run of 12 updates on broken data."""
-  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(broken, cache)
+  workdir = tmp_path_factory.mktemp("run")
+  config = vqa_files.config(broken, cache)
   assert loop.train(config, str(workdir)) == 0
   return workdir, config
 
@@ -80,7 +81,8 @@ def test_strict_evaluation_names_the_image(run, broken, tmp_path):
 
 
 def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, tmp_path, capsys):
-  folder, workdir = vqa_files.write(tmp_path / "data"), tmp_path / "run"
+  folder = vqa_files.write(tmp_path / "data")
+  workdir = tmp_path / "run"
   config = vqa_files.config(folder, cache, data__strict=True)
   source = vqa.get(config.data, "train")
   transform = data.make_transform(
@@ -184,7 +186,8 @@ def test_a_file_that_says_the_splits_of_its_images_serves_for_all(tmp_path):
     config = importlib.import_module("configs.caption").get_config(
       f"tiny,data=karpathy,root={tmp_path}"
     )
-    config.data.train_files, config.data.val_file = (str(path),), str(path)
+    config.data.train_files = (str(path),)
+    config.data.val_file = str(path)
     if allowed:
       assert len(data.get_source(config, "train")) == 1
     else:
@@ -290,7 +293,8 @@ def test_values_that_cannot_work_are_refused_before_training(broken, cache, chan
 def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
   """Neither the config nor the tokenizer of a start that failed binds the next one."""
   config = vqa_files.config(broken, cache)
-  config.eval.split, config.tokenizer.vocab_size = "tset", 7
+  config.eval.split = "tset"
+  config.tokenizer.vocab_size = 7
   refused(
     lambda: loop.train(config, str(tmp_path)),
     "Split 'tset' does not exist; known splits: train, val, test.",
@@ -331,13 +335,15 @@ def start(config, workdir, limit=""):
 
 
 def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
-  """A run of 12 updates goes on to 20 and cannot save update 16.
+  """A run of 12 updates continues to 20 and cannot save update 16.
 
   With room again it goes on from 12.
   """
   shutil.copytree(run[0], tmp_path / "run")
   config = run[1].copy_and_resolve_references()
-  config.total_steps, config.checkpoint.every, config.checkpoint.keep = 20, 4, 1
+  config.total_steps = 20
+  config.checkpoint.every = 4
+  config.checkpoint.keep = 1
   result = start(config, tmp_path, limit="ulimit -f 400; ")
   assert result.returncode == 1
   assert "resumed at step 12" in result.stdout

@@ -1,5 +1,6 @@
-"""What the page does with uploads and texts; the page itself where gradio is installed."""
+"""The functions behind the demo page, and the page where gradio is installed."""
 
+import pathlib
 import types
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.support import tiny_predictor
 
 
 class Model:
-  """What the page asks of a Predictor and of an Explainer.
+  """The methods of a Predictor and an Explainer that the page calls.
 
   This one sees everything in the upper left.
   """
@@ -62,8 +63,8 @@ def pages(*methods, **options):
 
 
 def test_answers_come_with_the_maps_of_their_words(image):
-  said, shown = pages("answer").ask("answer", image, "what is it?")
-  assert said == "a dog"
+  answer, shown = pages("answer").ask("answer", image, "what is it?")
+  assert answer == "a dog"
   assert [text for _, text in shown] == ["attention map", "a", "dog"]
   picture = shown[0][0].astype(int)
   assert picture.shape == (144, 288, 3)
@@ -71,14 +72,14 @@ def test_answers_come_with_the_maps_of_their_words(image):
 
 
 def test_boxes_are_drawn(image):
-  said, shown = pages("locate").ask("locate", image, "it")
-  assert said.startswith("left 8, top 8, right 20, bottom 20")
+  text, shown = pages("locate").ask("locate", image, "it")
+  assert text.startswith("left 8, top 8, right 20, bottom 20")
   assert (shown[0][0][3 * 8, 3 * 8 : 3 * 20] == (61, 245, 107)).all()
 
 
 def test_search_in_uploads_or_in_a_folder(image, tmp_path):
-  said, shown = pages("embed", "match").search("a dog", [image, image])
-  assert said.startswith("2 images")
+  answer, shown = pages("embed", "match").search("a dog", [image, image])
+  assert answer.startswith("2 images")
   assert [text for _, text in shown] == [
     "1: 0.50",
     "attention map of 1",
@@ -91,7 +92,9 @@ def test_search_in_uploads_or_in_a_folder(image, tmp_path):
 
 
 def test_what_cannot_be_used_is_one_sentence(tmp_path, image):
-  tabs, corrupt, huge = pages("answer"), tmp_path / "corrupt.png", tmp_path / "huge.png"
+  tabs = pages("answer")
+  corrupt = tmp_path / "corrupt.png"
+  huge = tmp_path / "huge.png"
   corrupt.write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 50)
   Image.new("1", (6000, 6000)).save(huge)
   assert tabs.ask("answer", str(corrupt), "what?") == (
@@ -105,7 +108,7 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, image):
   assert tabs.ask("answer", None, "what?") == ("Choose an image first.", [])
   assert "empty" in tabs.ask("answer", image, "")[0]
   truncated = tmp_path / "cut.png"
-  truncated.write_bytes(open(image, "rb").read()[:400])  # its header is whole
+  truncated.write_bytes(pathlib.Path(image).read_bytes()[:400])  # its header is complete
   assert tabs.ask("answer", str(truncated), "what?")[1] == []
   with pytest.raises(ValueError, match="runs/any supports none of the tabs"):
     pages("compare")
@@ -123,10 +126,10 @@ def test_the_page_has_the_tabs_that_the_checkpoint_can_do(image):
   _, url, _ = demo.launch(blocks, "127.0.0.1", None, prevent_thread_lock=True)
   try:
     client = gradio_client.Client(url, verbose=False)
-    said, shown = client.predict(
+    text, shown = client.predict(
       gradio_client.handle_file(image), "what is it?", api_name="/answer"
     )
-    assert said == "a dog"
+    assert text == "a dog"
     assert len(shown) == 3
     assert client.predict(gradio_client.handle_file(image), "", api_name="/answer")[0].endswith(
       "no words."

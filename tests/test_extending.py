@@ -1,4 +1,4 @@
-"""What an extension costs: new definitions and one row in each table that lists them."""
+"""Extensions need new definitions and one row in each table that lists them."""
 
 import json
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The notebooks: every cell of each, in its tiny form, as a program of its own.
+"""All cells of each notebook run, with the tiny preset, in one process per notebook.
 
 And what stops them.
 """
@@ -28,7 +28,7 @@ def code(name):
 
 
 def execute(name, tmp_path):
-  """Runs the code cells one after another in one process, on one device -> what they print."""
+  """Runs the code cells in one process on one device; returns what they print."""
   program = (
     "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  "
     "exec(compile(text, 'cell', 'exec'), space)"

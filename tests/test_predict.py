@@ -1,4 +1,4 @@
-"""The command line of a trained model: rows in, lines out, on behind what is there, and what has no result."""
+"""The predict command: rows in, lines out, continued outputs, and rows without a result."""
 
 import json
 import types
@@ -17,7 +17,8 @@ from tests.support import predictor_run
 class Fake:
   """A Predictor that answers with the image's brightness; `calls` has the size of every call."""
 
-  batch_size, config = 2, types.SimpleNamespace(model=types.SimpleNamespace(image_size=8))
+  batch_size = 2
+  config = types.SimpleNamespace(model=types.SimpleNamespace(image_size=8))
 
   def __init__(self):
     self.calls = []
@@ -72,19 +73,19 @@ def lines(path):
 
 def test_rows_of_a_file(folder, fake, capsys):
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/out.jsonl") == 0
-  found = lines(folder / "out.jsonl")
-  assert [row["id"] for row in found] == list(range(6))
+  result = lines(folder / "out.jsonl")
+  assert [row["id"] for row in result] == list(range(6))
   assert fake.calls == [2, 1, 1]
-  assert found[1] == {
+  assert result[1] == {
     "id": 1,
     "image": "photos/b.png",
     "question": "q1",
     "answer": "q1 10",
     "score": -0.5,
   }
-  assert "cannot be read" in found[2]["error"]
-  assert "is empty" in found[5]["error"]
-  assert "answer" not in found[2]
+  assert "cannot be read" in result[2]["error"]
+  assert "is empty" in result[5]["error"]
+  assert "answer" not in result[2]
   err = capsys.readouterr().err
   assert "2 of 6 rows have no result" in err
   assert "bad.png" in err
@@ -93,31 +94,31 @@ def test_rows_of_a_file(folder, fake, capsys):
 
 def test_it_goes_on_behind_a_torn_line(folder, fake):
   assert run(f"--input={folder}/rows.jsonl", f"--output={folder}/whole.jsonl") == 0
-  whole = (folder / "whole.jsonl").read_bytes()
+  complete = (folder / "whole.jsonl").read_bytes()
   part, fake.calls = folder / "part.jsonl", []
-  part.write_bytes(whole[: len(whole) // 2])
-  left = 6 - whole[: len(whole) // 2].count(b"\n")
+  part.write_bytes(complete[: len(complete) // 2])
+  left = 6 - complete[: len(complete) // 2].count(b"\n")
   assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
-  assert part.read_bytes() == whole
+  assert part.read_bytes() == complete
   assert sum(fake.calls) < left
   fake.calls = []
   assert run(f"--input={folder}/rows.jsonl", f"--output={part}") == 0
   assert not fake.calls
-  assert part.read_bytes() == whole
+  assert part.read_bytes() == complete
 
 
 def test_a_folder_and_one_question(folder, fake, capsys):
   assert run(f"--images={folder}/photos", "--question=what?") == 0
-  found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [row["image"].rpartition("photos/")[2] for row in found] == [
+  result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [row["image"].rpartition("photos/")[2] for row in result] == [
     "a.png",
     "b.png",
     "bad.png",
     "c.png",
     "more/d.png",
   ]
-  assert found[4]["answer"] == "what? 40"
-  assert found[4]["question"] == "what?"
+  assert result[4]["answer"] == "what? 40"
+  assert result[4]["question"] == "what?"
 
 
 def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
@@ -137,7 +138,9 @@ def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
   ):
     assert run(*args) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+    assert err.startswith("error: "), err
+    assert message in err
+    assert err.count("\n") == 1, err
   assert lines(folder / "other.jsonl") == [{"id": 9, "image": "x"}]
   assert not fake.calls
 
@@ -170,8 +173,8 @@ def test_the_real_thing(folder, tmp_path, capsys):
       )
       == 0
     )
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [key in row for row in found] == [True, True, False, True, True]
+    result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [key in row for row in result] == [True, True, False, True, True]
   assert (
     predict.main(
       [f"--checkpoint={run_folder}", "--task=grounding", f"--images={folder}/photos", "--text=a"]

@@ -113,7 +113,7 @@ def test_todays_config_keeps_its_values():
 
 
 def test_renamed_keys_do_not_chain():
-  """A row leads to today's name at once, so that the order of the rows does not matter."""
+  """Every row leads to today's name, so that the order of the rows does not matter."""
   assert not resume.RENAMED_KEYS.keys() & set(resume.RENAMED_KEYS.values())
 
 

@@ -1,4 +1,4 @@
-"""Every form in which mPLUG's weights come, end to end: wrappers, naming styles, folders, shards and dtypes give the same checkpoint."""
+"""All forms of mPLUG checkpoints (wrappers, names, folders, shards, dtypes) convert to the same."""
 
 import json
 
@@ -17,7 +17,10 @@ MLM_HEAD = "cls.predictions"
 
 
 def pretrained():
-  """float32 tensors of a pre-training checkpoint under the fine-tuning code's names: all parts, both heads, momentum, queues."""
+  """Returns tensors of a pre-training checkpoint under the names of the fine-tuning code.
+
+  They are float32: all parts, both heads, momentum and queues.
+  """
   rng = np.random.default_rng(7)
   decoder = {
     key: x
@@ -47,19 +50,20 @@ def pretrained():
 
 
 def converted(path, dest, **options):
-  """-> ({"params/...": array, of all trees}, manifest).
+  """Returns ({"params/...": array} of all trees, manifest).
 
   One file is written sooner than a folder.
   """
   manifest = importer.convert_checkpoint(path, dest, **GIVEN | options)
-  with open_leaves(dest) as ours:
-    return dict(ours.read(ours.leaves)), manifest
+  with open_leaves(dest) as imported:
+    return dict(imported.read(imported.leaves)), manifest
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-  """(tensors, leaves of their conversion from the official form: {"model": state dict} by torch.save)."""
-  folder, tensors = tmp_path_factory.mktemp("reference"), pretrained()
+  """Returns tensors and the leaves converted from their official form, {"model": state dict}."""
+  folder = tmp_path_factory.mktemp("reference")
+  tensors = pretrained()
   torch_write.save_pth(folder / "official.pth", tensors)
   return tensors, converted(folder / "official.pth", folder / "ours")[0]
 
@@ -67,9 +71,8 @@ def reference(tmp_path_factory):
 def assert_same(leaves, expected):
   assert leaves.keys() == expected.keys()
   for leaf, x in expected.items():
-    assert (leaves[leaf].dtype, leaves[leaf].shape) == (x.dtype, x.shape) and leaves[
-      leaf
-    ].tobytes() == x.tobytes(), leaf
+    assert (leaves[leaf].dtype, leaves[leaf].shape) == (x.dtype, x.shape), leaf
+    assert leaves[leaf].tobytes() == x.tobytes(), leaf
 
 
 def renamed(tensors, style):
@@ -82,7 +85,7 @@ def renamed(tensors, style):
 
 
 def test_a_pretraining_checkpoint_fills_every_part(reference):
-  """Leaves by hand: plain, transposed, stacked, the image encoder's split attention, the heads, the momentum copies, the queues."""
+  """Compares leaves of each kind: plain, transposed, stacked, split, heads, momentum, queues."""
   x, leaves = reference
   heads = {
     key: f"{key}.{MLM_HEAD}" for key in ("fusion_encoder", "fusion_encoder_m", "text_decoder")
@@ -132,7 +135,7 @@ def test_naming_styles(style, reference, tmp_path):
 
 
 def shards(folder, tensors, save, pattern, index):
-  """Tensors in three files, and the index that names them."""
+  """Writes tensors in three files, and their index."""
   weight_map = {key: pattern.format(1 + i % 3) for i, key in enumerate(tensors)}
   for shard in set(weight_map.values()):
     save(folder / shard, {key: x for key, x in tensors.items() if weight_map[key] == shard})
@@ -140,12 +143,12 @@ def shards(folder, tensors, save, pattern, index):
   return folder
 
 
-def single(file, save=torch_write.save_safetensors, whole=False, **options):
-  """-> writer of one file, which returns its path, or with `whole` the folder's."""
+def single(file, save=torch_write.save_safetensors, complete=False, **options):
+  """Returns a writer of one file, which returns its path, or with `complete` the folder."""
 
   def write(folder, tensors):
     save(folder / file, tensors, **options)
-    return folder if whole else folder / file
+    return folder if complete else folder / file
 
   return write
 
@@ -186,7 +189,7 @@ STORAGES = {"float32": "torch.FloatStorage", "int64": "torch.LongStorage"}
 
 
 def in_instructions(tensors):
-  """-> ({name: instructions that rebuild the tensor}, {record: array}), for `archive`."""
+  """Returns ({name: instructions that rebuild the tensor}, {record: array}), for `archive`."""
   pairs = list(enumerate(tensors.items()))
   return (
     {
@@ -231,7 +234,10 @@ def test_half_precision_files(dtype, reference, tmp_path):
   The numbers are those of the file.
   """
   tensors, expected = reference
-  half = lambda x: x.astype(dtype) if x.dtype == np.float32 else x  # noqa: E731
+
+  def half(x):
+    return x.astype(dtype) if x.dtype == np.float32 else x
+
   torch_write.save_safetensors(
     tmp_path / "half.safetensors", {key: half(x) for key, x in tensors.items()}
   )

@@ -1,4 +1,4 @@
-"""What tools.inspect_checkpoint says about runs, converted checkpoints and PyTorch files, and how it compares two."""
+"""tools.inspect_checkpoint on runs, converted checkpoints and PyTorch files, and on two of them."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class Adam(NamedTuple):
 
 
 def arrays():
-  """Parameters of which one number is not finite, and one leaf is bfloat16."""
+  """Returns parameters with one number that is not finite and one bfloat16 leaf."""
   kernel = np.random.default_rng(0).normal(3.0, 2.0, (8, 16)).astype(np.float32)
   kernel[2, 5] = np.nan
   return {
@@ -44,7 +44,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run folder with checkpoints 2 and 4, as training leaves it, on a mesh of four by two devices."""
+  """Returns a run folder with checkpoints 2 and 4, written on a mesh of four by two devices."""
   folder = tmp_path_factory.mktemp("inspect") / "run"
   mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
   spec = {(8, 16): P("fsdp", "tensor"), (16,): P(("fsdp", "tensor"))}
@@ -74,7 +74,7 @@ def run(tmp_path_factory):
 
 
 def inspect(capsys, *args, status=0):
-  """-> the lines printed."""
+  """Returns the printed lines."""
   assert inspect_checkpoint.main([str(arg) for arg in args]) == status
   out, err = capsys.readouterr()
   assert not err
@@ -82,17 +82,19 @@ def inspect(capsys, *args, status=0):
 
 
 def row(lines, name):
-  """The columns of the one line that starts with a name."""
-  found = [line.split() for line in lines if line.split()[:1] == [name]]
-  assert len(found) == 1, (name, found)
-  return found[0][1:]
+  """Returns the columns of the only line that starts with a name."""
+  result = [line.split() for line in lines if line.split()[:1] == [name]]
+  assert len(result) == 1, (name, result)
+  return result[0][1:]
 
 
 def refused(capsys, *args):
-  """-> the sentence on stderr."""
+  """Returns the sentence on stderr."""
   assert inspect_checkpoint.main([str(arg) for arg in args]) == 2
   out, err = capsys.readouterr()
-  assert not out and err.startswith("error: ") and err.count("\n") == 1, err
+  assert not out, out
+  assert err.startswith("error: "), err
+  assert err.count("\n") == 1, err
   return err
 
 
@@ -235,7 +237,7 @@ RELEASED = official_inventory.inventory("vqa", dict(embed_dim=256, **PRESETS["la
   ids=["PyTorch", "optimizer"],
 )
 def test_lines_of_the_released_models_fit_the_width(names, monkeypatch):
-  """The longest names, beside the widest values."""
+  """The longest names with the widest values."""
   monkeypatch.setattr(statistics, "moments", lambda x: Moments(10, -1e-5, 1.0))
   source = leaves_lib.Leaves("of any kind", names, lambda batch: dict.fromkeys(batch, np.zeros(())))
   assert 100 < max(map(len, report.tree(source, names))) <= report.WIDTH
@@ -262,9 +264,11 @@ def test_moments_are_numpys_across_chunks(dtype, monkeypatch):
   monkeypatch.setattr(statistics, "_CHUNK", 7)
   x = (np.random.default_rng(0).normal(size=(5, 9)) * 50).astype(dtype)
   wide = x.astype(np.float64)
-  found = moments(x)
+  result = moments(x)
   np.testing.assert_allclose(
-    [found.count, found.mean, found.std, found.bad], [45, wide.mean(), wide.std(), 0], rtol=1e-12
+    [result.count, result.mean, result.std, result.bad],
+    [45, wide.mean(), wide.std(), 0],
+    rtol=1e-12,
   )
 
 
@@ -280,9 +284,9 @@ def test_moments_of_odd_arrays(monkeypatch):
 
 def test_differences_of_arrays(monkeypatch):
   monkeypatch.setattr(statistics, "_CHUNK", 2)
-  found = difference(np.float32([3, 0, 4]), np.float32([3, 1, 2]))
-  assert found.max == 2
-  assert found.relative == pytest.approx(math.sqrt(5) / 5)
+  result = difference(np.float32([3, 0, 4]), np.float32([3, 1, 2]))
+  assert result.max == 2
+  assert result.relative == pytest.approx(math.sqrt(5) / 5)
   assert difference(np.float32([np.nan, np.inf, 1]), np.float32([np.nan, np.inf, 1])).max == 0
   assert (
     difference(np.float32([np.nan, 1]), np.float32([0, 1])).max
@@ -306,7 +310,7 @@ def test_the_same_checkpoint_is_identical(run, capsys):
 
 @pytest.fixture
 def pair(tmp_path):
-  """Two files that differ in every way."""
+  """Writes two files with differences of every kind."""
   common = {
     "equal": np.array([1, np.nan], np.float32),
     "rounded": np.float32([1, 2]),

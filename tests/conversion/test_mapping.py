@@ -1,4 +1,4 @@
-"""PyTorch state dicts to our parameters: nothing is lost, nothing is invented, and every mistake is named."""
+"""The mapping of PyTorch state dicts to parameters: complete, exact, and every mistake is named."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def test_the_result_is_the_parameter_tree_of_the_task(recording, momentum):
 
 
 def test_no_number_of_a_used_tensor_is_lost(recording):
-  """Sums of squares of the tensors that run, by name, against those of our tree."""
+  """Sums of squares of the used tensors equal those of the parameters."""
   params = mapping.params_from_torch(recording.state_dict, recording.geometry)
   g = recording.geometry
   unused = (
@@ -97,14 +97,15 @@ def test_no_number_of_a_used_tensor_is_lost(recording):
     and (not k.startswith("visual_encoder.") or k.startswith("visual_encoder.visual."))
   ]
   total = sum(np.square(x.astype(np.float64)).sum() for x in used)
-  ours = sum(np.square(x.astype(np.float64)).sum() for x in jax.tree.leaves(params))
+  converted = sum(np.square(x.astype(np.float64)).sum() for x in jax.tree.leaves(params))
   assert sum(x.size for x in used) == sum(x.size for x in jax.tree.leaves(params))
-  assert abs(ours - total) < 1e-9 * total
+  assert abs(converted - total) < 1e-9 * total
 
 
 def test_layouts(recording):
   """One tensor of each kind, by hand."""
-  sd, g = recording.state_dict, recording.geometry
+  sd = recording.state_dict
+  g = recording.geometry
   params = mapping.params_from_torch(sd, g)
   block = f"visual_encoder.visual.transformer.resblocks.{g['vision_layers'] - 1}."
   width = g["vision_width"]
@@ -127,11 +128,13 @@ def test_layouts(recording):
     rtol=1e-5,
   )
   layer = "text_decoder.bert.encoder.layer.0."
-  ours = jax.tree.map(lambda x: x[0], params["text_decoder"]["layers"])
+  converted = jax.tree.map(lambda x: x[0], params["text_decoder"]["layers"])
   np.testing.assert_array_equal(
-    ours["crossattention"]["value"]["kernel"], sd[layer + "crossattention.self.value.weight"].T
+    converted["crossattention"]["value"]["kernel"], sd[layer + "crossattention.self.value.weight"].T
   )
-  np.testing.assert_array_equal(ours["output_norm"]["scale"], sd[layer + "output.LayerNorm.weight"])
+  np.testing.assert_array_equal(
+    converted["output_norm"]["scale"], sd[layer + "output.LayerNorm.weight"]
+  )
   np.testing.assert_array_equal(
     params["text_decoder"]["head"]["bias"], sd["text_decoder.cls.predictions.bias"]
   )
@@ -167,7 +170,8 @@ def drop(state_dict, prefix):
 
 
 def test_mistakes_are_named(base_style):
-  sd, g = base_style.state_dict, base_style.geometry
+  sd = base_style.state_dict
+  g = base_style.geometry
 
   def refused(state_dict, message, geometry=g):
     with pytest.raises(ValueError, match=message):
@@ -206,9 +210,11 @@ def test_mistakes_are_named(base_style):
 
 
 def test_every_parameter_of_every_head_has_a_row(base_style):
-  """Keys of the pre-training and retrieval models that the recordings of VQA do not hold."""
+  """Keys of the pre-training and retrieval models that recordings of VQA lack."""
   g = base_style.geometry
-  width, embed, vocab = g["hidden_size"], g["embed_dim"], g["vocab_size"]
+  width = g["hidden_size"]
+  embed = g["embed_dim"]
+  vocab = g["vocab_size"]
   head = "fusion_encoder.cls.predictions."
   arrays = {
     "vision_proj.weight": (embed, width),
@@ -231,7 +237,7 @@ def test_every_parameter_of_every_head_has_a_row(base_style):
   params = mapping.params_from_torch(
     base_style.state_dict | {k: np.ones(s, np.float32) for k, s in arrays.items()}, g
   )
-  found = shapes(params)
-  assert found == mapping.leaf_shapes(g)
-  assert found["vision_proj/kernel"] == (width, embed)
-  assert found["fusion_encoder/mlm_head/word/embedding"] == (vocab, width)
+  result = shapes(params)
+  assert result == mapping.leaf_shapes(g)
+  assert result["vision_proj/kernel"] == (width, embed)
+  assert result["fusion_encoder/mlm_head/word/embedding"] == (vocab, width)

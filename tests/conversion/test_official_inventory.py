@@ -1,4 +1,4 @@
-"""The official models by name and shape: the ten released inventories go through the table both ways, without an array."""
+"""The mapping converts names and shapes of the ten official models in both directions."""
 
 import gzip
 import json
@@ -31,7 +31,8 @@ def test_inventory_is_the_official_models(name):
 
 @models
 def test_every_tensor_has_its_place_and_comes_back_in_its_shape(name):
-  tensors, g = OFFICIAL[name], geometry(name)
+  tensors = OFFICIAL[name]
+  g = geometry(name)
   momentum = mapping.online_names(tensors, momentum=True)
   assert bool(momentum) == name.startswith(("vqa", "retrieval"))
   shapes = {
@@ -40,7 +41,9 @@ def test_every_tensor_has_its_place_and_comes_back_in_its_shape(name):
   for keys in (mapping.online_names(tensors), momentum):
     entries = mapping.plan({key: tensors[source].shape for key, source in keys.items()}, g)
     assert entries.keys() == keys.keys()
-    written = {place for entry in entries.values() for place in zip(entry.paths, entry.indices)}
+    written = {
+      position for entry in entries.values() for position in zip(entry.paths, entry.indices)
+    }
     assert len(written) == sum(
       len(entry.paths) for entry in entries.values() if entry.action == "map"
     )
@@ -109,7 +112,8 @@ def test_constants_and_initial_values():
     ("fusion_encoder.encoder.layer.0.output.dense.weight", 0.02),
   ):
     x = official_inventory.initial(name, tensors[name], rng)
-    assert x.shape == tensors[name].shape and abs(x.std() / std - 1) < 0.02, (name, x.std(), std)
+    assert x.shape == tensors[name].shape, name
+    assert abs(x.std() / std - 1) < 0.02, (name, x.std(), std)
   assert (
     official_inventory.initial(
       "fusion_encoder.embeddings.LayerNorm.weight", official_inventory.Tensor((3,)), rng

@@ -1,4 +1,4 @@
-"""What conversion and export refuse: one sentence on stderr, exit status 1, and the folder as it was before."""
+"""Failed conversions and exports: one sentence on stderr, exit status 1, an unchanged folder."""
 
 import contextlib
 import pickle
@@ -27,7 +27,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def files(tensors, tmp_path_factory):
-  """Bytes of the same tensors as {suffix: file}, whole."""
+  """Returns {suffix: bytes of a complete file}, all with the same tensors."""
   folder = tmp_path_factory.mktemp("whole")
   torch_write.save_pth(folder / "x.pth", tensors)
   torch_write.save_safetensors(folder / "x.safetensors", tensors)
@@ -45,23 +45,21 @@ def ours(files, tmp_path_factory):
 
 
 def snapshot(folder):
-  """{path: bytes, None for a folder} of all that is in it, hidden or not."""
+  """Returns {path: bytes, None for a folder} of a folder's content, hidden files too."""
   return {str(path): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 def one_sentence(text, *messages):
-  assert (
-    text.startswith("error: ")
-    and text.endswith("\n")
-    and text.count("\n") == 1
-    and "Traceback" not in text
-  ), text
+  assert text.startswith("error: "), text
+  assert text.endswith("\n"), text
+  assert text.count("\n") == 1, text
+  assert "Traceback" not in text, text
   for message in messages:
     assert message in text, text
 
 
 def refused(capsys, folder, main, *args, messages=()):
-  """The command fails with one sentence that has the messages, and leaves no trace in the folder."""
+  """Checks that a command fails with one sentence that contains the messages and writes nothing."""
   before = snapshot(folder)
   capsys.readouterr()
   assert main([str(arg) for arg in args]) == 1
@@ -80,7 +78,7 @@ def refused(capsys, folder, main, *args, messages=()):
       ("1 leaves missing", "text_decoder/layers/intermediate"),
     ),
     (
-      lambda x: {key + "s" * (key == KEY): array for key, array in x.items()},
+      lambda x: {f"{key}s" if key == KEY else key: array for key, array in x.items()},
       ("1 unknown tensors", "1 leaves missing"),
     ),
     (
@@ -167,8 +165,8 @@ def test_flags_of_another_geometry(flags, messages, tensors, tmp_path, capsys):
 )
 def test_truncated_files(suffix, at, files, tmp_path, capsys):
   path = tmp_path / f"x{suffix}"
-  whole = files[suffix]
-  path.write_bytes(whole[: int(at * len(whole)) if isinstance(at, float) else at])
+  complete = files[suffix]
+  path.write_bytes(complete[: int(at * len(complete)) if isinstance(at, float) else at])
   refused(
     capsys,
     tmp_path,
@@ -261,8 +259,9 @@ def plain_pickle(path, ran):
 
 
 def test_code_in_a_file_is_not_run(tensors, tmp_path, capsys):
-  """As the whole file, in place of a tensor, and in a pickle of Python's own."""
-  path, ran = tmp_path / "evil.pth", tmp_path / "ran"
+  """As the complete file, in place of a tensor, and in a pickle of Python."""
+  path = tmp_path / "evil.pth"
+  ran = tmp_path / "ran"
   module, records = in_instructions(tensors)
   evil = {KEY: call("builtins.eval", f"open({str(ran)!r}, 'w')")}
   for write, message in (
@@ -284,7 +283,7 @@ def test_code_in_a_file_is_not_run(tensors, tmp_path, capsys):
 
 
 def test_the_code_would_have_run(tmp_path):
-  """Python's own unpickler runs it, so the test before this one could fail."""
+  """Python's unpickler runs it, so the previous test can fail."""
   plain_pickle(tmp_path / "evil.pth", tmp_path / "ran")
   pickle.loads((tmp_path / "evil.pth").read_bytes())
   assert (tmp_path / "ran").exists()
@@ -325,8 +324,8 @@ def test_a_failed_export_leaves_the_older_one(source, ours, tmp_path, capsys):
 
 
 def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
-  whole = (ours / "ours.safetensors").read_bytes()
-  (tmp_path / "ours.safetensors").write_bytes(whole[:-1])
+  complete = (ours / "ours.safetensors").read_bytes()
+  (tmp_path / "ours.safetensors").write_bytes(complete[:-1])
   (tmp_path / "ours").mkdir()
   for file in ("model.json", "manifest.json"):
     (tmp_path / "ours" / file).write_bytes((ours / "ours" / file).read_bytes())  # and no state
@@ -343,7 +342,7 @@ def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
 
 @contextlib.contextmanager
 def file_size_limit(nbytes):
-  """Writing beyond so many bytes of a file fails as on a full disk.
+  """Makes writing beyond a number of bytes fail as on a full disk.
 
   Python ignores the signal that comes with it.
   """
@@ -387,7 +386,7 @@ def test_a_full_disk_stops_an_export(nbytes, dest, source, ours, tmp_path, capsy
 
 
 def test_a_full_disk_stops_a_conversion_to_a_folder(files, tmp_path):
-  """The command itself: what Orbax's threads say when they are left behind comes at the end of the process."""
+  """In a process, because the messages of Orbax's remaining threads come at its end."""
   (tmp_path / "x.pth").write_bytes(files[".pth"])
   before = snapshot(tmp_path)
   command = [

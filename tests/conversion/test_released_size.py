@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of the released sizes: every byte there and back, in a fraction of the model's size of memory.
+"""Checkpoints of the released sizes keep every byte, in a fraction of the model's memory.
 
 `python -m pytest -s -m slow tests/test_released_size.py` takes minutes and 13 GB of disk, and
 prints times beside those of reading and writing the same bytes. Memory is the process's own
@@ -45,10 +45,11 @@ def official(name):
 
 
 def expected(name, tensor):
-  """The value of a tensor: bytes at random, which its name tells."""
+  """Returns the value of a tensor: random bytes that depend on its name."""
   if tensor.dtype != "float32":
     return official_inventory.constant(name, tensor)
-  nbytes, start = 4 * int(np.prod(tensor.shape)), zlib.crc32(name.encode()) % len(BLOCK)
+  nbytes = 4 * int(np.prod(tensor.shape))
+  start = zlib.crc32(name.encode()) % len(BLOCK)
   return np.resize(BLOCK, start + nbytes)[start:].copy().view(np.float32).reshape(tensor.shape)
 
 
@@ -72,7 +73,7 @@ def write_source(path, tensors):
 
 
 def run(module, *args):
-  """A command line tool -> (seconds, of them the CPU's, bytes of VmHWM, bytes of ru_maxrss)."""
+  """Runs a command; returns (seconds, CPU seconds, bytes of VmHWM, bytes of ru_maxrss)."""
   start = time.perf_counter()
   process = subprocess.Popen(
     [sys.executable, "-c", TOOL, module, *map(str, args)],
@@ -100,8 +101,10 @@ def size(path):
 
 
 def copy_seconds(source, nbytes, scratch):
-  """Reading a file or folder, then writing so many bytes to disk -> (seconds, of them the CPU's)."""
-  start, cpu, chunk = time.perf_counter(), time.process_time(), memoryview(bytearray(1 << 24))
+  """Reads a path, writes a number of bytes to disk; returns (seconds, CPU seconds)."""
+  start = time.perf_counter()
+  cpu = time.process_time()
+  chunk = memoryview(bytearray(1 << 24))
   for path in files(source):
     with open(path, "rb", buffering=0) as file:
       while file.readinto(chunk):
@@ -140,26 +143,23 @@ def test_released_size_there_and_back(name, ending, tmp_path):
   tensors = official(name)
   entries = [entry for m in (False, True) for entry in planned(tensors, m)]
   model = 4 * sum(int(np.prod(shape)) for shape, entry in entries if entry.action == "map")
-  source, ours, back, scratch = (
-    tmp_path / "official.pth",
-    tmp_path / f"ours{ending}",
-    tmp_path / "back.pth",
-    tmp_path / "scratch",
-  )
+  source = tmp_path / "official.pth"
+  converted = tmp_path / f"ours{ending}"
+  back = tmp_path / "back.pth"
+  scratch = tmp_path / "scratch"
   write_source(source, tensors)
   baseline = run("tools.convert_checkpoint", "--help")[2]
-  measured = run("tools.convert_checkpoint", source, ours, "--keep_dead")
+  measured = run("tools.convert_checkpoint", source, converted, "--keep_dead")
   print(
-    f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(ours) / 1e9:.2f} GB, of "
-    f"it the model {model / 1e9:.2f} GB; "
-    f"VmHWM of the tool's --help {baseline / 1e9:.2f} GB"
+    f"\n{name}{ending}: source {size(source) / 1e9:.2f} GB, result {size(converted) / 1e9:.2f} GB "
+    f"(model {model / 1e9:.2f} GB); VmHWM of the tool's --help {baseline / 1e9:.2f} GB"
   )
-  report("convert", measured, copy_seconds(source, size(ours), scratch), model)
+  report("convert", measured, copy_seconds(source, size(converted), scratch), model)
   expected_size = size(source)
   source.unlink()
-  measured = run("tools.export_torch", ours, back)
-  report("export", measured, copy_seconds(ours, size(back), scratch), model)
-  shutil.rmtree(ours) if ours.is_dir() else ours.unlink()
+  measured = run("tools.export_torch", converted, back)
+  report("export", measured, copy_seconds(converted, size(back), scratch), model)
+  shutil.rmtree(converted) if converted.is_dir() else converted.unlink()
   assert size(back) == expected_size
   with torch_files.open_tensors(back) as file:
     assert set(file) == set(tensors)

@@ -1,4 +1,4 @@
-"""BERT, Hugging Face's CLIP, OpenAI's CLIP and open_clip: every tensor lands where it should, alone and together."""
+"""Conversion of BERT, Hugging Face's CLIP, OpenAI's CLIP and open_clip, alone and together."""
 
 import json
 
@@ -32,22 +32,22 @@ from tests.support.torch_pickles import archive, new, tensor
 # ---- BERT
 
 
-def converted(tensors, folder, **given):
-  """Through a file and `convert_checkpoint` -> {path: array}; the folder is new."""
+def converted(tensors, folder, **options):
+  """Converts tensors through a file in a new folder; returns {path: array}."""
   folder.mkdir()
   write.save_safetensors(folder / "model.safetensors", tensors)
-  importer.convert_checkpoint(folder / "model.safetensors", folder / "ours", **given)
+  importer.convert_checkpoint(folder / "model.safetensors", folder / "ours", **options)
   return reading.load_arrays(folder / "ours", "params")
 
 
-def assert_leaves(found, expected):
-  assert found.keys() == expected.keys()
+def assert_leaves(result, expected):
+  assert result.keys() == expected.keys()
   for path, x in expected.items():
-    np.testing.assert_array_equal(found[path], x, err_msg=path)
+    np.testing.assert_array_equal(result[path], x, err_msg=path)
 
 
 @pytest.mark.parametrize(
-  ("layers", "given", "parts"),
+  ("layers", "options", "parts"),
   [
     (8, {}, (6, 2, 8)),
     (8, {"text_layers": 3}, (3, 5, 8)),
@@ -57,10 +57,12 @@ def assert_leaves(found, expected):
   ids=str,
 )
 def test_bert_starts_the_text_encoder_the_fusion_encoder_and_the_decoder(
-  layers, given, parts, tmp_path
+  layers, options, parts, tmp_path
 ):
   tensors = bert(layers)
-  assert_leaves(converted(tensors, tmp_path / "a", heads=2, **given), bert_leaves(tensors, *parts))
+  assert_leaves(
+    converted(tensors, tmp_path / "a", heads=2, **options), bert_leaves(tensors, *parts)
+  )
   geometry = json.loads((tmp_path / "a" / "ours" / "model.json").read_text())
   text, fusion, decoder = parts
   assert [
@@ -155,7 +157,7 @@ def test_bert_comes_back_from_the_first_place_of_each_tensor():
 
 
 def test_bert_base_fits_the_released_base_model():
-  """By shapes alone: the geometry is the preset's, and what is left of the text parts is cross-attention, 5 of 6 layers' in fusion."""
+  """The shapes give the preset's geometry; only cross-attention is left of the text parts."""
   base = PRESETS["base"] | {"embed_dim": 256, "pad_id": 0}
   shapes = {
     name.removeprefix("text_decoder."): x.shape
@@ -170,22 +172,28 @@ def test_bert_base_fits_the_released_base_model():
   } - written
   left -= {path for path in left if path.startswith("text_proj")}
   assert all("/crossattention" in path for path in left)
-  assert len(left) == 10 * (1 + 5)
+  assert len(left) == 10 * (1 + 5)  # 5 of the 6 fusion layers
 
 
-def refused(tensors, message, **given):
-  with pytest.raises(ValueError, match=message) as error:
+def refused(tensors, message, **options):
+  def convert():
     names = official_names(tensors)
     renamed = {name: tensors[key] for name, key in names.items()}
     mapping.params_from_torch(
-      renamed, infer_geometry({name: x.shape for name, x in renamed.items()}, **given)
+      renamed, infer_geometry({name: x.shape for name, x in renamed.items()}, **options)
     )
+
+  with pytest.raises(ValueError, match=message) as error:
+    convert()
   assert "\n" not in str(error.value)
 
 
 def test_mistakes_in_bert_are_named():
   tensors = bert()
-  without = lambda key: {name: x for name, x in tensors.items() if not name.startswith(key)}  # noqa: E731
+
+  def without(key):
+    return {name: x for name, x in tensors.items() if not name.startswith(key)}
+
   layer = "bert.encoder.layer.{}."
   refused(
     without(layer.format(7) + "output.dense.bias"),
@@ -348,12 +356,15 @@ def test_openai_clip_and_open_clip_fill_the_image_encoder(style, tmp_path):
 
 def torchscript(path, tensors):
   """An archive as torch.jit.save writes it: a tree of module objects."""
-  tree, records = {"training": False}, {}
+  tree = {"training": False}
+  records = {}
   for i, (key, x) in enumerate(tensors.items()):
-    node, (*parents, last) = tree, key.split(".")
+    node = tree
+    (*parents, last) = key.split(".")
     for parent in parents:
       node = node.setdefault(parent, {})
-    records[str(i)], node[last] = x, tensor(str(i), x.shape, kind="torch.HalfStorage")
+    records[str(i)] = x
+    node[last] = tensor(str(i), x.shape, kind="torch.HalfStorage")
 
   def objects(node):
     return new(
@@ -370,9 +381,9 @@ def test_openai_clip_as_a_torchscript_archive(tmp_path):
   importer.convert_checkpoint(
     torchscript(tmp_path / "ViT.pt", half), tmp_path / "ours", dtype="float32"
   )
-  found = reading.load_arrays(tmp_path / "ours", "params")
-  assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
-  assert_leaves(found, clip_leaves(half))
+  result = reading.load_arrays(tmp_path / "ours", "params")
+  assert {x.dtype for x in result.values()} == {np.dtype(np.float32)}
+  assert_leaves(result, clip_leaves(half))
 
 
 # ---- which source, and what its configuration says
@@ -451,7 +462,7 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path):
 
 
 def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
-  """With the averages, and cross-attention, projection and heads new: each leaf is what its own source has."""
+  """Each leaf comes from its source; cross-attention, projection and heads are new."""
   text = bert(layers=8)
   importer.convert_checkpoint(saved(clip(), tmp_path / "clip.pt"), tmp_path / "clip")
   importer.convert_checkpoint(saved(text, tmp_path / "bert.pth"), tmp_path / "bert", text_layers=4)
@@ -465,9 +476,15 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
   )
   shapes = mapping.leaf_shapes(g)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  place = lambda x: jax.device_put(x, device)  # noqa: E731
+
+  def position(x):
+    return jax.device_put(x, device)
+
   fresh = {path: np.full(shape, 9, np.float32) for path, shape in shapes.items()}
-  nested = lambda leaves: jax.tree.map(place, nest(leaves))  # noqa: E731
+
+  def nested(leaves):
+    return jax.tree.map(position, nest(leaves))
+
   state = TrainState(
     step=0, params=nested(fresh), opt_state=(), ema_params=nested(fresh), extra=(), rng=None
   )
@@ -476,7 +493,8 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
   options = ml_collections.ConfigDict(dict(paths=paths, new=new_leaves, unused=(), copies=()))
   started, report = warm_start.init_from(state, options)
 
-  from_clip, from_bert = clip_leaves(clip()), bert_leaves(text, 4, 4, 8)
+  from_clip = clip_leaves(clip())
+  from_bert = bert_leaves(text, 4, 4, 8)
   expected = fresh | from_clip | from_bert
   assert_leaves(flat(started.params), expected)
   assert_leaves(flat(started.ema_params), expected)
@@ -504,7 +522,8 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
 def nest(leaves):
   tree = {}
   for path, x in leaves.items():
-    node, (*parents, last) = tree, path.split("/")
+    node = tree
+    (*parents, last) = path.split("/")
     for parent in parents:
       node = node.setdefault(parent, {})
     node[last] = x

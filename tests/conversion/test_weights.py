@@ -1,4 +1,4 @@
-"""Whole checkpoints: PyTorch file -> ours -> PyTorch file and back, byte for byte.
+"""Complete checkpoints are converted, exported and converted again, byte for byte.
 
 The naming styles; refusals.
 """
@@ -51,7 +51,8 @@ def state_dict(task, large=False, seed=0):
 
   Tied names equal.
   """
-  rng, tensors = np.random.default_rng(seed), {}
+  rng = np.random.default_rng(seed)
+  tensors = {}
   inventory = official_inventory.inventory(
     task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6
   )
@@ -84,15 +85,14 @@ def save(path, tensors, **options):
 
 def read(path):
   with open.open_tensors(path) as file:
-    return {name: file[name] for name in file.keys()}
+    return {name: file[name] for name in file}
 
 
-def assert_same_bytes(ours, expected):
-  assert ours.keys() == expected.keys()
+def assert_same_bytes(converted, expected):
+  assert converted.keys() == expected.keys()
   for name, x in expected.items():
-    assert (ours[name].dtype, ours[name].shape) == (x.dtype, x.shape) and ours[
-      name
-    ].tobytes() == x.tobytes(), name
+    assert (converted[name].dtype, converted[name].shape) == (x.dtype, x.shape), name
+    assert converted[name].tobytes() == x.tobytes(), name
 
 
 def dead(name, task="vqa"):
@@ -105,7 +105,7 @@ def dead(name, task="vqa"):
   return converter.entry(next(iter(mapping.online_names(keys, momentum)))).action == "dead"
 
 
-@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
+@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
 @pytest.mark.parametrize(
   ("task", "large"),
   [
@@ -117,11 +117,11 @@ def dead(name, task="vqa"):
     ("videocap", True),
   ],
 )
-def test_there_and_back_with_every_byte(task, large, ours, tmp_path):
+def test_there_and_back_with_every_byte(task, large, converted, tmp_path):
   tensors = state_dict(task, large)
   source = save(tmp_path / "official.pth", tensors)
-  importer.convert_checkpoint(source, tmp_path / ours, keep_dead=True, **GIVEN)
-  manifest = exporter.export_torch(tmp_path / ours, tmp_path / "back.pth")
+  importer.convert_checkpoint(source, tmp_path / converted, keep_dead=True, **GIVEN)
+  manifest = exporter.export_torch(tmp_path / converted, tmp_path / "back.pth")
   assert_same_bytes(read(tmp_path / "back.pth"), tensors)
   assert not any("initialisation" in row["why"] for row in manifest["tensors"])
 
@@ -131,7 +131,8 @@ def test_what_never_runs_is_made_again_or_left_out(tmp_path):
   importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
   exporter.export_torch(tmp_path / "ours", tmp_path / "full.pth")
   exporter.export_torch(tmp_path / "ours", tmp_path / "slim.safetensors", slim=True)
-  full, slim = read(tmp_path / "full.pth"), read(tmp_path / "slim.safetensors")
+  full = read(tmp_path / "full.pth")
+  slim = read(tmp_path / "slim.safetensors")
   live = {name: x for name, x in tensors.items() if not dead(name)}
   assert_same_bytes(slim, live)
   assert {name: (x.shape, x.dtype) for name, x in full.items()} == {
@@ -194,8 +195,10 @@ def test_the_result_is_read_as_parameters(tmp_path):
 
 
 def test_leaves_are_made_one_after_the_other_and_tied_copies_forgotten(tmp_path, monkeypatch):
-  """At no time is more of the model alive than the leaves of one batch and the tensor that one of them is made of."""
-  source, alive, most = save(tmp_path / "official.pth", state_dict("caption")), [], [0]
+  """Only the leaves of one batch, and the tensor that one of them comes from, are in memory."""
+  source = save(tmp_path / "official.pth", state_dict("caption"))
+  alive = []
+  most = [0]
   monkeypatch.setattr(storage, "_BATCH_LEAVES", 1)
   make = importer._make
 
@@ -213,16 +216,14 @@ def test_leaves_are_made_one_after_the_other_and_tied_copies_forgotten(tmp_path,
 
 def test_transposed_matrices_of_every_size_are_copied_whole():
   for shape in ((1, 1), (5, 16), (40, 33), (3, 100)):
-    x, to = (
-      np.random.default_rng(0).standard_normal(shape[::-1]).astype(np.float32).T,
-      np.zeros(shape, np.float16),
-    )
+    x = np.random.default_rng(0).standard_normal(shape[::-1]).astype(np.float32).T
+    to = np.zeros(shape, np.float16)
     importer._copy(x, to)
     np.testing.assert_array_equal(to, x.astype(np.float16))
 
 
 def test_bytes_of_tied_copies_count_not_their_values(tmp_path):
-  """NaN is no number, but the same bytes."""
+  """NaN keeps its bytes."""
   tensors = state_dict("caption")
   words = "text_decoder.bert.embeddings.word_embeddings.weight"
   tensors[words][0, 0] = np.nan
@@ -263,28 +264,33 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
 
 
 class State(NamedTuple):
-  """What `init_from` reads and replaces of a TrainState."""
+  """The fields of a TrainState that `init_from` reads and replaces."""
 
   params: dict
   ema_params: dict
-  replace = lambda self, **values: self._replace(**values)  # noqa: E731
+
+  def replace(self, **values):
+    return self._replace(**values)
 
 
-@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
-def test_a_run_starts_from_either_form(ours, tmp_path):
-  tensors, place = state_dict("vqa"), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / ours, **GIVEN)
+@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
+def test_a_run_starts_from_either_form(converted, tmp_path):
+  tensors = state_dict("vqa")
+  position = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  importer.convert_checkpoint(
+    save(tmp_path / "official.pth", tensors), tmp_path / converted, **GIVEN
+  )
   expected = [
     mapping.params_from_torch(tensors, geometry(), momentum, dtype=np.float32)
     for momentum in (False, True)
   ]
-  zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), place), expected[0])
+  zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), position), expected[0])
   options = ml_collections.ConfigDict(
-    {"paths": (str(tmp_path / ours),), "new": (), "unused": (), "copies": ()}
+    {"paths": (str(tmp_path / converted),), "new": (), "unused": (), "copies": ()}
   )
   state, report = warm_start.init_from(State(zeros, zeros), options)
   jax.tree.map(np.testing.assert_array_equal, [state.params, state.ema_params], expected)
-  assert set(report.values()) == {str(tmp_path / ours)}
+  assert set(report.values()) == {str(tmp_path / converted)}
 
 
 STYLES = {
@@ -354,8 +360,9 @@ def test_clip_alone_fills_the_image_encoder(tmp_path):
 
 
 def test_a_run_goes_to_torch_and_back(tmp_path):
-  """A run folder, as training leaves it, becomes the official VQA model, and its parameters come back."""
-  g, tensors = geometry(), state_dict("vqa")
+  """A run folder becomes the official VQA model, and its parameters come back."""
+  g = geometry()
+  tensors = state_dict("vqa")
   params = mapping.params_from_torch(tensors, g, dtype=np.float32)
   manager = manager_lib.Manager(tmp_path / "run")
   manager.save(1, {"params": params, "ema_params": ()}, {"step": 1})
@@ -375,20 +382,21 @@ def test_a_run_goes_to_torch_and_back(tmp_path):
 
 @pytest.mark.parametrize(("run_task", "task"), [("retrieval", "retrieval"), ("scst", "caption")])
 def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tmp_path):
-  g, tensors = geometry(), state_dict(task)
+  g = geometry()
+  tensors = state_dict(task)
   queues = {
     name: tensors[name]
     for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")
     if name in tensors
   }
-  ours = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
+  converted = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
   manager = manager_lib.Manager(tmp_path / "run")
   manager.save(
     1,
     {
       "params": mapping.params_from_torch(tensors, g, dtype=np.float32),
       "ema_params": (),
-      "extra": ours or (),
+      "extra": converted or (),
     },
     {},
   )
@@ -406,10 +414,10 @@ def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tm
 # ---- refusals
 
 
-def refused(tensors, tmp_path, message, **given):
+def refused(tensors, tmp_path, message, **options):
   path = save(tmp_path / "bad.pth", tensors)
   with pytest.raises(ValueError, match=message):
-    importer.convert_checkpoint(path, tmp_path / "ours", **GIVEN | given)
+    importer.convert_checkpoint(path, tmp_path / "ours", **GIVEN | options)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth"]
 
 
@@ -457,10 +465,11 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   )
 
 
-@pytest.mark.parametrize("ours", ["ours", "ours.safetensors"])
-def test_a_leaf_that_cannot_be_made_leaves_nothing(ours, tmp_path, monkeypatch):
-  """Half of the leaves are written when it happens; the cause is told as it is."""
-  source, calls = save(tmp_path / "official.pth", state_dict("caption")), []
+@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
+def test_a_leaf_that_cannot_be_made_leaves_nothing(converted, tmp_path, monkeypatch):
+  """The error comes after half of the leaves; its cause is reported."""
+  source = save(tmp_path / "official.pth", state_dict("caption"))
+  calls = []
   make = importer._make
 
   def broken(*args):
@@ -471,7 +480,7 @@ def test_a_leaf_that_cannot_be_made_leaves_nothing(ours, tmp_path, monkeypatch):
 
   monkeypatch.setattr(importer, "_make", broken)
   with pytest.raises(ValueError, match="^the file ends inside this tensor$"):
-    importer.convert_checkpoint(source, tmp_path / ours, **GIVEN)
+    importer.convert_checkpoint(source, tmp_path / converted, **GIVEN)
   assert [p.name for p in tmp_path.iterdir()] == ["official.pth"]
 
 

@@ -1,4 +1,4 @@
-"""Many rows through a few compiled shapes: every image once, every request its own result, in order."""
+"""Batching into a few compiled shapes: every image once, the results in order."""
 
 import jax
 import numpy as np
@@ -36,7 +36,9 @@ def test_calls_are_at_least_half_full(count, expected):
 def test_requests_come_back_in_order_and_images_are_encoded_once(limit, width):
   mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   programs = batches.Programs({"scale": jax.numpy.float32(2)}, mesh, limit)
-  rng, encoded, calls = np.random.default_rng(0), [], []
+  rng = np.random.default_rng(0)
+  encoded = []
+  calls = []
   images = list(range(11))
   requests = [tuple(map(int, rng.choice(11, width, replace=False))) for _ in range(23)]
 

@@ -1,4 +1,4 @@
-"""Where a model looked: maps against finite differences and for images whose answer is known beforehand, and what explain makes of them."""
+"""Attention maps against finite differences and known images, and the Explainer."""
 
 import types
 
@@ -14,13 +14,13 @@ from tests.support import tiny_predictor
 
 
 def made(folder, method, name, **changes):
-  """(Task behind a method of the tiny Predictor of configs/<name>.py, random parameters)."""
+  """Returns the task of a method of the tiny Predictor of configs/<name>.py, and its parameters."""
   predictor = tiny_predictor.predictor(folder, name, **changes)
   return predictor.task(method, predictor.config.data.get("frames", 0)), predictor.params
 
 
 def rows(tokenizer, texts, length):
-  """i32[len(texts), length]: [bos] pieces [eos] pad..."""
+  """Returns i32[len(texts), length]: [bos] pieces [eos] pad..."""
   ids = [tokenizer.encode(text) + [tokenizer.eos_id] for text in texts]
   return np.array([(row + [tokenizer.pad_id] * length)[:length] for row in ids], np.int32)
 
@@ -36,7 +36,7 @@ def image(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explainer(tmp_path_factory):
-  """Of captions; images of 2 x 2 patches, one decoder layer of two heads."""
+  """Returns an Explainer of captions; images of 2 x 2 patches, one decoder layer of two heads."""
   changes = {"model__image_size": 32, "task__beams": 1, "task__max_length": 7}
   return explain.Explainer(
     tiny_predictor.predictor(tmp_path_factory.mktemp("tokenizer"), "caption", **changes)
@@ -45,7 +45,7 @@ def explainer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def captions(explainer):
-  """(task, parameters, a batch as the explainer makes it, its jitted look)."""
+  """Returns (task, parameters, a batch as the explainer makes it, its jitted look)."""
   task = explainer._predictor.task("caption")
   batch = {
     "image": np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8),
@@ -69,18 +69,17 @@ def test_maps_are_relu_of_attention_times_its_gradient(captions):
   assert looked.gradient.shape == looked.attention.shape == (1, 7, 1, 2, 2)
   losses, _ = jax.jit(lambda b: task.apply(params, task.predictions, b))(batch)
   np.testing.assert_allclose(looked.score[0, :words], -losses[0, :words], atol=1e-5)
-  assert not looked.score[0, words:].any() and not looked.gradient[0, words:].any(), (
-    "padding was explained"
-  )
+  assert not looked.score[0, words:].any(), "padding has a score"
+  assert not looked.gradient[0, words:].any(), "padding has a map"
   assert (looked.gradient >= 0).all()
   assert looked.gradient[:, :words].sum((2, 3, 4)).all()
   shares = looked.attention.sum((2, 3, 4))
-  assert (shares > 0).all() and (shares < 1).all(), "the class token has the rest"
+  assert (shares > 0).all()
+  assert (shares < 1).all(), "the class token has the rest"
 
   @jax.jit
-  def score(
-    added,
-  ):  # of the second word, with `added` f32[heads, tokens] to the probabilities that its position reads with
+  def score(added):
+    """Scores the second word with `added` f32[heads, tokens] to its attention probabilities."""
     cross = np.zeros((1, 1, 2, 8, 5), np.float32)
     tree = {
       "text_decoder": {
@@ -89,23 +88,23 @@ def test_maps_are_relu_of_attention_times_its_gradient(captions):
         }
       }
     }
-    logits, seen = task.model.apply(
+    logits, sown = task.model.apply(
       {"params": params, "perturbations": tree},
       batch,
       method=task.forward,
       mutable=["intermediates"],
     )
-    probabilities = seen["intermediates"]["text_decoder"]["layers"]["crossattention"][
+    probabilities = sown["intermediates"]["text_decoder"]["layers"]["crossattention"][
       "probabilities"
     ][0, 0, :, 1]
     return jax.nn.log_softmax(logits[0, 1])[batch["caption"][0, 0, 2]], probabilities
 
   _, probabilities = score(np.zeros((2, 5), np.float32))
   gradients = np.zeros((2, 5))
-  for place in np.ndindex(2, 5):
+  for position in np.ndindex(2, 5):
     step = np.zeros((2, 5), np.float32)
-    step[place] = 1e-2
-    gradients[place] = (score(step)[0] - score(-step)[0]) / 2e-2
+    step[position] = 1e-2
+    gradients[position] = (score(step)[0] - score(-step)[0]) / 2e-2
   expected = np.maximum(np.asarray(probabilities) * gradients, 0).mean(0)[1:].reshape(2, 2)
   np.testing.assert_allclose(looked.gradient[0, 1, 0], expected, atol=2e-2 * expected.max())
 
@@ -113,7 +112,8 @@ def test_maps_are_relu_of_attention_times_its_gradient(captions):
 def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   task, params, batch, look = captions
   params = jax.tree.map(np.array, params)
-  encoder, cross = params["visual_encoder"], params["text_decoder"]["layers"]["crossattention"]
+  encoder = params["visual_encoder"]
+  cross = params["text_decoder"]["layers"]["crossattention"]
   for x in encoder["blocks"]["attention"]["out"].values():  # a token depends on its own patch alone
     x[:] = 0
   encoder["position_embedding"][:] = 0
@@ -124,28 +124,28 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   cross["value"]["bias"][:] = (
     -black @ cross["value"]["kernel"][0]
   )  # nothing is read of black patches
-  found = np.array(look(params, batch | {"image": image}).gradient)[0, :3, 0]
-  lit = found[:, 0, 1].copy()
-  found[:, 0, 1] = 0
+  result = np.array(look(params, batch | {"image": image}).gradient)[0, :3, 0]
+  lit = result[:, 0, 1].copy()
+  result[:, 0, 1] = 0
   assert lit.max() > 0
-  assert found.max() < 1e-4 * lit.max()
+  assert result.max() < 1e-4 * lit.max()
 
 
 def test_every_word_of_a_caption_has_its_maps(explainer, image, tmp_path):
-  found = explainer.caption(image)
-  assert " ".join(word.text for word in found.words) == " ".join(found.result.text.split())
+  result = explainer.caption(image)
+  assert " ".join(word.text for word in result.words) == " ".join(result.result.text.split())
   assert all(
     word.gradient.shape == word.attention.shape == (1, 2, 2) and word.gradient.max() > 0
-    for word in found.words
+    for word in result.words
   )
-  np.testing.assert_allclose(found.map(), sum(word.gradient for word in found.words))
-  assert found.images[0].shape == (48, 96, 3)
-  assert found.overlay().shape == (144, 288, 3)
-  found.save(tmp_path / "looked.png")
+  np.testing.assert_allclose(result.map(), sum(word.gradient for word in result.words))
+  assert result.images[0].shape == (48, 96, 3)
+  assert result.overlay().shape == (144, 288, 3)
+  result.save(tmp_path / "looked.png")
   with Image.open(tmp_path / "looked.png") as sheet:
     assert sheet.size[1] > 144
   with pytest.raises(ValueError, match="'heat' is not a map"):
-    found.map("heat")
+    result.map("heat")
 
 
 def stream(depth, **options):
@@ -155,8 +155,8 @@ def stream(depth, **options):
 
 def one_hot(shape, *places):
   x = np.zeros(shape, np.float32)
-  for place in places:
-    x[place] = 1
+  for position in places:
+    x[position] = 1
   return {"probabilities": x}
 
 
@@ -170,9 +170,9 @@ def test_what_connected_layers_mixed_is_handed_back():
   }
   crossed = one_hot((1, 1, 1, 2, 8), (0, 0, 0, 1, 2), (0, 0, 0, 1, 5))
   decoder = {"layers": {"attention": one_hot((1, 1, 1, 2, 2)), "crossattention": crossed}}
-  found = stream(2).read({"fusion_encoder": connected, "text_decoder": decoder})
+  result = stream(2).read({"fusion_encoder": connected, "text_decoder": decoder})
   np.testing.assert_allclose(
-    found, [[0, 1, 1, 0, 1]]
+    result, [[0, 1, 1, 0, 1]]
   )  # 1: text read it; 2 and 4: half each of what two readers had of 2
   shares = stream(2).rollout({"fusion_encoder": connected, "text_decoder": decoder}, 2)
   # The second position holds image token 2 (2 and 4, half each) and text token 0, which has image
@@ -224,7 +224,8 @@ def test_matches_boxes_classes_and_clips(tmp_path):
   assert looked.gradient.sum() > 0
 
   task, params = made(tmp_path / "b", "locate", "grounding", data__expressions_per_image=1)
-  size, bins = task.model.image_size, rng.integers(0, 97, (2, 1, 4))
+  size = task.model.image_size
+  bins = rng.integers(0, 97, (2, 1, 4))
   image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
   batch = {
     "image": image,
@@ -246,7 +247,8 @@ def test_matches_boxes_classes_and_clips(tmp_path):
     ("compare", "nlvr2", "duplicated"),
   ):
     task, params = made(tmp_path / name, method, name, model__pairing=pairing)
-    count, size = task.config.data.images_per_text, task.model.image_size
+    count = task.config.data.images_per_text
+    size = task.model.image_size
     batch = {
       "image": rng.integers(0, 256, (2, count, size, size, 3), np.uint8),
       "label": np.array([[0], [1]]),
@@ -258,7 +260,8 @@ def test_matches_boxes_classes_and_clips(tmp_path):
     assert (looked.attention.sum((3, 4)) > 0).all()
 
   task, params = made(tmp_path / "c", "answer", "video_qa", data__questions_per_image=1)
-  frames, size = task.config.data.frames, task.model.image_size
+  frames = task.config.data.frames
+  size = task.model.image_size
   batch = {
     "image": rng.integers(0, 256, (2, frames, size, size, 3), np.uint8),
     "question": rows(task.tokenizer, ["is there", "what"], task.config.data.max_question)[:, None],
@@ -272,37 +275,37 @@ def test_explanations_of_everything_else(tmp_path, image):
   clip = Clip((image,) * 3)
   answers = explain.Explainer(tiny_predictor.predictor(tmp_path / "a", "vqa"))
   for shown, frames in ((image, 1), (clip, 8)):
-    found = answers.answer(shown, "is there a red dog?")
-    assert found.result == answers._predictor.answer(shown, "is there a red dog?")
-    assert found.map().shape == (frames, 2, 2)
+    result = answers.answer(shown, "is there a red dog?")
+    assert result.result == answers._predictor.answer(shown, "is there a red dog?")
+    assert result.map().shape == (frames, 2, 2)
   other = answers.answer(image, "is there a red dog?", "yes no")
   assert [word.text for word in other.words] == ["yes", "no"]
   assert other.result.text == "yes no"
   other.save(tmp_path / "answer.png", "attention")
 
   pre_trained = explain.Explainer(tiny_predictor.predictor(tmp_path / "b", "pretrain"))
-  found = pre_trained.match(image, "a red dog")
-  odds = found.result.probability / (1 - found.result.probability)
-  np.testing.assert_allclose(found.words[0].score, np.log(odds), atol=1e-4)
+  result = pre_trained.match(image, "a red dog")
+  odds = result.result.probability / (1 - result.result.probability)
+  np.testing.assert_allclose(result.words[0].score, np.log(odds), atol=1e-4)
   assert pre_trained.answer(image, "what").map().max() > 0
   assert pre_trained.caption(image).map().max() > 0
 
   grounding = explain.Explainer(tiny_predictor.predictor(tmp_path / "c", "grounding"))
-  found = grounding.locate(image, "the red dog")
+  result = grounding.locate(image, "the red dog")
   expected = grounding._predictor.locate(image, "the red dog")
-  np.testing.assert_allclose(found.result, expected, rtol=1e-5)
-  np.testing.assert_allclose(sum(word.score for word in found.words), expected.score, atol=1e-4)
+  np.testing.assert_allclose(result.result, expected, rtol=1e-5)
+  np.testing.assert_allclose(sum(word.score for word in result.words), expected.score, atol=1e-4)
   size = grounding._predictor.config.model.image_size
-  assert found.map().shape == (1, size // 2, size)
-  assert found.boxes
-  found.save(tmp_path / "box.png")
+  assert result.map().shape == (1, size // 2, size)
+  assert result.boxes
+  result.save(tmp_path / "box.png")
 
   entails = explain.Explainer(tiny_predictor.predictor(tmp_path / "d", "snli_ve"))
-  found = entails.entails(image, "a red dog")
-  np.testing.assert_allclose(np.exp(found.words[0].score), found.result.score, rtol=1e-4)
+  result = entails.entails(image, "a red dog")
+  np.testing.assert_allclose(np.exp(result.words[0].score), result.result.score, rtol=1e-4)
   compare = explain.Explainer(tiny_predictor.predictor(tmp_path / "e", "nlvr2"))
-  found = compare.compare((image, image), "no dogs")
-  np.testing.assert_allclose(np.exp(found.words[0].score), found.result.score, rtol=1e-4)
-  assert len(found.images) == 2
-  assert found.map().shape[0] == 2
-  found.save(tmp_path / "pair.png")
+  result = compare.compare((image, image), "no dogs")
+  np.testing.assert_allclose(np.exp(result.words[0].score), result.result.score, rtol=1e-4)
+  assert len(result.images) == 2
+  assert result.map().shape[0] == 2
+  result.save(tmp_path / "pair.png")

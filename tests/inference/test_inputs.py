@@ -1,4 +1,4 @@
-"""What users give to a Predictor: every form of an image is the same row, texts are what evaluation makes of them or refused."""
+"""Inputs of a Predictor: all forms of an image give the same row; texts are as in evaluation."""
 
 import io
 import pathlib
@@ -62,7 +62,8 @@ def test_boxes_know_the_size_and_place_of_the_image():
 def test_clips_are_frames_of_files_arrays_and_lists(tmp_path):
   frames = np.stack([np.full((16, 16, 3), 30 * i, np.uint8) for i in range(8)])
   video.write_mp4(tmp_path / "a.mp4", frames)
-  rows, chosen = inputs.ImageRows(16, frames=4), frames[video.frame_numbers(8, 4)]
+  rows = inputs.ImageRows(16, frames=4)
+  chosen = frames[video.frame_numbers(8, 4)]
   forms = [frames, inputs.as_list([list(frames)])[0], str(tmp_path / "a.mp4")]
   assert all(map(inputs.is_clip, forms))
   of_array, of_list, of_file = (rows.resized([form])["image"][0] for form in forms)
@@ -106,10 +107,10 @@ def test_texts_for_one_and_many_images():
     (["a", "b"], ["q", ["p", "o"]], ["q", "p", "o"], [(0,), (1,), (1,)], ["r0", ["r1", "r2"]]),
   ]
   for images, texts, flat, requests, result in cases:
-    _, found, asked, shape = inputs.pairs(images, texts, "question")
-    assert (found, asked, shape([f"r{i}" for i in range(len(flat))])) == (flat, requests, result)
-  _, found, asked, shape = inputs.pairs_of_images([("a", "b"), ("c", "d")], "s")
-  assert (found, asked) == (["s", "s"], [(0, 1), (2, 3)])
+    _, results, asked, shape = inputs.pairs(images, texts, "question")
+    assert (results, asked, shape([f"r{i}" for i in range(len(flat))])) == (flat, requests, result)
+  _, results, asked, shape = inputs.pairs_of_images([("a", "b"), ("c", "d")], "s")
+  assert (results, asked) == (["s", "s"], [(0, 1), (2, 3)])
   assert inputs.pairs_of_images(("a", "b"), "s")[3](["r"]) == "r"
   with pytest.raises(ValueError, match="2 images and 3 questions"):
     inputs.pairs(["a", "b"], ["q"] * 3, "question")

@@ -1,4 +1,4 @@
-"""Exports for serving give what the Predictor gives, from files and texts, for any number of rows."""
+"""Exports for serving give the Predictor's results for any number of rows."""
 
 import json
 import subprocess
@@ -26,12 +26,10 @@ def images(tmp_path_factory):
 
 
 def served(folder):
-  """-> (serving.json, its tokenizer, function (name, images, texts) -> arrays)."""
+  """Returns (serving.json, its tokenizer, function (name, images, texts) -> arrays)."""
   about = json.loads((folder / "serving.json").read_text())
-  tokenizer, weights = (
-    inputs.Tokenizer(folder, about["tokenizer"]),
-    inputs.read_weights(folder / "weights.safetensors"),
-  )
+  tokenizer = inputs.Tokenizer(folder, about["tokenizer"])
+  weights = inputs.read_weights(folder / "weights.safetensors")
 
   def run(name, images=(), texts=()):
     call = jax.jit(jax.export.deserialize(bytearray((folder / f"{name}.jax").read_bytes())).call)
@@ -42,8 +40,8 @@ def served(folder):
   return about, tokenizer, run
 
 
-def close(found, expected):
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+def close(result, expected):
+  np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_answers_of_the_export_are_those_of_the_predictor(tmp_path, images):
@@ -59,13 +57,13 @@ def test_answers_of_the_export_are_those_of_the_predictor(tmp_path, images):
   ]
   with pytest.warns(UserWarning, match="cut"):
     expected = predictor.answer(images, texts, truncate=True)
-  found = run("answer", images, texts)
-  assert [list(map(tokenizer.decode, row)) for row in found["tokens"]] == [
+  result = run("answer", images, texts)
+  assert [list(map(tokenizer.decode, row)) for row in result["tokens"]] == [
     [answer.text.strip() for answer in row] for row in expected
   ]
-  close(found["score"], [[answer.score for answer in row] for row in expected])
+  close(result["score"], [[answer.score for answer in row] for row in expected])
   one = run("answer", images[1:2], texts[1][:1])
-  assert (one["tokens"][0] == found["tokens"][1, :1]).all()
+  assert (one["tokens"][0] == result["tokens"][1, :1]).all()
   assert len({answer.text for row in expected for answer in row}) > 1, (
     "all answers alike prove little"
   )
@@ -90,11 +88,12 @@ def test_wordpieces_and_ranked_answers(tmp_path, images):
   export.export(predictor, tmp_path / "served")
   about, tokenizer, run = served(tmp_path / "served")
   assert about["functions"]["answer"]["answers"] == ["yes", "no", "red dogs"]
-  expected, found = predictor.answer(images, TEXTS), run("answer", images, TEXTS)
-  assert [["yes", "no", "red dogs"][n] for n in found["answer"][:, 0, 0]] == [
+  expected = predictor.answer(images, TEXTS)
+  result = run("answer", images, TEXTS)
+  assert [["yes", "no", "red dogs"][n] for n in result["answer"][:, 0, 0]] == [
     answer.text.strip() for answer in expected
   ]
-  close(found["probability"][:, 0, 0], [answer.score for answer in expected])
+  close(result["probability"][:, 0, 0], [answer.score for answer in expected])
   ids = predictor.tokenizer.encode("is there no red dogs? isn't it two's")
   assert tokenizer.decode(ids) == predictor.tokenizer.decode(ids)
 
@@ -107,14 +106,16 @@ def test_all_that_a_pre_trained_model_does(tmp_path, images):
   _, tokenizer, run = served(tmp_path / "served")
   close(run("embed_image", images)["feature"], predictor.embed(images))
   close(run("embed_text", (), TEXTS)["feature"], predictor.embed(texts=TEXTS))
-  found, expected = run("match", images, TEXTS), predictor.match(images, TEXTS)
-  close(found["probability"], np.diag(expected.probability))
-  close(found["similarity"], np.diag(expected.similarity))
+  result = run("match", images, TEXTS)
+  expected = predictor.match(images, TEXTS)
+  close(result["probability"], np.diag(expected.probability))
+  close(result["similarity"], np.diag(expected.similarity))
   assert [tokenizer.decode(row) for row in run("caption", images)["tokens"]] == [
     caption.text for caption in predictor.caption(images)
   ]
-  found, expected = run("answer", images, TEXTS), predictor.answer(images, TEXTS)
-  assert [tokenizer.decode(row[0]) for row in found["tokens"]] == [
+  result = run("answer", images, TEXTS)
+  expected = predictor.answer(images, TEXTS)
+  assert [tokenizer.decode(row[0]) for row in result["tokens"]] == [
     answer.text.strip() for answer in expected
   ]
 
@@ -124,9 +125,9 @@ def test_boxes(tmp_path, images):
   predictor = tiny_predictor.predictor(tmp_path / "tokenizer", "grounding")
   export.export(predictor, tmp_path / "served")
   _, _, run = served(tmp_path / "served")
-  found = run("locate", images, TEXTS)
+  result = run("locate", images, TEXTS)
   np.testing.assert_allclose(
-    np.concatenate([found["box"][:, 0], found["score"]], 1),
+    np.concatenate([result["box"][:, 0], result["score"]], 1),
     np.array(predictor.locate(images, TEXTS)),
     rtol=1e-5,
   )
@@ -138,11 +139,11 @@ def test_statements_about_one_or_two_images(tmp_path, images, name, method):
   predictor = tiny_predictor.predictor(tmp_path / "tokenizer", name)
   export.export(predictor, tmp_path / "served")
   about, _, run = served(tmp_path / "served")
-  given = images if method == "entails" else [(images[n], images[n - 1]) for n in range(3)]
-  expected = getattr(predictor, method)(given, TEXTS)
+  options = images if method == "entails" else [(images[n], images[n - 1]) for n in range(3)]
+  expected = getattr(predictor, method)(options, TEXTS)
   assert about["functions"][method]["labels"] == list(expected[0].scores)
   close(
-    run(method, given, TEXTS)["probability"], [list(label.scores.values()) for label in expected]
+    run(method, options, TEXTS)["probability"], [list(label.scores.values()) for label in expected]
   )
 
 

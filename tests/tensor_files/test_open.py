@@ -90,7 +90,8 @@ def test_damaged_archives(tmp_path):
 
 
 def test_damage_found_while_reading(tmp_path):
-  state, x = {"w": tensor("0", (500,))}, floats(500)
+  state = {"w": tensor("0", (500,))}
+  x = floats(500)
   path = archive(tmp_path / "packed", state, {"0": x}, zipfile.ZIP_DEFLATED)
   data = bytearray(path.read_bytes())
   at = zipfile.ZipFile(path).getinfo("archive/data/0").header_offset

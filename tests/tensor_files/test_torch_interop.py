@@ -19,7 +19,7 @@ def torch():
 
 
 def state_of(torch):
-  """Arrays by name, and the same as a module's state dict with everything that makes PyTorch's pickles differ."""
+  """Returns arrays, and the state dict of a module with all that makes PyTorch's pickles differ."""
   table = floats(6, 4)
   module = torch.nn.Module()
   module.linear = torch.nn.Linear(4, 3)
@@ -83,7 +83,8 @@ def test_a_torchscript_archive(torch, tmp_path):
   class Block(torch.nn.Module):
     def __init__(self):
       super().__init__()
-      self.norm, self.width = torch.nn.LayerNorm(4), 4
+      self.norm = torch.nn.LayerNorm(4)
+      self.width = 4
       self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4).half() for _ in range(2)])
       self.scale = torch.nn.Parameter(torch.tensor(2.0))
       self.register_buffer("size", torch.tensor(224))
@@ -108,7 +109,8 @@ def test_a_pickle_with_objects_of_a_framework(torch, tmp_path):
 
   settings = Settings()
   settings.scale = np.float64(3)
-  Settings.__qualname__, Settings.__module__ = "Settings", __name__
+  Settings.__qualname__ = "Settings"
+  Settings.__module__ = __name__
   globals()["Settings"] = Settings
   try:
     torch.save(

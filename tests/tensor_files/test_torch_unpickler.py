@@ -1,4 +1,4 @@
-"""What a checkpoint's pickle may do: describe tensors, in every way PyTorch has.
+"""A checkpoint's pickle may only describe tensors, in every way that PyTorch has.
 
 And nothing else.
 """
@@ -184,7 +184,8 @@ def test_torchscript_modules_become_names(tmp_path):
   def module(kind, **attributes):
     return new(f"__torch__.clip.{kind}", attributes)
 
-  x, y = floats(2, 2), floats(3).astype(np.float16)
+  x = floats(2, 2)
+  y = floats(3).astype(np.float16)
   half = tensor("1", (3,), kind="torch.HalfStorage")
   root = module(
     "Clip",
@@ -239,8 +240,9 @@ def test_module_trees_without_end_are_refused(tmp_path, monkeypatch):
 
 
 def attacks(path):
-  """{title: (program, does Python's own unpickler run it)}; all try to make a folder."""
-  mkdir, text = name("os.mkdir"), op(path)
+  """Returns {title: (program, whether Python's unpickler runs it)}; all try to make a folder."""
+  mkdir = name("os.mkdir")
+  text = op(path)
   source = f"__import__('os').mkdir({path!r})"
   return {
     "reduce": (program(call("os.mkdir", path)), True),
@@ -306,7 +308,7 @@ def test_code_in_a_pickle_does_not_run(title, tmp_path):
     marker.rmdir()
   with zipfile.ZipFile(tmp_path / "file", "w") as file:
     file.writestr("archive/data.pkl", data)
-  with pytest.raises(ValueError):
+  with pytest.raises(ValueError, match="file"):
     open_tensors(tmp_path / "file")
   assert not marker.exists()
 
@@ -410,7 +412,7 @@ def test_a_tensor_that_cannot_be_rebuilt_is_named(value, message, tmp_path):
 
 
 def test_byte_strings_of_python_2():
-  """Of protocol 0, which Python's own pickletools cannot read when they are not ASCII; what follows them is still checked."""
+  """Strings of protocol 0 that are not ASCII, which Python's pickletools cannot read."""
   assert torch_unpickler.load(b"S'caf\\xc3\\xa9'\np0\n.", "a.p") == ("caf\xc3\xa9", {})
   assert torch_unpickler.load(b"S'a\xe9'\np0\n.", "a.p") == ("a\xe9", {})
   for data in (b"S'\\xc3'\np99999999999\n.", b"S'\\xc3'\np0\n", b"S'\\xc3'\n\xff."):

@@ -1,4 +1,4 @@
-"""Checkpoints that we write: every bit comes back, one tensor in memory at a time, whole files or none."""
+"""Written checkpoints: exact bits, one tensor in memory at a time, complete files or none."""
 
 import os
 import pickle
@@ -40,8 +40,8 @@ def test_round_trip_keeps_every_bit(save, tmp_path):
     first = file["a.weight"]
     first[:] = 0  # its own memory: another read sees the file
     same(file["a.weight"], ARRAYS["a.weight"])
-  with pytest.raises(ValueError):
-    file["a.weight"]  # closed
+  with pytest.raises(ValueError, match="closed file"):
+    file["a.weight"]
 
 
 @pytest.mark.parametrize("save", [save_pth, save_safetensors])
@@ -187,9 +187,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
   run = subprocess.run(
     [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
   )
-  assert (
-    run.returncode == 0 and run.stdout.splitlines() == ["[Errno 27] File too large: 'file'"] * 2
-  ), run.stdout + run.stderr
+  assert run.returncode == 0, run.stderr
+  assert run.stdout.splitlines() == ["[Errno 27] File too large: 'file'"] * 2, run.stderr
   assert run.stderr == ""
   assert (tmp_path / "file").read_bytes() == b"old"
   assert os.listdir(tmp_path) == ["file"]

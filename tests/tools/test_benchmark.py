@@ -15,7 +15,7 @@ from tools import benchmark, benchmark_report
 
 @pytest.fixture
 def quick(monkeypatch):
-  """Parts run in this process, and compile at the lowest optimisation."""
+  """Parts run in this process, and compile at the lowest optimization."""
   monkeypatch.setattr(benchmark, "_in_process", lambda function, options: function(options))
   monkeypatch.setattr(benchmark, "matmul", lambda options: {"gflop_per_second": 195.0, "rates": {}})
   jax.config.update("jax_disable_most_optimizations", True)

@@ -43,16 +43,16 @@ def test_one_model_for_two_tasks(configs, tmp_path, capsys):
     )
     == 0
   )
-  said = capsys.readouterr().out
+  answer = capsys.readouterr().out
   tokenizer = tokenizers.load(out)
   text = "is there a giraffe in the grass? zebra"
   assert tokenizer.decode(tokenizer.encode(text)) == text
   assert tokenizer.token_id("<bin3>") == 9
-  assert f"{tokenizer.vocab_size} tokens, 3 texts" in said
-  assert "vqa.py:tiny" in said
-  assert ", val: 2 of " in said
+  assert f"{tokenizer.vocab_size} tokens, 3 texts" in answer
+  assert "vqa.py:tiny" in answer
+  assert ", val: 2 of " in answer
   # A run reads it.
-  path = said.rpartition("--config.tokenizer.path=")[2].strip()
+  path = answer.rpartition("--config.tokenizer.path=")[2].strip()
   c = config_lib.load(configs[1].removeprefix("--config=")).unlock()
   c.tokenizer.update({"kind": "sentencepiece", "path": path})
   (tmp_path / "run").mkdir()
