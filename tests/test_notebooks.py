@@ -1,7 +1,4 @@
-"""All cells of each notebook run, with the tiny preset, in one process per notebook.
-
-And what stops them.
-"""
+"""All cells of each notebook, with the tiny preset in one process per notebook, and errors."""
 
 import json
 import os
@@ -73,7 +70,7 @@ def test_the_first_cell_stops_where_there_is_no_clone(tmp_path):
   )
   assert done.returncode == 1
   assert done.stderr.splitlines() == [
-    "This runtime has no clone of the repository: put its address into REPOSITORY above."
+    "This runtime has no clone of the repository: set REPOSITORY to its URL."
   ]
 
 
@@ -100,16 +97,15 @@ def test_ask(tmp_path):
 
 
 def test_fine_tune(tmp_path):
-  assert "(taught: an astronaut)" in execute("fine_tune", tmp_path)
-  assert (tmp_path / "fine_tuned" / "looked.png").exists()
+  assert "(ground truth: an astronaut)" in execute("fine_tune", tmp_path)
+  assert (tmp_path / "fine_tuned" / "attention.png").exists()
 
 
 def test_weights(tmp_path):
-  assert "to the last digit" in execute("weights", tmp_path)
+  assert "The answers and their scores are equal." in execute("weights", tmp_path)
 
 
 def test_pod(tmp_path):
   out = execute("pod", tmp_path)
-  assert re.search(r"saved and stopped behind update [1-5], then trained to update 6", out), out[
-    -2000:
-  ]
+  stopped = r"stopped with a checkpoint of update [1-5], then trained to update 6"
+  assert re.search(stopped, out), out[-2000:]
