@@ -3,7 +3,7 @@
 Public names are imported on first use, so that data workers start without JAX.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from mplug_jax.inference.explain import Explainer
@@ -22,7 +22,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   if name not in _LAZY:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   import importlib

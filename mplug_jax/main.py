@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -34,7 +34,7 @@ _PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes, with --c
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, with --coordinator.")
 
 
-def _start_distributed():
+def _start_distributed() -> None:
   """Joins the other processes of the run, when there are any."""
   import jax
 
@@ -96,10 +96,10 @@ def workdir(config: config_lib.Config) -> str:
   return _WORKDIR.value or os.path.join("runs", config.name)
 
 
-def _quiet_other_writes():
+def _quiet_other_writes() -> None:
   """Silences follow-up errors of Orbax's other writes when one write fails."""
 
-  def hook(problem):
+  def hook(problem: Any) -> None:
     if str(problem.exc_value) != "Event loop is closed":
       sys.__unraisablehook__(problem)
 

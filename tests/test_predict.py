@@ -131,7 +131,7 @@ def test_commands_that_make_no_sense_are_refused(folder, fake, capsys):
     ((f"--images={folder}/photos",), "needs a text"),
     ((f"--images={folder}/none", "--text=a"), "has no images"),
     ((f"--input={folder}/broken.jsonl",), "line 1 has no image and no"),
-    ((rows, f"--output={folder}/other.jsonl"), "holds results of other rows"),
+    ((rows, f"--output={folder}/other.jsonl"), "has results of other rows"),
     (("--task=caption", rows, "--text=a"), "--prompt"),
     (("--task=nlvr2", f"--images={folder}", "--text=a"), "pairs of images"),
     ((f"--input={folder}/no.jsonl",), "no.jsonl"),

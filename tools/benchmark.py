@@ -60,10 +60,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "--repeats",
     type=int,
     default=5,
-    help="train steps, and captionings of each batch size, to time",
+    help="number of timed train steps, and of captionings for each batch size",
   )
   parser.add_argument("--caption_batches", type=int, nargs="+", default=[1, 4, 8])
-  parser.add_argument("--batch", type=int, default=2, help="of steps, rerank and fusion")
+  parser.add_argument("--batch", type=int, default=2, help="batch size of steps, rerank and fusion")
   parser.add_argument(
     "--tasks",
     nargs="+",

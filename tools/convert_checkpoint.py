@@ -1,6 +1,6 @@
 """Converts PyTorch weights: `python -m tools.convert_checkpoint SOURCE DEST`.
 
-Code in the file is never run.
+Code in the file is never executed.
 """
 
 import argparse
@@ -26,30 +26,32 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "source",
     help="mPLUG .pth, ModelScope .bin, DeepSpeed folder, CLIP .pt, BERT, or .safetensors of these",
   )
-  parser.add_argument("dest", help="folder to make, or one file: .safetensors")
+  parser.add_argument("dest", help="folder to create, or a .safetensors file")
   parser.add_argument(
     "--image_size",
     type=int,
     default=0,
-    help="pixels to resize the position tables to; 0: as they are",
+    help="image size in pixels, to which position embeddings are resized; 0: unchanged",
   )
   parser.add_argument(
     "--dtype",
     choices=["float32", "bfloat16", "float16"],
-    help="of the result; default: each tensor's own",
+    help="dtype of the result; default: that of each tensor",
   )
   parser.add_argument(
     "--zero_positions",
     action="store_true",
-    help="zero position tables, as the official start from CLIP has them",
+    help="set position embeddings to zero, as the official code when it starts from CLIP",
   )
   parser.add_argument(
     "--keep_dead",
     action="store_true",
-    help="keep the tensors that never run too, for a later export",
+    help="also keep unused tensors, for a later export",
   )
   parser.add_argument(
-    "--verbose", action="store_true", help="print each tensor's target, or why it has none"
+    "--verbose",
+    action="store_true",
+    help="print the destination of each tensor, or the reason for none",
   )
   for name, text in _FIELDS.items():
     parser.add_argument(f"--{name}", type=int, help=text)

@@ -12,18 +12,18 @@ from mplug_jax.conversion import manifest as manifest_lib
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("checkpoint", help="folder or file of convert_checkpoint, or a run folder")
-  parser.add_argument("dest", help="file to make: .pth, or .safetensors")
+  parser.add_argument("dest", help="file to create, .pth or .safetensors")
   parser.add_argument(
     "--task",
     default="",
     choices=["", *official_inventory.TASKS],
-    help="official model; default: the source's or the run's",
+    help="task of the official model; default: that of the source or run",
   )
-  parser.add_argument("--slim", action="store_true", help="leave out the tensors that never run")
+  parser.add_argument("--slim", action="store_true", help="omit unused tensors")
   parser.add_argument(
     "--dtype",
     choices=["float32", "bfloat16", "float16"],
-    help="default: the source's, tensor by tensor",
+    help="dtype; default: that of each source tensor",
   )
   return parser.parse_args(argv)
 

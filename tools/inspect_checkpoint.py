@@ -25,16 +25,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "other",
     metavar="OTHER",
     nargs="?",
-    help="compare with this one: leaves in one only, other shapes, values",
+    help="compare with this checkpoint: leaves in only one, other shapes, values",
   )
   parser.add_argument(
     "--depth",
     type=int,
     default=0,
-    help="show groups by so many components of the names; 0: every leaf",
+    help="group leaves by this number of name components; 0: show every leaf",
   )
   parser.add_argument(
-    "--match", default="", metavar="REGEX", help="only leaves with this regex in their name"
+    "--match", default="", metavar="REGEX", help="show only leaves whose name matches this regex"
   )
   parser.add_argument(
     "--no_values", action="store_true", help="read no values, only names, shapes and dtypes"

@@ -64,7 +64,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   if options.limit < 0:
     parser.error(f"--limit={options.limit} must be at least 0.")
   if options.labels and options.task not in ("nlvr2", "snli_ve"):
-    parser.error(f"--labels are those of nlvr2 and snli_ve, not of {options.task}.")
+    parser.error(f"--labels applies to nlvr2 and snli_ve, not to {options.task}.")
   return options
 
 
@@ -101,7 +101,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     metavar="DIR",
     help="folder or archive of the images; default: the folder of FILE",
   )
-  check.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="config.data.fields")
+  check.add_argument("--fields", default="", metavar="KEY=NAME,...", help="config.data.fields")
   check.add_argument(
     "--labels", default="", metavar="A/B/...", help="classes, for nlvr2 and snli_ve"
   )
@@ -264,7 +264,7 @@ def check(options: argparse.Namespace) -> int:
     except OSError as error:
       print(f"error: the sheet could not be written: {error}", file=sys.stderr)
       return 2
-    print(f"sheet     {options.sheet if written else 'none, for no image can be read'}")
+    print(f"sheet     {options.sheet if written else 'none, because no image can be read'}")
   return 1 if report.errors else 0
 
 
@@ -298,7 +298,7 @@ def shards(options: argparse.Namespace) -> int:
     print(f"  {sentence}")
   pairs = sum(shard.pairs for shard in written)
   bad = sum(shard.bad for shard in written)
-  print(f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad ones left out")
+  print(f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad pairs left out")
   print("train on them with")
   print(
     "  python -m mplug_jax.main "

@@ -1,4 +1,4 @@
-"""The config argument: what follows the colon of --config=configs/vqa.py:base,data=jsonl."""
+"""The argument of a config, as in --config=configs/vqa.py:base,data=jsonl."""
 
 import importlib
 import importlib.util
@@ -67,13 +67,13 @@ def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
     raise ValueError(f"The size {values.size!r} is unknown; there are {', '.join(PRESETS)}.")
   if "data" in spec:
     values.file = ""
-    given = values.data
-    values.data, colon, path = given.partition(":")
+    argument = values.data
+    values.data, colon, path = argument.partition(":")
     if colon:
       field = {"jsonl": "file", "folder": "root", "shards": "file", "tfds": "file"}.get(values.data)
       if not field or not path:
         raise ValueError(
-          f"The config argument data={given!r} must be data=jsonl:FILE, data=folder:FOLDER, "
+          f"The config argument data={argument!r} must be data=jsonl:FILE, data=folder:FOLDER, "
           "data=shards:PATTERN or data=tfds:NAME; others take root=."
         )
       values[field] = path

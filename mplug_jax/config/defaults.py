@@ -1,4 +1,4 @@
-"""The sections of every config, with their defaults. The comments are the reference for users."""
+"""Default values of every section of a config; the comments are the reference for users."""
 
 from typing import Any
 

@@ -98,8 +98,8 @@ def variant(module: Any, arg: Any, **options: Any) -> Any:
     arg: result of `parse_arg`.
     **options: options of that config's argument; empty ones are left out.
   """
-  given = [f"{key}={value}" for key, value in options.items() if value]
-  return module.get_config(",".join([arg.size, *given])).unlock()
+  arguments = [f"{key}={value}" for key, value in options.items() if value]
+  return module.get_config(",".join([arg.size, *arguments])).unlock()
 
 
 def scenes(c: Any, arg: Any, steps: int, **fields: Any) -> None:

@@ -46,11 +46,11 @@ def check(config: Any) -> None:
     )
 
 
-def check_fields(what: str, fields: Iterable[str], known: Iterable[str]) -> None:
+def check_fields(owner: str, fields: Iterable[str], known: Iterable[str]) -> None:
   """Checks the names of fields.
 
   Args:
-    what: owner of the fields, for the message.
+    owner: what has the fields, for the message.
     fields: names to check.
     known: valid names.
 
@@ -59,5 +59,5 @@ def check_fields(what: str, fields: Iterable[str], known: Iterable[str]) -> None
   """
   if extra := sorted(set(fields) - set(known)):
     raise ValueError(
-      f"{what} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
+      f"{owner} has no field {', '.join(extra)}; it takes {', '.join(sorted(known))}."
     )

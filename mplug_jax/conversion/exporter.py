@@ -110,7 +110,7 @@ class _Exported:
       why = "kept from the source: " + entry.text
       return _Plan("dead", why, tensor.shape, self._dead[name])
     load = functools.partial(official_inventory.initial, name, tensor, self._rng)
-    return _Plan("dead", "by the official initialisation: " + entry.text, tensor.shape, load)
+    return _Plan("dead", "by the official initialization: " + entry.text, tensor.shape, load)
 
   def _describe_mapped(self, name: str, entry: mapping.Entry, momentum: bool) -> _Plan:
     tree, why = self._tree(name, entry, momentum)

@@ -1,4 +1,4 @@
-"""The geometry of a model, inferred from the shapes of foreign tensors."""
+"""Infers the geometry of a model from the shapes of foreign tensors."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mplug_jax.conversion.formats.format import Geometry, Shapes
 GEOMETRY = ("embed_dim", "fusion", "vision_heads", *PRESETS["base"])
 
 
-def infer_geometry(shapes: Shapes, **given: Any) -> Geometry:
+def infer_geometry(shapes: Shapes, **overrides: Any) -> Geometry:
   """Infers the fields of MPlug from tensor shapes.
 
   Defaults for fields that shapes do not determine: attention heads are 64 wide, the last 6 stored
@@ -20,8 +20,8 @@ def infer_geometry(shapes: Shapes, **given: Any) -> Geometry:
 
   Args:
     shapes: {table name of a tensor: its shape}.
-    **given: fields that override the inferred ones; for example heads and vision_heads where heads
-      are not 64 wide (as in CLIP's ViT-H/14).
+    **overrides: fields that replace the inferred ones; for example heads and vision_heads where
+      heads are not 64 wide (as in CLIP's ViT-H/14).
 
   Raises:
     ValueError: the tensors have neither an image encoder nor a text part, a tensor that determines
@@ -30,7 +30,7 @@ def infer_geometry(shapes: Shapes, **given: Any) -> Geometry:
   base = PRESETS["base"]
   known = {}
   for fmt in reversed(formats.FORMATS):
-    known |= fmt.geometry(shapes, given)
+    known |= fmt.geometry(shapes, overrides)
   if not known:
     raise ValueError(
       "These tensors fit no known format: neither an image encoder nor a text part "
@@ -38,14 +38,14 @@ def infer_geometry(shapes: Shapes, **given: Any) -> Geometry:
     )
   g = {"embed_dim": 256, "pad_id": 0} | base | {"stride": 3} | known
   g["fusion_layers"] = min(g["fusion_layers"], base["fusion_layers"])
-  g |= given
+  g |= overrides
   for part, width, heads in (
     ("the text encoder", g["hidden_size"], g["heads"]),
     ("the image encoder", g["vision_width"], g.get("vision_heads") or 1),
   ):
     if heads < 1 or width % heads:
       raise ValueError(
-        f"The width {width} of {part} does not divide into {heads} attention heads; "
+        f"The width {width} of {part} cannot be divided into {heads} attention heads; "
         "give another number of heads."
       )
   return g

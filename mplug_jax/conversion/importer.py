@@ -163,7 +163,7 @@ def convert_checkpoint(
   dtype: str | None = None,
   zero_positions: bool = False,
   keep_dead: bool = False,
-  **given: Any,
+  **overrides: Any,
 ) -> dict[str, Any]:
   """Converts a PyTorch checkpoint to one for `init_from`, `export_torch` and `load_params`.
 
@@ -178,7 +178,7 @@ def convert_checkpoint(
     zero_positions: write position tables of zeros, as in the official start from CLIP
       (docs/official.md item 1).
     keep_dead: also keep the tensors that never run, for a later export.
-    **given: fields of MPlug that the shapes do not determine, see `infer_geometry`.
+    **overrides: fields of MPlug that the shapes do not determine, see `infer_geometry`.
 
   Returns:
     The manifest: {"source", "geometry", "placeholders", "tensors": rows}.
@@ -198,7 +198,7 @@ def convert_checkpoint(
       )
     source = _Source(file)
     shapes = {name: source.shape(key) for name, key in mapping.online_names(source.keys).items()}
-    geometry = infer_geometry(shapes, **config_beside(path) | given)
+    geometry = infer_geometry(shapes, **config_beside(path) | overrides)
     tokens = _tokens(geometry, image_size or geometry["image_size"])
     rows, leaves = _convert_trees(source, geometry, tokens, dtype, zero_positions)
     unmapped = _unmapped(source, rows)

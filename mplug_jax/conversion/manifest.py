@@ -1,4 +1,4 @@
-"""The manifest of a conversion: where each tensor went."""
+"""Manifest of a conversion: the destination of each tensor."""
 
 import collections
 import os

@@ -24,11 +24,11 @@ from mplug_jax.models.mplug import MPlug
 
 
 def _no_arrays(array: np.ndarray) -> tuple[np.ndarray, ...]:
-  raise ValueError("This tensor is no parameter.")
+  raise ValueError("This tensor is not a parameter.")
 
 
 def _no_array(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  raise ValueError("This tensor is no parameter.")
+  raise ValueError("This tensor is not a parameter.")
 
 
 class Entry(NamedTuple):
@@ -166,9 +166,11 @@ def leaf_shapes(geometry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _leaf_shapes(geometry: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
   model = MPlug(**dict(geometry))
 
-  def everything(m, image, ids):
+  def everything(m: Any, pixels: Any, ids: Any) -> Any:
+    """Calls every module that has parameters."""
     mask = ids > 0
-    image, text = m.encode_image(image), m.encode_text(ids, mask)
+    image = m.encode_image(pixels)
+    text = m.encode_text(ids, mask)
     m.contrastive_features(image, text)
     image, text = m.fuse(text, mask, image)
     m.match_logits(text)
@@ -264,7 +266,7 @@ def _slot_name(path: str, index: int | None) -> str:
 
 
 def _fits(entry: Entry, shape: tuple[int, ...], expected: Shapes) -> bool:
-  """Whether a tensor of `shape` gives leaves (or slices of stacked ones) of the expected shapes."""
+  """Returns whether a tensor of `shape` gives leaves, or slices of them, of the expected shapes."""
   try:
     # One number, broadcast to the shape of the tensor, needs no memory.
     parts = entry.forward(np.broadcast_to(np.float32(0.0), shape))

@@ -36,10 +36,10 @@ def source_kind(names: Iterable[str]) -> str:
   known = "; ".join(fmt.title for fmt in formats.FORMATS)
   if not matches:
     starts = sorted({name.split(".")[0] for name in names})
+    listed = starts if len(starts) <= 8 else [*starts[:8], "..."]
     raise ValueError(
-      f"These tensors fit no known format: their names begin with "
-      f"{', '.join(starts[:8])}"
-      f"{', ...' * (len(starts) > 8)}; convertible are {known}."
+      f"These tensors fit no known format: their names begin with {', '.join(listed)}; "
+      f"known formats are {known}."
     )
   if len(matches) > 1:
     raise ValueError(
@@ -63,7 +63,7 @@ def official_names(keys: Collection[str]) -> dict[str, str]:
     names[source.prefix + name if re.match(source.bare, name) else name].append(key)
   if twice := [same for same in names.values() if len(same) > 1]:
     raise ValueError(
-      f"{len(twice)} tensors come under two names, for example {' and '.join(twice[0])}; "
+      f"{len(twice)} tensors have two names, for example {' and '.join(twice[0])}; "
       "keep one of each."
     )
   return {name: same[0] for name, same in names.items()}
@@ -90,7 +90,7 @@ def config_beside(path: str | os.PathLike) -> Geometry:
     if source is None or source.config_fields is None:
       return {}
     config = config.get(source.config_section) or config
-    heads = config.get("num_attention_heads", 12)  # transformers' own defaults
+    heads = config.get("num_attention_heads", 12)  # the defaults of transformers
     width = config.get("hidden_size", 768)
     if type(heads) is not int or heads < 1 or type(width) is not int:
       raise ValueError(f"num_attention_heads {heads!r}, hidden_size {width!r}")
@@ -98,13 +98,13 @@ def config_beside(path: str | os.PathLike) -> Geometry:
     return {}
   except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
     raise ValueError(
-      f"{file} is no configuration of a model ({type(error).__name__}: {error}); "
+      f"{file} is not a model configuration ({type(error).__name__}: {error}); "
       "correct or rename it."
     ) from error
   activation = config.get("hidden_act", source.activation)
   if activation != source.activation:
     raise ValueError(
-      f"{file}: hidden_act is {activation!r}, but our layers compute {source.activation!r}, so the "
-      "converted model would compute something else; rename the file to convert anyway."
+      f"{file}: hidden_act is {activation!r}, but the converted model uses {source.activation!r}; "
+      "rename the file to convert anyway."
     )
   return source.config_fields(heads, width)

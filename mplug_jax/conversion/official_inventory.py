@@ -234,7 +234,7 @@ def constant(name: str, tensor: Tensor, first_location_id: int = 345) -> np.ndar
   return mask
 
 
-# Standard deviations of CLIP's initialisation, from the width and depth of the tower. Other
+# Standard deviations of CLIP's initialization, from the width and depth of the tower. Other
 # matrices have BERT's 0.02; norms are 1, biases 0.
 _CLIP_STD: tuple[tuple[str, Callable[[int, int], float]], ...] = (
   (r"positional_embedding", lambda width, layers: 0.01 if layers else width**-0.5),
@@ -246,7 +246,7 @@ _CLIP_STD: tuple[tuple[str, Callable[[int, int], float]], ...] = (
 
 
 def initial(name: str, tensor: Tensor, rng: np.random.Generator, layers: int = 12) -> np.ndarray:
-  """Returns the value by the official initialisation, for a tensor that is stored but never run.
+  """Returns the value by the official initialization, for a tensor that is stored but never run.
 
   Args:
     name: PyTorch name.

@@ -153,7 +153,7 @@ def _save_file(
 
 
 def is_file(dest: str | os.PathLike) -> bool:
-  """Whether a destination is one file instead of a folder, by its suffix."""
+  """Returns whether a destination is a file instead of a folder, by its suffix."""
   return str(dest).endswith(".safetensors")
 
 
@@ -205,7 +205,7 @@ def read_description(path: str | os.PathLike) -> tuple[Geometry, dict[str, Any]]
     (fields of MPlug, manifest); None if `path` is any other folder.
 
   Raises:
-    ValueError: `path` is any other file, or one of the texts is no JSON object.
+    ValueError: `path` is any other file, or one of the texts is not a JSON object.
   """
   path = pathlib.Path(path)
   if path.is_file():
@@ -220,7 +220,7 @@ def read_description(path: str | os.PathLike) -> tuple[Geometry, dict[str, Any]]
     return dict(geometry), dict(manifest)
   except (ValueError, TypeError) as error:
     raise ValueError(
-      f"{path}: its model description or manifest is no JSON object ({error}); "
+      f"{path}: its model description or manifest is not a JSON object ({error}); "
       "convert the weights again."
     ) from error
 

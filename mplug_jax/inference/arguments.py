@@ -10,7 +10,7 @@ def text_list(texts: str | Iterable[str]) -> list[str]:
   """Returns one or many texts as a list. Raises ValueError: the list is empty."""
   listed = [texts] if isinstance(texts, str) else list(texts)
   if not listed:
-    raise ValueError("There is no text: the list is empty.")
+    raise ValueError("The list of texts is empty.")
   return listed
 
 
@@ -21,7 +21,7 @@ def candidate_answers(texts: Sequence[str]) -> tuple[str, ...]:
     or not all(isinstance(text, str) and text.strip() for text in texts)
     or not texts
   ):
-    raise ValueError("candidates must be a list of answers to choose from, none of them empty.")
+    raise ValueError("candidates must be a list of non-empty answers.")
   return tuple(texts)
 
 

@@ -148,7 +148,7 @@ def _geometry(path: str) -> Any:
       try:
         return config_lib.from_json(text.read())
       except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON ({error}); the run's folder is damaged.") from error
+        raise ValueError(f"{file} is not JSON ({error}); the run folder is damaged.") from error
   if description := storage.read_description(path):
     return description[0]
   raise ValueError(
@@ -162,8 +162,8 @@ def _default_config(path: str) -> Any:
   parts = {name.split("/")[1] for name in reading.array_shapes(path) if name.startswith("params/")}
   if "cls_head" in parts:
     raise ValueError(
-      f"{path} classifies, and its classes are not known: name the config, "
-      "config='configs/snli_ve.py:base' or another."
+      f"{path} is a classifier without the names of its classes; pass its config, as "
+      "config='configs/snli_ve.py:base'."
     )
   known = (
     ("pretrain", {"itm_head", "text_decoder"}),
@@ -174,8 +174,8 @@ def _default_config(path: str) -> Any:
   task = next((task for task, needed in known if needed <= parts), None)
   if task is None:
     raise ValueError(
-      f"{path} has {', '.join(sorted(parts))} and no head to ask: train it on a task with "
-      "config.init.paths first."
+      f"{path} has only {', '.join(sorted(parts))} and no head for a task; train it on a task "
+      "first, with config.init.paths."
     )
   return config_lib.default_config(task, "base")
 
@@ -186,7 +186,7 @@ def _tokenizer_of(path: str, tokenizer: Any) -> Any:
   if tokenizer is None:
     if not os.path.isdir(folder):
       raise ValueError(
-        f"{path} has no tokenizer: name the vocabulary that it was trained with, "
+        f"{path} has no tokenizer; pass the vocabulary that it was trained with, as "
         "tokenizer='vocab.txt'."
       )
     return tokenizer_lib.load(folder)

@@ -64,9 +64,9 @@ class Engine:
 
     Args:
       checkpoint: run folder of mplug_jax.main, or output of tools.convert_checkpoint.
-      config: "configs/vqa.py:base" or a ConfigDict, for converted weights. Default: the run's own;
-        for converted weights the pretraining or fine-tuning config that their parts belong to.
-      tokenizer: vocab.txt of converted weights. Default: the run's own.
+      config: "configs/vqa.py:base" or a ConfigDict, for converted weights. Default: that of the
+        run; for converted weights the pretraining or fine-tuning config that has their parts.
+      tokenizer: vocab.txt of converted weights. Default: that of the run.
       batch_size: maximum images, and maximum texts, of a computation; 0: config.eval.batch_size.
       devices: JAX devices to use; default: all of this process.
 
@@ -77,7 +77,9 @@ class Engine:
       FileNotFoundError, ValueError, CheckpointError: the checkpoint cannot be used; one sentence.
     """
     if batch_size < 0:
-      raise ValueError(f"batch_size={batch_size} must be at least 1, or 0 for the config's own.")
+      raise ValueError(
+        f"batch_size={batch_size} must be at least 1, or 0 for config.eval.batch_size."
+      )
     return cls(restored.restore(checkpoint, config, tokenizer, devices), batch_size)
 
   @property
@@ -118,7 +120,7 @@ class Engine:
     data = self.task(method).config.data
     text = methods.METHODS[method].text
     if text is None:
-      raise ValueError(f"Predictor.{method} reads no text.")
+      raise ValueError(f"Predictor.{method} takes no text.")
     return inputs.TextRows(
       text.noun,
       self.tokenizer,

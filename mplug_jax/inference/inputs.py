@@ -70,7 +70,7 @@ def as_list(images: Any) -> list:
     for image in images
   ]
   if not listed:
-    raise ValueError("There is no image: the list is empty.")
+    raise ValueError("The list of images is empty.")
   return listed
 
 
@@ -146,7 +146,7 @@ def _pairs(groups: list[tuple], texts: Any, noun: str, one: bool, plural: str) -
     flat += listed
     requests += [tuple(range(number * width, (number + 1) * width))] * len(listed)
   if not flat:
-    raise ValueError(f"There is no {noun}: the list is empty.")
+    raise ValueError(f"The list of {noun}s is empty.")
 
   def nest(results: Iterable) -> Any:
     remaining: Iterator = iter(results)
@@ -236,7 +236,7 @@ def _decoded(image: Any) -> np.ndarray:
   if isinstance(image, np.ndarray | Image.Image) and 0 in (
     image.shape if isinstance(image, np.ndarray) else image.size
   ):
-    raise ImageError("An image of zero pixels shows nothing.")
+    raise ImageError("An image has zero pixels.")
   return ops.decode_image(image)
 
 

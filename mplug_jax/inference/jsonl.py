@@ -39,7 +39,7 @@ def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
   """
   for row, location in annotations.lines(path):
     if not isinstance(row, dict):
-      raise ValueError(f"{location} is no json object.")
+      raise ValueError(f"{location} is not a JSON object.")
     if missing := [key for key in keys if key not in row]:
       raise ValueError(
         f"{location} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}."
@@ -65,8 +65,8 @@ class Results:
     """Raises ValueError unless the file's last line is the result of `row`."""
     if any(self._last.get(key) != value for key, value in row.items()):
       raise ValueError(
-        f"{self.path} holds results of other rows (line {self.done} is not of row {self.done}); "
-        "name another --output, or remove it."
+        f"{self.path} has results of other rows (line {self.done} is not of row {self.done}); "
+        "choose another --output or remove the file."
       )
 
   def write(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -104,7 +104,8 @@ def _remove_incomplete_line(path: str) -> tuple[int, dict[str, Any]]:
       last_object = None
     if not isinstance(last_object, dict):
       raise ValueError(
-        f"{path} is no file of results: its line {count} is no json object; name another --output."
+        f"{path} is not a file of results: line {count} is not a JSON object; choose another "
+        "--output."
       )
     return count, last_object
   return 0, {}

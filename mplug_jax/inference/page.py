@@ -141,7 +141,7 @@ def _images(folder: str) -> list[str]:
   """Returns the paths of all images under a folder, sorted. Raises ValueError: none."""
   paths = [str(x) for x in pathlib.Path(folder).rglob("*") if x.suffix.lower() in IMAGE_SUFFIXES]
   if not paths:
-    raise ValueError(f"--images={folder} has no image.")
+    raise ValueError(f"--images={folder} has no images.")
   return sorted(paths)
 
 

@@ -59,7 +59,9 @@ def _rows(options: Namespace, method: str) -> Callable[[], Iterator[Row]]:
   if sum(sources) > 1 or not (any(sources) or text_alone):
     raise ValueError("Give one of --image, --images=DIR and --input=FILE.")
   if options.text is not None and not command.text:
-    raise ValueError(f"--task={options.task} takes no text; a caption begins with --prompt.")
+    raise ValueError(
+      f"--task={options.task} takes no --text; --prompt sets the beginning of a caption."
+    )
   needs_text = command.text and not command.either and options.text is None
   if options.input:
     keys = [] if command.either else [command.image]
@@ -73,7 +75,7 @@ def _rows(options: Namespace, method: str) -> Callable[[], Iterator[Row]]:
   if options.images:
     if command.image == "images":
       raise ValueError(
-        f"--task={options.task} is about pairs of images: give --image twice, or --input=FILE."
+        f"--task={options.task} needs pairs of images: give --image twice, or --input=FILE."
       )
     return lambda: jsonl.of_folder(options.images)
   if command.image == "images":
@@ -86,8 +88,8 @@ def _skip_done(output: jsonl.Results, rows: Iterator[Row], total: int) -> int:
   done = output.done
   if done > total:
     raise ValueError(
-      f"{output.path} has {done} lines, but there are {total} rows: it is of another command; "
-      "name another --output."
+      f"{output.path} has {done} lines for {total} rows, so it belongs to another command; "
+      "choose another --output."
     )
   if done:
     *_, last = itertools.islice(rows, done)

@@ -135,7 +135,7 @@ class Predictor(Engine):
       f32[E] of one, f32[N, E] of many.
     """
     if (images is None) == (texts is None):
-      raise ValueError("embed takes images= or texts=, one of them.")
+      raise ValueError("embed takes either images= or texts=.")
     if texts is not None:
       task = self.task("embed")
       batch = {"caption": self.text_rows("embed")(arguments.text_list(texts), truncate)}

@@ -78,7 +78,9 @@ _Range = tuple[tuple[int, ...], np.dtype, int, int]  # shape, dtype, first byte,
 def _safetensors_range(label: str, entry: Any) -> _Range:
   """Parses one entry of the header."""
   try:
-    shape, (begin, end), code = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
+    shape = tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    code = entry["dtype"]
     if not all(
       type(n) is int and n >= 0 for n in (*shape, begin, end)
     ) or not torch_types.possible_shape(shape, 8):

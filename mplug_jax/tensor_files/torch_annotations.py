@@ -85,7 +85,7 @@ def _legacy_pickle(data: bytes, path: str) -> bytes:
       for _ in pickletools.genops(file):
         pass
   except Exception as error:  # untrusted bytes can raise any exception
-    raise ValueError(f"{path}: cut short or damaged ({error}); get the file again.") from error
+    raise ValueError(f"{path}: truncated or damaged ({error}); get the file again.") from error
   return data[begin : file.tell()]
 
 
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike) -> Any:
     raise FileNotFoundError(f"{path} does not exist or is not a file.")
   if os.path.getsize(path) > _MAX_FILE:
     raise ValueError(
-      f"{path} has more than {_MAX_FILE >> 30} GiB, so it is no list of annotations."
+      f"{path} has more than {_MAX_FILE >> 30} GiB, so it is not a list of annotations."
     )
   with open(path, "rb") as file:
     data = file.read(64)

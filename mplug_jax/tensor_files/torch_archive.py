@@ -42,7 +42,7 @@ class Archive:
       OSError,
     ) as error:
       raise ValueError(
-        f"{path}: a zip archive that is cut short or damaged ({error}); get the file again."
+        f"{path}: a truncated or damaged zip archive ({error}); get the file again."
       ) from error
     roots = [
       name[: -len("data.pkl")]
@@ -70,7 +70,7 @@ class Archive:
       or (info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size)
     ):
       raise ValueError(
-        f"{label}: record {info.filename} does not lie inside the file, which is damaged."
+        f"{label}: record {info.filename} is not inside the file; the file is damaged."
       )
     if info.flag_bits & 1:
       raise ValueError(
@@ -109,7 +109,7 @@ class Archive:
     if info.file_size > _MAX_PICKLE:
       raise ValueError(
         f"{self.path}: record {info.filename} has {info.file_size} bytes; "
-        "no checkpoint has that much."
+        "more than any checkpoint has."
       )
     return self.read(
       name, 0, info.file_size, np.uint8, f"{self.path}: record {info.filename}"
@@ -140,7 +140,8 @@ def open_archive(path: str) -> TensorFile:
       )
     root, placeholders = torch_unpickler.load(archive.read_all("data.pkl"), path)
     wrapper, values = _state_dict(path, root, lambda x: isinstance(x, (TensorRef, Broken)))
-    entries, ignored = {}, {}
+    entries = {}
+    ignored = {}
     for key, value in values.items():
       if isinstance(value, (TensorRef, Broken)) and isinstance(key, str):
         entries[key] = _archive_entry(archive, value, f"{path}: tensor {key!r}")
@@ -157,7 +158,7 @@ def _state_dict(
   result = torch_unpickler.find_state_dict(values, is_tensor)
   if result is None:
     raise ValueError(
-      f"{path}: no state dict in it: it holds {torch_types.describe(root)}; "
+      f"{path}: it has no state dict, but {torch_types.describe(root)}; "
       "save model.state_dict() instead."
     )
   wrapper, tensors = result
@@ -185,18 +186,19 @@ def open_legacy(path: str) -> TensorFile:
     import torch  # pyright: ignore[reportMissingImports] # optional
   except ImportError as error:
     raise ImportError(
-      f"{path}: a file from before PyTorch 1.6, which takes PyTorch to read: "
+      f"{path}: a file from before PyTorch 1.6, which only PyTorch can read: "
       "pip install 'mplug_jax[convert]'"
     ) from error
   try:
     root = torch.load(path, weights_only=True, map_location="cpu")
   except Exception as error:  # a damaged file fails in any way
     raise ValueError(
-      f"{path}: a file from before PyTorch 1.6 that PyTorch does not load as weights alone "
+      f"{path}: a file from before PyTorch 1.6 that PyTorch cannot load with weights_only=True "
       f"({error})."
     ) from error
   wrapper, values = _state_dict(path, root, torch.is_tensor)
-  entries, ignored = {}, {}
+  entries = {}
+  ignored = {}
   for key, value in values.items():
     if not torch.is_tensor(value) or not isinstance(key, str):
       ignored[torch_types.name_of(key)] = torch_types.type_name(value)

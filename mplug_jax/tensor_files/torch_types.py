@@ -69,6 +69,7 @@ class Placeholder:
   counts: collections.Counter
 
   def __new__(cls, *unused_args: Any, **unused_kwargs: Any) -> "Placeholder":
+    """Counts the object."""
     self = super().__new__(cls)
     self.state = None
     cls.counts[cls.qualified_name] += 1
@@ -78,6 +79,7 @@ class Placeholder:
     self.state = state
 
   def __call__(self, *unused_args: Any, **unused_kwargs: Any) -> "Placeholder":
+    """Returns itself, as the result of the unknown function."""
     return self
 
   def __setitem__(self, key: Any, value: Any) -> None:
@@ -144,7 +146,7 @@ class TensorRef(Fixed):
 
   @property
   def contiguous(self) -> bool:
-    """Whether the elements are stored in the order of the shape."""
+    """Returns whether the elements are stored in the order of the shape."""
     expected = 1
     for n, stride in zip(reversed(self.shape), reversed(self.strides)):
       if n != 1 and stride != expected:
@@ -185,6 +187,6 @@ def type_name(value: Any) -> str:
 def possible_shape(
   shape: tuple[int, ...] | list[int], itemsize: int, max_bytes: int = 1 << 62
 ) -> bool:
-  """Whether NumPy can make an array of this shape with at most `max_bytes`."""
+  """Returns whether NumPy can make an array of this shape with at most `max_bytes`."""
   # NumPy counts an empty dimension as one.
   return len(shape) <= 64 and math.prod(max(n, 1) for n in shape) * itemsize <= max_bytes

@@ -122,6 +122,7 @@ class Function(Fixed):
     self._function = function
 
   def __call__(self, *args: Any) -> Any:
+    """Calls the function; returns Broken if it raises."""
     try:
       return self._function(*args)
     except (TypeError, ValueError) as error:
@@ -197,7 +198,8 @@ def _check_memo(data: bytes) -> None:
 
   Python's unpickler allocates a list as long as the largest index: up to 64 GiB for a damaged byte.
   """
-  file, name = io.BytesIO(data), ""
+  file = io.BytesIO(data)
+  name = ""
   while name != "STOP":
     position = file.tell()
     opcode = _OPCODES.get(file.read(1).decode("latin-1"))
@@ -214,7 +216,7 @@ def _check_memo(data: bytes) -> None:
 
 
 def load(
-  data: bytes, path: str, names: Mapping[str, Any] | None = None, what: str = "checkpoint"
+  data: bytes, path: str, names: Mapping[str, Any] | None = None, kind: str = "checkpoint"
 ) -> tuple[object, dict[str, int]]:
   """Reads a pickle.
 
@@ -223,14 +225,14 @@ def load(
     path: its file, for the error.
     names: {qualified name: its replacement} besides those of PyTorch; replacements must not have
       side effects.
-    what: the expected kind of file, for the error.
+    kind: the expected kind of file, for the error.
 
   Returns:
     (the object: dicts, lists, numbers, `TensorRef`, `Placeholder`, ...; {name of an unknown class
     or function: number of objects it would have made, at least 1}).
 
   Raises:
-    ValueError: it is no pickle, cut short, or does what no state dict needs.
+    ValueError: it is not a pickle, is truncated, or does more than describe a state dict.
   """
   unpickler = _Unpickler(data, _NAMES | dict(names or {}))
   try:
@@ -239,7 +241,7 @@ def load(
   except Exception as error:  # untrusted instructions can raise any exception
     problem = f"{type(error).__name__}: {error}".replace("\n", " ")
     raise ValueError(
-      f"{path}: its pickle cannot be read ({problem}); the file is damaged or no {what}."
+      f"{path}: its pickle cannot be read ({problem}); the file is damaged or not a {kind}."
     ) from error
   return value, {name: max(count, 1) for name, count in unpickler.counts.items()}
 
@@ -264,8 +266,8 @@ def find_state_dict(
   if not isinstance(root, dict) or len(path) > len(_WRAPPERS):
     return None
   for key in _WRAPPERS:
-    if key in root and (found := find_state_dict(root[key], is_tensor, (*path, key))):
-      return found
+    if key in root and (result := find_state_dict(root[key], is_tensor, (*path, key))):
+      return result
   return (path, root) if any(map(is_tensor, root.values())) else None
 
 
@@ -273,7 +275,7 @@ def flatten_modules(root: Placeholder, path: str) -> dict[str, Any]:
   """Flattens the module objects of a TorchScript archive to {"visual.conv1.weight": value}.
 
   Raises:
-    ValueError: the tree is nested without end.
+    ValueError: the tree contains itself.
   """
   flat = {}
   visited = 0
@@ -282,7 +284,7 @@ def flatten_modules(root: Placeholder, path: str) -> dict[str, Any]:
     name, value, depth = stack.pop()
     visited += 1
     if depth > _MAX_DEPTH or visited > _MAX_NODES:
-      raise ValueError(f"{path}: its module objects are nested without end; the file is damaged.")
+      raise ValueError(f"{path}: its module objects contain themselves; the file is damaged.")
     if isinstance(value, Placeholder) and isinstance(value.state, dict):
       # Reversed, as the last one pushed is the next one visited: the attributes keep their order.
       stack += [

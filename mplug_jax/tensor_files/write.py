@@ -36,7 +36,9 @@ class Tensor(NamedTuple):
   def make(self) -> np.ndarray:
     """Returns the array."""
     if self.load is None:
-      raise ValueError(f"The tensor {self.name!r} has no values of its own.")
+      raise ValueError(
+        f"The tensor {self.name!r} has no values; it shares those of another tensor."
+      )
     return self.load()
 
 

@@ -90,7 +90,7 @@ def refused(capsys, folder, main, *args, messages=()):
       lambda x: x | {"classifier.weight": np.zeros((2, 2), np.float32)},
       ("1 unknown tensors: classifier.weight",),
     ),
-    (lambda x: x | {f"module.{KEY}": x[KEY]}, ("come under two names", f"module.{KEY}")),
+    (lambda x: x | {f"module.{KEY}": x[KEY]}, ("have two names", f"module.{KEY}")),
     (lambda x: {"weight": np.zeros((3, 4), np.float32)}, ("fit no known format",)),
   ],
   ids=["dropped", "renamed", "narrower", "flat", "unknown", "twice", "of something else"],

@@ -232,11 +232,11 @@ def test_mistakes_in_bert_are_named():
   refused(tensors | {bias: np.zeros(VOCAB)}, bias + " and cls.predictions.bias are one tensor")
   refused(
     tensors | {"bert.embeddings.LayerNorm.gamma": np.zeros(WIDTH)},
-    "come under two names, .*LayerNorm.weight and .*LayerNorm.gamma",
+    "have two names, .*LayerNorm.weight and .*LayerNorm.gamma",
   )
   refused(tensors, "leaves missing: fusion_encoder/layer_2", fusion_layers=3)
   refused(tensors, "leaves missing: text_decoder/layers", decoder_layers=9)
-  refused(tensors, "width 64 of the text encoder does not divide into 5 attention heads", heads=5)
+  refused(tensors, "width 64 of the text encoder cannot be divided into 5 attention heads", heads=5)
   refused(
     tensors | {"bert.encoder.layer.5000.output.dense.bias": np.zeros(WIDTH)},
     "number layers up to 5000, but there are",
@@ -445,16 +445,16 @@ def test_heads_are_read_from_the_configuration(tmp_path):
 def test_a_configuration_that_does_not_fit_is_named(tmp_path):
   with pytest.raises(
     ValueError,
-    match="config.json: hidden_act is 'gelu', but our layers compute 'quick_gelu'.*rename",
+    match="config.json: hidden_act is 'gelu', but the converted model uses 'quick_gelu'.*rename",
   ):
     config(tmp_path, model_type="clip", vision_config={"hidden_act": "gelu"})
   with pytest.raises(
-    ValueError, match="config.json is no configuration of a model .*num_attention_heads 'a'"
+    ValueError, match="config.json is not a model configuration .*num_attention_heads 'a'"
   ):
     config(tmp_path, model_type="bert", num_attention_heads="a")
   for text in ("[1]", "{", '{"model_type": "clip", "vision_config": [1]}'):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json is no configuration of a model"):
+    with pytest.raises(ValueError, match="config.json is not a model configuration"):
       config_beside(tmp_path)
 
 

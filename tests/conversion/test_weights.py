@@ -453,7 +453,7 @@ def test_mistakes_are_counted_and_grouped(tmp_path):
   refused(
     tensors | {f"module.{key}": tensors[key]},
     tmp_path,
-    "1 tensors come under two names, for example .* and module",
+    "1 tensors have two names, for example .* and module",
   )
   refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "fit no known format")
   refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)

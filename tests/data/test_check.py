@@ -214,7 +214,7 @@ def test_images_that_cannot_be_read_are_named(folder, capsys):
   assert status == 1
   assert lines[-2:] == [
     "error: None of the 12 images can be read.",
-    "sheet     none, for no image can be read",
+    "sheet     none, because no image can be read",
   ]
   assert sum(line.startswith("  corrupt: ") for line in lines) == 10
   assert not (folder / "sheet.png").exists()
@@ -358,7 +358,7 @@ def test_wrong_arguments(folder, capsys):
     with pytest.raises(SystemExit) as error:
       prepare_data.main(arguments)
     assert error.value.code == 2
-  assert "--labels are those of nlvr2 and snli_ve, not of vqa." in capsys.readouterr().err
+  assert "--labels applies to nlvr2 and snli_ve, not to vqa." in capsys.readouterr().err
   status, _, err = check(
     capsys, write(folder, questions()), "--task=vqa", f"--sheet={folder}/none/sheet.png"
   )

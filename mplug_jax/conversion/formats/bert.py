@@ -27,7 +27,7 @@ _HEADLESS_LEAVES_NEW = (*_LEAVES_NEW, r"text_decoder/head/.*")
 _STORED = r"bert\.encoder\.layer\.(\d+)\."
 
 
-def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+def geometry(shapes: Shapes, overrides: Mapping[str, Any]) -> Geometry:
   """Infers fields of MPlug from {table name: shape}; {} without a word table.
 
   The text encoder takes the first 6 layers (or text_layers), the fusion encoder the others, the
@@ -36,7 +36,7 @@ def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
   fields = bert_geometry(shapes, ("bert",), r"bert\..*\.intermediate\.dense\.weight")
   if not fields or not (stored := layers(shapes, _STORED)):
     return fields
-  text = given.get("text_layers", min(PRESETS["base"]["text_layers"], stored))
+  text = overrides.get("text_layers", min(PRESETS["base"]["text_layers"], stored))
   depths = {"text_layers": text, "fusion_layers": max(stored - text, 0), "decoder_layers": stored}
   return fields | {field: count for field, count in depths.items() if count}
 

@@ -28,8 +28,8 @@ def bert_layers(prefix: str, *paths: str, rows: Rows = BERT_LAYER) -> Rows:
     rows: rows of one layer, their names without the beginning.
   """
   return tuple(
-    (rf"{prefix}\.encoder\.layer\.(\d+)\.{key}", tuple(f"{path}/{ours}" for path in paths), kind)
-    for key, ours, kind in rows
+    (rf"{prefix}\.encoder\.layer\.(\d+)\.{key}", tuple(f"{path}/{leaf}" for path in paths), kind)
+    for key, leaf, kind in rows
   )
 
 

@@ -43,7 +43,7 @@ class Format(NamedTuple):
     title: name for messages, with the beginnings of its tensor names.
     sign: regex of tensor names that only this format has.
     rows: table rows, see the module docstring.
-    geometry: ({table name: shape}, given fields) -> fields of MPlug, {} for other tensors.
+    geometry: ({table name: shape}, overriding fields) -> fields of MPlug, {} for other tensors.
     placement: (table names, fields of MPlug) -> Placement.
     table_prefix: beginning of table names that selects these rows; "" for the official names.
     bare: regex of names that some files save without `prefix`.
@@ -127,7 +127,7 @@ def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
     key: table name of the tensor.
 
   Returns:
-    (targets, or the description of a tensor that is no parameter; kind; rest of the name after
+    (targets, or the description of a tensor that is not a parameter; kind; rest of the name after
     the row's regex).
 
   Raises:

@@ -44,7 +44,7 @@ _ROWS = (
 )
 
 
-def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+def geometry(shapes: Shapes, overrides: Mapping[str, Any]) -> Geometry:
   """Infers fields of MPlug from {table name: shape}; {} without an image encoder."""
   return vision_geometry(
     shapes,

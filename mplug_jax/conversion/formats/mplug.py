@@ -1,4 +1,4 @@
-"""The official mPLUG code's checkpoints."""
+"""Checkpoints of the official mPLUG code."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -71,7 +71,7 @@ _ROWS = (  # and OpenAI's CLIP and open_clip, whose names are the image encoder'
 )
 
 
-def geometry(shapes: Shapes, given: Mapping[str, Any]) -> Geometry:
+def geometry(shapes: Shapes, overrides: Mapping[str, Any]) -> Geometry:
   """Infers fields of MPlug from {table name: shape}; {} without encoders."""
   vision = vision_geometry(
     shapes,
@@ -108,7 +108,8 @@ def geometry_from_recording(meta: Mapping[str, Any]) -> Geometry:
   Args:
     meta: the recording's `meta`, with the entries geometry, bert_config and config.
   """
-  geometry, bert = meta["geometry"], meta["bert_config"]
+  geometry = meta["geometry"]
+  bert = meta["bert_config"]
   return dict(
     image_size=geometry["image"],
     patch_size=geometry["patch"],

@@ -29,12 +29,12 @@ def selected(leaves: Iterable[str], match: str) -> list[str]:
   """Returns the leaf names in which the regex `match` occurs.
 
   Raises:
-    ValueError: it is no regular expression, or selects nothing.
+    ValueError: it is not a regular expression, or selects nothing.
   """
   try:
     pattern = re.compile(match)
   except re.error as error:
-    raise ValueError(f"--match={match!r} is no regular expression: {error}.") from error
+    raise ValueError(f"--match={match!r} is not a regular expression: {error}.") from error
   leaves = list(leaves)
   names = [name for name in leaves if pattern.search(name)]
   if match and not names:
@@ -118,7 +118,7 @@ def facts(source: Leaves, path: str | os.PathLike, whole_config: bool = False) -
 
 def _compact(config: dict[str, Any]) -> str:
   """Returns the task, the closest size, and the values that differ from their defaults."""
-  given = config_lib.flat(config)
+  values = config_lib.flat(config)
   task = config.get("task", {}).get("name", "unknown")
   changed = {}
   for size in PRESETS:
@@ -126,7 +126,7 @@ def _compact(config: dict[str, Any]) -> str:
       json.loads(config_lib.to_json(config_lib.default_config(task, size)))
     )
     changed[size] = {
-      name: value for name, value in given.items() if defaults.get(name, ...) != value
+      name: value for name, value in values.items() if defaults.get(name, ...) != value
     }
   size = min(changed, key=lambda size: len(changed[size]))
   return f"task {task}, size {size}; beside the defaults: " + ", ".join(

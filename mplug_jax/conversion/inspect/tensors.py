@@ -39,10 +39,12 @@ class Leaf(NamedTuple):
 
   @property
   def size(self) -> int:
+    """Number of elements."""
     return math.prod(self.shape)
 
   @property
   def nbytes(self) -> int:
+    """Size in bytes."""
     return self.size * self.dtype.itemsize
 
 
@@ -122,7 +124,7 @@ def open_leaves(path: str | os.PathLike) -> Leaves:
   Raises:
     FileNotFoundError: no such path, or a folder without a checkpoint.
     CheckpointError: the Orbax directory is damaged.
-    ValueError: the file is damaged or no checkpoint.
+    ValueError: the file is damaged or not a checkpoint.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -161,9 +163,9 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
   except (ValueError, OSError) as error:
-    raise ValueError(f"{path} cannot be read as json ({error}).") from error
+    raise ValueError(f"{path} cannot be read as JSON ({error}).") from error
   if not isinstance(value, dict):
-    raise ValueError(f"{path} holds no json object.")
+    raise ValueError(f"{path} is not a JSON object.")
   return value
 
 

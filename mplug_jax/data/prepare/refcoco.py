@@ -81,7 +81,7 @@ def _refs(path):
 
   Nothing in it is run. Raises ValueError.
   """
-  values, unknown = torch_unpickler.load(archives.open_bytes(path), path, what="list of refs")
+  values, unknown = torch_unpickler.load(archives.open_bytes(path), path, kind="list of refs")
   if unknown:
     raise ValueError(
       f"{path} names {', '.join(sorted(unknown))}, and a list of refs consists of plain values; "

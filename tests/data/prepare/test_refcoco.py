@@ -195,7 +195,7 @@ class Hostile:
       "refs(unc).p names builtins.print, and a list of refs consists of plain values",
     ),
     (pickle.dumps(refs())[:-9], "its pickle cannot be read ("),
-    (b"<html>", "the file is damaged or no list of refs."),
+    (b"<html>", "the file is damaged or not a list of refs."),
     (
       pickle.dumps({"a": 1}),
       "refs(unc).p must hold a list of objects, not a dictionary with 'a': int.",

@@ -436,7 +436,7 @@ def test_a_conversion_leaves_bad_pairs_out_and_goes_on(tmp_path, capsys):
   assert f"Keys without an image: 1 left out, the first {tmp_path}/pairs/00002.tar/00010." in out[3]
   assert "Pair 00008" in out[4]
   assert f"Image {tmp_path}/pairs/00002.tar/00009 cannot be read" in out[5]
-  assert "8 pairs in 3 files, 2 bad ones left out" in out
+  assert "8 pairs in 3 files, 2 bad pairs left out" in out
   assert f"data=shards:{tmp_path}/out/*.array_record" in out[-1]
   assert content(shards.load([f"{tmp_path}/out/*.array_record"])) == expected(8)
 
