@@ -61,6 +61,12 @@ def tune_process(compilation_cache: str = "~/.cache/mplug_jax") -> None:
   thresholds (see `prepare`) and JAX's persistent compilation cache. The commands of this package
   call it; `Predictor.load` does not.
 
+  Measured gain, in separate processes with and without this call on two busy CPU cores: a train
+  step of VQA at the small preset (batch 32) takes 0.87 s instead of 0.99 s of processor time, of
+  which the kernel's part falls from 83 ms to 3.5 ms; resident memory stays at 1.2 GiB. With a
+  filled compilation cache, `mplug_jax.predict` answers after 2.7 s instead of 6.1 s at the tiny
+  preset.
+
   Args:
     compilation_cache: folder for programs whose compilation took 0.1 s or more; "" for none. A
       folder that JAX is already configured with is kept.
