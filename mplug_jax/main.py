@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from mplug_jax import config as config_lib
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/, with an argument behind a colon.", lock_config=True
+  "config", None, "A file of configs/, with an argument after a colon.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/<config name>.")
 _MODE = flags.DEFINE_enum(

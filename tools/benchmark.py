@@ -143,11 +143,13 @@ def vqa_step(options: argparse.Namespace) -> dict[str, Any]:
   batch = train_step_benchmark.random_batch(built.task.batch_spec(BATCH), tokenizer.vocab_size)
   with jax.set_mesh(built.mesh):
     init_seconds, state = timed(built.init)
-    batch, healthy = batches_lib.put_batch(batch, built.mesh), jnp.bool_(True)
+    batch = batches_lib.put_batch(batch, built.mesh)
+    healthy = jnp.bool_(True)
     compile_seconds, step = timed(lambda: built.train_step.lower(state, batch, healthy).compile())
     host.release_freed_memory()
     _, (state, _, health) = timed(lambda: step(state, batch, healthy))
-    seconds, before = [], _processor_seconds()
+    seconds = []
+    before = _processor_seconds()
     for _ in range(options.repeats):
       elapsed, (state, _, health) = timed(lambda: step(state, batch, healthy))  # noqa: B023
       seconds.append(elapsed)

@@ -146,11 +146,11 @@ def loader(options: argparse.Namespace) -> dict[str, dict[str, float]]:
           ]
           for _ in range(options.repeats)
         ]
-        ours, theirs = (statistics.median(column) for column in zip(*rates))
+        rate, pytorch_rate = (statistics.median(column) for column in zip(*rates))
         plural = "s" if workers > 1 else ""
         result[f"{size} px, {workers} worker{plural}"] = {
-          "examples_per_second": ours,
-          "pytorch_examples_per_second": theirs,
+          "examples_per_second": rate,
+          "pytorch_examples_per_second": pytorch_rate,
           "ratio": statistics.median(a / b for a, b in rates),
         }
   return result

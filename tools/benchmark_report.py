@@ -44,11 +44,11 @@ def compare(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   return {
     name: {
       "seconds": seconds[name],
-      "pytorch": theirs * scale,
-      "ratio": seconds[name] / (theirs * scale),
+      "pytorch": reference * scale,
+      "ratio": seconds[name] / (reference * scale),
       "limit": limit,
     }
-    for name, (theirs, limit) in REFERENCE.items()
+    for name, (reference, limit) in REFERENCE.items()
     if name in seconds
   }
 
@@ -84,11 +84,11 @@ def _comparison_lines(results: Mapping[str, Any]) -> Iterator[str]:
     rows.append(("peak memory", "GiB", results["vqa_step"]["peak_gib"], REFERENCE_MEMORY, 1.0))
   if rows:
     yield f"{'':18}{'ours':>12}{'PyTorch, scaled':>18}{'ratio':>8}{'limit':>8}"
-  for name, unit, ours, theirs, limit in rows:
+  for name, unit, value, pytorch, limit in rows:
     verdict = (
-      "" if limit is None else f"{limit:8.3f}  {'met' if ours <= limit * theirs else 'missed'}"
+      "" if limit is None else f"{limit:8.3f}  {'met' if value <= limit * pytorch else 'missed'}"
     )
-    yield f"{name:18}{ours:8.2f} {unit:3}{theirs:14.2f} {unit:3}{ours / theirs:8.3f}{verdict}"
+    yield f"{name:18}{value:8.2f} {unit:3}{pytorch:14.2f} {unit:3}{value / pytorch:8.3f}{verdict}"
   if rows and "startup" in results:
     for name, seconds in results["startup"].items():
       limit = STARTUP_LIMITS[name]

@@ -61,10 +61,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the tool; returns 0, or 1 after one sentence on stderr."""
   options = vars(_parse(argv))
-  verbose, dest = options.pop("verbose"), options.pop("dest")
-  given = {name: value for name in _FIELDS if (value := options.pop(name)) is not None}
+  verbose = options.pop("verbose")
+  dest = options.pop("dest")
+  overrides = {name: value for name in _FIELDS if (value := options.pop(name)) is not None}
   try:
-    manifest = importer.convert_checkpoint(options.pop("source"), dest, **options, **given)
+    manifest = importer.convert_checkpoint(options.pop("source"), dest, **options, **overrides)
   except (ValueError, OSError, ImportError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -282,13 +282,18 @@ def prepare(options: argparse.Namespace) -> int:
 def shards(options: argparse.Namespace) -> int:
   """Runs the command `shards`; returns the exit status."""
 
-  def say(shard: array_record.Shard) -> None:
+  def print_shard(shard: array_record.Shard) -> None:
     bad = f", {shard.bad:,} bad" if shard.bad else ""
     print(f"{shard.name}.array_record  {shard.pairs:,} pairs{bad}", flush=True)
 
   try:
     written, left_out = array_record.convert(
-      options.patterns, options.out, options.records_per_shard, options.workers, options.verify, say
+      options.patterns,
+      options.out,
+      options.records_per_shard,
+      options.workers,
+      options.verify,
+      print_shard,
     )
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -74,7 +74,7 @@ def rename(config: Mapping[str, Any]) -> dict[str, Any]:
     if section is not None and key in section:
       value = section.pop(key)
       target, name = _section(renamed, new, create=True)
-      assert target is not None, f"{new} lies inside a value"
+      assert target is not None, f"{new} is inside a value"
       target.setdefault(name, value)
   for path, values in RENAMED_VALUES.items():
     section, key = _section(renamed, path)

@@ -155,7 +155,7 @@ class Engine:
       images: B images, or clips; not both.
 
     Returns:
-      Tokens dtype[size, N, D] on the devices, padded behind the B images; the other arrays of
+      Tokens dtype[size, N, D] on the devices, padded after the B images; the other arrays of
       `image_rows`, [B, ...].
     """
     rows = self.image_rows(method, images)

@@ -83,7 +83,7 @@ class Results:
 
 
 def _remove_incomplete_line(path: str) -> tuple[int, dict[str, Any]]:
-  """Truncates the file behind its last complete line; returns the line count and the last object.
+  """Truncates the file after its last complete line; returns the line count and the last object.
 
   Without the file or without lines these are 0 and {}.
   """

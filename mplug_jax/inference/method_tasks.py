@@ -38,7 +38,7 @@ def refusal(name: str, path: str, parts: Collection[str], config: Any) -> str:
 def make_task(
   name: str, model: Any, config: Any, tokenizer: Any, frames: int = 0, **changes: Any
 ) -> base.Task:
-  """Builds the task behind a method.
+  """Builds the task of a method.
 
   Settings are the checkpoint's own if it was trained for that task, else `Task.zero_shot`.
 
