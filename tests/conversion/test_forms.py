@@ -9,7 +9,7 @@ import pytest
 from mplug_jax.conversion import importer, official_inventory
 from mplug_jax.conversion.inspect.tensors import open_leaves
 from mplug_jax.tensor_files import write as torch_write
-from tests.conversion.test_weights import GIVEN, STYLES, geometry, state_dict
+from tests.support.official_state import GIVEN, STYLES, geometry, state_dict
 from tests.support.torch_pickles import archive, build, call, name, new, tensor
 
 TREES = ("params", "ema_params", "extra")

@@ -11,7 +11,8 @@ import pytest
 
 from mplug_jax.tensor_files import write as torch_write
 from tests.conversion.test_forms import in_instructions
-from tests.conversion.test_weights import state_dict
+from tests.support.command_errors import one_sentence, refused, snapshot
+from tests.support.official_state import state_dict
 from tests.support.torch_pickles import archive, call
 from tools import convert_checkpoint, export_torch
 
@@ -42,31 +43,6 @@ def ours(files, tmp_path_factory):
   for dest in DESTS:
     assert convert_checkpoint.main([str(folder / "x.pth"), str(folder / dest), *FLAGS]) == 0
   return folder
-
-
-def snapshot(folder):
-  """Returns {path: bytes, None for a folder} of a folder's content, hidden files too."""
-  return {str(path): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
-
-
-def one_sentence(text, *messages):
-  assert text.startswith("error: "), text
-  assert text.endswith("\n"), text
-  assert text.count("\n") == 1, text
-  assert "Traceback" not in text, text
-  for message in messages:
-    assert message in text, text
-
-
-def refused(capsys, folder, main, *args, messages=()):
-  """Checks that a command fails with one sentence that contains the messages and writes nothing."""
-  before = snapshot(folder)
-  capsys.readouterr()
-  assert main([str(arg) for arg in args]) == 1
-  out, err = capsys.readouterr()
-  assert not out
-  one_sentence(err, *messages)
-  assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("dest", DESTS)

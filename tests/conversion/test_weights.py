@@ -1,108 +1,29 @@
-"""Complete checkpoints are converted, exported and converted again, byte for byte.
-
-The naming styles; refusals.
-"""
+"""Complete checkpoints are converted, exported and converted again, byte for byte."""
 
 import json
 import weakref
-from typing import NamedTuple
 
 import jax
-import ml_collections
-import ml_dtypes
 import numpy as np
 import pytest
 
-from mplug_jax.checkpoints import manager as manager_lib
-from mplug_jax.checkpoints import reading, warm_start
-from mplug_jax.conversion import exporter, importer, mapping, official_inventory, storage
+from mplug_jax.checkpoints import reading
+from mplug_jax.conversion import exporter, importer, mapping, storage
 from mplug_jax.conversion.geometry import infer_geometry
 from mplug_jax.conversion.names import official_name, official_names
-from mplug_jax.tensor_files import open, write
+from mplug_jax.tensor_files import open
+from tests.support.official_state import (
+  GIVEN,
+  STYLES,
+  assert_same_bytes,
+  dead,
+  geometry,
+  read,
+  save,
+  state_dict,
+)
 from tools import convert_checkpoint as convert_tool
 from tools import export_torch as export_tool
-
-TEXT_TOWER = official_inventory.ClipText(width=16, layers=1, embed=8, context=5, vocab=11)
-GIVEN = dict(heads=2, fusion_layers=2, stride=1)
-
-
-def geometry(large=False):
-  return (
-    dict(
-      image_size=16,
-      patch_size=8,
-      vision_width=64,
-      vision_layers=2,
-      vocab_size=690,
-      hidden_size=32 if large else 64,
-      mlp_dim=48,
-      max_positions=20,
-      text_layers=2,
-      decoder_layers=2,
-      embed_dim=8,
-      pad_id=0,
-    )
-    | GIVEN
-  )
-
-
-def state_dict(task, large=False, seed=0):
-  """Random tensors of the official model of a small geometry: float32, some float16 and bfloat16.
-
-  Tied names equal.
-  """
-  rng = np.random.default_rng(seed)
-  tensors = {}
-  inventory = official_inventory.inventory(
-    task, geometry(large), TEXT_TOWER, stored_fusion_layers=4, queue=6
-  )
-  for i, (name, tensor) in enumerate(inventory.items()):
-    if tensor.dtype == "int64":
-      tensors[name] = (
-        rng.integers(-100, 100, tensor.shape)
-        if "queue" in name
-        else official_inventory.constant(name, tensor)
-      )
-    else:
-      dtype = (np.float32, np.float16, ml_dtypes.bfloat16)[i % 3 if task == "vqa" else 0]
-      tensors[name] = np.asarray(rng.standard_normal(tensor.shape), np.float32).astype(dtype)
-  for suffix in ("", "_m"):
-    head, bert = (f"text_decoder{suffix}.{part}" for part in ("cls.predictions", "bert"))
-    if f"{head}.bias" in tensors:
-      tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"]
-      tensors[f"{head}.decoder.weight"] = tensors[f"{bert}.embeddings.word_embeddings.weight"]
-  if "bbox_prob_mask" in tensors:
-    tensors["bbox_prob_mask"] = official_inventory.constant(
-      "bbox_prob_mask", inventory["bbox_prob_mask"]
-    )
-  return tensors
-
-
-def save(path, tensors, **options):
-  write.save_pth(path, tensors, **options)
-  return path
-
-
-def read(path):
-  with open.open_tensors(path) as file:
-    return {name: file[name] for name in file}
-
-
-def assert_same_bytes(converted, expected):
-  assert converted.keys() == expected.keys()
-  for name, x in expected.items():
-    assert (converted[name].dtype, converted[name].shape) == (x.dtype, x.shape), name
-    assert converted[name].tobytes() == x.tobytes(), name
-
-
-def dead(name, task="vqa"):
-  keys = [name]
-  momentum = bool(mapping.online_names(keys, momentum=True))
-  inventory = official_inventory.inventory(
-    task, geometry(), TEXT_TOWER, stored_fusion_layers=4, queue=6
-  )
-  converter = mapping.Converter(mapping.online_names(inventory, momentum), geometry())
-  return converter.entry(next(iter(mapping.online_names(keys, momentum)))).action == "dead"
 
 
 @pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
@@ -263,56 +184,6 @@ def test_one_file_holds_what_the_folder_does(task, tmp_path):
     assert file.metadata.keys() == {"geometry", "manifest"}
 
 
-class State(NamedTuple):
-  """The fields of a TrainState that `init_from` reads and replaces."""
-
-  params: dict
-  ema_params: dict
-
-  def replace(self, **values):
-    return self._replace(**values)
-
-
-@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
-def test_a_run_starts_from_either_form(converted, tmp_path):
-  tensors = state_dict("vqa")
-  position = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  importer.convert_checkpoint(
-    save(tmp_path / "official.pth", tensors), tmp_path / converted, **GIVEN
-  )
-  expected = [
-    mapping.params_from_torch(tensors, geometry(), momentum, dtype=np.float32)
-    for momentum in (False, True)
-  ]
-  zeros = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), position), expected[0])
-  options = ml_collections.ConfigDict(
-    {"paths": (str(tmp_path / converted),), "new": (), "unused": (), "copies": ()}
-  )
-  state, report = warm_start.init_from(State(zeros, zeros), options)
-  jax.tree.map(np.testing.assert_array_equal, [state.params, state.ema_params], expected)
-  assert set(report.values()) == {str(tmp_path / converted)}
-
-
-STYLES = {
-  "pre-training": (
-    ("text_encoder.", "text_encoder.bert."),
-    ("fusion_encoder.", "fusion_encoder.fusion."),
-  ),
-  "masked language model": (
-    ("fusion_encoder.", "fusion_encoder.bert."),
-    ("text_encoder_m.", "text_encoder_m.bert."),
-    ("fusion_encoder_m.", "fusion_encoder_m.bert."),
-  ),
-  "distributed": (("", "module."),),
-  "ModelScope": (("", "model."),),
-  "distributed pre-training": (
-    ("text_encoder.", "text_encoder.bert."),
-    ("fusion_encoder.", "fusion_encoder.fusion."),
-    ("", "module."),
-  ),
-}
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_naming_styles_give_the_same_parameters(style):
   tensors = state_dict("vqa", large=True)
@@ -357,147 +228,6 @@ def test_clip_alone_fills_the_image_encoder(tmp_path):
   assert not reading.load_arrays(tmp_path / "zero", "params")[
     "visual_encoder/position_embedding"
   ].any()
-
-
-def test_a_run_goes_to_torch_and_back(tmp_path):
-  """A run folder becomes the official VQA model, and its parameters come back."""
-  g = geometry()
-  tensors = state_dict("vqa")
-  params = mapping.params_from_torch(tensors, g, dtype=np.float32)
-  manager = manager_lib.Manager(tmp_path / "run")
-  manager.save(1, {"params": params, "ema_params": ()}, {"step": 1})
-  manager.close()
-  model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
-  (tmp_path / "run" / "config.json").write_text(
-    json.dumps({"task": {"name": "vqa"}, "model": model})
-  )
-  manifest = exporter.export_torch(tmp_path / "run", tmp_path / "run.pth")
-  assert {
-    row["why"] for row in manifest["tensors"] if row["name"].startswith("text_encoder_m.encoder")
-  } == {"copied from the online weights: the checkpoint has no average"}
-  exported = read(tmp_path / "run.pth")
-  assert exported.keys() == official_inventory.inventory("vqa", g).keys()
-  jax.tree.map(np.testing.assert_array_equal, mapping.params_from_torch(exported, g), params)
-
-
-@pytest.mark.parametrize(("run_task", "task"), [("retrieval", "retrieval"), ("scst", "caption")])
-def test_runs_keep_their_queues_and_know_their_official_model(run_task, task, tmp_path):
-  g = geometry()
-  tensors = state_dict(task)
-  queues = {
-    name: tensors[name]
-    for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")
-    if name in tensors
-  }
-  converted = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in queues.items()}
-  manager = manager_lib.Manager(tmp_path / "run")
-  manager.save(
-    1,
-    {
-      "params": mapping.params_from_torch(tensors, g, dtype=np.float32),
-      "ema_params": (),
-      "extra": converted or (),
-    },
-    {},
-  )
-  manager.close()
-  model = g | {"vocab_size": 0, "fusion": "released", "vision_heads": 0}
-  (tmp_path / "run" / "config.json").write_text(
-    json.dumps({"task": {"name": run_task}, "model": model})
-  )
-  assert exporter.export_torch(tmp_path / "run", tmp_path / "run.pth")["task"] == task
-  exported = read(tmp_path / "run.pth")
-  assert exported.keys() == official_inventory.inventory(task, g).keys()
-  assert_same_bytes({name: exported[name] for name in queues}, queues)
-
-
-# ---- refusals
-
-
-def refused(tensors, tmp_path, message, **options):
-  path = save(tmp_path / "bad.pth", tensors)
-  with pytest.raises(ValueError, match=message):
-    importer.convert_checkpoint(path, tmp_path / "ours", **GIVEN | options)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth"]
-
-
-def test_mistakes_are_counted_and_grouped(tmp_path):
-  tensors = state_dict("caption")
-  key = "text_decoder.bert.encoder.layer.1.intermediate.dense.weight"
-  without = {name: x for name, x in tensors.items() if name != key}
-  refused(without, tmp_path, r"1 leaves missing: text_decoder/layers/intermediate")
-  refused(
-    without | {key.replace("intermediate", "intermediatd"): tensors[key]},
-    tmp_path,
-    r"1 unknown tensors: text_decoder.bert.encoder.layer.\d.*; 1 leaves missing: "
-    r"text_decoder/layers/intermediate",
-  )
-  refused(
-    tensors | {key: tensors[key].T},
-    tmp_path,
-    r"1 tensors of another shape: text_decoder.bert.encoder",
-  )
-  unfused = {n: x for n, x in tensors.items() if not n.startswith("fusion_encoder.encoder.layer.")}
-  refused(unfused, tmp_path, "1 leaves missing: fusion_encoder")
-  refused(
-    tensors
-    | {
-      "text_decoder.cls.predictions.decoder.weight": tensors[
-        "text_decoder.cls.predictions.decoder.weight"
-      ]
-      + 1
-    },
-    tmp_path,
-    "are one tensor in the official model, but their values differ",
-  )
-  refused(
-    tensors | {f"module.{key}": tensors[key]},
-    tmp_path,
-    "1 tensors have two names, for example .* and module",
-  )
-  refused({"weight": np.zeros((3, 4), np.float32)}, tmp_path, "fit no known format")
-  refused(tensors, tmp_path, "leaves missing: .*fusion_encoder/layer_", fusion_layers=5)
-  refused(
-    tensors,
-    tmp_path,
-    "--image_size=20 is no multiple of the image encoder's patch size 8",
-    image_size=20,
-  )
-
-
-@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
-def test_a_leaf_that_cannot_be_made_leaves_nothing(converted, tmp_path, monkeypatch):
-  """The error comes after half of the leaves; its cause is reported."""
-  source = save(tmp_path / "official.pth", state_dict("caption"))
-  calls = []
-  make = importer._make
-
-  def broken(*args):
-    calls.append(args)
-    if len(calls) == 60:
-      raise ValueError("the file ends inside this tensor")
-    return make(*args)
-
-  monkeypatch.setattr(importer, "_make", broken)
-  with pytest.raises(ValueError, match="^the file ends inside this tensor$"):
-    importer.convert_checkpoint(source, tmp_path / converted, **GIVEN)
-  assert [p.name for p in tmp_path.iterdir()] == ["official.pth"]
-
-
-def test_a_failed_export_keeps_the_old_files(tmp_path, monkeypatch):
-  importer.convert_checkpoint(
-    save(tmp_path / "official.pth", state_dict("caption")), tmp_path / "ours.safetensors", **GIVEN
-  )
-  exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth", slim=True)
-  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-  monkeypatch.setattr(official_inventory, "initial", lambda *unused: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "back.pth")
-  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-  with pytest.raises(ValueError, match="is the checkpoint itself"):
-    exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "ours.safetensors")
-  with pytest.raises(ValueError, match="is already a converted checkpoint"):
-    importer.convert_checkpoint(tmp_path / "ours.safetensors", tmp_path / "again")
 
 
 def test_the_commands(tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_one_image_is_not_a_list():
   assert inputs.is_one(pathlib.Path("a.png"))
   assert inputs.is_one(PIXELS)
   assert not inputs.is_one([PIXELS])
-  with pytest.raises(ValueError, match="list is empty"):
+  with pytest.raises(ValueError, match="list of images is empty"):
     inputs.as_list([])
   with pytest.raises(TypeError, match="not int"):
     inputs.as_list(3)
