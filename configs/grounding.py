@@ -4,8 +4,8 @@ r"""Visual grounding: predicts the box of the object that a phrase describes.
 
 trains the small preset from random initialization on generated scenes and reports the share of
 boxes whose overlap with the true box is at least one half, on scenes of the test split.
-`:black_images=true` replaces all images with black ones, to measure what the phrases alone give
-away; the score of a constant box, printed beside the result, is another lower bound.
+`:black_images=true` replaces all images with black ones, to measure the accuracy from the phrases
+only; the score of a constant box, printed with the result, is another lower bound.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/grounding.py:large,data=transvg,dataset=vg_uni,root=/data/vg

@@ -11,7 +11,7 @@ r"""Visual reasoning (NLVR2): is a statement about two images true or false?
 
 train the small preset on pairs of generated scenes ("exactly one of the two images shows a red
 square"), first on easier statements, most of them about one of the images. Without init=, and also
-from grounding alone, accuracy stays at chance for long: entailment teaches whether an object is
+from grounding only, accuracy stays at chance for long: entailment teaches whether an object is
 present, and where. `:black_images=true` replaces all images with black ones: accuracy is then at
 chance.
 
@@ -23,7 +23,7 @@ nlvr_train.json, nlvr_dev.json and nlvr_test.json under `root`, lists of {"sente
 "True" or "False", "images": [left, right]}, with images under `root`; `tools.prepare_data nlvr2`
 writes them from the distributed files. The paper reports 84.58 (dev) and 84.95 (test-P) for the
 large model, from its pre-trained weights: convert them with tools.convert_checkpoint for `init`.
-mPLUG's own model for two images is not published: by default the same layers fuse a sentence with
+The mPLUG model for two images is not published: by default the same layers fuse a sentence with
 each image.
 
 `pairing=duplicated` is ALBEF's model, with one layer for each of the two images. ALBEF pre-trains

@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> config.Config:
       "examples": "pretrain",
       "mask_probability": 0.15,  # of hiding a token, or a word
       "whole_words": False,
-      "empty_prefix": 0.0 if paper else 0.2,  # share of captions generated from the image alone
+      "empty_prefix": 0.0 if paper else 0.2,  # share of captions generated from the image only
       "weights": (),  # shares of train_files; (): by their sizes
     }
   )

@@ -5,7 +5,7 @@ r"""Image-text retrieval: contrastive learning and image-text matching, evaluate
 
 train the small preset on generated scenes of colored shapes (20,000 images with five captions each;
 without init= from random initialization) and report recall on 500 test scenes and their 2,500
-captions, beside the recall of chance and of an oracle, because several scenes match most captions.
+captions, with the recall of chance and of an oracle, because several scenes match most captions.
 `:black_images=true` replaces all images with black ones.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> config.Config:
         "greedy": False,  # True: the hardest row instead of a draw
         "ramp_steps": 0,  # updates until negatives are fully hard; at first they are any rows
       },
-      "rerank_k": 32,  # candidates of every query that are re-ranked; 0: similarity alone
+      "rerank_k": 32,  # candidates of every query that are re-ranked; 0: similarity only
       "rerank_texts": 16,  # texts matched with an image at a time
       # Added to the matching logit: "add": the similarity; "likelihood": what the similarity adds
       # after training with hard negatives.

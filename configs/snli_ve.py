@@ -109,7 +109,7 @@ def own_data(c: config.Config, options: config.Config) -> None:
 
 
 def paper(c: config.Config, size: str, batch_size: int, epochs: int) -> None:
-  """Sets ALBEF's fine-tuning recipe; mPLUG's own settings are not published."""
+  """Sets ALBEF's fine-tuning recipe; those of mPLUG are not published."""
   config.official(
     c,
     batch_size,

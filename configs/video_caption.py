@@ -4,8 +4,8 @@ r"""Zero-shot video captioning: an image model reads the frames of a clip as one
     python -m mplug_jax.main --config=configs/video_caption.py --mode=evaluate \
         --checkpoint=runs/caption
 
-caption 200 rendered clips of moving objects. `frames=1,sampling=3` uses frame 3 alone, to measure
-what a single image gives.
+caption 200 rendered clips of moving objects. `frames=1,sampling=3` uses only frame 3, to measure
+the result from a single image.
 
     python -m mplug_jax.main --mode=evaluate --checkpoint=FOLDER --config.tokenizer.path=vocab.txt \
         --config=configs/video_caption.py:large,data=vatex,root=/data/vatex

@@ -4,8 +4,8 @@ r"""Zero-shot video question answering: an image model reads the frames of a cli
     python -m mplug_jax.main --config=configs/video_qa.py --mode=evaluate \
         --checkpoint=runs/vqa_scenes
 
-answer questions about 200 rendered clips of moving objects. `frames=1,sampling=3` uses frame 3
-alone, to measure what a single image gives.
+answer questions about 200 rendered clips of moving objects. `frames=1,sampling=3` uses only frame
+3, to measure the result from a single image.
 
     python -m mplug_jax.main --mode=evaluate --checkpoint=FOLDER \
         --config=configs/video_qa.py:base,data=video_qa,root=/data/msrvtt

@@ -4,8 +4,8 @@ r"""Zero-shot text-video retrieval: an image model reads the frames of a clip as
     python -m mplug_jax.main --config=configs/video_retrieval.py --mode=evaluate \
         --checkpoint=runs/retrieval
 
-search among 200 rendered clips of moving objects. `frames=1,sampling=3` uses frame 3 alone, to
-measure what a single image gives.
+search among 200 rendered clips of moving objects. `frames=1,sampling=3` uses only frame 3,
+to measure the result from a single image.
 
     python -m mplug_jax.main --mode=evaluate --checkpoint=FOLDER --config.tokenizer.path=vocab.txt \
         --config=configs/video_retrieval.py:large,data=msrvtt,root=/data/msrvtt

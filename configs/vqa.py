@@ -4,7 +4,7 @@ r"""Visual question answering by open-ended generation.
 
 trains the small preset from random initialization on easy-VQA (4,000 images of one shape each, from
 the PyPI package); the README lists time and accuracy on two CPU cores. `:black_images=true`
-replaces all images with black ones, to measure what the questions alone give away.
+replaces all images with black ones, to measure the accuracy from the questions only.
 
     python -m mplug_jax.main --config.tokenizer.path=vocab.txt \
         --config=configs/vqa.py:base,data=vqa_v2,root=/data/vqa

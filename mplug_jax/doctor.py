@@ -4,8 +4,8 @@
 
 It takes the flags of mplug_jax.main, so that the command of a run also checks it, and --records:
 the number of records of each split that are read and whose images are opened (0: all, as
-`tools.prepare_data check`). It writes nothing and leaves a run in --workdir alone. Exit status: 0
-if training will work, with or without warnings; 1 otherwise.
+`tools.prepare_data check`). It writes nothing and does not change a run in --workdir. Exit status:
+0 if training will work, with or without warnings; 1 otherwise.
 """
 
 import sys

@@ -19,7 +19,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/<config name>.")
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate a checkpoint alone."
+  "mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate a checkpoint."
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "Run folder whose weights --mode=evaluate reads; default: the workdir."

@@ -1,1 +1,1 @@
-"""Commands beside training: `python -m tools.<name> --help`."""
+"""Further commands: `python -m tools.NAME --help`."""

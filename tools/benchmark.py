@@ -1,4 +1,4 @@
-"""Speed and memory, beside the official PyTorch code: `python -m tools.benchmark [all|PART]`.
+"""Measures speed and memory, and compares with PyTorch: `python -m tools.benchmark [all|PART]`.
 
 Every part runs in its own process, so that peak memory and compilations do not mix, on one device,
 in float32, with random weights and inputs. A plain matrix product, measured before and after,

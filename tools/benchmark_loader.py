@@ -1,4 +1,4 @@
-"""Data loading speed from JPEG files: this pipeline beside a PyTorch DataLoader with torchvision.
+"""Data loading speed from JPEG files: this pipeline and a PyTorch DataLoader with torchvision.
 
 Both decode, crop at random, resize (bicubic), mirror, apply RandAugment (2 operations, magnitude 7)
 and tokenize a caption, with the same files and number of worker processes, in alternation.

@@ -1,4 +1,4 @@
-"""Text report of tools/benchmark.py, beside the official PyTorch code."""
+"""Text report of tools/benchmark.py, with the official PyTorch code for comparison."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -10,9 +10,9 @@ the files expected under --root for every data set.
 
 reads your own data, or prepared data, completely and reports what training would encounter. FILE is
 an annotation file in any format (.json, .jsonl, .csv, .tsv, .parquet), or a folder with the images
-in train/, val/ and test/ and their captions beside them. The report has counts, missing and corrupt
-images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image, and
-overlap with other files.
+in train/, val/ and test/ and their captions in the same folders. The report has counts, missing and
+corrupt images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image,
+and overlap with other files.
 
     python -m tools.prepare_data shards PATTERN --out=FOLDER
     python -m tools.prepare_data tfds --task=vqa --data=jsonl:FILE --out=DATA_DIR

@@ -3,7 +3,7 @@ r"""Fits a SentencePiece model to the training texts of one or several configs, 
     python -m tools.train_sentencepiece --config=configs/caption.py:data=jsonl,root=/my/captions \
         --config=configs/vqa.py:data=jsonl,root=/my/questions --vocab_size=8000 --out=tokenizer
 
-A run without a tokenizer fits one to its own texts. To use this one instead:
+A run without a tokenizer fits one to its texts. To use this one instead:
 
     --config.tokenizer.kind=sentencepiece --config.tokenizer.path=tokenizer/tokenizer.model
 

@@ -31,8 +31,8 @@ def parse_arg(arg: str | None, sources: Sequence[str] = (), **spec: Any) -> Any:
   """Parses the argument of a config, as "base,res=384,data=vqa_v2".
 
   The first part without "=" is the size, a name in PRESETS. Booleans are written true or false; a
-  name alone, after the size, means true. If `spec` has `data`, its value may continue after a
-  colon: data=jsonl:FILE (own_files), data=folder:ROOT, data=shards:PATTERN (own_shards) or
+  name without a value, after the size, means true. If `spec` has `data`, its value may continue
+  after a colon: data=jsonl:FILE (own_files), data=folder:ROOT, data=shards:PATTERN (own_shards) or
   data=tfds:NAME (own_tfds).
 
   Args:

@@ -25,7 +25,7 @@ def default_config(task: str, size: str) -> Any:
   c.log_every = 50
   c.profile_steps = (0, 0)  # (first, last) updates to trace into workdir/profile; (0, 0): none
   c.compilation_cache = "~/.cache/mplug_jax"  # "" turns it off
-  c.tensorboard = False  # event files beside metrics.jsonl
+  c.tensorboard = False  # event files in addition to metrics.jsonl
   c.task = ConfigDict({"name": task})
   c.model = _model(size)
   c.tokenizer = ConfigDict(
@@ -57,8 +57,8 @@ def default_config(task: str, size: str) -> Any:
   c.checkpoint = ConfigDict(
     {
       "every": 1000,  # updates
-      # Number of recent checkpoints kept beside the best one. With 2, a run resumes from the
-      # previous one if the newest is damaged.
+      # Number of recent checkpoints kept in addition to the best one. With 2, a run resumes from
+      # the previous one if the newest is damaged.
       "keep": 2,
     }
   )

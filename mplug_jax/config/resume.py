@@ -43,7 +43,7 @@ _LATER = {
 
 # A resumed run must have these sections and keys in common with its beginning,
 _FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")
-# apart from these keys, which change rounding alone.
+# apart from these keys, which only change rounding.
 _FREE = ("model.attention_impl",)
 
 
@@ -87,7 +87,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the config of an earlier run with today's names and the keys it lacks.
 
   Keys added later get the value that reproduces the earlier run, where their section exists. Keys
-  that change rounding alone are not added, so that today's default holds.
+  that only change rounding are not added, so that today's default holds.
 
   Args:
     config: nested dictionary read from a config.json; it is not changed.

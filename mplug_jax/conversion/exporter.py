@@ -174,7 +174,7 @@ def export_torch(
   slim: bool = False,
   dtype: str | None = None,
 ) -> dict[str, Any]:
-  """Writes a checkpoint as PyTorch weights with official names, and a manifest beside the file.
+  """Writes a checkpoint as PyTorch weights with official names, and a manifest next to the file.
 
   One part of the model (an encoder, the decoder) is in memory at a time.
 

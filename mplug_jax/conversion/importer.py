@@ -143,7 +143,7 @@ def _row(
     why = resized if POSITIONS in entry.paths else ""
   elif entry.action == "queue":
     to = [f"extra/{name}"]
-    why = "kept beside the parameters"
+    why = "kept in addition to the parameters"
   return {
     "key": source.keys[name],
     "name": name,

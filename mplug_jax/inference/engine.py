@@ -131,7 +131,7 @@ class Engine:
     )
 
   def image_rows(self, method: str, images: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Returns the rows of a method's images, or of clips alone.
+    """Returns the rows of a method's images or clips.
 
     Args:
       method: name of the method.

@@ -33,7 +33,7 @@ class Word(NamedTuple):
     text: the word.
     score: its log-probability; of a match, the log-odds.
     gradient: f32[F, G, G], a grid over each of F images, not negative.
-    attention: f32[F, G, G], likewise.
+    attention: f32[F, G, G], a grid over each of F images, not negative.
   """
 
   text: str
@@ -168,7 +168,7 @@ class Explainer:
     Args:
       image: an image or clip.
       question: about it.
-      answer: to explain instead of the Predictor's own.
+      answer: explained instead of the Predictor's answer.
       truncate: see Predictor.answer.
 
     Returns:

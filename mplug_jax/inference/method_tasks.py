@@ -40,7 +40,7 @@ def make_task(
 ) -> base.Task:
   """Builds the task of a method.
 
-  Settings are the checkpoint's own if it was trained for that task, else `Task.zero_shot`.
+  Settings are those of the checkpoint if it was trained for that task, else `Task.zero_shot`.
 
   Args:
     name: of the method.

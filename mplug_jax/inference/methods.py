@@ -90,7 +90,7 @@ class Method(NamedTuple):
     verb: what it does, for messages.
     task: task whose predict functions it runs.
     trained: tasks whose checkpoints have learned it.
-    parts: parts of the parameters that it needs beside the image encoder.
+    parts: parts of the parameters that it needs in addition to the image encoder.
     config: config file that trains a checkpoint for it.
     text: the texts that it reads; None: none.
     command: its use by the predict command; None: none.

@@ -171,7 +171,7 @@ class Predictor(Engine):
     return Match(matrix(out["similarity"]), matrix(out["probability"]))
 
   def match_pairs(self, images: Any, texts: Any, *, truncate: bool = False) -> Any:
-    """Compares each image with its own texts.
+    """Compares each image with its texts.
 
     Args:
       images: one or many.

@@ -17,7 +17,7 @@ import numpy as np
 from mplug_jax.tensor_files import torch_types
 from mplug_jax.tensor_files.tensor_file import Entry, TensorFile, read_chunked
 
-_MAX_HEADER = 100_000_000  # of safetensors, the format's own limit
+_MAX_HEADER = 100_000_000  # limit of the safetensors format
 
 
 # safetensors: 8 bytes length of the header, the header as JSON, the tensors without gaps.

@@ -26,7 +26,7 @@ class TensorFile(Mapping):
     wrapper: path of the tensors inside the checkpoint: "model", "model/module", ..., or "" for the
       top level.
     placeholders: {qualified name of a class or function that was not run: number of objects}.
-    ignored: {key: type} of the values beside the tensors.
+    ignored: {key: type} of values that are not tensors.
     metadata: {name: text} of a safetensors file.
   """
 

@@ -104,7 +104,7 @@ def test_a_run_is_described_before_its_leaves(run, capsys):
   text = " ".join(" ".join(lines[: lines.index("")]).split())
   assert "accuracy=0.5" in text
   assert "wordpiece, sha256 abc123, as the checkpoint records it" in text
-  assert "size tiny; beside the defaults: batch_size=48" in text
+  assert "size tiny; other than the defaults: batch_size=48" in text
   assert text.endswith("batch_size=48")  # nothing else differs
   assert "hidden_size=32" in text
   assert "vocab_size=218" in text

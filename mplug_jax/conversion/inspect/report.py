@@ -129,7 +129,7 @@ def _compact(config: dict[str, Any]) -> str:
       name: value for name, value in values.items() if defaults.get(name, ...) != value
     }
   size = min(changed, key=lambda size: len(changed[size]))
-  return f"task {task}, size {size}; beside the defaults: " + ", ".join(
+  return f"task {task}, size {size}; other than the defaults: " + ", ".join(
     f"{name}={json.dumps(x)}" for name, x in changed[size].items()
   )
 
@@ -238,10 +238,10 @@ def compare(
   """
   names = selected(dict.fromkeys([*a.leaves, *b.leaves]), match)
   lines = []
-  alone = 0
+  unshared = 0
   for title, source, other in (("only in the first", a, b), ("only in the second", b, a)):
     only = [name for name in names if name in source.leaves and name not in other.leaves]
-    alone += len(only)
+    unshared += len(only)
     lines += _alone(title, source, only, depth)
   common = [name for name in names if name in a.leaves and name in b.leaves]
   reshaped = [name for name in common if a.leaves[name].shape != b.leaves[name].shape]
@@ -258,7 +258,7 @@ def compare(
   )
   changed |= set(reshaped)
   counts = {
-    "only in one": alone,
+    "only in one": unshared,
     "of another shape": len(reshaped),
     "of another dtype": len(retyped),
     "of other values": len(differing),
@@ -269,7 +269,7 @@ def compare(
   lines.append(
     "; ".join([equal, ", ".join(f"{n} {problem}" for problem, n in counts.items())]) + "."
   )
-  return lines, not alone and not changed
+  return lines, not unshared and not changed
 
 
 def _alone(title: str, source: Leaves, names: list[str], depth: int) -> list[str]:

@@ -273,7 +273,7 @@ def _sharding(metadata: Any) -> str:
   return f"P({','.join(texts)})"
 
 
-# ---- PyTorch weights, and our own trees as safetensors
+# ---- PyTorch weights, and parameter trees as safetensors
 
 
 def _open_file(path: pathlib.Path) -> Leaves:
@@ -282,7 +282,7 @@ def _open_file(path: pathlib.Path) -> Leaves:
   facts = {}
   if file.wrapper:
     facts["tensors under"] = file.wrapper
-  for title, values in (("not run", file.placeholders), ("beside them", file.ignored)):
+  for title, values in (("not run", file.placeholders), ("ignored", file.ignored)):
     if values:
       facts[title] = ", ".join(f"{name} ({value})" for name, value in values.items())
   kind = "PyTorch weights"
