@@ -53,7 +53,7 @@ def _write(folder: str, rng: np.random.Generator, vocabulary: Sequence[str]) -> 
       )
 
 
-def _ours(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
+def _this_package(folder: str, vocab_file: str, size: int, workers: int) -> Batches:
   """Returns batches of this package's pipeline."""
   config = retrieval_config.get_config(f"base,data=jsonl,root={folder},res={size}")
   transform = data.make_transform(config, wordpiece.WordPieceTokenizer(vocab_file), train=True)
@@ -142,7 +142,7 @@ def loader(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         rates = [
           [
             _rate(make, folder, vocab_file, size, workers, batches=8 * workers)
-            for make in (_ours, _pytorch)
+            for make in (_this_package, _pytorch)
           ]
           for _ in range(options.repeats)
         ]

@@ -1,4 +1,4 @@
-"""Compares our model with recordings of the official code.
+"""Compares this model with recordings of the official code.
 
     python -m tools.verify_parity RECORDING.npz [...] [--json=FILE]
 

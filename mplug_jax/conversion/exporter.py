@@ -23,7 +23,7 @@ _OFFICIAL_TASKS = {"scst": "caption"}  # our task -> task of the official model 
 
 
 class _Plan(NamedTuple):
-  """How one tensor is exported.
+  """Export of one tensor.
 
   Attributes:
     action: as in the manifest.
@@ -39,7 +39,7 @@ class _Plan(NamedTuple):
 
 
 class _Exported:
-  """One of our checkpoints as PyTorch tensors, which are made on demand."""
+  """A checkpoint of this package as PyTorch tensors, which are made on demand."""
 
   def __init__(
     self,

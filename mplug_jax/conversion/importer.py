@@ -1,4 +1,4 @@
-"""Converts PyTorch checkpoints to ours, with a manifest of what became of each tensor.
+"""Converts PyTorch checkpoints, with a manifest of the destination of each tensor.
 
 A manifest has a row for each PyTorch tensor. Its "action" is "map" (a parameter), "queue" (stored
 next to the parameters), "dead" (never run), "tied" (the same as another), "constant" (follows from
@@ -62,7 +62,7 @@ def _leaves(
   geometry: Geometry,
   dtype: Any,
 ) -> dict[str, write.Tensor]:
-  """Returns {path of ours: Tensor}, each made only when it is written.
+  """Returns {path of a leaf: Tensor}, each made only when it is written.
 
   Args:
     source: the file.
@@ -237,7 +237,7 @@ def _convert_trees(
 
 
 def _unmapped(source: _Source, rows: list[dict[str, Any]]) -> dict[str, write.Tensor]:
-  """Returns {name: Tensor} of the queues and the tensors that never run, as in the source."""
+  """Returns {name: Tensor} of the queues and the unused tensors, as in the source."""
   return {
     row["name"]: write.Tensor(
       row["name"],

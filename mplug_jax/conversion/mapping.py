@@ -1,4 +1,4 @@
-"""Parameter-name mapping between PyTorch checkpoints and our parameters, in both directions.
+"""Parameter-name mapping between PyTorch checkpoints and parameters, in both directions.
 
 The rows come from the tables of the formats. Every key must match exactly one row and every leaf
 must be written exactly once; otherwise an error lists the remaining names. A format that lacks
@@ -337,7 +337,7 @@ def untied(name: str, other: str) -> str:
 def tensor_to_torch(
   entry: Entry, leaf: Callable[[str], np.ndarray], shape: tuple[int, ...]
 ) -> np.ndarray:
-  """Converts our leaves to one PyTorch tensor.
+  """Converts leaves to one PyTorch tensor.
 
   Args:
     entry: mapping of the tensor, with action "map".

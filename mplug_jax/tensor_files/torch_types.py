@@ -171,7 +171,7 @@ def describe(value: Any) -> str:
 
 
 def name_of(key: Any) -> str:
-  """Returns a dictionary's key as text, or only its type if it is no string."""
+  """Returns a dictionary's key as text, or only its type if it is not a string."""
   return key if isinstance(key, str) else f"<{type_name(key)}>"
 
 

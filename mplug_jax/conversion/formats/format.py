@@ -1,4 +1,4 @@
-r"""The description of one foreign checkpoint format, and the kinds of its table rows.
+r"""Description of one foreign checkpoint format, and the kinds of its table rows.
 
 A row is (regex on the whole table name of a tensor, target, kind). For kinds of KINDS the target is
 a path of ours: `\1` is the regex's group, `[\1]` an index on a leading depth axis, `<\1>` a fusion
@@ -20,7 +20,7 @@ Rows = tuple[tuple[str, Any, str], ...]
 
 
 class Placement(NamedTuple):
-  """How the layers and parts of one file map to a model.
+  """Mapping of the layers and parts of one file to a model.
 
   Attributes:
     first_fusion_layer: the source's index of the model's first fusion layer.
@@ -73,8 +73,8 @@ class Format(NamedTuple):
   vision_position_ids: str = ""
 
 
-# {kind: {rest of the PyTorch key: (rests of our leaves, forward, inverse)}}:
-# forward takes the PyTorch array and returns our arrays, inverse takes those and the PyTorch shape.
+# {kind: {rest of the PyTorch key: (rests of the leaves, forward, inverse)}}:
+# forward takes the PyTorch array and returns the arrays of the leaves, inverse takes those and the PyTorch shape.
 _ONE = (lambda x: (x,), lambda parts, shape: parts[0])
 _TRANSPOSED = (lambda x: (x.T,), lambda parts, shape: parts[0].T)
 _QKV = ("/query/", "/key/", "/value/")
