@@ -73,8 +73,8 @@ class Format(NamedTuple):
   vision_position_ids: str = ""
 
 
-# {kind: {rest of the PyTorch key: (rests of the leaves, forward, inverse)}}:
-# forward takes the PyTorch array and returns the arrays of the leaves, inverse takes those and the PyTorch shape.
+# {kind: {rest of the PyTorch key: (rests of the leaves, forward, inverse)}}: forward takes the
+# PyTorch array and returns the arrays of the leaves, inverse takes those and the PyTorch shape.
 _ONE = (lambda x: (x,), lambda parts, shape: parts[0])
 _TRANSPOSED = (lambda x: (x.T,), lambda parts, shape: parts[0].T)
 _QKV = ("/query/", "/key/", "/value/")
