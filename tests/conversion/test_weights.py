@@ -108,7 +108,7 @@ def test_the_result_is_read_as_parameters(tmp_path):
         tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"}
       )
   with pytest.raises(
-    ValueError, match="official.pth holds PyTorch weights; make a checkpoint of it"
+    ValueError, match="official.pth holds PyTorch weights; convert it"
   ):
     reading.load_params(tmp_path / "official.pth", abstract)
   assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
