@@ -107,9 +107,7 @@ def test_the_result_is_read_as_parameters(tmp_path):
       reading.load_params(
         tmp_path / path, {name: x for name, x in abstract.items() if name != "text_encoder"}
       )
-  with pytest.raises(
-    ValueError, match="official.pth holds PyTorch weights; convert it"
-  ):
+  with pytest.raises(ValueError, match="official.pth holds PyTorch weights; convert it"):
     reading.load_params(tmp_path / "official.pth", abstract)
   assert json.loads((tmp_path / "ours" / "model.json").read_text()) == g
   assert infer_geometry({name: x.shape for name, x in tensors.items()}, **GIVEN) == g
