@@ -1,4 +1,4 @@
-"""The train loop on a tiny VQA run: stopping and resuming, what is refused, the guard, averages, evaluation, exit codes."""
+"""The train loop on a tiny VQA run: stop, resume, errors, guard, averages, evaluation."""
 
 import contextlib
 import io
@@ -41,10 +41,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation(tmp_path_factory):
-  """A compilation cache that all runs of this file share, subprocesses included.
-
-  Gone afterwards.
-  """
+  """A compilation cache that all runs of this file share, subprocesses included."""
   folder = tmp_path_factory.mktemp("compiled")
   before = jax.config.jax_compilation_cache_dir
   yield str(folder)
@@ -54,7 +51,10 @@ def compilation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(compilation):
-  """Function (changes) -> the config of these tests: dropout, averages, flips and RandAugment on, an evaluation half way."""
+  """Function (changes) -> the config of these tests.
+
+  Dropout, averages, flips and RandAugment are on, and an evaluation runs half way.
+  """
 
   def make(**changes):
     c = tiny_run.config()
@@ -73,7 +73,7 @@ _EVALUATED = []  # the parameters that predict functions were called with
 
 @pytest.fixture(autouse=True, scope="module")
 def one_device():
-  """Runs use one of the eight devices, and runs of one configuration share their traced functions."""
+  """Runs use one of the eight devices, and runs of equal configuration share traced functions."""
   original = loop.build
 
   def build(config, tokenizer, *steps):
@@ -151,7 +151,8 @@ def assert_same_run(config, ours, reference):
   assert state.keys() == expected.keys()
   assert extra == expected_extra
   for name, x in expected.items():
-    assert state[name].dtype == x.dtype and state[name].tobytes() == x.tobytes(), name
+    assert state[name].dtype == x.dtype, name
+    assert state[name].tobytes() == x.tobytes(), name
   assert tiny_run.lines(ours) == tiny_run.lines(reference)
   for name in ("predictions.json", "result.json"):
     assert (ours / name).read_bytes() == (reference / name).read_bytes()
@@ -179,7 +180,7 @@ def stopped(settings, tmp_path_factory):
 
 @pytest.fixture
 def copy(stopped, tmp_path):
-  """A copy of the stopped run, to go on with."""
+  """A copy of the stopped run, to resume."""
   return shutil.copytree(stopped[0], tmp_path / "run")
 
 
@@ -238,9 +239,8 @@ def test_a_run_starts_from_another(settings, unbroken, tmp_path):
   assert f"text_decoder: 36 parameters from {unbroken[0]}" in out
   assert set(json.loads((tmp_path / "init.json").read_text()).values()) == {str(unbroken[0])}
   first, last = (tiny_run.lines(unbroken[0])[i]["train/loss"] for i in (0, -2))
-  assert abs(tiny_run.lines(tmp_path)[0]["train/loss"] - last) < 0.3 * abs(
-    first - last
-  )  # it goes on where the other ended
+  # It starts where the other ended.
+  assert abs(tiny_run.lines(tmp_path)[0]["train/loss"] - last) < 0.3 * abs(first - last)
 
 
 def test_ctrl_c_before_the_first_update(settings, unbroken, tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
   } == before
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
 def test_resuming_another_run_is_refused(name, value, settings, copy):
   before = (copy / "config.json").read_bytes()
   dotted = name.replace("__", ".")
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match="holds a run of another configuration") as error:
     run(settings(**{name: value}), copy)
   message = str(error.value)
   assert message.startswith(f"{copy} holds a run of another configuration")
@@ -387,7 +387,9 @@ def test_a_config_that_cannot_train_is_refused_in_one_sentence(
 def test_a_gradient_that_is_not_finite_stops_the_run(
   settings, stopped, unbroken, tmp_path, monkeypatch
 ):
-  """The message names step and leaf, the state saved is that of the step before, and a repaired run goes on from there."""
+  """The message names step and leaf, the state before the step is saved, and a repaired run resumes
+  from it.
+  """
   with monkeypatch.context() as patch:
     poison(patch, 4)
     with pytest.raises(health.StopTraining) as error:
@@ -435,7 +437,7 @@ def test_the_averaged_weights_are_evaluated(settings, copy):
 
 
 def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path):
-  """The logged loss of update 3 is computed again from the checkpoint of step 2: alpha from step 1 on is 0.4."""
+  """The logged loss of update 3 is recomputed from checkpoint 2; alpha is 0.4 from step 1 on."""
   c = settings(
     task__distill__alpha=0.4,
     ema__use="both",
@@ -500,7 +502,7 @@ def _main(monkeypatch, config, workdir, mode="train", checkpoint=""):
 def test_evaluating_a_finished_run_repeats_its_result(
   settings, unbroken, tmp_path, monkeypatch, capsys
 ):
-  """Of a folder of its own; a schedule of any length does not matter there."""
+  """In a separate folder; the length of the schedule does not matter there."""
   c = settings(optim__schedule__warmup_steps=200, total_steps=1000)
   assert _main(monkeypatch, c, tmp_path, mode="evaluate", checkpoint=unbroken[0]) == 0
   assert capsys.readouterr().out.splitlines()[-1] == unbroken[1].splitlines()[-1]
@@ -524,10 +526,10 @@ def test_evaluation_says_what_does_not_fit(settings, unbroken, tmp_path, monkeyp
   assert "does not fit this configuration" in line
 
 
-def test_the_program_stops_on_sigterm_and_goes_on_as_if_nothing_had_happened(
+def test_a_process_stopped_by_sigterm_is_resumed_bit_for_bit(
   settings, compilation, unbroken, tmp_path
 ):
-  """A process of its own, told to stop from outside, resumed by this one: the unbroken run, bit for bit."""
+  """A separate process gets SIGTERM and this one resumes its run: equal to the unbroken run."""
   process = tiny_run.start(
     tmp_path, SETTINGS | {"compilation_cache": compilation}, use=1, sleep=0.5
   )

@@ -216,7 +216,7 @@ def test_another_configuration_is_refused_without_fallback(tmp_path):
   other = state.replace(
     params=state.params | {"text_decoder": {"kernel": jnp.zeros((4, 8)), "scale": jnp.zeros(3)}}
   )
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match="does not fit") as error:
     manager.restore(_shard(other, _mesh(1, 1)))
   manager.close()
   text = str(error.value)
@@ -255,7 +255,7 @@ def test_load_params_reports_what_does_not_fit(tmp_path):
   abstract["visual_encoder"]["kernel"] = _shard(jnp.zeros((8, 8)), mesh)
   abstract["itm_head"] = _shard({"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}, mesh)
   del abstract["text_decoder"]
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match="missing in the checkpoint") as error:
     reading.load_params(tmp_path, abstract)
   text = str(error.value)
   assert "2 missing in the checkpoint: params/itm_head/bias, params/itm_head/kernel" in text

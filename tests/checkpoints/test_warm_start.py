@@ -1,4 +1,4 @@
-"""A run that starts from other weights: what is taken, what is resized, what must be declared."""
+"""Starting a run from other weights: loading, resizing, and declaration of the rest."""
 
 import jax
 import numpy as np
@@ -13,7 +13,10 @@ from tests.support import tiny_run
 
 
 def made(folder, seed=0, **changes):
-  """(config, TrainState with random numbers, averages 1 above the parameters) of the tiny VQA run with `changes`."""
+  """(config, TrainState) of the tiny VQA run with `changes`.
+
+  Parameters are random numbers; averages are 1 above them.
+  """
   c = tiny_run.config(tokenizer__vocab_size=64, **changes)
   abstract = loop.build(c, tiny_run.tokenizer(folder, c)).abstract
   rng = np.random.default_rng(seed)
@@ -127,10 +130,8 @@ def test_what_does_not_fit_is_named(run, fresh, tmp_path):
   folder, params = run
   c, state = fresh
   more = part("", params | {"itm_head/kernel": np.zeros((2, 2), np.float32)}, tmp_path / "more")
-  with pytest.raises(
-    ValueError,
-    match=r"1 parameters of the checkpoints have no place \(itm_head/kernel\); .*config.init.unused",
-  ):
+  message = r"1 parameters of the checkpoints have no place \(itm_head/kernel\); "
+  with pytest.raises(ValueError, match=message + ".*config.init.unused"):
     warm_start.init_from(state, options(c, more))
   warm_start.init_from(state, options(c, more, unused=("itm_head/.*",)))
   wide = part("", params | {"text_decoder/head/bias": np.zeros(7, np.float32)}, tmp_path / "wide")

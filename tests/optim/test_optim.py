@@ -30,10 +30,7 @@ def _tree(paths):
 
 
 def _flat(tree):
-  return {
-    rules.path_name(p): np.asarray(x, np.float64)
-    for p, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {rules.path_name(p): np.asarray(x, np.float64) for p, x in jax.tree.leaves_with_path(tree)}
 
 
 def _params(seed=0):

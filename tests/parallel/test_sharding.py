@@ -1,4 +1,4 @@
-"""Where arrays live on the mesh: every parameter of every preset has a rule, and state beside the parameters follows them."""
+"""Sharding rules: every parameter of every preset has one; other state follows the parameters."""
 
 import logging
 import types
@@ -72,10 +72,13 @@ def test_every_parameter_and_moment_of_the_presets_is_sharded(size, caplog):
 
 
 def test_depth_is_never_sharded_and_the_pairs_of_a_block_agree():
-  """Column-parallel then row-parallel: what one product splits over "tensor", the next one sums over."""
+  """Column-parallel, then row-parallel: one product splits over "tensor", the next sums over it."""
   state = _abstract("base", (1, 4, 2))
   blocks = state.params["visual_encoder"]["blocks"]
-  spec = lambda x: tuple(x.sharding.spec)  # noqa: E731
+
+  def spec(x):
+    return tuple(x.sharding.spec)
+
   assert spec(blocks["mlp"]["up"]["kernel"]) == (None, "fsdp", "tensor")
   assert spec(blocks["mlp"]["down"]["kernel"]) == (None, "tensor", "fsdp")
   for name in ("query", "key", "value"):

@@ -1,4 +1,4 @@
-"""tools/verify_parity.py and what it stands on: every kind of disagreement is found, named, and does not hide the rest."""
+"""tools/verify_parity.py: every kind of disagreement is found and named, and hides no other."""
 
 import json
 
@@ -140,7 +140,9 @@ def test_unusable_files(arrays, tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == len(cases)
   for line, (path, sentence) in zip(lines, cases.items()):
-    assert line.startswith(path) and sentence in line and line.endswith("."), line
+    assert line.startswith(path), line
+    assert sentence in line, line
+    assert line.endswith("."), line
 
 
 def test_rows_that_cannot_be_written(tmp_path, capsys):

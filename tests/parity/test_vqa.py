@@ -1,4 +1,4 @@
-"""VQA against recordings of the official code: encoders to gradients, distillation, beams, ranking, optimizer updates."""
+"""VQA against recordings of the official code: gradients, distillation, beams, ranking, updates."""
 
 from tests.support import parity
 

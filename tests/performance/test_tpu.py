@@ -1,4 +1,4 @@
-"""Compilation for TPUs that are not there: what a program's text tells, slices, plans, and one real compilation."""
+"""Compilation for TPUs that are not attached: program texts, slices, plans, a real compilation."""
 
 import importlib
 import json
@@ -16,61 +16,21 @@ from jax.sharding import PartitionSpec as P
 from mplug_jax.flops import hardware
 from mplug_jax.performance.tpu import compile as compiler
 from mplug_jax.performance.tpu import hlo, plan, report, topology
-from tests.support import tiny_run
+from tests.support import paths, tiny_run
+
+
+def _hlo(name):
+  return (paths.FIXTURES / "hlo" / f"{name}.txt").read_text()
+
 
 # Products of two batches of matrices as a TPU computes them: batch dimensions are spatial ones, in
 # which every output meets one input.
-CONVOLUTIONS = (
-  """HloModule m
-ENTRY %main.1 (a.1: bf16[16,12,80,64], b.1: bf16[16,12,577,64], c.1: bf16[16,576,768], d.1: f32[768,3072,1]) -> f32[16,12,80,577] {
-  %a.1 = bf16[16,12,80,64]{3,2,1,0:T(8,128)(2,1)} parameter(0)
-  %b.1 = bf16[16,12,577,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
-  %scores.1 = f32[16,12,80,577]{3,2,1,0:T(8,128)} convolution(%a.1, %b.1), """
-  + ("window={size=16x12 stride=15x11 lhs_dilate=16x12}, dim_labels=01bf_01oi->01bf")
-  + """
-  ROOT %copy.1 = f32[16,12,80,577]{3,2,1,0:T(8,128)} copy(%scores.1)
-}
-"""
-)
-
-
-# A turn of a loop as a TPU has it: the slice of stacked weights and its conversion are a fusion
-# inside the product's; the second result is written into a stack. Layout S(1): the chip's own
+CONVOLUTIONS = _hlo("convolutions")
+# An iteration of a loop on a TPU: the slice of stacked weights and its conversion are a fusion
+# inside that of the product; the second result is written into a stack. Layout S(1) is on-chip
 # memory.
-NESTED = """HloModule m
-%slice.1 (p.0: f32[24,64,128], p.1: s32[]) -> bf16[64,128] {
-  %p.0 = f32[24,64,128]{2,1,0} parameter(0)
-  %p.1 = s32[] parameter(1)
-  %zero.1 = s32[] constant(0)
-  %cut.1 = f32[1,64,128]{2,1,0} dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}
-  %convert.1 = bf16[1,64,128]{2,1,0} convert(%cut.1)
-  ROOT %bitcast.1 = bf16[64,128]{1,0} bitcast(%convert.1)
-}
-%cast.1 (p.2: bf16[32,64]) -> bf16[32,64] {
-  %p.2 = bf16[32,64]{1,0} parameter(0)
-  ROOT %bitcast.2 = bf16[32,64]{1,0} bitcast(%p.2)
-}
-%product.1 (p.3: bf16[32,64], p.4: f32[24,64,128], p.5: s32[], p.6: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
-  %p.3 = bf16[32,64]{1,0} parameter(0)
-  %p.4 = f32[24,64,128]{2,1,0} parameter(1)
-  %p.5 = s32[] parameter(2)
-  %p.6 = bf16[24,32,128]{2,1,0} parameter(3)
-  %zero.2 = s32[] constant(0)
-  %left.1 = bf16[32,64]{1,0} fusion(%p.3), kind=kLoop, calls=%cast.1
-  %right.1 = bf16[64,128]{1,0} fusion(%p.4, %p.5), kind=kLoop, calls=%slice.1
-  %convolution.1 = bf16[32,128]{1,0} convolution(%left.1, %right.1), dim_labels=bf_io->bf
-  %bitcast.3 = bf16[1,32,128]{2,1,0} bitcast(%convolution.1)
-  %update.1 = bf16[24,32,128]{2,1,0} dynamic-update-slice(%p.6, %bitcast.3, %p.5, %zero.2, %zero.2)
-  ROOT %both.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) tuple(%convolution.1, %update.1)
-}
-ENTRY %main.1 (a.1: bf16[32,64], b.1: f32[24,64,128], c.1: s32[], d.1: bf16[24,32,128]) -> (bf16[32,128], bf16[24,32,128]) {
-  %a.1 = bf16[32,64]{1,0} parameter(0)
-  %b.1 = f32[24,64,128]{2,1,0} parameter(1)
-  %c.1 = s32[]{S(6)} parameter(2)
-  %d.1 = bf16[24,32,128]{2,1,0} parameter(3)
-  ROOT %out.1 = (bf16[32,128]{1,0}, bf16[24,32,128]{2,1,0}) fusion(%a.1, %b.1, %c.1, %d.1), kind=kOutput, calls=%product.1
-}
-"""
+NESTED = _hlo("nested")
+ASYNCHRONOUS = _hlo("asynchronous")
 
 
 def test_of_a_stack_a_turn_reads_and_writes_a_slice():
@@ -90,7 +50,9 @@ def test_of_a_stack_a_turn_reads_and_writes_a_slice():
 
 
 def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
-  """Against what the program was made of: 5 turns of a product whose inner dimension is split over 8 devices, and one more."""
+  """The program has 5 iterations of a product whose inner dimension is split over 8 devices, and
+  one more product.
+  """
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("x",))
 
   @jax.jit
@@ -124,18 +86,6 @@ def test_products_that_a_tpu_writes_as_convolutions():
   )  # the second operand is in the chip's own memory
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.cost("HloModule m\n")
-
-
-ASYNCHRONOUS = """
-ENTRY %main (p.0: bf16[768,768]) -> bf16[192,768] {
-  %p.0 = bf16[768,768]{1,0:T(8,128)(2,1)} parameter(0)
-  %s.1 = ((bf16[768,768]{1,0:T(8,128)}), bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p.0), slice={[0:192], [0:768]}
-  %d.1 = bf16[192,768]{1,0:T(8,128)(2,1)S(1)} slice-done(%s.1)
-  %c.1 = (bf16[192,768]{1,0}, bf16[192,768]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%d.1)
-  %e.1 = bf16[192,768]{1,0} copy-done(%c.1)
-  ROOT %k.1 = bf16[192,768]{1,0:S(1)} custom-call(%e.1), custom_call_target="k", backend_config={"cost_estimate":{"flops":"12345"}}
-}
-"""
 
 
 def test_what_is_fetched_ahead_is_read_once_and_a_kernel_says_what_it_computes():
@@ -263,7 +213,7 @@ def found(seconds=1.0):
 
 
 def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
-  """The compiler is played: 16 GiB are needed until everything is recomputed and parameters are split."""
+  """With a fake compiler: 16 GiB are needed until all is recomputed and parameters are split."""
   asked = []
 
   def compile_for(c, place, name, effort):

@@ -1,4 +1,4 @@
-"""The process keeps the memory that XLA's executions free, and so pays for its pages once."""
+"""The process keeps the memory that XLA's executions free, so that its pages are mapped once."""
 
 import os
 import platform
@@ -13,7 +13,8 @@ import jax, jax.numpy as jnp
 from mplug_jax.runtime import process as host
 if sys.argv[1] == "prepared":
   host.prepare()
-f = jax.jit(lambda x: jnp.cumsum(x[:, None] * jnp.ones(16), axis=0).max())  # a temporary array of 64 MiB
+# A temporary array of 64 MiB.
+f = jax.jit(lambda x: jnp.cumsum(x[:, None] * jnp.ones(16), axis=0).max())
 x = jnp.arange(1 << 20, dtype=jnp.float32)
 f(x).block_until_ready()
 host.release_freed_memory()
@@ -37,6 +38,5 @@ def _page_faults(how):
   platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so readily"
 )
 def test_executions_do_not_pay_for_their_pages_again():
-  assert _page_faults("prepared") < 0.5 * _page_faults(
-    "plain"
-  )  # jax 0.10: a thousandth, 0.12: a third
+  # A thousandth with jax 0.10, a third with 0.12.
+  assert _page_faults("prepared") < 0.5 * _page_faults("plain")

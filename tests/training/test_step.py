@@ -34,7 +34,10 @@ def tokenizer(tmp_path_factory):
 
 
 class Meshes:
-  """The tiny VQA task with dropout on any mesh: the same state and batch, and a compiled gradient function for each."""
+  """The tiny VQA task with dropout on any mesh, with equal state and batch.
+
+  Each mesh has a compiled gradient function.
+  """
 
   def __init__(self, tokenizer):
     # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
@@ -86,7 +89,7 @@ def _kernel(params):
 
 
 def test_the_reference_is_worth_comparing_with(meshes, one_device):
-  """Dropout acts, and no gradient but those that are zero by construction is near the floor of the comparison."""
+  """Dropout acts, and only gradients that are zero by construction are below the tolerance."""
   gradients, loss, metrics = one_device
   later = meshes.gradients(
     (1, 1, 1), meshes.place((1, 1, 1), meshes.state.replace(step=jnp.int32(1)))
@@ -277,7 +280,7 @@ def _by_hand(batch, parts):
 
 @pytest.mark.parametrize("accumulate", ["global", "mean_of_means"])
 def test_division_of_accumulated_losses(accumulate):
-  """The third part has no weight at all: it adds nothing, but counts as a part where means are averaged."""
+  """The third part has no weight: it adds nothing, but counts as a part if means are averaged."""
   batch = _regression_batch()
   state = _regression_state(optax.sgd(0.1))
   whole = [slice(None)]
@@ -405,8 +408,8 @@ def test_the_bad_leaf_is_named_as_the_parameters_are():
 # ---- learning
 
 
-def test_eight_images_are_learnt_by_heart(tokenizer):
-  """Without dropout the loss goes to zero, and generation then gives the trained answers, which depend on the images."""
+def test_eight_images_are_memorized(tokenizer):
+  """Without dropout the loss goes to zero, and generation gives each image's trained answers."""
   c = tiny_run.config(
     model__dropout_rate=0.0,
     model__attention_dropout_rate=0.0,
