@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from mplug_jax.checkpoints import damage, orbax_logging
 from mplug_jax.checkpoints.errors import CheckpointError, reason
 from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, tree_shapes
+from mplug_jax.runtime import files
 
 DIRECTORY = "checkpoints"
 
@@ -55,7 +55,7 @@ class Manager:
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
     orbax_logging.quiet()
-    self._directory = epath.Path(workdir).absolute() / DIRECTORY
+    self._directory = files.absolute(workdir) / DIRECTORY
     self._metric = best_metric
     self._pending: int | None = None
     self._remove_leftovers()

@@ -16,6 +16,7 @@ from mplug_jax.checkpoints.errors import CheckpointError, reason
 from mplug_jax.checkpoints.manager import DIRECTORY
 from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, tree_shapes
 from mplug_jax.parallel.rules import path_name
+from mplug_jax.runtime import files
 from mplug_jax.tensor_files import open, tensor_file
 
 _Path = str | os.PathLike[str]
@@ -23,7 +24,7 @@ _Path = str | os.PathLike[str]
 
 def _state_dir(path: _Path, step: int | None) -> epath.Path:
   """Returns the folder of arrays in a run, checkpoint or bare Orbax directory."""
-  path = epath.Path(path).absolute()
+  path = epath.Path(files.absolute(path))
   if not path.exists():
     raise FileNotFoundError(f"No such checkpoint or run directory: {path}.")
   for parent in (p for p in (path / DIRECTORY, path) if p.exists()):
@@ -66,7 +67,7 @@ def array_shapes(path: _Path, step: int | None = None) -> dict[str, tuple[int, .
   Raises:
     FileNotFoundError, ValueError, CheckpointError: see `load_params`.
   """
-  if os.path.isfile(path):
+  if files.open_path(path).is_file():
     with open_file(path) as file:
       return {name: file.shape(name) for name in file}
   orbax_logging.quiet()
@@ -98,7 +99,7 @@ def load_params(
       is no converted checkpoint.
     CheckpointError: the checkpoint cannot be read.
   """
-  if os.path.isfile(path):
+  if files.open_path(path).is_file():
     return _load_params_of_file(path, abstract_params, which)
   orbax_logging.quiet()
   state_dir = _state_dir(path, step)
@@ -160,7 +161,7 @@ def load_arrays(path: _Path, which: str, step: int | None = None) -> dict[str, n
   Raises:
     FileNotFoundError, ValueError, CheckpointError: see `load_params`.
   """
-  if os.path.isfile(path):
+  if files.open_path(path).is_file():
     with open_file(path) as file:
       return {
         name.removeprefix(which + "/"): file[name] for name in file if name.startswith(which + "/")

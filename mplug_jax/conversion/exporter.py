@@ -16,7 +16,7 @@ from mplug_jax.conversion import mapping, official_inventory, storage
 from mplug_jax.conversion.formats.format import Geometry, Shapes
 from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.conversion.manifest import manifest_beside
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, files
 from mplug_jax.tensor_files import write
 
 _OFFICIAL_TASKS = {"scst": "caption"}  # our task -> task of the official model with its tensors
@@ -53,7 +53,7 @@ class _Exported:
     self._shapes = reading.array_shapes(path)
     if not any(name.startswith("params/") for name in self._shapes):
       raise ValueError(f"{path} holds no parameters.")
-    self.geometry, rows, run_task = _describe_checkpoint(pathlib.Path(path), self._shapes)
+    self.geometry, rows, run_task = _describe_checkpoint(files.open_path(path), self._shapes)
     self.task = task or _OFFICIAL_TASKS.get(run_task, run_task)
     self.tensors = self._tensors([] if task else rows)
     self._converters = {
@@ -146,7 +146,7 @@ def _momentum_name(name: str) -> str:
 
 
 def _describe_checkpoint(
-  path: pathlib.Path, shapes: Shapes
+  path: files.AnyPath, shapes: Shapes
 ) -> tuple[Geometry, list[dict[str, Any]], str]:
   """Returns fields of MPlug, manifest rows ([] for a run) and the task ("" if converted)."""
   if description := storage.read_description(path):
@@ -193,6 +193,7 @@ def export_torch(
     FileNotFoundError: there is no such checkpoint.
     OSError: the file could not be written; nothing of it remains.
   """
+  files.require_local(dest, "a PyTorch file")
   if os.path.exists(dest) and os.path.samefile(path, dest):
     raise ValueError(f"{dest} is the checkpoint itself; choose another destination.")
   rows = []

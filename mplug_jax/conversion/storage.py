@@ -27,7 +27,7 @@ from flax import traverse_util
 from mplug_jax.checkpoints import errors as errors_lib
 from mplug_jax.checkpoints import orbax_logging, reading
 from mplug_jax.conversion.formats.format import Geometry
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, files
 from mplug_jax.tensor_files import open
 from mplug_jax.tensor_files import write as torch_write
 
@@ -177,6 +177,7 @@ def save(
     OSError: it could not be written; nothing of it remains.
     ValueError: a leaf could not be made; nothing of the checkpoint remains.
   """
+  files.require_local(dest, "a converted checkpoint")
   dest = pathlib.Path(dest)
   orbax_logging.quiet()
   try:
@@ -207,12 +208,12 @@ def read_description(path: str | os.PathLike) -> tuple[Geometry, dict[str, Any]]
   Raises:
     ValueError: `path` is any other file, or one of the texts is not a JSON object.
   """
-  path = pathlib.Path(path)
-  if path.is_file():
+  checkpoint = files.open_path(path)
+  if checkpoint.is_file():
     with reading.open_file(path) as file:
       texts = file.metadata.get("geometry", ""), file.metadata.get("manifest", "")
-  elif (path / "model.json").exists():
-    texts = (path / "model.json").read_text(), (path / "manifest.json").read_text()
+  elif (checkpoint / "model.json").exists():
+    texts = (checkpoint / "model.json").read_text(), (checkpoint / "manifest.json").read_text()
   else:
     return None
   try:
@@ -230,8 +231,8 @@ def open_dead(
   path: str | os.PathLike,
 ) -> Iterator[dict[str, Callable[[], np.ndarray]]]:
   """Opens the kept tensors that never run, as {PyTorch name: function () -> array}."""
-  path = pathlib.Path(path)
-  file, prefix = (path, "dead/") if path.is_file() else (path / _DEAD_FILE, "")
+  checkpoint = files.open_path(path)
+  file, prefix = (checkpoint, "dead/") if checkpoint.is_file() else (checkpoint / _DEAD_FILE, "")
   if not file.exists():
     yield {}
     return

@@ -21,6 +21,7 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.models import factory
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.parallel import rules
+from mplug_jax.runtime import files
 
 # Fields of config.model that follow from the weights; the others are how it computes.
 _GEOMETRY = (*GEOMETRY, "pairing", "classes")
@@ -140,15 +141,14 @@ def _geometry(path: str) -> Any:
     FileNotFoundError: there is nothing at the path.
     ValueError: not a checkpoint, or a damaged config.json.
   """
-  if not os.path.exists(path):
+  if not files.open_path(path).exists():
     raise FileNotFoundError(f"No such checkpoint or run folder: {path}.")
-  file = os.path.join(path, "config.json")
-  if os.path.isfile(file):
-    with open(file) as text:
-      try:
-        return config_lib.from_json(text.read())
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); the run folder is damaged.") from error
+  file = files.open_path(os.path.join(path, "config.json"))
+  if file.is_file():
+    try:
+      return config_lib.from_json(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{file} is not JSON ({error}); the run folder is damaged.") from error
   if description := storage.read_description(path):
     return description[0]
   raise ValueError(
@@ -184,7 +184,7 @@ def _tokenizer_of(path: str, tokenizer: Any) -> Any:
   """Returns the run's tokenizer, or the given one. Raises FileNotFoundError, ValueError."""
   folder = os.path.join(path, "tokenizer")
   if tokenizer is None:
-    if not os.path.isdir(folder):
+    if not files.open_path(folder).is_dir():
       raise ValueError(
         f"{path} has no tokenizer; pass the vocabulary that it was trained with, as "
         "tokenizer='vocab.txt'."
@@ -192,7 +192,7 @@ def _tokenizer_of(path: str, tokenizer: Any) -> Any:
     return tokenizer_lib.load(folder)
   if not isinstance(tokenizer, str | os.PathLike):
     return tokenizer
-  if os.path.isdir(tokenizer):
+  if files.open_path(tokenizer).is_dir():
     return tokenizer_lib.load(tokenizer)
   if os.fspath(tokenizer).endswith(".model"):
     return sentencepiece.SentencePieceTokenizer(tokenizer)

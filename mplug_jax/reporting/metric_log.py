@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mplug_jax.runtime import files
 from mplug_jax.runtime.atomic_files import write_atomic
 
 _RESERVED = ("step", "texts", "hparams", "non_finite")
@@ -32,17 +33,17 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
   Raises:
     FileNotFoundError: there is no such file.
   """
-  if not os.path.exists(path):
+  file = files.open_path(path)
+  if not file.exists():
     raise FileNotFoundError(f"{path}: no such metrics file; it is written by a training run.")
   rows = []
-  with open(path, encoding="utf-8", errors="replace") as f:
-    for number, line in enumerate(f, 1):
-      try:
-        row = json.loads(line)
-        row["step"] += 0
-        rows.append(row)
-      except (ValueError, TypeError, KeyError):
-        logging.warning("%s: line %d is not a metrics line, skipped.", path, number)
+  for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    try:
+      row = json.loads(line.decode("utf-8", errors="replace"))
+      row["step"] += 0
+      rows.append(row)
+    except (ValueError, TypeError, KeyError):
+      logging.warning("%s: line %d is not a metrics line, skipped.", path, number)
   return rows
 
 
@@ -75,14 +76,14 @@ class Writer:
     self._step = resume_step or 0
     if not enabled:
       return
-    os.makedirs(workdir, exist_ok=True)
+    files.make_folder(workdir)
     path = os.path.join(workdir, "metrics.jsonl")
-    if os.path.exists(path):
+    if files.open_path(path).exists():
       kept = [
         row for row in read_metrics(path) if resume_step is None or row["step"] <= resume_step
       ]
       write_atomic(path, b"".join(_json_line(row) for row in kept))
-    self._file = open(path, "ab")
+    self._file = files.LineFile(path)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
       logging.warning(
         "TensorBoard is asked for but tensorboardX is not installed: "
@@ -139,7 +140,9 @@ class Writer:
       )
 
   def flush(self) -> None:
-    """Sends TensorBoard's buffered events to disk; metrics.jsonl is flushed line by line."""
+    """Writes everything buffered: TensorBoard's events, and metrics.jsonl in an object store."""
+    if self._file is not None:
+      self._file.flush()
     if self._board is not None:
       self._board.flush()
 
@@ -152,8 +155,8 @@ class Writer:
     self._file = self._board = None
 
   def _write_line(self, row: dict) -> None:
+    assert self._file is not None
     self._file.write(_json_line(row))
-    self._file.flush()
 
 
 def _json_line(row: Mapping) -> bytes:

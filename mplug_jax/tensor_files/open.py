@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+from mplug_jax.runtime import files
 from mplug_jax.tensor_files.safetensors import open_safetensors
 from mplug_jax.tensor_files.tensor_file import TensorFile
 from mplug_jax.tensor_files.torch_archive import LEGACY_MAGIC, open_archive, open_legacy
@@ -42,9 +43,10 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
 
   Raises:
     FileNotFoundError: no such file, or none of the above in the folder.
-    ValueError: not a checkpoint, damaged, or without tensors.
+    ValueError: not a checkpoint, damaged, without tensors, or not on this machine.
     ImportError: a file from before PyTorch 1.6, and PyTorch is not installed.
   """
+  files.require_local(path, "a file of tensors")
   path = os.fspath(path)
   if os.path.isdir(path):
     return _open_folder(path)

@@ -11,7 +11,7 @@ from mplug_jax.checkpoints import manager, reading, warm_start
 from mplug_jax.config import Config
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.data.text import tokenizer_base
-from mplug_jax.runtime import process
+from mplug_jax.runtime import files, process
 from mplug_jax.tasks.base import Params
 from mplug_jax.training.build import Build, build
 from mplug_jax.training.state import TrainState
@@ -88,7 +88,7 @@ def _tokenizer_of(config: Config, workdir: str, path: str) -> tokenizer_base.Tok
 
   Of a converted checkpoint it is the vocabulary in config.tokenizer.path, copied to `workdir`.
   """
-  if os.path.isdir(os.path.join(path, manager.DIRECTORY)):
+  if files.open_path(os.path.join(path, manager.DIRECTORY)).is_dir():
     tokenizer = tokenizer_lib.load(os.path.join(path, "tokenizer"))
     tokenizer_base.check_same(
       tokenizer, reading.load_extra(path)["tokenizer"], f"the checkpoint in {path}"
@@ -120,7 +120,7 @@ def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
     ValueError: the checkpoint is of another model, or lacks parameters or a tokenizer.
   """
   process.prepare(config.compilation_cache)
-  os.makedirs(workdir, exist_ok=True)
+  files.make_folder(workdir)
   tokenizer = _tokenizer_of(config, workdir, path)
   built = build(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves
-from mplug_jax.runtime import atomic_files, process
+from mplug_jax.runtime import atomic_files, files, process
 from mplug_jax.runtime.signals import Interrupt
 from mplug_jax.training.build import Build, Host, build
 from mplug_jax.training.evaluate import Evaluation, report_result
@@ -61,7 +62,7 @@ def train(config: Config, workdir: str) -> int:
   tasks.get(config.task.name)  # Raises before anything is written.
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
-  os.makedirs(workdir, exist_ok=True)
+  files.make_folder(workdir)
   best_metric = evaluators.get(config.task.name).metric
   manager = Manager(workdir, keep=config.checkpoint.keep, best_metric=best_metric)
   open_workdir(config, workdir, resuming=manager.latest_step() is not None)
@@ -70,12 +71,18 @@ def train(config: Config, workdir: str) -> int:
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  with jax.set_mesh(built.mesh), Interrupt() as interrupt, ThreadPoolExecutor(1) as executor:
+  with (
+    jax.set_mesh(built.mesh),
+    Interrupt() as interrupt,
+    ThreadPoolExecutor(1) as executor,
+    ExitStack() as stack,
+  ):
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)
     batches = _batches(config, source, tokenizer, start)
     healthy = jax.device_put(jnp.bool_(True), rules.replicated(built.mesh))
     step_fn = _compiled(workdir, built, state, compilation)
     log = MetricLog(config, workdir, built, total_steps, start, began)
+    stack.callback(log.close)  # Also after an error, for lines that are not in an object store yet.
     guard = HealthGuard(manager, tokenizer, workdir, start)
 
     for step in range(start, total_steps + 1):
@@ -90,6 +97,7 @@ def train(config: Config, workdir: str) -> int:
       if stop or at_end or _due(step, start, config.checkpoint.every):
         guard.check(state)
         with log.timer.paused():
+          log.flush()  # A resumed run repeats only the lines after the checkpoint.
           guard.save(step, state, result)
       if stop or at_end:
         break
@@ -108,7 +116,6 @@ def train(config: Config, workdir: str) -> int:
 
     manager.close()
     batches.close()
-    log.close()
   if not at_end:
     print(f"stopped at step {step}; the same command resumes from there", flush=True)
   elif jax.process_index() == 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from mplug_jax.config import Config
 from mplug_jax.flops import hardware, traced
 from mplug_jax.reporting import metric_log
 from mplug_jax.reporting import progress as progress_lib
+from mplug_jax.runtime import files
 from mplug_jax.training import timing
 from mplug_jax.training.build import Build
 
@@ -44,6 +46,7 @@ class MetricLog:
     self._began = began
     self._primary = jax.process_index() == 0
     self._pending: list[Any] = []
+    self._trace_folder = ""
     self._writer = metric_log.Writer(
       workdir, enabled=self._primary, tensorboard=config.tensorboard, resume_step=start
     )
@@ -97,7 +100,10 @@ class MetricLog:
     """
     first, last = self._config.profile_steps
     if max(self._start, first) == step < last:
-      jax.profiler.start_trace(os.path.join(self._workdir, "profile"))
+      # The profiler writes to this machine's disk only.
+      remote = files.is_remote(self._workdir)
+      self._trace_folder = tempfile.mkdtemp() if remote else os.path.join(self._workdir, "profile")
+      jax.profiler.start_trace(self._trace_folder)
 
   def stepped(self, step: int, metrics: Any, state: Any) -> None:
     """Adds the metrics of a step; writes and prints means when they are due.
@@ -111,6 +117,9 @@ class MetricLog:
     if step + 1 == self._config.profile_steps[1]:
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
+      if files.is_remote(self._workdir):
+        files.copy_folder(self._trace_folder, os.path.join(self._workdir, "profile"))
+        files.remove_folder(self._trace_folder)
     if step == self._start:
       jax.block_until_ready(state)
       if self._primary:
@@ -133,6 +142,10 @@ class MetricLog:
     self._writer.write_scalars(step + 1, values)
     self._progress.mfu = speed.get("mfu")
     self._progress.update(step + 1, means["loss"])
+
+  def flush(self) -> None:
+    """Makes all lines written so far readable by others, also in an object store."""
+    self._writer.flush()
 
   def close(self) -> None:
     """Closes the files and ends the progress line."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from mplug_jax import data
 from mplug_jax.config import Config
 from mplug_jax.data.text import sentencepiece, tokenizer_base, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, files
 
 
 def prepare_tokenizer(
@@ -41,10 +40,11 @@ def prepare_tokenizer(
   starts = [
     path
     for path in config.init.paths
-    if os.path.exists(os.path.join(path, "tokenizer", tokenizer_base.CONFIG_FILE))
+    if files.open_path(os.path.join(path, "tokenizer", tokenizer_base.CONFIG_FILE)).exists()
   ]
-  if jax.process_index() == 0 and not os.path.exists(
-    os.path.join(folder, tokenizer_base.CONFIG_FILE)
+  if (
+    jax.process_index() == 0
+    and not files.open_path(os.path.join(folder, tokenizer_base.CONFIG_FILE)).exists()
   ):
     kind, path = config.tokenizer.kind, config.tokenizer.path
     given = {
@@ -56,7 +56,7 @@ def prepare_tokenizer(
     if path:
       given[kind](path).save(folder)
     elif starts:
-      shutil.copytree(os.path.join(starts[0], "tokenizer"), folder)
+      files.copy_folder(os.path.join(starts[0], "tokenizer"), folder)
     elif kind == "wordpiece":
       raise ValueError("config.tokenizer.path must name the vocab.txt of a wordpiece tokenizer.")
     else:
@@ -93,10 +93,11 @@ def open_workdir(config: Config, workdir: str, resuming: bool) -> None:
   text = config_lib.to_json(config)
   if not resuming:
     if jax.process_index() == 0:
-      shutil.rmtree(os.path.join(workdir, "tokenizer"), ignore_errors=True)
-  elif os.path.exists(path):
-    with open(path) as file:
-      refuse, notice = config_lib.resume_conflicts(json.load(file), json.loads(text))
+      files.remove_folder(os.path.join(workdir, "tokenizer"))
+  elif (earlier := files.open_path(path)).exists():
+    refuse, notice = config_lib.resume_conflicts(
+      json.loads(earlier.read_text(encoding="utf-8")), json.loads(text)
+    )
     if refuse:
       raise ValueError(
         f"{workdir} holds a run of another configuration and cannot be resumed with this one "
@@ -116,11 +117,10 @@ def finished_result(workdir: str, total_steps: int) -> dict[str, Any] | None:
     workdir: run folder.
     total_steps: steps of the whole run.
   """
-  path = os.path.join(workdir, "result.json")
-  if not os.path.exists(path):
+  path = files.open_path(os.path.join(workdir, "result.json"))
+  if not path.exists():
     return None
-  with open(path) as file:
-    result = json.load(file)
+  result = json.loads(path.read_text(encoding="utf-8"))
   return result if result["step"] >= total_steps else None
 
 
@@ -132,7 +132,8 @@ def report_parameters(workdir: str, params: Any) -> None:
     params: parameters of the model.
   """
   counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
-  with open(os.path.join(workdir, "parameters.txt"), "w") as file:
-    file.write(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+  overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+  path = files.open_path(os.path.join(workdir, "parameters.txt"))
+  path.write_text(overview + "\n", encoding="utf-8")
   parts = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in counts.items())
   print(f"parameters: {sum(counts.values()) / 1e6:.2f} million ({parts})", flush=True)

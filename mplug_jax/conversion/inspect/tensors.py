@@ -126,7 +126,7 @@ def open_leaves(path: str | os.PathLike) -> Leaves:
     CheckpointError: the Orbax directory is damaged.
     ValueError: the file is damaged or not a checkpoint.
   """
-  path = pathlib.Path(path).absolute()
+  path = files.absolute(path)
   if not path.is_dir():
     return _open_file(path)
   for parent in (p for p in (path / manager.DIRECTORY, path) if p.exists()):

@@ -6,7 +6,6 @@ special tokens, with or without spaces around them. Ids are looked up by name.
 
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from mplug_jax.data.text.sentencepiece import SentencePieceTokenizer
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE, Tokenizer, check_same
 from mplug_jax.data.text.wordpiece import WordPieceTokenizer
+from mplug_jax.runtime import files
 
 _KINDS = {cls.kind: cls for cls in (WordPieceTokenizer, SentencePieceTokenizer)}
 
@@ -27,7 +27,7 @@ def load(directory) -> Tokenizer:
   """
   path = os.path.join(directory, CONFIG_FILE)
   try:
-    config = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    config = json.loads(files.open_path(path).read_text(encoding="utf-8"))
     cls, path_of_file = _KINDS[config["kind"]], os.path.join(directory, config["file"])
     options, fingerprint = config["options"], config["fingerprint"]
   except FileNotFoundError as error:

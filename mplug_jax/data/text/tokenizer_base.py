@@ -4,10 +4,10 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Protocol
 
+from mplug_jax.runtime import files
 from mplug_jax.runtime.atomic_files import write_atomic, write_json
 
 PAD, UNK, BOS, EOS, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -55,7 +55,7 @@ class FileTokenizer:
     else:
       self._where = os.fspath(source)
       try:
-        self._data = pathlib.Path(source).read_bytes()
+        self._data = files.open_path(source).read_bytes()
       except FileNotFoundError as error:
         raise FileNotFoundError(f"Tokenizer file {self._where} does not exist.") from error
     if not self._data:
@@ -96,7 +96,7 @@ class FileTokenizer:
       "options": self._options,
       "fingerprint": self.fingerprint,
     }
-    os.makedirs(directory, exist_ok=True)
+    files.make_folder(directory)
     write_atomic(os.path.join(directory, self.file_name), self._data)
     write_json(os.path.join(directory, CONFIG_FILE), config)
 

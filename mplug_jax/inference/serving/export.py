@@ -30,7 +30,7 @@ from mplug_jax.data.text import cleaning, tokenizer_base
 from mplug_jax.data.text import wordpiece as wordpiece_lib
 from mplug_jax.inference import methods
 from mplug_jax.inference.engine import Engine
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, files
 from mplug_jax.tasks import base
 from mplug_jax.tensor_files import write
 
@@ -191,6 +191,7 @@ def export(
     ValueError: unknown function or platform, or the checkpoint does not support a function.
     FileExistsError: `dest` exists.
   """
+  files.require_local(dest, "an export")
   dest = pathlib.Path(dest)
   functions = methods.functions()
   _check_names("function", names, functions)

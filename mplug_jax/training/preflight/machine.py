@@ -8,6 +8,7 @@ import shutil
 
 import jax
 
+from mplug_jax.runtime import files
 from mplug_jax.runtime.accelerators import unused_accelerator
 from mplug_jax.training.preflight.findings import Findings
 
@@ -37,14 +38,10 @@ def available_memory() -> int:
 
 def check_machine(findings: Findings, workdir: str) -> None:
   """Reports processor, memory, disk space for `workdir` and software versions."""
-  parent = os.path.abspath(workdir)
-  while not os.path.isdir(parent):
-    parent = os.path.dirname(parent)
   findings.add(
     "machine",
     f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-    f"{available_memory() / 2**30:.1f} GiB of memory available, "
-    f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free for {workdir}",
+    f"{available_memory() / 2**30:.1f} GiB of memory available, {_free_space(workdir)}",
   )
   versions = []
   for name in _PACKAGES:
@@ -56,6 +53,16 @@ def check_machine(findings: Findings, workdir: str) -> None:
     f"Python {platform.python_version()}, {', '.join(versions[:half])}",
     ", ".join(versions[half:]),
   )
+
+
+def _free_space(workdir: str) -> str:
+  """Returns a phrase for the free disk space of a folder that need not exist."""
+  if files.is_remote(workdir):
+    return f"{workdir} is in an object store"
+  parent = os.path.abspath(workdir)
+  while not os.path.isdir(parent):
+    parent = os.path.dirname(parent)
+  return f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free for {workdir}"
 
 
 def check_devices(findings: Findings) -> None:
