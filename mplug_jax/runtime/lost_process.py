@@ -1,64 +1,181 @@
-"""A sentence for the end that a process cannot announce itself.
+"""Names the lost process when one of several processes of a run dies.
 
-When another process of a run is lost, JAX's coordination service aborts this one from a thread of
-C++ (heartbeat timeout), which leaves a stack trace and no word of what to do. A child that does
-nothing but wait says it then.
+JAX ends all processes when one is lost, but its message does not say what to do, and comes only
+after the heartbeat timeout. A thread of each process therefore writes a sign of life to JAX's
+key-value store every few seconds, reads those of the others, and prints which one is missing.
 """
 
 import atexit
 import contextlib
 import os
-import subprocess
+import socket
 import sys
+import threading
+import time
+from typing import Any
 
 import jax
 
-# Ends with its parent. Interrupts of the terminal are for the parent alone. Other children of the
-# parent may keep the pipe open.
-_CHILD = """
-import os, select, signal, sys
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-  signal.signal(number, signal.SIG_IGN)
-while os.getppid() == int(sys.argv[1]):
-  if select.select([0], [], [], 0.5)[0]:
-    if os.read(0, 1):
-      sys.exit()
-    break
-sys.stderr.write(sys.argv[2] + "\\n")
-"""
+_FOLDER = "mplug_jax/alive"
+_NEVER = "mplug_jax/never_written"
+_INTERVAL = 5.0  # Seconds between two signs of life.
+_PATIENCE = 20.0  # Seconds without one; JAX itself waits for 60 (main.py).
+_ENDED = "ended"  # Sign of a process that ends in an orderly way.
+_ADVICE = (
+  "Start all processes again with the same command; the run resumes from its last checkpoint."
+)
 
 
-def prepare(sentence: str) -> None:
-  """Prints a sentence on stderr when this process ends without running Python's exit handlers.
+class Watch:
+  """Signs of life of all processes of a run.
 
-  Args:
-    sentence: text to print.
+  The thread keeps writing while the main thread compiles or waits, so only a process that is
+  stopped or gone gives no sign.
   """
-  child = subprocess.Popen(
-    [sys.executable, "-S", "-c", _CHILD, str(os.getpid()), sentence], stdin=subprocess.PIPE
-  )
 
-  def farewell():
-    with contextlib.suppress(OSError):  # The child may have ended already.
-      child.communicate(b"orderly")
+  def __init__(
+    self,
+    client: Any,
+    index: int,
+    count: int,
+    interval: float = _INTERVAL,
+    patience: float = _PATIENCE,
+  ):
+    """Writes nothing yet.
 
-  atexit.register(farewell)
+    Args:
+      client: JAX's client of the coordination service.
+      index: number of this process.
+      count: number of processes.
+      interval: seconds between two signs of life.
+      patience: seconds without a sign after which a process counts as lost.
+    """
+    self._client = client
+    self._index = index
+    self._count = count
+    self._interval = interval
+    self._patience = patience
+    self._number = 0
+    self._signs: dict[int, tuple[str, float]] = {}  # {process: (last sign, when it came)}
+    self._lost: set[int] = set()
+    self._ends = threading.Event()
+    self._lock = threading.Lock()
+
+  def start(self) -> None:
+    """Starts the thread; the exit of this process in an orderly way ends it."""
+    atexit.register(self.end)
+    threading.Thread(target=self._run, name="lost process", daemon=True).start()
+
+  def end(self) -> None:
+    """Tells the others that this process ends in an orderly way."""
+    self._ends.set()
+    with contextlib.suppress(Exception):  # The coordinator may have ended already.
+      self._write(_ENDED)
+
+  def wait_for_verdict(self) -> None:
+    """Returns once each other process is known to be alive or lost.
+
+    The coordinator waits longer, because the others cannot find out more without it.
+    """
+    began = time.monotonic()
+    limit = began + self._patience + self._interval
+    while time.monotonic() < limit and not all(
+      process in self._lost or sign == _ENDED or came > began
+      for process, (sign, came) in list(self._signs.items())
+    ):
+      time.sleep(self._interval / 10)
+    if self._index == 0:
+      time.sleep(self._interval)
+
+  @property
+  def lost(self) -> list[int]:
+    """Numbers of the processes that give no sign of life."""
+    return sorted(self._lost)
+
+  def _run(self):
+    while not self._ends.is_set():
+      try:
+        self.beat()
+        # Waits, and returns at once if the coordinator is lost.
+        self._client.blocking_key_value_get(_NEVER, int(1000 * self._interval))
+      except Exception as error:  # Its type is private.
+        if "DEADLINE_EXCEEDED" not in str(error):
+          break
+    if not self._ends.is_set() and self._index != 0:
+      self._lost.add(0)
+      _print(f"error: {self._name(0)}, which coordinates the run, was lost. {_ADVICE}")
+
+  def beat(self) -> None:
+    """Writes a sign of life, reads those of the others, and prints what changed."""
+    self._number += 1
+    self._write(f"{self._number} {socket.gethostname()}")
+    now = time.monotonic()
+    for key, sign in self._client.key_value_dir_get(_FOLDER):
+      process = int(key.rpartition("/")[2])
+      if process == self._index:
+        continue
+      before, came = self._signs.get(process, ("", now))
+      if sign != before:
+        self._signs[process] = (sign, now)
+        if process in self._lost:
+          self._lost.remove(process)
+          _print(f"{self._name(process)} answers again.")
+      elif sign != _ENDED and process not in self._lost and now - came > self._patience:
+        self._lost.add(process)
+        _print(
+          f"error: {self._name(process)} has not answered for {now - came:.0f} s and is probably "
+          f"lost. {_ADVICE}"
+        )
+
+  def _write(self, sign):
+    with self._lock:
+      if self._ends.is_set() and sign != _ENDED:
+        return
+      self._client.key_value_set(f"{_FOLDER}/{self._index}", sign, allow_overwrite=True)
+
+  def _name(self, process):
+    host = self._signs.get(process, ("", 0.0))[0].partition(" ")[2]
+    return f"process {process} of {self._count}" + (f" (on {host})" if host else "")
+
+
+def _print(line: str) -> None:
+  """Writes a line to stderr at once; print might wait for a lock of another thread."""
+  os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())
+
+
+_watches: list[Watch] = []
+
+
+def start_watch() -> None:
+  """Makes this process, one of several, print which other process is lost."""
+  if not _watches:
+    from jax._src import distributed  # The client has no public name.
+
+    client = distributed.global_state.client
+    if client is not None:
+      _watches.append(Watch(client, jax.process_index(), jax.process_count()))
+      _watches[0].start()
 
 
 def leave_if_another_is_lost(error: BaseException | None) -> None:
   """Ends this process with status 1 if it is one of several and a collective operation failed.
 
-  Usually another process is gone then. An orderly exit would wait a minute for it, and abort.
+  Usually another process is gone then; `Watch` prints which one. An orderly exit would wait for it
+  for a minute, and abort.
 
   Args:
     error: exception that reached the top of the program.
   """
   cause = None
   while error is not None:
-    cause = (
-      error if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error) else cause
-    )
+    if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+      cause = error
     error = error.__cause__ or error.__context__
-  if cause is not None and jax.process_count() > 1:
-    print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr, flush=True)
-    os._exit(1)  # what `prepare` was given follows
+  if cause is None or jax.process_count() == 1:
+    return
+  print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr, flush=True)
+  for watch in _watches:
+    watch.wait_for_verdict()
+    if not watch.lost:
+      _print(f"error: a computation of all processes failed, though all answer. {_ADVICE}")
+  os._exit(1)

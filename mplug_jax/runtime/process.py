@@ -22,8 +22,8 @@ def _glibc() -> ctypes.CDLL | None:
 def prepare(compilation_cache: str = "") -> None:
   """Sets up garbage collection, the compilation cache, and on CPU memory and dispatch.
 
-  Must be called before the first computation. In a run of several processes it also makes this
-  process print an explanation when another one is lost.
+  Must be called before the first computation. In a run of several processes it also starts a
+  thread that prints which other process is lost.
 
   XLA on CPU allocates the temporary arrays of a program at every execution. By default glibc
   returns such large blocks to the kernel at once, so that every step gets its pages anew, zeroed
@@ -47,11 +47,7 @@ def prepare(compilation_cache: str = "") -> None:
   if compilation_cache and (jax.process_count() == 1 or jax.default_backend() != "cpu"):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
   if jax.process_count() > 1:
-    lost_process.prepare(
-      f"error: process {jax.process_index()} of {jax.process_count()} was ended from outside, or "
-      "because another one was lost: see above. Start all of them again with the same command; the "
-      "run continues from its last checkpoint."
-    )
+    lost_process.start_watch()
 
 
 def tune_process(compilation_cache: str = "~/.cache/mplug_jax") -> None:

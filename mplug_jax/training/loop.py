@@ -71,12 +71,8 @@ def train(config: Config, workdir: str) -> int:
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built)
-  with (
-    jax.set_mesh(built.mesh),
-    Interrupt() as interrupt,
-    ThreadPoolExecutor(1) as executor,
-    ExitStack() as stack,
-  ):
+  with jax.set_mesh(built.mesh), Interrupt() as interrupt, ExitStack() as stack:
+    executor = stack.enter_context(ThreadPoolExecutor(1))
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)
     batches = _batches(config, source, tokenizer, start)
     healthy = jax.device_put(jnp.bool_(True), rules.replicated(built.mesh))
