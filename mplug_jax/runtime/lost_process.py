@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 _FOLDER = "mplug_jax/alive"
-_NEVER = "mplug_jax/never_written"
+_END = "mplug_jax/end"
 _INTERVAL = 5.0  # Seconds between two signs of life.
 _PATIENCE = 20.0  # Seconds without one; JAX itself waits for 60 (main.py).
 _ENDED = "ended"  # Sign of a process that ends in an orderly way.
@@ -36,6 +36,7 @@ class Watch:
   def __init__(
     self,
     client: Any,
+    address: str,
     index: int,
     count: int,
     interval: float = _INTERVAL,
@@ -45,12 +46,14 @@ class Watch:
 
     Args:
       client: JAX's client of the coordination service.
+      address: "host:port" of the coordination service, which process 0 runs.
       index: number of this process.
       count: number of processes.
       interval: seconds between two signs of life.
       patience: seconds without a sign after which a process counts as lost.
     """
     self._client = client
+    self._address = address
     self._index = index
     self._count = count
     self._interval = interval
@@ -60,17 +63,26 @@ class Watch:
     self._lost: set[int] = set()
     self._ends = threading.Event()
     self._lock = threading.Lock()
+    self._thread: threading.Thread | None = None
 
   def start(self) -> None:
-    """Starts the thread; the exit of this process in an orderly way ends it."""
+    """Starts the threads; the exit of this process in an orderly way ends them."""
     atexit.register(self.end)
-    threading.Thread(target=self._run, name="lost process", daemon=True).start()
+    if self._index != 0:
+      threading.Thread(target=self._watch_coordinator, name="coordinator", daemon=True).start()
+    self._thread = threading.Thread(target=self._run, name="lost process", daemon=True)
+    self._thread.start()
 
   def end(self) -> None:
-    """Tells the others that this process ends in an orderly way."""
+    """Tells the others that this process ends in an orderly way, and ends the thread."""
+    if self._ends.is_set():
+      return
     self._ends.set()
     with contextlib.suppress(Exception):  # The coordinator may have ended already.
       self._write(_ENDED)
+      self._client.key_value_set(f"{_END}/{self._index}", "")
+    if self._thread:  # Must not wait inside JAX when the interpreter is torn down.
+      self._thread.join(2 * self._interval)
 
   def wait_for_verdict(self) -> None:
     """Returns once each other process is known to be alive or lost.
@@ -96,12 +108,26 @@ class Watch:
     while not self._ends.is_set():
       try:
         self.beat()
-        # Waits, and returns at once if the coordinator is lost.
-        self._client.blocking_key_value_get(_NEVER, int(1000 * self._interval))
+        # Waits for the interval, or until `end`.
+        self._client.blocking_key_value_get(f"{_END}/{self._index}", int(1000 * self._interval))
       except Exception as error:  # Its type is private.
         if "DEADLINE_EXCEEDED" not in str(error):
-          break
-    if not self._ends.is_set() and self._index != 0:
+          return
+
+  def _watch_coordinator(self):
+    """Waits for the end of a connection to process 0; without it JAX aborts within a second."""
+    host, _, port = self._address.rpartition(":")
+    while not self._ends.is_set():
+      try:
+        connection = socket.create_connection((host.strip("[]"), int(port)), self._patience)
+      except OSError:
+        break
+      with connection, contextlib.suppress(OSError):
+        connection.settimeout(None)
+        while connection.recv(4096):
+          pass
+      # The service itself closes unused connections; then the next one succeeds.
+    if not self._ends.is_set():
       self._lost.add(0)
       _print(f"error: {self._name(0)}, which coordinates the run, was lost. {_ADVICE}")
 
@@ -151,9 +177,11 @@ def start_watch() -> None:
   if not _watches:
     from jax._src import distributed  # The client has no public name.
 
-    client = distributed.global_state.client
-    if client is not None:
-      _watches.append(Watch(client, jax.process_index(), jax.process_count()))
+    state = distributed.global_state
+    if state.client is not None and state.coordinator_address:
+      _watches.append(
+        Watch(state.client, state.coordinator_address, jax.process_index(), jax.process_count())
+      )
       _watches[0].start()
 
 

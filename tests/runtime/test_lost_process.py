@@ -1,6 +1,7 @@
 """Signs of life of the processes of a run, with a key-value store in this process."""
 
 import inspect
+import socket
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from jaxlib import _jax
 from mplug_jax.runtime import lost_process
 
 _INTERVAL = 0.02
-_PATIENCE = 0.2
+_PATIENCE = 0.5
 
 
 class _Client:
@@ -18,7 +19,6 @@ class _Client:
 
   def __init__(self, values):
     self.values = values
-    self.is_connected = True
 
   def key_value_set(self, key, value, allow_overwrite=False):
     assert allow_overwrite or key not in self.values
@@ -29,7 +29,9 @@ class _Client:
 
   def blocking_key_value_get(self, key, timeout_in_ms):
     time.sleep(timeout_in_ms / 1000)
-    raise RuntimeError("DEADLINE_EXCEEDED: no value" if self.is_connected else "UNAVAILABLE")
+    if key in self.values:
+      return self.values[key]
+    raise RuntimeError("DEADLINE_EXCEEDED: no value")
 
 
 @pytest.fixture
@@ -39,9 +41,12 @@ def printed(monkeypatch):
   return lines
 
 
-def _watches(count):
+def _watches(count, address="localhost:0"):
   values = {}
-  return [lost_process.Watch(_Client(values), i, count, _INTERVAL, _PATIENCE) for i in range(count)]
+  return [
+    lost_process.Watch(_Client(values), address, i, count, _INTERVAL, _PATIENCE)
+    for i in range(count)
+  ]
 
 
 def _beat_for(watches, seconds):
@@ -90,11 +95,17 @@ def test_thread_names_the_lost_process_before_the_verdict(printed):
 
 
 def test_lost_coordinator_is_named(printed):
-  watches = _watches(2)
+  service = socket.create_server(("localhost", 0))
+  watches = _watches(2, f"localhost:{service.getsockname()[1]}")
   watches[0].beat()
+  watches[1].beat()
   watches[1].start()
-  time.sleep(2 * _INTERVAL)
-  watches[1]._client.is_connected = False
+  unused = service.accept()[0]
+  unused.close()  # As the service does with connections that send nothing.
+  connection = service.accept()[0]
+  assert printed == []
+  service.close()
+  connection.close()
   for _ in range(100):
     if printed:
       break
@@ -107,6 +118,7 @@ def test_lost_coordinator_is_named(printed):
 def test_private_interface_of_jax():
   """The methods of JAX's client that `_Client` imitates."""
   assert hasattr(distributed.global_state, "client")
+  assert hasattr(distributed.global_state, "coordinator_address")
   for name in ("key_value_set", "key_value_dir_get", "blocking_key_value_get"):
     documented = getattr(_jax.DistributedRuntimeClient, name).__doc__
     for parameter in list(inspect.signature(getattr(_Client, name)).parameters)[1:]:
