@@ -74,6 +74,8 @@ def _model(size: str) -> Any:
       "dtype": "float32",
       "remat": "none",
       "attention_impl": "auto",
+      # "reference" turns off all hand-written gradient rules, generators and kernels, see ops/.
+      "ops": "auto",
       "loss_chunk": 0,
       "fusion": "released",
       "pairing": "shared",

@@ -38,13 +38,14 @@ _LATER = {
   "task.negatives.ramp_steps": 0,
   "data.empty_prefix": 0.0,
   "model.attention_impl": "reference",
+  "model.ops": "auto",
   "task.contrast_chunk": 0,
 }
 
 # A resumed run must have these sections and keys in common with its beginning,
 _FIXED = ("task", "model", "tokenizer", "data", "batch_size", "seed")
-# apart from these keys, which only change rounding.
-_FREE = ("model.attention_impl",)
+# apart from these keys, which change rounding and random draws alone.
+_FREE = ("model.attention_impl", "model.ops")
 
 
 def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

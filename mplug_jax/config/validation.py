@@ -8,6 +8,7 @@ from mplug_jax.config.resume import flat
 _CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.attention_impl": ("auto", "reference"),
+  "model.ops": ("auto", "reference"),
   "optim.accumulate": ("global", "mean_of_means"),
   "ema.use": ("teacher", "eval", "both"),
 }

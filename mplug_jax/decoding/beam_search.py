@@ -43,8 +43,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.decoding.constraints import forbid_tokens
 from mplug_jax.decoding.tokens import (
   LOG_ZERO,

@@ -1,8 +1,9 @@
 """Constraints on the next token: minimum length, repeated n-grams, repetition penalty."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.decoding.tokens import column
 
 

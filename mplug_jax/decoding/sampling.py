@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Bool, Int, Key
 
+from mplug_jax.arrays import Array
 from mplug_jax.decoding.constraints import forbid_tokens
 from mplug_jax.decoding.tokens import (
   Generation,

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from mplug_jax.arrays import Array
 
 # Stands in for log 0 where the result must stay finite (docs/official.md item 30).
 LOG_ZERO = -1e20

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.tasks import base
 
 _MODULES = ("fusion_encoder", "text_decoder")  # whose attention is followed
@@ -84,7 +85,7 @@ def look(task: base.Task, params: base.Params, batch: base.Batch) -> Looked:
   return Looked(scores, stream.maps(gradient), stream.maps(attention))
 
 
-def box_of_bins(bins: Int[base.AnyArray, "*rows 4"], count: int) -> Float[Any, "*rows 4"]:
+def box_of_bins(bins: Int[Array, "*rows 4"], count: int) -> Float[Any, "*rows 4"]:
   """Returns a centered box that every rounding of `boxes.quantise` maps to these bins.
 
   Args:

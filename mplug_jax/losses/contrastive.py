@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
+
+from mplug_jax.arrays import Array
 
 Queues = dict[str, Shaped[Array, "..."]]  # see `init_queues`
 
@@ -206,7 +208,8 @@ def _chunked_direction(columns, temperature, alpha, chunk, features, teacher, ot
   The loss sums logsumexp(s) - alpha softmax(t) s - (1 - alpha) s_equal / matches over columns.
   """
   rows = len(features)
-  none, zero = jnp.full((rows,), -jnp.inf), jnp.zeros((rows,))
+  none = jnp.full((rows,), -jnp.inf)
+  zero = jnp.zeros((rows,))
   carry = {
     "student": (none, zero),
     "teacher": (none, zero, zero),
@@ -252,16 +255,17 @@ def _scan_columns(columns, temperature, chunk, features, teacher, table, first, 
     )
     top, total, weighed = carry["teacher"]
     higher = jnp.maximum(top, soft.max(1))
-    shrunk, weight = jnp.exp(top - higher), jnp.exp(soft - higher[:, None])
+    shrunk = jnp.exp(top - higher)
+    weight = jnp.exp(soft - higher[:, None])
     taught = higher, total * shrunk + weight.sum(1), weighed * shrunk + (weight * sims).sum(1)
     equal = equal & new
     count, equal_sum = carry["matches"]
     matches = count + equal.sum(1), equal_sum + jnp.where(equal, sims, 0.0).sum(1)
-    best, number = carry["best"]
-    found = shown.max(1)
+    best, column = carry["best"]
+    largest = shown.max(1)
     best = (
-      jnp.maximum(best, found),
-      jnp.where(found > best, first + start + shown.argmax(1).astype(jnp.int32), number),
+      jnp.maximum(best, largest),
+      jnp.where(largest > best, first + start + shown.argmax(1).astype(jnp.int32), column),
     )
     return {"student": student, "teacher": taught, "matches": matches, "best": best}, None
 

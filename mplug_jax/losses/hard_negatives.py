@@ -6,7 +6,9 @@ is part of the loss, not of the hardware, so every mesh draws the same negatives
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
+
+from mplug_jax.arrays import Array
 
 
 def _allowed(ids, valid, group):

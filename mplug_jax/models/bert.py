@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
+from mplug_jax.arrays import Array
 from mplug_jax.losses import language_modeling
 from mplug_jax.models import layers
-from mplug_jax.ops import activations, initializers
+from mplug_jax.ops import activations, table
 from mplug_jax.parallel.rules import constrain
 
 EPSILON = 1e-12  # of every layer norm in BERT
@@ -41,12 +42,13 @@ class BertConfig(NamedTuple):
   dtype: Dtype
   remat: str
   attention_impl: str
+  ops: str
   loss_chunk: int
 
   @property
   def kernel_init(self) -> Callable[..., jax.Array]:
     """Returns the initializer of every kernel."""
-    return initializers.normal(self.initializer_range)
+    return table.get(self.ops).normal(self.initializer_range)
 
   def check_length(self, length: int) -> None:
     """Checks that texts are not longer than the position table: a look-up beyond it gives NaN.
@@ -62,11 +64,17 @@ class BertConfig(NamedTuple):
 
   def dense(self, width: int, name: str | None = None) -> layers.Dense:
     """Returns a dense layer with these numerics."""
-    return layers.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+    return layers.Dense(
+      features=width, dtype=self.dtype, kernel_init=self.kernel_init, ops=self.ops, name=name
+    )
 
   def norm(self, name: str | None = None) -> layers.LayerNorm:
     """Returns a layer norm with these numerics."""
-    return layers.LayerNorm(EPSILON, self.dtype, name=name)
+    return layers.LayerNorm(epsilon=EPSILON, dtype=self.dtype, ops=self.ops, name=name)
+
+  def dropout(self) -> layers.Dropout:
+    """Returns a dropout layer with the rate of activations."""
+    return layers.Dropout(rate=self.dropout_rate, ops=self.ops)
 
   def attention(self, name: str | None = None) -> layers.Attention:
     """Returns an attention layer with this geometry."""
@@ -77,6 +85,7 @@ class BertConfig(NamedTuple):
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       attention_impl=self.attention_impl,
+      ops=self.ops,
       name=name,
     )
 
@@ -113,7 +122,7 @@ class Memory(NamedTuple):
     return jnp.concatenate([self.repeat(mask) for mask in masks], axis=1)[:, None, None, :]
 
 
-class Embeddings(nn.Module):
+class Embeddings(nn.Module, kw_only=True):
   """Word + position + token type (always type 0) embeddings, layer norm, dropout."""
 
   config: BertConfig
@@ -122,14 +131,14 @@ class Embeddings(nn.Module):
     """Creates the tables."""
     c = self.config
 
-    def table(rows):
+    def embed(rows):
       return nn.Embed(rows, c.hidden_size, dtype=c.dtype, embedding_init=c.kernel_init)
 
-    self.word = table(c.vocab_size)
-    self.position = table(c.max_positions)
-    self.token_type = table(2)
+    self.word = embed(c.vocab_size)
+    self.position = embed(c.max_positions)
+    self.token_type = embed(2)
     self.norm = c.norm()
-    self.dropout = layers.Dropout(c.dropout_rate)
+    self.dropout = c.dropout()
 
   def __call__(
     self, ids: Int[Array, "rows length"], positions: Int[Array, "..."]
@@ -148,7 +157,7 @@ class Embeddings(nn.Module):
     )
 
 
-class BertLayer(nn.Module):
+class BertLayer(nn.Module, kw_only=True):
   """Post-norm layer of self-attention, optional cross-attention, feed-forward; for `nn.scan`."""
 
   config: BertConfig
@@ -164,10 +173,14 @@ class BertLayer(nn.Module):
       self.crossattention_norm = c.norm()
     self.intermediate = c.dense(c.mlp_dim)
     self.output = layers.ActivationThenDense(
-      c.hidden_size, dtype=c.dtype, kernel_init=c.kernel_init, activation=activations.gelu
+      features=c.hidden_size,
+      dtype=c.dtype,
+      kernel_init=c.kernel_init,
+      activation=activations.gelu,
+      ops=c.ops,
     )
     self.output_norm = c.norm()
-    self.dropout = layers.Dropout(c.dropout_rate)
+    self.dropout = c.dropout()
 
   def _feed_forward(self, x):
     out = self.output(self.intermediate(x))
@@ -237,7 +250,7 @@ class BertLayer(nn.Module):
     return self._feed_forward(self.crossattention_norm(x + read)), cache
 
 
-class LanguageModelHead(nn.Module):
+class LanguageModelHead(nn.Module, kw_only=True):
   """dense -> GELU -> layer norm -> product with a word embedding table -> + bias."""
 
   config: BertConfig
@@ -246,25 +259,26 @@ class LanguageModelHead(nn.Module):
   def __call__(
     self,
     x: Float[Array, "rows length width"],
-    table: Float[Array, "vocabulary width"],
+    word_table: Float[Array, "vocabulary width"],
     labels: Int[Array, "rows length"] | None = None,
   ) -> LogitsOrLosses:
     """Returns logits, or with `labels` their losses, see language_modeling.vocabulary_losses.
 
     Args:
       x: tokens.
-      table: word embeddings.
+      word_table: word embeddings.
       labels: ids of the expected tokens, or None.
     """
     c = self.config
-    x = c.norm("norm")(activations.gelu(c.dense(c.hidden_size, name="dense")(x)))
+    x = c.dense(c.hidden_size, name="dense")(x)
+    x = c.norm("norm")(table.get(c.ops).activate(activations.gelu, x))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
     if labels is None:
-      return language_modeling.vocabulary_logits(x, table.astype(c.dtype), bias)
-    return language_modeling.vocabulary_losses(x, table, bias, labels, c.loss_chunk)
+      return language_modeling.vocabulary_logits(x, word_table.astype(c.dtype), bias)
+    return language_modeling.vocabulary_losses(x, word_table, bias, labels, c.loss_chunk)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(nn.Module, kw_only=True):
   """Bidirectional BERT encoder."""
 
   config: BertConfig
@@ -275,12 +289,12 @@ class TextEncoder(nn.Module):
     self, ids: Int[Array, "rows length"], mask: Bool[Array, "rows length"]
   ) -> Float[Array, "rows length width"]:
     """Returns the tokens in the compute dtype; the mask is False for padding."""
-    x = Embeddings(self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
+    x = Embeddings(config=self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
     stack = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=1)
-    return stack(self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
+    return stack(config=self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(nn.Module, kw_only=True):
   """Causal BERT decoder with cross-attention; its output layer is tied to its word embeddings."""
 
   config: BertConfig
@@ -288,11 +302,11 @@ class TextDecoder(nn.Module):
 
   def setup(self) -> None:
     """Creates the parts."""
-    self.embeddings = Embeddings(self.config)
+    self.embeddings = Embeddings(config=self.config)
     self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(
-      self.config, cross=True
+      config=self.config, cross=True
     )
-    self.head = LanguageModelHead(self.config)
+    self.head = LanguageModelHead(config=self.config)
 
   def __call__(
     self,
@@ -363,6 +377,6 @@ class TextDecoder(nn.Module):
 
   def _layer(self, params, method, *args):
     """A method of one layer with the given parameters."""
-    return BertLayer(self.config, cross=True, parent=None).apply(
+    return BertLayer(config=self.config, cross=True, parent=None).apply(
       {"params": params}, *args, method=method
     )

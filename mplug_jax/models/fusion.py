@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.models import layers
 from mplug_jax.models.bert import (
   BertConfig,
@@ -37,7 +38,7 @@ def connected_layers(depth: int, stride: int, rule: str) -> tuple[int, ...]:
   return tuple(j for j in range(depth) if rules[rule](j))
 
 
-class FusionEncoder(nn.Module):
+class FusionEncoder(nn.Module, kw_only=True):
   """Asymmetric layers, where text attends to the image, and connected layers over both.
 
   Every `stride`-th layer is connected, see `connected_layers`. Only the layers that run exist, and
@@ -53,10 +54,13 @@ class FusionEncoder(nn.Module):
     """Creates the layers."""
     layer = layers.remat(BertLayer, self.config.remat)
     self.connected = connected_layers(self.depth, self.stride, self.rule)
-    self.layer = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
-    # Used only by `pair`.
-    self.second = [layer(self.config, cross=j not in self.connected) for j in range(self.depth)]
-    self.mlm_head = MaskedLanguageModelHead(self.config)
+
+    def stack():
+      return [layer(config=self.config, cross=j not in self.connected) for j in range(self.depth)]
+
+    self.layer = stack()
+    self.second = stack()  # used only by `pair`
+    self.mlm_head = MaskedLanguageModelHead(config=self.config)
 
   def __call__(
     self,
@@ -147,7 +151,7 @@ class FusionEncoder(nn.Module):
     return self.mlm_head(text, labels)
 
 
-class MaskedLanguageModelHead(nn.Module):
+class MaskedLanguageModelHead(nn.Module, kw_only=True):
   """Language model head with its own word table, for pre-training."""
 
   config: BertConfig
@@ -161,4 +165,4 @@ class MaskedLanguageModelHead(nn.Module):
     table = nn.Embed(
       c.vocab_size, c.hidden_size, embedding_init=c.kernel_init, name="word"
     ).embedding
-    return LanguageModelHead(c, name="head")(x, table, labels)
+    return LanguageModelHead(config=c, name="head")(x, table, labels)

@@ -1,10 +1,10 @@
 """Layers shared by the image encoder, the text encoder, the fusion encoder and the decoder.
 
 Activations have the compute `dtype`; softmax, layer norm and logits are float32. Dropout is active
-exactly when the caller passes a "dropout" rng to `apply`.
+exactly when the caller passes a "dropout" rng to `apply`. The field `ops` of a module selects its
+array operations, see ops/table.py.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from mplug_jax.arrays import Array
+from mplug_jax.ops import table
 from mplug_jax.ops.activations import Activation
-from mplug_jax.ops.attention import attention
 from mplug_jax.ops.attention.common import masked_scores
-from mplug_jax.ops.dropout import dropout
 from mplug_jax.ops.initializers import normal
-from mplug_jax.ops.layer_norm import normalize
-from mplug_jax.ops.linear import linear
 
 _PRODUCT = "product with parameters"  # name of the output of every Dense
 
@@ -30,24 +28,27 @@ _PRODUCT = "product with parameters"  # name of the output of every Dense
 UNROLLED_DEPTH = 4
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Module, kw_only=True):
   """Dropout of activations, active when a "dropout" rng is given."""
 
   rate: float
+  ops: str = "auto"
 
   def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns `x` with dropout, in its dtype."""
     active = self.rate > 0.0 and self.has_rng("dropout")
-    return dropout(x, self.rate, self.make_rng("dropout") if active else None)
+    rng = self.make_rng("dropout") if active else None
+    return table.get(self.ops).dropout(x, self.rate, rng)
 
 
-class Dense(nn.Module):
+class Dense(nn.Module, kw_only=True):
   """Returns x @ kernel + bias in the compute dtype; parameters are float32."""
 
   features: int
   use_bias: bool = True
   dtype: Dtype = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
+  ops: str = "auto"
 
   def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
     """Returns the product in `dtype`."""
@@ -60,40 +61,40 @@ class Dense(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
-    product = linear(
+    product = table.get(self.ops).linear(
       activation, x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
     )
     # Named for `remat`: the gradient rule hides the product from policies that look for one.
     return checkpoint_name(product, _PRODUCT)
 
 
-class ActivationThenDense(Dense):
+class ActivationThenDense(Dense, kw_only=True):
   """Returns activation(x) @ kernel + bias: the second half of a feed-forward layer.
 
   Equal to `Dense()(activation(x))`, but keeps only x for the backward pass: in a loop over layers
   the widest activations of a model are stored once instead of twice.
   """
 
-  activation: Activation = dataclasses.field(kw_only=True)
+  activation: Activation
 
   def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
     """Returns the product in `dtype`."""
     return self._product(self.activation, x)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.Module, kw_only=True):
   """Layer normalization over the last axis, computed in float32."""
 
   epsilon: float
   dtype: Dtype = jnp.float32
+  ops: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
     """Returns the normalized, scaled and shifted `x` in `dtype`."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    normalized: Any = normalize(x, scale, bias, self.epsilon)
-    return normalized.astype(self.dtype)
+    return table.get(self.ops).normalize(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 def split_heads(
@@ -129,12 +130,13 @@ class Attention(nn.Module, kw_only=True):
   kernel_init: Callable = normal(0.02)
   out_init: Callable | None = None  # default: kernel_init
   attention_impl: str = "auto"  # see ops.attention.attention
+  ops: str = "auto"
 
   def setup(self) -> None:
     """Creates the four projections."""
 
     def dense(init):
-      return Dense(self.width, dtype=self.dtype, kernel_init=init)
+      return Dense(features=self.width, dtype=self.dtype, kernel_init=init, ops=self.ops)
 
     self.query = dense(self.kernel_init)
     self.key = dense(self.kernel_init)
@@ -172,7 +174,8 @@ class Attention(nn.Module, kw_only=True):
     if self.is_mutable_collection("intermediates"):
       out = self._observed(query, key, value, mask)
     else:
-      out = attention(query, key, value, mask, self.dropout_rate, rng, self.attention_impl)
+      attention = table.get(self.ops, self.attention_impl).attention
+      out = attention(query, key, value, mask, self.dropout_rate, rng)
     return self.out(merge_heads(out)).reshape(rows, length, self.width)
 
   def _observed(self, query, key, value, mask):

@@ -4,6 +4,7 @@ A batch has B images and `texts` = B * Q texts, Q about each image (usually 1). 
 only for the methods that a task calls when it initializes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.models import layers
 from mplug_jax.models.bert import BertConfig, Memory, TextDecoder, TextEncoder
 from mplug_jax.models.fusion import FusionEncoder
 from mplug_jax.models.vit import VisionTransformer
 
 
-class Scalar(nn.Module):
+class Scalar(nn.Module, kw_only=True):
   """One learned number f32[], a module so that it exists only for the tasks that use it."""
 
   initial: float
@@ -36,12 +38,14 @@ class ClassificationHead(nn.Module, kw_only=True):
   width: int
   classes: int
   dtype: Dtype
+  ops: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "rows features"]) -> Float[Array, "rows classes"]:
     """Returns float32 logits."""
-    x = nn.relu(layers.Dense(self.width, dtype=self.dtype, name="dense")(x))
-    return layers.Dense(self.classes, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+    dense = functools.partial(layers.Dense, dtype=self.dtype, ops=self.ops)
+    x = nn.relu(dense(features=self.width, name="dense")(x))
+    return dense(features=self.classes, name="out")(x).astype(jnp.float32)
 
 
 class MPlug(nn.Module, kw_only=True):
@@ -78,6 +82,7 @@ class MPlug(nn.Module, kw_only=True):
   dtype: Dtype = jnp.float32
   remat: str = "none"
   attention_impl: str = "auto"  # or "reference", see ops/attention
+  ops: str = "auto"  # or "reference", see ops/table.py
   # Positions whose logits over the vocabulary exist at a time in a loss; 0: all.
   loss_chunk: int = 0
 
@@ -96,6 +101,7 @@ class MPlug(nn.Module, kw_only=True):
       dtype=self.dtype,
       remat=self.remat,
       attention_impl=self.attention_impl,
+      ops=self.ops,
       loss_chunk=self.loss_chunk,
     )
     self.visual_encoder = VisionTransformer(
@@ -108,20 +114,23 @@ class MPlug(nn.Module, kw_only=True):
       dtype=self.dtype,
       remat=self.remat,
       attention_impl=self.attention_impl,
+      ops=self.ops,
     )
     self.visn_fc = bert.dense(self.hidden_size)
     self.visn_layer_norm = bert.norm()
-    self.visn_dropout = layers.Dropout(self.dropout_rate)
-    self.text_encoder = TextEncoder(bert, self.text_layers)
-    self.fusion_encoder = FusionEncoder(bert, self.fusion_layers, self.stride, self.fusion)
-    self.text_decoder = TextDecoder(bert, self.decoder_layers)
+    self.visn_dropout = bert.dropout()
+    self.text_encoder = TextEncoder(config=bert, depth=self.text_layers)
+    self.fusion_encoder = FusionEncoder(
+      config=bert, depth=self.fusion_layers, stride=self.stride, rule=self.fusion
+    )
+    self.text_decoder = TextDecoder(config=bert, depth=self.decoder_layers)
     self.vision_proj = bert.dense(self.embed_dim)
     self.text_proj = bert.dense(self.embed_dim)
     self.itm_head = bert.dense(2)
     self.cls_head = ClassificationHead(
-      width=self.hidden_size, classes=self.classes, dtype=self.dtype
+      width=self.hidden_size, classes=self.classes, dtype=self.dtype, ops=self.ops
     )
-    self.temp = Scalar(self.temperature)
+    self.temp = Scalar(initial=self.temperature)
 
   def encode_image(
     self, image: Float[Array, "images height width 3"]

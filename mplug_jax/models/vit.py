@@ -1,12 +1,15 @@
 """CLIP's Vision Transformer in mPLUG: all tokens after the last layer norm, no projection."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from mplug_jax.arrays import Array
 from mplug_jax.models import layers
-from mplug_jax.ops import activations, initializers
+from mplug_jax.ops import activations, table
 from mplug_jax.parallel.rules import constrain
 
 
@@ -16,22 +19,25 @@ class Mlp(nn.Module, kw_only=True):
   width: int
   depth: int
   dtype: Dtype
+  ops: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
     """Returns the output in `dtype`."""
+    normal = table.get(self.ops).normal
     x = layers.Dense(
-      4 * self.width,
+      features=4 * self.width,
       dtype=self.dtype,
-      kernel_init=initializers.normal((2 * self.width) ** -0.5),
+      kernel_init=normal((2 * self.width) ** -0.5),
+      ops=self.ops,
       name="up",
     )(x)
-    residual_init = initializers.normal(self.width**-0.5 * (2 * self.depth) ** -0.5)
     return layers.ActivationThenDense(
-      self.width,
+      features=self.width,
       dtype=self.dtype,
-      kernel_init=residual_init,
+      kernel_init=normal(self.width**-0.5 * (2 * self.depth) ** -0.5),
       activation=activations.quick_gelu,
+      ops=self.ops,
       name="down",
     )(x)
 
@@ -49,6 +55,7 @@ class Block(nn.Module, kw_only=True):
   attention_dropout_rate: float
   dtype: Dtype
   attention_impl: str
+  ops: str
 
   @nn.compact
   def __call__(
@@ -56,19 +63,22 @@ class Block(nn.Module, kw_only=True):
   ) -> tuple[Float[Array, "batch tokens width"], None]:
     """Returns (output in `dtype`, None)."""
     scale = self.width**-0.5
-    normed = layers.LayerNorm(1e-5, self.dtype, name="ln_1")(x)
+    normal = table.get(self.ops).normal
+    norm = functools.partial(layers.LayerNorm, epsilon=1e-5, dtype=self.dtype, ops=self.ops)
+    normed = norm(name="ln_1")(x)
     x = x + layers.Attention(
       width=self.width,
       heads=self.heads,
       dropout_rate=self.attention_dropout_rate,
       dtype=self.dtype,
-      kernel_init=initializers.normal(scale),
-      out_init=initializers.normal(scale * (2 * self.depth) ** -0.5),
+      kernel_init=normal(scale),
+      out_init=normal(scale * (2 * self.depth) ** -0.5),
       attention_impl=self.attention_impl,
+      ops=self.ops,
       name="attention",
     )(normed)
-    normed = layers.LayerNorm(1e-5, self.dtype, name="ln_2")(x)
-    mlp = Mlp(width=self.width, depth=self.depth, dtype=self.dtype, name="mlp")
+    normed = norm(name="ln_2")(x)
+    mlp = Mlp(width=self.width, depth=self.depth, dtype=self.dtype, ops=self.ops, name="mlp")
     return constrain(x + mlp(normed)), None
 
 
@@ -98,6 +108,7 @@ class VisionTransformer(nn.Module, kw_only=True):
   dtype: Dtype = jnp.float32
   remat: str = "none"
   attention_impl: str = "auto"
+  ops: str = "auto"
 
   @nn.compact
   def __call__(
@@ -126,23 +137,22 @@ class VisionTransformer(nn.Module, kw_only=True):
     # as long to compile.
     x = patchify(image.astype(self.dtype), self.patch_size)
     x = layers.Dense(
-      self.width,
+      features=self.width,
       use_bias=False,
       dtype=self.dtype,
       kernel_init=nn.initializers.lecun_normal(),
+      ops=self.ops,
       name="patch_embed",
     )(x)
     scale = self.width**-0.5
-    token = self.param("class_embedding", initializers.normal(scale), (self.width,)).astype(
-      self.dtype
-    )
+    normal = table.get(self.ops).normal
+    norm = functools.partial(layers.LayerNorm, epsilon=1e-5, dtype=self.dtype, ops=self.ops)
+    token = self.param("class_embedding", normal(scale), (self.width,)).astype(self.dtype)
     # CLIP's scale, width**-0.5, is small against the patches of a bright image: with it a model
     # did not learn shapes.
-    positions = self.param(
-      "position_embedding", initializers.normal(1.0), (x.shape[1] + 1, self.width)
-    )
+    positions = self.param("position_embedding", normal(1.0), (x.shape[1] + 1, self.width))
     x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
-    x = layers.LayerNorm(1e-5, self.dtype, name="ln_pre")(x + positions.astype(self.dtype))
+    x = norm(name="ln_pre")(x + positions.astype(self.dtype))
     blocks = layers.scan(Block, self.depth, self.remat)
     x, _ = blocks(
       width=self.width,
@@ -151,6 +161,7 @@ class VisionTransformer(nn.Module, kw_only=True):
       attention_dropout_rate=self.attention_dropout_rate,
       dtype=self.dtype,
       attention_impl=self.attention_impl,
+      ops=self.ops,
       name="blocks",
     )(constrain(x))
-    return layers.LayerNorm(1e-5, self.dtype, name="ln_post")(x)
+    return norm(name="ln_post")(x)

@@ -6,21 +6,23 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from mplug_jax.arrays import Array
 
 
 class Activation:
   """An elementwise function whose backward pass keeps only its input: less memory traffic.
 
   Attributes:
-    function: the function, with JAX's gradient rule.
+    reference: the function, with JAX's gradient rule.
     derivative: its derivative.
   """
 
   def __init__(
     self, function: Callable[[jax.Array], jax.Array], derivative: Callable[[jax.Array], jax.Array]
   ) -> None:
-    self.function = function
+    self.reference = function
     self.derivative = derivative
     self._differentiable = jax.custom_vjp(function)
     self._differentiable.defvjp(

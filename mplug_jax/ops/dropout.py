@@ -4,7 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Bool, Float, PRNGKeyArray, UInt32
+
+from mplug_jax.arrays import Array
 
 
 def _mix(x):
@@ -64,3 +66,12 @@ def dropout(
   return jnp.where(
     keep_mask(key, x.shape, rate, first_row), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype)
   )
+
+
+def dropout_reference(
+  x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None
+) -> Float[Array, "*shape"]:
+  """Returns what `dropout` returns, with JAX's random bits."""
+  if key is None or rate == 0.0:
+    return x
+  return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)

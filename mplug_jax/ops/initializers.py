@@ -22,6 +22,11 @@ def normal(stddev: float) -> Callable[..., jax.Array]:
   return init
 
 
+def normal_reference(stddev: float) -> Callable[..., jax.Array]:
+  """Returns JAX's normal initializer: the same distribution, other values."""
+  return jax.nn.initializers.normal(stddev)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _standard_normal(key, shape):
   # One of 2^24 values in (-1, 1).

@@ -50,7 +50,7 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-class CoAttention(nn.Module):
+class CoAttention(nn.Module, kw_only=True):
   """Two streams of layers, each with cross-attention to the other stream.
 
   Attributes:
@@ -80,10 +80,10 @@ class CoAttention(nn.Module):
     """
     for j in range(self.depth):
       memory = Memory((text,), (mask,))
-      from_text, _ = BertLayer(self.config, cross=True, name=f"image_{j}")(
+      from_text, _ = BertLayer(config=self.config, cross=True, name=f"image_{j}")(
         image, None, memory, memory.mask
       )
-      text, _ = BertLayer(self.config, cross=True, name=f"text_{j}")(
+      text, _ = BertLayer(config=self.config, cross=True, name=f"text_{j}")(
         text, mask[:, None, None, :], Memory((image,), (None,))
       )
       image = from_text
@@ -109,20 +109,21 @@ def networks(model: MPlug) -> dict[str, nn.Module]:
     dtype=model.dtype,
     remat="none",
     attention_impl=model.attention_impl,
+    ops=model.ops,
     loss_chunk=0,
   )
   depth = model.fusion_layers
 
   strides = {
-    f"skip-connected, stride {stride}": FusionEncoder(bert, depth, stride, "released")
+    f"skip-connected, stride {stride}": FusionEncoder(config=bert, depth=depth, stride=stride)
     for stride in range(1, depth + 1)
   }
   # By the paper's own rule, stride 0 connects every layer, and a stride as long as the stack none.
   return {
-    "co-attention": CoAttention(bert, depth),
-    "connected": FusionEncoder(bert, depth, 0, "paper"),
+    "co-attention": CoAttention(config=bert, depth=depth),
+    "connected": FusionEncoder(config=bert, depth=depth, stride=0, rule="paper"),
     **strides,
-    "asymmetric": FusionEncoder(bert, depth, depth, "paper"),
+    "asymmetric": FusionEncoder(config=bert, depth=depth, stride=depth, rule="paper"),
   }
 
 

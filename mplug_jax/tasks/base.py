@@ -6,14 +6,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
+from mplug_jax.arrays import Array
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import batches
 
-# Array of JAX or NumPy.
-AnyArray: TypeAlias = Array | np.ndarray
 # {name: array} of a batch; {name: ShapeDtypeStruct} where a task describes one.
 Batch: TypeAlias = dict[str, Any]
 # Pytree of parameters.
@@ -35,7 +33,7 @@ _OUT_OF_CACHE = 2**20
 
 
 def normalize(
-  image: UInt8[AnyArray, "batch height width 3"],
+  image: UInt8[Array, "batch height width 3"],
 ) -> Float[Array, "batch height width 3"]:
   """Normalizes pixels u8[B, H, W, 3] by CLIP's mean and standard deviation: f32[B, H, W, 3]."""
   return (jnp.asarray(image, jnp.float32) - jnp.asarray(_MEAN)) / jnp.asarray(_STD)
@@ -90,7 +88,7 @@ def encode_image(module: MPlug, image: Any) -> Float[Array, "batch tokens width"
 
 
 def next_token_scores(
-  logits: Float[AnyArray, "rows length vocabulary"], ids: Int[AnyArray, "rows length"], pad_id: int
+  logits: Float[Array, "rows length vocabulary"], ids: Int[Array, "rows length"], pad_id: int
 ) -> Float[Array, "rows predicted"]:
   """Log-probabilities of all tokens but the first, 0 for padding.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Int32, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.data.examples import caption as data
 from mplug_jax.decoding import beam_search
 from mplug_jax.decoding.tokens import Generation

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, PRNGKeyArray
+from jaxtyping import Float, Int32, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.data import boxes
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.decoding import beam_search

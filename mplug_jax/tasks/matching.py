@@ -5,8 +5,9 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from mplug_jax.arrays import Array
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import rules

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.bert import Memory
 from mplug_jax.models.mplug import MPlug

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, PRNGKeyArray
+from jaxtyping import Float, Int32, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.losses import contrastive, hard_negatives
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import batches, rules

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from mplug_jax import data
+from mplug_jax.arrays import Array
 from mplug_jax.decoding import beam_search, sampling
 from mplug_jax.losses import language_modeling
 from mplug_jax.metrics import captioning
@@ -171,7 +172,7 @@ class ScstTask(caption.CaptionTask):
     if config.task.count < 2 and config.task.baseline == "mean":
       raise ValueError(
         f"config.task.count={config.task.count}: the mean of a single candidate is its own reward, "
-        "so nothing would be learnt; take more, or config.task.baseline=greedy."
+        "so nothing would be learned; take more, or config.task.baseline=greedy."
       )
     if config.task.count < 1:
       raise ValueError(f"config.task.count={config.task.count} must be at least 1.")

@@ -4,8 +4,9 @@ import abc
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.tasks.base import Batch, Metrics, Params, Task, Terms
 
 # {name: unit vectors f32[B, E]}

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.data.examples import vqa as data
 from mplug_jax.decoding import answer_ranking, beam_search
 from mplug_jax.losses import language_modeling

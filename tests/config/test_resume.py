@@ -59,7 +59,7 @@ def test_added_keys_get_the_value_of_the_earlier_run():
   upgraded = config_lib.upgrade({"data": {"name": "scenes"}, "model": {}})
   assert upgraded["data"]["empty_prefix"] == 0.0
   assert "augment" not in upgraded["data"]
-  assert upgraded["model"] == {"loss_chunk": 0}  # attention_impl changes rounding alone
+  assert upgraded["model"] == {"loss_chunk": 0}  # attention_impl and ops may change
   assert "task" not in upgraded
 
 

@@ -173,7 +173,7 @@ def test_wide_beam_is_brute_force(min_length, power):
 
 @pytest.mark.parametrize("mode", ["standard", "reference"])
 @pytest.mark.parametrize(("beams", "max_length", "min_length"), [(3, 8, 0), (5, 7, 4), (4, 1, 0)])
-def test_beam_search_against_restatement(mode, beams, max_length, min_length):
+def test_beam_search_equals_plain_python(mode, beams, max_length, min_length):
   search = standard_search if mode == "standard" else reference_search
   batch, vocabulary = 30, 7
   for eos_bonus in (-1.0, 1.0):
@@ -323,7 +323,7 @@ def test_no_repeat_ngram(kind, rows, options, n):
       assert sequences(blocked, item) == [tokens]
 
 
-def test_allowed():
+def test_only_allowed_tokens_are_generated():
   table = make_table(6, 6)
   allowed = (False, True, True, False, True)
   wide = run("beam", table[:1], [[3]], 60, max_length=4, allowed=allowed)
@@ -344,7 +344,7 @@ def test_allowed():
     ("sample", 2, {}),
   ],
 )
-def test_nothing_left_ends_with_eos(kind, rows, options):
+def test_sequence_without_permitted_token_ends_with_eos(kind, rows, options):
   """Forbidden everywhere, or logits of -inf everywhere: eos, and never NaN."""
   table = make_table(7)
   for logits, expected in ((table, [3, 2, 2, EOS]), (np.full_like(table, -np.inf), [3, EOS])):
@@ -414,7 +414,7 @@ def test_sampling_frequencies(options, kept, power):
   np.testing.assert_allclose(result.scores[0], scores, rtol=1e-5)
 
 
-def test_samples_are_tied_to_their_key_and_number():
+def test_samples_depend_only_on_their_key_and_number():
   table = np.tile(make_table(12)[:, :1], (2, ROWS, 1))  # the same distribution everywhere
   prompts, lengths, keys = [[2, 0], [2, 3]], [1, 2], make_keys(7, 2)
   many = run("sample", table, prompts, 6, lengths, keys=keys, max_length=6)
@@ -438,7 +438,7 @@ def test_samples_are_tied_to_their_key_and_number():
     ("max_length", {"max_length": 0}),
     ("min_length", {"min_length": 4}),
     ("allowed", {"allowed": np.ones(4, bool)}),
-    ("prompt", {"prompt": jnp.ones(1, jnp.int32)}),
+    ("prompt", {"prompt": jnp.ones((1, 0), jnp.int32)}),
   ],
 )
 def test_bad_beam_options(message, options):
@@ -456,6 +456,11 @@ def test_bad_beam_options(message, options):
     )
 
 
+def test_prompt_without_batch_axis_raises():
+  with pytest.raises(ValueError, match="prompt"):
+    tokens_lib.check_options(jnp.ones(1, jnp.int32), jnp.ones(1, jnp.int32), 3, 0, 0)
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": -1}])
 def test_bad_sample_options(options):
   with pytest.raises(ValueError, match=next(iter(options))):
@@ -464,7 +469,7 @@ def test_bad_sample_options(options):
       None,
       jnp.ones((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
-      None,
+      make_keys(0, 1),
       num_samples=1,
       max_length=3,
       eos_id=EOS,

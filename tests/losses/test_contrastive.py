@@ -1,4 +1,4 @@
-"""The contrastive loss, its queues and the drawing of hard negatives, against sums written out in numpy."""
+"""Contrastive loss, queues and hard negatives against sums in NumPy."""
 
 import functools
 
@@ -17,7 +17,7 @@ def unit(rng, *shape):
 
 @pytest.fixture
 def case():
-  """4 rows, of which 0 and 2 are the same image and 3 is not valid; 3 columns of queue, one of image 7."""
+  """Four rows and three queue columns: rows 0 and 2 are image 7, as column 1; row 3 is invalid."""
   rng = np.random.default_rng(0)
   features = {
     name: jnp.asarray(unit(rng, 4, 5))
@@ -62,7 +62,7 @@ def by_hand(case, alpha, match, temperature=0.1):
 
 @pytest.mark.parametrize("match", ["image", "row"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_the_loss_of_valid_rows(case, alpha, match):
+def test_contrastive_loss_of_valid_rows_equals_numpy(case, alpha, match):
   i2t, t2i, best = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
   for ours, expected in zip((i2t, t2i), by_hand(case, alpha, match)):
     np.testing.assert_allclose(ours[:3], expected, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_the_loss_of_valid_rows(case, alpha, match):
 
 @pytest.mark.parametrize(("match", "queue"), [("image", True), ("row", True), ("image", False)])
 @pytest.mark.parametrize("chunk", [2, 3, 100])
-def test_chunks_of_columns_change_nothing(case, chunk, match, queue):
+def test_chunks_of_columns_do_not_change_the_loss(case, chunk, match, queue):
   """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue.
 
   Without a queue both sides learn.
@@ -109,7 +109,7 @@ def test_chunks_of_columns_change_nothing(case, chunk, match, queue):
   )
 
 
-def test_rows_that_are_not_valid_change_nobody_elses_loss(case):
+def test_invalid_rows_do_not_change_the_loss_of_other_rows(case):
   changed = case | {
     "teacher_text": case["teacher_text"].at[3].set(case["text"][0]),
     "ids": case["ids"].at[3].set(7),
@@ -120,7 +120,7 @@ def test_rows_that_are_not_valid_change_nobody_elses_loss(case):
     np.testing.assert_array_equal(x[:3], y[:3])
 
 
-def test_student_and_temperature_learn_and_the_targets_ignore_the_temperature_s_gradient(case):
+def test_student_and_temperature_get_gradients_but_targets_do_not(case):
   def loss(temperature, student):
     return contrastive.image_text_losses(
       **case | {"image": student}, temperature=temperature, alpha=0.4
@@ -143,7 +143,7 @@ def test_student_and_temperature_learn_and_the_targets_ignore_the_temperature_s_
   assert np.abs(student[:3]).min() > 0
 
 
-def test_queues_wrap_and_take_batches_of_any_size():
+def test_queues_wrap_for_batches_of_any_size():
   rng = np.random.default_rng(1)
   queues, size = contrastive.init_queues(5, 7), 7
   np.testing.assert_allclose(np.linalg.norm(queues["text_queue"], axis=0), 1, rtol=1e-6)
@@ -161,7 +161,7 @@ def test_queues_wrap_and_take_batches_of_any_size():
     assert int(queues["queue_ptr"][0]) == at
 
 
-def test_negatives_are_of_another_image_of_the_group_and_follow_the_similarity():
+def test_hard_negatives_are_other_images_drawn_by_similarity():
   rng = np.random.default_rng(2)
   ids = jnp.asarray([1, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8])
   valid = jnp.asarray([True] * 10 + [False, True])
@@ -187,7 +187,7 @@ def test_negatives_are_of_another_image_of_the_group_and_follow_the_similarity()
     assert ids[rows[i]] != ids[i]
 
 
-def test_groups_must_fill_the_batch():
+def test_group_that_does_not_divide_the_batch_raises():
   hard_negatives.check_group(4, 12)
   for group in (1, 5, 24):
     with pytest.raises(

@@ -52,7 +52,7 @@ def test_soft_cross_entropy(case, axis):
   )
 
 
-def test_soft_cross_entropy_with_a_certain_teacher_is_the_hard_one(case):
+def test_soft_cross_entropy_with_a_certain_teacher_equals_cross_entropy(case):
   student, _, ids = case
   certain = np.where(np.eye(7)[ids] > 0, 1e4, 0.0).astype(np.float32)
   np.testing.assert_allclose(
@@ -63,7 +63,7 @@ def test_soft_cross_entropy_with_a_certain_teacher_is_the_hard_one(case):
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
-def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
+def test_chunked_vocabulary_losses_equal_unchunked_ones(chunk):
   """Values, gradients of everything, and which words are right.
 
   Chunks need not divide the positions.
@@ -93,13 +93,15 @@ def test_losses_over_the_vocabulary_in_chunks_are_those_at_once(chunk):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_chunks_keep_all_logits_from_existing_at_once():
+def test_chunks_save_the_memory_of_the_logits():
   """In the compiled gradient, temporaries are a fraction of the logits, which are 16 MB."""
   hidden, table, bias = jnp.zeros((16, 32, 8)), jnp.zeros((8192, 8)), jnp.zeros((8192,))
   labels = jnp.zeros((16, 32), jnp.int32)
 
   def size(chunk):
-    loss = lambda *args: language_modeling.vocabulary_losses(*args, labels, chunk)[0].sum()  # noqa: E731
+    def loss(*args):
+      return language_modeling.vocabulary_losses(*args, labels, chunk)[0].sum()
+
     return (
       jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
       .lower(hidden, table, bias)
@@ -120,7 +122,7 @@ def test_next_ids():
 
 
 @pytest.mark.parametrize(("alpha", "axis"), [(0.0, -1), (0.4, -1), (0.4, 1)])
-def test_answer_cross_entropy_by_hand(case, alpha, axis):
+def test_answer_cross_entropy_equals_numpy(case, alpha, axis):
   """Position t predicts token t + 1.
 
   The last position predicts nothing; pads do not count; a sum, not a mean.
@@ -139,7 +141,7 @@ def test_answer_cross_entropy_by_hand(case, alpha, axis):
   )
 
 
-def test_an_answer_of_pads_alone_costs_nothing(case):
+def test_answer_of_padding_has_no_loss(case):
   student, teacher, _ = case
   ids = np.full((3, 5), PAD)
   value, gradient = jax.value_and_grad(
@@ -161,7 +163,7 @@ def test_the_teacher_gets_no_gradient(case):
 
 
 class Model:
-  """A random language model with a memory: the logits of a position depend on the row and on all ids up to it."""
+  """A random language model whose logits depend on the row and on all ids up to a position."""
 
   def __init__(self, rows, vocabulary, length):
     rng = np.random.default_rng(7)

@@ -41,7 +41,7 @@ def config(folder, **changes):
 
 
 class Case:
-  """The tiny task on any mesh: the same state and batch, and a compiled gradient function for each."""
+  """The tiny task: one state and batch, and a compiled gradient function for each mesh."""
 
   def __init__(self, folder, **changes):
     self.config, self.tokenizer = config(folder, **changes), retrieval_files.tokenizer(folder)
@@ -99,7 +99,7 @@ def one_device(case):
   return case.gradients()
 
 
-def test_the_batch_is_what_the_transform_gives(case):
+def test_batch_spec_matches_the_transform(case):
   spec = case.built((1, 1, 1)).task.batch_spec(8)
   assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in spec.items()
@@ -171,7 +171,7 @@ def by_hand(case, noises, hardness=1.0):
 
 
 @pytest.mark.parametrize("hardness", [1.0, 0.5])
-def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
+def test_loss_equals_float64_formulas(case, folder, request, hardness):
   """Both terms, in double precision, with every pair of the matching term fused alone.
 
   Also half-way to hard negatives.
@@ -191,7 +191,7 @@ def test_the_loss_is_what_the_formulas_give(case, folder, request, hardness):
   assert metrics["corrupt_images"][0] == 1
 
 
-def test_the_teacher_s_features_enter_the_queues_in_the_order_of_the_batch(case, one_device):
+def test_teacher_features_enter_the_queues_in_batch_order(case, one_device):
   task, queues = case.built((1, 1, 1)).task, one_device[3]
   *_, image, text = features(task, case.state.ema_params, case.batch)
   columns = [(7 + i) % 12 for i in range(8)]
@@ -209,7 +209,7 @@ def test_the_teacher_s_features_enter_the_queues_in_the_order_of_the_batch(case,
   assert queues["queue_ptr"] == [3]
 
 
-def test_the_reference_is_worth_comparing_with(one_device):
+def test_reference_gradients_are_not_zero(one_device):
   """No gradient but those that are zero by construction is near the floor of the comparison.
 
   A key bias moves all scores of a query.
@@ -224,7 +224,7 @@ def test_the_reference_is_worth_comparing_with(one_device):
 @pytest.mark.parametrize(
   ("shape", "parts"), [((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 2), ((2, 2, 1), 2)]
 )
-def test_loss_gradients_and_queues_are_those_of_one_device(shape, parts, case, one_device):
+def test_loss_gradients_and_queues_equal_those_of_one_device(shape, parts, case, one_device):
   """Groups of negatives lie across devices where there are eight.
 
   In two microbatches too: every term compares or reads what it does in
@@ -239,7 +239,7 @@ def test_loss_gradients_and_queues_are_those_of_one_device(shape, parts, case, o
     np.testing.assert_allclose(queues[name], x, atol=1e-5, err_msg=name)
 
 
-def test_a_row_with_an_unreadable_image_changes_nothing(case, one_device):
+def test_unreadable_image_does_not_change_the_loss(case, one_device):
   caption, image = case.batch["caption"].copy(), case.batch["image"].copy()
   caption[2], image[2] = caption[0], image[0]
   gradients, loss, *_ = case.gradients(caption=caption, image=image)
@@ -260,7 +260,7 @@ def test_a_row_with_an_unreadable_image_changes_nothing(case, one_device):
     ("no image that can be read", {"corrupt": lambda x: np.ones_like(x)}),
   ],
 )
-def test_poor_batches_give_finite_losses_and_gradients(name, changed, case):
+def test_degenerate_batches_give_finite_losses_and_gradients(name, changed, case):
   gradients, loss, metrics, queues = case.gradients(
     **{key: change(case.batch[key]) for key, change in changed.items()}
   )
@@ -273,7 +273,7 @@ def test_poor_batches_give_finite_losses_and_gradients(name, changed, case):
     assert not any(x.any() for x in gradients.values())
 
 
-def test_a_batch_of_one_learns_from_the_queue_alone(folder):
+def test_batch_of_one_learns_from_the_queue(folder):
   c = config(folder, batch_size=1, eval__batch_size=1, task__negatives__group=0)
   tokenizer = retrieval_files.tokenizer(folder)
   built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
@@ -320,15 +320,15 @@ def test_a_batch_of_one_learns_from_the_queue_alone(folder):
     ({"task__rerank_k": -1}, "config.task.rerank_k=-1 must not be negative"),
   ],
 )
-def test_values_that_cannot_work_are_refused(changes, message, folder):
+def test_invalid_config_values_raise(changes, message, folder):
   with pytest.raises(ValueError, match=message):
     retrieval_files.built(
       config(folder, **changes), retrieval_files.tokenizer(folder), jax.devices()[:1]
     )
 
 
-def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(folder):
-  """The loss that CLIP has: nothing but the batch, and gradients through both features of every similarity; on any mesh."""
+def test_loss_without_queue_and_teacher_equals_clip(folder):
+  """CLIP's loss: only the batch, gradients through both features of a pair, on any mesh."""
   c = config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
   tokenizer = retrieval_files.tokenizer(folder)
   batch = retrieval_files.first_batch(c, tokenizer)
@@ -369,7 +369,7 @@ def test_without_queue_and_teacher_both_sides_of_a_batch_learn_from_each_other(f
     )
 
 
-def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
+def test_temperature_is_clamped_if_configured(folder):
   tokenizer = retrieval_files.tokenizer(folder)
   for clamp, expected in ((True, 0.5), (False, 0.7)):
     c = config(folder, task__clamp_temperature=clamp)
@@ -383,8 +383,8 @@ def test_the_temperature_is_clamped_unless_that_is_turned_off(folder):
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
-  """Keys and values of the layers before the first connected one are computed once for an image and all its texts."""
+def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
+  """Layers before the first connected one compute an image's keys and values once."""
   c = config(folder, model__stride=stride, model__fusion_layers=3, task__rerank_similarity="none")
   task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
   batch = retrieval_files.first_batch(c, task.tokenizer)
@@ -411,7 +411,7 @@ def test_a_shared_image_is_matched_as_each_pair_alone(stride, folder):
   assert np.std(expected) > 1e-3
 
 
-def test_the_similarity_adds_to_the_score_of_a_match(folder):
+def test_similarity_adds_to_the_match_score(folder):
   c = config(folder, task__rerank_similarity="none")
   tokenizer = retrieval_files.tokenizer(folder)
   task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
@@ -437,10 +437,12 @@ def test_the_similarity_adds_to_the_score_of_a_match(folder):
   assert np.std(odds) > 1e-4
 
 
-def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):
-  """Every target is met: the matching loss goes to zero, the contrastive one to the entropy of its targets, as the queue holds each
-  image several times; then every caption finds its image, and every image its caption, before and
-  after re-ranking."""
+def test_overfits_and_retrieves_eight_pairs(folder, tmp_path):
+  """The matching loss reaches 0, the contrastive loss the entropy of its targets.
+
+  That entropy is not 0, because the queue holds each image several times. Then every caption finds
+  its image and every image its caption, before and after re-ranking.
+  """
   c = config(
     folder,
     model__initializer_range=0.05,
@@ -472,7 +474,9 @@ def test_eight_pairs_are_learnt_by_heart_and_found(folder, tmp_path):
       result = evaluator.run(
         {name: functools.partial(fn, state.params) for name, fn in built.predict.items()}
       )
-  assert itc - floor < 0.05 and itm < 0.01 and bool(health["ok"]), (itc, floor, itm)
+  assert itc - floor < 0.05, (itc, floor)
+  assert itm < 0.01
+  assert bool(health["ok"])
   assert (
     result["r_mean"] == result["similarity_r_mean"] == result["txt_r1"] == result["img_r1"] == 100
   )

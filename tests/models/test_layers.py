@@ -17,7 +17,7 @@ def masks(keys, shape, rate):
 
 
 def correlations(rows):
-  """Correlation of every pair of rows of bool[N, M] (M, the larger, samples): f64[N, N] without its diagonal."""
+  """Correlations f64[N * (N - 1)] of all pairs of rows of bool[N, M], for M samples."""
   x = rows.astype(np.float64) - rows.mean()
   c = x @ x.T / (rows.shape[1] * rows.var())
   return c[~np.eye(len(c), dtype=bool)]
@@ -55,7 +55,7 @@ def test_keep_mask_is_independent_across_rows_columns_and_keys():
   assert np.abs(correlations(close.reshape(64, -1))).max() < 5.5 / np.sqrt(1024)
 
 
-def test_keep_mask_of_more_axes_repeats_nothing():
+def test_keep_mask_of_more_axes_has_distinct_rows():
   mask = masks(jax.random.split(jax.random.key(2), 1), (3, 4, 5, 64), 0.5)[0].reshape(60, 64)
   assert len({row.tobytes() for row in mask}) == 60
 
@@ -85,9 +85,8 @@ def test_keep_mask_does_not_depend_on_the_sharding():
   for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
-    assert len({str(s.index) for s in sharded.addressable_shards}) == 8 and np.array_equal(
-      sharded, plain
-    ), spec
+    assert len({str(s.index) for s in sharded.addressable_shards}) == 8, spec
+    np.testing.assert_array_equal(sharded, plain, err_msg=str(spec))
 
 
 def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
@@ -104,7 +103,8 @@ class Probe(nn.Module):
   """A layer that shows its two dropout masks."""
 
   def setup(self):
-    self.first, self.second = layers.Dropout(0.5), layers.Dropout(0.5)
+    self.first = layers.Dropout(rate=0.5)
+    self.second = layers.Dropout(rate=0.5)
 
   @nn.compact
   def __call__(self, x):
@@ -230,13 +230,14 @@ def test_rows_that_share_keys_equal_repeated_keys():
 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 4, 5)])
-def test_dense_and_its_own_gradient_rule_equal_flax(shape, use_bias):
+def test_dense_and_its_gradient_rule_equal_flax(shape, use_bias):
   rng = np.random.default_rng(0)
   x, weights = (
     rng.normal(size=shape).astype(np.float32),
     rng.normal(size=(*shape[:-1], 7)).astype(np.float32),
   )
-  ours, theirs = layers.Dense(7, use_bias), nn.Dense(7, use_bias)
+  ours = layers.Dense(features=7, use_bias=use_bias)
+  theirs = nn.Dense(7, use_bias)
   params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
     jnp.shape, theirs.init(jax.random.key(0), x)
@@ -257,10 +258,10 @@ def test_dense_and_its_own_gradient_rule_equal_flax(shape, use_bias):
 
 def test_dense_in_bfloat16_keeps_float32_parameters():
   x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-  params = layers.Dense(16).init(jax.random.key(0), x)
+  params = layers.Dense(features=16).init(jax.random.key(0), x)
 
   def loss(params, dtype):
-    out = layers.Dense(16, dtype=dtype).apply(params, x)
+    out = layers.Dense(features=16, dtype=dtype).apply(params, x)
     return jnp.square(out).sum(), out.dtype
 
   (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
@@ -293,9 +294,9 @@ def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
   wide = x.astype(np.float64)
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon)
   expected = expected * params["params"]["scale"] + params["params"]["bias"]
-  out = jax.jit(layers.LayerNorm(epsilon).apply)(params, x)
+  out = jax.jit(layers.LayerNorm(epsilon=epsilon).apply)(params, x)
   np.testing.assert_allclose(out, expected, atol=1e-5 if not offset else 5e-4)
-  low = jax.jit(layers.LayerNorm(epsilon, jnp.bfloat16).apply)(params, x)
+  low = jax.jit(layers.LayerNorm(epsilon=epsilon, dtype=jnp.bfloat16).apply)(params, x)
   assert low.dtype == jnp.bfloat16
   np.testing.assert_allclose(low, out, rtol=0.01, atol=0.01)
 
@@ -321,7 +322,7 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize("depth", [4, 6])
 def test_remat_saves_memory(depth):
-  """Also in stacks that would be unrolled, where the compiler would find the recomputed values equal to the first ones."""
+  """Stacks that would be unrolled included, where the compiler could merge equal values."""
   assert 4 <= layers.UNROLLED_DEPTH < 6
   x = jnp.ones((256, 8))
   needed = {}
@@ -337,17 +338,17 @@ def test_remat_saves_memory(depth):
   assert needed["full"] < 0.7 * needed["none"], needed
 
 
-def test_a_policy_may_keep_the_outputs_of_products():
-  """How many products each policy computes: of three with parameters in a layer, forward and two gradients of each, and recomputed."""
+def test_remat_policy_dots_keeps_the_outputs_of_products():
+  """Counts the products of a layer with three dense parts, forward, backward and recomputed."""
 
   class Products(nn.Module):
     @nn.compact
     def __call__(self, x):
-      x = layers.Dense(16, name="a")(x)
-      x = layers.ActivationThenDense(16, activation=activations.gelu, name="b")(
-        layers.LayerNorm(1e-6)(x)
+      x = layers.Dense(features=16, name="a")(x)
+      x = layers.ActivationThenDense(features=16, activation=activations.gelu, name="b")(
+        layers.LayerNorm(epsilon=1e-6)(x)
       )
-      return layers.ActivationThenDense(16, activation=activations.gelu, name="c")(x)
+      return layers.ActivationThenDense(features=16, activation=activations.gelu, name="c")(x)
 
   x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
   for policy in ("none", "dots", "full"):

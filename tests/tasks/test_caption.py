@@ -25,7 +25,7 @@ def tokenizer(tmp_path_factory):
 
 
 class Case(mesh_case.MeshCase):
-  """The tiny task without dropout, a batch whose rows count unequally, and its gradients on any mesh, in any number of parts."""
+  """The tiny task without dropout, on rows with different weights, for any mesh."""
 
   def __init__(self, tokenizer):
     # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
@@ -51,7 +51,7 @@ def reference(case):
 
 
 @pytest.mark.parametrize(("devices", "rows"), [(1, 8), (4, 8), (8, 8), (1, 1)])
-def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, case, monkeypatch):
+def test_images_encoded_one_by_one_equal_those_encoded_together(devices, rows, case, monkeypatch):
   task, image = case.built.task, case.batch["image"][:rows]
   assert not np.array_equal(image[0], image[-1]) or rows == 1
   together = task.apply(case.state.params, lambda module, x: base.encode_image(module, x), image)
@@ -69,14 +69,14 @@ def test_images_encoded_one_by_one_are_those_encoded_together(devices, rows, cas
   np.testing.assert_allclose(found, together, atol=1e-5)
 
 
-def test_a_batch_is_as_specified(case):
+def test_batch_spec_matches_the_transform(case):
   spec = case.built.task.batch_spec(8)
   assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in spec.items()
   }
 
 
-def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
+def test_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
   task, ids = case.built.task, case.batch["caption"].reshape(40, -1)
   logits = np.asarray(task.apply(case.state.params, task.forward, case.batch), np.float64)
   total, count, right = 0.0, 0, 0
@@ -95,7 +95,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
 
 
 @pytest.mark.parametrize("shape", [pytest.param(MESHES[0], marks=pytest.mark.slow), MESHES[1]])
-def test_loss_and_gradients_are_those_of_one_device(case, reference, shape):
+def test_loss_and_gradients_equal_those_of_one_device(case, reference, shape):
   gradients, loss, metrics = case.gradients(shape)
   assert loss == pytest.approx(float(reference[1]), rel=1e-5)
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
@@ -109,7 +109,7 @@ def test_four_microbatches_equal_one(case, reference):
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
 
 
-def test_a_corrupt_row_moves_nothing(case, reference):
+def test_corrupt_row_has_no_gradient(case, reference):
   changed = {name: x.copy() for name, x in case.batch.items()}
   changed["image"][3] = 255
   gradients, loss, _ = case.gradients(batch=changed)
@@ -127,7 +127,7 @@ def test_prompt_tokens_are_no_targets():
 
 
 @pytest.mark.parametrize("mode", ["standard", "official"])
-def test_with_a_prompt_the_rest_is_learnt_and_generated_behind_it(tokenizer, mode):
+def test_caption_after_a_prompt_is_learned_and_generated(tokenizer, mode):
   c = caption_run.config(
     task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4
   )
@@ -151,7 +151,7 @@ def _only(case, count, texts, image):
   }
 
 
-def test_odd_captions_and_images_keep_everything_finite(case, tokenizer):
+def test_degenerate_captions_and_images_give_finite_results(case, tokenizer):
   black = np.zeros((48, 48, 3), np.uint8)
   batch = _only(case, 8, ["a red circle"] * 5, black)
   odd = _only(case, 8, ["", " ".join(["circle"] * 90), "\N{SNOWMAN}"], black)
@@ -172,8 +172,8 @@ def test_odd_captions_and_images_keep_everything_finite(case, tokenizer):
   assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
-def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
-  """The loss goes to zero, generation gives the trained captions, which depend on the images, and a batch of one gives the same."""
+def test_overfits_eight_images(tokenizer):
+  """The loss reaches 0 and every image gets its caption, in a batch of eight and of one."""
   c = caption_run.config(
     data__captions_per_image=1,
     optim__name="adamw",
@@ -220,6 +220,6 @@ def test_eight_images_are_learnt_by_heart_alone_and_together(tokenizer):
     ({"data__max_caption": 2}, "config.data.max_caption=2 leaves no room for a caption"),
   ],
 )
-def test_values_that_cannot_work_are_refused(tokenizer, changes, message):
+def test_invalid_config_values_raise(tokenizer, changes, message):
   with pytest.raises(ValueError, match=message):
     loop.build(caption_run.config(**changes), tokenizer)

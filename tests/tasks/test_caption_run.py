@@ -1,4 +1,4 @@
-"""Captioning from files to results: whole runs of the tiny preset, and what the evaluator makes of given captions."""
+"""Captioning runs of the tiny preset from files to results, and the evaluator."""
 
 import contextlib
 import io
@@ -67,7 +67,7 @@ def _state(folder, config):
 # ---- runs
 
 
-def test_what_a_run_on_scenes_leaves_and_prints(unbroken):
+def test_files_and_output_of_a_run_on_scenes(unbroken):
   folder, out = unbroken
   result = json.loads((folder / "result.json").read_text())
   assert result["metric"] == "CIDEr-D"
@@ -106,9 +106,7 @@ def test_what_a_run_on_scenes_leaves_and_prints(unbroken):
 
 
 @pytest.mark.slow
-def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(
-  cache, unbroken, tmp_path, monkeypatch
-):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_path, monkeypatch):
   update = progress.Progress.update
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -128,7 +126,7 @@ def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(
   ).read_bytes()
 
 
-def test_a_run_on_the_official_files(cache, tmp_path):
+def test_run_on_the_official_files(cache, tmp_path):
   caption_run.write_karpathy(tmp_path)
   (tmp_path / "caption_val.json").unlink()  # evaluated is the test split
   c = caption_run.config(
@@ -174,7 +172,7 @@ def evaluate(c, tokenizer, workdir, captions):
   return evaluator, evaluator.run({"generate": generate})
 
 
-def test_scores_tell_captions_of_the_image_from_others(tokenizer, tmp_path):
+def test_scores_separate_right_captions_from_wrong_ones(tokenizer, tmp_path):
   c = caption_run.config(eval__limit=60)
   source = caption.images(c.data, "test")
   _, right = evaluate(c, tokenizer, tmp_path, [source.captions(i)[2] for i in range(60)])
@@ -192,7 +190,7 @@ def test_scores_tell_captions_of_the_image_from_others(tokenizer, tmp_path):
   assert empty["BLEU-4"] == pytest.approx(0, abs=1e-3)
 
 
-def test_a_prompt_is_taken_off(tokenizer, tmp_path):
+def test_prompt_is_removed_from_captions(tokenizer, tmp_path):
   c = caption_run.config(task__prompt="the picture shows", eval__limit=2)
   evaluate(c, tokenizer, tmp_path, ["the picture shows a red circle", "a big star"])
   assert [row["caption"] for row in json.loads((tmp_path / "predictions.json").read_text())] == [
@@ -201,7 +199,7 @@ def test_a_prompt_is_taken_off(tokenizer, tmp_path):
   ]
 
 
-def test_a_split_without_references_gets_a_results_file(tokenizer, tmp_path):
+def test_split_without_references_gets_a_results_file(tokenizer, tmp_path):
   caption_run.write_karpathy(tmp_path)
   name = tmp_path / "caption_test.json"
   name.write_text(
@@ -222,7 +220,7 @@ def test_a_split_without_references_gets_a_results_file(tokenizer, tmp_path):
   ]
 
 
-def test_domains_are_scored_by_themselves_and_unreadable_images_counted(tokenizer, tmp_path):
+def test_domains_are_scored_separately_and_unreadable_images_counted(tokenizer, tmp_path):
   caption_run.write_karpathy(tmp_path)
   files = sorted((tmp_path / "val2014_img").iterdir())
   files[2].write_bytes(b"broken")
@@ -247,7 +245,7 @@ def test_domains_are_scored_by_themselves_and_unreadable_images_counted(tokenize
   assert result["CIDEr-D_out-domain"] == 0 < result["CIDEr-D_in-domain"]
 
 
-def test_nocaps_domains_score_what_a_hand_gets(tokenizer, tmp_path):
+def test_nocaps_domain_scores_equal_separate_evaluations(tokenizer, tmp_path):
   """CIDEr-D, where every n-gram is in one caption alone and so weighs the same.
 
   In-domain: equal to the reference. Near-domain: one caption has a word too many, so that 4, 3, 2,

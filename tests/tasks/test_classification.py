@@ -81,7 +81,7 @@ def reference(case):
   ("file", "arg", "sentences"),
   [("snli_ve", "tiny", 3), ("nlvr2", "tiny", 2), ("nlvr2", "tiny,data=scene_captions", 1)],
 )
-def test_a_batch_is_as_specified(tokenizer, file, arg, sentences):
+def test_batch_spec_matches_the_transform(tokenizer, file, arg, sentences):
   c = classification_run.config(file, arg, data__sentences_per_row=sentences)
   example = data.make_transform(c, tokenizer, train=True)(
     0, data.get_source(c, "train")[0], np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_a_batch_is_as_specified(tokenizer, file, arg, sentences):
   }
 
 
-def test_the_loss_is_the_mean_over_sentences_that_count(case, reference):
+def test_loss_is_the_mean_over_valid_sentences(case, reference):
   task = case.built.task
   logits, teacher = (
     np.asarray(task.apply(params, task.forward, case.batch), np.float64)
@@ -115,7 +115,7 @@ def test_the_loss_is_the_mean_over_sentences_that_count(case, reference):
   assert metrics["corrupt_rows"][0] == 1
 
 
-def test_loss_and_gradients_on_eight_devices_are_those_of_one(case, reference):
+def test_loss_and_gradients_on_eight_devices_equal_those_of_one(case, reference):
   gradients, loss, metrics = case.gradients((2, 2, 2))
   assert loss == pytest.approx(float(reference[1]), rel=1e-5)
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
@@ -129,7 +129,7 @@ def test_four_microbatches_equal_one(case, reference):
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
 
 
-def test_rows_that_do_not_count_move_nothing(case, reference):
+def test_invalid_rows_have_no_gradient(case, reference):
   changed = {name: x.copy() for name, x in case.batch.items()}
   changed["image"][2], changed["sentence"][2], changed["sentence"][5, 0] = (
     255,
@@ -146,7 +146,7 @@ def test_rows_that_do_not_count_move_nothing(case, reference):
   assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
-def test_odd_sentences_and_images_keep_everything_finite(case):
+def test_degenerate_sentences_and_images_give_finite_results(case):
   black = np.zeros((48, 48, 3), np.uint8)
   texts = ["", " ".join(["circle"] * 90), "\N{SNOWMAN}"] + ["a red circle"] * 5
   records = [
@@ -164,8 +164,8 @@ def test_odd_sentences_and_images_keep_everything_finite(case):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
-def test_eight_pairs_are_learnt_by_heart_alone_and_together(tokenizer):
-  """Four statements, each true of one pair and false of another: neither images nor words suffice."""
+def test_overfits_eight_pairs(tokenizer):
+  """Each of four statements is true of one pair of images and false of another."""
   c = classification_run.config(
     "nlvr2",
     "tiny",
@@ -206,7 +206,7 @@ def test_eight_pairs_are_learnt_by_heart_alone_and_together(tokenizer):
 # ---- a text and its images
 
 
-def test_a_sentence_is_encoded_once(case):
+def test_each_sentence_is_encoded_once(case):
   rows = []
 
   def count(call, args, kwargs, context):
@@ -234,7 +234,7 @@ def features(task, params, batch):
   return np.asarray(task.apply(params, run, batch))
 
 
-def test_shared_layers_see_each_image_alone_and_duplicated_ones_tell_them_apart(case):
+def test_shared_layers_are_symmetric_and_duplicated_ones_are_not(case):
   task, params, width = case.built.task, case.state.params, case.config.model.hidden_size
   plain = features(task, params, case.batch)
   swapped = features(task, params, case.batch | {"image": case.batch["image"][:, ::-1]})
@@ -255,7 +255,7 @@ def test_shared_layers_see_each_image_alone_and_duplicated_ones_tell_them_apart(
 
 @pytest.fixture(scope="module")
 def single_run(tokenizer, tmp_path_factory):
-  """Folder, parameters and averages of a run with one layer for both images, random numbers all of them."""
+  """Folder, random parameters and averages of a run with one layer for both images."""
   folder, rng = tmp_path_factory.mktemp("single"), np.random.default_rng(0)
   abstract = loop.build(
     classification_run.config("nlvr2"), tokenizer, 10, 10, jax.devices()[:1]
@@ -272,9 +272,7 @@ def single_run(tokenizer, tmp_path_factory):
   return folder, tiny_run.flat(params), tiny_run.flat(averages)
 
 
-def test_second_layers_share_the_keys_and_values_of_the_first_and_start_as_them(
-  tokenizer, single_run
-):
+def test_second_layers_share_keys_and_values_and_start_as_copies(tokenizer, single_run):
   """From a run with one layer for both images.
 
   What it has not, or in another shape, is random where that is allowed, and only there.
@@ -336,6 +334,6 @@ def test_second_layers_share_the_keys_and_values_of_the_first_and_start_as_them(
     ),
   ],
 )
-def test_values_that_cannot_work_are_refused(tokenizer, file, changes, message):
+def test_invalid_config_values_raise(tokenizer, file, changes, message):
   with pytest.raises(ValueError, match=message):
     loop.build(classification_run.config(file, **changes), tokenizer)

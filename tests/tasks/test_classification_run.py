@@ -1,4 +1,4 @@
-"""Whole classification runs: resumed in the middle bit for bit, official files from the program's start to its results, own classes."""
+"""Classification runs: resumed bit for bit, on official files, with custom classes."""
 
 import json
 
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(files, cache):
-  """Function (changes) -> the tiny preset on NLVR2's files: dropout, augmentation and a teacher, six updates."""
+  """Function (changes) -> six updates of the tiny preset on NLVR2's files, with a teacher."""
 
   def make(**changes):
     return classification_run.config(
@@ -68,7 +68,7 @@ def state(config, workdir):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
   settings, run, tmp_path, capsys, monkeypatch
 ):
   class Interrupt(loop.Interrupt):
@@ -99,7 +99,7 @@ def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(
   assert (tmp_path / "predictions.json").read_bytes() == (run / "predictions.json").read_bytes()
 
 
-def test_results_are_those_of_the_predictions(files, run):
+def test_results_file_equals_the_predictions(files, run):
   rows, truths = (
     json.loads((run / "predictions.json").read_text()),
     json.loads((files / "nlvr_test.json").read_text()),
@@ -126,9 +126,7 @@ def test_results_are_those_of_the_predictions(files, run):
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
 
 
-def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_counted(
-  files, settings, run, tmp_path, capsys
-):
+def test_split_without_labels_gets_a_results_file(files, settings, run, tmp_path, capsys):
   rows = json.loads((files / "nlvr_test.json").read_text())
   (tmp_path / "test").mkdir()
   for row in rows[:6]:
@@ -148,8 +146,8 @@ def test_a_split_without_labels_gets_a_results_file_and_unreadable_images_are_co
   assert (tmp_path / "predictions.png").exists()
 
 
-def test_subsets_of_scenes_are_reported_apart(tmp_path):
-  """With predictions that are right where a statement is about one object, and otherwise always "True"."""
+def test_subsets_of_scenes_are_reported_separately(tmp_path):
+  """Predictions are right for statements about one object, and "True" for all others."""
   config = classification_run.config("nlvr2", "tiny", eval__limit=104)
   source = classification.get_source(config.data, "test")
 
@@ -183,7 +181,7 @@ def test_subsets_of_scenes_are_reported_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_image_and_own_classes(files, cache, tmp_path, capsys):
+def test_one_image_and_custom_classes(files, cache, tmp_path, capsys):
   lines = [
     {
       "image": f"dev/dev-{i}-img0.png",

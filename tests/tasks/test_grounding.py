@@ -1,4 +1,4 @@
-"""The grounding task: its loss by hand, what it trains and finds, the same on any number of devices, and inputs at the edges."""
+"""The grounding task: loss, learning, search, meshes and edge cases."""
 
 import functools
 
@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 
 class Made:
-  """The tiny task with the official box weights and a wide initialisation, a state and a batch with invalid rows."""
+  """The tiny task with the official box weights, a state and a batch with invalid rows."""
 
   def __init__(self, tokenizer):
     self.config = config(
@@ -77,7 +77,7 @@ class Made:
 
   @functools.cached_property
   def decoded(self):
-    """(batch, numbers of bins i32[R, 4]) -> f32[R, 4, 97], what the decoder says of the locations, its input written out here."""
+    """Returns the decoder's logits f32[R, 4, 97] of the locations, for bins i32[R, 4]."""
     begin = self.tokenizer.token_id("<box>")
 
     def forward(module, batch, inputs):
@@ -106,7 +106,7 @@ def one_device(made):
   return made.gradients(made.built)
 
 
-def test_the_batch_is_what_the_transform_gives(made):
+def test_batch_spec_matches_the_transform(made):
   spec = made.task.batch_spec(8)
   assert {k: (v.shape, v.dtype) for k, v in made.batch.items()} == {
     k: (v.shape, v.dtype) for k, v in spec.items()
@@ -116,7 +116,7 @@ def test_the_batch_is_what_the_transform_gives(made):
 # ---- location tokens
 
 
-def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer):
+def test_location_tokens_of_fitted_and_bert_tokenizers(tokenizer):
   begin, ids = grounding.location_ids(tokenizer, 96)
   assert tokenizer.token_id("<box>") == begin
   assert [tokenizer.token_id(f"<bin{i}>") for i in (0, 50, 96)] == ids[[0, 50, 96]].tolist()
@@ -135,7 +135,7 @@ def test_location_tokens_of_a_fitted_tokenizer_and_of_berts_vocabulary(tokenizer
   assert (ids[0], ids[-1]) == (345, 681)
 
 
-def test_a_tokenizer_without_location_tokens_is_refused(tokenizer):
+def test_tokenizer_without_location_tokens_raises(tokenizer):
   with pytest.raises(
     ValueError,
     match="no location tokens for config.task.bins=97: fit one with "
@@ -151,7 +151,7 @@ def test_a_tokenizer_without_location_tokens_is_refused(tokenizer):
     ("eval_normalization", "mean", "clip, imagenet"),
   ],
 )
-def test_unknown_options_are_refused(made, name, value, known):
+def test_unknown_options_raise(made, name, value, known):
   with pytest.raises(ValueError, match=f"config.task.{name}='{value}' is not one of {known}"):
     made.build(**{f"task__{name}": value})
 
@@ -193,7 +193,7 @@ def token_losses(logits, batch, bins):
   ], target
 
 
-def test_the_loss_is_the_formula(made, one_device):
+def test_loss_equals_the_formula(made, one_device):
   """Of the task with its own weights; of the others from the same token losses."""
   numbers = np.floor(made.batch["box"].reshape(-1, 4) * np.float32(96)).astype(int)
   logits = made.decoded(made.batch, numbers)
@@ -217,7 +217,7 @@ def test_the_loss_is_the_formula(made, one_device):
     assert float(ours.sum()) == pytest.approx(by_hand(logits, made.batch, 96, how)[0], rel=1e-5)
 
 
-def test_a_right_box_has_no_weight_and_each_way_its_own_mean():
+def test_correct_box_has_no_weight_and_each_mode_its_mean():
   truth = jnp.array([[0.5, 0.5, 0.25, 0.25], [0.25, 0.25, 0.125, 0.5], [0.0, 0.0, 0.0, 0.0]])
   predicted = truth.at[1].set(jnp.array([0.75, 0.25, 0.125, 0.5]))
   valid = jnp.array([True, True, False])
@@ -258,7 +258,7 @@ def test_loss_and_gradients_do_not_depend_on_devices_or_microbatches(made, one_d
       np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
 
 
-def test_rows_without_weight_do_not_matter(made, one_device):
+def test_invalid_rows_do_not_change_the_loss(made, one_device):
   """What stands in an invalid row changes nothing, whatever the other rows are."""
   batch = {k: v.copy() for k, v in made.batch.items()}
   batch["box"][0, 1], batch["phrase"][0, 1] = 0.9, made.tokenizer.pad_id
@@ -270,7 +270,7 @@ def test_rows_without_weight_do_not_matter(made, one_device):
 # ---- images
 
 
-def test_the_canvas_is_zero_around_the_image_and_normalised_on_it(made):
+def test_canvas_is_zero_around_the_normalized_image(made):
   image = painted(20, 40, red=(2, 2, 10, 10))
   canvas = box_transforms.fit(image, np.zeros((0, 4)), 48)
   left, top, right, bottom = canvas.placed
@@ -292,7 +292,7 @@ def test_the_canvas_is_zero_around_the_image_and_normalised_on_it(made):
 
 
 @pytest.mark.parametrize("name", ["clip", "imagenet"])
-def test_only_the_search_normalises_by_the_option(made, monkeypatch, name):
+def test_only_the_search_uses_eval_normalization(made, monkeypatch, name):
   c = made.config.copy_and_resolve_references()
   c.task.eval_normalization = name
   task, used = grounding.GroundingTask(made.task.model, c, made.tokenizer), []
@@ -310,7 +310,7 @@ def test_only_the_search_normalises_by_the_option(made, monkeypatch, name):
   assert used == [name == "imagenet", False]
 
 
-def test_boxes_come_back_to_the_pixels_they_had(made):
+def test_boxes_map_back_to_original_pixels(made):
   image, truth = np.zeros((37, 90, 3), np.uint8), np.array([[3, 4, 50, 30], [0, 0, 90, 37.0]])
   canvas = box_transforms.fit(image, truth, 48)
   back = grounding.in_image_pixels(
@@ -331,8 +331,8 @@ def test_boxes_come_back_to_the_pixels_they_had(made):
 # ---- finding boxes
 
 
-def test_eight_scenes_are_learnt_by_heart(tokenizer):
-  """The loss goes to zero, and the search then gives every box exactly, with a probability near 1."""
+def test_overfits_eight_scenes(tokenizer):
+  """The loss reaches 0, and the search gives every box exactly, with probability near 1."""
   c = config(
     data__augment__flip=0.0,
     optim__name="adamw",
@@ -365,8 +365,8 @@ def test_eight_scenes_are_learnt_by_heart(tokenizer):
   assert boxes.iou(out["box"].astype(np.float64), truth.astype(np.float64)).min() > 0.85
 
 
-def test_the_score_is_the_log_probability_of_the_four_tokens(made, tokenizer):
-  """Under teacher forcing with its own tokens the forward pass gives the tokens and the score of the search."""
+def test_score_is_the_log_probability_of_the_four_tokens(made, tokenizer):
+  """Teacher forcing with the tokens of a search gives its tokens and score."""
   out = made.locate(made.state.params, made.batch)
   log_prob = np.asarray(
     jax.nn.log_softmax(made.decoded(made.batch, out["bins"].reshape(-1, 4)), -1)
@@ -381,7 +381,7 @@ def test_the_score_is_the_log_probability_of_the_four_tokens(made, tokenizer):
 # ---- the edges
 
 
-def test_odd_batches_give_finite_gradients_and_boxes(made):
+def test_degenerate_batches_give_finite_gradients_and_boxes(made):
   """Nothing readable at all; constant images with one empty phrase; the same phrase everywhere."""
   nothing = {k: np.zeros_like(v) for k, v in made.batch.items()} | {"corrupt": np.ones(8, bool)}
   nothing["phrase"] += made.tokenizer.pad_id
@@ -406,7 +406,7 @@ def test_odd_batches_give_finite_gradients_and_boxes(made):
       assert not any(g.any() for g in gradients.values())
 
 
-def test_a_batch_of_one(made):
+def test_batch_of_one(made):
   batch = {k: jnp.asarray(v[:1]) for k, v in made.batch.items()}
   task = made.task
   one, out = jax.jit(

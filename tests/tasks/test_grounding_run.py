@@ -1,4 +1,4 @@
-"""Grounding from its config to the results: a tiny run on scenes, resumed in the middle, and evaluated on one's own images."""
+"""Grounding runs: a tiny run on scenes, resumed halfway, and evaluation on other images."""
 
 import contextlib
 import io
@@ -67,7 +67,7 @@ def unbroken(cache, tmp_path_factory):
   return folder, lines
 
 
-def test_what_a_run_reports(cache, unbroken):
+def test_files_and_output_of_a_run(cache, unbroken):
   folder, lines = unbroken
   rows = json.loads((folder / "predictions.json").read_text())
   source = data.get_source(settings(cache), "test")
@@ -102,7 +102,7 @@ def test_what_a_run_reports(cache, unbroken):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_path):
   update = progress.Progress.update
 
   def hooked(self, done, loss=None):
@@ -131,9 +131,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(cache, unbroken, tmp_path):
   assert states[0].keys() == states[1].keys()
 
 
-def test_own_images_of_any_size_with_unknown_boxes_and_one_that_cannot_be_read(
-  cache, unbroken, tmp_path
-):
+def test_custom_images_without_boxes_and_one_unreadable(cache, unbroken, tmp_path):
   (tmp_path / "wide.png").write_bytes(png(painted(30, 90, red=(50, 5, 80, 25))))
   (tmp_path / "broken.png").write_bytes(b"no image")
   entries = [
@@ -185,7 +183,7 @@ class Known:
   ("shift", "accuracy", "overlap"),
   [(0.0, 100, 1.0), (0.3, 100, 0.7 / 1.3), (0.35, 0, 0.65 / 1.35), (2.0, 0, 0.0)],
 )
-def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
+def test_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
   c = settings(cache, eval__limit=0, eval__batch_size=64)
   evaluation = evaluator.GroundingEvaluator(
     c, types.SimpleNamespace(pad_id=0, bos_id=2, eos_id=3, encode=lambda text: [2]), str(tmp_path)
@@ -201,7 +199,7 @@ def test_the_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
   assert {result[f"acc@0.5_{name}"] for name in ("relation", "plain")} == {accuracy}
 
 
-def test_a_wrong_config_is_refused_before_anything_is_written(cache, tmp_path):
+def test_wrong_config_raises_before_anything_is_written(cache, tmp_path):
   for changes, message in (
     ({"task__bins": 200}, "config.tokenizer.locations=201"),
     ({"data__name": "coco"}, "known sources: scenes"),

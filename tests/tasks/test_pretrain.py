@@ -1,4 +1,4 @@
-"""Pre-training: its examples, its four losses against separate passes, meshes, a run that resumes, and what it leaves for other tasks."""
+"""Pre-training: examples, losses against separate passes, meshes, runs, later tasks."""
 
 import functools
 import importlib
@@ -89,7 +89,7 @@ def test_masked_caption_prefix_and_target_are_parts_of_the_caption(tokenizer):
   }
 
 
-def test_words_encoded_one_by_one_are_the_caption(tokenizer):
+def test_words_encoded_one_by_one_equal_the_caption(tokenizer):
   """Else masks of whole words and the split would not lie between words."""
   c = config(**SMALL)
   transform, source = data.make_transform(c, tokenizer, train=True), data.get_source(c, "train")
@@ -106,7 +106,7 @@ def test_words_encoded_one_by_one_are_the_caption(tokenizer):
   assert tokenizer.eos_id in long["target"]
 
 
-def test_files_are_a_mixture_in_the_given_shares(tmp_path):
+def test_files_are_mixed_by_their_weights(tmp_path):
   from PIL import Image
 
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -140,7 +140,7 @@ def test_files_are_a_mixture_in_the_given_shares(tmp_path):
 
 @pytest.fixture(scope="module", params=[1, 6], ids=["connected", "no connected layer"])
 def case(request, tokenizer):
-  """Built run, state with a teacher of its own, a batch with a corrupt row and two captions of one image."""
+  """Built run, state with another teacher, a batch with a corrupt row and a repeated image."""
   c = config(
     **SMALL,
     model__stride=request.param,
@@ -160,7 +160,7 @@ def case(request, tokenizer):
   return c, built, state, {name: jnp.asarray(x) for name, x in batch.items()}
 
 
-def test_the_losses_are_those_of_separate_passes(case, tokenizer):
+def test_losses_equal_those_of_separate_passes(case, tokenizer):
   c, built, state, batch = case
   task, model, key = built.task, built.task.model, jax.random.key(0)
   terms, metrics, extra = jax.jit(task.loss)(state.params, state, batch, key)
@@ -214,8 +214,10 @@ def test_the_losses_are_those_of_separate_passes(case, tokenizer):
 
 @pytest.fixture(scope="module")
 def placed(tokenizer):
-  """Function mesh shape, microbatches, changes of the config -> (gradients, loss, extra after the step) of the same state and batch, noise
-  included, and dropout too unless changed."""
+  """Function (*mesh shape, parts, **config changes) -> (gradients, loss, extra after the step).
+
+  State, batch and noise are always the same, dropout too unless it is changed.
+  """
   states = {}
 
   def run(*shape, parts=1, **changes):
@@ -243,7 +245,7 @@ def placed(tokenizer):
 
 
 @pytest.mark.slow
-def test_every_parameter_learns_and_no_mesh_changes_anything(placed):
+def test_every_parameter_learns_equally_on_every_mesh(placed):
   gradients, loss, extra = placed(1, 1, 1)
   assert not [
     name
@@ -282,7 +284,7 @@ def test_two_microbatches_equal_one(queue, placed):
       np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
 
 
-def test_eight_pairs_are_learnt_by_heart(tmp_path):
+def test_overfits_eight_pairs(tmp_path):
   """All four losses go to the least they can be.
 
   Then captions and images find each other, and hidden words and endings are told.
@@ -347,7 +349,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
+def test_resumed_run_restores_its_queues(run, tmp_path, monkeypatch):
   c = config(**SMALL, checkpoint__every=2)
   real, calls = pipeline.train_batches, []
 
@@ -377,7 +379,7 @@ def test_a_run_that_stops_goes_on_with_its_queues(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_reports_zero_shot_retrieval(run):
+def test_run_reports_zero_shot_retrieval(run):
   result = json.loads((run / "result.json").read_text())
   assert result["metric"] == "r_mean"
   assert 0 <= result["metrics"]["r_mean"] <= 100
@@ -396,7 +398,7 @@ def test_it_reports_zero_shot_retrieval(run):
     ("video_qa", {}, "accuracy"),
   ],
 )
-def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path):
+def test_other_tasks_evaluate_the_run_zero_shot(run, name, changes, metric, tmp_path):
   c = config(
     "tiny" if name == "video_qa" else "tiny,data=scenes", name, **SMALL, eval__limit=8, **changes
   )
@@ -406,14 +408,14 @@ def test_other_tasks_evaluate_it_zero_shot(run, name, changes, metric, tmp_path)
 
 
 @pytest.mark.slow
-def test_it_starts_other_tasks_and_starts_from_two_checkpoints(run, tmp_path):
+def test_warm_starts_from_and_to_other_checkpoints(run, tmp_path):
   c = config(f"tiny,data=scenes,init={run}", "vqa", **SMALL, total_steps=1)
   assert loop.train(c, tmp_path / "vqa") == 0
   origins = json.loads((tmp_path / "vqa" / "init.json").read_text())
   assert set(origins.values()) == {str(run)}
 
 
-def test_what_cannot_work_is_named(tmp_path):
+def test_invalid_config_values_raise(tmp_path):
   with pytest.raises(ValueError, match="both clip=FOLDER and bert=FOLDER"):
     config("base,clip=x")
   with pytest.raises(ValueError, match="data='coco' is unknown; there are scenes, files, jsonl"):

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder, tmp_path_factory):
-  """Config of the run: evaluation in its middle too, on pictures of which some have two captions."""
+  """Config of a run that also evaluates halfway; some pictures have two captions."""
   return retrieval_files.files_config(
     folder,
     total_steps=STEPS,
@@ -70,7 +70,7 @@ def state(config, workdir):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(settings, run, tmp_path, capsys):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(settings, run, tmp_path, capsys):
   """Queues included, which have gone around their end by then."""
   copy = shutil.copytree(run, tmp_path / "run")
   shutil.rmtree(copy / "checkpoints" / str(STEPS))
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(settings, run, tmp_path, 
     assert (copy / name).read_bytes() == (run / name).read_bytes()
 
 
-def test_results_name_the_best_of_each_query_with_falling_scores(run):
+def test_results_list_the_best_matches_in_order(run):
   found, result = (
     json.loads((run / name).read_text()) for name in ("predictions.json", "result.json")
   )
@@ -126,8 +126,10 @@ def test_results_name_the_best_of_each_query_with_falling_scores(run):
 
 
 class Model:
-  """Predict functions in numpy, with the interface of Build.predict: features are random projections of pixels and tokens, and a
-  match is scored by other projections than those of the features."""
+  """Predict functions in NumPy, with the interface of Build.predict.
+
+  Features are random projections of pixels and tokens. Other projections score a match.
+  """
 
   def __init__(self, tokens, pixels, features=0):
     rng = np.random.default_rng(features)
@@ -195,7 +197,7 @@ def evaluator(config, tokenizer, workdir):
   return retrieval.RetrievalEvaluator(config, tokenizer, str(workdir))
 
 
-def test_several_processes_get_the_result_of_one(settings, folder, tmp_path):
+def test_several_processes_give_the_result_of_one(settings, folder, tmp_path):
   tokenizer = retrieval_files.tokenizer(folder)
   config = settings.copy_and_resolve_references()
   config.eval.batch_size = 6  # neither images nor texts fill their last batch
@@ -220,7 +222,7 @@ def test_several_processes_get_the_result_of_one(settings, folder, tmp_path):
   ).read_bytes()
 
 
-def test_the_similarity_may_be_all_there_is(settings, folder, tmp_path):
+def test_ranking_by_similarity_alone(settings, folder, tmp_path):
   tokenizer, model = retrieval_files.tokenizer(folder), Model(6, 32 * 32 * 3)
 
   def listed(name, **changes):
@@ -240,7 +242,7 @@ def test_the_similarity_may_be_all_there_is(settings, folder, tmp_path):
     assert match != similarity
 
 
-def test_scenes_come_with_chance_an_oracle_and_unseen_pairs_apart(folder, tmp_path):
+def test_scenes_report_chance_oracle_and_unseen_pairs(folder, tmp_path):
   config = retrieval_files.config(
     "tiny", eval__limit=40, eval__batch_size=16, data__size=48, model__image_size=32
   )
@@ -264,7 +266,7 @@ def test_scenes_come_with_chance_an_oracle_and_unseen_pairs_apart(folder, tmp_pa
   assert all("its image is number" in line for line in evaluation.samples)
 
 
-def test_an_image_that_cannot_be_read_is_counted(folder, settings, tmp_path):
+def test_unreadable_image_is_counted(folder, settings, tmp_path):
   copy = shutil.copytree(folder, tmp_path / "data")
   (copy / "pictures/3.png").write_bytes(b"no image")
   config = retrieval_files.files_config(copy, eval__split="val")

@@ -1,4 +1,4 @@
-"""Self-critical training: rewards and loss by hand, candidates of every kind, any mesh and microbatches, and that it learns."""
+"""Self-critical training: rewards, loss, candidates, meshes, microbatches, learning."""
 
 import types
 
@@ -74,14 +74,14 @@ def reference(case):
 # ---- the loss
 
 
-def test_a_prepared_batch_is_as_specified(case):
+def test_prepared_batch_matches_batch_spec(case):
   spec = case.built.task.batch_spec(8)
   assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in spec.items()
   }
 
 
-def test_the_loss_is_minus_the_normalised_score_times_the_advantage(case, reference):
+def test_loss_is_minus_normalized_score_times_advantage(case, reference):
   task, b = case.built.task, case.batch
   logits = np.asarray(task.apply(case.state.params, task.forward, b), np.float64).reshape(
     8, COUNT, -1, case.built.task.model.vocab_size
@@ -109,7 +109,7 @@ def test_the_loss_is_minus_the_normalised_score_times_the_advantage(case, refere
   assert metrics["corrupt_images"][0] == 1
 
 
-def test_without_normalisation_the_score_is_the_log_probability():
+def test_score_without_normalization_is_the_log_probability():
   logits = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
   ids, lengths = np.random.default_rng(1).integers(0, 7, (2, 5)), np.array([4, 2])
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -129,7 +129,7 @@ def test_without_normalisation_the_score_is_the_log_probability():
 
 
 @pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
-def test_loss_and_gradients_are_those_of_one_device(case, reference, shape):
+def test_loss_and_gradients_equal_those_of_one_device(case, reference, shape):
   gradients, loss, _ = case.gradients(shape)
   assert loss == pytest.approx(float(reference[1]), rel=1e-4, abs=1e-6)  # a sum of both signs
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
@@ -141,7 +141,7 @@ def test_two_microbatches_equal_one(case, reference):
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
 
 
-def test_corrupt_rows_and_empty_places_move_nothing(case, reference):
+def test_corrupt_rows_and_empty_candidates_have_no_gradient(case, reference):
   changed = {name: x.copy() for name, x in case.batch.items()}
   (
     changed["image"][5],
@@ -155,7 +155,7 @@ def test_corrupt_rows_and_empty_places_move_nothing(case, reference):
     np.testing.assert_array_equal(x, tiny_run.flat(reference[0])[name], err_msg=name)
 
 
-def test_nothing_to_count_gives_no_gradient(case):
+def test_batch_without_candidates_has_no_gradient(case):
   batch = case.batch | {"candidate_length": np.zeros_like(case.batch["candidate_length"])}
   gradients, loss, _ = case.gradients(batch=batch)
   assert loss == 0
@@ -195,8 +195,8 @@ def _prepare(tokenizer, said, batch=None, greedy=None, lengths=None, **changes):
   )
 
 
-def test_a_candidate_is_rewarded_by_the_captions_of_its_own_image(tokenizer):
-  """Against CIDEr-D itself, with document frequencies of all training captions, whatever batch it stands in."""
+def test_reward_compares_with_the_captions_of_the_image(tokenizer):
+  """Equals CIDEr-D with document frequencies of all training captions, in any batch."""
   source = data.get_source(config(), "train")
   batch = caption_run.batch(config(), tokenizer)
   own, other = (source.captions(int(i))[0] for i in batch["index"][:2])
@@ -223,7 +223,7 @@ def test_the_greedy_caption_can_be_the_baseline(tokenizer):
   assert out["reward"].shape == (1, 3)
 
 
-def test_places_without_a_caption_and_corrupt_images_have_no_length(tokenizer):
+def test_empty_candidates_and_corrupt_images_have_length_zero(tokenizer):
   batch = caption_run.batch(config(), tokenizer)
   batch["corrupt"][1] = True
   source = data.get_source(config(), "train")
@@ -248,7 +248,7 @@ def _generate(case, steps=(0,), **changes):
   ]
 
 
-def test_draws_follow_seed_and_step(case):
+def test_draws_depend_on_seed_and_step(case):
   first, again, later = _generate(case, (2, 2, 3), task__baseline="greedy")
   np.testing.assert_array_equal(first["candidates"], again["candidates"])
   assert (first["candidates"] != later["candidates"]).any()
@@ -262,13 +262,13 @@ def test_draws_follow_seed_and_step(case):
 
 
 @pytest.mark.parametrize("mode", ["standard", "reference"])
-def test_beams_differ_and_do_not_follow_the_step(case, mode):
+def test_beams_differ_and_do_not_depend_on_the_step(case, mode):
   first, later = _generate(case, (2, 3), task__candidates="beam", task__beam_mode=mode)
   np.testing.assert_array_equal(first["candidates"], later["candidates"])
   assert (first["candidates"][:, 0] != first["candidates"][:, 1]).any(-1).all()
 
 
-def test_generating_with_dropout_follows_the_step_and_without_rate_is_the_cached_search(case):
+def test_generation_with_dropout_depends_on_the_step(case):
   beam = dict(task__candidates="beam", task__sample_dropout=True)
   first, again, later = _generate(case, (2, 2, 3), model__dropout_rate=0.3, **beam)
   np.testing.assert_array_equal(first["candidates"], again["candidates"])
@@ -282,7 +282,7 @@ def test_generating_with_dropout_follows_the_step_and_without_rate_is_the_cached
 
 
 def test_rewarded_captions_become_more_probable(case):
-  """With reward 1 for one candidate and 0 for the others, its log-probability rises above theirs."""
+  """The log-probability of the one rewarded candidate rises above that of the others."""
   batch = case.batch | {
     "reward": np.tile(np.float32([0, 1, 0]), (8, 1)),
     "baseline": np.full(8, 1 / 3, np.float32),
@@ -314,12 +314,12 @@ def test_rewarded_captions_become_more_probable(case):
     ({"task__count": 0, "task__baseline": "greedy"}, "config.task.count=0 must be at least 1"),
   ],
 )
-def test_values_that_cannot_work_are_refused(tokenizer, changes, message):
+def test_invalid_config_values_raise(tokenizer, changes, message):
   with pytest.raises(ValueError, match=message):
     loop.build(config(**changes), tokenizer)
 
 
-def test_a_captioning_run_to_go_on_from_is_needed():
+def test_missing_captioning_run_raises():
   with pytest.raises(
     ValueError, match="continues from a captioning run: name its folder, as init=runs/caption"
   ):

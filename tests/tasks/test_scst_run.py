@@ -1,4 +1,4 @@
-"""Self-critical training from a captioning run to the final line: resumed in the middle, and by two processes."""
+"""Runs of self-critical training after captioning: resumed, and with two processes."""
 
 import contextlib
 import io
@@ -79,7 +79,7 @@ def _state(folder, config):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
+def test_run_starts_from_captioning_with_its_tokenizer(settings, unbroken):
   folder, out = unbroken
   start = settings().init.paths[0]
   assert set(json.loads((folder / "init.json").read_text()).values()) == {start}
@@ -101,7 +101,7 @@ def test_a_run_goes_on_from_captioning_with_its_tokenizer(settings, unbroken):
 
 
 @pytest.mark.slow
-def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
   settings, unbroken, tmp_path, monkeypatch
 ):
   update = progress.Progress.update
@@ -125,7 +125,7 @@ def test_a_run_resumed_in_the_middle_is_the_unbroken_one_bit_for_bit(
 
 @pytest.mark.slow
 def test_two_processes_equal_one(settings, unbroken, cache, tmp_path):
-  """Every process rewards its own rows: the same captions, rewards and losses as one process with all of them."""
+  """Each process rewards its rows; captions, rewards and losses are those of one process."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What the mesh does to every task: a rule for each parameter, and no device that gathers the image tokens of the whole batch."""
+"""Every parameter has a sharding rule, and no device gathers all image tokens of a batch."""
 
 import re
 
@@ -38,10 +38,11 @@ def config_of(task, arg):
 @pytest.mark.parametrize(
   "size", ["tiny", *(pytest.param(s, marks=pytest.mark.slow) for s in ("base", "large", "huge"))]
 )
-def test_a_rule_matches_every_parameter(task, size, caplog, monkeypatch):
-  """The tiny model has every kind of parameter: its vision and text widths differ, and some of its fusion layers are connected.
+def test_every_parameter_has_a_sharding_rule(task, size, caplog, monkeypatch):
+  """The tiny model has every kind of parameter.
 
-  At the published sizes every dimension divides over fsdp 4 and tensor 2 as well.
+  Its vision and text widths differ, and some of its fusion layers are connected. At the published
+  sizes every dimension also divides over fsdp 4 and tensor 2.
   """
   monkeypatch.setattr(rules, "_said", set())
   c = config_of(
@@ -62,12 +63,11 @@ def test_a_rule_matches_every_parameter(task, size, caplog, monkeypatch):
 
 
 def largest_gathered(compiled, image_tokens):
-  """Elements of the largest all-gather of a compiled program that has image tokens along an axis, and how many all-gathers it has."""
-  found = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled.as_text())
-  shapes = [tuple(map(int, dims.split(","))) for dims in found if dims]
-  return max([int(np.prod(shape)) for shape in shapes if image_tokens in shape], default=0), len(
-    found
-  )
+  """Returns (elements of the largest all-gather with an axis of image tokens, all-gathers)."""
+  gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled.as_text())
+  shapes = [tuple(map(int, dims.split(","))) for dims in gathered if dims]
+  sizes = [int(np.prod(shape)) for shape in shapes if image_tokens in shape]
+  return max(sizes, default=0), len(gathered)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Zero-shot tasks about clips: a checkpoint that was trained on images, its tokens of several frames, and what is reported."""
+"""Zero-shot tasks about clips with a checkpoint that was trained on images."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def settings(c):
   return c
 
 
-def test_the_tokens_of_a_clip_are_those_of_its_frames():
+def test_tokens_of_a_clip_equal_those_of_its_frames():
   c = tiny_run.config()
   model = build_model(c, type("Tokenizer", (), {"vocab_size": 20, "pad_id": 0}))
   clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3)), jnp.uint8)

@@ -1,4 +1,4 @@
-"""VQA from files to results: whole runs of the tiny preset on data in the official format, one's own and generated."""
+"""VQA runs of the tiny preset on official, custom and generated data."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_train_and_evaluate_on_the_official_format(folder, run):
   ]
 
 
-def test_a_split_without_answers_gets_a_results_file(folder, run, tmp_path, capsys):
+def test_split_without_answers_gets_a_results_file(folder, run, tmp_path, capsys):
   workdir, config = run
   config = config.copy_and_resolve_references()
   config.eval.split = "test"
@@ -116,7 +116,7 @@ def test_ranking_of_given_answers(folder, run, tmp_path, capsys, how):
   assert capsys.readouterr().out.splitlines()[-1] == f"final: accuracy {result['accuracy']:.2f}"
 
 
-def test_ranking_needs_answers_before_anything_is_computed(folder, run, tmp_path):
+def test_ranking_without_answers_raises_early(folder, run, tmp_path):
   config = run[1].copy_and_resolve_references()
   config.task.predict = "rank"
   with pytest.raises(
@@ -131,7 +131,7 @@ def test_ranking_needs_answers_before_anything_is_computed(folder, run, tmp_path
   assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_own_data_as_json_lines(folder, cache, tmp_path):
+def test_custom_data_as_json_lines(folder, cache, tmp_path):
   lines = [
     {
       "image": f"coco/train/{i % 6}.jpg",
@@ -182,7 +182,7 @@ def test_generated_scenes(cache, tmp_path):
   assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == 64
 
 
-def test_a_run_carries_its_tokenizer(folder, run):
+def test_run_folder_contains_its_tokenizer(folder, run):
   workdir, config = run
   saved = tokenizer.load(workdir / "tokenizer")
   assert saved.fingerprint == wordpiece.WordPieceTokenizer(folder / "vocab.txt").fingerprint

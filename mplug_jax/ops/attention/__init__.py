@@ -16,8 +16,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.ops.attention import cudnn
 from mplug_jax.ops.attention.blocked_cpu import BLOCKED
 from mplug_jax.ops.attention.common import FUSED_FROM

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32
 
+from mplug_jax.arrays import Array
 from mplug_jax.parallel.mesh import BATCH_AXES
 
 # Score of a masked key: finite, so a row without any key gives a mean, not NaN.

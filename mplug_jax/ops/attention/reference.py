@@ -1,13 +1,36 @@
-"""Attention by two matrix products and a softmax, with its gradient rule."""
+"""Attention by two matrix products and a softmax, with a gradient rule.
+
+`attention_reference` is the same with JAX's gradient rule and random bits.
+"""
 
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
+from jaxtyping import Bool, Float, Float32, PRNGKeyArray
 
+from mplug_jax.arrays import Array
 from mplug_jax.ops.attention.common import Form, masked_scores
-from mplug_jax.ops.dropout import dropout
+from mplug_jax.ops.dropout import dropout, dropout_reference
+
+
+def attention_reference(
+  query: Float[Array, "batch heads length width"],
+  key: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys width"],
+  mask: Bool[Array, "..."] | None = None,
+  rate: float = 0.0,
+  rng: PRNGKeyArray | None = None,
+) -> Float[Array, "batch heads length width"]:
+  """Returns what `attention` returns, with JAX's gradient rule and random bits."""
+  weights = dropout_reference(jax.nn.softmax(masked_scores(query, key, mask)), rate, rng)
+  out = jnp.einsum(
+    "bhls,bhsd->bhld",
+    weights.astype(value.dtype),
+    value,
+    preferred_element_type=jnp.float32,
+  )
+  return out.astype(value.dtype)
 
 
 def plain_forward(

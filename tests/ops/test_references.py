@@ -1,0 +1,120 @@
+"""Every array operation against its reference: values and gradients; config.model.ops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax.models.mplug import MPlug
+from mplug_jax.ops import activations, attention, dropout, initializers, layer_norm, linear, table
+from mplug_jax.ops.attention import reference
+
+
+def normal(*shape):
+  return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def check_equal(function, expected, *arrays):
+  """Compares values, and gradients of a weighted sum with respect to every array."""
+
+  def value_and_gradients(function):
+    def loss(*arrays):
+      out = function(*arrays)
+      return (jnp.sin(jnp.arange(out.size).reshape(out.shape)) * out).sum(), out
+
+    return jax.jit(jax.grad(loss, tuple(range(len(arrays))), has_aux=True))(*arrays)
+
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    value_and_gradients(function),
+    value_and_gradients(expected),
+  )
+
+
+@pytest.mark.parametrize("activation", [activations.gelu, activations.quick_gelu])
+def test_activation_equals_its_reference(activation):
+  check_equal(activation, activation.reference, normal(3, 50) * 3)
+
+
+@pytest.mark.parametrize("activation", [None, activations.gelu])
+def test_linear_equals_its_reference(activation):
+  check_equal(
+    lambda *arrays: linear.linear(activation, *arrays),
+    lambda *arrays: linear.linear_reference(activation, *arrays),
+    *(normal(2, 3, 4), normal(4, 5), normal(5)),
+  )
+
+
+def test_layer_norm_equals_its_reference():
+  check_equal(
+    lambda *arrays: layer_norm.normalize(*arrays, 1e-5),
+    lambda *arrays: layer_norm.normalize_reference(*arrays, 1e-5),
+    *(normal(2, 3, 8), normal(8), normal(8)),
+  )
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_attention_equals_its_reference(has_mask):
+  mask = np.tril(np.ones((5, 7), bool))[None, None] if has_mask else None
+  check_equal(
+    lambda *arrays: attention.attention(*arrays, mask),
+    lambda *arrays: reference.attention_reference(*arrays, mask),
+    *(normal(2, 3, 5, 8), normal(2, 3, 7, 8), normal(2, 3, 7, 8)),
+  )
+
+
+@pytest.mark.parametrize("function", [dropout.dropout, dropout.dropout_reference])
+def test_both_dropouts_zero_a_share_and_scale_the_others(function):
+  x = normal(100, 200)
+  out = np.asarray(function(x, 0.2, jax.random.key(0)))
+  kept = out != 0
+  assert abs(kept.mean() - 0.8) < 5 * np.sqrt(0.16 / x.size)
+  np.testing.assert_allclose(out[kept], x[kept] / 0.8, rtol=1e-6)
+  assert function(x, 0.2, None) is x
+  assert function(x, 0.0, jax.random.key(0)) is x
+
+
+@pytest.mark.parametrize("function", [initializers.normal, initializers.normal_reference])
+def test_both_initializers_have_the_standard_deviation(function):
+  x = np.asarray(function(0.02)(jax.random.key(0), (200, 300), jnp.float32))
+  assert abs(x.std() / 0.02 - 1) < 5 / np.sqrt(2 * x.size)
+  assert abs(x.mean()) < 5 * 0.02 / np.sqrt(x.size)
+
+
+def test_unknown_operations_raise():
+  with pytest.raises(ValueError, match="config.model.ops='fast' is not one of auto, reference"):
+    table.get("fast")
+
+
+def forward(module, image, ids):
+  mask = ids != 0
+  image, text = module.fuse(module.encode_text(ids, mask), mask, module.encode_image(image))
+  losses, _ = module.decode_losses(ids, mask, module.memory(image, text, mask), ids)
+  return losses.sum() + module.class_logits(text[:, 0]).sum()
+
+
+def test_model_with_reference_operations_has_no_rule_of_its_own():
+  """Same parameters, value and gradients; no custom gradient rule but those of JAX itself."""
+  sizes = dict(vision_width=64, vision_layers=1, hidden_size=32, mlp_dim=64, vocab_size=20)
+  layers = dict(text_layers=1, fusion_layers=2, stride=1, decoder_layers=1)
+  other = dict(image_size=16, patch_size=8, heads=2, max_positions=8, pad_id=0)
+  image = normal(2, 16, 16, 3)
+  ids = np.array([[1, 2, 3, 0], [4, 5, 0, 0]])
+  results = {}
+  params = None
+  for name in ("auto", "reference"):
+    model = MPlug(**sizes, **layers, **other, ops=name)
+    init = jax.jit(lambda key, m=model: m.init(key, image, ids, method=forward)["params"])
+    params = init(jax.random.key(0)) if params is None else params
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+      lambda x: x.shape, jax.eval_shape(init, jax.random.key(0))
+    )
+
+    def loss(params, m=model):
+      return m.apply({"params": params}, image, ids, method=forward)
+
+    results[name] = jax.jit(jax.value_and_grad(loss))(params)
+    rules = str(jax.make_jaxpr(loss)(params)).count("custom_vjp_call")
+    assert (rules == 0) == (name == "reference")
+  for x, y in zip(*map(jax.tree.leaves, results.values()), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4 * max(1, np.abs(y).max()))
