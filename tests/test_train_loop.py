@@ -477,8 +477,8 @@ def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path
   ids = batch["answer"].reshape(-1, batch["answer"].shape[-1])[:, 1:]
   hard = -np.take_along_axis(log_student, ids[..., None], -1)[..., 0]
   soft = -(np.exp(log_teacher) * log_student).sum(-1)
-  each = np.where(ids != tokenizer.pad_id, 0.6 * hard + 0.4 * soft, 0.0).sum(-1)
-  expected = (batch["answer_weight"].ravel() * each).sum() / batch["question_valid"].sum()
+  losses = np.where(ids != tokenizer.pad_id, 0.6 * hard + 0.4 * soft, 0.0).sum(-1)
+  expected = (batch["answer_weight"].ravel() * losses).sum() / batch["question_valid"].sum()
   assert ours[3] == pytest.approx(expected, rel=1e-5)
 
 

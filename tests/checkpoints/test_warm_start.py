@@ -155,8 +155,8 @@ def test_a_run_reads_with_the_tokenizer_of_the_one_it_starts_from(tmp_path):
     ["quite another text, and longer"] * 3, 60, tmp_path / "other"
   )
   c = tiny_run.config(init__paths=(str(tmp_path / "converted"), str(tmp_path / "first")))
-  found = workdir.prepare_tokenizer(c, str(tmp_path / "new"), None)
-  assert found.fingerprint == first.fingerprint != other.fingerprint
+  tokenizer = workdir.prepare_tokenizer(c, str(tmp_path / "new"), None)
+  assert tokenizer.fingerprint == first.fingerprint != other.fingerprint
   assert (
     workdir.prepare_tokenizer(c, str(tmp_path / "new"), None).fingerprint == first.fingerprint
   )  # on resumption

@@ -104,17 +104,17 @@ def test_generation_counts_its_loop_as_often_as_it_runs():
     expected = flop_formulas.image_encoder(model, images) + flop_formulas.beam_generation(
       model, memory, beams, steps, length
     )
-    found = traced.predict_flops(task, "generate", images, steps)
+    counted = traced.predict_flops(task, "generate", images, steps)
     assert (
       expected
-      <= found
+      <= counted
       <= 1.1 * expected
       + flop_formulas.beam_generation(model, memory, beams, len(task.prompt.start), length)
     )
 
 
 @pytest.mark.slow
-def test_utilisation_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, monkeypatch, capsys):
+def test_utilization_is_shown_where_the_peak_of_the_devices_is_known(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(hardware, "peak_flops", lambda kind: 1e9)
   c = tiny_run.config(total_steps=4, log_every=2, eval__limit=8)
   assert loop.train(c, str(tmp_path)) == 0

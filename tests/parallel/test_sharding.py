@@ -109,10 +109,10 @@ def test_columns_of_queues_are_split_as_parameters_are():
     "queue_ptr": jax.ShapeDtypeStruct((1,), jnp.int32),
     "text_queue": jax.ShapeDtypeStruct((16, 63), jnp.float32),
   }
-  found = rules.shardings_for(
+  shardings = rules.shardings_for(
     {"extra": queues}, {}, mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   )["extra"]
-  assert {name: tuple(x.spec) for name, x in found.items()} == {
+  assert {name: tuple(x.spec) for name, x in shardings.items()} == {
     "image_queue": (None, "fsdp"),
     "idx_queue": (None, "fsdp"),
     "queue_ptr": (),

@@ -60,8 +60,8 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
   path = altered(tmp_path / "wrong.npz", arrays, change, grad_norms=norms)
   assert verify_parity.main([path, f"--json={tmp_path}/rows.json"]) == 1
   [result] = json.loads((tmp_path / "rows.json").read_text())
-  found = {row["name"]: row for row in result["rows"]}
-  wrong = {name for name, row in found.items() if not row["passed"]}
+  rows = {row["name"]: row for row in result["rows"]}
+  wrong = {name for name, row in rows.items() if not row["passed"]}
   assert wrong == {
     "out/image_embeds",
     gradient,
@@ -70,9 +70,9 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
     "beam/beam1_min1_max8/scores",
     "SCST",
   }
-  assert found["grad_norms/loss/text_decoder"]["note"] == name
-  assert found["out/image_embeds"]["error"] == pytest.approx(1e-3, rel=0.05)
-  assert found["out/image_embeds"]["shape"] == list(arrays["out/image_embeds"].shape)
+  assert rows["grad_norms/loss/text_decoder"]["note"] == name
+  assert rows["out/image_embeds"]["error"] == pytest.approx(1e-3, rel=0.05)
+  assert rows["out/image_embeds"]["shape"] == list(arrays["out/image_embeds"].shape)
   assert result["skipped"]["out/visual"] == "not in the file"
   assert {"out/novelty", "out/scst_loss"} <= set(result["not_checked"])
   printed = capsys.readouterr().out

@@ -34,19 +34,19 @@ ASYNCHRONOUS = _hlo("asynchronous")
 
 
 def test_of_a_stack_a_turn_reads_and_writes_a_slice():
-  found = hlo.cost(NESTED)
-  assert found.flops == 2 * 32 * 64 * 128
+  cost = hlo.cost(NESTED)
+  assert cost.flops == 2 * 32 * 64 * 128
   assert (
-    found.traffic == 2 * 32 * 64 + 4 * 64 * 128 + 2 * 2 * 32 * 128
+    cost.traffic == 2 * 32 * 64 + 4 * 64 * 128 + 2 * 2 * 32 * 128
   )  # input, a layer's weights; the result, and its copy in the stack
   whole = NESTED.replace(
     "dynamic-slice(%p.0, %p.1, %zero.1, %zero.1), dynamic_slice_sizes={1,64,128}", "negate(%p.0)"
   )
   assert (
-    hlo.cost(whole).traffic == found.traffic + 23 * 4 * 64 * 128
+    hlo.cost(whole).traffic == cost.traffic + 23 * 4 * 64 * 128
   )  # what is not a slice is read whole
   own = NESTED.replace("ROOT %out.1 = (bf16[32,128]{1,0}", "ROOT %out.1 = (bf16[32,128]{1,0:S(1)}")
-  assert hlo.cost(own).traffic == found.traffic - 2 * 32 * 128
+  assert hlo.cost(own).traffic == cost.traffic - 2 * 32 * 128
 
 
 def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
@@ -67,37 +67,37 @@ def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
 
   x = jax.ShapeDtypeStruct((32, 256), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
   w = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=NamedSharding(mesh, P("x", None)))
-  found = hlo.cost(f.lower(x, w).compile().as_text())
-  assert found.flops == 6 * 2 * 32 * 256 * 256 / 8
+  cost = hlo.cost(f.lower(x, w).compile().as_text())
+  assert cost.flops == 6 * 2 * 32 * 256 * 256 / 8
   # Whatever kind the partitioner chose, 32 x 256 numbers meet in each of the six products.
-  assert sum(count for count, _, _ in found.collectives.values()) >= 6
-  assert sum(size for _, size, _ in found.collectives.values()) >= 6 * 32 * 256 * 4
-  assert all(0 < sent <= 2 * size for _, size, sent in found.collectives.values())
-  assert found.traffic > 6 * 4 * 256 * 256 / 8  # the weights are read every time
+  assert sum(count for count, _, _ in cost.collectives.values()) >= 6
+  assert sum(size for _, size, _ in cost.collectives.values()) >= 6 * 32 * 256 * 4
+  assert all(0 < sent <= 2 * size for _, size, sent in cost.collectives.values())
+  assert cost.traffic > 6 * 4 * 256 * 256 / 8  # the weights are read every time
 
 
 def test_products_that_a_tpu_writes_as_convolutions():
-  found = hlo.cost(CONVOLUTIONS)
-  assert found.flops == 2 * 16 * 12 * 80 * 577 * 64
-  assert found.collectives == {}
+  cost = hlo.cost(CONVOLUTIONS)
+  assert cost.flops == 2 * 16 * 12 * 80 * 577 * 64
+  assert cost.collectives == {}
   first, scores = 2 * 16 * 12 * 80 * 64, 4 * 16 * 12 * 80 * 577
   assert (
-    found.traffic == first + scores + 2 * scores
+    cost.traffic == first + scores + 2 * scores
   )  # the second operand is in the chip's own memory
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.cost("HloModule m\n")
 
 
 def test_what_is_fetched_ahead_is_read_once_and_a_kernel_says_what_it_computes():
-  found, part = hlo.cost(ASYNCHRONOUS), 2 * 192 * 768
+  cost, part = hlo.cost(ASYNCHRONOUS), 2 * 192 * 768
   assert (
-    found.traffic == part + part + part
+    cost.traffic == part + part + part
   )  # the slice is read, the copy written, and the kernel reads it
   away = ASYNCHRONOUS.replace(
     "bf16[192,768]{1,0:T(8,128)(2,1)S(1)}, s32", "bf16[192,768]{1,0:T(8,128)(2,1)}, s32"
   )
-  assert hlo.cost(away).traffic == found.traffic + part
-  assert found.flops == 12345
+  assert hlo.cost(away).traffic == cost.traffic + part
+  assert cost.flops == 12345
 
 
 def test_pairs_of_outputs_and_kernel_positions_are_those_counted_one_by_one():
@@ -119,17 +119,17 @@ def test_pairs_of_outputs_and_kernel_positions_are_those_counted_one_by_one():
 
 
 def test_what_the_compiler_says_of_too_much_memory():
-  found = compiler._too_large(
+  error = compiler._too_large(
     "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 45.59G of "
     "15.75G hbm. Exceeded"
   )
-  assert (found.needed, found.limit) == (45.59 * 2**30, 15.75 * 2**30)
-  found = compiler._too_large(
+  assert (error.needed, error.limit) == (45.59 * 2**30, 15.75 * 2**30)
+  error = compiler._too_large(
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
     "(1.65T) exceeds "
     "available HBM (15.75G)."
   )
-  assert (found.needed, found.limit) == (1.65 * 2**40, 15.75 * 2**30)
+  assert (error.needed, error.limit) == (1.65 * 2**40, 15.75 * 2**30)
   assert compiler._too_large("something else") is None
 
 
@@ -198,7 +198,7 @@ def config(name="pretrain", **changes):
   return c.lock()
 
 
-def found(seconds=1.0):
+def fake_report(seconds=1.0):
   return compiler.Report(
     1e9,
     2e9,
@@ -220,7 +220,7 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
     asked.append((c.model.remat, c.mesh.fsdp, c.optim.microbatches))
     if asked[-1][:2] != ("full", 8):
       raise compiler.DoesNotFit(16 * 2**30, 15.75 * 2**30)
-    return found()
+    return fake_report()
 
   monkeypatch.setattr(compiler, "compile_for", compile_for)
   monkeypatch.setattr(topology, "slice_of", lambda name: place())
@@ -238,7 +238,7 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
   )
   assert said[1][0][-1].endswith("compute bounds it, MFU at most 2%")
   assert said[1][1]["peak_gib"] == 3e9 / 2**30
-  slow = found(seconds=0.1)  # by memory: another program may move less
+  slow = fake_report(seconds=0.1)  # by memory: another program may move less
   assert (
     "--effort=full compiles one" in report.lines(slow, config("vqa"), place(), "train", "low")[-1]
   )
@@ -256,17 +256,17 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
 def test_a_plan_tries_the_most_promising_and_stops_when_nothing_can_be_better(monkeypatch):
   c = config("vqa", batch_size=64)
   expected = plan.candidates(c, place())
-  assert expected == sorted(expected, key=lambda each: each.seconds)
-  assert all(each.memory < place().chip.memory for each in expected)
+  assert expected == sorted(expected, key=lambda candidate: candidate.seconds)
+  assert all(candidate.memory < place().chip.memory for candidate in expected)
   assert {
-    each.flags["mesh.data"] * each.flags["mesh.fsdp"] * each.flags["mesh.tensor"]
-    for each in expected
+    candidate.flags["mesh.data"] * candidate.flags["mesh.fsdp"] * candidate.flags["mesh.tensor"]
+    for candidate in expected
   } == {8}
   monkeypatch.setattr(plan, "candidates", lambda *args: expected)
-  tried = plan.search(c, place(), "low", 3, lambda flags: found(seconds=1e9))
-  assert [each for each, _ in tried] == expected[:3]
+  tried = plan.search(c, place(), "low", 3, lambda flags: fake_report(seconds=1e9))
+  assert [candidate for candidate, _ in tried] == expected[:3]
   tried = plan.search(
-    c, place(), "low", 9, lambda flags: found(seconds=0.0)._replace(seconds={"compute": 0.0})
+    c, place(), "low", 9, lambda flags: fake_report(seconds=0.0)._replace(seconds={"compute": 0.0})
   )
   assert len(tried) == 1
 

@@ -40,7 +40,7 @@ class Meshes:
   """
 
   def __init__(self, tokenizer):
-    # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
+    # A wide initialization, so that every attention and every gradient matters; at 0.02 the
     # softmaxes are uniform.
     self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.1)
     self.batch = tiny_run.batch(self.config, tokenizer)
@@ -123,7 +123,7 @@ def test_loss_and_gradients_are_those_of_one_device(shape, meshes, one_device):
     np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, err_msg=name)
 
 
-def test_initialisation_does_not_depend_on_the_mesh(meshes):
+def test_initialization_does_not_depend_on_the_mesh(meshes):
   built = meshes.built((2, 2, 2))
   with jax.set_mesh(built.mesh):
     state = built.init()
