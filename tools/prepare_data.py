@@ -28,7 +28,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mplug_jax.config import Config
 from mplug_jax.config.presets import PRESETS
@@ -36,7 +36,7 @@ from mplug_jax.data import check as check_lib
 from mplug_jax.data import prepare as data_prepare
 from mplug_jax.data.check import report as report_lib
 from mplug_jax.data.check import sheet
-from mplug_jax.data.prepare import array_record, refcoco
+from mplug_jax.data.prepare import array_record
 from mplug_jax.data.storage import shards as shards_lib
 from mplug_jax.data.text import sentencepiece, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
@@ -54,8 +54,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   _add_check(commands)
   _add_shards(commands)
   _add_tfds(commands)
-  for name, recipe in data_prepare.RECIPES.items():
-    _add_recipe(commands, name, recipe)
+  for name, dataset in data_prepare.DATASETS.items():
+    _add_dataset(commands, name, dataset)
   options = parser.parse_args(argv)
   if options.command == "shards" and min(options.records_per_shard, options.workers) < 1:
     parser.error("--records_per_shard and --workers must be at least 1.")
@@ -184,10 +184,12 @@ def _add_tfds(commands: argparse._SubParsersAction) -> None:
   tfds_parser.add_argument("--out", required=True, metavar="DATA_DIR")
 
 
-def _add_recipe(commands: argparse._SubParsersAction, name: str, recipe: Callable) -> None:
+def _add_dataset(
+  commands: argparse._SubParsersAction, name: str, dataset: data_prepare.Dataset
+) -> None:
   """Adds the command that prepares the data set `name`."""
-  summary = (recipe.__doc__ or "").splitlines()[0]
-  command = commands.add_parser(name, help=summary, description=f"{summary} See docs/data.md.")
+  description = f"{dataset.summary} See docs/data.md."
+  command = commands.add_parser(name, help=dataset.summary, description=description)
   command.add_argument(
     "--root", required=True, metavar="DIR", help="folder of the downloaded files"
   )
@@ -203,12 +205,12 @@ def _add_recipe(commands: argparse._SubParsersAction, name: str, recipe: Callabl
     action="store_true",
     help="drop annotations of missing images",
   )
-  splits = ("", *refcoco.SPLIT_BY) if recipe is refcoco.refcoco else ("",)
+  with_authors = [name for name, other in data_prepare.DATASETS.items() if other.split_by]
   command.add_argument(
     "--split_by",
     default="",
-    choices=splits,
-    help="author of the splits, for refcoco, refcoco+ and refcocog",
+    choices=("", *dataset.split_by),
+    help=f"author of the splits, for {', '.join(with_authors)}",
   )
   command.set_defaults(name=name)
 
@@ -271,7 +273,14 @@ def check(options: argparse.Namespace) -> int:
 def prepare(options: argparse.Namespace) -> int:
   """Runs the command that prepares a data set; returns the exit status."""
   try:
-    lines = data_prepare.prepare(options)
+    lines = data_prepare.prepare(
+      options.name,
+      options.root,
+      options.out,
+      options.overwrite,
+      options.skip_missing,
+      options.split_by,
+    )
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -1,66 +1,70 @@
-"""Data sets as they are distributed -> the annotation files that the configs read.
+"""Data sets as they are distributed, converted to the annotation files that the configs read.
 
-Imports no JAX, runs nothing that a file holds.
+Imports no JAX, and executes nothing that a file contains.
 """
 
 import os
 
 from mplug_jax.data.prepare import captions, nlvr2_snli_ve, pretrain, refcoco, video, vqa
+from mplug_jax.data.prepare.dataset import Dataset
 from mplug_jax.data.prepare.download import Download
 from mplug_jax.data.prepare.writer import writing
 
-# name -> function (Download, Output); that of the sets of the REFER tool takes name and split_by as
-# well
-RECIPES = {
-  "vqa_v2": vqa.vqa_v2,
-  "gqa": vqa.gqa,
-  "coco_captions": captions.coco_captions,
-  "flickr30k": captions.flickr30k,
-  "nocaps": captions.nocaps,
-  "visual_genome": pretrain.visual_genome,
-  "cc": pretrain.cc,
-  "sbu": pretrain.sbu,
-  "refcoco": refcoco.refcoco,
-  "refcoco+": refcoco.refcoco,
-  "refcocog": refcoco.refcoco,
-  "nlvr2": nlvr2_snli_ve.nlvr2,
-  "snli_ve": nlvr2_snli_ve.snli_ve,
-  "msrvtt": video.msrvtt,
-  "msrvtt_qa": video.msrvtt_qa,
-  "msvd_qa": video.msvd_qa,
-  "vatex": video.vatex,
+# Name of the command -> data set. The command line and docs/data.md list the same names.
+DATASETS: dict[str, Dataset] = {
+  "vqa_v2": vqa.VQA_V2,
+  "gqa": vqa.GQA,
+  "coco_captions": captions.COCO_CAPTIONS,
+  "flickr30k": captions.FLICKR30K,
+  "nocaps": captions.NOCAPS,
+  "visual_genome": pretrain.VISUAL_GENOME,
+  "cc": pretrain.CC,
+  "sbu": pretrain.SBU,
+  "refcoco": refcoco.REFCOCO,
+  "refcoco+": refcoco.REFCOCO_PLUS,
+  "refcocog": refcoco.REFCOCOG,
+  "nlvr2": nlvr2_snli_ve.NLVR2,
+  "snli_ve": nlvr2_snli_ve.SNLI_VE,
+  "msrvtt": video.MSRVTT,
+  "msrvtt_qa": video.MSRVTT_QA,
+  "msvd_qa": video.MSVD_QA,
+  "vatex": video.VATEX,
 }
-_OWN_FOLDER = (
-  "refcoco",
-  "refcoco+",
-  "refcocog",
-  "msrvtt_qa",
-)  # their files are called like those of another set of the same download
 
 
-def prepare(options):
-  """Reads a download and writes what the config reads.
+def prepare(
+  name: str,
+  root: str,
+  out: str = "",
+  overwrite: bool = False,
+  skip_missing: bool = False,
+  split_by: str = "",
+) -> list[str]:
+  """Reads a download and writes the files that the config reads: all of them, or none.
 
   Args:
-    options: name (a key of RECIPES), root, out ("": root, or a folder called `name` in it where
-      several sets share a download), overwrite, skip_missing, split_by.
+    name: a key of DATASETS.
+    root: folder of the downloaded files.
+    out: folder of the written files; "": `root`, or its subfolder `name` if several data sets of
+      one download have files of the same names.
+    overwrite: replace existing files.
+    skip_missing: drop annotations of missing images.
+    split_by: author of the splits, for data sets that have several; "": the default.
 
   Returns:
-    lines to print: what was written, notes, the commands that read it.
+    Lines to print: the files written, notes, and the commands that read them.
 
   Raises:
-    ValueError, OSError: one sentence; nothing was written.
+    ValueError, OSError: nothing was written; the message is one sentence.
   """
-  download = Download(options.root, options.skip_missing)
-  folder = options.out or (
-    os.path.join(options.root, options.name) if options.name in _OWN_FOLDER else options.root
-  )
+  dataset = DATASETS[name]
+  download = Download(root, skip_missing)
+  folder = out or (os.path.join(root, name) if dataset.own_folder else root)
   if "," in folder:
     raise ValueError(
-      f"{folder} has a comma in its name, behind which the argument of a config ends; rename it, "
-      f"or name another as --out."
+      f"{folder} has a comma in its name, which ends an argument of a config; rename it, or choose "
+      "another folder with --out."
     )
-  with writing(folder, options.overwrite) as out:
-    recipe = RECIPES[options.name]
-    recipe(download, out, *((options.name, options.split_by) if recipe is refcoco.refcoco else ()))
-  return out.lines
+  with writing(folder, overwrite) as output:
+    dataset.run(download, output, split_by)
+  return output.lines

@@ -1,50 +1,71 @@
-"""Large json files entry by entry, so that a file of a gigabyte never is in memory as Python objects."""
+"""Large JSON files entry by entry, so that a file of a gigabyte is never in memory as a whole.
+
+Kept instead of ijson. On 443,757 questions ijson takes 1.1 to 1.7 s and 33 MiB, this reader 1.8 to
+2.0 s and 38 MiB, but ijson needs 23 GB for 100,000 nested brackets, gives no positions of errors,
+refuses a byte order mark and treats lone surrogates differently.
+"""
 
 import io
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from mplug_jax.data.storage import annotations, tabular
+from mplug_jax.data.storage.archives import StrPath
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _KINDS = {int: "a whole number", str: "a string", list: "a list", dict: "an object"}
 
-
-def check(entry, types, where):
-  """Raises ValueError unless `entry` is an object with the keys of `types`, {key: int, str, list, dict, or object for anything}."""
-  annotations.require(entry, types, where)
-  for key, kind in types.items():
-    if not isinstance(entry[key], kind) or isinstance(entry[key], bool) and kind is not object:
-      raise ValueError(f"{where}: {key} must be {_KINDS[kind]}.")
+Types = Mapping[str, type]
 
 
-def entries(path, types, key=None, others=None):
-  """The entries of a json list of objects.
+def check(entry: Any, types: Types, location: str) -> None:
+  """Checks the keys of an entry and the types of their values.
 
   Args:
-    path: the file, which may lie in an archive, see archives.py.
-    types: what every entry must have, see `check`.
-    key: the list is under this key of the file's one object; None: the file is the list.
-    others: dict that takes the other values of that object, but for lists, which are passed over.
-
-  Yields:
-    (entry, where it stands, for messages).
+    entry: any value of a file.
+    types: {key: int, str, list, dict, or object for any value}.
+    location: its location, for messages.
 
   Raises:
-    ValueError: not UTF-8, not json, cut off, not such a list, or an entry that `check` refuses;
-      names file and entry.
+    ValueError: it is no object, lacks a key, or a value has another type.
+  """
+  annotations.require(entry, types, location)
+  for key, kind in types.items():
+    if not isinstance(entry[key], kind) or isinstance(entry[key], bool) and kind is not object:
+      raise ValueError(f"{location}: {key} must be {_KINDS[kind]}.")
+
+
+def entries(
+  path: StrPath, types: Types, key: str | None = None, others: dict[str, Any] | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
+  """Reads the entries of a JSON list of objects.
+
+  Args:
+    path: the file, which may be in an archive, see archives.py.
+    types: keys and types of every entry, see `check`.
+    key: key of the list in the file's object; None: the file is the list.
+    others: takes the other values of that object, without lists, which are skipped.
+
+  Yields:
+    (entry, its location for messages).
+
+  Raises:
+    ValueError: not UTF-8, not JSON, cut off, no such list, or an entry that `check` refuses; names
+      file and entry.
   """
   with tabular.open_binary(path) as file:
     text = _Text(file, path)
     if key is None:
       yield from _checked(text.items(), types, f"{path}, entry")
     else:
-      found = False
+      missing = True
       for name in text.names():
         if name == key:
-          found = True
+          missing = False
           yield from _checked(text.items(), types, f"{path}, {key}, entry")
         elif text.peek() == "[":
           for _ in text.items():
@@ -53,59 +74,70 @@ def entries(path, types, key=None, others=None):
           value = text.value()
           if others is not None:
             others[name] = value
-      if not found:
+      if missing:
         raise ValueError(f"{path}: key {key!r} is missing.")
     text.end()
 
 
-def members(path, types):
-  """(name, entry, where) of a json object whose values are objects that have `types`.
+def members(path: StrPath, types: Types) -> Iterator[tuple[str, dict[str, Any], str]]:
+  """Reads the members of a JSON object whose values are objects.
 
-  Otherwise as `entries`.
+  Args:
+    path: the file, as in `entries`.
+    types: keys and types of every value, see `check`.
+
+  Yields:
+    (name, value, its location for messages).
+
+  Raises:
+    ValueError: as in `entries`.
   """
   with tabular.open_binary(path) as file:
     text = _Text(file, path)
     for name in text.names():
-      entry, where = text.value(), f"{path}, key {name!r}"
-      check(entry, types, where)
-      yield name, entry, where
+      entry = text.value()
+      location = f"{path}, key {name!r}"
+      check(entry, types, location)
+      yield name, entry, location
     text.end()
 
 
-def _checked(items, types, place):
+def _checked(
+  items: Iterable[Any], types: Types, prefix: str
+) -> Iterator[tuple[dict[str, Any], str]]:
+  """Yields (entry, location) of checked entries."""
   for number, entry in enumerate(items, 1):
-    where = f"{place} {number}"
-    check(entry, types, where)
-    yield entry, where
+    location = f"{prefix} {number}"
+    check(entry, types, location)
+    yield entry, location
 
 
 class _Text:
-  """The text of a json file, of which only a part is in memory."""
+  """The text of a JSON file, of which only a part is in memory."""
 
-  def __init__(self, file, path):
-    self._file, self._path = io.TextIOWrapper(file, "utf-8-sig", newline=""), path
-    self._text, self._at, self._before = "", 0, 0
+  def __init__(self, file: BinaryIO, path: StrPath):
+    self._file = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    self._path = path
+    self._text = ""
+    self._at = 0  # position in _text
+    self._before = 0  # characters of the file before _text
 
-  def items(self):
-    """The values of a list that begins here."""
-    yield from self._members("[", "]", lambda: self.value())
+  def items(self) -> Iterator[Any]:
+    """Yields the values of the list that begins here."""
+    yield from self._members("[", "]", self.value)
 
-  def names(self):
-    """The names of an object that begins here.
+  def names(self) -> Iterator[str]:
+    """Yields the names of the object that begins here; the caller must read each value."""
+    yield from self._members("{", "}", self._name)
 
-    Whoever asks for the next one must have read this one's value.
-    """
+  def _name(self) -> str:
+    if self.peek() != '"':
+      raise self._error("a name in quotation marks should be here")
+    name = self.value()
+    self._take(":")
+    return name
 
-    def name():
-      if self.peek() != '"':
-        raise self._error("a name in quotation marks should be here")
-      found = self.value()
-      self._take(":")
-      return found
-
-    yield from self._members("{", "}", name)
-
-  def _members(self, opening, closing, read):
+  def _members(self, opening: str, closing: str, read: Callable[[], Any]) -> Iterator[Any]:
     self._take(opening)
     if self.peek() == closing:
       self._take(closing)
@@ -115,63 +147,67 @@ class _Text:
       if self._take("," + closing) == closing:
         return
 
-  def value(self):
-    """The value that begins here."""
+  def value(self) -> Any:
+    """Returns the value that begins here."""
     self.peek()
     while True:
       try:
-        found, end = _DECODER.raw_decode(self._text, self._at)
+        value, end = _DECODER.raw_decode(self._text, self._at)
       except json.JSONDecodeError as error:
-        if self._more():  # the value may go on there
+        if self._more():  # the value may continue there
           continue
         self._at = error.pos
         raise self._error(error.msg) from None
       except RecursionError:
         raise self._error("lists or objects are nested too deeply") from None
-      if end == len(self._text) and self._more():  # a number may go on there
+      if end == len(self._text) and self._more():  # a number may continue there
         continue
       self._at = end
-      return found
+      return value
 
-  def peek(self):
-    """The next character that is not white space; "" at the end of the file."""
+  def peek(self) -> str:
+    """Returns the next character that is not white space; "" at the end of the file."""
     while True:
-      self._at = _SPACE.match(self._text, self._at).end()
+      match = _SPACE.match(self._text, self._at)
+      assert match  # it also matches no space
+      self._at = match.end()
       if self._at < len(self._text):
         return self._text[self._at]
       if not self._more():
         return ""
 
-  def end(self):
+  def end(self) -> None:
     """Raises ValueError unless this is the end of the file."""
     if self.peek():
-      raise self._error("there is more behind the end")
+      raise self._error("there is more after the end")
 
-  def _take(self, expected):
-    """The next character, which must be one of `expected`."""
-    found = self.peek()
-    if not found or found not in expected:
-      raise self._error(
-        f"{' or '.join(expected)} should be here" if found else "the file is cut off"
-      )
+  def _take(self, expected: str) -> str:
+    """Returns the next character, which must be one of `expected`."""
+    character = self.peek()
+    if not character:
+      raise self._error("the file is cut off")
+    if character not in expected:
+      raise self._error(f"{' or '.join(expected)} should be here")
     self._at += 1
-    return found
+    return character
 
-  def _more(self):
-    """Reads on, at least as much as is left, so that a long value is tried few times.
+  def _more(self) -> bool:
+    """Reads at least as much as is left, so that a long value is parsed few times.
 
-    Returns whether there was anything.
+    Returns:
+      Whether there was more.
     """
     try:
       chunk = self._file.read(max(_CHUNK, len(self._text) - self._at))
     except UnicodeDecodeError:
       raise ValueError(f"{self._path} is not UTF-8 text.") from None
     self._before += self._at
-    self._text, self._at = self._text[self._at :] + chunk, 0
+    self._text = self._text[self._at :] + chunk
+    self._at = 0
     return bool(chunk)
 
-  def _error(self, problem):
+  def _error(self, problem: str) -> ValueError:
     return ValueError(
       f"{self._path}, character {self._before + self._at + 1}: not valid JSON ({problem}); get "
-      f"the file again."
+      "the file again."
     )

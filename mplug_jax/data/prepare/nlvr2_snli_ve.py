@@ -1,58 +1,48 @@
-"""Statements about images: NLVR2 and SNLI-VE as they are distributed -> the official json files of configs/nlvr2.py and snli_ve.py."""
+"""Statements about images: the official JSON files of configs/nlvr2.py and configs/snli_ve.py."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from mplug_jax.data.prepare import json_stream
-from mplug_jax.data.prepare.download import Images, Wanted
+from mplug_jax.data.prepare.dataset import Dataset
+from mplug_jax.data.prepare.download import Download, Images, Wanted
+from mplug_jax.data.prepare.writer import Output
 from mplug_jax.data.storage import annotations
 
-_NLVR2 = {
-  split: (
-    name,
-    Wanted(
-      f"NLVR2's {name} split",
-      tuple(f"{folder}{name}.json" for folder in ("", "data/", "nlvr2/data/")),
-    ),
-  )
-  for split, name in (("train", "train"), ("dev", "dev"), ("test", "test1"))
-}
+# Our split -> NLVR2's name of it; the test split is test1, the public one (test-P).
+_NLVR2 = {"train": "train", "dev": "dev", "test": "test1"}
 
 
-def nlvr2(download, out):
-  """NLVR2: lines of json and two images for each statement.
+def _nlvr2_file(name: str) -> Wanted:
+  names = tuple(f"{folder}{name}.json" for folder in ("", "data/", "nlvr2/data/"))
+  return Wanted(f"NLVR2's {name} split", names)
 
-  Split test is test1, the public one (test-P).
+
+def nlvr2(download: Download, out: Output) -> None:
+  """Writes NLVR2: a statement about two images in each entry.
+
+  Args:
+    download: the downloaded files.
+    out: where the files are written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
   """
-  paths = dict(zip(_NLVR2, download.require(*(wanted for _, wanted in _NLVR2.values()))))
+  paths = dict(zip(_NLVR2, download.require(*map(_nlvr2_file, _NLVR2.values()))))
   entries = {split: out.entries(f"nlvr_{split}.json", "statements") for split in paths}
   for split, path in paths.items():
-    name = _NLVR2[split][0]
+    name = _NLVR2[split]
     images = Images(
       download,
       f"the {name} images of NLVR2",
       (f"images/{name}", name, f"{name}_img.zip/images/{name}", f"{name}_img.zip/{name}"),
       out.folder,
     )
-    for entry, where in _lines(path, ("identifier", "sentence", "label")):
-      # "train-10171-0-0": set, images, and the number of the statement about them; `directory` is
-      # that of training images.
-      match = re.fullmatch(r"(\w+-\d+-\d+)-\d+", entry["identifier"])
-      if not match or not match[1].startswith(f"{name}-"):
-        raise ValueError(
-          f"{where}: identifier {entry['identifier']!r} is not of the form {name}-1-2-3."
-        )
+    for entry, location in _lines(path, ("identifier", "sentence", "label")):
       if entry["label"] not in ("True", "False"):
-        raise ValueError(f"{where}: label {entry['label']!r} must be True or False.")
-      stem = (
-        f"{entry['directory']}/{match[1]}"
-        if split == "train" and "directory" in entry
-        else match[1]
-      )
-      if not images.has(f"{stem}-img0.png") and images.has(
-        f"{match[1]}-img0.png"
-      ):  # many put all of them into one folder
-        stem = match[1]
-      pair = [images(f"{stem}-img{side}.png") for side in (0, 1)]
+        raise ValueError(f"{location}: label {entry['label']!r} must be True or False.")
+      pair = _nlvr2_pair(entry, name, images, location)
       if all(pair):
         entries[split].add(
           {
@@ -66,6 +56,26 @@ def nlvr2(download, out):
   out.command("nlvr2", "base", "data=nlvr2", f"root={out.folder}", mode="train")
 
 
+def _nlvr2_pair(
+  entry: dict[str, Any], name: str, images: Images, location: str
+) -> list[str | None]:
+  """Returns the names of the two images of an entry, None for a missing one."""
+  # "train-10171-0-0" is the set, the images, and the number of the statement about them;
+  # `directory` is that of training images.
+  match = re.fullmatch(r"(\w+-\d+-\d+)-\d+", entry["identifier"])
+  if not match or not match[1].startswith(f"{name}-"):
+    raise ValueError(
+      f"{location}: identifier {entry['identifier']!r} is not of the form {name}-1-2-3."
+    )
+  stem = match[1]
+  if name == "train" and "directory" in entry:
+    inside = f"{entry['directory']}/{stem}"
+    # Training images are often in a single folder.
+    if images.has(f"{inside}-img0.png") or not images.has(f"{stem}-img0.png"):
+      stem = inside
+  return [images(f"{stem}-img{side}.png") for side in (0, 1)]
+
+
 _SNLI_VE = {
   split: Wanted(
     f"SNLI-VE's {split} split",
@@ -76,8 +86,16 @@ _SNLI_VE = {
 _LABELS = ("contradiction", "neutral", "entailment")
 
 
-def snli_ve(download, out):
-  """SNLI-VE: lines of json, with the images of Flickr30k."""
+def snli_ve(download: Download, out: Output) -> None:
+  """Writes SNLI-VE, which has the images of Flickr30k.
+
+  Args:
+    download: the downloaded files.
+    out: where the files are written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   paths = dict(zip(_SNLI_VE, download.require(*_SNLI_VE.values())))
   folders = (
     "flickr30k-images",
@@ -89,13 +107,13 @@ def snli_ve(download, out):
   entries = {split: out.entries(f"ve_{split}.json", "sentences") for split in paths}
   undecided = 0
   for split, path in paths.items():
-    for entry, where in _lines(path, ("Flickr30K_ID", "sentence2", "gold_label")):
-      if entry["gold_label"] == "-":  # of SNLI: its annotators had no majority
+    for entry, location in _lines(path, ("Flickr30K_ID", "sentence2", "gold_label")):
+      if entry["gold_label"] == "-":  # the annotators of SNLI had no majority
         undecided += 1
         continue
       if entry["gold_label"] not in _LABELS:
         raise ValueError(
-          f"{where}: gold_label {entry['gold_label']!r} is not one of {', '.join(_LABELS)}, -."
+          f"{location}: gold_label {entry['gold_label']!r} is not one of {', '.join(_LABELS)}, -."
         )
       if image := images(f"{entry['Flickr30K_ID']}.jpg"):  # the config adds .jpg
         entries[split].add(
@@ -111,11 +129,12 @@ def snli_ve(download, out):
   out.command("snli_ve", "base", "data=snli_ve", f"root={out.folder}", mode="train")
 
 
-def _lines(path, keys):
-  """(entry, where) of lines of json, whatever the file is called.
+def _lines(path: str, keys: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], str]]:
+  """Yields (entry, location) of JSON lines whose `keys` are strings; raises ValueError."""
+  for entry, location in annotations.lines(path):
+    json_stream.check(entry, dict.fromkeys(keys, str), location)
+    yield entry, location
 
-  `keys`: strings that each must have. Raises ValueError.
-  """
-  for entry, where in annotations.lines(path):
-    json_stream.check(entry, dict.fromkeys(keys, str), where)
-    yield entry, where
+
+NLVR2 = Dataset("NLVR2: statements about two images.", nlvr2)
+SNLI_VE = Dataset("SNLI-VE: hypotheses about the images of Flickr30k.", snli_ve)

@@ -1,12 +1,16 @@
-"""Images with texts for pre-training: Visual Genome, Conceptual Captions, SBU -> the json files of configs/pretrain.py."""
+"""Visual Genome, Conceptual Captions and SBU: the JSON files of configs/pretrain.py."""
 
 import glob
 import os
 import posixpath
 import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from mplug_jax.data.prepare import json_stream
-from mplug_jax.data.prepare.download import Images, Wanted, zipped
+from mplug_jax.data.prepare.dataset import Dataset
+from mplug_jax.data.prepare.download import Download, Images, Wanted, zipped
+from mplug_jax.data.prepare.writer import Output
 from mplug_jax.data.storage import tabular
 
 _REGIONS = zipped(
@@ -26,8 +30,13 @@ _KARPATHY = zipped(
 )
 
 
-def vg_images(download, image_root):
-  """The Images of Visual Genome, which come in two parts."""
+def vg_images(download: Download, image_root: str) -> Images:
+  """Returns the finder of Visual Genome's images, which come in two parts.
+
+  Args:
+    download: the downloaded files.
+    image_root: the folder in which the config looks for them.
+  """
   folders = ("VG_100K", "VG_100K_2", "images.zip/VG_100K", "images2.zip/VG_100K_2")
   return Images(
     download,
@@ -37,25 +46,36 @@ def vg_images(download, image_root):
   )
 
 
-def visual_genome(download, out):
-  """Region descriptions of Visual Genome for pre-training, without images that COCO captioning is evaluated on."""
+def visual_genome(download: Download, out: Output) -> None:
+  """Writes the region descriptions, without images that COCO captioning is evaluated on.
+
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   regions, image_data = download.require(_REGIONS, _IMAGE_DATA)
   evaluated = _evaluated(download, out)
+  types = {"image_id": int, "coco_id": object}
   coco = {
-    entry["image_id"]: str(entry["coco_id"])
-    for entry, _ in json_stream.entries(image_data, {"image_id": int, "coco_id": object})
+    entry["image_id"]: str(entry["coco_id"]) for entry, _ in json_stream.entries(image_data, types)
   }
-  entries, images = out.entries("vg.json", "images"), vg_images(download, out.folder)
-  texts = left_out = 0
-  for entry, where in json_stream.entries(regions, {"id": int, "regions": list}):
+  entries = out.entries("vg.json", "images")
+  images = vg_images(download, out.folder)
+  texts = 0
+  left_out = 0
+  for entry, location in json_stream.entries(regions, {"id": int, "regions": list}):
     number = entry["id"]
     if number not in coco:
-      raise ValueError(f"{where}: image id {number} is not in {image_data}; get both files again.")
+      raise ValueError(
+        f"{location}: image id {number} is not in {image_data}; get both files again."
+      )
     for region in entry["regions"]:
-      json_stream.check(region, {"phrase": str}, f"{where}, regions")
-    phrases = list(
-      dict.fromkeys(phrase for region in entry["regions"] if (phrase := region["phrase"].strip()))
-    )
+      json_stream.check(region, {"phrase": str}, f"{location}, regions")
+    phrases = [phrase for region in entry["regions"] if (phrase := region["phrase"].strip())]
+    phrases = list(dict.fromkeys(phrases))
     if coco[number] in evaluated:
       left_out += 1
     elif phrases and (image := images(f"{number}.jpg")):
@@ -64,17 +84,17 @@ def visual_genome(download, out):
   images.finish(out)
   out.note(
     f"{texts:,} different descriptions of these images; {left_out:,} images of COCO's val and "
-    f"test splits were left out"
+    "test splits were left out"
   )
   _command(out, "vg")
 
 
-def _command(out, name):
-  """The command that trains on the set `name` and on those that were written to the same folder before."""
+def _command(out: Output, name: str) -> None:
+  """Prints the command that trains on this set and on those in the same folder."""
   sets = [
-    one
-    for one in ("coco_train", "vg", "cc", "sbu")
-    if one == name or os.path.isfile(os.path.join(out.folder, f"{one}.json"))
+    other
+    for other in ("coco_train", "vg", "cc", "sbu")
+    if other == name or os.path.isfile(os.path.join(out.folder, f"{other}.json"))
   ]
   if "coco_train" not in sets:
     out.note(
@@ -92,12 +112,12 @@ def _command(out, name):
   )
 
 
-def _evaluated(download, out):
-  """COCO ids, as text, of Karpathy's val and test images."""
+def _evaluated(download: Download, out: Output) -> Container[str]:
+  """Returns the COCO ids, as text, of Karpathy's val and test images."""
   path = download.find(_KARPATHY)
   if path is None:
     out.note(
-      "dataset_coco.json of caption_datasets.zip is not there, so images of COCO's val and test "
+      "dataset_coco.json of caption_datasets.zip is missing, so images of COCO's val and test "
       "splits were kept"
     )
     return frozenset()
@@ -105,19 +125,34 @@ def _evaluated(download, out):
   return {str(entry["cocoid"]) for entry, _ in entries if entry["split"] in ("val", "test")}
 
 
-def cc(download, out):
-  """Conceptual Captions, such images of it as were downloaded."""
+Pairs = Iterable[tuple[str, str]]
+
+
+def cc(download: Download, out: Output) -> None:
+  """Writes those pairs of Conceptual Captions whose images were downloaded.
+
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   names = ("Train_GCC-training.tsv", "Train-GCC-training.tsv")
-  _web(
-    download,
-    out,
-    "cc",
-    lambda: _tsv(*download.require(Wanted("the training captions of Conceptual Captions", names))),
-  )
+  wanted = Wanted("the training captions of Conceptual Captions", names)
+  _web(download, out, "cc", lambda: _tsv(*download.require(wanted)))
 
 
-def sbu(download, out):
-  """SBU captions, such images of it as were downloaded."""
+def sbu(download: Download, out: Output) -> None:
+  """Writes those pairs of SBU whose images were downloaded.
+
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   names = [f"SBU_captioned_photo_dataset_{part}.txt" for part in ("captions", "urls")]
   wanted = [
     Wanted(
@@ -129,11 +164,14 @@ def sbu(download, out):
   _web(download, out, "sbu", lambda: _two_files(*download.require(*wanted)))
 
 
-def _web(download, out, name, pairs):
+def _web(download: Download, out: Output, name: str, read: Callable[[], Pairs]) -> None:
   """Writes NAME.json.
 
-  Pairs: function that gives (caption, address) pairs, in case the images are called like their
-  addresses.
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+    name: the data set.
+    read: reads (caption, address) pairs, used if the images are named after their addresses.
   """
   entries = out.entries(f"{name}.json", "captions")
   folders = [
@@ -145,7 +183,7 @@ def _web(download, out, name, pairs):
     raise FileNotFoundError(
       f"{download.root} has no folder {name}/images or images; put the downloaded images there."
     )
-  shards = sorted(glob.glob(os.path.join(glob.escape(download.path(folders[0])), "*.parquet")))
+  tables = sorted(glob.glob(os.path.join(glob.escape(download.path(folders[0])), "*.parquet")))
   images = Images(
     download,
     f"the images of {name} that were to be downloaded",
@@ -153,45 +191,43 @@ def _web(download, out, name, pairs):
     out.folder,
     skip_missing=True,
   )
-  for caption, image in _shards(shards) if shards else _by_address(pairs()):
-    if caption.strip() and (found := images(image)):
-      entries.add({"image": found, "caption": caption.strip()})
+  for caption, file in _shards(tables) if tables else _by_address(read()):
+    if caption.strip() and (image := images(file)):
+      entries.add({"image": image, "caption": caption.strip()})
   images.finish(out)
   _command(out, name)
 
 
-def _shards(paths):
-  """(caption, image) of what img2dataset left: 00000.parquet beside the folder 00000 or 00000.tar.
+def _shards(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """Yields (caption, image) of what img2dataset wrote; raises ValueError.
 
-  Raises ValueError.
+  00000.parquet is beside the folder 00000 or 00000.tar.
   """
   for path in paths:
     shard = os.path.basename(path).removesuffix(".parquet")
     top = f"{shard}.tar" if os.path.isfile(f"{path.removesuffix('.parquet')}.tar") else shard
     columns, rows = tabular.open_table(path, {"caption", "key", "status"})
-    if lacking := {"caption", "key", "status"} - set(columns):
+    if missing := {"caption", "key", "status"} - set(columns):
       raise ValueError(
-        f"{path} has no column {', '.join(sorted(lacking))}; run img2dataset with --caption_col, "
-        f"so that it has."
+        f"{path} has no column {', '.join(sorted(missing))}; run img2dataset again with "
+        "--caption_col."
       )
     for row, _ in rows:
       if row["status"] == "success" and row["caption"]:
         yield row["caption"], f"{top}/{row['key']}.jpg"
 
 
-def _by_address(pairs):
-  """(caption, image) of images that are called like the last part of their address, where that is the only one called so."""
-  pairs = [
+def _by_address(pairs: Pairs) -> Iterator[tuple[str, str]]:
+  """Yields (caption, image) of images named after the last part of their address, if unique."""
+  named = [
     (caption, posixpath.basename(urllib.parse.urlsplit(address).path)) for caption, address in pairs
   ]
-  times = {}
-  for _, name in pairs:
-    times[name] = times.get(name, 0) + 1
-  return ((caption, name) for caption, name in pairs if name and times[name] == 1)
+  counts = Counter(name for _, name in named)
+  return ((caption, name) for caption, name in named if name and counts[name] == 1)
 
 
-def _tsv(path):
-  """(caption, address) of lines with a tab between them. Raises ValueError."""
+def _tsv(path: str) -> Iterator[tuple[str, str]]:
+  """Yields (caption, address) of lines with a tab between them; raises ValueError."""
   for number, line in enumerate(tabular.lines(path), 1):
     caption, tab, address = line.rstrip("\r\n").partition("\t")
     if not tab:
@@ -201,20 +237,28 @@ def _tsv(path):
     yield caption, address
 
 
-def _two_files(captions, addresses):
-  """(caption, address) of two files that go line by line together.
+def _two_files(captions: str, addresses: str) -> Iterator[tuple[str, str]]:
+  """Yields (caption, address) of two files with corresponding lines.
 
-  Raises ValueError: one has more lines.
+  Raises ValueError if one has more lines.
   """
-  one, other = tabular.lines(captions), tabular.lines(addresses)
-  for caption in one:
-    if (address := next(other, None)) is None:
+  remaining = tabular.lines(addresses)
+  for caption in tabular.lines(captions):
+    if (address := next(remaining, None)) is None:
       break
     yield caption.rstrip("\r\n"), address.strip()
   else:
-    if next(other, None) is None:
+    if next(remaining, None) is None:
       return
   raise ValueError(
-    f"{captions} and {addresses} must have a line for each other, and one of them has more; get "
-    f"both again."
+    f"{captions} and {addresses} must have corresponding lines, but one of them has more; get both "
+    "again."
   )
+
+
+VISUAL_GENOME = Dataset(
+  "Visual Genome's region descriptions for pre-training, without COCO's evaluation images.",
+  visual_genome,
+)
+CC = Dataset("Conceptual Captions for pre-training, those with a downloaded image.", cc)
+SBU = Dataset("SBU captions for pre-training, those with a downloaded image.", sbu)

@@ -1,71 +1,79 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as the REFER tool has them -> the json files of configs/grounding.py:data=refcoco."""
+"""RefCOCO, RefCOCO+ and RefCOCOg of the REFER tool: the JSON files of configs/grounding.py."""
+
+import functools
+from collections.abc import Container
+from typing import Any, NamedTuple
 
 from mplug_jax.data.prepare import json_stream
-from mplug_jax.data.prepare.download import Images, zipped
+from mplug_jax.data.prepare.dataset import Dataset
+from mplug_jax.data.prepare.download import Download, Images, zipped
+from mplug_jax.data.prepare.writer import Output
 from mplug_jax.data.sources import grounding
 from mplug_jax.data.storage import archives
 from mplug_jax.tensor_files import torch_types, torch_unpickler
 
 SPLIT_BY = ("unc", "google", "umd")
-_TESTS = {
-  "testA": "images with several people",
-  "testB": "images of other things",
-  "test": "the test split",
-}
+# Splits besides train and val: images with several people, images of other things, the test split.
+_TESTS = ("testA", "testB", "test")
+_IMAGE_FOLDERS = (
+  "train2014",
+  "coco/train2014",
+  "train2014.zip/train2014",
+  "coco/train2014.zip/train2014",
+  "refer/data/images/mscoco/images/train2014",
+  "images/train2014",
+)
 
 
-def refcoco(download, out, name, split_by=""):
-  """Referring expressions: refs(...).p and instances.json -> train, val and the test splits, each expression with its object's box.
+class _Ref(NamedTuple):
+  """An object with its expressions."""
 
-  name: refcoco, refcoco+ or refcocog. split_by: whose splits; "": umd for refcocog, else unc.
+  entry: dict[str, Any]
+  split: str
+  texts: list[str]
+  location: str
+
+
+def refcoco(download: Download, out: Output, name: str, split_by: str = "") -> None:
+  """Writes train, val and the test splits, each expression with the box of its object.
+
+  Args:
+    download: the downloaded files.
+    out: where the files are written.
+    name: refcoco, refcoco+ or refcocog.
+    split_by: author of the splits, one of SPLIT_BY; "": umd for refcocog, else unc.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
   """
   split_by = split_by or ("umd" if name == "refcocog" else "unc")
   folders = ("", name, f"refer/data/{name}")
-  what = f"{name}.zip of the REFER tool"
+  title = f"{name}.zip of the REFER tool"
   refs_path, instances = download.require(
     *(
-      zipped(file, what, f"{name}.zip", folders=folders, inner=name)
+      zipped(file, title, f"{name}.zip", folders=folders, inner=name)
       for file in (f"refs({split_by}).p", "instances.json")
     )
   )
   refs = _refs(refs_path)
-  splits = sorted({split for _, split, *_ in refs})
+  splits = sorted({ref.split for ref in refs})
   for split in ("train", "val"):
     if split not in splits:
       raise ValueError(
         f"{refs_path}: no entry is of split {split!r}; they are of {', '.join(splits)}; get the "
-        f"file again."
+        "file again."
       )
-  files, boxes = _instances(instances, {ref["ann_id"] for ref, *_ in refs})
+  files, boxes = _instances(instances, {ref.entry["ann_id"] for ref in refs})
   entries = {split: out.entries(f"{split}.json", "objects") for split in splits}
-  images = Images(
-    download,
-    "the train2014 images of COCO",
-    (
-      "train2014",
-      "coco/train2014",
-      "train2014.zip/train2014",
-      "coco/train2014.zip/train2014",
-      "refer/data/images/mscoco/images/train2014",
-      "images/train2014",
-    ),
-    out.folder,
-  )
+  images = Images(download, "the train2014 images of COCO", _IMAGE_FOLDERS, out.folder)
   expressions = 0
-  for ref, split, texts, where in refs:
-    if ref["ann_id"] not in boxes:
-      raise ValueError(
-        f"{where}: no annotation of {instances} has the id {ref['ann_id']}; get both files again."
-      )
-    image_id, box = boxes[ref["ann_id"]]
-    if image_id != ref["image_id"] or image_id not in files:
-      raise ValueError(
-        f"{where}: image_id {ref['image_id']} is not that of its annotation, {image_id}, or no "
-        f"image of {instances}."
-      )
+  for ref in refs:
+    image_id, box = _box_of(ref, files, boxes, instances)
     if image := images(files[image_id]):
-      entries[split].add({"image": image, "bbox": box, "sentences": texts, "ref_id": ref["ref_id"]})
-      expressions += len(texts)
+      entries[ref.split].add(
+        {"image": image, "bbox": box, "sentences": ref.texts, "ref_id": ref.entry["ref_id"]}
+      )
+      expressions += len(ref.texts)
   images.finish(out)
   out.note(f"{expressions:,} expressions altogether, in the splits of {split_by}")
   command = ("base", "data=refcoco", f"root={out.folder}")
@@ -76,59 +84,88 @@ def refcoco(download, out, name, split_by=""):
     )
 
 
-def _refs(path):
-  """A file of refs -> list of (entry, split, expressions, where).
+def _box_of(
+  ref: _Ref, files: Container[int], boxes: dict[int, tuple[int, list]], instances: str
+) -> tuple[int, list]:
+  """Returns (image id, box) of an object; raises ValueError if the files disagree."""
+  annotation = ref.entry["ann_id"]
+  if annotation not in boxes:
+    raise ValueError(
+      f"{ref.location}: no annotation of {instances} has the id {annotation}; get both files again."
+    )
+  image_id, box = boxes[annotation]
+  if image_id != ref.entry["image_id"] or image_id not in files:
+    raise ValueError(
+      f"{ref.location}: image_id {ref.entry['image_id']} is not that of its annotation, "
+      f"{image_id}, or no image of {instances}."
+    )
+  return image_id, box
 
-  Nothing in it is run. Raises ValueError.
-  """
+
+def _refs(path: str) -> list[_Ref]:
+  """Reads a file of refs without executing anything in it; raises ValueError."""
   values, unknown = torch_unpickler.load(archives.open_bytes(path), path, kind="list of refs")
   if unknown:
     raise ValueError(
-      f"{path} names {', '.join(sorted(unknown))}, and a list of refs consists of plain values; "
-      f"get the file again."
+      f"{path} names {', '.join(sorted(unknown))}, but a list of refs consists of plain values; "
+      "get the file again."
     )
   if not isinstance(values, list):
     raise ValueError(f"{path} must hold a list of objects, not {torch_types.describe(values)}.")
-  refs = []
+  types = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+  refs: list[_Ref] = []
   for number, entry in enumerate(values, 1):
-    where = f"{path}, entry {number}"
-    json_stream.check(
-      entry, {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}, where
-    )
+    location = f"{path}, entry {number}"
+    json_stream.check(entry, types, location)
     if entry["split"] not in ("train", "val", *_TESTS):
       raise ValueError(
-        f"{where}: split {entry['split']!r} is not one of train, val, {', '.join(_TESTS)}."
+        f"{location}: split {entry['split']!r} is not one of train, val, {', '.join(_TESTS)}."
       )
     for sentence in entry["sentences"]:
-      json_stream.check(sentence, {"sent": str}, f"{where}, sentences")
-    refs.append(
-      (entry, entry["split"], [_text(sentence["sent"]) for sentence in entry["sentences"]], where)
-    )
+      json_stream.check(sentence, {"sent": str}, f"{location}, sentences")
+    texts = [_text(sentence["sent"]) for sentence in entry["sentences"]]
+    refs.append(_Ref(entry, entry["split"], texts, location))
   return refs
 
 
-def _text(text):
-  """A byte string of Python 2, which the unpickler reads as Latin-1, is UTF-8.
-
-  A text is what it is.
-  """
+def _text(text: str) -> str:
+  """Decodes a UTF-8 byte string of Python 2, which the unpickler reads as Latin-1."""
   try:
     return text.encode("latin-1").decode("utf-8")
   except UnicodeError:
     return text
 
 
-def _instances(path, wanted):
-  """instances.json -> ({image id: file name}, {annotation id: (image id, [x, y, width, height])} of those wanted). Raises ValueError."""
+def _instances(
+  path: str, wanted: Container[int]
+) -> tuple[dict[int, str], dict[int, tuple[int, list]]]:
+  """Reads instances.json; raises ValueError.
+
+  Returns:
+    {image id: file name}, {wanted annotation id: (image id, [x, y, width, height])}.
+  """
   files = {
     entry["id"]: entry["file_name"]
     for entry, _ in json_stream.entries(path, {"id": int, "file_name": str}, "images")
   }
-  boxes = {}
-  for entry, where in json_stream.entries(
-    path, {"id": int, "image_id": int, "bbox": list}, "annotations"
-  ):
+  boxes: dict[int, tuple[int, list]] = {}
+  types = {"id": int, "image_id": int, "bbox": list}
+  for entry, location in json_stream.entries(path, types, "annotations"):
     if entry["id"] in wanted:
-      grounding.corners(entry["bbox"], where, "sizes")
+      grounding.corners(entry["bbox"], location, "sizes")  # raises ValueError for a wrong box
       boxes[entry["id"]] = entry["image_id"], entry["bbox"]
   return files, boxes
+
+
+def _dataset(name: str, title: str) -> Dataset:
+  return Dataset(
+    f"{title}'s referring expressions with boxes.",
+    functools.partial(refcoco, name=name),
+    own_folder=True,
+    split_by=SPLIT_BY,
+  )
+
+
+REFCOCO = _dataset("refcoco", "RefCOCO")
+REFCOCO_PLUS = _dataset("refcoco+", "RefCOCO+")
+REFCOCOG = _dataset("refcocog", "RefCOCOg")

@@ -1,13 +1,14 @@
-"""Clips: MSR-VTT, MSR-VTT-QA, MSVD-QA and VATEX -> what the zero-shot configs of video read.
-
-Test splits alone.
-"""
+"""MSR-VTT, MSR-VTT-QA, MSVD-QA and VATEX: test files of the zero-shot configs of video."""
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mplug_jax.data.prepare import json_stream
-from mplug_jax.data.prepare.download import Images, Wanted, zipped
+from mplug_jax.data.prepare.dataset import Dataset
+from mplug_jax.data.prepare.download import Download, Images, Wanted, zipped
+from mplug_jax.data.prepare.writer import Output
 from mplug_jax.data.storage import archives, tabular
 
 _MSRVTT_CLIPS = (
@@ -39,71 +40,101 @@ _INFO = Wanted(
 
 
 class _Clips:
-  """Finds clips, all of one suffix in one folder, and says so to the config.
+  """Finds clips, all with one suffix in one folder, and tells the config where they are."""
 
-  Args:
-    key: the key of config.data that names their folder.
-  """
+  def __init__(
+    self,
+    download: Download,
+    title: str,
+    folders: Sequence[str],
+    key: str,
+    skip_missing: bool | None = None,
+  ):
+    """Makes a finder.
 
-  def __init__(self, download, what, folders, key, skip_missing=None):
-    self._download, self._what, self._folders, self._key, self._skip = (
-      download,
-      what,
-      folders,
-      key,
-      skip_missing,
-    )
-    self._images, self.suffix, self._used = None, ".mp4", set()
+    Args:
+      download: the downloaded files.
+      title: the official download that the clips belong to, in words.
+      folders: folders below the root in which they may be.
+      key: the key of config.data for their folder.
+      skip_missing: as in Images.
+    """
+    self._download = download
+    self._title = title
+    self._folders = folders
+    self._key = key
+    self._skip = skip_missing
+    self._images: Images | None = None
+    self._used: set[str] = set()
+    self.suffix = ".mp4"
 
-  def __call__(self, name):
-    """Whether a clip is there. Raises FileNotFoundError as Images."""
-    if self._images is None:  # the first one tells what they are called
-      there = (
-        suffix
-        for suffix in (".mp4", ".avi")
-        for folder in self._folders
-        if archives.is_file(self._download.path(f"{folder}/{name}{suffix}"))
-      )
-      self.suffix = next(there, ".mp4")
-      self._images = Images(
-        self._download, self._what, self._folders, self._download.root, self._skip
-      )
-    found = self._images(name + self.suffix) is not None
-    if found:
-      self._used.add(self._images.folder)
-    return found
+  def __call__(self, name: str) -> bool:
+    """Returns whether a clip exists; raises FileNotFoundError as Images does."""
+    if self._images is None:  # the first clip decides the suffix
+      self.suffix = self._suffix(name)
+      root = self._download.root
+      self._images = Images(self._download, self._title, self._folders, root, self._skip)
+    if self._images(name + self.suffix) is None:
+      return False
+    self._used.add(self._images.folder)
+    return True
 
-  def finish(self, out):
-    """-> the flags of the config.
+  def _suffix(self, name: str) -> str:
+    """Returns the suffix of the clip `name`, .mp4 if there is none."""
+    for suffix in (".mp4", ".avi"):
+      for folder in self._folders:
+        if archives.is_file(self._download.path(f"{folder}/{name}{suffix}")):
+          return suffix
+    return ".mp4"
 
-    Raises FileNotFoundError as Images; ValueError: several folders.
+  def finish(self, out: Output) -> dict[str, str]:
+    """Notes how many clips are missing.
+
+    Args:
+      out: takes the note.
+
+    Returns:
+      The settings by which the config finds the clips.
+
+    Raises:
+      FileNotFoundError: as in Images.finish.
+      ValueError: the clips are in several folders.
     """
     if self._images is None:
       return {}
     self._images.finish(out)
     if len(self._used) > 1:
       raise ValueError(
-        f"Clips lie in {' and in '.join(sorted(self._used))}; put all of them into one of these "
-        f"folders."
+        f"Clips are in {' and in '.join(sorted(self._used))}; put all of them into one of these "
+        "folders."
       )
-    folder, flags = self._used.pop(), {}
-    if os.path.abspath(folder) != os.path.abspath(os.path.join(out.folder, "videos")):
-      flags[f"data.{self._key}"] = os.path.abspath(folder)
-    return flags | ({"data.video_suffix": self.suffix} if self.suffix != ".mp4" else {})
+    folder = os.path.abspath(self._used.pop())
+    flags: dict[str, str] = {}
+    if folder != os.path.abspath(os.path.join(out.folder, "videos")):
+      flags[f"data.{self._key}"] = folder
+    if self.suffix != ".mp4":
+      flags["data.video_suffix"] = self.suffix
+    return flags
 
 
-def msrvtt(download, out):
-  """MSR-VTT for retrieval: the 1,000 test pairs, or all clips and captions of the test split if the list of pairs is not there."""
+def msrvtt(download: Download, out: Output) -> None:
+  """Writes the 1,000 test pairs, or the whole test split if the list of pairs is missing.
+
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   path = download.find(_PAIRS)
   if path is None:
-    path = download.require(
-      Wanted(f"{_INFO.what}, or MSRVTT_JSFUSION_test.csv, {_PAIRS.what}", _INFO.names)
-    )[0]
+    title = f"{_INFO.title}, or MSRVTT_JSFUSION_test.csv, {_PAIRS.title}"
+    pairs = _sentences(download.require(Wanted(title, _INFO.names))[0])
     out.note(
-      "MSRVTT_JSFUSION_test.csv is not there, so this is the whole test split; the paper's "
-      "figures are about 1,000 pairs"
+      "MSRVTT_JSFUSION_test.csv is missing, so this is the whole test split; the paper reports "
+      "1,000 pairs"
     )
-    pairs = _sentences(path)
   else:
     pairs = _jsfusion(path)
   entries = out.entries("test.jsonl", "captions")
@@ -111,126 +142,137 @@ def msrvtt(download, out):
   for name, text in pairs:
     if clips(name):
       entries.add({"clip_name": name, "caption": text})
-  out.command(
-    "video_retrieval",
-    "large",
-    "data=msrvtt",
-    f"root={out.folder}",
-    flags=clips.finish(out),
-    mode="evaluate",
-  )
+  _command(out, clips, "video_retrieval", "large", "msrvtt")
 
 
-def _jsfusion(path):
-  """(clip, caption) of a table with the columns video_id and sentence. Raises ValueError."""
+def _command(out: Output, clips: _Clips, config: str, size: str, source: str) -> None:
+  """Prints the command that evaluates."""
+  flags = clips.finish(out)
+  root = f"root={out.folder}"
+  out.command(config, size, f"data={source}", root, flags=flags, mode="evaluate")
+
+
+def _jsfusion(path: str) -> Iterator[tuple[str, str]]:
+  """Yields (clip, caption) of a table with columns video_id and sentence; raises ValueError."""
   _, rows = tabular.open_table(path)
-  for row, where in rows:
-    json_stream.check(row, {"video_id": str, "sentence": str}, where)
+  for row, location in rows:
+    json_stream.check(row, {"video_id": str, "sentence": str}, location)
     yield row["video_id"], row["sentence"]
 
 
-def _sentences(path):
-  """(clip, caption) of the clips of split "test" that a file of MSR-VTT's lists.
-
-  Raises ValueError.
-  """
+def _sentences(path: str) -> Iterator[tuple[str, str]]:
+  """Yields (clip, caption) of the test split in MSR-VTT's annotations; raises ValueError."""
   split_of = {
     entry["video_id"]: entry["split"]
     for entry, _ in json_stream.entries(path, {"video_id": str, "split": str}, "videos")
   }
-  for entry, where in json_stream.entries(path, {"video_id": str, "caption": str}, "sentences"):
+  types = {"video_id": str, "caption": str}
+  for entry, location in json_stream.entries(path, types, "sentences"):
     if entry["video_id"] not in split_of:
       raise ValueError(
-        f"{where}: video_id {entry['video_id']!r} is not among the videos of the file; get it "
-        f"again."
+        f"{location}: video_id {entry['video_id']!r} is not among the videos of the file; get it "
+        "again."
       )
     if split_of[entry["video_id"]] == "test":
       yield entry["video_id"], entry["caption"]
 
 
-def _qa_files(name):
+def _qa_files(name: str) -> list[Wanted]:
+  folders = ("", f"{name}/", f"{name}.zip/{name}/", f"{name}.zip/")
   return [
     Wanted(
-      f"{name}, the {split} questions",
-      tuple(
-        f"{folder}{split}_qa.json"
-        for folder in ("", f"{name}/", f"{name}.zip/{name}/", f"{name}.zip/")
-      ),
+      f"{name}, the {split} questions", tuple(f"{folder}{split}_qa.json" for folder in folders)
     )
     for split in ("train", "test")
   ]
 
 
-def msrvtt_qa(download, out):
-  """MSR-VTT-QA: the test questions, and the answers of training to choose from."""
+def msrvtt_qa(download: Download, out: Output) -> None:
+  """Writes the test questions, and the answers of training as candidates.
+
+  Args:
+    download: the downloaded files.
+    out: where the files are written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
   clips = _Clips(download, "the clips of MSR-VTT", _MSRVTT_CLIPS, "video_root")
-  _questions(
-    download.require(*_qa_files("MSRVTT-QA")), out, clips, lambda number, where: f"video{number}"
-  )
+  paths = download.require(*_qa_files("MSRVTT-QA"))
+  _questions(paths, out, clips, lambda number, location: f"video{number}")
 
 
-def msvd_qa(download, out):
-  """MSVD-QA: the test questions, and the answers of training to choose from."""
-  train, test = download.require(*_qa_files("MSVD-QA"))
-  mapping = download.find(
-    Wanted(
-      "the names of MSVD's clips",
-      (
-        "youtube_mapping.txt",
-        "MSVD-QA/youtube_mapping.txt",
-        "MSVD-QA.zip/MSVD-QA/youtube_mapping.txt",
-      ),
-    )
-  )
-  names = (
-    dict(reversed(line.split()) for line in tabular.lines(mapping) if len(line.split()) == 2)
-    if mapping
-    else None
-  )
-
-  def name(number, where):
-    if names is not None and f"vid{number}" not in names:
-      raise ValueError(f"{where}: {mapping} has no clip vid{number}; get both files again.")
-    return f"vid{number}" if names is None else names[f"vid{number}"]
-
-  clips = _Clips(
-    download,
-    "the clips of MSVD",
-    ("YouTubeClips", "videos", "video", "YouTubeClips.tar/YouTubeClips"),
-    "video_root",
-  )
-  _questions((train, test), out, clips, name)
+_MSVD_NAMES = Wanted(
+  "the names of MSVD's clips",
+  (
+    "youtube_mapping.txt",
+    "MSVD-QA/youtube_mapping.txt",
+    "MSVD-QA.zip/MSVD-QA/youtube_mapping.txt",
+  ),
+)
 
 
-def _questions(paths, out, clips, name):
-  """name: function (number of a clip, where) -> its name."""
+def msvd_qa(download: Download, out: Output) -> None:
+  """Writes the test questions, and the answers of training as candidates.
+
+  Args:
+    download: the downloaded files.
+    out: where the files are written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
+  """
+  paths = download.require(*_qa_files("MSVD-QA"))
+  mapping = download.find(_MSVD_NAMES)
+  names = _clip_names(mapping) if mapping else None
+
+  def name(number: int, location: str) -> str:
+    clip = f"vid{number}"
+    if names is None:
+      return clip
+    if clip not in names:
+      raise ValueError(f"{location}: {mapping} has no clip {clip}; get both files again.")
+    return names[clip]
+
+  folders = ("YouTubeClips", "videos", "video", "YouTubeClips.tar/YouTubeClips")
+  clips = _Clips(download, "the clips of MSVD", folders, "video_root")
+  _questions(paths, out, clips, name)
+
+
+def _clip_names(path: str) -> dict[str, str]:
+  """Returns {number of a clip: its name} of a file with lines "NAME vid1"."""
+  names: dict[str, str] = {}
+  for line in tabular.lines(path):
+    words = line.split()
+    if len(words) == 2:
+      names[words[1]] = words[0]
+  return names
+
+
+def _questions(
+  paths: Sequence[str], out: Output, clips: _Clips, name: Callable[[int, str], str]
+) -> None:
+  """Writes questions about clips.
+
+  Args:
+    paths: the questions of training and of the test.
+    out: where the files are written.
+    clips: finds the clips.
+    name: maps (number of a clip, location of the question) to the name of the clip.
+  """
   train, test = paths
   types = {"id": int, "video_id": int, "question": str, "answer": str}
   entries = out.entries("test.jsonl", "questions")
   candidates = out.entries("answers.json", "answers, those of training, frequent ones first")
-  for answer, _ in Counter(
-    entry["answer"] for entry, _ in json_stream.entries(train, types)
-  ).most_common():
+  counts = Counter(entry["answer"] for entry, _ in json_stream.entries(train, types))
+  for answer, _ in counts.most_common():
     candidates.add(answer)
-  for entry, where in json_stream.entries(test, types):
-    clip = name(entry["video_id"], where)
+  for entry, location in json_stream.entries(test, types):
+    clip = name(entry["video_id"], location)
     if clips(clip):
-      entries.add(
-        {
-          "question_id": entry["id"],
-          "video_id": clip,
-          "question": entry["question"],
-          "answer": entry["answer"],
-        }
-      )
-  out.command(
-    "video_qa",
-    "base",
-    "data=video_qa",
-    f"root={out.folder}",
-    flags=clips.finish(out),
-    mode="evaluate",
-  )
+      row: dict[str, Any] = {"question_id": entry["id"], "video_id": clip}
+      entries.add(row | {key: entry[key] for key in ("question", "answer")})
+  _command(out, clips, "video_qa", "base", "video_qa")
 
 
 _VATEX = [
@@ -239,26 +281,30 @@ _VATEX = [
 ]
 
 
-def vatex(download, out):
-  """VATEX for captioning: the public test split, or the validation split if that is not there.
+def vatex(download: Download, out: Output) -> None:
+  """Writes the public test split, or else the validation split, of the clips that exist.
 
-  Such clips as could be downloaded.
+  Args:
+    download: the downloaded files.
+    out: where the file is written.
+
+  Raises:
+    ValueError, OSError: a file is missing or malformed.
   """
   path = download.find(_VATEX[0]) or download.find(_VATEX[1]) or download.require(_VATEX[0])[0]
   entries = out.entries("test.json", "clips")
   clips = _Clips(
     download, "the clips of VATEX", ("videos", "clips"), "image_root", skip_missing=True
   )
-  for entry, where in json_stream.entries(path, {"videoID": str, "enCap": list}):
+  for entry, location in json_stream.entries(path, {"videoID": str, "enCap": list}):
     if not entry["enCap"] or not all(isinstance(text, str) for text in entry["enCap"]):
-      raise ValueError(f"{where}: enCap must be a list of at least one string.")
+      raise ValueError(f"{location}: enCap must be a list of at least one string.")
     if clips(entry["videoID"]):
       entries.add({"videoID": entry["videoID"], "enCap": entry["enCap"]})
-  out.command(
-    "video_caption",
-    "large",
-    "data=vatex",
-    f"root={out.folder}",
-    flags=clips.finish(out),
-    mode="evaluate",
-  )
+  _command(out, clips, "video_caption", "large", "vatex")
+
+
+MSRVTT = Dataset("MSR-VTT's test clips for retrieval.", msrvtt)
+MSRVTT_QA = Dataset("MSR-VTT-QA's test questions.", msrvtt_qa, own_folder=True)
+MSVD_QA = Dataset("MSVD-QA's test questions.", msvd_qa)
+VATEX = Dataset("VATEX's public test clips for captioning.", vatex)

@@ -1,1 +1,1 @@
-"""Where annotations and images are stored: files, archives, shards, TFDS, remote."""
+"""Reading annotations and images: files, archives, shards, TensorFlow Datasets, remote paths."""

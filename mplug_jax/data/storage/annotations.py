@@ -1,240 +1,309 @@
-"""Reading annotation files: json lists, jsonl with one object a line, CSV, TSV and Parquet with one a row.
+"""Reading annotation files: JSON lists, JSON lines, CSV, TSV and Parquet.
 
-Messages say which file, and which entry, line or row; entries and lines are counted from 1, rows as
-tables.py says. Keys that are called otherwise in a file are renamed here, for every source.
+Messages name the file and the entry, line or row; entries and lines are counted from 1, rows as in
+tabular.py. config.data.fields renames the keys of any file, for every source.
 """
 
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from mplug_jax.data.storage import archives, tabular
 
-_NUMBERS = (
-  "question_id",
-  "image_id",
-  "id",
-  "ref_id",
-)  # what json writes as a number, though CSV knows only text
+# Keys with numbers, which JSON writes as numbers; CSV has only text.
+_NUMBERS = ("question_id", "image_id", "id", "ref_id")
 _LISTED = 12  # keys of an entry that a message names
 
 
 class Fields:
-  """The keys of entries, as the source knows them and as config.data.fields renames them.
+  """The keys of entries, as the source names them and as config.data.fields renames them.
 
-  Args:
-    data: config.data; `fields` is "OURS=THEIRS,...": key THEIRS of the files is what the source
-      knows as OURS.
-    keys: every entry must have these.
-    optional: what else the source knows.
-
-  Raises:
-    ValueError: `fields` is malformed, or names a key that the source does not know.
+  Attributes:
+    keys: keys that every entry must have, in the source's names.
+    known: all keys that the source reads.
   """
 
-  def __init__(self, data, keys, optional=()):
+  def __init__(self, data: Mapping[str, Any], keys: Iterable[str], optional: Iterable[str] = ()):
+    """Reads config.data.fields.
+
+    Args:
+      data: config.data; `fields` is "OURS=THEIRS,...": the source reads key THEIRS of the files as
+        OURS.
+      keys: keys that every entry must have.
+      optional: other keys that the source reads.
+
+    Raises:
+      ValueError: `fields` is malformed, or names a key that the source does not read.
+    """
     self.keys = tuple(keys)
-    self.known = tuple(dict.fromkeys((*keys, *optional)))
-    self._theirs = {}
+    self.known = tuple(dict.fromkeys((*self.keys, *optional)))
+    self._names: dict[str, str] = {}  # key of the source -> key in the files
     for part in filter(None, map(str.strip, data.get("fields", "").split(","))):
-      ours, equals, theirs = (text.strip() for text in part.partition("="))
-      if not (ours and equals and theirs):
+      key, equals, name = (text.strip() for text in part.partition("="))
+      if not (key and equals and name):
         raise ValueError(
           f"config.data.fields: {part!r} must be written OURS=THEIRS, with a comma before the next."
         )
-      if ours not in self.known:
+      if key not in self.known:
         raise ValueError(
-          f"config.data.fields: {ours!r} is no key of source {data['name']}, which knows "
+          f"config.data.fields: {key!r} is no key of source {data['name']}, which knows "
           f"{', '.join(self.known)}."
         )
-      if ours in self._theirs:
-        raise ValueError(f"config.data.fields names {ours!r} twice.")
-      self._theirs[ours] = theirs
-    self._unseen = set(self._theirs.values())
+      if key in self._names:
+        raise ValueError(f"config.data.fields names {key!r} twice.")
+      self._names[key] = name
+    self._unseen = set(self._names.values())
 
-  def theirs(self, key):
-    """What the files call a key."""
-    return self._theirs.get(key, key)
+  def file_key(self, key: str) -> str:
+    """Returns the name of a key in the files."""
+    return self._names.get(key, key)
 
-  def rename(self, entry, where, table=False) -> dict:
-    """An entry of a file -> under our keys, those that every entry must have among them.
+  def rename(self, entry: Any, location: str, table: bool = False) -> dict[str, Any]:
+    """Renames the keys of an entry to those of the source.
 
     Args:
-      where: its place, for messages. table: it is a row of a table, whose empty cells are None and
-        are left out.
+      entry: the entry as the file has it.
+      location: its file and entry, line or row, for messages.
+      table: whether it is a row of a table, whose empty cells are None and are dropped.
+
+    Returns:
+      The entry under the source's keys, with every required one.
 
     Raises:
-      ValueError: it is no object, or a key is missing.
+      ValueError: it is no object, or a required key is missing.
     """
     if not isinstance(entry, dict):
       raise ValueError(
-        f"{where}: must be an object with {', '.join(self.keys)}, not a {type(entry).__name__}."
+        f"{location}: must be an object with {', '.join(self.keys)}, not a {type(entry).__name__}."
       )
-    found = entry
-    if self._theirs:
+    renamed = entry
+    if self._names:
       self._unseen -= entry.keys()
-      renamed = self._theirs.keys() | self._theirs.values()
-      found = {key: value for key, value in entry.items() if key not in renamed}
-      found |= {ours: entry[theirs] for ours, theirs in self._theirs.items() if theirs in entry}
+      affected = self._names.keys() | self._names.values()
+      renamed = {key: value for key, value in entry.items() if key not in affected}
+      renamed |= {key: entry[name] for key, name in self._names.items() if name in entry}
     if table:
-      found = {key: value for key, value in found.items() if value is not None}
+      renamed = {key: value for key, value in renamed.items() if value is not None}
     for key in self.keys:
-      if key not in found:
-        raise ValueError(f"{where}: {self._missing(key, entry)}")
-    return found
+      if key not in renamed:
+        raise ValueError(f"{location}: {self._missing(key, entry)}")
+    return renamed
 
-  def check_columns(self, columns, path) -> None:
-    """Raises ValueError for a table that lacks the column of a key that every entry must have."""
+  def check_columns(self, columns: Iterable[str], path: archives.StrPath) -> None:
+    """Checks that a table has the column of every required key.
+
+    Args:
+      columns: names of its columns.
+      path: the table.
+
+    Raises:
+      ValueError: a column is missing.
+    """
+    columns = tuple(columns)
     self._unseen -= set(columns)
     for key in self.keys:
-      if self.theirs(key) not in columns:
+      if self.file_key(key) not in columns:
         raise ValueError(f"{path}: {self._missing(key, columns)}")
 
-  def check_used(self, paths) -> None:
-    """Raises ValueError if no entry so far had one of the keys that config.data.fields names."""
-    for ours, theirs in self._theirs.items():
-      if theirs in self._unseen:
+  def check_used(self, paths: Iterable[archives.StrPath]) -> None:
+    """Checks that entries had the keys that config.data.fields names.
+
+    Args:
+      paths: the files that were read.
+
+    Raises:
+      ValueError: no entry so far had one of these keys.
+    """
+    for key, name in self._names.items():
+      if name in self._unseen:
         raise ValueError(
-          f"{', '.join(map(str, paths))}: no entry has the key {theirs!r}, which "
-          f"config.data.fields names for {ours!r}."
+          f"{', '.join(map(str, paths))}: no entry has the key {name!r}, which "
+          f"config.data.fields names for {key!r}."
         )
 
-  def _missing(self, key, there):
-    """What is to be said of a key that an entry with the keys `there` lacks."""
-    theirs, names = self.theirs(key), list(map(str, there))
-    if isinstance(there, dict) and there.get(theirs, "") is None:  # of a table
-      return f"{theirs!r} is empty."
-    has = (
-      f"it has {', '.join(names[:_LISTED])}{' ...' * (len(names) > _LISTED)}"
-      if names
-      else "it is empty"
-    )
-    if theirs != key:
-      return f"key {theirs!r}, which config.data.fields names for {key!r}, is missing; {has}."
+  def _missing(self, key: str, available: Iterable[Any]) -> str:
+    """Says that an entry, or a table with these columns, lacks a key."""
+    name = self.file_key(key)
+    names = list(map(str, available))
+    if isinstance(available, dict) and available.get(name, "") is None:
+      return f"{name!r} is empty."  # a cell
+    more = " ..." if len(names) > _LISTED else ""
+    has = f"it has {', '.join(names[:_LISTED])}{more}" if names else "it is empty"
+    if name != key:
+      return f"key {name!r}, which config.data.fields names for {key!r}, is missing; {has}."
     return f"key {key!r} is missing; {has}; name it with --config.data.fields={key}=..."
 
 
-def entries(path, fields) -> Iterator[tuple[dict, str]]:
-  """The objects of a json list, or of the lines or rows of another format (see tables.kind), each with where it stands.
+def entries(path: archives.StrPath, fields: Fields) -> Iterator[tuple[dict[str, Any], str]]:
+  """Reads the objects of a JSON list, or of the lines or rows of another format.
 
   Args:
-    fields: Fields of the entries.
+    path: the file; tabular.kind tells its format by its name.
+    fields: the keys of the entries.
+
+  Yields:
+    (entry under the source's keys, its location for messages).
 
   Raises:
     ValueError: not UTF-8, not in its format, not a list of objects, or a key is missing.
   """
   kind = tabular.kind(path)
   if kind == "jsonl":
-    for value, where in lines(path):
-      yield fields.rename(value, where), where
+    for value, location in lines(path):
+      yield fields.rename(value, location), location
   elif kind == "json":
     values = read_json(path)
     if not isinstance(values, list):
       raise ValueError(f"{path} must hold a json list of objects, not a {type(values).__name__}.")
     for number, value in enumerate(values, 1):
-      where = f"{path}, entry {number}"
-      yield fields.rename(value, where), where
+      location = f"{path}, entry {number}"
+      yield fields.rename(value, location), location
   else:
-    columns, rows = tabular.open_table(path, {fields.theirs(key) for key in fields.known})
+    columns, rows = tabular.open_table(path, {fields.file_key(key) for key in fields.known})
     fields.check_columns(columns, path)
-    for row, where in rows:
-      entry = fields.rename(row, where, table=True)
-      yield (
-        entry
-        if kind == "parquet"
-        else entry | {key: _number(entry[key]) for key in _NUMBERS if key in entry},
-        where,
-      )
+    for row, location in rows:
+      entry = fields.rename(row, location, table=True)
+      if kind != "parquet":
+        entry |= {key: _number(entry[key]) for key in _NUMBERS if key in entry}
+      yield entry, location
 
 
-def lines(path) -> Iterator[tuple[object, str]]:
-  """The json value on every line that is not blank, and where it stands.
+def lines(path: archives.StrPath) -> Iterator[tuple[Any, str]]:
+  """Reads the JSON value of every line that is not blank.
 
-  Raises ValueError: not UTF-8, or not JSON.
+  Args:
+    path: the file.
+
+  Yields:
+    (value, its location for messages).
+
+  Raises:
+    ValueError: not UTF-8, or not JSON.
   """
   for number, line in enumerate(tabular.lines(path), 1):
     if line.strip():
       yield _parse_line(line, path, number), f"{path}, line {number}"
 
 
-def _number(value):
-  """A whole number written as text -> int, if it is written as numbers are.
+def _number(value: Any) -> Any:
+  """Converts text that is written as a whole number to int; returns anything else unchanged."""
+  if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII):
+    return int(value)
+  return value
 
-  Anything else as it is.
+
+def split_entries(
+  data: Mapping[str, Any], split: str, keys: Iterable[str], optional: Iterable[str] = ()
+) -> Iterator[tuple[dict[str, Any], str]]:
+  """Reads the entries of all files of a split.
+
+  Args:
+    data: config.data.
+    split: "train", "val" or "test".
+    keys: keys that every entry must have.
+    optional: other keys that the source reads.
+
+  Yields:
+    (entry under the source's keys, its location for messages).
+
+  Raises:
+    ValueError, FileNotFoundError: as in Fields, `split_files` and `entries`.
   """
-  return (
-    int(value)
-    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII)
-    else value
-  )
-
-
-def split_entries(data, split, keys, optional=()) -> Iterator[tuple[dict, str]]:
-  """The entries of all files of a split, renamed by config.data.fields.
-
-  Arguments and errors as of Fields, split_files and entries.
-  """
-  fields, paths = Fields(data, keys, optional), split_files(data, split)
+  fields = Fields(data, keys, optional)
+  paths = split_files(data, split)
   for path in paths:
     yield from entries(path, fields)
-  if (
-    split == "train"
-  ):  # what evaluation can do without, a test split's answers say, need not be there
+  if split == "train":  # other splits may lack optional keys, such as the answers of a test split
     fields.check_used(paths)
 
 
-def require(entry, keys, where) -> None:
-  """Raises ValueError unless `entry` is an object that has `keys`."""
+def require(entry: Any, keys: Iterable[str], location: str) -> None:
+  """Checks that `entry` is an object with `keys`.
+
+  Args:
+    entry: any value of a file.
+    keys: keys it must have.
+    location: its location, for messages.
+
+  Raises:
+    ValueError: it is no object, or a key is missing.
+  """
   if not isinstance(entry, dict):
     raise ValueError(
-      f"{where}: must be an object with {', '.join(keys)}, not a {type(entry).__name__}."
+      f"{location}: must be an object with {', '.join(keys)}, not a {type(entry).__name__}."
     )
   for key in keys:
     if key not in entry:
-      raise ValueError(f"{where}: key {key!r} is missing.")
+      raise ValueError(f"{location}: key {key!r} is missing.")
 
 
-def require_texts(entry, keys, where) -> None:
-  """Raises ValueError for those of `keys` that are there and hold no string."""
+def require_texts(entry: Mapping[str, Any], keys: Iterable[str], location: str) -> None:
+  """Checks that those of `keys` that an entry has hold strings.
+
+  Args:
+    entry: an entry of a file.
+    keys: keys to check.
+    location: its location, for messages.
+
+  Raises:
+    ValueError: a value is no string.
+  """
   for key in keys:
     if not isinstance(entry.get(key, ""), str):
-      raise ValueError(f"{where}: {key} must be a string.")
+      raise ValueError(f"{location}: {key} must be a string.")
 
 
-def text_list(entry, key, where) -> list[str]:
-  """A field that is a string or a list of strings, as a list.
+def text_list(entry: Mapping[str, Any], key: str, location: str) -> list[str]:
+  """Returns a field that is a string or a list of strings as a list.
 
-  Raises ValueError for anything else.
+  Args:
+    entry: an entry of a file.
+    key: the field.
+    location: the entry's location, for messages.
+
+  Raises:
+    ValueError: it is anything else.
   """
   values = entry[key]
   if isinstance(values, str):
     return [values]
   if isinstance(values, list):
-    for value in values:  # a comprehension would take half as long again, of millions of lists
+    for value in values:  # a comprehension takes 1.5 times as long, on millions of lists
       if not isinstance(value, str):
         break
     else:
       return values
-  raise ValueError(f"{where}: {key} must be a string or a list of strings.")
+  raise ValueError(f"{location}: {key} must be a string or a list of strings.")
 
 
-def split_files(data, split) -> list[str]:
-  """The files of a split: data.train_files (a list), data.val_file or data.test_file.
+def split_files(data: Mapping[str, Any], split: str) -> list[str]:
+  """Returns the files of a split: data.train_files (a list), data.val_file or data.test_file.
 
-  Errors as of `split_names`.
+  Args:
+    data: config.data.
+    split: "train", "val" or "test".
 
   Raises:
-    FileNotFoundError: a name is that of no file.
+    ValueError: as in `split_names`.
+    FileNotFoundError: a file does not exist.
   """
-  return [
-    _existing(path, "train_files" if split == "train" else f"{split}_file")
-    for path in split_names(data, split)
-  ]
+  key = "train_files" if split == "train" else f"{split}_file"
+  return [_existing(path, key) for path in split_names(data, split)]
 
 
-def split_names(data, split) -> list[str]:
-  """What data.train_files (a list), data.val_file or data.test_file names, be it a file or a pattern. Raises ValueError: it is not set."""
+def split_names(data: Mapping[str, Any], split: str) -> list[str]:
+  """Returns the names, of files or patterns, that config.data has for a split.
+
+  Args:
+    data: config.data.
+    split: "train", "val" or "test".
+
+  Raises:
+    ValueError: the key is not set.
+  """
   if split != "train":
     return [_configured(data, f"{split}_file")]
   if not data.get("train_files") or isinstance(data["train_files"], str):
@@ -242,31 +311,40 @@ def split_names(data, split) -> list[str]:
   return list(data["train_files"])
 
 
-def configured_file(data, key) -> str:
-  """The file that data[key] names; errors as of `split_files`."""
+def configured_file(data: Mapping[str, Any], key: str) -> str:
+  """Returns the file that data[key] names.
+
+  Args:
+    data: config.data.
+    key: one of its keys.
+
+  Raises:
+    ValueError: the key is not set.
+    FileNotFoundError: the file does not exist.
+  """
   return _existing(_configured(data, key), key)
 
 
-def _configured(data, key):
+def _configured(data: Mapping[str, Any], key: str) -> str:
+  """Returns data[key]; raises ValueError if it is not set."""
   if not data.get(key):
     raise ValueError(f"data.{key} is not set, and source {data['name']} needs it here.")
   return data[key]
 
 
-def _existing(path, key):
-  if not pathlib.Path(path).is_file():
+def _existing(path: str, key: str) -> str:
+  """Returns the path; raises FileNotFoundError unless it is a file."""
+  if not os.path.isfile(path):
     raise FileNotFoundError(f"data.{key} names {path}, which does not exist or is not a file.")
   return path
 
 
 class ImagePaths:
-  """Image names of annotations -> paths under a root.
+  """Turns image names of annotations into paths under a root.
 
-  The first few must exist, for a wrong root shows there.
-
-  The root, or the beginning of a name, may be an archive, see archives.py. The other images are
-    found missing when they are read: a
-  million look-ups on a network disk take minutes.
+  The root, or the beginning of a name, may be an archive, see archives.py. Only the first few
+  images must exist, which reveals a wrong root: a million look-ups on a network disk take minutes.
+  Other missing images show when they are read.
   """
 
   _CHECKED = 3
@@ -274,41 +352,49 @@ class ImagePaths:
   def __init__(self):
     self._left = self._CHECKED
 
-  def __call__(self, root, key, image, where) -> str:
-    """root: folder or archive, of data[key]. A name that is an absolute path needs none.
+  def __call__(self, root: str | None, key: str, image: str, location: str) -> str:
+    """Returns the path of an image.
+
+    Args:
+      root: folder or archive, the value of data[key]; an absolute `image` needs none.
+      key: key of config.data that has the root, for messages.
+      image: the name in the annotations.
+      location: the entry's location, for messages.
 
     Raises:
-      ValueError: no root, or an archive in which nothing can be found.
+      ValueError: there is no root, or an archive cannot be used.
       FileNotFoundError: one of the first images is missing.
     """
     if not root and not image.startswith("/"):
-      raise ValueError(f"{where}: its image {image!r} needs data.{key}, which is not set.")
+      raise ValueError(f"{location}: its image {image!r} needs data.{key}, which is not set.")
     path = f"{root}/{image}" if root and not image.startswith("/") else image
     if "//" in path or "./" in path or path[-1:] == "/" or path[-2:] == "/.":
-      path = str(
-        pathlib.PurePath(path)
-      )  # the same file has one name; only where needed, for a million takes long
+      path = str(pathlib.PurePath(path))  # one name per file; slow, so only where needed
     if self._left > 0:
       self._left -= 1
       try:
-        there = archives.is_file(path)
+        exists = archives.is_file(path)
       except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-      if not there:
-        raise FileNotFoundError(f"{where}: image {path} does not exist; check data.{key}.")
+        raise ValueError(f"{location}: {error}") from None
+      if not exists:
+        raise FileNotFoundError(f"{location}: image {path} does not exist; check data.{key}.")
     return path
 
 
-def read_json(path):
-  """The value of a json file. Raises ValueError with line and column."""
+def read_json(path: archives.StrPath) -> Any:
+  """Reads the value of a JSON file.
+
+  Args:
+    path: the file.
+
+  Raises:
+    ValueError: not UTF-8, or not JSON; names line and column.
+  """
   return _parse("".join(tabular.lines(path)), path, 1)
 
 
-def _parse_line(line, path, number):
-  """The value in a line of a file.
-
-  A million of them are read before training, so the usual line takes the short way.
-  """
+def _parse_line(line: str, path: archives.StrPath, number: int) -> Any:
+  """Parses a line; the usual line takes a short cut, because millions are read before training."""
   try:
     value, end = _decode(line)
     if line[end:] in ("\n", "", "\r\n"):
@@ -321,7 +407,8 @@ def _parse_line(line, path, number):
 _decode = json.JSONDecoder().raw_decode
 
 
-def _parse(text, path, first_line):
+def _parse(text: str, path: archives.StrPath, first_line: int) -> Any:
+  """Parses JSON text that begins on a line of a file; raises ValueError."""
   try:
     return json.loads(text)
   except RecursionError:

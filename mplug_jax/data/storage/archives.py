@@ -1,8 +1,9 @@
-"""Files inside zip and tar archives, read in place: "/data/train.zip/a/b.jpg" is the member a/b.jpg of the file /data/train.zip.
+"""Files inside zip and tar archives, read in place.
 
-Such a path is a plain string, which any thread or process can read. What an archive holds is listed
-once a process, when it first reads from it (about 300 bytes a member); the archive itself is open
-only while a member is read, so that nothing is shared and any number of archives can be used.
+"/data/train.zip/a/b.jpg" is the member a/b.jpg of the file /data/train.zip. Such a path is a plain
+string, which any thread or process can read. Each process lists an archive when it first reads from
+it (about 300 bytes per member). The archive itself is open only while a member is read, so nothing
+is shared and any number of archives can be used.
 """
 
 import contextlib
@@ -11,29 +12,32 @@ import os
 import posixpath
 import re
 import struct
-import tarfile
 import tempfile
 import threading
 import zipfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from mplug_jax.data.storage import tar_headers
 
 _IN_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz)(?=/)", re.IGNORECASE)
-COMPRESSED = (
-  b"\x1f\x8b",
-  b"BZh",
-  b"\xfd7zXZ",
-  b"\x28\xb5\x2f\xfd",
-)  # first bytes of gzip, bzip2, xz and zstd
-_LOCAL_HEADER = struct.Struct(
-  "<26xHH"
-)  # of a zip member: lengths of its name and of its extra field, which its data follow
+# Lengths of the name and the extra field, which follow the local header of a zip member.
+_LOCAL_HEADER = struct.Struct("<26xHH")
+
+StrPath = str | os.PathLike[str]
 
 
 class _Member(NamedTuple):
-  """Where the data of a member begin (of zip: its local header), bytes there, bytes unpacked.
+  """Where a member of an archive is.
 
-  Of zip method, checksum and flags.
+  Attributes:
+    offset: position of its data; for zip, of its local header.
+    stored: bytes in the archive.
+    size: bytes after unpacking.
+    method: compression method of zip; None for tar.
+    crc: checksum of zip.
+    flags: flags of zip.
   """
 
   offset: int
@@ -44,46 +48,62 @@ class _Member(NamedTuple):
   flags: int = 0
 
 
-_indices = {}  # archive -> (its size and time of change when it was listed, {name: _Member})
+# Archive -> (its size and modification time when it was listed, {name: _Member}).
+_indices: dict[str, tuple[tuple[int, int], dict[str, _Member]]] = {}
 _lock = threading.Lock()
 
 
-def _forget_lock():
-  """A forked child has the lock as it was, and not the thread that might have held it."""
+def _reset_lock() -> None:
+  """Replaces the lock in a forked child, which lacks the thread that might have held it."""
   global _lock
   _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-  os.register_at_fork(after_in_child=_forget_lock)
+  os.register_at_fork(after_in_child=_reset_lock)
 
 
-def split(path):
-  """A path that leads through an archive -> (archive, name of the member).
+def split(path: StrPath) -> tuple[str, str] | None:
+  """Splits a path that leads into an archive.
 
-  None for any other path.
+  Args:
+    path: any path.
+
+  Returns:
+    (archive, name of the member), or None for a path that leads into no archive.
   """
   path = os.fspath(path)
   for match in _IN_ARCHIVE.finditer(path):
-    if os.path.isfile(path[: match.end()]):  # a folder may be called so too
+    if os.path.isfile(path[: match.end()]):  # a folder may have such a name too
       return path[: match.end()], posixpath.normpath(path[match.end() + 1 :])
   return None
 
 
-def is_file(path) -> bool:
-  """Whether a file or a member of an archive exists.
+def is_file(path: StrPath) -> bool:
+  """Returns whether a file or a member of an archive exists.
 
-  Raises ValueError for an archive that cannot be used.
+  Args:
+    path: path of a file, or one that leads into an archive.
+
+  Raises:
+    ValueError: the archive cannot be used.
   """
-  found = split(path)
-  if found is None:
+  parts = split(path)
+  if parts is None:
     return os.path.isfile(path)
-  with open(found[0], "rb") as file:
-    return found[1] in _members(found[0], file)
+  archive, name = parts
+  with open(archive, "rb") as file:
+    return name in _members(archive, file)
 
 
-def open_bytes(path) -> bytes:
-  """All bytes of a file, or of a member of an archive.
+def open_bytes(path: StrPath) -> bytes:
+  """Reads a file, or a member of an archive, as a whole.
+
+  Args:
+    path: path of a file, or one that leads into an archive.
+
+  Returns:
+    Its bytes, unpacked.
 
   Raises:
     FileNotFoundError: there is no such file or member.
@@ -91,11 +111,11 @@ def open_bytes(path) -> bytes:
       damaged, encrypted or packed by a method other than deflate.
     OSError: the file cannot be read.
   """
-  found = split(path)
-  if found is None:
+  parts = split(path)
+  if parts is None:
     with open(path, "rb") as file:
       return file.read()
-  archive, name = found
+  archive, name = parts
   with open(archive, "rb") as file:
     member = _members(archive, file).get(name)
     if member is None:
@@ -104,8 +124,18 @@ def open_bytes(path) -> bytes:
 
 
 @contextlib.contextmanager
-def local_file(path):
-  """The path itself, or that of a temporary copy of a member of an archive, for readers that take paths alone; errors as of open_bytes."""
+def local_file(path: StrPath) -> Iterator[str]:
+  """Gives readers that only take paths a path to a file or a member of an archive.
+
+  Args:
+    path: path of a file, or one that leads into an archive.
+
+  Yields:
+    The path itself, or that of a temporary copy of the member.
+
+  Raises:
+    FileNotFoundError, ValueError, OSError: as in `open_bytes`.
+  """
   if split(path) is None:
     yield os.fspath(path)
     return
@@ -115,8 +145,8 @@ def local_file(path):
     yield file.name
 
 
-def _members(archive, file):
-  """{name: _Member} of an open archive; listed anew if it was replaced."""
+def _members(archive: str, file: BinaryIO) -> dict[str, _Member]:
+  """Returns the members of an open archive by name, listed again if the archive was replaced."""
   status = os.fstat(file.fileno())
   stamp = status.st_size, status.st_mtime_ns
   if _indices.get(archive, (None,))[0] != stamp:
@@ -127,9 +157,10 @@ def _members(archive, file):
   return _indices[archive][1]
 
 
-def _list_zip(archive, file):
+def _list_zip(archive: str, file: BinaryIO) -> dict[str, _Member]:
+  """Lists a zip file; raises ValueError if it is none."""
   try:
-    with zipfile.ZipFile(file) as found:
+    with zipfile.ZipFile(file) as zipped:
       return {
         posixpath.normpath(member.filename): _Member(
           member.header_offset,
@@ -139,42 +170,45 @@ def _list_zip(archive, file):
           member.CRC,
           member.flag_bits,
         )
-        for member in found.infolist()
+        for member in zipped.infolist()
         if not member.is_dir()
       }
   except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f"{archive} is not a zip file, or is cut off ({str(error).rstrip('.')})."
-    ) from None
+    reason = str(error).rstrip(".")
+    raise ValueError(f"{archive} is not a zip file, or is cut off ({reason}).") from None
 
 
-def _list_tar(archive, file):
-  if file.read(6).startswith(COMPRESSED):
+def _list_tar(archive: str, file: BinaryIO) -> dict[str, _Member]:
+  """Lists a tar up to the first header that is none; raises ValueError if it cannot be used."""
+  if file.read(6).startswith(tar_headers.COMPRESSED):
     raise ValueError(
-      f"{archive} is a compressed tar, in which no file can be reached without unpacking all "
-      f"before it: unpack it, or pack "
-      "its files as zip."
+      f"{archive} is a compressed tar, whose files cannot be reached without unpacking all before "
+      "them: unpack it, or pack its files as zip."
     )
-  file.seek(0)
-  members = {}
+  size = os.fstat(file.fileno()).st_size
+  members: dict[str, _Member] = {}
   try:
-    with tarfile.open(fileobj=file, mode="r:") as found:
-      while (member := found.next()) is not None:
-        name = posixpath.normpath(member.name)
-        if member.isreg():
-          members[name] = _Member(member.offset_data, member.size, member.size)
-        elif member.islnk() and (link := posixpath.normpath(member.linkname)) in members:
-          members[name] = members[link]
-        found.members.clear()  # it would keep a large object for each
-  except tarfile.TarError as error:
-    raise ValueError(
-      f"{archive} is not a tar file, or is cut off ({str(error).rstrip('.')})."
-    ) from None
+    if not size:
+      raise tar_headers.DamageError("is empty")
+    for member in tar_headers.members(file, size):
+      name = _normalized(member.name)
+      if member.link is None:
+        members[name] = _Member(member.offset, member.size, member.size)
+      elif (target := _normalized(member.link)) in members:
+        members[name] = members[target]
+  except tar_headers.DamageError as error:
+    if not members or error.in_data:
+      raise ValueError(f"{archive} is not a tar file, or is cut off ({error}).") from None
   return members
 
 
-def _read(file, member, name):
-  """The bytes of a member of an open archive. Raises ValueError; `name` is for messages."""
+def _normalized(name: bytes) -> str:
+  """Returns the name of a tar's member as text, without "./" and double slashes."""
+  return posixpath.normpath(name.decode("utf-8", "surrogateescape"))
+
+
+def _read(file: BinaryIO, member: _Member, name: str) -> bytes:
+  """Reads a member of an open archive; raises ValueError, whose message begins with `name`."""
   offset = member.offset
   if member.flags & 1:
     raise ValueError(f"{name} is encrypted; archives of images must not be.")
@@ -185,9 +219,8 @@ def _read(file, member, name):
   if member.method is not None:
     file.seek(offset)
     header = file.read(_LOCAL_HEADER.size)
-    offset += (
-      len(header) + sum(_LOCAL_HEADER.unpack(header)) if len(header) == _LOCAL_HEADER.size else 0
-    )
+    if len(header) == _LOCAL_HEADER.size:
+      offset += len(header) + sum(_LOCAL_HEADER.unpack(header))
   file.seek(offset)
   data = file.read(member.stored)
   if member.method == zipfile.ZIP_DEFLATED:

@@ -1,4 +1,7 @@
-"""Images with captions in a folder, without any annotation file: beside a.jpg lies a.txt, with a caption on every line."""
+"""Images with captions in a folder, without annotation files.
+
+The captions of a.jpg are the lines of a.txt beside it.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,36 +10,40 @@ from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.data.storage import tabular
 
 
-def images(root, split) -> Iterator[tuple[str, list[str], str]]:
-  """The images under the folder `split` of `root`, in alphabetical order.
+def images(root: str, split: str) -> Iterator[tuple[str, list[str], str]]:
+  """Finds the images in the folder `split` of `root` and its subfolders.
 
-  Folders in it are read too.
+  Args:
+    root: config.data.image_root.
+    split: "train", "val" or "test".
 
   Yields:
-    (name below `root`, its captions: the lines that are not blank, without white space around; path
-    for messages).
+    (name below `root`; its captions, the stripped lines that are not blank; its path for messages),
+    in alphabetical order.
 
   Raises:
-    ValueError: no root, a file of captions that is not UTF-8, no image at all. FileNotFoundError:
-      there is no such folder.
+    ValueError: no root, a caption file that is not UTF-8, or no image at all.
+    FileNotFoundError: the folder does not exist.
   """
   if not root:
     raise ValueError(
       "data.image_root is not set; source folder reads its folders train, val and test."
     )
-  top, found = os.path.join(root, split), False
+  top = os.path.join(root, split)
   if not os.path.isdir(top):
     raise FileNotFoundError(
       f"{top} does not exist or is not a folder; source folder reads the images of split "
       f"{split!r} there."
     )
-  for folder, inner, names in os.walk(top):
-    inner.sort()  # os.walk goes on in this order
+  empty = True
+  for folder, subfolders, names in os.walk(top):
+    subfolders.sort()  # os.walk continues in this order
     for name in sorted(names):
       if name.lower().endswith(IMAGE_SUFFIXES):
-        found, path = True, os.path.join(folder, name)
+        empty = False
+        path = os.path.join(folder, name)
         text = os.path.splitext(path)[0] + ".txt"
         captions = [line.strip() for line in tabular.lines(text)] if os.path.isfile(text) else []
         yield os.path.relpath(path, root), [caption for caption in captions if caption], path
-  if not found:
+  if empty:
     raise ValueError(f"{top} holds no image whose name ends with {', '.join(IMAGE_SUFFIXES)}.")

@@ -1,6 +1,7 @@
-"""Files on a disk, or wherever fsspec reaches (gs://bucket/x.tar, s3://bucket/x.tar, memory://x.tar): patterns, sizes and ranges of bytes.
+"""Files on a disk, or where fsspec reaches: patterns, sizes and ranges of bytes.
 
-Nothing is kept open between calls, so that any thread or process can read by the path alone.
+Remote paths are URLs such as gs://bucket/x.tar, s3://bucket/x.tar or memory://x.tar. Nothing is
+kept open between calls, so any thread or process can read by the path alone.
 """
 
 import contextlib
@@ -8,69 +9,83 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*)\}")
 _GLOB = re.compile(r"[*?[]")
 
 
-def is_remote(path) -> bool:
-  """Whether a path is a URL, such as gs://bucket/file, and none of this machine."""
+def is_remote(path: str) -> bool:
+  """Returns whether a path is a URL, such as gs://bucket/file."""
   return "://" in path
 
 
-def expand(pattern) -> list[str]:
-  """The files that a pattern names: {00000..00331} counts, {a,b} lists, *, ? and [...] match.
+def expand(pattern: str) -> list[str]:
+  """Lists the files that a pattern names.
 
-  Of a match the names are sorted.
+  Args:
+    pattern: a path in which {00000..00331} counts, {a,b} lists, and *, ? and [...] match.
+
+  Returns:
+    The paths; matches of one wildcard pattern are sorted.
 
   Raises:
-    FileNotFoundError: nothing matches, or a file that is named does not exist. ValueError, OSError:
-      as of `located`.
+    FileNotFoundError: nothing matches, or a named file does not exist.
+    ValueError, OSError: as in `located`.
   """
-  found = []
+  paths: list[str] = []
   for path in _braces(pattern):
-    if not is_remote(path):
-      matches = (
-        [path]
-        if os.path.isfile(path)
-        else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-      )
-    else:
-      with located(path):
-        filesystem, inner = _filesystem(path)
-        matches = (
-          [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(inner))]
-          if _GLOB.search(path)
-          else [path]
-        )
+    matches = _remote_matches(path) if is_remote(path) else _local_matches(path)
     if not matches:
       raise FileNotFoundError(
-        f"{path} does not exist." if not _GLOB.search(path) else f"No file matches {path}."
+        f"No file matches {path}." if _GLOB.search(path) else f"{path} does not exist."
       )
-    found += matches
-  return found
+    paths += matches
+  return paths
 
 
-def _braces(pattern):
-  """A pattern without its braces, in the order of what they list."""
-  parts, end = [], 0
+def _local_matches(path: str) -> list[str]:
+  """Lists the files on this machine that match a path with wildcards."""
+  if os.path.isfile(path):
+    return [path]
+  return sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+
+
+def _remote_matches(path: str) -> list[str]:
+  """Lists the remote files that match a URL with wildcards."""
+  with located(path):
+    filesystem, inner = _filesystem(path)
+    if not _GLOB.search(path):
+      return [path]
+    return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(inner))]
+
+
+def _braces(pattern: str) -> list[str]:
+  """Returns a pattern with its braces expanded, in their order."""
+  parts: list[list[str]] = []
+  end = 0
   for match in _BRACES.finditer(pattern):
     first, last, listed = match.groups()
-    parts += [
-      [pattern[end : match.start()]],
-      listed.split(",")
-      if first is None
-      else [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)],
-    ]
+    parts.append([pattern[end : match.start()]])
+    if first is None:
+      parts.append(listed.split(","))
+    else:
+      numbers = range(int(first), int(last) + 1)
+      parts.append([str(number).zfill(len(first)) for number in numbers])
     end = match.end()
   return ["".join(choice) for choice in itertools.product(*parts, [pattern[end:]])]
 
 
-def state(path) -> tuple[int, str]:
-  """The size of a file in bytes, and a text that is another one when the file was replaced.
+def state(path: str) -> tuple[int, str]:
+  """Returns the size of a file in bytes, and a text that changes when the file is replaced.
+
+  Args:
+    path: path or URL.
 
   Raises:
-    FileNotFoundError: it does not exist. ValueError, OSError: as of `located`.
+    FileNotFoundError: it does not exist.
+    ValueError, OSError: as in `located`.
   """
   if not is_remote(path):
     status = os.stat(path)
@@ -82,10 +97,17 @@ def state(path) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def open_file(path):
-  """A binary file to read from the beginning on.
+def open_file(path: str) -> Iterator[BinaryIO]:
+  """Opens a file to read its bytes from the beginning; skipped blocks need not be fetched.
 
-  Blocks that are skipped need not be fetched. Errors as of `state`.
+  Args:
+    path: path or URL.
+
+  Yields:
+    The open file.
+
+  Raises:
+    FileNotFoundError, ValueError, OSError: as in `state`.
   """
   if not is_remote(path):
     with open(path, "rb") as file:
@@ -97,10 +119,19 @@ def open_file(path):
       yield file
 
 
-def read(path, start, size) -> bytes:
-  """`size` bytes from `start` on, fewer at the end of the file: one request.
+def read(path: str, start: int, size: int) -> bytes:
+  """Reads a range of a file with one request.
 
-  Errors as of `state`.
+  Args:
+    path: path or URL.
+    start: position of the first byte.
+    size: number of bytes.
+
+  Returns:
+    The bytes, fewer than `size` at the end of the file.
+
+  Raises:
+    FileNotFoundError, ValueError, OSError: as in `state`.
   """
   if not is_remote(path):
     with open(path, "rb", buffering=0) as file:
@@ -111,8 +142,8 @@ def read(path, start, size) -> bytes:
     return filesystem.cat_file(inner, start=start, end=start + size)
 
 
-def _filesystem(path):
-  """-> (fsspec's file system, the path in it). fsspec keeps one for each thread and process."""
+def _filesystem(path: str) -> tuple[Any, str]:
+  """Returns fsspec's file system, which fsspec caches per thread and process, and its path."""
   try:
     import fsspec
   except ImportError:
@@ -123,19 +154,22 @@ def _filesystem(path):
 
 
 @contextlib.contextmanager
-def located(path):
-  """Says of what a remote file system raises that it was at `path`.
+def located(path: str) -> Iterator[None]:
+  """Adds the path to the errors of a remote file system.
+
+  Args:
+    path: the URL.
 
   Raises:
-    FileNotFoundError: there is no such file. ValueError: no package can read it, or fsspec knows no
-      such beginning of a path.
-    OSError: anything else, such as no network and no permission.
+    FileNotFoundError: it does not exist.
+    ValueError: a package is missing, or fsspec does not know the protocol.
+    OSError: anything else, such as no network or no permission.
   """
   try:
     yield
   except FileNotFoundError:
     raise FileNotFoundError(f"{path} does not exist.") from None
-  except ImportError as error:  # fsspec says which package
+  except ImportError as error:  # fsspec names the package
     raise ValueError(f"{path} cannot be read: {_sentence(error)}.") from None
   except ValueError as error:
     raise ValueError(
@@ -145,5 +179,6 @@ def located(path):
     raise OSError(f"{path} cannot be read: {_sentence(error)}.") from error
 
 
-def _sentence(error):
+def _sentence(error: Exception) -> str:
+  """Returns the first line of an error's message, without a full stop."""
   return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")

@@ -1,153 +1,114 @@
-"""Pairs of an image and a text from shards, by the million: tars as img2dataset writes them (see tar_index.py), and ArrayRecord files.
+"""Image-text pairs from shards, by the million: WebDataset tars (tar_index.py) and ArrayRecord.
 
-Shards are random access like every other source, and not a stream with a shuffle buffer: an epoch
-shows every pair once in an order that is shuffled as a whole, any number of processes shares shards
-of any sizes, even a single one, and a run resumes at the very pair. Of a tar the headers are read
-once; then a pair is one read of the bytes where its members lie. Where far jumps are slow,
-data.shuffle_block keeps neighbours together, see pipeline.py.
+Shards are random access like every other source, without a shuffle buffer: an epoch shows every
+pair once in an order that is shuffled as a whole, any number of processes shares shards of any
+sizes, even a single one, and a run resumes at the exact pair. The headers of a tar are read once;
+after that, a pair is one read of the bytes of its members. Where far jumps are slow,
+data.shuffle_block keeps neighbors together, see pipeline.py.
 
 A record of an ArrayRecord file is a msgpack map (https://msgpack.org), which any language can read
 and write:
 
-    {"image": encoded bytes, "caption": text, "key": text that tells the pair from all others}
+    {"image": encoded bytes, "caption": text, "key": text that is unique to the pair}
 
-tools.prepare_data makes such files of tars. Write others with group_size:1, or reading one record
-unpacks many.
+tools.prepare_data converts tars to such files. Write others with group_size:1; otherwise reading
+one record unpacks many.
 
-An image's id in results and messages is SHARD/KEY. Tars are on a disk or wherever fsspec reaches;
-ArrayRecord on a disk or at gs://, as its package reads it.
+An image's id in results and messages is SHARD/KEY. Tars are on a disk or where fsspec reaches;
+ArrayRecord files are on a disk or at gs://, which its package reads.
 """
 
 import bisect
 import itertools
 import json
 import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.storage import remote, tar_index
 
-_ARRAY_RECORD = re.compile(
-  r"\.array_?record(?:-\d+-of-\d+|-[*?\[{][^/]*|\*)?$"
-)  # TFDS puts numbers behind the suffix
-_GAP = 1 << 16  # bytes between image and text that are read rather than asked for twice
+# TFDS puts numbers behind the suffix.
+_ARRAY_RECORD = re.compile(r"\.array_?record(?:-\d+-of-\d+|-[*?\[{][^/]*|\*)?$")
+_GAP = 1 << 16  # bytes between image and text up to which one read covers both
 _THREADS = 16
 
 
-def is_pattern(name) -> bool:
-  """Whether a name or pattern is that of shards, and not of an annotation file."""
+def is_pattern(name: str) -> bool:
+  """Returns whether a name or pattern is one of shards, and not an annotation file."""
   return name.endswith(".tar") or _is_array_record(name)
 
 
-def _is_array_record(name):
+def _is_array_record(name: str) -> bool:
   return bool(_ARRAY_RECORD.search(name))
-
-
-class ShardImages:
-  """Shards as a source of images, see caption.py.
-
-  Every image has one caption, lower-cased and with single spaces.
-
-  A pair that cannot be read is an ImageError in place of the image, and has an empty caption: an
-    ImageReader counts it.
-
-  Args:
-    parts: one TarPairs or ArrayRecordPairs for each shard.
-    left_out: sentences on what the shards hold beside their pairs.
-  """
-
-  def __init__(self, parts, left_out=()):
-    self.parts, self.left_out = list(parts), tuple(left_out)
-    self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
-
-  def __len__(self):
-    return self._ends[-1]
-
-  def place(self, index):
-    """Number of an image -> (its shard, its number there)."""
-    if not 0 <= index < len(self):
-      raise IndexError(f"pair {index} is not among the {len(self)} of the shards")
-    number = bisect.bisect_right(self._ends, index)
-    return self.parts[number], int(index) - (self._ends[number - 1] if number else 0)
-
-  def __getitem__(self, index):
-    part, number = self.place(index)
-    try:
-      key, image, caption = part.read(number)
-    except ImageError as error:
-      key, image, caption = part.key(number), error, ""
-    return {"image": image, "image_id": f"{part.path}/{key}", "captions": [caption.lower()]}
-
-  def captions(self, index):
-    part, number = self.place(index)
-    try:
-      return [part.text(number).lower()]
-    except ImageError:
-      return [""]
-
-  def counts(self):
-    """i64[N]: captions of every image."""
-    return np.ones(len(self), np.int64)
-
-  def group(self, index):
-    del index  # the images of shards are not scored apart
 
 
 class TarPairs:
   """The pairs of one tar.
 
-  `read` and `text` raise ImageError for a pair that is damaged, and OSError for a file that cannot
-  be read.
+  `read` and `text` raise ImageError for a damaged pair, and OSError for a file that cannot be read.
   """
 
-  def __init__(self, index):
-    """index: a TarIndex."""
-    self._index, self.path, self.key = index, index.path, index.key
+  def __init__(self, index: tar_index.TarIndex):
+    self._index = index
+    self.path = index.path
+    self.key = index.key
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._index)
 
-  def read(self, number):
-    """-> (key, encoded image, caption)."""
+  def read(self, number: int) -> tuple[str, bytes, str]:
+    """Returns (key, encoded image, caption) of a pair."""
     pair = self._index.pairs[number]
-    places = [(int(pair[name]), int(pair[f"{name}_size"])) for name in ("image", "text")]
-    first, end = min(start for start, _ in places), max(start + size for start, size in places)
-    if end - first <= sum(size for _, size in places) + _GAP:
-      whole = remote.read(self.path, first, end - first)
-      image, text = (whole[start - first : start - first + size] for start, size in places)
+    ranges = [(int(pair[name]), int(pair[f"{name}_size"])) for name in ("image", "text")]
+    first = min(start for start, _ in ranges)
+    end = max(start + size for start, size in ranges)
+    if end - first <= sum(size for _, size in ranges) + _GAP:
+      data = remote.read(self.path, first, end - first)
+      image, text = (data[start - first : start - first + size] for start, size in ranges)
     else:
-      image, text = (remote.read(self.path, *place) for place in places)
-    if [len(image), len(text)] != [size for _, size in places]:
+      image, text = (remote.read(self.path, start, size) for start, size in ranges)
+    if [len(image), len(text)] != [size for _, size in ranges]:
       raise ImageError(
         f"Pair {self.key(number)} of {self.path} cannot be read: the file became shorter."
       )
     return self.key(number), image, self._caption(number, text)
 
-  def text(self, number):
-    """The caption alone."""
+  def text(self, number: int) -> str:
+    """Returns the caption of a pair, without reading its image."""
     pair = self._index.pairs[number]
     return self._caption(number, remote.read(self.path, int(pair["text"]), int(pair["text_size"])))
 
-  def _caption(self, number, data):
-    where = f"{self.key(number)} of {self.path}"
+  def _caption(self, number: int, data: bytes) -> str:
+    """Returns the caption in the bytes of a pair's text."""
+    name = f"{self.key(number)} of {self.path}"
     try:
       text = data.decode("utf-8")
       if self._index.pairs["is_json"][number]:
         text = json.loads(text)["caption"]
     except (ValueError, KeyError, TypeError, RecursionError):
       kind = "json object with a caption" if self._index.pairs["is_json"][number] else "UTF-8"
-      raise ImageError(f"Pair {where} cannot be used: its text is no {kind}.") from None
-    return _cleaned(text, where)
+      raise ImageError(f"Pair {name} cannot be used: its text is no {kind}.") from None
+    return _cleaned(text, name)
 
 
 class ArrayRecordPairs:
-  """The pairs of one ArrayRecord file; errors as of TarPairs."""
+  """The pairs of one ArrayRecord file; errors as in TarPairs."""
 
-  def __init__(self, path):
-    """Raises ValueError for a file that is none."""
+  def __init__(self, path: str):
+    """Opens a file.
+
+    Args:
+      path: the file, on a disk or at gs://.
+
+    Raises:
+      ValueError: it is no ArrayRecord file, or the package is missing.
+    """
     try:
       from array_record.python import array_record_data_source
     except ImportError:
@@ -158,64 +119,117 @@ class ArrayRecordPairs:
     try:
       self._records = array_record_data_source.ArrayRecordDataSource([path])
     except RuntimeError as error:
+      reason = str(error).splitlines()[0].rstrip(".")
       raise ValueError(
-        f"{path} is no whole ArrayRecord file ({str(error).splitlines()[0].rstrip('.')}); make it "
-        f"anew."
+        f"{path} is no complete ArrayRecord file ({reason}); write it again."
       ) from None
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._records)
 
-  def key(self, number):
-    """What the pair is called when it cannot be read."""
+  def key(self, number: int) -> str:
+    """Returns a name for a pair whose key cannot be read."""
     return f"record {number}"
 
-  def read(self, number):
-    """-> (key, encoded image, caption)."""
+  def read(self, number: int) -> tuple[str, bytes, str]:
+    """Returns (key, encoded image, caption) of a pair."""
     import msgpack
 
-    where = f"record {number} of {self.path}"
+    name = f"record {number} of {self.path}"
     try:
-      record = msgpack.unpackb(self._records[number])
+      record: dict[str, Any] = msgpack.unpackb(self._records[number])
       key, image, caption = record["key"], record["image"], record["caption"]
     except (RuntimeError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-      what = (
-        f"{str(error).splitlines()[0].rstrip('.')}"
-        if isinstance(error, RuntimeError)
-        else "no map with image, caption and key"
-      )
-      raise ImageError(f"Pair {where} cannot be read: {what}.") from None
+      reason = "no map with image, caption and key"
+      if isinstance(error, RuntimeError):
+        reason = str(error).splitlines()[0].rstrip(".")
+      raise ImageError(f"Pair {name} cannot be read: {reason}.") from None
     if not isinstance(image, bytes):
-      raise ImageError(f"Pair {where} cannot be used: its image is not bytes.")
-    return key, image, _cleaned(caption, where)
+      raise ImageError(f"Pair {name} cannot be used: its image is not bytes.")
+    return key, image, _cleaned(caption, name)
 
-  def text(self, number):
-    """The caption alone."""
+  def text(self, number: int) -> str:
+    """Returns the caption of a pair."""
     return self.read(number)[2]
 
 
-def _cleaned(text, where):
-  """A caption with single spaces. Raises ImageError: it is no text, or nothing is left."""
+Shard = TarPairs | ArrayRecordPairs
+
+
+class ShardImages:
+  """Shards as a source of images, see sources/caption.py.
+
+  Every image has one caption, in lower case with single spaces. A pair that cannot be read has an
+  ImageError in place of the image, which an ImageReader counts, and an empty caption.
+
+  Attributes:
+    parts: the shards.
+    left_out: sentences on what the shards hold besides pairs.
+  """
+
+  def __init__(self, parts: Iterable[Shard], left_out: Iterable[str] = ()):
+    self.parts = list(parts)
+    self.left_out = tuple(left_out)
+    self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def find(self, index: int) -> tuple[Shard, int]:
+    """Returns the shard of an image and its number in that shard."""
+    if not 0 <= index < len(self):
+      raise IndexError(f"pair {index} is not among the {len(self)} of the shards")
+    number = bisect.bisect_right(self._ends, index)
+    return self.parts[number], int(index) - (self._ends[number - 1] if number else 0)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    part, number = self.find(index)
+    try:
+      key, image, caption = part.read(number)
+    except ImageError as error:
+      key, image, caption = part.key(number), error, ""
+    return {"image": image, "image_id": f"{part.path}/{key}", "captions": [caption.lower()]}
+
+  def captions(self, index: int) -> list[str]:
+    """Returns the captions of an image, without reading its pixels."""
+    part, number = self.find(index)
+    try:
+      return [part.text(number).lower()]
+    except ImageError:
+      return [""]
+
+  def counts(self) -> Int[np.ndarray, "images"]:
+    """Returns the number of captions of every image."""
+    return np.ones(len(self), np.int64)
+
+  def group(self, index: int) -> None:
+    """Returns None: shards have no subsets that are scored separately."""
+
+
+def _cleaned(text: Any, name: str) -> str:
+  """Returns a caption with single spaces; raises ImageError if it is no text or empty."""
   if not isinstance(text, str) or not text.strip():
-    raise ImageError(
-      f"Pair {where} cannot be used: its caption is "
-      f"{'empty' if isinstance(text, str) else 'no text'}."
-    )
+    problem = "empty" if isinstance(text, str) else "no text"
+    raise ImageError(f"Pair {name} cannot be used: its caption is {problem}.")
   return " ".join(text.split())
 
 
-def load(patterns, strict=False) -> ShardImages:
-  """The pairs of all files that the patterns name, in that order.
+def load(patterns: Sequence[str], strict: bool = False) -> ShardImages:
+  """Loads the pairs of all shards that the patterns name.
 
-  What tars hold without an image or a text is left out, and what stands behind damage; both are
-  counted in the log.
+  Members without an image or a text, and what follows damage, are left out and counted in the log.
 
   Args:
-    patterns: see storage.expand. strict: refuse them instead.
+    patterns: names or patterns, see remote.expand.
+    strict: raise an error instead of leaving anything out.
+
+  Returns:
+    The pairs, in the order of the patterns.
 
   Raises:
-    FileNotFoundError: nothing matches, or a file does not exist. OSError: one cannot be read.
-    ValueError: one is no shard, there is no pair in any, or, if strict, something was left out.
+    FileNotFoundError: nothing matches, or a file does not exist.
+    OSError: a file cannot be read.
+    ValueError: a file is no shard, there is no pair at all, or, if strict, something was left out.
   """
   for pattern in patterns:
     if _is_array_record(pattern) and remote.is_remote(pattern) and not pattern.startswith("gs://"):
@@ -227,37 +241,33 @@ def load(patterns, strict=False) -> ShardImages:
     raise ValueError(f"{other} is no shard: their names end with .tar or .array_record.")
   different = dict.fromkeys(paths)
   indices = tar_index.load([path for path in different if not _is_array_record(path)])
-  parts = {index.path: TarPairs(index) for index in indices}
+  parts: dict[str, Shard] = {index.path: TarPairs(index) for index in indices}
+  records = list(filter(_is_array_record, different))
   with ThreadPoolExecutor(_THREADS) as pool:
-    records = list(filter(_is_array_record, different))
-    parts |= zip(records, pool.map(ArrayRecordPairs, records))
+    parts.update(zip(records, pool.map(ArrayRecordPairs, records)))
   source = ShardImages((parts[path] for path in paths), _left_out(indices))
   if source.left_out and strict:
-    raise ValueError(f"{source.left_out[0]} config.data.strict=True allows no such thing.")
+    raise ValueError(f"{source.left_out[0]} config.data.strict=True does not allow that.")
   for sentence in source.left_out:
     logging.warning("%s", sentence)
   if not len(source):
-    raise ValueError(
-      " ".join(
-        (
-          f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, "
-          f".webp) beside "
-          "KEY.txt or KEY.json.",
-          *source.left_out,
-        )
-      )
+    message = (
+      f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, "
+      ".webp) beside KEY.txt or KEY.json."
     )
+    raise ValueError(" ".join((message, *source.left_out)))
   logging.info("%s: %d pairs in %d shards.", ", ".join(patterns), len(source), len(paths))
   return source
 
 
-def _left_out(indices):
-  """What a list of TarIndex says of members that are no pairs, as sentences."""
-  found = [index.damage for index in indices if index.damage]
-  for what in (tar_index.NO_IMAGE, tar_index.NO_TEXT):
-    if count := sum(index.skipped.get(what, 0) for index in indices):
-      index = next(index for index in indices if what in index.named)
-      found.append(
-        f"Keys without {what}: {count} left out, the first {index.path}/{index.named[what][0]}."
+def _left_out(indices: Sequence[tar_index.TarIndex]) -> list[str]:
+  """Returns sentences on damage and on members without a partner."""
+  sentences = [index.damage for index in indices if index.damage]
+  for lacking in (tar_index.NO_IMAGE, tar_index.NO_TEXT):
+    if count := sum(index.skipped.get(lacking, 0) for index in indices):
+      first = next(index for index in indices if lacking in index.named)
+      sentences.append(
+        f"Keys without {lacking}: {count} left out, the first "
+        f"{first.path}/{first.named[lacking][0]}."
       )
-  return found
+  return sentences

@@ -1,9 +1,7 @@
 """Annotation files as text lines, or row by row from CSV, TSV and Parquet.
 
-None of them is read as a whole. Messages say which row.
-
-Lines are counted from 1, rows of CSV and TSV as a spreadsheet shows them (the header is row 1),
-rows of Parquet from 1.
+No file is read as a whole. Lines are counted from 1, rows of CSV and TSV as a spreadsheet shows
+them (the header is row 1), rows of Parquet from 1.
 """
 
 import contextlib
@@ -13,42 +11,57 @@ import io
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from typing import Any, BinaryIO, cast
 
 from mplug_jax.data.storage import archives
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+_ROWS = 1024  # rows of a Parquet file held as Python objects
+
+Rows = Iterator[tuple[dict[str, Any], str]]
 
 
-_ROWS = 1024  # of a Parquet file that are Python objects at a time
-
-
-def kind(path) -> str:
-  """The format of a file by its name: "jsonl", "csv", "tsv", "parquet"; "json" for every other name."""
-  found = pathlib.PurePath(str(path).lower().removesuffix(".gz")).suffix[1:]
-  return found if found in ("jsonl", "csv", "tsv", "parquet") else "json"
+def kind(path: archives.StrPath) -> str:
+  """Returns the format of a file by its name: "jsonl", "csv", "tsv", "parquet" or else "json"."""
+  suffix = pathlib.PurePath(str(path).lower().removesuffix(".gz")).suffix[1:]
+  return suffix if suffix in ("jsonl", "csv", "tsv", "parquet") else "json"
 
 
 @contextlib.contextmanager
-def open_binary(path):
-  """The bytes of a file, unpacked if its name ends with ".gz"; it may lie in an archive, see archives.py.
+def open_binary(path: archives.StrPath) -> Iterator[BinaryIO]:
+  """Opens a file, unpacked if its name ends with ".gz".
 
-  Raises ValueError when a block meets damaged gzip data, else as archives.open_bytes.
+  Args:
+    path: the file, which may be in an archive, see archives.py.
+
+  Yields:
+    The open file.
+
+  Raises:
+    ValueError: the gzip data that the block reads is damaged, or as in archives.open_bytes.
+    FileNotFoundError, OSError: as in archives.open_bytes.
   """
   unpack = gzip.open if str(path).lower().endswith(".gz") else open
   try:
     with archives.local_file(path) as local, unpack(local, "rb") as file:
-      yield file
+      yield cast(BinaryIO, file)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise ValueError(
-      f"{path} is not a complete gzip file ({str(error).rstrip('.')}); write it anew."
-    ) from None
+    reason = str(error).rstrip(".")
+    raise ValueError(f"{path} is not a complete gzip file ({reason}); write it again.") from None
 
 
-def lines(path) -> Iterator[str]:
-  """The lines of a UTF-8 text, with or without a byte order mark, each with its line end.
+def lines(path: archives.StrPath) -> Iterator[str]:
+  """Reads the lines of UTF-8 text, with or without a byte order mark.
 
-  Raises ValueError: it is no such text.
+  Args:
+    path: the file, see `open_binary`.
+
+  Yields:
+    Each line with its line end.
+
+  Raises:
+    ValueError: it is not UTF-8.
   """
   with open_binary(path) as file:
     try:
@@ -57,8 +70,8 @@ def lines(path) -> Iterator[str]:
       raise ValueError(f"{path} is not UTF-8 text (byte {_first_wrong_byte(path)}).") from None
 
 
-def _first_wrong_byte(path):
-  """Where a file that is not UTF-8 stops to be so, from 0."""
+def _first_wrong_byte(path: archives.StrPath) -> int:
+  """Returns the position of the first byte that is not UTF-8, from 0."""
   offset = 0
   with open_binary(path) as file:
     for line in file:
@@ -70,57 +83,59 @@ def _first_wrong_byte(path):
   return offset
 
 
-def open_table(path, wanted=None) -> tuple[list[str], Iterator[tuple[dict, str]]]:
-  """The columns of a CSV, TSV or Parquet file, and its rows.
+def open_table(path: archives.StrPath, wanted: Set[str] | None = None) -> tuple[list[str], Rows]:
+  """Opens a CSV, TSV or Parquet file.
 
-  A cell of CSV and TSV is text, or what it says if it begins with "[" or "{" and is valid JSON;
-  every cell that is empty is None.
+  A cell of CSV and TSV is text, or a JSON value if it begins with "[" or "{" and is valid JSON.
+  Every empty cell is None.
 
   Args:
-    wanted: names of the columns to read, where the format allows to skip others; None: all.
+    path: the file; `kind` tells its format.
+    wanted: names of the columns to read, if the format can skip others; None: all.
 
   Returns:
-    (names, iterator of ({column: value}, "FILE, row N")).
+    (names of its columns, iterator of ({column: value}, "FILE, row N")).
 
   Raises:
-    ValueError: not UTF-8, no header, a column twice, not in the format that its name says; from the
-      iterator: a malformed row.
-    FileNotFoundError: Parquet without the package pyarrow.
+    ValueError: not UTF-8, no header, a repeated column, or not in the format that its name says;
+      from the iterator: a malformed row.
+    FileNotFoundError: the file is Parquet and the package pyarrow is missing.
   """
-  found = kind(path)
-  return _parquet(path, wanted) if found == "parquet" else _separated(path, _DELIMITERS[found])
+  form = kind(path)
+  return _parquet(path, wanted) if form == "parquet" else _separated(path, _DELIMITERS[form])
 
 
-def _separated(path, delimiter):
+def _separated(path: archives.StrPath, delimiter: str) -> tuple[list[str], Rows]:
+  """Opens a CSV or TSV file."""
   rows = _cells(path, delimiter)
   try:
     _, header = next(rows)
   except StopIteration:
     raise ValueError(f"{path} is empty; its first row must name the columns.") from None
   header = [name.strip() for name in header]
-  if twice := sorted({name for name in header if header.count(name) > 1}):
+  if repeated := sorted({name for name in header if header.count(name) > 1}):
     raise ValueError(
-      f"{path}: column {twice[0]!r} stands twice in the first row, which must name every column "
-      f"once."
+      f"{path}: column {repeated[0]!r} is repeated in the first row, which must name every column "
+      "once."
     )
 
-  def entries():
+  def entries() -> Rows:
     for number, cells in rows:
-      where = f"{path}, row {number}"
+      location = f"{path}, row {number}"
       if len(cells) != len(header):
         raise ValueError(
-          f"{where}: it has {len(cells)} cells and the first row {len(header)}; a cell with "
-          f"{delimiter!r}, a line end or "
-          "quotation marks in it must stand in quotation marks."
+          f"{location}: it has {len(cells)} cells and the first row {len(header)}; put a cell with "
+          f"{delimiter!r}, a line end or quotation marks in quotation marks."
         )
-      yield dict(zip(header, map(_value, cells))), where
+      yield dict(zip(header, map(_value, cells))), location
 
   return header, entries()
 
 
-def _cells(path, delimiter):
-  """(number, list of cells) of every row that is not blank."""
-  number, reader = 0, csv.reader(lines(path), delimiter=delimiter, strict=True)
+def _cells(path: archives.StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+  """Yields (number, cells) of every row that is not blank."""
+  number = 0
+  reader = csv.reader(lines(path), delimiter=delimiter, strict=True)
   while True:
     number += 1
     try:
@@ -133,15 +148,16 @@ def _cells(path, delimiter):
       yield number, cells
 
 
-def _value(cell):
-  """The value of a cell, see `open_table`."""
+def _value(cell: str) -> Any:
+  """Returns the value of a cell, see `open_table`."""
   if cell[:1] in ("[", "{"):
     with contextlib.suppress(ValueError, RecursionError):
       return json.loads(cell)
   return cell if cell.strip() else None
 
 
-def _parquet(path, wanted):
+def _parquet(path: archives.StrPath, wanted: Set[str] | None) -> tuple[list[str], Rows]:
+  """Opens a Parquet file."""
   try:
     import pyarrow
     from pyarrow import parquet
@@ -151,21 +167,21 @@ def _parquet(path, wanted):
     ) from None
 
   @contextlib.contextmanager
-  def located():
+  def located() -> Iterator[None]:
     try:
       yield
     except (pyarrow.ArrowException, OSError) as error:
-      raise ValueError(
-        f"{path} is not a Parquet file, or is damaged ({str(error).splitlines()[0].rstrip('.')})."
-      ) from None
+      reason = str(error).splitlines()[0].rstrip(".")
+      raise ValueError(f"{path} is not a Parquet file, or is damaged ({reason}).") from None
 
   with located():
     file = parquet.ParquetFile(path)
     header = file.schema_arrow.names
 
-  def entries():
+  def entries() -> Rows:
     columns = None if wanted is None else [name for name in header if name in wanted]
-    number, batches = 0, file.iter_batches(_ROWS, columns=columns)
+    number = 0
+    batches = file.iter_batches(_ROWS, columns=columns)
     while True:
       with located():
         batch = next(batches, None)

@@ -298,7 +298,7 @@ def test_cocos_own_splits(tmp_path):
       {"annotations": [{"image_id": 3, "caption": ""}]},
       "annotations, entry 1: image_id 3 is no image of the file",
     ),
-    ({"images": 2 * coco((0,))["images"]}, "images, entry 2: image id 7 stands there twice"),
+    ({"images": 2 * coco((0,))["images"]}, "images, entry 2: image id 7 is repeated"),
   ):
     write(
       tmp_path,
@@ -430,7 +430,7 @@ def test_nocaps(tmp_path):
     (8, "out-domain", 2),
   ]
   (tmp_path / "test" / name_of(2)).rename(tmp_path / "x.jpg")
-  assert "note: the test images are not there, and so no test split" in prepare(
+  assert "note: the test images are missing, so there is no test split" in prepare(
     "nocaps", tmp_path, "--overwrite"
   )
   assert test[0]["captions"] == []
@@ -477,9 +477,9 @@ def test_conceptual_captions_and_sbu(tmp_path):
   assert read(tmp_path / "cc.json") == [
     {"image": "cc/images/cat.jpg", "caption": "a red cat"}
   ]  # two are called 1.jpg
-  assert (
-    "1 of the images of cc that were to be downloaded are missing, for instance none.jpg; what is "
-    "said of them" in printed[1]
+  assert printed[1] == (
+    "note: 1 of the images of cc that were to be downloaded are missing, for instance none.jpg; "
+    "their annotations were dropped"
   )
   assert len(records(*configs(printed), "train")[0]) == 2
   printed = prepare("sbu", tmp_path)

@@ -353,8 +353,8 @@ def test_vatex(tmp_path):
   printed = prepare("vatex", tmp_path)
   assert printed[:2] == [
     f"wrote {tmp_path}/test.json: 1 clips",
-    "note: 1 of the clips of VATEX are missing, for instance abc_000001_000011.mp4; what is said "
-    "of them was left out",
+    "note: 1 of the clips of VATEX are missing, for instance abc_000001_000011.mp4; their "
+    "annotations were dropped",
   ]
   assert [r["captions"] for r in records(*configs(printed), "test")[0]] == [["a cat.", "it runs"]]
   write(tmp_path, {"vatex_validation_v1.0.json": [{"videoID": "abc", "enCap": []}]})

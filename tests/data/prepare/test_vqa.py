@@ -162,9 +162,9 @@ def test_loose_files(loose):
     f"--config=configs/vqa.py:base,data=vqa_v2,root={loose},vg=false "
     "--config.tokenizer.path=vocab.txt"
   )
-  assert any("Visual Genome is not there" in line for line in printed)
+  assert any("Visual Genome is missing" in line for line in printed)
   assert any(
-    "test questions (v2_Questions_Test_mscoco.zip) are not there" in line for line in printed
+    "test questions (v2_Questions_Test_mscoco.zip) are missing" in line for line in printed
   )
   assert read(loose / "vqa_train.json")[0] == {
     "question_id": 119,
@@ -271,7 +271,7 @@ def test_gqa(tmp_path):
 def test_missing_downloads_are_named(loose):
   write(loose, vqa_files_of("test2015", TEST, False))
   assert any(
-    "the test2015 images of COCO are not there, so there is no test split" in line
+    "the test2015 images of COCO are missing, so there is no test split" in line
     for line in prepare("vqa_v2", loose)
   )
   (loose / "v2_mscoco_val2014_annotations.json").unlink()
@@ -314,7 +314,7 @@ def test_questions_and_annotations_must_belong_together(loose):
   write(loose, {said.name: annotations("train2014", [90, 90])})
   refused("vqa_v2", loose, f"{said}, annotations, entry 2: question_id 90 is annotated twice")
   write(loose, {said.name: annotations("val2014", TRAIN)})
-  refused("vqa_v2", loose, f"{said} says of itself that it is about val2014, not train2014")
+  refused("vqa_v2", loose, f"{said} has the data_subtype val2014, not train2014")
   changed = annotations("train2014", TRAIN)
   changed["annotations"][1]["image_id"] = 12
   write(loose, {said.name: changed})
@@ -326,7 +326,7 @@ def test_questions_and_annotations_must_belong_together(loose):
   write(loose, {said.name: changed})
   refused("vqa_v2", loose, "entry 2, answers: answer must be a string")
   write(loose, {asked.name: questions("train2014", [90, 90])})
-  refused("vqa_v2", loose, f"{asked}, questions, entry 2: question_id 90 stands there twice")
+  refused("vqa_v2", loose, f"{asked}, questions, entry 2: question_id 90 is repeated")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_questions_and_annotations_must_belong_together(loose):
       "questions, entry 1: must be an object with question_id, image_id, question, not a int.",
     ),
     ('{"questions": {}}', "character 15: not valid JSON ([ should be here)"),
-    ('{"questions": []} {}', "not valid JSON (there is more behind the end)"),
+    ('{"questions": []} {}', "not valid JSON (there is more after the end)"),
     ('{"info": {}, 3: []}', "not valid JSON (a name in quotation marks should be here)"),
     ('{"annotations": [1, 2]}', "key 'questions' is missing."),
     ("\xff\xfe", "is not UTF-8 text."),
@@ -375,8 +375,8 @@ def test_missing_images(loose, tmp_path_factory):
     "vqa_v2",
     loose,
     f"{loose}: 1 of the train2014 images of COCO are missing, for instance "
-    "COCO_train2014_000000000009.jpg; complete the download, or leave out what is said of them "
-    "with --skip_missing.",
+    "COCO_train2014_000000000009.jpg; complete the download, or pass --skip_missing to drop "
+    "annotations of missing images.",
   )
   out = tmp_path_factory.mktemp("out") / "new" / "folder"
   printed = prepare("vqa_v2", loose, "--skip_missing", f"--out={out}")
@@ -419,13 +419,13 @@ def test_a_folder_with_a_comma(tmp_path):
   refused(
     "vqa_v2",
     tmp_path / "a,b",
-    "a,b has a comma in its name, behind which the argument of a config ends;",
+    "a,b has a comma in its name, which ends an argument of a config;",
   )
 
 
 def test_every_set_is_documented():
   text = (tiny_run.ROOT / "docs" / "data.md").read_text()
-  assert [name for name in data_prepare.RECIPES if f"`{name}`" not in text] == []
+  assert [name for name in data_prepare.DATASETS if f"`{name}`" not in text] == []
 
 
 def test_a_refusal_leaves_no_folder(loose, tmp_path_factory):

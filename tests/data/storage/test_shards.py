@@ -277,11 +277,11 @@ def test_files_that_are_no_shards(tmp_path, records):
   tiny_run.refused(load("{00..02}.tar"), "00.tar does not exist.")
   tiny_run.refused(load("none*.tar"), "No file matches", "none*.tar.")
   tiny_run.refused(
-    load("x.array_record", b"x" * 1000), "x.array_record is no whole ArrayRecord file ("
+    load("x.array_record", b"x" * 1000), "x.array_record is no complete ArrayRecord file ("
   )
   whole = open(storage.expand(records)[0], "rb").read()
   tiny_run.refused(
-    load("x.array_record", whole[:-70_000]), "x.array_record is no whole ArrayRecord file ("
+    load("x.array_record", whole[:-70_000]), "x.array_record is no complete ArrayRecord file ("
   )
   tiny_run.refused(
     lambda: shards.load(["s3://bucket/x.array_record"]),

@@ -305,7 +305,7 @@ GOOD = "image,question,answer\na.png,One?,1\n"
 LINE = json.dumps(QUESTIONS[0]).encode() + b"\n"
 BAD = [
   ("x.csv", "", "x.csv is empty; its first row must name the columns"),
-  ("x.csv", "image,question,image\n", "x.csv: column 'image' stands twice in the first row"),
+  ("x.csv", "image,question,image\n", "x.csv: column 'image' is repeated in the first row"),
   (
     "x.csv",
     "image,question\na.png,One?\n",

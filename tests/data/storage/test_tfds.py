@@ -307,7 +307,7 @@ def test_sets_that_cannot_be_read(coco, tmp_path):
   (other / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
   tiny_run.refused(
     images("coco_captions/2014", tmp_path),
-    'is prepared as tfrecord; prepare it anew with file_format="array_record"',
+    'is prepared as tfrecord; prepare it again with file_format="array_record"',
   )
 
 
