@@ -4,16 +4,19 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from mplug_jax import data, evaluators, predict, tasks
 from mplug_jax.conversion import exporter, formats, importer
 from mplug_jax.conversion.formats.format import Format, Placement
+from mplug_jax.data import prepare
+from mplug_jax.data.images import ops
 from mplug_jax.inference import methods
 from mplug_jax.inference.predictor import Predictor
 from mplug_jax.tensor_files import open as tensor_open
 from mplug_jax.tensor_files import write
 from mplug_jax.training import evaluate, loop
-from tests.support import brightness, tiny_predictor, tiny_run
+from tests.support import brightness, downloads, tiny_predictor, tiny_run, toy_dataset
 
 _SIZES = {"vision_width": 8, "hidden_size": 8, "embed_dim": 4, "heads": 1, "vision_heads": 1}
 
@@ -71,6 +74,30 @@ def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch):
   assert result["metrics"]["images"] == 20
   again = evaluate.evaluate(config, str(tmp_path / "evaluation"), str(run))
   assert again == result["metrics"]
+
+
+def test_one_row_prepares_a_new_data_set(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(prepare.DATASETS, "gray", toy_dataset.GRAY)
+  rows = (
+    "train,1.png,how bright?,dark",
+    "train,2.png,how bright?,light",
+    "train,none.png,how bright?,light",
+    "val,3.png,is it gray?,yes",
+  )
+  downloads.write(tmp_path, {"gray.txt": "".join(f"{row}\n" for row in rows)})
+  for number in (1, 2, 3):
+    downloads.write(tmp_path, {f"pictures/{number}.png": downloads.picture(number)})
+  downloads.refused("gray", tmp_path, "1 of the pictures of Gray are missing", "--skip_missing")
+  printed = downloads.prepare("gray", tmp_path, "--skip_missing")
+  assert f"wrote {tmp_path}/train.jsonl: 2 questions" in printed
+  (config,) = downloads.configs(printed)  # of the printed command
+  train, val = downloads.records(config, "train", "val")
+  assert [record["questions"][0]["answers"] for record in train] == [["dark"], ["light"]]
+  assert [record["image"] for record in val] == [f"{tmp_path}/pictures/3.png"]
+  assert ops.decode_image(val[0]["image"]).shape == (24, 32, 3)
+  with pytest.raises(SystemExit):
+    downloads.prepare("--help", tmp_path)
+  assert toy_dataset.GRAY.summary in capsys.readouterr().out
 
 
 class Count(NamedTuple):

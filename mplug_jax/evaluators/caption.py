@@ -103,7 +103,7 @@ class CaptionEvaluator:
     result[f"shuffled_{self.metric}"] = self._score(
       {i: ours[following[i]] for i in order}, truth, order
     )
-    if hasattr(self.source, "is_true"):  # Generated scenes.
+    if isinstance(self.source, caption.SceneCaptions):
       true = {i: self.source.is_true(i, said[i]) for i in order}
       result |= {
         f"true{name}": 100 * float(np.mean([true[i] for i in members]))
@@ -130,7 +130,7 @@ class CaptionEvaluator:
     def sample(index, text):
       verdict = (
         ("wrong", "right")[self.source.is_true(index, text)]
-        if hasattr(self.source, "is_true")
+        if isinstance(self.source, caption.SceneCaptions)
         else "open"
       )
       return sample_sheet.Sample("", text, references.get(index, [""])[0], verdict)

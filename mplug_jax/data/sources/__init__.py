@@ -1,1 +1,1 @@
-"""One source per data set: indexable records of images and texts."""
+"""Sources: one module for each kind of records, from every supported data set."""

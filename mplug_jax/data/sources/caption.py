@@ -2,193 +2,192 @@
 
 import pathlib
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from mplug_jax.data.sources import scenes as scene_sources
+from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import annotations, image_folder, packed, shards, tabular
+from mplug_jax.data.storage.archives import StrPath
 from mplug_jax.scenes import oracle, parser, scene
 from mplug_jax.scenes import text as scene_text
 
-_SPLITS = {
-  "train": ("train", "restval"),
-  "val": ("val",),
-  "test": ("test",),
-}  # of files that hold all splits
-
-
-# ---- sources
+# Our split -> its names in files that hold all splits.
+_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
 class CaptionRecords:
   """A sequence of records as a source of images."""
 
-  def __init__(self, records):
+  def __init__(self, records: Sequence[Record]):
     self._records = records
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> Record:
     return self._records[index]
 
-  def captions(self, index):
+  def captions(self, index: int) -> list[str]:
+    """Returns the captions of an image."""
     return self._records[index]["captions"]
 
-  def counts(self):
-    """i64[N]: captions of every image."""
+  def counts(self) -> Int[np.ndarray, "images"]:
+    """Returns the number of captions of every image."""
     if isinstance(self._records, packed.Grouped):
       return self._records.counts()
     return np.array([len(record["captions"]) for record in self._records], np.int64)
 
-  def group(self, index):
+  def group(self, index: int) -> str | None:
+    """Returns the domain of an image, if the benchmark has domains."""
     return self._records[index].get("domain")
 
 
 class SceneCaptions(scene_sources.SceneCaptions):
   """Generated scenes as a source of images.
 
-  A group shows (shape, colour) pairs that training never shows, the other does not.
+  Images of group "unseen" show a (shape, color) pair that training never shows, those of group
+  "seen" do not.
   """
 
-  def counts(self):
+  def counts(self) -> Int[np.ndarray, "images"]:
+    """Returns the number of captions of every image."""
     return np.full(len(self), self._captions, np.int64)
 
-  def group(self, index):
+  def group(self, index: int) -> str:
+    """Returns "seen" or "unseen"."""
     return "unseen" if scene.scene(self.config, self.split, index).unseen else "seen"
 
-  def another_caption(self, index):
-    """One more caption from the same templates, which is not among the references: what a perfect model of them would say."""
+  def another_caption(self, index: int) -> str:
+    """Returns one more caption from the same templates, as a perfect model of them would."""
     return scene_text.captions(scene.scene(self.config, self.split, index), self._captions + 1)[-1]
 
-  def is_true(self, index, text):
-    """Whether a caption is worded like those of scenes and true of the image, beyond doubt."""
+  def is_true(self, index: int, text: str) -> bool:
+    """Returns whether a caption has the wording of scenes and is certainly true of an image.
+
+    Args:
+      index: the image.
+      text: the caption.
+    """
     form = parser.parse(text)
-    return (
-      form is not None and oracle.holds(form, scene.scene(self.config, self.split, index)) is True
-    )
+    if form is None:
+      return False
+    return oracle.holds(form, scene.scene(self.config, self.split, index)) is True
 
 
 class ClipCaptions(scene_sources.SceneClips):
-  """Rendered clips as a source of "images"; groups as of SceneCaptions."""
+  """Rendered clips as a source of "images", with groups as in SceneCaptions."""
 
-  def counts(self):
+  def counts(self) -> Int[np.ndarray, "images"]:
+    """Returns the number of captions of every clip."""
     return np.array([len(self.captions(i)) for i in range(len(self))], np.int64)
 
-  def group(self, index):
+  def group(self, index: int) -> str:
+    """Returns "seen" or "unseen"."""
     return "unseen" if self.shows_unseen(index) else "seen"
 
 
-def images(data, split):
-  """The images of a split, each once, with all their captions.
+def images(data: Mapping[str, Any], split: str) -> ImageSource:
+  """Returns the images of a split, each once, with all their captions.
+
+  The sources, rows of SOURCES, read these keys of config.data:
+
+  - scenes: size, seed, difficulty of scenes.scene.SceneConfig; records: of the training split, 0
+    for all.
+  - clips: as scenes; rendered clips of data.frames or more.
+  - karpathy: train_files (list), val_file, test_file: lists of {"filename", "filepath",
+    "sentences": [{"raw"}, ...]}, or an object whose "images" are such entries with their "split"
+    (dataset_coco.json); image_root.
+  - nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id",
+    "file_name", optionally "domain"}], "annotations": [{"image_id", "caption"}]}; image_root.
+  - jsonl: train_files, val_file, test_file in any format of annotations.entries, a line or row
+    {"image", "caption" (one or a list), optionally "image_id"} for each image; lines of one image
+    are joined; image_root.
+  - shards: train_files, val_file, test_file name shards, see storage/shards.py; strict. A file may
+    also be a jsonl file, and a file of source jsonl may be shards, but the files of one split must
+    be all the same.
+  - folder: image_root with folders train, val and test, see storage/image_folder.py.
+  - tfds: builder, data_dir, splits; see tfds.py.
+  - vatex: train_files, val_file, test_file: lists of {"videoID", "enCap": captions}; image_root,
+    video_suffix. The "images" are clips, see data.frames.
+  - msrvtt: as vatex, with a line {"clip_name", "caption"} for each text.
+
+  All sources of files except nocaps also read fields, see annotations.Fields.
 
   Args:
-    data: config.data, a mapping with `name` and the keys of that source:
-      scenes: size, seed, difficulty of `scenes.SceneConfig`; records: of the training split, 0:
-        all.
-      karpathy: train_files (list), val_file, test_file: lists of {"filename", "filepath",
-        "sentences": [{"raw"}, ...]}, or an object whose "images" are those and say their "split"
-        (dataset_coco.json); image_root.
-      nocaps: train_files, val_file, test_file in the format of COCO captions: {"images": [{"id",
-        "file_name", optionally "domain"}], "annotations": [{"image_id", "caption"}]}; image_root.
-      jsonl: train_files, val_file, test_file in any format of json_records.entries, a line or row
-        {"image", "caption" (one or a list), optionally "image_id"} for each image; those of one
-        image are put together; image_root.
-      shards: train_files, val_file, test_file name shards, see shards.py; strict. Any of them may
-        also be a file of jsonl, and what source jsonl names may be shards, but the files of one
-        split are all the same.
-      folder: image_root with folders train, val and test, see folder.py.
-      tfds: builder, data_dir, splits; see tfds_source.py.
-      clips: as scenes; rendered clips of data.frames or more. vatex: train_files, val_file,
-        test_file: lists of {"videoID", "enCap": captions}; msrvtt: a line {"clip_name", "caption"}
-        for each text; both: image_root, video_suffix. Their "images" are clips, see data.frames.
-      All sources of files but nocaps: fields, see json_records.Fields.
-    split: "train", "val" or "test". Only "train" insists on captions.
+    data: config.data, a mapping with `name` and the keys of that source.
+    split: "train", "val" or "test". Only "train" requires captions.
 
   Raises:
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file or one of the first images is missing.
   """
-  builders = {
-    "scenes": _scenes,
-    "karpathy": _karpathy,
-    "nocaps": _nocaps,
-    "jsonl": _jsonl,
-    "shards": _jsonl,
-    "clips": _clips,
-    "vatex": _vatex,
-    "msrvtt": _msrvtt,
-    "folder": _folder,
-    "tfds": _tfds,
-  }
-  if data["name"] not in builders:
+  if data["name"] not in SOURCES:
     raise ValueError(
-      f"data.name is {data['name']!r}; known sources of captions: {', '.join(builders)}."
+      f"data.name is {data['name']!r}; known sources of captions: {', '.join(SOURCES)}."
     )
   if split not in _SPLITS:
     raise ValueError(f"Split {split!r} does not exist; known splits: {', '.join(_SPLITS)}.")
-  return builders[data["name"]](data, split)
+  return SOURCES[data["name"]](data, split)
 
 
-def _scenes(data, split):
-  return SceneCaptions(
-    scene_sources.scene_config(data), split, data["records"] if split == "train" else 0
-  )
+def _scenes(data: Mapping[str, Any], split: str) -> SceneCaptions:
+  limit = data["records"] if split == "train" else 0
+  return SceneCaptions(scene_sources.scene_config(data), split, limit)
 
 
-def _clips(data, split):
-  return ClipCaptions(
-    scene_sources.scene_config(data),
-    split,
-    data["records"] if split == "train" else 0,
-    max(8, data["frames"]),
-  )
+def _clips(data: Mapping[str, Any], split: str) -> ClipCaptions:
+  limit = data["records"] if split == "train" else 0
+  return ClipCaptions(scene_sources.scene_config(data), split, limit, max(8, data["frames"]))
 
 
-def _vatex(data, split):
+def _vatex(data: Mapping[str, Any], split: str) -> CaptionRecords:
   records = _Records(data, split)
-  for entry, where in annotations.split_entries(data, split, ("videoID",), ("enCap",)):
-    annotations.require_texts(entry, ("videoID",), where)
-    captions = annotations.text_list(entry, "enCap", where) if "enCap" in entry else []
-    records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, where)
+  for entry, location in annotations.split_entries(data, split, ("videoID",), ("enCap",)):
+    annotations.require_texts(entry, ("videoID",), location)
+    captions = annotations.text_list(entry, "enCap", location) if "enCap" in entry else []
+    records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, location)
   return records.source()
 
 
-def _msrvtt(data, split):
+def _msrvtt(data: Mapping[str, Any], split: str) -> CaptionRecords:
   records = _Records(data, split)
-  for entry, where in annotations.split_entries(data, split, ("clip_name", "caption")):
-    annotations.require_texts(entry, ("clip_name",), where)
-    records.add(
-      entry["clip_name"] + data["video_suffix"],
-      entry["clip_name"],
-      annotations.text_list(entry, "caption", where),
-      where,
-    )
+  for entry, location in annotations.split_entries(data, split, ("clip_name", "caption")):
+    annotations.require_texts(entry, ("clip_name",), location)
+    captions = annotations.text_list(entry, "caption", location)
+    records.add(entry["clip_name"] + data["video_suffix"], entry["clip_name"], captions, location)
   return records.source()
 
 
-def _karpathy(data, split):
-  records, folders = _Records(data, split), {}
-  for entry, where in _image_entries(data, split):
-    annotations.require_texts(entry, ("filename", "filepath"), where)
+def _karpathy(data: Mapping[str, Any], split: str) -> CaptionRecords:
+  records = _Records(data, split)
+  folders: dict[str, str] = {}
+  for entry, location in _image_entries(data, split):
+    annotations.require_texts(entry, ("filename", "filepath"), location)
     sentences = entry.get("sentences", [])
     if not isinstance(sentences, list):
-      raise ValueError(f"{where}: sentences must be a list of objects with 'raw'.")
+      raise ValueError(f"{location}: sentences must be a list of objects with 'raw'.")
     for sentence in sentences:
-      annotations.require(sentence, ("raw",), f"{where}, sentences")
+      annotations.require(sentence, ("raw",), f"{location}, sentences")
     name = entry.get("filepath", "")
-    if name not in folders:  # the official folder of COCO's two is called so, where it exists
-      official = pathlib.Path(data["image_root"], f"{name}_img")
-      folders[name] = (
-        official.name if name in ("train2014", "val2014") and official.is_dir() else name
-      )
+    if name not in folders:
+      folders[name] = _coco_folder(data["image_root"], name)
     image = str(pathlib.PurePath(folders[name], entry["filename"]))
-    records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], where)
+    records.add(image, _coco_id(entry), [sentence["raw"] for sentence in sentences], location)
   return records.source()
 
 
-def _image_entries(data, split):
-  """(entry, where) of lists, or of those "images" of an object (dataset_coco.json) that belong to the split."""
+def _coco_folder(root: str, name: str) -> str:
+  """Returns the folder of COCO's images: train2014_img of the official code, if it exists."""
+  official = pathlib.Path(root, f"{name}_img")
+  return official.name if name in ("train2014", "val2014") and official.is_dir() else name
+
+
+def _image_entries(data: Mapping[str, Any], split: str) -> Iterator[tuple[Record, str]]:
+  """Yields (entry, location) of lists, and of those "images" of an object that are in the split."""
   fields = annotations.Fields(data, ("filename",), ("filepath", "sentences", "cocoid", "split"))
   for path in annotations.split_files(data, split):
     if not says_splits(path):
@@ -196,125 +195,146 @@ def _image_entries(data, split):
       continue
     content = annotations.read_json(path)
     annotations.require(content, ("images",), path)
-    for number, entry in enumerate(content["images"], 1):
-      where = f"{path}, image {number}"
-      entry = fields.rename(entry, where)
-      annotations.require(entry, ("split",), where)
+    for number, value in enumerate(content["images"], 1):
+      location = f"{path}, image {number}"
+      entry = fields.rename(value, location)
+      annotations.require(entry, ("split",), location)
       if entry["split"] in _SPLITS[split]:
-        yield entry, where
+        yield entry, location
 
 
-def says_splits(path):
-  """Whether a file of source karpathy is an object whose images say their split, so that one file can hold all splits."""
+def says_splits(path: StrPath) -> bool:
+  """Returns whether the images of a file state their split, so that it can hold all splits.
+
+  Args:
+    path: a file of source karpathy.
+  """
   if tabular.kind(path) != "json":
     return False
   return next((line.lstrip()[0] for line in tabular.lines(path) if line.strip()), "") == "{"
 
 
-def _coco_id(entry):
-  """The number of COCO's image, which its server wants: said, or in the file's name.
+def _coco_id(entry: Record) -> int | str:
+  """Returns the number of COCO's image, which its server requires, or else the file name.
 
-  Else the name.
+  The number is a field of the entry, or part of the file name.
   """
   number = re.fullmatch(r"COCO_\w+_(\d{12})\.\w+", entry["filename"])
   return entry.get("cocoid", int(number[1]) if number else entry["filename"])
 
 
-def _nocaps(data, split):
+def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
   if data.get("fields"):
     raise ValueError(
-      "config.data.fields cannot rename anything in source nocaps, whose keys are those of COCO "
-      "captions."
+      "config.data.fields cannot rename keys of source nocaps, which are those of COCO captions."
     )
   records = _Records(data, split)
   for path in annotations.split_files(data, split):
     content = annotations.read_json(path)
     annotations.require(content, ("images",), path)
-    captions = {}
+    captions: dict[Any, list[str]] = {}
     for number, entry in enumerate(content["images"], 1):
       annotations.require(entry, ("id", "file_name"), f"{path}, image {number}")
       captions[entry["id"]] = []
     for number, entry in enumerate(content.get("annotations", []), 1):
-      where = f"{path}, annotation {number}"
-      annotations.require(entry, ("image_id", "caption"), where)
+      location = f"{path}, annotation {number}"
+      annotations.require(entry, ("image_id", "caption"), location)
       if entry["image_id"] not in captions:
-        raise ValueError(f"{where}: no image of the file has id {entry['image_id']!r}.")
+        raise ValueError(f"{location}: no image of the file has id {entry['image_id']!r}.")
       captions[entry["image_id"]].append(entry["caption"])
     for number, entry in enumerate(content["images"], 1):
-      records.add(
-        entry["file_name"],
-        entry["id"],
-        captions[entry["id"]],
-        f"{path}, image {number}",
-        entry.get("domain"),
-      )
+      location = f"{path}, image {number}"
+      texts = captions[entry["id"]]
+      records.add(entry["file_name"], entry["id"], texts, location, entry.get("domain"))
   return records.source()
 
 
-def _jsonl(data, split):
+def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   names = annotations.split_names(data, split)
   if any(map(shards.is_pattern, names)):
     return _shards(data, names)
   records = _Records(data, split)
   keys = ("image", "caption") if split == "train" else ("image",)
-  for entry, where in annotations.split_entries(data, split, keys, ("caption", "image_id")):
-    annotations.require_texts(entry, ("image",), where)
-    captions = annotations.text_list(entry, "caption", where) if "caption" in entry else []
-    records.add(entry["image"], entry.get("image_id", entry["image"]), captions, where)
+  for entry, location in annotations.split_entries(data, split, keys, ("caption", "image_id")):
+    annotations.require_texts(entry, ("image",), location)
+    captions = annotations.text_list(entry, "caption", location) if "caption" in entry else []
+    records.add(entry["image"], entry.get("image_id", entry["image"]), captions, location)
   return records.source()
 
 
-def _shards(data, names):
+def _shards(data: Mapping[str, Any], names: Sequence[str]) -> shards.ShardImages:
   if data.get("fields"):
     raise ValueError(
-      "config.data.fields cannot rename anything in shards, whose members and keys docs/shards.md "
-      "names."
+      "config.data.fields cannot rename members and keys of shards; docs/shards.md lists them."
     )
   if not all(map(shards.is_pattern, names)):
     raise ValueError(
       f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes "
-      f"them."
+      "them."
     )
   return shards.load(names, data.get("strict", False))
 
 
-def _folder(data, split):
+def _folder(data: Mapping[str, Any], split: str) -> CaptionRecords:
   records = _Records(data, split)
-  for name, captions, where in image_folder.images(data["image_root"], split):
-    records.add(name, name, captions, where)
+  for name, captions, location in image_folder.images(data["image_root"], split):
+    records.add(name, name, captions, location)
   return records.source()
 
 
-def _tfds(data, split):
+def _tfds(data: Mapping[str, Any], split: str) -> ImageSource:
   from mplug_jax.data.sources import tfds
 
   return tfds.Captions(data, split)
 
 
 class _Records:
-  """Collects records of files, checked; what is added of one image_id is one record."""
+  """Collects checked records of files; entries of one image_id become one record."""
 
-  def __init__(self, data, split):
-    self._root, self._training, self._paths = (
-      data["image_root"],
-      split == "train",
-      annotations.ImagePaths(),
-    )
+  def __init__(self, data: Mapping[str, Any], split: str):
+    self._root = data["image_root"]
+    self._training = split == "train"
+    self._paths = annotations.ImagePaths()
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
 
-  def add(self, image, image_id, captions, where, domain=None):
-    """image: path under data.image_root."""
+  def add(
+    self,
+    image: str,
+    image_id: Any,
+    captions: Iterable[Any],
+    location: str,
+    domain: str | None = None,
+  ) -> None:
+    """Adds an image; `image` is its path under data.image_root."""
+    captions = list(captions)
     if not all(isinstance(caption, str) for caption in captions):
-      raise ValueError(f"{where}: every caption must be a string.")
-    path, number = self._paths(self._root, "image_root", image, where), self._records.find(image_id)
+      raise ValueError(f"{location}: every caption must be a string.")
+    path = self._paths(self._root, "image_root", image, location)
+    number = self._records.find(image_id)
     if number is None:
       number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, image_id)
     elif (other := self._records.head(number)["image"]) != path:
-      raise ValueError(f"{where}: image_id {image_id!r} is already that of {other}.")
+      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}.")
     if self._training and not captions:
-      raise ValueError(f"{where}: there is no caption; a training image needs at least one.")
+      raise ValueError(f"{location}: there is no caption; a training image needs at least one.")
     for caption in captions:
       self._records.add_item(number, caption.lower())
 
-  def source(self):
+  def source(self) -> CaptionRecords:
+    """Returns the source of the records."""
     return CaptionRecords(self._records.close())
+
+
+# config.data.name -> source.
+SOURCES: dict[str, Callable[[Mapping[str, Any], str], ImageSource]] = {
+  "scenes": _scenes,
+  "karpathy": _karpathy,
+  "nocaps": _nocaps,
+  "jsonl": _jsonl,
+  "shards": _jsonl,
+  "clips": _clips,
+  "vatex": _vatex,
+  "msrvtt": _msrvtt,
+  "folder": _folder,
+  "tfds": _tfds,
+}

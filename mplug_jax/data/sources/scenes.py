@@ -1,45 +1,72 @@
-"""Procedural scenes as the records of every task but VQA, each made when asked for.
+"""Procedural scenes as records of every task but VQA, each made when it is requested.
 
-See scenes.py for what they show.
+scenes/scene.py describes the images.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mplug_jax.data.sources.source import Record
 from mplug_jax.scenes import clips, pairs, rendering, text
 from mplug_jax.scenes import scene as scenes
 
 
-def scene_config(data):
-  """config.data (size, seed, difficulty) -> SceneConfig."""
-  return scenes.SceneConfig(data.size, data.seed, data.difficulty)
+def scene_config(data: Mapping[str, Any]) -> scenes.SceneConfig:
+  """Returns the SceneConfig of config.data (size, seed, difficulty)."""
+  return scenes.SceneConfig(data["size"], data["seed"], data["difficulty"])
 
 
 class _SceneRecords:
-  """Random access to the records of one split."""
+  """Random access to the records of one split.
 
-  def __init__(self, config, split, limit=0):
-    """config: SceneConfig. limit: only the first so many records; 0: all."""
-    self.config, self.split = config, split
+  Attributes:
+    config: the SceneConfig.
+    split: "train", "val" or "test".
+  """
+
+  def __init__(self, config: scenes.SceneConfig, split: str, limit: int = 0):
+    """Makes the source.
+
+    Args:
+      config: the SceneConfig.
+      split: "train", "val" or "test".
+      limit: number of records; 0: all of the split.
+    """
+    self.config = config
+    self.split = split
     self._size = min(limit or scenes.split_size(split), scenes.split_size(split))
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self._size
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> Record:
     if not 0 <= index < self._size:
       raise IndexError(f"record {index} is not among the {self._size} of split {self.split!r}")
     return self._record(int(index))
 
-  def _image(self, scene):
+  def _record(self, index: int) -> Record:
+    raise NotImplementedError
+
+  def _image(self, scene: scenes.Scene) -> UInt8[np.ndarray, "height width 3"]:
     return rendering.render(scene, self.config)
 
 
 class SceneCaptions(_SceneRecords):
-  """{"image": u8[H, W, 3], "image_id", "captions": [str, ...], "unseen": the image shows a held-out (shape, colour) pair}."""
+  """Scenes with captions.
 
-  def __init__(self, config, split, limit=0, captions=5):
+  A record is {"image": u8[H, W, 3], "image_id": str, "captions": [str, ...], "unseen": whether the
+  image shows a held-out (shape, color) pair}.
+  """
+
+  def __init__(self, config: scenes.SceneConfig, split: str, limit: int = 0, captions: int = 5):
+    """Makes the source; `captions` is the number of captions of an image."""
     super().__init__(config, split, limit)
     self._captions = captions
 
-  def _record(self, index):
+  def _record(self, index: int) -> Record:
     scene = scenes.scene(self.config, self.split, index)
     return {
       "image": self._image(scene),
@@ -48,19 +75,24 @@ class SceneCaptions(_SceneRecords):
       "captions": self.captions(index),
     }
 
-  def captions(self, index):
-    """The texts of a record, without its pixels."""
+  def captions(self, index: int) -> list[str]:
+    """Returns the captions of a record, without its pixels."""
     return text.captions(scenes.scene(self.config, self.split, index), self._captions)
 
 
 class SceneExpressions(_SceneRecords):
-  """{"image", "image_id", "expressions": [{"text", "box": (x1, y1, x2, y2) pixels, ends exclusive, "needs_relation", "unseen"}, ...]}."""
+  """Scenes with referring expressions.
 
-  def __init__(self, config, split, limit=0, expressions=2):
+  A record is {"image", "image_id", "expressions": [{"text", "box": (x1, y1, x2, y2) in pixels with
+  exclusive ends, "needs_relation", "unseen"}, ...]}.
+  """
+
+  def __init__(self, config: scenes.SceneConfig, split: str, limit: int = 0, expressions: int = 2):
+    """Makes the source; `expressions` is the number of expressions of an image."""
     super().__init__(config, split, limit)
     self._expressions = expressions
 
-  def _record(self, index):
+  def _record(self, index: int) -> Record:
     scene = scenes.scene(self.config, self.split, index)
     return {
       "image": self._image(scene),
@@ -68,16 +100,20 @@ class SceneExpressions(_SceneRecords):
       "expressions": self.expressions(index),
     }
 
-  def expressions(self, index):
-    """The expressions of a record, without its pixels."""
-    found = text.referring(scenes.scene(self.config, self.split, index), self._expressions)
-    return [{name: e[name] for name in ("text", "box", "needs_relation", "unseen")} for e in found]
+  def expressions(self, index: int) -> list[Record]:
+    """Returns the expressions of a record, without its pixels."""
+    expressions = text.referring(scenes.scene(self.config, self.split, index), self._expressions)
+    keys = ("text", "box", "needs_relation", "unseen")
+    return [{key: expression[key] for key in keys} for expression in expressions]
 
 
 class ScenePairs(_SceneRecords):
-  """{"images": [left, right], "id", "sentence", "label": bool, "template": int, "unseen"}: statements about two images."""
+  """Statements about two scenes.
 
-  def _record(self, index):
+  A record is {"images": [left, right], "id", "sentence", "label": bool, "template": int, "unseen"}.
+  """
+
+  def _record(self, index: int) -> Record:
     pair = pairs.pair(self.config, self.split, index)
     return {
       "images": [self._image(pair.left), self._image(pair.right)],
@@ -88,37 +124,44 @@ class ScenePairs(_SceneRecords):
       "unseen": pair.unseen,
     }
 
-  def sentence(self, index):
-    """The text of a record, without its pixels."""
+  def sentence(self, index: int) -> str:
+    """Returns the statement of a record, without its pixels."""
     return pairs.pair(self.config, self.split, index).text
 
 
 class SceneEntailment(_SceneRecords):
-  """{"image", "id", "sentence", "label": name of scene_pairs.LABELS, "unseen"}: hypotheses about an image."""
+  """Hypotheses about a scene.
 
-  def _record(self, index):
-    found = pairs.entailment(self.config, self.split, index)
+  A record is {"image", "id", "sentence", "label": one of scenes.pairs.LABELS, "unseen"}.
+  """
+
+  def _record(self, index: int) -> Record:
+    entailment = pairs.entailment(self.config, self.split, index)
     return {
-      "image": self._image(found.premise),
+      "image": self._image(entailment.premise),
       "id": f"{self.split}-{index}",
-      "sentence": found.text,
-      "label": found.label,
-      "unseen": found.unseen,
+      "sentence": entailment.text,
+      "label": entailment.label,
+      "unseen": entailment.unseen,
     }
 
-  def sentence(self, index):
-    """The text of a record, without its pixels."""
+  def sentence(self, index: int) -> str:
+    """Returns the hypothesis of a record, without its pixels."""
     return pairs.entailment(self.config, self.split, index).text
 
 
 class SceneClips(_SceneRecords):
-  """Clips as records of captioning and of VQA: {"image": u8[T, H, W, 3], "image_id", "captions": [str, ...], "questions": [...]}."""
+  """Clips as records of captioning and of VQA.
 
-  def __init__(self, config, split, limit=0, frames=8):
+  A record is {"image": u8[T, H, W, 3], "image_id", "captions": [str, ...], "questions": [...]}.
+  """
+
+  def __init__(self, config: scenes.SceneConfig, split: str, limit: int = 0, frames: int = 8):
+    """Makes the source; `frames` is the number of frames of a clip."""
     super().__init__(config, split, limit)
     self._frames = frames
 
-  def _record(self, index):
+  def _record(self, index: int) -> Record:
     clip = self._clip(index)
     return {
       "image": clips.render_clip(clip, self.config),
@@ -127,33 +170,33 @@ class SceneClips(_SceneRecords):
       "questions": self._questions(clip, index),
     }
 
-  def _clip(self, index):
+  def _clip(self, index: int) -> clips.Clip:
     return clips.clip(self.config, self.split, index, self._frames)
 
-  def _questions(self, clip, index):
+  def _questions(self, clip: clips.Clip, index: int) -> list[Record]:
     return [
       {
         "question_id": f"{self.split}-{index}-{i}",
-        "question": q.text,
-        "answers": [q.answer],
+        "question": question.text,
+        "answers": [question.answer],
         "weights": [1.0],
         "ocr": "",
         "objects": "",
         "dataset": "clips",
-        "family": q.family,
-        "unseen": q.unseen,
+        "family": question.family,
+        "unseen": question.unseen,
       }
-      for i, q in enumerate(clip.questions)
+      for i, question in enumerate(clip.questions)
     ]
 
-  def captions(self, index):
-    """The texts of a record, without its pixels."""
+  def captions(self, index: int) -> list[str]:
+    """Returns the captions of a record, without its pixels."""
     return [caption.text for caption in self._clip(index).captions]
 
-  def questions(self, index):
-    """The questions of a record, without its pixels."""
+  def questions(self, index: int) -> list[Record]:
+    """Returns the questions of a record, without its pixels."""
     return self._questions(self._clip(index), index)
 
-  def shows_unseen(self, index):
-    """Whether a held-out (shape, colour) pair is to be seen."""
+  def shows_unseen(self, index: int) -> bool:
+    """Returns whether a clip shows a held-out (shape, color) pair."""
     return self._clip(index).frames[0].unseen

@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets as sources of captioning, retrieval, VQA and grounding, see tfds_split.py.
+"""TensorFlow Datasets sets as sources, see storage/tfds_reader.py.
 
 Fields of captioning and retrieval: image, caption (one text or a sequence of them); of VQA: image,
 question, answer, question_id (sequences; rows that share an id are one question with several
@@ -8,112 +8,128 @@ and id; of all: image_id.
 
 import io
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
+from mplug_jax.data.sources.source import Record
 from mplug_jax.data.storage import tfds_reader
 
 
 class _Source:
-  """Records {"image", "image_id", NAME: entries}, of whole examples or, if `each`, of every entry of them alone."""
+  """Records {"image", "image_id", NAME: entries}.
 
-  NAME, KEYS = "", ()  # of the entries, and of the fields that they are made of
+  Attributes:
+    NAME: key of the entries.
+    KEYS: the fields that they are made of.
+  """
 
-  def __init__(self, split, each=False):
-    self._split, self._record, self._entry = split, None, None
-    if each:
+  NAME = ""
+  KEYS: tuple[str, ...] = ()
+
+  def __init__(self, split: tfds_reader.Split, one_entry: bool = False):
+    """Makes the source.
+
+    Args:
+      split: the split.
+      one_entry: make a record of every entry, instead of every example.
+    """
+    self._split = split
+    self._record: np.ndarray | None = None  # example of each record
+    self._entry = np.zeros(0, np.int64)  # entry of each record
+    if one_entry:
       counts = np.array([len(self._entries_of(number)) for number in range(len(split))], np.int64)
       self._record = np.repeat(np.arange(len(split)), counts)
       self._entry = np.arange(len(self._record)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._split if self._record is None else self._record)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> Record:
     number = self._number(index)
-    read, where = self._split.read(number, "image", "image_id", *self.KEYS), self._where(number)
-    ids = tfds_reader.texts(read.get("image_id", ()), where) or [
-      f"{self._split.name}/{self._split.split}/{number}"
-    ]
+    fields = self._split.read(number, "image", "image_id", *self.KEYS)
+    ids = tfds_reader.texts(fields.get("image_id", ()), self._location(number))
     return {
-      "image": read["image"][0],
-      "image_id": ids[0],
-      self.NAME: self._own(self._entries(read, number), index),
+      "image": fields["image"][0],
+      "image_id": ids[0] if ids else f"{self._split.name}/{self._split.split}/{number}",
+      self.NAME: self._select(self._entries(fields, number), index),
     }
 
-  def entries(self, index):
-    """The entries of a record, without its image."""
-    return self._own(self._entries_of(self._number(index)), index)
+  def entries(self, index: int) -> list:
+    """Returns the entries of a record, without its image."""
+    return self._select(self._entries_of(self._number(index)), index)
 
-  def _number(self, index):
+  def _number(self, index: int) -> int:
+    """Returns the number of a record's example."""
     return int(index if self._record is None else self._record[index])
 
-  def _own(self, entries, index):
+  def _select(self, entries: list, index: int) -> list:
+    """Returns those entries of an example that belong to a record."""
     return entries if self._record is None else [entries[self._entry[index]]]
 
-  def _entries_of(self, number):
+  def _entries_of(self, number: int) -> list:
+    """Reads the entries of an example."""
     return self._entries(self._split.read(number, *self.KEYS), number)
 
-  def _where(self, number):
+  def _entries(self, fields: Mapping[str, list], number: int) -> list:
+    """Returns the entries in the fields of an example."""
+    raise NotImplementedError
+
+  def _location(self, number: int) -> str:
+    """Names an example in messages."""
     return f"{self._split.name}, split {self._split.split}, record {number}"
 
 
 class Captions(_Source):
   """A source of images, see caption.py.
 
-  Captions are lower-cased. Counting them reads every record once.
+  Captions are in lower case. Counting them reads every record once.
   """
 
-  NAME, KEYS = "captions", ("caption",)
+  NAME = "captions"
+  KEYS = ("caption",)
 
-  def __init__(self, data, split):
-    super().__init__(
-      tfds_reader.Split(
-        data,
-        split,
-        ("image", "caption") if split == "train" else ("image",),
-        ("caption", "image_id"),
-      )
-    )
+  def __init__(self, data: Mapping[str, Any], split: str):
+    required = ("image", "caption") if split == "train" else ("image",)
+    super().__init__(tfds_reader.Split(data, split, required, ("caption", "image_id")))
 
-  def _entries(self, read, number):
-    return [
-      text.lower() for text in tfds_reader.texts(read.get("caption", ()), self._where(number))
-    ]
+  def _entries(self, fields: Mapping[str, list], number: int) -> list[str]:
+    captions = tfds_reader.texts(fields.get("caption", ()), self._location(number))
+    return [text.lower() for text in captions]
 
   captions = _Source.entries
 
-  def counts(self):
-    """i64[N]: captions of every image."""
+  def counts(self) -> Int[np.ndarray, "images"]:
+    """Returns the number of captions of every image."""
     return np.array([len(self.entries(index)) for index in range(len(self))], np.int64)
 
-  def group(self, index):
-    del index  # no set names parts
+  def group(self, index: int) -> None:
+    """Returns None, because no set names subsets."""
 
 
 class Questions(_Source):
-  """A source of VQA records, see sources.py."""
+  """A source of VQA records, see vqa.py."""
 
-  NAME, KEYS = "questions", ("question_id", "question", "answer")
+  NAME = "questions"
+  KEYS = ("question_id", "question", "answer")
 
-  def __init__(self, data, split):
-    keys = ("image", "question", "answer") if split == "train" else ("image", "question")
-    super().__init__(
-      tfds_reader.Split(data, split, keys, ("answer", "question_id", "image_id")),
-      each=data["questions_per_image"] == 1,
-    )
+  def __init__(self, data: Mapping[str, Any], split: str):
+    required = ("image", "question", "answer") if split == "train" else ("image", "question")
+    fields = tfds_reader.Split(data, split, required, ("answer", "question_id", "image_id"))
+    super().__init__(fields, one_entry=data["questions_per_image"] == 1)
 
   questions = _Source.entries
 
-  def _entries(self, read, number):
-    columns, found = (
-      (tfds_reader.texts(read.get(key, ()), self._where(number)) for key in self.KEYS),
-      {},
-    )
+  def _entries(self, fields: Mapping[str, list], number: int) -> list[Record]:
+    location = self._location(number)
+    columns = [tfds_reader.texts(fields.get(key, ()), location) for key in self.KEYS]
+    questions: dict[str, Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
       key = f"{number}-{row}" if key is None else key
-      question = found.setdefault(
+      question = questions.setdefault(
         key,
         {
           "question_id": key,
@@ -125,65 +141,65 @@ class Questions(_Source):
           "dataset": "tfds",
         },
       )
-      question["answers"] += [answer] if answer else []
-    return list(found.values())
+      if answer:
+        question["answers"].append(answer)
+    return list(questions.values())
 
 
 class Expressions(_Source):
-  """A source of referring expressions, see grounding_sources.py.
+  """A source of referring expressions, see grounding.py.
 
-  An empty box means that it is not known.
+  An empty box is unknown.
   """
 
-  NAME, KEYS = "expressions", ("image", "text", "box", "id")
+  NAME = "expressions"
+  KEYS = ("image", "text", "box", "id")
 
-  def __init__(self, data, split):
+  def __init__(self, data: Mapping[str, Any], split: str):
     self._training = split == "train"
-    keys = ("image", "text", "box") if self._training else ("image", "text")
-    super().__init__(
-      tfds_reader.Split(data, split, keys, ("box", "id", "image_id")),
-      each=data["expressions_per_image"] == 1,
-    )
+    required = ("image", "text", "box") if self._training else ("image", "text")
+    fields = tfds_reader.Split(data, split, required, ("box", "id", "image_id"))
+    super().__init__(fields, one_entry=data["expressions_per_image"] == 1)
 
   expressions = _Source.entries
 
-  def _entries(self, read, number):
-    where, found = self._where(number), []
-    size, texts = _size(read["image"][0]), read["text"]
-    shares = np.reshape(read["box"], (-1, 4)) if "box" in read else np.zeros((len(texts), 4))
-    if len(shares) != len(texts):
-      raise ValueError(f"{where} has {len(shares)} boxes and {len(texts)} texts.")
-    for row, said in enumerate(texts):
-      box = _corners(shares[row], *size)
+  def _entries(self, fields: Mapping[str, list], number: int) -> list[Record]:
+    location = self._location(number)
+    size = _size(fields["image"][0])
+    objects = fields["text"]
+    boxes = np.reshape(fields["box"], (-1, 4)) if "box" in fields else np.zeros((len(objects), 4))
+    if len(boxes) != len(objects):
+      raise ValueError(f"{location} has {len(boxes)} boxes and {len(objects)} texts.")
+    expressions: list[Record] = []
+    for row, value in enumerate(objects):
+      box = _corners(boxes[row], *size)
       if box is None and self._training:
-        raise ValueError(f"{where}: box {row} is empty; a training expression needs one.")
-      said = tfds_reader.texts(said if isinstance(said, list) else [said], where)
-      ids = read["id"][row] if "id" in read else [f"{number}-{row}-{i}" for i in range(len(said))]
-      ids = tfds_reader.texts(ids if isinstance(ids, list) else [ids], where)
-      found += [{"id": key, "text": text, "box": box} for key, text in zip(ids, said)]
-    return found
+        raise ValueError(f"{location}: box {row} is empty; a training expression needs one.")
+      texts = tfds_reader.texts(value if isinstance(value, list) else [value], location)
+      ids = (
+        fields["id"][row] if "id" in fields else [f"{number}-{row}-{i}" for i in range(len(texts))]
+      )
+      ids = tfds_reader.texts(ids if isinstance(ids, list) else [ids], location)
+      expressions += [{"id": key, "text": text, "box": box} for key, text in zip(ids, texts)]
+    return expressions
 
 
-def _size(image):
-  """(width, height) of an encoded image, by its header.
-
-  One that cannot be read is left to the reader of images.
-  """
+def _size(image: bytes) -> tuple[int, int]:
+  """Returns (width, height) of an encoded image from its header; (1, 1) if it is damaged."""
   try:
     with Image.open(io.BytesIO(image)) as opened:
       return opened.size
-  except Exception:  # decoders raise anything on damaged bytes
+  except Exception:  # decoders raise anything on damaged bytes; the image reader reports them
     return 1, 1
 
 
-def _corners(box, width, height):
-  """BBoxFeature (top, left, bottom, right) as shares -> (x1, y1, x2, y2) in pixels.
+def _corners(box: np.ndarray, width: int, height: int) -> tuple[float, float, float, float] | None:
+  """Converts a BBoxFeature (top, left, bottom, right), as shares, to corners in pixels.
 
-  None if it is empty.
+  Returns:
+    (x1, y1, x2, y2), or None if the box is empty.
   """
   top, left, bottom, right = map(float, box)
-  return (
-    (left * width, top * height, right * width, bottom * height)
-    if bottom > top and right > left
-    else None
-  )
+  if bottom <= top or right <= left:
+    return None
+  return left * width, top * height, right * width, bottom * height

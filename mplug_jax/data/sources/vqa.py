@@ -1,6 +1,6 @@
-"""Sources of VQA records, by name: `get(config.data, split)`.
+"""Sources of VQA records, by name.
 
-A source is random access: `len(source)`, `source[i]` (a record) and, where pixels cost time,
+A source has `len(source)`, `source[i]` (a record) and, where pixels cost time,
 `source.questions(i)` (the questions of record i alone). A record is
 
     {"image": path | encoded bytes | u8[H, W, 3], "image_id": str, "questions": [question, ...]}
@@ -8,57 +8,65 @@ A source is random access: `len(source)`, `source[i]` (a record) and, where pixe
 and a question {"question_id": int | str, "question": str, "answers": list[str] (of every annotator,
 or the keys of soft labels; empty when unknown), "weights": None (each answer weighs as often as it
 was given) or one float per unique answer in order of appearance, "ocr": str, "objects": str,
-"dataset": str}. Entries of files are counted from 1 in messages.
+"dataset": str}. Messages count entries of files from 1.
 """
 
 import importlib.util
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from mplug_jax.data.sources.source import Record, Source
 from mplug_jax.data.storage import annotations, packed
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
-# These have one answer a question, on which nobody voted; the official fine-tuning halves it.
+# Their questions have one answer, without votes; the official fine-tuning halves its weight.
 _SINGLE_ANSWER_WEIGHT = {"vg": 0.5, "gqa": 0.5}
+_QUESTION_KEYS = ("question_id", "question", "answers", "weights", "ocr", "objects", "dataset")
 
 
 class VqaRecords:
   """A sequence of VQA records as a source."""
 
-  def __init__(self, records: list[dict]):
+  def __init__(self, records: Sequence[Record]):
     self._records = records
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int) -> Record:
     return self._records[index]
 
-  def questions(self, index: int) -> list[dict]:
+  def questions(self, index: int) -> list[Record]:
+    """Returns the questions of a record."""
     return self._records[index]["questions"]
 
 
-def get(data, split: str):
-  """The source that `data.name` names.
+def get(data: Mapping[str, Any], split: str) -> Source:
+  """Returns the source that `data.name` names.
+
+  The sources, rows of SOURCES, read these keys of config.data:
+
+  - easy_vqa: val_every (0: no validation split; n: images of the training set whose number n
+    divides are split "val" and not in "train").
+  - vqa_v2, gqa: train_files (list), val_file, test_file in the official JSON format, label_file
+    (soft labels of val_file, optional), vqa_root, vg_root, gqa_root (folders of images, each needed
+    only if the files name that data set, docs/official.md item 21), questions_per_image.
+  - jsonl: train_files, val_file, test_file in any format of annotations.entries, an object a line
+    or row: image, question, answer (a string or the list of all annotators' answers), and
+    optionally question_id, ocr, object_label; image_root, questions_per_image.
+  - video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have
+    them: video_id, question, answer; video_root, video_suffix (".mp4"). Its "images" are clips, see
+    data.frames.
+  - tfds: builder, data_dir, splits, fields, questions_per_image; see tfds.py.
+  - scenes, clips: size, seed, difficulty of scenes.scene.SceneConfig; images, or clips of
+    data.frames.
+
+  All sources of files also read fields, see annotations.Fields.
 
   Args:
-    data: config.data, a mapping with `name` and the keys of that source:
-      easy_vqa: val_every (0 = no validation split; n = images of the training set whose number
-        divides by n are split "val" and no longer in "train").
-      vqa_v2, gqa: train_files (list), val_file, test_file in the official json format, label_file
-        (soft labels of val_file, optional), vqa_root, vg_root, gqa_root (folders of images, each
-        needed only if the files name that dataset, docs/official.md item 21), questions_per_image.
-        All sources of files: fields, see `json_records.Fields`.
-      jsonl: train_files, val_file, test_file in any format of `json_records.entries`, an object a
-        line or row: image, question, answer (a string or the list of all annotators' answers), and
-        optionally question_id, ocr, object_label; image_root, questions_per_image.
-      video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have
-        them: video_id, question, answer; video_root, video_suffix (".mp4"). Its "images" are clips,
-        see data.frames.
-      tfds: builder, data_dir, splits, fields, questions_per_image; see tfds_source.py.
-      scenes, clips: size, seed, difficulty of `mplug_jax.scenes.scene.SceneConfig`; images, or
-        clips of data.frames.
-    split: "train", "val" or "test". Only "train" insists on answers.
+    data: config.data, a mapping with `name` and the keys of that source.
+    split: "train", "val" or "test". Only "train" requires answers.
 
   Returns:
     A source; questions of one image make one record if questions_per_image > 1 (always for
@@ -68,38 +76,30 @@ def get(data, split: str):
     ValueError: unknown name or split, unset key, malformed file (names file and entry).
     FileNotFoundError: a file, one of the first images or the package is missing.
   """
-  builders = {
-    "easy_vqa": _easy_vqa,
-    "vqa_v2": _vqa_v2,
-    "jsonl": _jsonl,
-    "scenes": _scenes,
-    "clips": _clips,
-    "video_qa": _video_qa,
-    "gqa": _vqa_v2,
-    "tfds": _tfds,
-  }
-  if data["name"] not in builders:
-    raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(builders)}.")
+  if data["name"] not in SOURCES:
+    raise ValueError(f"data.name is {data['name']!r}; known sources: {', '.join(SOURCES)}.")
   if split not in ("train", "val", "test"):
     raise ValueError(f"Split {split!r} does not exist; known splits: train, val, test.")
-  return builders[data["name"]](data, split)
+  return SOURCES[data["name"]](data, split)
 
 
-_QUESTION_KEYS = ("question_id", "question", "answers", "weights", "ocr", "objects", "dataset")
-
-
-def questions_of(source, index: int) -> list[dict]:
-  """The questions of record `index`, without making its image if the source can."""
-  if hasattr(source, "questions"):
-    return source.questions(index)
-  return source[index]["questions"]
-
-
-def texts(source, records: int = 0) -> Iterator[str]:
-  """Questions, each followed by its unique answers: what a tokenizer is fitted to.
+def questions_of(source: Source, index: int) -> list[Record]:
+  """Returns the questions of a record, without making its image if the source can.
 
   Args:
-    records: read this many records, evenly spaced; 0: all.
+    source: a source of VQA records.
+    index: the record.
+  """
+  questions = getattr(source, "questions", None)
+  return questions(index) if questions else source[index]["questions"]
+
+
+def texts(source: Source, records: int = 0) -> Iterator[str]:
+  """Yields questions, each followed by its unique answers, to fit a tokenizer to.
+
+  Args:
+    source: a source of VQA records.
+    records: number of records to read, evenly spaced; 0: all.
   """
   for index in range(0, len(source), max(1, len(source) // records) if records else 1):
     for question in questions_of(source, index):
@@ -107,11 +107,14 @@ def texts(source, records: int = 0) -> Iterator[str]:
       yield from dict.fromkeys(question["answers"])
 
 
-def answer_list(data) -> list[str]:
-  """The candidate answers for ranking, from the json list `data.answer_list`.
+def answer_list(data: Mapping[str, Any]) -> list[str]:
+  """Returns the candidate answers for ranking, from the JSON list `data.answer_list`.
+
+  Args:
+    data: config.data.
 
   Raises:
-    ValueError: the key is unset, or the file is neither a json list of strings nor an object, whose
+    ValueError: the key is unset, or the file is neither a JSON list of strings nor an object, whose
       keys are the answers.
     FileNotFoundError: the file does not exist.
   """
@@ -123,20 +126,20 @@ def answer_list(data) -> list[str]:
   return answers
 
 
-def _easy_vqa(data, split):
-  """The PyPI package easy-vqa; a question's id is its row in the split's questions.json."""
+def _easy_vqa(data: Mapping[str, Any], split: str) -> VqaRecords:
+  """Reads the PyPI package easy-vqa; a question's id is its row in questions.json."""
   spec = importlib.util.find_spec("easy_vqa")
-  if spec is None:
+  if spec is None or not spec.submodule_search_locations:
     raise FileNotFoundError("data.name easy_vqa needs the package easy-vqa: pip install easy-vqa.")
-  folder = pathlib.Path(spec.submodule_search_locations[0], "data")
   val_every = data.get("val_every", 0)
   if split == "val" and not val_every:
     raise ValueError(
       "easy_vqa has no validation split of its own; set data.val_every, for "
       "instance to 20, to hold out every 20th training image."
     )
-  folder = folder / ("test" if split == "test" else "train")
-  records = {}
+  subfolder = "test" if split == "test" else "train"
+  folder = pathlib.Path(spec.submodule_search_locations[0], "data", subfolder)
+  records: dict[int, Record] = {}
   for row, (text, answer, number) in enumerate(annotations.read_json(folder / "questions.json")):
     held_out = bool(val_every) and number % val_every == 0
     if split != "test" and held_out != (split == "val"):
@@ -149,7 +152,7 @@ def _easy_vqa(data, split):
   return VqaRecords([records[number] for number in sorted(records)])
 
 
-def _scenes(data, split):
+def _scenes(data: Mapping[str, Any], split: str) -> Source:
   from mplug_jax.scenes import questions as scene_questions
   from mplug_jax.scenes import scene
 
@@ -159,103 +162,103 @@ def _scenes(data, split):
   return scene_questions.SceneVqaSource(config, split)
 
 
-def _clips(data, split):
-  from mplug_jax.data.sources import scenes as scene_sources
+def _clips(data: Mapping[str, Any], split: str) -> Source:
+  from mplug_jax.data.sources import scenes
 
-  return scene_sources.SceneClips(
-    scene_sources.scene_config(data), split, frames=max(8, data.frames)
-  )
+  return scenes.SceneClips(scenes.scene_config(data), split, frames=max(8, data["frames"]))
 
 
-def _tfds(data, split):
+def _tfds(data: Mapping[str, Any], split: str) -> Source:
   from mplug_jax.data.sources import tfds
 
   return tfds.Questions(data, split)
 
 
-def _entries(data, split, *keys):
-  """The entries of a split, which have `keys`; those of training have answers as well."""
+def _entries(data: Mapping[str, Any], split: str, *keys: str) -> Iterator[tuple[Record, str]]:
+  """Yields the entries of a split, which have `keys` and, in training, answers."""
+  required = (*keys, "answer") if split == "train" else keys
   optional = ("question_id", "answer", "dataset", "ocr", "object_label")
-  return annotations.split_entries(
-    data, split, (*keys, "answer") if split == "train" else keys, optional
-  )
+  return annotations.split_entries(data, split, required, optional)
 
 
-def _video_qa(data, split):
-  def rows():
-    for number, (entry, where) in enumerate(_entries(data, split, "video_id", "question")):
-      annotations.require_texts(entry, ("video_id",), where)
-      yield (
-        "video_root",
-        entry["video_id"] + data.video_suffix,
-        _parse_question(entry, number, where, split == "train"),
-        where,
-      )
+# Key of config.data with the folder of the image, image, question, location.
+_Row = tuple[str, str, Record, str]
+
+
+def _video_qa(data: Mapping[str, Any], split: str) -> VqaRecords:
+  def rows() -> Iterator[_Row]:
+    for number, (entry, location) in enumerate(_entries(data, split, "video_id", "question")):
+      annotations.require_texts(entry, ("video_id",), location)
+      question = _parse_question(entry, number, location, split == "train")
+      yield "video_root", entry["video_id"] + data["video_suffix"], question, location
 
   return _records(rows(), data)
 
 
-def _vqa_v2(data, split):
+def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
   labels = None
   if split == "val" and data.get("label_file"):
     labels = _read_labels(annotations.configured_file(data, "label_file"))
 
-  def rows():
-    for entry, where in _entries(data, split, "question_id", "question", "image", "dataset"):
+  def rows() -> Iterator[_Row]:
+    for entry, location in _entries(data, split, "question_id", "question", "image", "dataset"):
       root_key = _ROOT_KEYS.get(entry["dataset"])
       if root_key is None:
         raise ValueError(
-          f"{where}: dataset {entry['dataset']!r} is not one of {', '.join(_ROOT_KEYS)}."
+          f"{location}: dataset {entry['dataset']!r} is not one of {', '.join(_ROOT_KEYS)}."
         )
-      question = _parse_question(entry, entry["question_id"], where, split == "train")
+      question = _parse_question(entry, entry["question_id"], location, split == "train")
       if labels is not None:
-        _apply_labels(question, labels, where)
-      yield root_key, entry["image"], question, where
+        _apply_labels(question, labels, location)
+      yield root_key, entry["image"], question, location
 
   return _records(rows(), data)
 
 
-def _jsonl(data, split):
-  def rows():
-    for number, (entry, where) in enumerate(_entries(data, split, "question", "image")):
-      yield (
-        "image_root",
-        entry["image"],
-        _parse_question(entry, entry.get("question_id", number), where, split == "train"),
-        where,
-      )
+def _jsonl(data: Mapping[str, Any], split: str) -> VqaRecords:
+  def rows() -> Iterator[_Row]:
+    for number, (entry, location) in enumerate(_entries(data, split, "question", "image")):
+      question_id = entry.get("question_id", number)
+      question = _parse_question(entry, question_id, location, split == "train")
+      yield "image_root", entry["image"], question, location
 
   return _records(rows(), data)
 
 
-def _question(question_id, text, answers, dataset, ocr="", objects=""):
+def _question(
+  question_id: Any,
+  text: str,
+  answers: list[str],
+  dataset: str,
+  ocr: str = "",
+  objects: str = "",
+) -> Record:
   weight = _SINGLE_ANSWER_WEIGHT.get(dataset)
-  weights = None if weight is None else [weight] * len(set(answers))
   return {
     "question_id": question_id,
     "question": text,
     "answers": answers,
-    "weights": weights,
+    "weights": None if weight is None else [weight] * len(set(answers)),
     "ocr": ocr,
     "objects": objects,
     "dataset": dataset,
   }
 
 
-def _parse_question(entry, question_id, where, training):
-  """One entry of a file -> question. `ocr` is a list of [position, word] or a string."""
-  answers = annotations.text_list(entry, "answer", where) if "answer" in entry else []
+def _parse_question(entry: Record, question_id: Any, location: str, training: bool) -> Record:
+  """Makes a question of an entry; `ocr` is a list of [position, word] or a string."""
+  answers = annotations.text_list(entry, "answer", location) if "answer" in entry else []
   if training and not answers:
     raise ValueError(
-      f"{where}: the list of answers is empty; a training question needs at least one answer."
+      f"{location}: the list of answers is empty; a training question needs at least one answer."
     )
-  annotations.require_texts(entry, ("question", "image", "object_label"), where)
+  annotations.require_texts(entry, ("question", "image", "object_label"), location)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
     try:
       ocr = " ".join(word for _, word in ocr)
     except (TypeError, ValueError):
-      raise ValueError(f"{where}: ocr must be a list of [position, word] pairs.") from None
+      raise ValueError(f"{location}: ocr must be a list of [position, word] pairs.") from None
   return _question(
     question_id,
     entry["question"],
@@ -266,39 +269,49 @@ def _parse_question(entry, question_id, where, training):
   )
 
 
-def _records(rows, data):
-  """Rows (root key, image, question, where) -> source, grouped by image if so configured."""
-  records, path_of = (
-    packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS),
-    annotations.ImagePaths(),
-  )
-  group, roots = data.get("questions_per_image", 1) > 1, {}
-  for root_key, image, question, where in rows:
+def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
+  """Collects rows into records, grouped by image if so configured."""
+  records = packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS)
+  path_of = annotations.ImagePaths()
+  group = data.get("questions_per_image", 1) > 1
+  roots: dict[str, Any] = {}
+  for root_key, image, question, location in rows:
     key = (root_key, image) if group else None
     number = records.find(key) if group else None
     if number is None:
       if root_key not in roots:
         roots[root_key] = data.get(root_key)
-      number = records.add(
-        {"image": path_of(roots[root_key], root_key, image, where), "image_id": image}, key
-      )
+      path = path_of(roots[root_key], root_key, image, location)
+      number = records.add({"image": path, "image_id": image}, key)
     records.add_item(number, question)
   return VqaRecords(records.close())
 
 
-def _read_labels(path):
-  """Soft labels [{"question_id": id, "label": {answer: score}}, ...] -> {id: label}."""
-  labels = {}
-  for entry, _ in annotations.entries(path, annotations.Fields({}, ("question_id", "label"))):
-    labels[entry["question_id"]] = entry["label"]
-  return labels
+def _read_labels(path: str) -> dict[Any, dict[str, float]]:
+  """Reads soft labels [{"question_id": id, "label": {answer: score}}, ...] as {id: label}."""
+  fields = annotations.Fields({}, ("question_id", "label"))
+  return {entry["question_id"]: entry["label"] for entry, _ in annotations.entries(path, fields)}
 
 
-def _apply_labels(question, labels, where):
+def _apply_labels(question: Record, labels: Mapping[Any, dict[str, float]], location: str) -> None:
+  """Replaces the answers of a question by its soft label; raises ValueError if it has none."""
   label = labels.get(question["question_id"])
   if label is None:
     raise ValueError(
-      f"{where}: question_id {question['question_id']} has no entry in data.label_file."
+      f"{location}: question_id {question['question_id']} has no entry in data.label_file."
     )
   question["answers"] = list(label)
   question["weights"] = [float(score) for score in label.values()]
+
+
+# config.data.name -> source.
+SOURCES: dict[str, Callable[[Mapping[str, Any], str], Source]] = {
+  "easy_vqa": _easy_vqa,
+  "vqa_v2": _vqa_v2,
+  "jsonl": _jsonl,
+  "scenes": _scenes,
+  "clips": _clips,
+  "video_qa": _video_qa,
+  "gqa": _vqa_v2,
+  "tfds": _tfds,
+}

@@ -196,6 +196,9 @@ def _list_tar(archive: str, file: BinaryIO) -> dict[str, _Member]:
         members[name] = _Member(member.offset, member.size, member.size)
       elif (target := _normalized(member.link)) in members:
         members[name] = members[target]
+      end = member.offset + tar_headers.padded(member.size)
+      if end > size:
+        raise tar_headers.DamageError(f"is cut off at byte {size}", in_data=True)
   except tar_headers.DamageError as error:
     if not members or error.in_data:
       raise ValueError(f"{archive} is not a tar file, or is cut off ({error}).") from None

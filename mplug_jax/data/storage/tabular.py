@@ -124,8 +124,8 @@ def _separated(path: archives.StrPath, delimiter: str) -> tuple[list[str], Rows]
       location = f"{path}, row {number}"
       if len(cells) != len(header):
         raise ValueError(
-          f"{location}: it has {len(cells)} cells and the first row {len(header)}; put a cell with "
-          f"{delimiter!r}, a line end or quotation marks in quotation marks."
+          f"{location}: it has {len(cells)} cells and the first row {len(header)}; a cell with "
+          f"{delimiter!r}, a line end or quotation marks needs quotation marks around it."
         )
       yield dict(zip(header, map(_value, cells))), location
 

@@ -88,7 +88,12 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
       elif kind == _HARD_LINK:
         yield Member(name, start, 0, extended.get("linkpath") or _text(header[157:257]))
       extended = {}
-    position = start + -(-length // _BLOCK) * _BLOCK
+    position = start + padded(length)
+
+
+def padded(size: int) -> int:
+  """Returns the bytes that data of `size` bytes take in a tar."""
+  return -(-size // _BLOCK) * _BLOCK
 
 
 def _data_length(header: bytes, position: int) -> int:

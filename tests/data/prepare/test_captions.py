@@ -351,7 +351,7 @@ def test_a_split_without_images(tmp_path):
   refused(
     "coco_captions",
     tmp_path,
-    f"{tmp_path}/caption_test.json would have no entry: the annotations, or the images",
+    f"{tmp_path}/caption_test.json would have no entry; check that the annotations and the images",
   )
 
 

@@ -291,7 +291,7 @@ def test_missing_downloads_are_named(loose):
   refused(
     "vqa_v2",
     loose / "none",
-    "none does not exist or is not a folder; --root names the folder of what was downloaded.",
+    "none does not exist or is not a folder; --root must be the folder of the downloaded files.",
   )
 
 
@@ -406,8 +406,8 @@ def test_files_that_exist_stay(loose):
   refused(
     "vqa_v2",
     loose,
-    f"{loose}/vqa_train.json exists; remove it, give --overwrite to replace it, or another folder "
-    f"as --out.",
+    f"{loose}/vqa_train.json exists; remove it, replace it with --overwrite, or choose another "
+    "folder with --out.",
   )
   write(loose, vqa_files_of("train2014", TRAIN[:2]))
   prepare("vqa_v2", loose, "--overwrite")

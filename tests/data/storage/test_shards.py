@@ -217,7 +217,7 @@ def test_an_index_is_kept_until_the_tar_changes(pattern, tmp_path, monkeypatch):
     caption(50).lower(),
     caption(51).lower(),
   ]
-  kept = tar_index._kept_file(str(path))
+  kept = tar_index._cache_file(str(path))
   for damage in (b"", b"PK\x03\x04 damaged", (tmp_path / "pairs" / "00000.tar").read_bytes()):
     with open(kept, "wb") as file:
       file.write(damage)
@@ -493,7 +493,8 @@ def test_shards_and_files_mix_by_weight(pattern, records, tmp_path):
   )
   c.data.train_files, c.data.fields = (pattern,), "caption=text"
   tiny_run.refused(
-    lambda: data.get_source(c, "train"), "config.data.fields cannot rename anything in shards"
+    lambda: data.get_source(c, "train"),
+    "config.data.fields cannot rename members and keys of shards",
   )
 
 

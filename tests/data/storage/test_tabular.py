@@ -294,7 +294,7 @@ def test_nocaps_has_no_other_names(folder):
   data = config(folder, "val.json", name="nocaps", fields="caption=c")
   refused(
     lambda: caption.images(data, "val"),
-    "config.data.fields cannot rename anything in source nocaps",
+    "config.data.fields cannot rename keys of source nocaps",
   )
 
 

@@ -350,7 +350,7 @@ def test_a_set_that_is_there_is_kept(own, capsys):
     )
     == 1
   )
-  assert "mplug_captions/1.0.0 is there already; remove it" in capsys.readouterr().err
+  assert "mplug_captions/1.0.0 exists; remove it" in capsys.readouterr().err
   assert (
     prepare_data.main(
       ["tfds", "--task=caption", f"--data=jsonl:{own}/none.jsonl", f"--out={own}/new"]
