@@ -17,6 +17,7 @@ from mplug_jax.tensor_files import open as tensor_open
 from mplug_jax.tensor_files import write
 from mplug_jax.training import evaluate, loop
 from tests.support import brightness, downloads, tiny_predictor, tiny_run, toy_dataset
+from tools import prepare_data
 
 _SIZES = {"vision_width": 8, "hidden_size": 8, "embed_dim": 4, "heads": 1, "vision_heads": 1}
 
@@ -96,7 +97,7 @@ def test_one_row_prepares_a_new_data_set(tmp_path, monkeypatch, capsys):
   assert [record["image"] for record in val] == [f"{tmp_path}/pictures/3.png"]
   assert ops.decode_image(val[0]["image"]).shape == (24, 32, 3)
   with pytest.raises(SystemExit):
-    downloads.prepare("--help", tmp_path)
+    prepare_data.main(["--help"])
   assert toy_dataset.GRAY.summary in capsys.readouterr().out
 
 

@@ -89,6 +89,8 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
         yield Member(name, start, 0, extended.get("linkpath") or _text(header[157:257]))
       extended = {}
     position = start + padded(length)
+  if extended:  # the member that it describes is missing
+    raise DamageError(f"is cut off at byte {size}", in_data=True)
 
 
 def padded(size: int) -> int:

@@ -496,7 +496,7 @@ def test_conceptual_captions_and_sbu(tmp_path):
   refused(
     "sbu",
     tmp_path,
-    "must have a line for each other, and one of them has more",
+    "must have corresponding lines, but one of them has more",
     options=["--overwrite"],
   )
   refused(
@@ -554,6 +554,6 @@ def test_images_that_img2dataset_downloaded(tmp_path):
   refused(
     "cc",
     tmp_path,
-    "00001.parquet has no column caption; run img2dataset with --caption_col",
+    "00001.parquet has no column caption; run img2dataset again with --caption_col",
     options=["--overwrite"],
   )

@@ -287,7 +287,7 @@ def test_questions_about_clips(tmp_path):
   refused(
     "msrvtt_qa",
     tmp_path,
-    f"Clips lie in {tmp_path}/TestVideo and in {tmp_path}/videos; put all",
+    f"Clips are in {tmp_path}/TestVideo and in {tmp_path}/videos; put all",
     options=["--overwrite"],
   )
 

@@ -192,7 +192,7 @@ class Hostile:
   [
     (
       pickle.dumps(refs() + [Hostile()]),
-      "refs(unc).p names builtins.print, and a list of refs consists of plain values",
+      "refs(unc).p names builtins.print, but a list of refs consists of plain values",
     ),
     (pickle.dumps(refs())[:-9], "its pickle cannot be read ("),
     (b"<html>", "the file is damaged or not a list of refs."),
