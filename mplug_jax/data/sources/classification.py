@@ -123,7 +123,8 @@ def scene_statements(data: Mapping[str, Any], split: str) -> StatementSource:
   """Returns generated statements about one or two scenes.
 
   Args:
-    data: config.data with images_per_text, easy_fraction, and size, seed, difficulty of SceneConfig.
+    data: config.data with images_per_text, easy_fraction, and size, seed and difficulty of
+      SceneConfig.
     split: "train", "val" or "test".
 
   Raises:

@@ -60,6 +60,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
   """
   position = 0
   extended: dict[str, Any] = {}
+  describes_next = False
   while position < size:
     file.seek(position)
     header = file.read(_BLOCK)
@@ -89,7 +90,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
         yield Member(name, start, 0, extended.get("linkpath") or _text(header[157:257]))
       extended = {}
     position = start + padded(length)
-  if extended:  # the member that it describes is missing
+  if describes_next:
     raise DamageError(f"is cut off at byte {size}", in_data=True)
 
 
