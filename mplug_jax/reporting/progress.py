@@ -1,4 +1,4 @@
-"""The progress line of a run on the terminal."""
+"""Progress of a run: a tqdm bar on a terminal, plain lines in a log."""
 
 import collections
 import math
@@ -6,20 +6,24 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+  import tqdm
 
 
 class Progress:
-  """Step / total, loss, speed and time left: one rewritten line on a terminal, else plain lines.
+  """Step / total, loss, speed and time left.
 
-  On a terminal the line is redrawn at most ten times a second; in a log a line is printed every
-  `log_seconds`, and for the first and the last step.
+  On a terminal tqdm redraws one line at most ten times a second. In a log, where tqdm would write
+  control characters, a plain line is printed every `log_seconds`, and for the first and the last
+  step. The speed is our own, because tqdm's includes evaluations and checkpoints.
 
   Attributes:
-    mfu: what StepTimer.report says of it, shown once it is set.
+    mfu: model FLOP utilization as a fraction, shown once it is set.
   """
 
-  _WINDOW = 30.0  # seconds over which the speed is averaged
+  _WINDOW = 30.0  # Seconds over which the speed is averaged.
   _REDRAW = 0.1
 
   def __init__(
@@ -31,7 +35,15 @@ class Progress:
     log_seconds: float = 30.0,
     clock: Callable[[], float] = time.perf_counter,
   ):
-    """Prints nothing yet. `stream` is stdout unless given; `clock` gives seconds."""
+    """Prints nothing yet.
+
+    Args:
+      total_steps: steps of the whole run.
+      enabled: False prints nothing.
+      stream: where to print; None for stdout.
+      log_seconds: seconds between two lines of a log.
+      clock: function that returns seconds.
+    """
     self._total = total_steps
     self._enabled = enabled
     self._stream = stream or sys.stdout
@@ -40,12 +52,18 @@ class Progress:
     self._interval = self._REDRAW if self._is_terminal else log_seconds
     self._window: collections.deque[tuple[float, int]] = collections.deque()
     self._printed_at = -math.inf
-    self._speed = self._loss = None
+    self._speed: float | None = None
+    self._loss: float | None = None
     self.mfu: float | None = None
-    self._line_open = False
+    self._bar: tqdm.tqdm | None = None
 
   def update(self, step: int, loss: float | None = None) -> None:
-    """Says that `step` steps are done; `loss`, once given, is shown until the next one."""
+    """Shows that steps are done.
+
+    Args:
+      step: number of finished steps.
+      loss: shown until the next one is given.
+    """
     if not self._enabled:
       return
     now = self._clock()
@@ -61,29 +79,39 @@ class Progress:
       self._print(step)
 
   def pause(self) -> None:
-    """Leaves the line, so that other output starts on a fresh one, and stops the speed's clock.
+    """Ends the line, so that other output starts on a fresh one, and stops the speed's clock.
 
-    To be called before an evaluation or a checkpoint, and at the end.
+    Called before an evaluation or a checkpoint, and at the end.
     """
-    if self._line_open:
-      self._stream.write("\n")
-      self._stream.flush()
-      self._line_open = False
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
     self._window.clear()
 
   def _print(self, step: int) -> None:
-    if self._is_terminal:
-      text = self._bar(step) + self._text(step)
-      columns = max(shutil.get_terminal_size().columns - 1, 20)
-      self._stream.write("\r" + text[:columns].ljust(columns))
-      self._line_open = True
-    else:
+    if not self._is_terminal:
       self._stream.write(self._text(step) + "\n")
-    self._stream.flush()
+      self._stream.flush()
+      return
+    columns = max(shutil.get_terminal_size().columns - 1, 20)
+    if self._bar is None:
+      import tqdm
 
-  def _bar(self, step: int, width: int = 24) -> str:
-    filled = min(width, width * step // max(self._total, 1))
-    return "[" + "#" * filled + "." * (width - filled) + "] "
+      self._bar = tqdm.tqdm(
+        total=self._total,
+        initial=step,
+        desc=self._text(step),
+        file=self._stream,
+        ascii=".#",
+        bar_format="[{bar:24}] {desc}",
+        ncols=columns,
+        nrows=20,  # Terminals of unknown size would hide the bar.
+        mininterval=0,
+      )
+    else:
+      self._bar.ncols = columns  # The window may have another size now.
+      self._bar.n = step
+      self._bar.set_description_str(self._text(step))
 
   def _text(self, step: int) -> str:
     parts = [f"step {step:>{len(str(self._total))}}/{self._total}"]
