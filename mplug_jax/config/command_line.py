@@ -23,7 +23,7 @@ def resolve_config_flag(argv: Sequence[str]) -> list[str]:
   Raises:
     FileNotFoundError: there is neither such a file nor such a packaged config.
   """
-  resolved = [_rename_flag(arg) for arg in argv]
+  resolved = _rename_flags(argv)
   for i, arg in enumerate(argv):
     flag, equals, value = arg.partition("=")
     if flag not in ("-config", "--config"):
@@ -37,14 +37,22 @@ def resolve_config_flag(argv: Sequence[str]) -> list[str]:
   return resolved
 
 
-def _rename_flag(arg: str) -> str:
-  """Returns a --config.KEY=VALUE flag with today's names of its key and value."""
-  parts = re.fullmatch(r"(--?config\.)([^=]*)(=?)(.*)", arg, re.DOTALL)
-  if not parts:
-    return arg
-  prefix, key, equals, value = parts.groups()
-  key = RENAMED_KEYS.get(key, key)
-  return prefix + key + equals + RENAMED_VALUES.get(key, {}).get(value, value)
+def _rename_flags(argv: Sequence[str]) -> list[str]:
+  """Returns a command line with today's names of keys and values in --config.KEY=VALUE flags."""
+  renamed = []
+  key = ""  # of a flag whose value is the next argument
+  for arg in argv:
+    flag = re.fullmatch(r"(--?(?:no)?config\.)([^=]*)(=?)(.*)", arg, re.DOTALL)
+    if not flag:
+      renamed.append(RENAMED_VALUES.get(key, {}).get(arg, arg))
+      key = ""
+      continue
+    prefix, name, equals, value = flag.groups()
+    key = RENAMED_KEYS.get(name, name)
+    renamed.append(prefix + key + equals + RENAMED_VALUES.get(key, {}).get(value, value))
+    if equals:
+      key = ""
+  return renamed
 
 
 def unknown_key(argv: Sequence[str], config: Any) -> str | None:

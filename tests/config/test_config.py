@@ -340,7 +340,10 @@ def test_command_lines_of_earlier_versions_keep_their_meaning():
     "--config.data.easier=0.9",
     "--config.data.frame_sampling=centres",
     "--config.task.prompt_mode=mended",
+    "--config.task.box_weights",
+    "own",
     "--config.data.blank_image",
+    "--noconfig.data.blank_image",
     "--config.seed=3",
     "--workdir=runs/config.data.easier=1",
   ]
@@ -348,7 +351,10 @@ def test_command_lines_of_earlier_versions_keep_their_meaning():
     "--config.data.easy_fraction=0.9",
     "--config.data.frame_sampling=uniform",
     "--config.task.prompt_mode=standard",
+    "--config.task.box_weights",
+    "per_example",
     "--config.data.black_images",
+    "--noconfig.data.black_images",
     "--config.seed=3",
     "--workdir=runs/config.data.easier=1",
   ]
