@@ -337,7 +337,7 @@ def start(config, workdir, limit=""):
 def test_a_full_disk_while_saving_loses_nothing(run, tmp_path, capsys):
   """A run of 12 updates continues to 20 and cannot save update 16.
 
-  With room again it goes on from 12.
+  With enough space it resumes from 12.
   """
   shutil.copytree(run[0], tmp_path / "run")
   config = run[1].copy_and_resolve_references()

@@ -173,7 +173,7 @@ def test_size_selects_the_recipe():
       "'bogus' is unknown. First a size, tiny, small, base, large, huge; "
       "then any of black_images=False, data=easy_vqa, ",
     ),
-    ("tiny,colour=red", "'colour=red' is unknown"),
+    ("tiny,color=red", "'color=red' is unknown"),
     ("res=224,tiny", "'tiny' is unknown. First a size"),
     ("size=giant", "The size 'giant' is unknown; there are tiny, small, base, large, huge."),
     ("tiny,res=big", "res='big' must be a whole number"),

@@ -114,7 +114,7 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   params = jax.tree.map(np.array, params)
   encoder = params["visual_encoder"]
   cross = params["text_decoder"]["layers"]["crossattention"]
-  for x in encoder["blocks"]["attention"]["out"].values():  # a token depends on its own patch alone
+  for x in encoder["blocks"]["attention"]["out"].values():  # a token depends only on its patch
     x[:] = 0
   encoder["position_embedding"][:] = 0
   image = np.zeros((1, 32, 32, 3), np.uint8)
@@ -200,7 +200,7 @@ def test_answers(tmp_path):
     2,
     2,
   )
-  # A row does not depend on its neighbour, nor on padding behind its question.
+  # A row does not depend on other rows or on the padding of its question.
   batch["question"][0] = rows(task.tokenizer, ["there is no yes on the left, in the image"], 16)
   np.testing.assert_allclose(looker(task)(params, batch).gradient[1], looked.gradient[1], atol=1e-6)
   batch["question"] = batch["question"][

@@ -113,7 +113,7 @@ def test_every_method_names_a_task_and_a_config():
     assert hasattr(mplug_jax.Predictor, name)
 
 
-# ---- every method, alone and in company
+# ---- every method, in batches of one and of several
 
 
 def ask_all(predictor, name, images, order):

@@ -138,7 +138,7 @@ def test_metadata_of_safetensors(tmp_path):
   refused(lambda: save_safetensors(tmp_path / "bad", {}, {"step": 3}), "metadata", "texts")
 
 
-# ---- whole files or none
+# ---- complete files or none
 
 
 def failing(kind):
