@@ -12,7 +12,7 @@ rematerialization or fused attention does not count. These are the model FLOPs b
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.interpreters import partial_eval
 _Count = tuple[int, int, list[bool]]
 
 
+@runtime_checkable
 class _Task(Protocol):
   """The methods of tasks.base.Task that are traced; packages of this layer import no tasks."""
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mplug_jax.runtime import files
 from mplug_jax.runtime.atomic_files import write_atomic, write_json
@@ -19,6 +19,7 @@ CONFIG_FILE = "tokenizer_config.json"
 _CACHED_TEXTS = 32_768
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """What models and data need of a tokenizer. bos is [CLS], eos is [SEP]."""
 
