@@ -17,7 +17,9 @@ from mplug_jax import config as config_lib
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/, with an argument after a colon.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/<config name>.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "Folder of the run, local or gs://bucket/run; default: runs/<config name>."
+)
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "evaluate"], "Train and evaluate, or only evaluate a checkpoint."
 )

@@ -39,7 +39,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add("--checkpoint", required=True, help="run folder, or output of tools.convert_checkpoint")
+  add(
+    "--checkpoint",
+    required=True,
+    help="run folder, local or gs://bucket/run, or output of tools.convert_checkpoint",
+  )
   add("--task", required=True, choices=methods.commands())
   add("--config", help="configs/vqa.py:base, for converted weights; default: the run's")
   add("--tokenizer", help="vocab.txt, for converted weights; default: the run's")

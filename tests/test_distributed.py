@@ -146,5 +146,5 @@ def test_a_lost_process_ends_the_run(lost, tmp_path):
   _, err = both[1 - lost].communicate(timeout=120)
   assert both[1 - lost].returncode != 0
   (sentence,) = [line for line in err.splitlines() if f"process {lost} of 2 (on " in line]
-  assert sentence.startswith("error: ")
+  assert sentence.startswith("warning: " if lost else "error: ")
   assert "lost. Start all processes again with the same command" in sentence

@@ -13,12 +13,16 @@ from mplug_jax.training import evaluate, loop
 from tests.support import fake_gcs, tiny_run
 
 RUN = "gs://bucket/runs/vqa"
+# Apart from numbers of steps those of tests/test_distributed.py, whose compiled programs are reused.
 SETTINGS = {
   "total_steps": 4,
   "log_every": 1,
   "checkpoint.every": 2,
   "eval.limit": 10,
   "eval.batch_size": 8,
+  "optim.schedule.name": "constant",
+  "optim.clip": 0.0,
+  "ema.decay": 0.9,
   "compilation_cache": "",
 }
 

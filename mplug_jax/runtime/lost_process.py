@@ -19,7 +19,7 @@ import jax
 _FOLDER = "mplug_jax/alive"
 _END = "mplug_jax/end"
 _INTERVAL = 5.0  # Seconds between two signs of life.
-_PATIENCE = 20.0  # Seconds without one; JAX itself waits for 60 (main.py).
+_PATIENCE = 45.0  # Seconds without one; JAX itself waits for 60 (main.py).
 _ENDED = "ended"  # Sign of a process that ends in an orderly way.
 _ADVICE = (
   "Start all processes again with the same command; the run resumes from its last checkpoint."
@@ -149,7 +149,7 @@ class Watch:
       elif sign != _ENDED and process not in self._lost and now - came > self._patience:
         self._lost.add(process)
         _print(
-          f"error: {self._name(process)} has not answered for {now - came:.0f} s and is probably "
+          f"warning: {self._name(process)} has not answered for {now - came:.0f} s and is probably "
           f"lost. {_ADVICE}"
         )
 

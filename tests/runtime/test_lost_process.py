@@ -63,9 +63,9 @@ def test_a_silent_process_is_named_once_and_may_answer_again(printed):
   assert printed == []
   _beat_for(watches[:1], 3 * _PATIENCE)
   assert len(printed) == 2
-  assert printed[0].startswith("error: process 1 of 3 (on ")
+  assert printed[0].startswith("warning: process 1 of 3 (on ")
   assert "Start all processes again with the same command" in printed[0]
-  assert printed[1].startswith("error: process 2 of 3 (on ")
+  assert printed[1].startswith("warning: process 2 of 3 (on ")
   assert watches[0].lost == [1, 2]
   _beat_for(watches[:2], _PATIENCE / 2)
   assert printed[2].startswith("process 1 of 3 ")
