@@ -3,18 +3,23 @@
 `config.data.examples` names a row of EXAMPLES: the module for one kind of records. Each module has
 
   get_source(data, split): random-access records of config.data;
-  texts(source, records): their texts, what a tokenizer is fitted to; `records` of them, evenly
+  texts(source, records): the texts that a tokenizer is fitted to, of `records` records, evenly
     spaced, 0 for all;
-  make_transform(config, tokenizer, train): records to examples of fixed shape, see pipeline.py.
+  make_transform(config, tokenizer, train): records to examples of fixed shape, see pipeline.py;
+  VIEW: texts, images, ids and limits of a record for the data check, see examples/record_view.py.
 """
 
 import contextlib
 import importlib
 import os
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
-# config.data.examples -> its module, imported when it is used.
+from mplug_jax.config import Config
+from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Source, Transform
+
+# config.data.examples -> its module, imported on first use.
 EXAMPLES = {
   "caption": "mplug_jax.data.examples.caption",
   "classification": "mplug_jax.data.examples.classification",
@@ -24,9 +29,14 @@ EXAMPLES = {
   "vqa": "mplug_jax.data.examples.vqa",
 }
 
+_VERBS = {"train_files": "train", "val_file": "validate", "test_file": "test"}
 
-def examples_module(config: Any) -> ModuleType:
+
+def examples_module(config: Config) -> ModuleType:
   """Returns the module for config.data.examples.
+
+  Args:
+    config: config of the run.
 
   Raises:
     ValueError: EXAMPLES has no such row; the message lists its names.
@@ -38,21 +48,34 @@ def examples_module(config: Any) -> ModuleType:
   return importlib.import_module(EXAMPLES[name])
 
 
-def get_source(config, split):
-  """The records of one split: "train", "val" or "test"; errors as of the module, for "train" also those of `check_splits`."""
+def get_source(config: Config, split: str) -> Source:
+  """Returns the records of one split.
+
+  Args:
+    config: config of the run.
+    split: "train", "val" or "test"; "train" also runs `check_splits`.
+
+  Raises:
+    ValueError: malformed data, or splits that overlap.
+    FileNotFoundError: a file is missing.
+  """
   if split == "train":
     check_splits(config.data)
   return examples_module(config).get_source(config.data, split)
 
 
-def check_splits(data):
-  """Refuses to train on the file of another split, or to validate on the file of the test, unless data.allow_overlap says so.
+def check_splits(data: Config) -> None:
+  """Checks that the training files are not evaluated, nor the validation file tested.
 
-  Links count as what they lead to, and patterns of shards as all they name. A file in which every
-  image says its split, dataset_coco.json, may serve for all.
+  Links count as the files they point to, and patterns of shards as all files they match. A file in
+  which every image names its split, dataset_coco.json, may serve for all. config.data.allow_overlap
+  turns the check off.
+
+  Args:
+    data: config.data.
 
   Raises:
-    ValueError: names the two keys of config.data and the file.
+    ValueError: two splits share a file; names both keys of config.data and the file.
   """
   if data.get("allow_overlap"):
     return
@@ -60,26 +83,20 @@ def check_splits(data):
   used += [
     (key, path) for key in ("val_file", "test_file") if data.get(key) for path in _paths(data[key])
   ]
-  found = {}  # what a path leads to -> the key that names it
+  keys = {}  # real path -> the first key that names it
   for key, path in used:
-    other = found.setdefault(os.path.realpath(path), key)
-    if other != key and not _says_splits(data, path):
-      why = "measures nothing" if other == "train_files" else "leaves nothing to test on"
+    first = keys.setdefault(os.path.realpath(path), key)
+    if first != key and not _names_splits(data, path):
+      effect = "measures nothing" if first == "train_files" else "leaves nothing to test on"
       raise ValueError(
-        f"config.data.{other} and config.data.{key} both name {path}: to {_USES[other]} and "
-        f"{_USES[key]} on the same file "
-        f"{why}; give them files of their own, or set config.data.allow_overlap=True."
+        f"config.data.{first} and config.data.{key} both name {path}: to {_VERBS[first]} and "
+        f"{_VERBS[key]} on the same file {effect}; give each its own file, or set "
+        f"config.data.allow_overlap=True."
       )
 
 
-_USES = {"train_files": "train", "val_file": "validate", "test_file": "test"}
-
-
 def _paths(name):
-  """The files that a name of config.data stands for.
-
-  The name itself if there are none, which the source will say.
-  """
+  """Returns the files that a name in config.data matches; the name itself if there are none."""
   from mplug_jax.data.storage import remote, shards
 
   if shards.is_pattern(name):
@@ -88,15 +105,22 @@ def _paths(name):
   return [name]
 
 
-def _says_splits(data, path):
-  """Whether a file says of its images which split they belong to."""
+def _names_splits(data, path):
+  """Returns whether every image of a file names its split."""
   from mplug_jax.data.sources import caption
 
   return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 
 
-def texts(config, source):
-  """The texts that the run's tokenizer is fitted to: of scenes those of every task, see scene_corpus.py."""
+def texts(config: Config, source: Source) -> Iterable[str]:
+  """Returns the texts that the tokenizer of a run is fitted to.
+
+  For scenes these are the texts of all tasks, see scenes/corpus.py.
+
+  Args:
+    config: config of the run.
+    source: training records.
+  """
   if config.data.name in ("scenes", "scene_captions"):
     from mplug_jax.data.sources import scenes
     from mplug_jax.scenes import corpus
@@ -105,6 +129,12 @@ def texts(config, source):
   return examples_module(config).texts(source, config.tokenizer.records)
 
 
-def make_transform(config, tokenizer, train):
-  """The transform of records to examples for pipeline.train_batches (`train`: draw and augment) or eval_batches."""
+def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> Transform:
+  """Returns the transform from records to examples.
+
+  Args:
+    config: config of the run.
+    tokenizer: tokenizer of the run.
+    train: draws and augments, for pipeline.train_batches; otherwise for pipeline.eval_batches.
+  """
   return examples_module(config).make_transform(config, tokenizer, train)

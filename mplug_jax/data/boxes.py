@@ -1,23 +1,41 @@
-"""Boxes: corners and centres, overlaps, and the bins that location tokens stand for.
+"""Boxes: corners and centers, overlaps, and the bins of location tokens.
 
-Corners are (x1, y1, x2, y2) with exclusive ends, a centred box is (centre x, centre y, width,
-height). All are floats [..., 4] in any unit, of numpy or of JAX: the result is of the same kind.
+Corners are (x1, y1, x2, y2) with exclusive ends; a centered box is (center x, center y, width,
+height). All are floats [..., 4] in any unit. The functions take NumPy or JAX arrays and return
+arrays of the same library.
 """
 
-_EPSILON = 1e-5  # of the denominators of `generalised_iou`, as in the official loss
+from typing import Any, TypeAlias
+
+from jaxtyping import Float, Int
+
+AnyArray: TypeAlias = Any  # a NumPy or JAX array
+
+ROUNDINGS = ("down", "nearest")
+_EPSILON = 1e-5  # of the denominators of `generalized_iou`, as in the official loss
 
 
-def to_corners(centred):
-  """Centred boxes [..., 4] -> corners [..., 4]."""
-  xp = centred.__array_namespace__()
-  middle, half = centred[..., :2], centred[..., 2:] / 2
+def to_corners(centered: Float[AnyArray, "*boxes 4"]) -> Float[AnyArray, "*boxes 4"]:
+  """Converts centered boxes to corners.
+
+  Args:
+    centered: centered boxes.
+  """
+  xp = centered.__array_namespace__()
+  middle = centered[..., :2]
+  half = centered[..., 2:] / 2
   return xp.concatenate([middle - half, middle + half], axis=-1)
 
 
-def to_centred(corners):
-  """Corners [..., 4] -> centred boxes [..., 4]."""
+def to_centered(corners: Float[AnyArray, "*boxes 4"]) -> Float[AnyArray, "*boxes 4"]:
+  """Converts corners to centered boxes.
+
+  Args:
+    corners: corners of the boxes.
+  """
   xp = corners.__array_namespace__()
-  low, high = corners[..., :2], corners[..., 2:]
+  low = corners[..., :2]
+  high = corners[..., 2:]
   return xp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
@@ -36,35 +54,60 @@ def _areas(a, b):
   return shared, area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - shared, hull
 
 
-def iou(a, b):
-  """Intersection over union of corners [..., 4], pair by pair -> [...]; 0 for two empty boxes."""
+def iou(
+  a: Float[AnyArray, "*boxes 4"], b: Float[AnyArray, "*boxes 4"]
+) -> Float[AnyArray, "*boxes"]:
+  """Computes intersection over union, pair by pair; 0 for two empty boxes.
+
+  Args:
+    a: corners of the first boxes.
+    b: corners of the second boxes.
+  """
   xp = a.__array_namespace__()
   shared, union, _ = _areas(a, b)
   return shared / xp.where(union > 0, union, 1)
 
 
-def generalised_iou(a, b):
-  """IoU minus the share of the common hull that neither box covers (Rezatofighi et al. 2019): corners [..., 4] -> [...] in [-1, 1]."""
+def generalized_iou(
+  a: Float[AnyArray, "*boxes 4"], b: Float[AnyArray, "*boxes 4"]
+) -> Float[AnyArray, "*boxes"]:
+  """Computes generalized IoU (Rezatofighi et al. 2019), in [-1, 1].
+
+  It is the IoU minus the share of the common hull that neither box covers.
+
+  Args:
+    a: corners of the first boxes.
+    b: corners of the second boxes.
+  """
   shared, union, hull = _areas(a, b)
   return shared / (union + _EPSILON) - (hull - union) / (hull + _EPSILON)
 
 
-ROUNDINGS = ("down", "nearest")
+def quantize(
+  shares: Float[AnyArray, "*shape"], bins: int, rounding: str = "down"
+) -> Int[AnyArray, "*shape"]:
+  """Converts coordinates to numbers of bins.
 
+  Args:
+    shares: coordinates as shares of the image; they are clipped to [0, 1].
+    bins: number of bins minus 1, because both ends have a bin.
+    rounding: one of ROUNDINGS; "down", the official one, moves boxes up and to the left by half a
+      bin on average.
 
-def quantise(shares, bins, rounding="down"):
-  """Shares of the image, any float shape -> i32 of that shape in 0..bins: rounded, and clipped to the image.
-
-  Both ends have a bin, so there are `bins` + 1. `rounding` is one of ROUNDINGS; "down", the
-  official one, moves boxes up and to the left by half a bin on average.
+  Returns:
+    i32, numbers from 0 to `bins`.
   """
   xp = shares.__array_namespace__()
-  return xp.floor(xp.clip(shares, 0, 1) * bins + (0.5 if rounding == "nearest" else 0)).astype(
-    xp.int32
-  )
+  half = 0.5 if rounding == "nearest" else 0
+  return xp.floor(xp.clip(shares, 0, 1) * bins + half).astype(xp.int32)
 
 
-def dequantise(numbers, bins):
-  """Numbers of bins -> f32, the share of the image where each bin begins."""
+def dequantize(numbers: Int[AnyArray, "*shape"], bins: int) -> Float[AnyArray, "*shape"]:
+  """Converts numbers of bins to f32, the share of the image where each bin begins.
+
+  Args:
+    numbers: numbers of bins, 0 to `bins`.
+    bins: as in `quantize`.
+  """
   xp = numbers.__array_namespace__()
   return numbers.astype(xp.float32) / xp.float32(bins)

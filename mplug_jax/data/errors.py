@@ -2,4 +2,4 @@
 
 
 class ImageError(ValueError):
-  """An image that cannot be read: missing, truncated, corrupt, too large or not an image."""
+  """Raised for an image that cannot be read: missing, truncated, corrupt, too large, no image."""

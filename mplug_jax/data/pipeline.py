@@ -1,64 +1,85 @@
-"""Batches of numpy arrays from a random-access source, by Grain. Knows nothing of tasks or devices.
+"""Batches of NumPy arrays from a random-access source, made by Grain.
 
-A source has `len(source)` and `source[i]`. A transform turns a record into an example, a dict of
-arrays whose shapes and dtypes are the same for every record:
-
-    transform(index: int, record, rng: np.random.Generator | None) -> dict[str, array]
+The module knows no task and no device. A transform turns a record of the source into an example, a
+dict of arrays whose shapes and dtypes are the same for every record; see types.py.
 
 Training order: record numbers -> shuffle (anew every epoch; as a whole, or block by block) ->
-repeat -> transform with a random generator keyed by (seed, position in the global order) -> this
-process's rows -> batch. The position in the data is therefore the step alone: batch n is a pure
+repeat -> transform with a random generator keyed by (seed, position in the global order) -> rows
+of this process -> batch. The step therefore determines the position in the data: batch n is a pure
 function of (seed, n), whatever the number of processes, worker processes or threads, and resuming
 is slicing.
 """
 
 import functools
 import sys
+from collections.abc import Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
+from mplug_jax.data.types import Example, Source, Transform
+
 _BLOCKS = 16  # blocks that are shuffled together
 
 
-class _BlockShuffle(grain.MapDataset):
-  """Every epoch all records once, neighbours near each other: endless, and record i a pure function of (seed, i).
+class Batches(Protocol):
+  """Iterator over batches, {key: array[b, ...]}."""
 
-  Blocks of `block` consecutive records come in a random order, and the records of each _BLOCKS
-  blocks are shuffled among themselves. Where blocks begin changes with the epoch.
+  def __iter__(self) -> Iterator[Example]:
+    """Returns itself."""
+    ...
+
+  def __next__(self) -> Example:
+    """Returns the next batch."""
+    ...
+
+  def close(self) -> None:
+    """Ends the threads and worker processes."""
+    ...
+
+
+class _BlockShuffle(grain.MapDataset):
+  """Endless shuffle that keeps consecutive records near each other.
+
+  Every epoch has all records once, and record i is a pure function of (seed, i). Blocks of `block`
+  consecutive records come in a random order, and the records of each _BLOCKS blocks are shuffled
+  among themselves. The positions where blocks begin change with the epoch.
   """
 
   def __init__(self, parent, block: int, seed: int):
     super().__init__(parent)
-    self._block, self._seed = block, seed
+    self._block = block
+    self._seed = seed
 
   def __len__(self):
     return sys.maxsize
 
   def __getitem__(self, index):
-    count, block = len(self._parent), self._block
-    epoch, place = divmod(index, count)
-    window, inside = divmod(place, block * _BLOCKS)
+    count = len(self._parent)
+    block = self._block
+    epoch, position = divmod(index, count)
+    window, inside = divmod(position, block * _BLOCKS)
     start = window * block * _BLOCKS
-    place = start + int(
+    position = start + int(
       _permutation(min(block * _BLOCKS, count - start), self._seed, epoch, 1 + window)[inside]
     )
-    number, inside = divmod(place, block)
-    if number < count // block:  # what makes no whole block stays last
-      place = int(_permutation(count // block, self._seed, epoch, 0)[number]) * block + inside
-    return self._parent[(place + _offset(count, self._seed, epoch)) % count]
+    number, inside = divmod(position, block)
+    if number < count // block:  # an incomplete block stays last
+      position = int(_permutation(count // block, self._seed, epoch, 0)[number]) * block + inside
+    return self._parent[(position + _offset(count, self._seed, epoch)) % count]
 
 
 @functools.lru_cache(8)
 def _permutation(size, *key):
-  """The numbers below `size` in an order that the key alone decides, i64[size]."""
+  """Returns the numbers below `size` in an order that depends on the key alone, i64[size]."""
   return np.random.default_rng(key).permutation(size)
 
 
 @functools.lru_cache(8)
 def _offset(size, *key):
-  """A number below `size` that the key alone decides."""
+  """Returns a number below `size` that depends on the key alone."""
   return int(np.random.default_rng(key).integers(size))
 
 
@@ -67,7 +88,8 @@ class _ProcessRows(grain.MapDataset):
 
   def __init__(self, parent, rows: int, process_index: int, process_count: int):
     super().__init__(parent)
-    self._rows, self._offset = rows, process_index * rows
+    self._rows = rows
+    self._offset = process_index * rows
     self._batch_size = rows * process_count
 
   def __len__(self):
@@ -82,7 +104,9 @@ class _Example:
   """Reads one record and transforms it; `count` and beyond are padding rows of zeros."""
 
   def __init__(self, source, transform, count: int):
-    self._source, self._transform, self._count = source, transform, count
+    self._source = source
+    self._transform = transform
+    self._count = count
     self._padding = None
 
   def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict:
@@ -97,14 +121,14 @@ class _Example:
       example = self._transform(index, self._source[index], rng)
     except Exception as error:
       # ValueError and OSError carry a sentence; of others (KeyError) the type says more.
-      what = error if isinstance(error, (ValueError, OSError)) else repr(error)
-      raise ValueError(f"Record {index} of the data cannot be used: {what}") from error
+      reason = error if isinstance(error, (ValueError, OSError)) else repr(error)
+      raise ValueError(f"Record {index} of the data cannot be used: {reason}") from error
     return {**example, "mask": np.True_}
 
 
 def train_batches(
-  source,
-  transform,
+  source: Source,
+  transform: Transform,
   *,
   batch_size: int,
   seed: int,
@@ -115,27 +139,28 @@ def train_batches(
   threads: int = 2,
   buffer: int = 4,
   block: int = 0,
-):
-  """Endless shuffled batches: this process's b = batch_size / process_count rows of each.
+) -> Batches:
+  """Returns endless shuffled batches.
+
+  Each has the b = batch_size / process_count rows of this process.
 
   Args:
-    source: random-access records; may hold fewer than batch_size of them.
-    transform: see the top of this file; gets a generator of its own for every row.
+    source: records; may hold fewer than batch_size of them.
+    transform: turns a record into an example; gets a new generator for every row.
     batch_size: rows of the global batch, over all processes.
-    seed: at least 0; with the step it decides order and every random draw.
+    seed: at least 0; order and random draws depend on it and the step alone.
     process_index: this process, 0 <= process_index < process_count.
     process_count: number of processes that share a global batch.
     start_step: number of batches already consumed; costs nothing.
     workers: Grain worker processes; 0 = threads of this process.
-    threads: threads that make batches when workers is 0; 0 = made when asked for.
+    threads: threads that make batches when workers is 0; 0 = no thread, batches are made on demand.
     buffer: batches made ahead.
-    block: 0: all records are shuffled. Otherwise blocks of so many consecutive ones, and the
-      records of 16 blocks among themselves: less random, but neighbours in the source, as those of
-      a shard, are read at about the same time.
+    block: 0: all records are shuffled. Otherwise blocks of this many consecutive records, and the
+      records of 16 blocks among themselves: less random, but consecutive records, as those of a
+      shard, are read at about the same time.
 
   Returns:
-    An iterator of {key: array[b, ...]}, the transform's keys and mask bool[b] (all True), with a
-    `close()` that ends its threads and processes.
+    Iterator over {key: array[b, ...]}: the keys of the transform and mask bool[b], all True.
 
   Raises:
     ValueError: for an empty source or impossible sizes; from the iterator, when a record cannot
@@ -156,8 +181,8 @@ def train_batches(
 
 
 def eval_batches(
-  source,
-  transform,
+  source: Source,
+  transform: Transform,
   *,
   batch_size: int,
   process_index: int = 0,
@@ -166,21 +191,27 @@ def eval_batches(
   workers: int = 0,
   threads: int = 2,
   buffer: int = 4,
-):
-  """Every record once, in order; every process gets the same number of batches.
+) -> Batches:
+  """Returns every record once, in order; every process gets the same number of batches.
 
-  The transform gets rng None. Global batch s holds records [s B, (s + 1) B); what is missing from
-  the last one is filled with rows of zeros, so that every batch has the same shape and no record
-  counts twice (docs/official.md item 40).
+  The transform gets rng None. Global batch s holds records [s B, (s + 1) B); the last one is
+  padded with rows of zeros, so that every batch has the same shape and no record counts twice
+  (docs/official.md item 40).
 
   Args:
-    source, transform, batch_size, process_index, process_count, workers, threads, buffer: as for
-      `train_batches`.
-    limit: only the first `limit` records; None = all.
+    source: records.
+    transform: turns a record into an example.
+    batch_size: rows of the global batch, over all processes.
+    process_index: this process, 0 <= process_index < process_count.
+    process_count: number of processes that share a global batch.
+    limit: number of records, from the first; None = all.
+    workers: Grain worker processes; 0 = threads of this process.
+    threads: threads that make batches when workers is 0.
+    buffer: batches made ahead.
 
   Returns:
-    An iterator of {key: array[b, ...]} with `close()`: the transform's keys and mask bool[b],
-    False for rows that are padding.
+    Iterator over {key: array[b, ...]}: the keys of the transform and mask bool[b], False for rows
+    that are padding.
 
   Raises:
     ValueError: as for `train_batches`, and for a limit below 1.
@@ -229,7 +260,7 @@ def _iterate(batches, workers, threads, buffer):
     flags.FLAGS.mark_as_parsed()
   dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
   options = grain.MultiprocessingOptions(workers, max(1, buffer // workers))
-  # Batches come in shared memory, which complains when it outlives the workers: hand out copies.
+  # Batches come in shared memory, which logs errors when it outlives the workers: return copies.
   return iter(dataset.mp_prefetch(options).map(_copy))
 
 

@@ -63,7 +63,7 @@ class CaptionEvaluator:
       self.config, self.source, self.transform, predict["generate"], process_index, process_count
     ):
       text = self.tokenizer.decode(out["tokens"][: out["length"]])
-      said[index] = text.removeprefix(self._prompt.said).strip()
+      said[index] = text.removeprefix(self._prompt.decoded).strip()
       corrupt += unreadable
     references = {index: texts for index in said if (texts := self.source.captions(index))}
     self.samples = [

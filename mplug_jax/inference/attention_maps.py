@@ -86,7 +86,7 @@ def look(task: base.Task, params: base.Params, batch: base.Batch) -> Looked:
 
 
 def box_of_bins(bins: Int[Array, "*rows 4"], count: int) -> Float[Any, "*rows 4"]:
-  """Returns a centered box that every rounding of `boxes.quantise` maps to these bins.
+  """Returns a centered box that every rounding of `boxes.quantize` maps to these bins.
 
   Args:
     bins: i32[..., 4].

@@ -192,7 +192,7 @@ METHODS = {
       "caption": Function(
         ("image",),
         _predict("generate"),
-        constants=lambda task: {"prompt": task.prompt.said},  # output tokens begin with it
+        constants=lambda task: {"prompt": task.prompt.decoded},  # output tokens begin with it
       )
     },
     explained=True,

@@ -51,7 +51,7 @@ class _Case:
     self.prefix = jnp.full(
       (len(self.text), 1), int(r.state_dict["prefix_ids"].reshape(-1)[0]), jnp.int32
     )
-    self.target = self.locations[np.asarray(boxes.quantise(self.truth, self.bins))]
+    self.target = self.locations[np.asarray(boxes.quantize(self.truth, self.bins))]
 
   def _forward(
     self,
@@ -80,7 +80,7 @@ class _Case:
       out: Any = self.r.model.apply({"params": params}, *inputs, ids, method=self._forward)
       token_loss = language_modeling.token_cross_entropy(out["decoder_logits"][:, :-1], ids[:, 1:])
       predicted_ids = out["decoder_logits"][:, :-1].argmax(-1)
-      predicted = boxes.dequantise(predicted_ids - self.locations[0], self.bins)
+      predicted = boxes.dequantize(predicted_ids - self.locations[0], self.bins)
       # The released loss multiplies every sample's tokens with every sample's box (docs/official.md
       # item 11).
       total, plain = (
@@ -158,5 +158,5 @@ class _Case:
     ids = np.asarray(search(r.params, memory).tokens)[:, 0, 1:]
     yield from r.compare({"pred_ids": ids}, EXACT)
     yield from r.compare(
-      {"pred_boxes": boxes.dequantise(ids - self.locations[0], self.bins)}, TENSOR
+      {"pred_boxes": boxes.dequantize(ids - self.locations[0], self.bins)}, TENSOR
     )

@@ -28,21 +28,21 @@ _NUMBERS = {"no": 0, "two": 2, "three": 3}
 _SETS = 10  # sets tried for each statement: images that look alike allow very few
 
 
-def _collect(rng, alike, simple, easier, count):
+def _collect(rng, alike, simple, easy_fraction, count):
   """Returns at most `count` (text, label) of drawn sets.
 
   Args:
     rng: generator of the record.
     alike: function without arguments that draws a set like the records: [(text, label), ...].
     simple: functions that draw easier sets.
-    easier: probability of an easier set.
+    easy_fraction: probability of an easier set.
     count: number of statements.
   """
   drawn = []
   for _ in range(_SETS * count):
     if len(drawn) >= count:
       break
-    some = (pick(rng, simple) if rng.random() < easier else alike)()
+    some = (pick(rng, simple) if rng.random() < easy_fraction else alike)()
     drawn += [some[i] for i in rng.permutation(len(some))]
   return drawn[:count]
 
@@ -55,7 +55,7 @@ def pair_statements(
   left: scenes.Scene,
   right: scenes.Scene,
   count: int,
-  easier: float = 0.5,
+  easy_fraction: float = 0.5,
 ) -> list[tuple[str, str]]:
   """Draws statements about two scenes.
 
@@ -68,7 +68,7 @@ def pair_statements(
     left: left scene.
     right: right scene of the same split.
     count: largest number of statements.
-    easier: share of easier statements.
+    easy_fraction: share of easier statements.
 
   Returns:
     At most `count` of (text, "True" or "False").
@@ -82,7 +82,7 @@ def pair_statements(
     functools.partial(both, make)
     for make in (_like_the_records, _shown, _related, _related, _counted)
   )
-  return _collect(rng, alike, simple, easier, count)
+  return _collect(rng, alike, simple, easy_fraction, count)
 
 
 def _like_the_records(rng, left, right):
@@ -187,7 +187,7 @@ def _of_one(rng, left, right, content, template, holds):
 
 
 def hypotheses(
-  rng: np.random.Generator, scene: scenes.Scene, count: int, easier: float = 0.5
+  rng: np.random.Generator, scene: scenes.Scene, count: int, easy_fraction: float = 0.5
 ) -> list[tuple[str, str]]:
   """Draws hypotheses about a scene; a set holds one per label.
 
@@ -195,13 +195,13 @@ def hypotheses(
     rng: generator of the record.
     scene: the scene.
     count: largest number of hypotheses.
-    easier: share of easier hypotheses.
+    easy_fraction: share of easier hypotheses.
 
   Returns:
     At most `count` of (text, one of pairs.LABELS).
   """
   alike, *simple = (functools.partial(make, rng, scene) for make in (_relation, _side, _color))
-  return _collect(rng, alike, simple, easier, count)
+  return _collect(rng, alike, simple, easy_fraction, count)
 
 
 def _relation(rng, scene):

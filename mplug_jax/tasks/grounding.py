@@ -78,7 +78,7 @@ def coordinate_weights(predicted: Any, truth: Any) -> Float[Array, "rows 4"]:
 
 def overlap_weights(predicted: Any, truth: Any) -> Float[Array, " rows"]:
   """Returns 1 - generalized IoU f32[R] of boxes f32[R, 4]."""
-  return 1.0 - boxes.generalised_iou(boxes.to_corners(predicted), boxes.to_corners(truth))
+  return 1.0 - boxes.generalized_iou(boxes.to_corners(predicted), boxes.to_corners(truth))
 
 
 def box_losses(
@@ -221,7 +221,7 @@ class GroundingTask(base.Task):
 
   def _quantize(self, box: Any) -> Any:
     """Fractions f32[..., 4] -> bins i32[..., 4]."""
-    return boxes.quantise(box, self._bins, self.config.task.rounding)
+    return boxes.quantize(box, self._bins, self.config.task.rounding)
 
   def _targets(self, batch: Batch) -> Int32[Array, "rows 4"]:
     """i32[R, 4] token ids of the boxes."""
@@ -255,7 +255,7 @@ class GroundingTask(base.Task):
     truth = batch["box"].reshape(-1, COORDINATES)
     # Lowered logits never win, so the best token is the best location.
     best = logits[..., self._locations].argmax(-1)
-    predicted = boxes.dequantise(best, self._bins)
+    predicted = boxes.dequantize(best, self._bins)
     total = box_losses(
       language_modeling.token_cross_entropy(logits, targets),
       predicted,
@@ -312,7 +312,7 @@ class GroundingTask(base.Task):
 
     def pixels(numbers):
       return in_image_pixels(
-        boxes.dequantise(numbers, self._bins), batch["placed"], batch["size"], self.model.image_size
+        boxes.dequantize(numbers, self._bins), batch["placed"], batch["size"], self.model.image_size
       )
 
     return {

@@ -235,7 +235,7 @@ class ScstTask(caption.CaptionTask):
 
   def text(self, ids: np.ndarray) -> str:
     """Returns the caption of generated ids i32[length], without its prompt."""
-    return self.tokenizer.decode(ids).removeprefix(self.prompt.said).strip()
+    return self.tokenizer.decode(ids).removeprefix(self.prompt.decoded).strip()
 
   def forward(self, module: MPlug, batch: Batch) -> Any:
     """Returns logits f32[B * K, T, V] of the candidates under teacher forcing."""

@@ -209,7 +209,7 @@ def test_loss_equals_the_formula(made, one_device):
   for how in ("batch", "none"):
     ours = grounding.box_losses(
       jnp.asarray(loss),
-      boxes.dequantise(jnp.asarray(logits.argmax(-1)), 96),
+      boxes.dequantize(jnp.asarray(logits.argmax(-1)), 96),
       jnp.asarray(made.batch["box"].reshape(-1, 4)),
       jnp.asarray(made.batch["valid"].ravel()),
       how,
@@ -222,7 +222,7 @@ def test_correct_box_has_no_weight_and_each_mode_its_mean():
   predicted = truth.at[1].set(jnp.array([0.75, 0.25, 0.125, 0.5]))
   valid = jnp.array([True, True, False])
   loss = jnp.array([[1.0, 2, 3, 4], [5, 6, 7, 8], [9, 9, 9, 9]])
-  far = 1 - float(boxes.generalised_iou(*(boxes.to_corners(x[1]) for x in (predicted, truth))))
+  far = 1 - float(boxes.generalized_iou(*(boxes.to_corners(x[1]) for x in (predicted, truth))))
   np.testing.assert_allclose(
     grounding.box_losses(loss, predicted, truth, valid, "none"), [2.5, 6.5, 0]
   )
@@ -314,7 +314,7 @@ def test_boxes_map_back_to_original_pixels(made):
   image, truth = np.zeros((37, 90, 3), np.uint8), np.array([[3, 4, 50, 30], [0, 0, 90, 37.0]])
   canvas = box_transforms.fit(image, truth, 48)
   back = grounding.in_image_pixels(
-    jnp.asarray(boxes.to_centred(canvas.boxes) / 48)[None],
+    jnp.asarray(boxes.to_centered(canvas.boxes) / 48)[None],
     jnp.asarray([canvas.placed]),
     jnp.asarray([[90, 37]]),
     48,
@@ -358,7 +358,7 @@ def test_overfits_eight_scenes(tokenizer):
   assert float(metrics["loss"][0]) < 0.01
   assert bool(health["ok"])
   out = built.predict["locate"](state.params, batch)
-  np.testing.assert_array_equal(out["bins"], boxes.quantise(batch["box"], c.task.bins, "nearest"))
+  np.testing.assert_array_equal(out["bins"], boxes.quantize(batch["box"], c.task.bins, "nearest"))
   np.testing.assert_allclose(out["box"], out["nearest"])
   assert (np.exp(out["score"]) > 0.9).all()
   truth = np.array([[e["box"] for e in source.expressions(i)] for i in range(8)])

@@ -2,24 +2,28 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
-_NAMED = 10  # images, ids and the like that a report names
-
-
-_COVERED = (10, 100, 1000)  # most frequent answers whose share is reported
-
+from mplug_jax.data.examples.record_view import Item
 
 PERCENTILES = (50, 90, 99)
+_NAMED = 10  # largest number of images, ids, ... that a line names
+_COVERED = (10, 100, 1000)  # numbers of most frequent answers whose share is reported
 
 
 class Lengths(NamedTuple):
   """Lengths of texts.
 
-  Percentiles: those of PERCENTILES. limit: key of config.data, or "". over: texts beyond it.
+  Attributes:
+    percentiles: at PERCENTILES.
+    longest: largest length.
+    limit: key of config.data, or "".
+    most: value of the limit.
+    over: number of texts that exceed the limit.
   """
 
-  percentiles: tuple
+  percentiles: tuple[int, ...]
   longest: int
   limit: str = ""
   most: int = 0
@@ -28,80 +32,93 @@ class Lengths(NamedTuple):
 
 @dataclasses.dataclass
 class Texts:
-  """The texts of one kind.
+  """Texts of one kind.
 
-  Tokens: Lengths, None without a tokenizer. empty: without a word. lists: such as look like lists.
+  Attributes:
+    count: number of texts.
+    words: lengths in words.
+    tokens: lengths in tokens, None without a tokenizer.
+    empty: number of texts without a word.
+    lists: texts that look like lists.
   """
 
   count: int
   words: Lengths
   tokens: Lengths | None
   empty: int
-  lists: list
+  lists: list[str]
 
 
 @dataclasses.dataclass
 class Report:
-  """What `check` found.
+  """Result of `check`; see `lines`.
 
-  See `lines`. errors: why training would fail. warnings: what it would put up with.
+  Attributes:
+    records: number of records.
+    entries: number of entries in the records.
+    entries_name: name of the entries, in the plural.
+    images: number of images.
+    missing: names of missing images.
+    corrupt: a sentence per unreadable image.
+    ids: ids as text; None if the data have none.
+    duplicate_ids: {id: number of times} of ids that occur more than once.
+    texts: {kind: Texts}.
+    answers: number of times of each answer.
+    labels: number of records of each label.
+    boxes: number of boxes.
+    outside: a sentence per box that is completely outside its image.
+    cut: number of boxes that are partly outside their image.
+    overlaps: {name: (common images, common ids)}, sorted.
+    errors: reasons why training would fail.
+    warnings: problems that training tolerates.
+    samples: items for `write_sheet`.
   """
 
   records: int
   entries: int
   entries_name: str
   images: int = 0
-  missing: list = dataclasses.field(default_factory=list)  # names
-  corrupt: list = dataclasses.field(default_factory=list)  # sentences
-  ids: set | None = None  # as text; None if the data give none
-  duplicate_ids: dict = dataclasses.field(default_factory=dict)  # id -> times
-  texts: dict = dataclasses.field(default_factory=dict)  # kind -> Texts
+  missing: list[str] = dataclasses.field(default_factory=list)
+  corrupt: list[str] = dataclasses.field(default_factory=list)
+  ids: set[str] | None = None
+  duplicate_ids: dict[str, int] = dataclasses.field(default_factory=dict)
+  texts: dict[str, Texts] = dataclasses.field(default_factory=dict)
   answers: Counter | None = None
   labels: Counter | None = None
   boxes: int = 0
-  outside: list = dataclasses.field(
-    default_factory=list
-  )  # sentences, of boxes without a part in their image
-  cut: int = 0  # boxes of which a part lies outside
-  overlaps: dict = dataclasses.field(
-    default_factory=dict
-  )  # name -> (common images, common ids), sorted
-  errors: list = dataclasses.field(default_factory=list)
-  warnings: list = dataclasses.field(default_factory=list)
-  samples: list = dataclasses.field(default_factory=list)  # Items for `write_sheet`
+  outside: list[str] = dataclasses.field(default_factory=list)
+  cut: int = 0
+  overlaps: dict[str, tuple[list[str], list[str]]] = dataclasses.field(default_factory=dict)
+  errors: list[str] = dataclasses.field(default_factory=list)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+  samples: list[Item] = dataclasses.field(default_factory=list)
 
 
-def examples_of(values, separator=", "):
-  """The first values as text."""
-  values = list(values)
-  return separator.join(map(str, values[:_NAMED])) + f"{separator}..." * (len(values) > _NAMED)
+def examples_of(values: Iterable[object], separator: str = ", ") -> str:
+  """Returns the first values as text.
+
+  Args:
+    values: any values.
+    separator: text between values.
+  """
+  texts = list(map(str, values))
+  if len(texts) > _NAMED:
+    texts = [*texts[:_NAMED], "..."]
+  return separator.join(texts)
 
 
-def lines(report) -> list[str]:
-  """A Report as lines of text, errors and warnings last."""
-  unreadable = len(report.missing) + len(report.corrupt)
-  out = [
-    f"records   {report.records:,}"
-    + f" with {report.entries:,} {report.entries_name}" * (report.entries != report.records),
-    f"images    {report.images:,}: {report.images - unreadable:,} readable, "
-    f"{len(report.missing):,} missing, "
-    f"{len(report.corrupt):,} corrupt",
-  ]
-  out += [f"  missing: {name}" for name in report.missing[:_NAMED]]
-  out += [f"  corrupt: {sentence}" for sentence in report.corrupt[:_NAMED]]
-  out.append(
-    "ids       none are given"
-    if report.ids is None
-    else f"ids       {len(report.ids):,} different, {len(report.duplicate_ids):,} of them more "
-    f"than once" + f": {examples_of(report.duplicate_ids)}" * bool(report.duplicate_ids)
-  )
+def lines(report: Report) -> list[str]:
+  """Returns a report as lines of text, warnings and errors last.
+
+  Args:
+    report: result of `check`.
+  """
+  out = _count_lines(report)
   for kind, texts in report.texts.items():
     out.append(f"{kind:<9} {texts.count:,}, {texts.empty:,} empty")
-    out += [
-      f"  {unit:<8}{_length_line(found)}"
-      for unit, found in (("words", texts.words), ("tokens", texts.tokens))
-      if found
-    ]
+    out.append(f"  words   {_length_line(texts.words)}")
+    if texts.tokens:
+      out.append(f"  tokens  {_length_line(texts.tokens)}")
   if report.answers:
     total = report.answers.total()
     shares = (sum(times for _, times in report.answers.most_common(n)) / total for n in _COVERED)
@@ -119,31 +136,45 @@ def lines(report) -> list[str]:
     )
   for name, (images, ids) in report.overlaps.items():
     out.append(f"shared with {name}: {len(images):,} images, {len(ids):,} ids")
-    out += [
-      f"  {what}: {examples_of(found)}"
-      for what, found in (("images", images), ("ids", ids))
-      if found
-    ]
-  return (
-    out
-    + [f"warning: {text}" for text in report.warnings]
-    + [f"error: {text}" for text in report.errors]
-  )
+    if images:
+      out.append(f"  images: {examples_of(images)}")
+    if ids:
+      out.append(f"  ids: {examples_of(ids)}")
+  out += [f"warning: {text}" for text in report.warnings]
+  return out + [f"error: {text}" for text in report.errors]
 
 
-def _length_line(found):
-  text = (
-    ", ".join(f"{p}% have at most {n}" for p, n in zip(PERCENTILES, found.percentiles))
-    + f", the longest has {found.longest}"
-  )
-  return (
-    text
-    + f"; {found.over:,} exceed config.data.{found.limit}={found.most} and are cut"
-    * bool(found.limit)
-  )
+def _count_lines(report: Report) -> list[str]:
+  """Returns the lines about records, images and ids."""
+  records = f"records   {report.records:,}"
+  if report.entries != report.records:
+    records += f" with {report.entries:,} {report.entries_name}"
+  readable = report.images - len(report.missing) - len(report.corrupt)
+  out = [
+    records,
+    f"images    {report.images:,}: {readable:,} readable, {len(report.missing):,} missing, "
+    f"{len(report.corrupt):,} corrupt",
+  ]
+  out += [f"  missing: {name}" for name in report.missing[:_NAMED]]
+  out += [f"  corrupt: {sentence}" for sentence in report.corrupt[:_NAMED]]
+  if report.ids is None:
+    return [*out, "ids       none are given"]
+  duplicates = len(report.duplicate_ids)
+  ids = f"ids       {len(report.ids):,} different, {duplicates:,} of them more than once"
+  if report.duplicate_ids:
+    ids += f": {examples_of(report.duplicate_ids)}"
+  return [*out, ids]
 
 
-def _shares(counts):
+def _length_line(lengths: Lengths) -> str:
+  text = ", ".join(f"{p}% have at most {n}" for p, n in zip(PERCENTILES, lengths.percentiles))
+  text += f", the longest has {lengths.longest}"
+  if lengths.limit:
+    text += f"; {lengths.over:,} exceed config.data.{lengths.limit}={lengths.most} and are cut"
+  return text
+
+
+def _shares(counts: Counter) -> str:
   total = counts.total()
   return examples_of(
     f"{name} {times:,} ({100 * times / total:.1f}%)" for name, times in counts.most_common()

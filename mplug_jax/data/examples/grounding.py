@@ -1,22 +1,36 @@
-"""Referring expressions -> examples of fixed shape: an image on a square canvas, E phrases and their boxes."""
+"""Referring expressions -> examples of fixed shape: image on a square canvas, phrases, boxes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from mplug_jax.config import Config
 from mplug_jax.data import boxes
+from mplug_jax.data.examples import record_view
 from mplug_jax.data.images import box_transforms, reader
 from mplug_jax.data.sources import grounding
 from mplug_jax.data.text import token_rows
+from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Example, Record, Source
 
 
-def get_source(data, split):
-  """See `grounding_sources.get`."""
+def get_source(data: Config, split: str) -> Source:
+  """Returns the records of one split, see sources/grounding.py.
+
+  Args:
+    data: config.data.
+    split: "train", "val" or "test".
+  """
   return grounding.get(data, split)
 
 
-def texts(source, records=0):
-  """The expressions that a tokenizer is fitted to.
+def texts(source: Any, records: int = 0) -> Iterator[str]:
+  """Yields referring expressions.
 
-  Records: read this many, evenly spaced; 0: all.
+  Args:
+    source: training records, with a method `expressions`.
+    records: number of records, evenly spaced; 0 = all.
   """
   for index in range(0, len(source), max(1, len(source) // records) if records else 1):
     for expression in source.expressions(index):
@@ -24,54 +38,64 @@ def texts(source, records=0):
 
 
 class WholeImages(reader.ImageReader):
-  """Images of any size as they are; an image that cannot be read is black, as of an ImageReader."""
+  """ImageReader that returns images in their original size."""
 
   def _transform(self, image, rng):
     return image
 
 
 class GroundingTransform:
-  """A transform for `pipeline`: called with (index, record, rng), returns an example.
+  """Transform for `pipeline`: called with (index, record, rng), it returns an example.
 
-  Its keys: image u8[S, S, 3], not normalised, black outside `placed` i32[4] = (left, top, right,
-    bottom) of the image on the
-  canvas; size i32[2], width and height of the image before, for `in_image_pixels`; phrase i32[E,
-  L], [bos] pieces [eos] pad...; box f32[E, 4], centre x, centre y, width and height as shares of
-  the canvas; valid bool[E], whether the box is known; corrupt bool[]; index i32[].
+  The keys of an example are image u8[S, S, 3], not normalized, black outside `placed`; placed
+  i32[4], (left, top, right, bottom) of the image on the canvas; size i32[2], width and height of
+  the original image, for `in_image_pixels`; phrase i32[E, L], [bos] pieces [eos] pad...; box
+  f32[E, 4], center x, center y, width and height as shares of the canvas; valid bool[E], True if
+  the box is known; corrupt bool[]; index i32[].
 
   Training picks E of the record's expressions at random without replacement. A record with fewer
-  leaves the rest invalid. An image that cannot be read gives zeros, corrupt and nothing valid; in
-  evaluation the phrases are there, because results need a box for every phrase.
+  leaves the rest invalid. An unreadable image gives zeros, corrupt and nothing valid; in evaluation
+  it keeps the phrases, because results need a box for every phrase.
 
-  Args:
-    tokenizer: as in `mplug_jax.data.text.tokenizer`.
-    images: a WholeImages.
-    size: S, pixels.
-    expressions_per_image: E.
-    max_phrase: L, tokens with [bos] and [eos]; the rest is cut.
-    train: draw expressions, and augment.
-    augment: options of `box_transforms.augment`.
-    blank: images are black, to measure what the texts alone give away.
-
-  Raises (when called):
-    ValueError: a box that lies outside its image, or, in evaluation, more expressions than E (use
-      `chunked.Chunked`).
-    ImageError: a strict WholeImages met an image that cannot be read.
+  A call raises ValueError for a box outside its image and, in evaluation, for more expressions than
+  E (use `chunked.Chunked`); ImageError for an unreadable image, if `images` is strict.
   """
 
   def __init__(
-    self, tokenizer, images, *, size, expressions_per_image, max_phrase, train, augment, blank=False
+    self,
+    tokenizer: Tokenizer,
+    images: WholeImages,
+    *,
+    size: int,
+    expressions_per_image: int,
+    max_phrase: int,
+    train: bool,
+    augment: Mapping[str, Any],
+    blank: bool = False,
   ):
-    self._rows = token_rows.TokenRows(tokenizer, max_phrase, ends=True)
-    self._images, self._size, self._count = images, size, expressions_per_image
-    self._pad_id, self._train, self._augment, self._blank = (
-      tokenizer.pad_id,
-      train,
-      dict(augment),
-      blank,
-    )
+    """Makes the transform.
 
-  def __call__(self, index, record, rng):
+    Args:
+      tokenizer: tokenizer of the run.
+      images: reads the images.
+      size: S, pixels.
+      expressions_per_image: E.
+      max_phrase: L, tokens with [bos] and [eos]; the rest is cut.
+      train: draws expressions, and augments.
+      augment: options of `box_transforms.augment`.
+      blank: images are black, to measure how much the texts alone reveal.
+    """
+    self._rows = token_rows.TokenRows(tokenizer, max_phrase, ends=True)
+    self._images = images
+    self._size = size
+    self._count = expressions_per_image
+    self._pad_id = tokenizer.pad_id
+    self._train = train
+    self._augment = dict(augment)
+    self._blank = blank
+
+  def __call__(self, index: int, record: Record, rng: np.random.Generator | None) -> Example:
+    """Makes an example; `rng` is None in evaluation."""
     count = self._count
     expressions = self._pick(record["expressions"], rng)
     texts = [expression["text"].lower() for expression in expressions]
@@ -99,8 +123,7 @@ class GroundingTransform:
     if not self._train:
       raise ValueError(
         f"it has {len(expressions)} expressions, more than the {self._count} of a row; wrap the "
-        f"source in "
-        "Chunked, so that none is left out."
+        f"source in Chunked, so that none is left out."
       )
     return [expressions[i] for i in rng.choice(len(expressions), self._count, replace=False)]
 
@@ -118,15 +141,16 @@ class GroundingTransform:
       canvas = box_transforms.fit(image, corners, self._size)
     if not self._blank:
       example["image"] = canvas.image
-    example["placed"][:], example["size"][:] = canvas.placed, (width, height)
+    example["placed"][:] = canvas.placed
+    example["size"][:] = (width, height)
     slots = np.flatnonzero(known)
-    example["box"][slots] = boxes.to_centred(canvas.boxes) / self._size
+    example["box"][slots] = boxes.to_centered(canvas.boxes) / self._size
     example["valid"][slots] = True
     return texts
 
 
 def _inside(expression, width, height):
-  """The part of an expression's box that lies in the image. Raises ValueError if none does."""
+  """Returns the part of an expression's box inside the image. Raises ValueError if it is empty."""
   x1, y1, x2, y2 = expression["box"]
   clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
   if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
@@ -137,10 +161,16 @@ def _inside(expression, width, height):
   return clipped
 
 
-def make_transform(config, tokenizer, train):
-  """The transform that config.data and config.model describe.
+def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> GroundingTransform:
+  """Returns the transform that config.data and config.model describe.
 
-  Raises ValueError for data.augment.long_sides out of range.
+  Args:
+    config: config of the run.
+    tokenizer: tokenizer of the run.
+    train: draws expressions, and augments.
+
+  Raises:
+    ValueError: data.augment.long_sides is out of range.
   """
   data = config.data
   if not data.augment.long_sides or not all(0 < share <= 1 for share in data.augment.long_sides):
@@ -158,3 +188,23 @@ def make_transform(config, tokenizer, train):
     augment=data.augment.to_dict(),
     blank=data.black_images,
   )
+
+
+def _item(record: Record, data: Config) -> record_view.Item:
+  del data
+  phrases = record["expressions"]
+  return record_view.Item(
+    images=[record["image"]],
+    ids=[phrase["id"] for phrase in phrases if "id" in phrase],
+    texts=[record_view.Text("phrase", p["text"], p["text"].lower()) for p in phrases],
+    shown=[("", phrase["text"]) for phrase in phrases[:1]],
+    boxes=tuple((p["text"], p["box"]) for p in phrases if p["box"] is not None),
+  )
+
+
+VIEW = record_view.View(
+  source=get_source,
+  item=_item,
+  entries="phrases",
+  limits={"phrase": record_view.Limit("max_phrase", ends=True)},
+)

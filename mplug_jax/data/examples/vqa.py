@@ -1,27 +1,47 @@
 """VQA records -> examples of fixed shape: an image, Q questions and their weighted answers."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
+from mplug_jax.config import Config
+from mplug_jax.data.examples import record_view
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import cleaning, token_rows
+from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Example, Record, Source
 
 
-def get_source(data, split):
-  """See `sources.get`."""
+def get_source(data: Config, split: str) -> Source:
+  """Returns the records of one split, see sources/vqa.py.
+
+  Args:
+    data: config.data.
+    split: "train", "val" or "test".
+  """
   return vqa.get(data, split)
 
 
-def texts(source, records=0):
-  """See `sources.texts`."""
+def texts(source: Source, records: int = 0) -> Iterator[str]:
+  """Yields questions and answers, see sources/vqa.py.
+
+  Args:
+    source: training records.
+    records: number of records, evenly spaced; 0 = all.
+  """
   return vqa.texts(source, records)
 
 
-def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
-  """The unique answers of a question in order of appearance, and their weights.
+def weighted_answers(question: dict[str, Any]) -> tuple[list[str], list[float]]:
+  """Returns the unique answers of a question in order of appearance, and their weights.
 
-  Without weights of its own, an answer weighs the share of annotators who gave it; the weights sum
-  to 1, as in the official fine-tuning.
+  If the question gives no weights, an answer has the share of annotators who gave it; the weights
+  sum to 1, as in the official fine-tuning.
+
+  Args:
+    question: entry of record["questions"].
 
   Raises:
     ValueError: the number of weights is not the number of unique answers; names the question_id.
@@ -39,39 +59,27 @@ def weighted_answers(question: dict) -> tuple[list[str], list[float]]:
 
 
 class VqaTransform:
-  """A transform for `pipeline`: called with (index, record, rng), returns an example.
+  """Transform for `pipeline`: called with (index, record, rng), it returns an example.
 
-  Its keys: image u8[H, W, 3], not normalised; question i32[Q, L] and answer i32[Q, A, T], padded
-  with the pad id; answer_weight f32[Q, A], 0 = padding; question_valid bool[Q]; corrupt bool[];
-  index i32[].
+  The keys of an example are image u8[H, W, 3], not normalized; question i32[Q, L] and answer
+  i32[Q, A, T], padded with the pad id; answer_weight f32[Q, A], 0 = padding; question_valid
+  bool[Q]; corrupt bool[]; index i32[].
 
   Training picks Q of the record's questions at random without replacement. A record with fewer
   leaves the rest invalid. An answer is [bos] pieces [eos]; one longer than T loses pieces, never
-  its [eos], and is counted in `truncated_answers` (distinct texts). An image that cannot be read
-  gives zeros, corrupt and no valid question; in evaluation the questions' texts are there, because
+  its [eos], and is counted in `truncated_answers` (distinct texts). An unreadable image gives
+  zeros, corrupt and no valid question; in evaluation it keeps the texts of the questions, because
   results need an answer to every question.
 
-  Args:
-    tokenizer: as in `mplug_jax.data.text.tokenizer`.
-    images: an ImageReader.
-    questions_per_image: Q.
-    max_question: L, tokens of question, OCR words and object labels with [bos]; the rest is cut,
-      in evaluation too (docs/official.md item 34).
-    max_answers: A, unique answers of a question.
-    max_answer_tokens: T, with [bos] and [eos]; at least 3.
-    train: draw questions, and insist on answers.
-    add_ocr, add_objects: append the words and labels found in the image to the question.
-
-  Raises (when called):
-    ValueError: more unique answers than A, a training question without answers, or, in evaluation,
-      more questions than Q (use `chunked.Chunked`).
-    ImageError: a strict ImageReader met an image that cannot be read.
+  A call raises ValueError for more unique answers than A, for a training question without answers
+  and, in evaluation, for more questions than Q (use `chunked.Chunked`); ImageError for an
+  unreadable image, if `images` is strict.
   """
 
   def __init__(
     self,
-    tokenizer,
-    images,
+    tokenizer: Tokenizer,
+    images: reader.ImageReader,
     *,
     questions_per_image: int,
     max_question: int,
@@ -81,6 +89,20 @@ class VqaTransform:
     add_ocr: bool = False,
     add_objects: bool = False,
   ):
+    """Makes the transform.
+
+    Args:
+      tokenizer: tokenizer of the run.
+      images: reads the images.
+      questions_per_image: Q.
+      max_question: L, tokens of question, OCR words and object labels with [bos]; the rest is cut,
+        in evaluation too (docs/official.md item 34).
+      max_answers: A, unique answers of a question.
+      max_answer_tokens: T, with [bos] and [eos]; at least 3.
+      train: draws questions, and requires answers.
+      add_ocr: appends the words found in the image to the question.
+      add_objects: appends the object labels found in the image to the question.
+    """
     self._pad_id = tokenizer.pad_id
     self._images = images
     self._questions_per_image = questions_per_image
@@ -88,13 +110,16 @@ class VqaTransform:
     self._question_rows = token_rows.TokenRows(tokenizer, max_question)
     self._answer_rows = token_rows.TokenRows(tokenizer, max_answer_tokens, ends=True)
     self._train = train
-    self._add_ocr, self._add_objects = add_ocr, add_objects
+    self._add_ocr = add_ocr
+    self._add_objects = add_objects
 
   @property
   def truncated_answers(self) -> int:
+    """Number of distinct answers that were cut."""
     return self._answer_rows.cut
 
-  def __call__(self, index: int, record: dict, rng: np.random.Generator | None) -> dict:
+  def __call__(self, index: int, record: Record, rng: np.random.Generator | None) -> Example:
+    """Makes an example; `rng` is None in evaluation."""
     count = self._questions_per_image
     questions = self._pick(record["questions"], rng)
     image, corrupt = self._images(record["image"], record["image_id"], rng)
@@ -146,12 +171,18 @@ class VqaTransform:
     example["answer_weight"][slot, : len(weights)] = weights
 
 
-def candidate_answers(config) -> tuple[str, ...]:
-  """The answers to choose from: config.task.rank_answers, or with config.task.predict=rank the list in config.data.answer_list.
+def candidate_answers(config: Config) -> tuple[str, ...]:
+  """Returns the answers to choose from; () if answers are generated.
+
+  These are config.task.rank_answers, or with config.task.predict=rank and without them the list in
+  config.data.answer_list.
+
+  Args:
+    config: config of the run.
 
   Raises:
-    ValueError, FileNotFoundError: config.task.predict is unknown, or there is nothing to choose
-      from.
+    ValueError: config.task.predict is unknown, or there are no answers to choose from.
+    FileNotFoundError: the list does not exist.
   """
   known = ("generate", "rank")
   if config.task.predict not in known:
@@ -162,28 +193,61 @@ def candidate_answers(config) -> tuple[str, ...]:
     return tuple(config.task.rank_answers)
   if not config.data.get("answer_list"):
     raise ValueError(
-      "config.task.predict=rank chooses from config.task.rank_answers, or from the json list "
-      "config.data.answer_list "
-      "of a source of files, and neither is given."
+      "config.task.predict=rank chooses from config.task.rank_answers, or from the JSON list "
+      "config.data.answer_list of a source of files; set one of them."
     )
   return tuple(vqa.answer_list(config.data))
 
 
-def make_transform(config, tokenizer, train: bool) -> VqaTransform:
-  """The transform that config.data and config.model describe."""
+def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> VqaTransform:
+  """Returns the transform that config.data and config.model describe.
+
+  Args:
+    config: config of the run.
+    tokenizer: tokenizer of the run.
+    train: draws questions, and requires answers.
+  """
+  data = config.data
   return VqaTransform(
     tokenizer,
     reader.reader(config),
+    questions_per_image=data.questions_per_image,
+    max_question=data.max_question,
+    max_answers=data.max_answers,
+    max_answer_tokens=data.max_answer_tokens,
     train=train,
-    **{
-      name: config.data[name]
-      for name in (
-        "questions_per_image",
-        "max_question",
-        "max_answers",
-        "max_answer_tokens",
-        "add_ocr",
-        "add_objects",
-      )
-    },
+    add_ocr=data.add_ocr,
+    add_objects=data.add_objects,
   )
+
+
+def _item(record: Record, data: Config) -> record_view.Item:
+  questions = record["questions"]
+  texts = []
+  for question in questions:
+    text = question["question"]
+    encoded = cleaning.vqa_text(
+      text, question["ocr"], question["objects"], data.add_ocr, data.add_objects
+    )
+    texts.append(record_view.Text("question", text, encoded))
+  for question in questions:
+    unique = dict.fromkeys(question["answers"])
+    texts += [record_view.Text("answer", answer, answer) for answer in unique]
+  return record_view.Item(
+    images=[record["image"]],
+    ids=[question["question_id"] for question in questions],
+    texts=texts,
+    shown=[(q["question"], ", ".join(dict.fromkeys(q["answers"]))) for q in questions],
+    answers=tuple(question["answers"] for question in questions),
+  )
+
+
+VIEW = record_view.View(
+  source=vqa.get,
+  item=_item,
+  entries="questions",
+  limits={
+    "question": record_view.Limit("max_question", ends=False),
+    "answer": record_view.Limit("max_answer_tokens", ends=True),
+  },
+)

@@ -111,7 +111,7 @@ def mirror(image, boxes):
   return image[:, ::-1], boxes
 
 
-def jitter_colours(image, rng):
+def jitter_colors(image, rng):
   """Brightness, contrast and saturation changed in random order by factors of 0.6 to 1.4."""
   picture = Image.fromarray(image)
   enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -158,7 +158,7 @@ def augment(
     crop: probability of a random crop before, for images whose texts have none of `position_words`:
       "the top one" may no longer be the top one in a part of the image.
     official_crop: see `random_crop`.
-    jitter, flip: probabilities of `jitter_colours`, of `mirror` with `swap_sides`.
+    jitter, flip: probabilities of `jitter_colors`, of `mirror` with `swap_sides`.
     official_words: look for words inside other words as well, see `mentions` and `swap_sides`.
 
   Returns:
@@ -177,7 +177,7 @@ def augment(
     )
   image, boxes = resize_to_side(image, boxes, round(size * rng.choice(long_sides)))
   if rng.random() < jitter:
-    image = jitter_colours(image, rng)
+    image = jitter_colors(image, rng)
   if rng.random() < flip:
     image, boxes = mirror(image, boxes)
     texts = [swap_sides(text, official_words) for text in texts]

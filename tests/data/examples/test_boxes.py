@@ -22,16 +22,16 @@ def mask(box, size=13):
   return out
 
 
-def test_iou_and_generalised_iou_are_those_of_counted_pixels():
+def test_iou_and_generalized_iou_are_those_of_counted_pixels():
   a, b = pairs()
-  for first, second, iou, generalised in zip(a, b, boxes.iou(a, b), boxes.generalised_iou(a, b)):
+  for first, second, iou, generalized in zip(a, b, boxes.iou(a, b), boxes.generalized_iou(a, b)):
     both, either = (mask(first) & mask(second)).sum(), (mask(first) | mask(second)).sum()
     hull = mask(
       np.concatenate([np.minimum(first, second)[:2], np.maximum(first, second)[2:]])
     ).sum()
     assert iou == pytest.approx(both / either, abs=1e-12)
     # The official denominators have 1e-5 more.
-    assert generalised == pytest.approx(
+    assert generalized == pytest.approx(
       both / (either + 1e-5) - (hull - either) / (hull + 1e-5), abs=1e-12
     )
 
@@ -39,52 +39,52 @@ def test_iou_and_generalised_iou_are_those_of_counted_pixels():
 def test_equal_and_distant_and_empty_boxes():
   box, far, empty = np.array([[0.1, 0.1, 0.3, 0.4], [0.9, 0.9, 0.95, 0.95], [0.2, 0.2, 0.2, 0.2]])
   assert boxes.iou(box, box) == 1
-  assert boxes.generalised_iou(box, box) == pytest.approx(1, abs=1e-3)
+  assert boxes.generalized_iou(box, box) == pytest.approx(1, abs=1e-3)
   assert boxes.iou(box, far) == 0
-  assert -1 <= boxes.generalised_iou(box, far) < -0.8
+  assert -1 <= boxes.generalized_iou(box, far) < -0.8
   assert boxes.iou(empty, empty) == 0
-  assert np.isfinite(boxes.generalised_iou(empty, empty))
+  assert np.isfinite(boxes.generalized_iou(empty, empty))
   exchanged = box[[2, 3, 0, 1]]
   assert boxes.iou(exchanged, box) == 0  # not the square of a negative width
 
 
 def test_jax_arrays_give_what_numpy_gives():
   a, b = pairs().astype(np.float32) / 12
-  for function in (boxes.iou, boxes.generalised_iou):
+  for function in (boxes.iou, boxes.generalized_iou):
     ours = function(jnp.asarray(a), jnp.asarray(b))
     assert isinstance(ours, jnp.ndarray)
     np.testing.assert_allclose(ours, function(a, b), rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(boxes.quantise(jnp.asarray(a), 336), boxes.quantise(a, 336))
+  np.testing.assert_array_equal(boxes.quantize(jnp.asarray(a), 336), boxes.quantize(a, 336))
   np.testing.assert_allclose(
-    boxes.dequantise(jnp.arange(337), 336), boxes.dequantise(np.arange(337), 336), rtol=1e-6
+    boxes.dequantize(jnp.arange(337), 336), boxes.dequantize(np.arange(337), 336), rtol=1e-6
   )
 
 
-def test_corners_and_centres_are_inverse():
+def test_corners_and_centers_are_inverse():
   a, _ = pairs()
-  centred = boxes.to_centred(a)
+  centered = boxes.to_centered(a)
   np.testing.assert_array_equal(
-    centred[0],
+    centered[0],
     [(a[0, 0] + a[0, 2]) / 2, (a[0, 1] + a[0, 3]) / 2, a[0, 2] - a[0, 0], a[0, 3] - a[0, 1]],
   )
-  np.testing.assert_allclose(boxes.to_corners(centred), a)
+  np.testing.assert_allclose(boxes.to_corners(centered), a)
 
 
 def test_bins_round_down_and_both_ends_have_one():
   shares = np.array([-0.2, 0.0, 0.0029, 0.00298, 0.5, 0.99999, 1.0, 3.0])
-  np.testing.assert_array_equal(boxes.quantise(shares, 336), [0, 0, 0, 1, 168, 335, 336, 336])
+  np.testing.assert_array_equal(boxes.quantize(shares, 336), [0, 0, 0, 1, 168, 335, 336, 336])
   numbers = np.arange(337)
   np.testing.assert_array_equal(
-    boxes.quantise(boxes.dequantise(numbers, 336) + np.float32(1e-6), 336), numbers
+    boxes.quantize(boxes.dequantize(numbers, 336) + np.float32(1e-6), 336), numbers
   )
   inside = np.random.default_rng(1).random(1000)
-  lost = inside - boxes.dequantise(boxes.quantise(inside, 48), 48)
+  lost = inside - boxes.dequantize(boxes.quantize(inside, 48), 48)
   assert lost.min() > -1e-6
   assert lost.max() < 1 / 48
   np.testing.assert_array_equal(
-    boxes.quantise(shares, 336, "nearest"), [0, 0, 1, 1, 168, 336, 336, 336]
+    boxes.quantize(shares, 336, "nearest"), [0, 0, 1, 1, 168, 336, 336, 336]
   )
-  lost = inside - boxes.dequantise(boxes.quantise(inside, 48, "nearest"), 48)
+  lost = inside - boxes.dequantize(boxes.quantize(inside, 48, "nearest"), 48)
   assert lost.min() + 0.5 / 48 > -1e-6
   assert lost.max() < 0.5 / 48 + 1e-6
   assert abs(lost.mean()) < 1e-3

@@ -102,7 +102,7 @@ def test_a_prompt_is_put_before_captions_and_begins_generation(mode, row, start)
   prompt = caption.prompt(config, WordTokenizer())
   assert prompt.ids == (BOS, *ids("a", "picture", "of"))
   assert prompt.start == (BOS, *ids(*start))
-  assert prompt.said == "a picture of"
+  assert prompt.decoded == "a picture of"
 
 
 def test_without_a_prompt_both_modes_begin_with_bos():

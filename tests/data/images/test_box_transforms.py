@@ -159,10 +159,10 @@ def test_evaluation_centres_the_image():
 
 
 def test_colours_change_and_places_do_not():
-  changed = box_transforms.jitter_colours(IMAGE, np.random.default_rng(0))
+  changed = box_transforms.jitter_colors(IMAGE, np.random.default_rng(0))
   assert changed.shape == IMAGE.shape
   assert (changed != IMAGE).any()
-  again = box_transforms.jitter_colours(IMAGE, np.random.default_rng(0))
+  again = box_transforms.jitter_colors(IMAGE, np.random.default_rng(0))
   np.testing.assert_array_equal(changed, again)
   assert (
     len(np.unique(changed.reshape(-1, 3), axis=0)) == 3
@@ -171,7 +171,7 @@ def test_colours_change_and_places_do_not():
   assert (
     len(
       np.unique(
-        box_transforms.jitter_colours(constant, np.random.default_rng(1)).reshape(-1, 3), axis=0
+        box_transforms.jitter_colors(constant, np.random.default_rng(1)).reshape(-1, 3), axis=0
       )
     )
     == 1
