@@ -1,15 +1,17 @@
 """Decoding of images and the train and evaluation transforms; everything is u8[H, W, 3] RGB.
 
-Resizing is Pillow's antialiased bicubic, as in the official pipeline. Normalisation by MEAN and
+Resizing is Pillow's antialiased bicubic, as in the official pipeline. Normalization by MEAN and
 STD happens on the device: (image / 255 - MEAN) / STD.
 """
 
 import io
 import math
 import os
+from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from mplug_jax.data.errors import ImageError
@@ -21,7 +23,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MAX_PIXELS = 100_000_000  # width * height; above this a small file could fill the memory
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {  # value of the tag -> what makes the image upright
+_UPRIGHT = {  # value of the tag -> transposition that makes the image upright
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
   4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,24 +35,25 @@ _UPRIGHT = {  # value of the tag -> what makes the image upright
 _CROP_TRIES = 10
 
 
-def decode_image(image, name: str | None = None) -> np.ndarray:
+def decode_image(image: Any, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
   """Reads any image as 8-bit RGB, upright.
 
-  EXIF rotation is applied, transparency is composited over white (what a viewer shows), 16-bit
-  values keep their high byte, greyscale, palette and CMYK are converted, of an animation the first
-  frame is taken.
+  EXIF rotation is applied, transparency is composited over white as viewers do, 16-bit values keep
+  their high byte, grayscale, palette and CMYK are converted, and an animation gives its first
+  frame.
 
   Args:
     image: path (also into an archive, see archives.py), encoded bytes, PIL image, or array u8/u16
-      [H, W], [H, W, 1], [H, W, 3], [H, W, 4]; or an ImageError, which is raised: what a source says
-      of a record that it could not read.
-    name: what error messages call the image; default its path or its kind.
+      [H, W], [H, W, 1], [H, W, 3], [H, W, 4]. An ImageError, which a source gives in place of an
+      image that it could not read, is raised.
+    name: name of the image in error messages; default its path or its kind.
 
   Returns:
     u8[H, W, 3], C-contiguous.
 
   Raises:
-    ImageError: names the image and says what is wrong with it.
+    ImageError: the image is unreadable; names the image and the reason.
+    TypeError: `image` is none of these types.
   """
   if isinstance(image, ImageError):
     raise image
@@ -84,7 +87,7 @@ def _decode_bytes(data: bytes) -> np.ndarray:
   with Image.open(io.BytesIO(data)) as image:  # reads the header only
     _check_size(*image.size)
     if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) not in _UPRIGHT:
-      # Same pixels as Pillow in half the time. It gives None for what Pillow refuses.
+      # Same pixels as Pillow in half the time. It returns None for data that Pillow rejects.
       flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
       if pixels is not None:
@@ -110,7 +113,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   orientation = _orientation(image)
   if orientation in _UPRIGHT:
     image = image.transpose(_UPRIGHT[orientation])
-  if image.mode.startswith(("I", "F")):  # more than 8 bits, greyscale
+  if image.mode.startswith(("I", "F")):  # more than 8 bits, grayscale
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
       raise ValueError("its pixels are neither 8 nor 16 bits, so white is undefined; convert it.")
@@ -143,10 +146,17 @@ def _from_array(array: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(np.broadcast_to(array, shape[:2] + (3,)))
 
 
-def eval_transform(image: np.ndarray, size: int) -> np.ndarray:
-  """u8[H, W, 3] -> u8[size, size, 3]: Pillow bicubic resize that does not keep proportions.
+def eval_transform(
+  image: UInt8[np.ndarray, "height width 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Resizes with Pillow's bicubic filter, without keeping proportions.
 
-  An image that has the size already is returned itself, not a copy.
+  Args:
+    image: RGB pixels.
+    size: side of the result in pixels.
+
+  Returns:
+    The resized image; `image` itself, not a copy, if it has this size.
   """
   if image.shape[:2] == (size, size):
     return image
@@ -160,11 +170,21 @@ def random_crop_box(
   scale: tuple[float, float],
   ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-  """Box (top, left, height, width) of a random area and aspect ratio, as torchvision draws it.
+  """Draws a box of random area and aspect ratio, as torchvision does.
 
   The area is uniform in `scale` times the image's, the logarithm of width / height uniform between
-  the logarithms of `ratio`. After 10 boxes that do not fit: the largest central box whose
-  proportions lie within `ratio`.
+  the logarithms of `ratio`. After 10 boxes that do not fit, the result is the largest central box
+  with proportions within `ratio`.
+
+  Args:
+    height: of the image in pixels.
+    width: of the image in pixels.
+    rng: source of all randomness.
+    scale: smallest and largest area, as fractions of the image's.
+    ratio: smallest and largest width / height.
+
+  Returns:
+    (top, left, height, width) in pixels.
   """
   for _ in range(_CROP_TRIES):
     area = height * width * rng.uniform(*scale)
@@ -172,7 +192,8 @@ def random_crop_box(
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-  w, h = width, height
+  w = width
+  h = height
   if width / height < ratio[0]:
     h = round(width / ratio[0])
   elif width / height > ratio[1]:
@@ -181,7 +202,7 @@ def random_crop_box(
 
 
 def train_transform(
-  image: np.ndarray,
+  image: UInt8[np.ndarray, "height width 3"],
   size: int,
   rng: np.random.Generator,
   scale: tuple[float, float] = (0.5, 1.0),
@@ -189,29 +210,31 @@ def train_transform(
   flip: float = 0.5,
   randaugment: tuple[int, float] | None = (2, 7),
   sharpness_wraps: bool = False,
-) -> np.ndarray:
-  """Random crop, bicubic resize, horizontal flip, RandAugment.
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Applies a random crop, bicubic resize, horizontal flip and RandAugment.
 
   Args:
-    image: u8[H, W, 3].
+    image: RGB pixels.
     size: side of the result in pixels.
     rng: source of all randomness; the same state gives the same image.
-    scale: smallest and largest crop, as fractions of the image's area; (1, 1) with an image that
-      has the right size already leaves it as it is.
+    scale: smallest and largest crop, as fractions of the image's area; (1, 1) does not change an
+      image of the right size.
     ratio: smallest and largest width / height of the crop.
-    flip: probability of mirroring left and right; 0 where left and right carry meaning.
+    flip: probability of mirroring left and right; use 0 if left and right have a meaning.
     randaugment: (operations drawn, magnitude 0..10), None for none.
     sharpness_wraps: see `randaugment.sharpness` (docs/official.md item 55).
 
   Returns:
-    u8[size, size, 3], C-contiguous; possibly `image` itself when nothing was to do.
+    RGB pixels, C-contiguous; `image` itself if nothing changed.
   """
-  if not (tuple(scale) == (1, 1) and image.shape[:2] == (size, size)):
-    top, left, h, w = random_crop_box(*image.shape[:2], rng, scale, ratio)
+  height, width = image.shape[:2]
+  if not (tuple(scale) == (1, 1) and (height, width) == (size, size)):
+    top, left, h, w = random_crop_box(height, width, rng, scale, ratio)
     image = eval_transform(image[top : top + h, left : left + w], size)
   if rng.random() < flip:
     image = image[:, ::-1]
   image = np.ascontiguousarray(image)
   if randaugment is not None:
-    image = randaugment_lib.rand_augment(image, rng, *randaugment, sharpness_wraps)
+    num_ops, magnitude = randaugment
+    image = randaugment_lib.rand_augment(image, rng, num_ops, magnitude, sharpness_wraps)
   return image

@@ -1,10 +1,14 @@
-"""Images and clips of examples: read, augmented or resized, with those that cannot be read counted instead of fatal."""
+"""Reads the images and clips of examples; unreadable ones are counted instead of fatal."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 
+from mplug_jax.config import Config
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, video
 
@@ -12,47 +16,57 @@ _WARNINGS = 10
 
 
 class ImageReader:
-  """Any image -> u8[S, S, 3], or any clip -> u8[F, S, S, 3], not normalised.
+  """Function from an image to u8[S, S, 3], or from a clip to u8[F, S, S, 3], not normalized."""
 
-  Args:
-    size: S, pixels.
-    augment: arguments of `image_ops.train_transform`, for calls with an rng; None: the evaluation
-      transform always.
-    strict: raise ImageError for an image that cannot be read. Otherwise it is black, the first ten
-      are named in the log, and the caller takes care that its row carries no weight.
-    blank: every image is black, to measure what the texts alone give away.
-    frames: F, to read clips; 0 for images. sampling: see `video.frame_numbers`.
-  """
+  def __init__(
+    self,
+    size: int,
+    augment: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    blank: bool = False,
+    frames: int = 0,
+    sampling: str = "uniform",
+  ):
+    """Makes the function.
 
-  def __init__(self, size, augment=None, strict=False, blank=False, frames=0, sampling="uniform"):
-    self._size, self._strict, self._blank, self._frames, self._sampling = (
-      size,
-      strict,
-      blank,
-      frames,
-      sampling,
-    )
+    Args:
+      size: S, pixels.
+      augment: arguments of `ops.train_transform`, for calls with a generator; None: the evaluation
+        transform always.
+      strict: raises ImageError for an unreadable image. Otherwise the image is black, the first ten
+        are named in the log, and the caller gives its row no weight.
+      blank: every image is black, to measure how much the texts alone reveal.
+      frames: F, frames of a clip; 0 for images.
+      sampling: see `video.frame_numbers`.
+    """
+    self._size = size
+    self._strict = strict
+    self._blank = blank
+    self._frames = frames
+    self._sampling = sampling
     self._augment = None if augment is None else dict(augment)
-    self._unreadable = set()  # names, as many as are warned about
+    self._unreadable = set()  # the names in the log
 
-  def __call__(self, image, name, rng=None):
+  def __call__(
+    self, image: Any, name: Any, rng: np.random.Generator | None = None
+  ) -> tuple[UInt8[np.ndarray, "*shape"], bool]:
     """Reads one image or clip.
 
     Args:
-      image: see `image_ops.decode_image`, or `video.read_clip`. name: what messages call it when it
-        is no path.
+      image: as `ops.decode_image` or `video.read_clip` take it.
+      name: name of an image without a path, for messages.
       rng: for augmentation, the same for all frames of a clip; None in evaluation.
 
     Returns:
-      (u8[S, S, 3] or u8[F, S, S, 3], whether it could not be read).
+      (u8[S, S, 3] or u8[F, S, S, 3], True if the image is unreadable).
     """
-    black = np.zeros((self._frames,) * bool(self._frames) + (self._size, self._size, 3), np.uint8)
+    shape = (self._size, self._size, 3)
+    black = np.zeros((self._frames, *shape) if self._frames else shape, np.uint8)
     if self._blank:
       return black, False
+    shown_name = None if isinstance(image, str | os.PathLike) else str(name)
     try:
-      return self._read(
-        image, None if isinstance(image, str | os.PathLike) else str(name), rng
-      ), False
+      return self._read(image, shown_name, rng), False
     except ImageError as error:
       if self._strict:
         raise
@@ -78,12 +92,14 @@ class ImageReader:
     return ops.train_transform(image, self._size, rng, **self._augment)
 
 
-def reader(config):
-  """The ImageReader that config.data and config.model describe.
+def reader(config: Config) -> ImageReader:
+  """Returns the ImageReader that config.data and config.model describe.
 
-  Data.augment has what image_ops.train_transform takes.
+  Args:
+    config: config of the run; data.augment has the arguments of `ops.train_transform`.
   """
-  data, augment = config.data, config.data.augment
+  data = config.data
+  augment = config.data.augment
   augment = dict(
     scale=augment.scale,
     flip=augment.flip,

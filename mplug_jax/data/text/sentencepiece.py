@@ -1,6 +1,7 @@
-"""SentencePiece tokenizer, and its training on a run's texts."""
+"""SentencePiece tokenizer, and its training on the texts of a run."""
 
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -26,13 +27,14 @@ class SentencePieceTokenizer(FileTokenizer):
     source: path of a .model file, or its bytes.
   """
 
-  kind, file_name = "sentencepiece", "tokenizer.model"
+  kind = "sentencepiece"
+  file_name = "tokenizer.model"
 
-  def _build(self):
+  def _build(self) -> None:
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=self._data)
     except (RuntimeError, ValueError, OSError) as error:
-      raise ValueError(f"{self._where} is not a SentencePiece model.") from error
+      raise ValueError(f"{self._origin} is not a SentencePiece model.") from error
     self.vocab_size = len(self._model)
     literal = {
       self._model.id_to_piece(i) for i in range(self.vocab_size) if self._model.is_control(i)
@@ -40,24 +42,30 @@ class SentencePieceTokenizer(FileTokenizer):
     # Longest first, so that "<loc_12>" never loses to a token it starts with.
     names = sorted(literal, key=len, reverse=True)
     self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")").split
-    # What decode writes itself; [UNK] is left to the model, which knows the spaces around it.
+    # Tokens that decode writes; the model decodes [UNK], because it knows the spaces around it.
     self._literal = {
       self._lookup(name): "" if name in (PAD, BOS, EOS) else name for name in names if name != UNK
     }
 
   def _lookup(self, name: str) -> int | None:
-    found = self._model.piece_to_id(name)  # the unknown id for what it does not know
-    return found if self._model.id_to_piece(found) == name else None
+    piece_id = self._model.piece_to_id(name)  # the unknown id for an unknown piece
+    return piece_id if self._model.id_to_piece(piece_id) == name else None
 
   def _encode(self, text: str) -> tuple[int, ...]:
     ids = [self.bos_id]
-    # Every second part is a literal token. Left to the model, the space before it would be a piece.
+    # Every second part is a literal token. The model would make a piece of the space before it.
     for i, part in enumerate(self._split(text)):
       ids += [self.token_id(part)] if i % 2 else self._model.encode(part)
     return tuple(ids)
 
   def decode(self, ids: Iterable[int]) -> str:
-    parts, run = [], []
+    """Returns the text of ids, with [MASK], [UNK] and extra tokens.
+
+    Args:
+      ids: token ids.
+    """
+    parts = []
+    run = []
     for i in (*map(int, ids), self.pad_id):  # the pad at the end flushes the last run
       if i not in self._literal:
         run.append(i)
@@ -68,21 +76,24 @@ class SentencePieceTokenizer(FileTokenizer):
 
 
 def train_sentencepiece(
-  texts: Iterable[str], vocab_size: int, directory, extra_tokens: Sequence[str] = ()
+  texts: Iterable[str],
+  vocab_size: int,
+  directory: str | os.PathLike[str],
+  extra_tokens: Sequence[str] = (),
 ) -> SentencePieceTokenizer:
   """Fits a lower-casing BPE model to texts and saves it; the same texts give the same model.
 
-  BPE, because on a corpus of few distinct sentences it keeps whole words, which a unigram model
-  breaks up: sequences are half as long.
+  On a corpus of few distinct sentences BPE keeps whole words, which a unigram model breaks up:
+  sequences are half as long.
 
   Args:
     texts: the corpus; literal special tokens in it are ignored.
     vocab_size: upper bound, special and extra tokens included; a small corpus gives fewer.
-    directory: where `load` will find it.
+    directory: folder that `tokenizer.load` reads.
     extra_tokens: names of further special tokens (e.g. locations), ids from 5 in this order.
 
   Raises:
-    ValueError: no text, or a vocabulary smaller than the characters of the corpus need.
+    ValueError: there is no text, or the corpus has more characters than vocab_size allows.
   """
   literal = re.compile(
     "|".join(map(re.escape, sorted((*SPECIAL_TOKENS, *extra_tokens), key=len, reverse=True)))
@@ -127,5 +138,12 @@ def train_sentencepiece(
 
 
 def location_names(bins: int) -> tuple[str, ...]:
-  """Names of the extra tokens for boxes in a fitted tokenizer: one that begins a box, then one for each bin; () for 0 bins."""
+  """Returns the names of the extra tokens for boxes in a fitted tokenizer.
+
+  Args:
+    bins: number of bins.
+
+  Returns:
+    A token that begins a box, then one per bin; () for 0 bins.
+  """
   return ("<box>", *(f"<bin{i}>" for i in range(bins))) if bins else ()

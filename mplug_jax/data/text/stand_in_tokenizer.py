@@ -1,26 +1,43 @@
-"""A tokenizer with nothing but numbers, for programs that are compiled where there is no vocabulary."""
+"""A tokenizer without a vocabulary, for compiling programs."""
+
+from collections.abc import Iterable
 
 
 class StandInTokenizer:
-  """As many tokens as `vocab_size` says, the special ones first.
-
-  A word is some token, always the same. See tokenizer.py.
-  """
+  """Tokenizer of `vocab_size` tokens, the special ones first; equal words have equal ids."""
 
   pad_id, unk_id, bos_id, eos_id, mask_id = range(5)
 
-  def __init__(self, vocab_size):
-    self.vocab_size, self._names = vocab_size, {}
+  def __init__(self, vocab_size: int):
+    """Makes the tokenizer.
 
-  def token_id(self, name):
-    """Every name has a number of its own, while there are any."""
+    Args:
+      vocab_size: number of tokens.
+    """
+    self.vocab_size = vocab_size
+    self._names: dict[str, int] = {}
+
+  def token_id(self, name: str) -> int:
+    """Returns the id of a token; names share ids once all are taken.
+
+    Args:
+      name: the token.
+    """
     return self._names.setdefault(name, 5 + len(self._names) % (self.vocab_size - 5))
 
-  def encode(self, text):
-    """[bos] and a token for every word."""
+  def encode(self, text: str) -> list[int]:
+    """Returns [bos] and one id per word.
+
+    Args:
+      text: the text.
+    """
     return [self.bos_id, *map(self.token_id, text.split())]
 
-  def decode(self, ids):
-    """Nothing: what was encoded is forgotten."""
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns ""; the words are not stored.
+
+    Args:
+      ids: token ids.
+    """
     del ids
     return ""

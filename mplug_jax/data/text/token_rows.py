@@ -1,37 +1,52 @@
 """Texts as rows of token ids of one length."""
 
 import functools
+from typing import Any
 
+import numpy as np
 from absl import logging
+from jaxtyping import Int32
 
 from mplug_jax.data.text.tokenizer import pad_ids
+from mplug_jax.data.text.tokenizer_base import Tokenizer
 
-_CACHED_ROWS = 1 << 16  # the same texts come back epoch after epoch, often for many images
+_CACHED_ROWS = 1 << 16  # texts repeat every epoch, and often for many images
 _WARNINGS = 10
 
 
 class TokenRows:
-  """Text -> i32[L], [bos] pieces, padded with the pad id. Rows are shared: copy before writing.
+  """Function from a text to i32[L], [bos] pieces, padded with the pad id.
 
-  Args:
-    tokenizer: see tokenizer.py.
-    length: L.
-    ends: the row ends with [eos], also where the text has to be cut; cut texts are then warned
-      about.
+  Rows are shared: copy before writing.
 
   Attributes:
-    cut: texts that were too long, counted when they are first seen.
+    length: L.
+    cut: number of distinct texts that were too long.
   """
 
-  def __init__(self, tokenizer, length, ends=False):
-    self._tokenizer, self.length, self._ends = tokenizer, length, ends
+  def __init__(self, tokenizer: Tokenizer, length: int, ends: bool = False):
+    """Makes the function.
+
+    Args:
+      tokenizer: tokenizer of the run.
+      length: L, tokens of a row.
+      ends: rows end with [eos], also those of cut texts, which are then logged.
+    """
+    self._tokenizer = tokenizer
+    self.length = length
+    self._ends = ends
     self.cut = 0
     self._make_cache()
 
   def _make_cache(self):
     self._row = functools.lru_cache(_CACHED_ROWS)(self._make)
 
-  def __call__(self, text):
+  def __call__(self, text: str) -> Int32[np.ndarray, " length"]:
+    """Returns the row of a text.
+
+    Args:
+      text: the text.
+    """
     return self._row(text)
 
   def _make(self, text):
@@ -50,10 +65,10 @@ class TokenRows:
     row.flags.writeable = False
     return row
 
-  def __getstate__(self):
+  def __getstate__(self) -> dict[str, Any]:
     """Without the cache, which cannot be sent to a worker process."""
     return {key: value for key, value in self.__dict__.items() if key != "_row"}
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._make_cache()

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small protocol: WordPiece over a vocabulary file or a tokenizer.json, and SentencePiece.
+"""Loads the saved tokenizers: WordPiece and SentencePiece.
 
 Both read the literal strings "[CLS]", "[SEP]", "[MASK]", "[PAD]" and "[UNK]" inside a text as the
 special tokens, with or without spaces around them. Ids are looked up by name.
@@ -9,27 +9,35 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from mplug_jax.data.text.sentencepiece import SentencePieceTokenizer
-from mplug_jax.data.text.tokenizer_base import CONFIG_FILE, Tokenizer, check_same
+from mplug_jax.data.text.tokenizer_base import CONFIG_FILE, FileTokenizer, check_same
 from mplug_jax.data.text.wordpiece import WordPieceTokenizer
 from mplug_jax.runtime import files
 
-_KINDS = {cls.kind: cls for cls in (WordPieceTokenizer, SentencePieceTokenizer)}
+_KINDS: dict[str, type[FileTokenizer]] = {
+  cls.kind: cls for cls in (WordPieceTokenizer, SentencePieceTokenizer)
+}
 
 
-def load(directory) -> Tokenizer:
-  """The tokenizer that `save` wrote.
+def load(directory: str | os.PathLike[str]) -> FileTokenizer:
+  """Loads the tokenizer that `save` wrote.
+
+  Args:
+    directory: folder of the tokenizer.
 
   Raises:
-    FileNotFoundError: no tokenizer there.
+    FileNotFoundError: there is no tokenizer in the folder.
     ValueError: the files are damaged or were changed.
   """
   path = os.path.join(directory, CONFIG_FILE)
   try:
     config = json.loads(files.open_path(path).read_text(encoding="utf-8"))
-    cls, path_of_file = _KINDS[config["kind"]], os.path.join(directory, config["file"])
-    options, fingerprint = config["options"], config["fingerprint"]
+    cls = _KINDS[config["kind"]]
+    path_of_file = os.path.join(directory, config["file"])
+    options = config["options"]
+    fingerprint = config["fingerprint"]
   except FileNotFoundError as error:
     raise FileNotFoundError(f"No tokenizer in {directory}: {path} does not exist.") from error
   except (ValueError, KeyError, TypeError) as error:
@@ -45,22 +53,19 @@ def pad_ids(
   pad_id: int,
   truncate: bool,
   ensure_eos: int | None = None,
-) -> np.ndarray:
+) -> Int32[np.ndarray, "rows {length}"]:
   """Stacks lists of ids into one array.
 
   Args:
-    rows: N lists of ids.
-    length: L, ids per row of the result.
-    pad_id: fills rows that are shorter.
-    truncate: cut longer rows to their first L ids; otherwise they are an error.
-    ensure_eos: id that ends every row: appended where missing; a cut row gives up its last id for
-      it. None: a cut row ends wherever it was cut, a final [SEP] included (the official way).
-
-  Returns:
-    i32[N, L].
+    rows: lists of ids.
+    length: ids per row of the result.
+    pad_id: fills shorter rows.
+    truncate: cuts longer rows to their first `length` ids; otherwise they are an error.
+    ensure_eos: id that ends every row: appended if missing; in a cut row it replaces the last id.
+      None: a cut row loses its end, a final [SEP] included, as in the official code.
 
   Raises:
-    ValueError: a row is longer than L and `truncate` is false.
+    ValueError: a row is longer than `length` and `truncate` is false.
   """
   out = np.full((len(rows), length), pad_id, np.int32)
   for n, row in enumerate(rows):

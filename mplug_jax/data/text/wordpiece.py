@@ -1,13 +1,14 @@
 """WordPiece tokenizer with BERT's vocabulary."""
 
 import json
+import os
 from collections.abc import Iterable
 
 import tokenizers
 
 from mplug_jax.data.text.tokenizer_base import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, FileTokenizer
 
-# The official detokenisation, in this order.
+# The official detokenization, in this order.
 CLEAN_UP = (
   (" .", "."),
   (" ?", "?"),
@@ -23,33 +24,37 @@ CLEAN_UP = (
 
 
 class WordPieceTokenizer(FileTokenizer):
-  """BERT's uncased WordPiece: lower case, no accents, Chinese characters one by one.
+  """BERT's uncased WordPiece: lower case, no accents, Chinese characters one by one."""
 
-  Args:
-    source: path of a vocab.txt (one token per line, the line number from 0 is the id) or of a
-      tokenizer.json of such a tokenizer, or the bytes of either.
-    append_sep: end every text with [SEP], as the ModelScope release does.
-  """
+  kind = "wordpiece"
+  file_name = "vocab.txt"
 
-  kind, file_name = "wordpiece", "vocab.txt"
+  def __init__(self, source: str | os.PathLike[str] | bytes, append_sep: bool = False):
+    """Reads the tokenizer.
 
-  def __init__(self, source, append_sep: bool = False):
+    Args:
+      source: path of a vocab.txt (one token per line, the line number from 0 is the id) or of a
+        tokenizer.json of such a tokenizer, or the bytes of either.
+      append_sep: ends every text with [SEP], as the ModelScope release does.
+    """
     super().__init__(source, append_sep=append_sep)
 
-  def _read(self, data):
-    return _vocabulary_of_json(data, self._where) if data.lstrip().startswith(b"{") else data
+  def _read(self, data: bytes) -> bytes:
+    return _vocabulary_of_json(data, self._origin) if data.lstrip().startswith(b"{") else data
 
-  def _build(self):
+  def _build(self) -> None:
     # Not splitlines: vocabularies contain exotic line separators as tokens.
     tokens = self._data.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     vocab = {}
     for line, token in enumerate(tokens):
       if vocab.setdefault(token, line) != line:
         raise ValueError(
-          f"{self._where}, line {line + 1}: token {token!r} stands already in line "
-          f"{vocab[token] + 1}; a vocabulary names every token once."
+          f"{self._origin}, line {line + 1}: token {token!r} repeats line {vocab[token] + 1}; "
+          f"list every token once."
         )
-    self.vocab_size, self._tokens, self._lookup = len(tokens), tokens, vocab.get
+    self.vocab_size = len(tokens)
+    self._tokens = tokens
+    self._vocab = vocab
     for name in SPECIAL_TOKENS:
       self.token_id(name)
     backend = tokenizers.Tokenizer(
@@ -64,11 +69,11 @@ class WordPieceTokenizer(FileTokenizer):
     )
     self._backend = backend
 
-  def to_json(self) -> str:
-    """The same tokenizer for the tokenizers library, the contents of a tokenizer.json.
+  def _lookup(self, name: str) -> int | None:
+    return self._vocab.get(name)
 
-    Without the options of this one.
-    """
+  def to_json(self) -> str:
+    """Returns the contents of a tokenizer.json for the tokenizers library, without the options."""
     return self._backend.to_str()
 
   def _encode(self, text: str) -> tuple[int, ...]:
@@ -76,6 +81,11 @@ class WordPieceTokenizer(FileTokenizer):
     return self.bos_id, *ids, *([self.eos_id] if self._options["append_sep"] else [])
 
   def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of ids, cleaned up as the official code does.
+
+    Args:
+      ids: token ids.
+    """
     text = " ".join(self._tokens[i] for i in ids).replace(" ##", "").strip()
     for old, new in CLEAN_UP:
       text = text.replace(old, new)
@@ -85,8 +95,7 @@ class WordPieceTokenizer(FileTokenizer):
     return text.strip()
 
 
-# What the parts of a tokenizer.json must say for it to be this tokenizer; keys that are missing
-# count as their defaults.
+# Required values and defaults of the parts of a tokenizer.json.
 _JSON_PARTS = {
   "model": (
     {"type": "WordPiece", "unk_token": UNK, "continuing_subword_prefix": "##"},
@@ -100,34 +109,34 @@ _JSON_PARTS = {
 }
 
 
-def _vocabulary_of_json(data, where):
-  """The tokenizer.json of an uncased WordPiece tokenizer -> its vocab.txt, bytes.
+def _vocabulary_of_json(data: bytes, origin: str) -> bytes:
+  """Converts the tokenizer.json of an uncased WordPiece tokenizer to the bytes of a vocab.txt.
 
   Raises:
-    ValueError: no json, another kind of tokenizer, or ids with gaps.
+    ValueError: no JSON, another kind of tokenizer, or ids with gaps.
   """
   try:
     content = json.loads(data)
     for part, (expected, defaults) in _JSON_PARTS.items():
-      said = defaults | (content.get(part) or {})
+      settings = defaults | (content.get(part) or {})
       for key, value in expected.items():
-        if said.get(key) != value:
+        if settings.get(key) != value:
           raise ValueError(
-            f"{where} is no uncased WordPiece tokenizer: {part}.{key} is {said.get(key)!r}, and "
-            f"must be {value!r} here."
+            f"{origin} is no uncased WordPiece tokenizer: {part}.{key} is {settings.get(key)!r}, "
+            f"and must be {value!r} here."
           )
     if content["normalizer"].get("strip_accents") is False:
       raise ValueError(
-        f"{where} keeps accents: normalizer.strip_accents is false, and must be true or null here."
+        f"{origin} keeps accents: normalizer.strip_accents is false, and must be true or null here."
       )
     tokens = {int(number): token for token, number in content["model"]["vocab"].items()}
     tokens |= {int(added["id"]): added["content"] for added in content.get("added_tokens", ())}
   except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
-      f"{where} is neither a vocabulary nor a tokenizer.json ({error!r})."
+      f"{origin} is neither a vocabulary nor a tokenizer.json ({error!r})."
     ) from error
   if sorted(tokens) != list(range(len(tokens))):
     raise ValueError(
-      f"{where}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}."
+      f"{origin}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}."
     )
   return "".join(f"{tokens[number]}\n" for number in range(len(tokens))).encode()

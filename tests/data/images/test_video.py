@@ -21,7 +21,7 @@ def test_frame_numbers():
   assert video.frame_numbers(4, 1, "9").tolist() == [3]
   with pytest.raises(
     ValueError,
-    match="config.data.frame_sampling='random' is not a frame number and none of uniform, official",
+    match="config.data.frame_sampling='random' is neither a frame number nor one of uniform, official",
   ):
     video.frame_numbers(4, 2, "random")
 
