@@ -1,57 +1,59 @@
-"""Pictures of a run: loss and accuracy curves, and sheets of sample questions and answers.
+"""Loss and accuracy curves of a run.
 
-matplotlib and Pillow are imported where they are used, so that importing this module costs nothing
-and needs no display.
+matplotlib is imported on use, so that importing this module is fast and needs no display.
 """
 
 import io
 import math
 import os
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mplug_jax.reporting.metric_log import read_metrics
-from mplug_jax.reporting.style import GREY, INK
+from mplug_jax.reporting.style import GRAY, INK
 from mplug_jax.runtime.atomic_files import write_atomic
 
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
 _COLORS = ("#1f6fb4", "#d1711c", "#2b8a57", "#8a4fa3", "#b23a48", "#5b6770")
-
-
-_PANELS = {
+_PANELS = {  # title -> regex of the last part of a name
   "loss": "loss",
   "accuracy (%)": "acc",
   "score (%)": "iou$|^CIDEr-D$|^r_mean$|^true$",
   "reward": "reward$",
 }
-
-
 _DECADES_FOR_LOG = 1.3  # a loss that falls by a factor of 20 is drawn on a logarithmic axis
 
 
-def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None:
-  """Draws every loss, every accuracy and the chief scores of a metrics.jsonl against the step, as one PNG.
+def curves(metrics_path: str | os.PathLike[str], out_path: str | os.PathLike[str]) -> None:
+  """Draws losses, accuracies and main scores of a metrics.jsonl over the steps, as one PNG.
 
-  The part of a name behind the last "/" tells its panel, see _PANELS. Accuracies and scores are
-  drawn in percent: a series that never exceeds 1 is taken for a fraction. When a step stands twice,
-  the later line counts. The loss axis is logarithmic if the loss spans a factor of 20.
+  The part of a name after the last "/" selects its panel, see _PANELS. Accuracies and scores are
+  drawn in percent: a series that never exceeds 1 counts as a fraction. If a step occurs twice, the
+  later line counts. The loss axis is logarithmic if the loss spans a factor of 20.
+
+  Args:
+    metrics_path: the metrics.jsonl.
+    out_path: the PNG.
 
   Raises:
     FileNotFoundError: there is no metrics file.
-    ValueError: it holds nothing to draw.
+    ValueError: it has nothing to draw.
   """
-  series, panels = _series(metrics_path), []
+  series = _series(metrics_path)
+  panels = []
   for title, pattern in _PANELS.items():
     group = {
       name: points for name, points in series.items() if re.search(pattern, name.rsplit("/", 1)[-1])
     }
+    if "%" in title:
+      group = {name: _percent(points) for name, points in group.items()}
     if group:
-      panels.append(
-        (
-          title,
-          {name: _percent(points) for name, points in group.items()} if "%" in title else group,
-        )
-      )
+      panels.append((title, group))
   if not panels:
     raise ValueError(
       f"{metrics_path}: no finite loss or accuracy to draw; names present: "
@@ -67,8 +69,8 @@ def curves(metrics_path: str | os.PathLike, out_path: str | os.PathLike) -> None
   _save(figure, out_path)
 
 
-def _series(metrics_path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """{name: f64[N, 2]} of (step, finite value), steps ascending."""
+def _series(metrics_path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Returns {name: f64[N, 2]} of (step, finite value), steps ascending."""
   points: dict[str, dict[int, float]] = {}
   for row in read_metrics(metrics_path):
     for name, value in row.items():
@@ -81,12 +83,12 @@ def _percent(points: np.ndarray) -> np.ndarray:
   return points * (1.0, 100.0) if points[:, 1].max() <= 1.0 else points
 
 
-def _draw_panel(axes, title: str, group: dict[str, np.ndarray]) -> None:
+def _draw_panel(axes: "Axes", title: str, group: dict[str, np.ndarray]) -> None:
   from matplotlib.ticker import LogLocator, NullLocator
 
   for color, (name, points) in zip(_cycle(len(group)), group.items(), strict=True):
     steps, values = points.T
-    if len(points) > 60:  # a dense, noisy series: pale itself, with its running mean on top
+    if len(points) > 60:  # a dense, noisy series: drawn pale, with its running mean on top
       axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
       values = _running_mean(values)
     label = f"{name} (last {values[-1]:.4g})"
@@ -112,8 +114,8 @@ def _draw_panel(axes, title: str, group: dict[str, np.ndarray]) -> None:
   elif title != "loss":
     axes.set_ylim(0, 102)
   axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
-  axes.set_xlabel("step", color=GREY)
-  axes.tick_params(colors=GREY, labelsize=9)
+  axes.set_xlabel("step", color=GRAY)
+  axes.tick_params(colors=GRAY, labelsize=9)
   axes.grid(True, color="#e4e7eb", linewidth=0.8)
   axes.set_axisbelow(True)
   for side in ("top", "right"):
@@ -126,7 +128,7 @@ def _cycle(n: int) -> list[str]:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-  """Centred mean over 1/30 of the series; the window shrinks at both ends."""
+  """Returns the centered mean over 1/30 of the series; the window shrinks at both ends."""
   half = max(1, len(values) // 60)
   sums = np.concatenate([[0.0], np.cumsum(values)])
   index = np.arange(len(values))
@@ -134,7 +136,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
   return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
-def _save(figure, out_path: str | os.PathLike) -> None:
+def _save(figure: "Figure", out_path: str | os.PathLike[str]) -> None:
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", facecolor="white")
   write_atomic(out_path, buffer.getvalue())

@@ -1,11 +1,10 @@
-"""Numbers of a run: (sum, count) metrics, the writer, the step timer and the progress line.
+"""Reads and writes metrics.jsonl, the numbers of a run.
 
-Knows numpy only. Device arrays are welcome wherever a number is, because numpy fetches them.
-
-metrics.jsonl holds one json object per line: {"step": int, <name>: number, ...}. json has no NaN
-and no infinity, so such a value is written as null and spelled out beside it:
+The file has one JSON object per line: {"step": int, <name>: number, ...}. JSON has no NaN and no
+infinity, so such a value is written as null and named in the same line:
 {"step": 7, "loss": null, "non_finite": {"loss": "nan"}}. Texts and hyperparameters are lines of
-the form {"step": int, "texts": {...}} and {"step": int, "hparams": {...}}.
+the form {"step": int, "texts": {...}} and {"step": int, "hparams": {...}}. Numbers may be device
+arrays, which NumPy fetches.
 """
 
 import importlib.util
@@ -24,11 +23,14 @@ from mplug_jax.runtime.atomic_files import write_atomic
 _RESERVED = ("step", "texts", "hparams", "non_finite")
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict]:
-  """The lines of a metrics.jsonl in their order; non-finite values are None.
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the lines of a metrics.jsonl in their order; non-finite values are None.
 
-  A line that is no json object with a step (the torn last line of a killed run) is skipped with a
+  A line that is no JSON object with a step (the torn last line of a killed run) is skipped with a
   warning.
+
+  Args:
+    path: the file.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -56,7 +58,7 @@ class Writer:
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike[str],
     *,
     enabled: bool = True,
     tensorboard: bool = False,
@@ -65,12 +67,12 @@ class Writer:
     """Opens the files of `workdir`, which is created if necessary.
 
     Args:
-      workdir: where metrics.jsonl and tensorboard/ live.
-      enabled: False makes every method do nothing; only process 0 writes.
-      tensorboard: also write TensorBoard event files; without tensorboardX a warning says so.
-      resume_step: the step a training run continues from, 0 for a fresh one. Lines of later
-        steps, which a lost run left behind, are dropped, so that no step stands twice. None (an
-        evaluation of a finished run) keeps every line.
+      workdir: folder of metrics.jsonl and tensorboard/.
+      enabled: False turns all methods off; only process 0 writes.
+      tensorboard: also writes TensorBoard event files; without tensorboardX it logs a warning.
+      resume_step: step that a training run continues from, 0 for a new run. Lines of later steps,
+        left by a lost run, are dropped, so that no step occurs twice. None (an evaluation of a
+        finished run) keeps every line.
     """
     self._file = self._board = None
     self._step = resume_step or 0
@@ -86,8 +88,8 @@ class Writer:
     self._file = files.LineFile(path)
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
       logging.warning(
-        "TensorBoard is asked for but tensorboardX is not installed: "
-        "pip install tensorboardX. Metrics go to %s alone.",
+        "tensorboardX is not installed, so metrics are only written to %s. For TensorBoard: "
+        "pip install tensorboardX.",
         path,
       )
     elif tensorboard:
@@ -99,7 +101,11 @@ class Writer:
       )
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Writes {name: number}, the numbers being Python's, numpy's or arrays of one element.
+    """Writes numbers.
+
+    Args:
+      step: number of the step.
+      scalars: {name: number of Python or NumPy, or array of one element}.
 
     Raises:
       ValueError: a value is not one number, or a name is reserved.
@@ -114,13 +120,23 @@ class Writer:
         self._board.add_scalar(name, value, step)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes {name: u8[N, H, W, 3] or f32[N, H, W, 3] in [0, 1]} to TensorBoard, if it is on."""
+    """Writes images to TensorBoard, if it is on.
+
+    Args:
+      step: number of the step.
+      images: {name: u8[N, H, W, 3] or f32[N, H, W, 3] in [0, 1]}.
+    """
     if self._board is not None:
       for name, image in images.items():
         self._board.add_images(name, np.asarray(image), step, dataformats="NHWC")
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    """Writes {name: text}, such as sample answers."""
+    """Writes texts, such as sample answers.
+
+    Args:
+      step: number of the step.
+      texts: {name: text}.
+    """
     if self._file is None:
       return
     self._write_line({"step": int(step), "texts": dict(texts)})
@@ -129,7 +145,11 @@ class Writer:
         self._board.add_text(name, text, step)
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-    """Records the hyperparameters that hold from the resume step on; nested ones are flattened."""
+    """Writes the hyperparameters that hold from the resume step on.
+
+    Args:
+      hparams: {name: value}; nested mappings are flattened.
+    """
     if self._file is None:
       return
     flat = dict(_flatten(hparams))
@@ -154,7 +174,7 @@ class Writer:
       self._file.close()
     self._file = self._board = None
 
-  def _write_line(self, row: dict) -> None:
+  def _write_line(self, row: dict[str, Any]) -> None:
     assert self._file is not None
     self._file.write(_json_line(row))
 

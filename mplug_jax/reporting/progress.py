@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Progress:
-  """Step / total, loss, speed and time left.
+  """Prints step / total, loss, speed and time left.
 
   On a terminal tqdm redraws one line at most ten times a second. In a log, where tqdm would write
   control characters, a plain line is printed every `log_seconds`, and for the first and the last
-  step. The speed is our own, because tqdm's includes evaluations and checkpoints.
+  step. The speed is measured here, because tqdm's includes evaluations and checkpoints.
 
   Attributes:
     mfu: model FLOP utilization as a fraction, shown once it is set.

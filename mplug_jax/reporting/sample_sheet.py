@@ -4,21 +4,35 @@ import functools
 import io
 import os
 import textwrap
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mplug_jax.metrics.vqa_accuracy import exact_match
-from mplug_jax.reporting.style import CELL, FRAME, GREEN, GREY, INK, RED
+from mplug_jax.reporting.style import CELL, FRAME, GRAY, GREEN, INK, RED
 from mplug_jax.runtime.atomic_files import write_atomic
+
+if TYPE_CHECKING:
+  from PIL.Image import Image as Picture
+  from PIL.ImageFont import FreeTypeFont
+
+_GAP = 26
+_TEXT_SIZE = 15
+_LINE_HEIGHT = 20
+_TEXT_GAP = 9  # above each question
+_MAX_ROWS = 4  # of one wrapped question, answer or truth
 
 
 class Sample(NamedTuple):
-  """What a sheet says under an image.
+  """Texts under an image.
 
-  `verdict`: "right", "wrong", "open" (neither, with the truth beside it), or "" to
-  compare the prediction with the truth.
+  Attributes:
+    question: the question or caption.
+    prediction: the answer.
+    truth: the right answer, "" if unknown.
+    verdict: "right", "wrong", "open" (neither, shown with the truth), or "" to compare the
+      prediction with the truth.
   """
 
   question: str
@@ -28,30 +42,32 @@ class Sample(NamedTuple):
 
 
 def sample_sheet(
-  images: Sequence[np.ndarray], lines: Sequence[Sequence[Sample]], out_path: str | os.PathLike
+  images: Iterable[np.ndarray],
+  lines: Sequence[Sequence[Sample]],
+  out_path: str | os.PathLike[str],
 ) -> None:
   """Draws a grid of images, each with its questions, answers and truths beneath, as one PNG.
 
   A right answer (`exact_match`) is green, a wrong one red with the truth beside it, and an answer
-  without a truth (a test split) grey. Small images are enlarged by a whole factor with sharp
+  without a truth (a test split) gray. Small images are enlarged by a whole factor with sharp
   pixels, others scaled to the cell with bicubic filtering. Long texts are wrapped, very long ones
   cut with an ellipsis.
 
   Args:
     images: u8[N, H, W, 3], N >= 1, or a list of u8[H, W, 3].
-    lines: for each image its Samples, or tuples of their fields.
+    lines: the Samples of each image, or tuples of their fields.
     out_path: the PNG; replaced atomically.
 
   Raises:
-    ValueError: wrong dtype or shape, or `lines` has not one entry per image.
+    ValueError: wrong dtype or shape, or `lines` does not have one entry per image.
   """
   images = [np.asarray(image) for image in images]
   wrong = next((x for x in images if x.dtype != np.uint8 or x.ndim != 3 or x.shape[-1] != 3), None)
   if wrong is not None or not images:
-    found = "none" if wrong is None else f"{wrong.dtype}{list(wrong.shape)}"
+    description = "none" if wrong is None else f"{wrong.dtype}{list(wrong.shape)}"
     raise ValueError(
       f"sample_sheet: images must be u8[N, H, W, 3] with N >= 1, or a list of u8[H, W, 3], not "
-      f"{found}."
+      f"{description}."
     )
   if len(images) != len(lines):
     raise ValueError(f"sample_sheet: {len(images)} images but texts for {len(lines)}.")
@@ -62,23 +78,8 @@ def sample_sheet(
   write_atomic(out_path, buffer.getvalue())
 
 
-_GAP = 26
-
-
-_TEXT_SIZE = 15
-
-
-_LINE_HEIGHT = 20
-
-
-_TEXT_GAP = 9  # above each question
-
-
-_MAX_ROWS = 4  # of one wrapped question, answer or truth
-
-
-def _cell(image: np.ndarray, samples: Sequence[Sample]):
-  """One image with its texts: an RGB Pillow image, CELL wide and as high as its content."""
+def _cell(image: np.ndarray, samples: Sequence[Sample]) -> "Picture":
+  """Draws one image with its texts: a picture CELL wide and as high as its content."""
   from PIL import Image, ImageDraw
 
   picture = _enlarge(Image.fromarray(image))
@@ -97,26 +98,27 @@ def _cell(image: np.ndarray, samples: Sequence[Sample]):
   return cell
 
 
-def _enlarge(picture):
-  """The picture scaled to the cell: whole factors of small ones stay sharp."""
+def _enlarge(picture: "Picture") -> "Picture":
+  """Scales a picture to the cell; small pictures by a whole factor, so that they stay sharp."""
   from PIL import Image
 
   longest = max(picture.size)
   if 2 * longest <= CELL:
     factor = CELL // longest
-    return picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
-  size = [max(1, round(side * CELL / longest)) for side in picture.size]
-  return picture.resize(size, Image.BICUBIC)
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+  width, height = (max(1, round(side * CELL / longest)) for side in picture.size)
+  return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _text_rows(sample: Sample) -> list[tuple[str, str]]:
-  """The (text, colour) rows of one question, its answer and, if that is wrong, the truth."""
+  """Returns the (text, color) rows of one question, its answer and, if that is wrong, the truth."""
   question, prediction, truth = (" ".join(str(text).split()) for text in sample[:3])
   answer = prediction or "(no answer)"
   verdict = sample.verdict or (
     "open" if not truth else "right" if exact_match(prediction, truth) else "wrong"
   )
-  color = {"right": GREEN, "wrong": RED, "open": GREY}[verdict]
+  color = {"right": GREEN, "wrong": RED, "open": GRAY}[verdict]
   verdicts = [{"right": "\N{CHECK MARK} ", "wrong": "\N{BALLOT X} ", "open": ""}[verdict] + answer]
   if truth and verdict != "right":
     verdicts.append(f"(truth: {truth})")
@@ -128,8 +130,9 @@ def _text_rows(sample: Sample) -> list[tuple[str, str]]:
 
 
 def _wrap(text: str) -> list[str]:
-  """Rows of at most the cell's width, measured in the font; words too long are broken."""
-  font, columns = _font(), CELL
+  """Wraps a text to the width of a cell, measured in the font; long words are broken."""
+  font = _font()
+  columns = CELL
   while True:
     rows = textwrap.wrap(text, columns, break_on_hyphens=False) or [""]
     widest = max(rows, key=font.getlength)
@@ -146,8 +149,8 @@ def _wrap(text: str) -> list[str]:
 
 
 @functools.cache
-def _font():
-  """DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic."""
+def _font() -> "FreeTypeFont":
+  """Returns DejaVu Sans, which comes with matplotlib and covers Latin, Greek and Cyrillic."""
   import matplotlib
   from PIL import ImageFont
 
@@ -155,12 +158,14 @@ def _font():
   return ImageFont.truetype(path, _TEXT_SIZE)
 
 
-def _grid(cells):
-  """Cells in rows of two to four, whichever leaves the fewest gaps, on a white sheet."""
+def _grid(cells: Sequence["Picture"]) -> "Picture":
+  """Arranges cells in rows of two to four, with the fewest gaps, on a white sheet."""
   from PIL import Image
 
   n = len(cells)
-  columns = n if n < 3 else min((2, 3, 4), key=lambda c: (c > n, -n % c, -c))
+  columns = n
+  if n >= 3:
+    columns = min((2, 3, 4), key=lambda c: (c > n, -n % c, -c))
   rows = [cells[i : i + columns] for i in range(0, n, columns)]
   heights = [max(cell.height for cell in row) for row in rows]
   sheet = Image.new(

@@ -1,7 +1,7 @@
 """Colors and sizes that the pictures of a run share."""
 
 INK = "#1d2530"
-GREY = "#6b7480"
+GRAY = "#6b7480"
 GREEN = "#17803d"
 RED = "#c62828"
 FRAME = "#c9ced6"

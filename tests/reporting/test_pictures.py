@@ -9,7 +9,7 @@ from PIL import Image
 
 from mplug_jax.reporting import curves, overlay, sample_sheet, style
 
-GREEN, RED, GREY = (23, 128, 61), (198, 40, 40), (107, 116, 128)
+GREEN, RED, GRAY = (23, 128, 61), (198, 40, 40), (107, 116, 128)
 
 
 def write_lines(path, rows):
@@ -108,7 +108,7 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
   assert 900 <= width <= 1000
   assert 350 <= height <= 500
   assert purple == 3 * (20 * 4) ** 2  # enlarged four times, sharp
-  assert {GREEN, RED, GREY} <= colors_of(out)
+  assert {GREEN, RED, GRAY} <= colors_of(out)
   assert os.listdir(tmp_path) == ["sheet.png"]
 
 
