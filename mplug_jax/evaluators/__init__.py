@@ -2,7 +2,7 @@
 
 import importlib
 
-# Task name -> "module:class"; the module is imported when its evaluator is asked for.
+# Task name -> "module:class"; the module is imported on first use.
 EVALUATORS = {
   "caption": "mplug_jax.evaluators.caption:CaptionEvaluator",
   "classification": "mplug_jax.evaluators.classification:ClassificationEvaluator",
@@ -15,6 +15,10 @@ EVALUATORS = {
 
 
 def get(name: str) -> type:
-  """Returns the evaluator class of the task `name`."""
+  """Returns the evaluator class of a task.
+
+  Args:
+    name: name of the task.
+  """
   module, _, symbol = EVALUATORS[name].partition(":")
   return getattr(importlib.import_module(module), symbol)

@@ -29,7 +29,9 @@ class CaptionEvaluator:
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
     """
-    self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
+    self.config = config
+    self.tokenizer = tokenizer
+    self.workdir = workdir
     self.source = caption.images(config.data, config.eval.split)
     self.transform = caption_lib.make_transform(config, tokenizer, train=False)
     self._prompt = caption_lib.prompt(config, tokenizer)
@@ -58,59 +60,60 @@ class CaptionEvaluator:
           the image; shuffled_true: the same for the captions of the next image.
         corrupt_images, if any: number of unreadable images; their captions count.
     """
-    said, corrupt = {}, 0
+    captions = {}
+    corrupt = 0
     for index, out, unreadable in common.rows(
       self.config, self.source, self.transform, predict["generate"], process_index, process_count
     ):
       text = self.tokenizer.decode(out["tokens"][: out["length"]])
-      said[index] = text.removeprefix(self._prompt.decoded).strip()
+      captions[index] = text.removeprefix(self._prompt.decoded).strip()
       corrupt += unreadable
-    references = {index: texts for index in said if (texts := self.source.captions(index))}
+    references = {index: texts for index in captions if (texts := self.source.captions(index))}
     self.samples = [
-      f"{said[i]}" + (f"   (reference: {references[i][0]})" if i in references else "")
-      for i in common.spread(list(said))
+      captions[i] + (f"   (reference: {references[i][0]})" if i in references else "")
+      for i in common.spread(list(captions))
     ]
     if process_index == 0:
       rows = [
         {"image_id": self.source[index]["image_id"], "caption": text}
-        for index, text in said.items()
+        for index, text in captions.items()
       ]
       write_json(os.path.join(self.workdir, "predictions.json"), rows)
-      self._write_sheet(said, references)
-    result: dict[str, Any] = self._scores(said, references) if references else {}
+      self._write_sheet(captions, references)
+    result: dict[str, Any] = self._scores(captions, references) if references else {}
     # A string says why a metric was not computed.
     self.samples += [f"{name}: {value}" for name, value in result.items() if isinstance(value, str)]
     result = {name: value for name, value in result.items() if not isinstance(value, str)}
     notes: dict[str, float] = {"corrupt_images": corrupt} if corrupt else {}
     return result | notes
 
-  def _scores(self, said, references):
+  def _scores(self, captions, references):
     """Returns the scores of `run`; captions and references are keyed by record number."""
     order = list(references)
     truth = dict(zip(order, _tokenize([references[i] for i in order])))
-    ours = dict(zip(order, _tokenize([[said[i]] for i in order])))
+    predicted = dict(zip(order, _tokenize([[captions[i]] for i in order])))
     groups = {"": order}
     for index in order:
       if name := self.source.group(index):
         groups.setdefault(f"_{name}", []).append(index)
-    result = captioning.evaluate_tokens(ours, truth, _METRICS)
+    result = captioning.evaluate_tokens(predicted, truth, _METRICS)
     result |= {
-      f"{self.metric}{name}": self._score(ours, truth, members)
+      f"{self.metric}{name}": self._score(predicted, truth, members)
       for name, members in sorted(groups.items())
       if name
     }
     following = dict(zip(order, order[1:] + order[:1]))
     result[f"shuffled_{self.metric}"] = self._score(
-      {i: ours[following[i]] for i in order}, truth, order
+      {i: predicted[following[i]] for i in order}, truth, order
     )
     if isinstance(self.source, caption.SceneCaptions):
-      true = {i: self.source.is_true(i, said[i]) for i in order}
+      true = {i: self.source.is_true(i, captions[i]) for i in order}
       result |= {
         f"true{name}": 100 * float(np.mean([true[i] for i in members]))
         for name, members in sorted(groups.items())
       }
       result["shuffled_true"] = 100 * float(
-        np.mean([self.source.is_true(i, said[following[i]]) for i in order])
+        np.mean([self.source.is_true(i, captions[following[i]]) for i in order])
       )
       others = dict(zip(order, _tokenize([[self.source.another_caption(i)] for i in order])))
       result |= {
@@ -120,22 +123,22 @@ class CaptionEvaluator:
     return result
 
   def _score(self, captions, references, members):
-    """CIDEr-D of some images as a set of their own."""
+    """Returns CIDEr-D of a subset of the images, scored as a separate set."""
     captions, references = ({i: texts[i] for i in members} for texts in (captions, references))
     return captioning.evaluate_tokens(captions, references, (self.metric,))[self.metric]
 
-  def _write_sheet(self, said, references):
+  def _write_sheet(self, captions, references):
     """Writes predictions.png: the first images with caption and reference; scenes with verdict."""
 
     def sample(index, text):
-      verdict = (
-        ("wrong", "right")[self.source.is_true(index, text)]
-        if isinstance(self.source, caption.SceneCaptions)
-        else "open"
-      )
+      verdict = "open"
+      if isinstance(self.source, caption.SceneCaptions):
+        verdict = "right" if self.source.is_true(index, text) else "wrong"
       return sample_sheet.Sample("", text, references.get(index, [""])[0], verdict)
 
-    entries = ((self.source[index]["image"], [sample(index, text)]) for index, text in said.items())
+    entries = (
+      (self.source[index]["image"], [sample(index, text)]) for index, text in captions.items()
+    )
     common.write_sheet(
       os.path.join(self.workdir, "predictions.png"),
       entries,
@@ -145,6 +148,6 @@ class CaptionEvaluator:
 
 
 def _tokenize(groups):
-  """[[caption, ...], ...] -> the same of tokens."""
+  """Tokenizes groups of captions, [[caption, ...], ...]."""
   tokens = iter(captioning.tokenize([text for group in groups for text in group]))
   return [[next(tokens) for _ in group] for group in groups]

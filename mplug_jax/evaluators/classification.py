@@ -31,9 +31,10 @@ class ClassificationEvaluator:
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
     """
-    self.config, self.workdir = config, workdir
+    self.config = config
+    self.workdir = workdir
     self.labels = list(config.data.labels)
-    self.source = classification.get_source(config.data, config.eval.split)
+    self.source: Any = classification.get_source(config.data, config.eval.split)
     self.transform = classification.make_transform(config, tokenizer, train=False)
     self.samples: list[str] = []  # Sample predictions of the last run.
 
@@ -55,12 +56,13 @@ class ClassificationEvaluator:
       records without labels. `corrupt_rows`, if any, is the number of records with an unreadable
       image; they are classified without it and count.
     """
-    found, corrupt = [], 0
+    predictions = []
+    corrupt = 0
     for index, out, unreadable in common.rows(
       self.config, self.source, self.transform, predict["classify"], process_index, process_count
     ):
       row = self.source.row(index)
-      found.append(
+      predictions.append(
         row
         | {
           "index": index,
@@ -69,16 +71,15 @@ class ClassificationEvaluator:
         }
       )
       corrupt += unreadable
-    known = [row for row in found if row["label"]]
-    self.samples = [_line(row) for row in common.spread(found)]
+    known = [row for row in predictions if row["label"]]
+    self.samples = [_line(row) for row in common.spread(predictions)]
     if known:
       table = self._confusion(known)
       self.samples += self._table_lines(table) if len(self.labels) <= _TABLE_LABELS else []
     if process_index == 0:
-      self._write(found, table if known else None)
-    return (self._accuracies(known) if known else {}) | (
-      {"corrupt_rows": corrupt} if corrupt else {}
-    )
+      self._write(predictions, table if known else None)
+    result = self._accuracies(known) if known else {}
+    return result | ({"corrupt_rows": corrupt} if corrupt else {})
 
   def _accuracies(self, known):
     right = {row["index"]: row["prediction"] == row["label"] for row in known}
@@ -96,7 +97,7 @@ class ClassificationEvaluator:
     )
 
   def _confusion(self, known):
-    """i64[C, C]: records by true label (rows) and predicted label (columns)."""
+    """Counts records by true label (rows) and predicted label (columns), i64[C, C]."""
     table = np.zeros((len(self.labels),) * 2, np.int64)
     np.add.at(
       table,
@@ -112,8 +113,8 @@ class ClassificationEvaluator:
       for label, counts in zip(self.labels, table)
     ]
 
-  def _write(self, found, table):
-    """predictions.json, confusion.json when truths are known, and predictions.png."""
+  def _write(self, predictions, table):
+    """Writes predictions.json, confusion.json if labels are known, and predictions.png."""
     atomic_files.write_json(
       os.path.join(self.workdir, "predictions.json"),
       [
@@ -122,7 +123,7 @@ class ClassificationEvaluator:
           "label": row["prediction"],
           "scores": {label: round(float(p), 6) for label, p in zip(self.labels, row["scores"])},
         }
-        for row in found
+        for row in predictions
       ],
     )
     if table is not None:
@@ -130,28 +131,23 @@ class ClassificationEvaluator:
         os.path.join(self.workdir, "confusion.json"),
         {"labels": self.labels, "truth_by_prediction": table.tolist()},
       )
-    self._write_sheet(found)
+    self._write_sheet(predictions)
 
-  def _write_sheet(self, found):
+  def _write_sheet(self, predictions):
     """Writes predictions.png: images of the first records, sentence, prediction and label."""
-    images, samples = [], []
-    for row in found:
+    images = []
+    samples = []
+    size = max(self.config.model.image_size, common.SHEET_PIXELS // 2)
+    for row in predictions:
       if len(images) == common.SHEET_IMAGES:
         break
       try:
-        images.append(
-          _side_by_side(
-            self.source[row["index"]]["images"],
-            max(self.config.model.image_size, common.SHEET_PIXELS // 2),
-          )
-        )
+        images.append(_side_by_side(self.source[row["index"]]["images"], size))
       except ImageError:
         continue
       samples.append([sample_sheet.Sample(row["sentence"], row["prediction"], row["label"])])
     if images:
-      sample_sheet.sample_sheet(
-        np.stack(images), samples, os.path.join(self.workdir, "predictions.png")
-      )
+      sample_sheet.sample_sheet(images, samples, os.path.join(self.workdir, "predictions.png"))
 
 
 def _line(row):

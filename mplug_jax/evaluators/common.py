@@ -44,7 +44,7 @@ def rows(
     process_count: number of processes.
 
   Yields:
-    (record number, {name: row of that record}, whether one of its images is unreadable).
+    (record number, {name: row of that record}, True if one of its images is unreadable).
   """
   batches = pipeline.eval_batches(
     source,
@@ -69,7 +69,12 @@ def rows(
 
 
 def spread(items: list[_Item], count: int = SAMPLES) -> list[_Item]:
-  """Returns at most `count` items of a list, evenly spaced."""
+  """Returns at most `count` items of a list, evenly spaced.
+
+  Args:
+    items: any items.
+    count: largest number of items.
+  """
   return items[:: max(1, len(items) // count)][:count]
 
 
@@ -87,7 +92,8 @@ def write_sheet(
     size: pixels of the model's images; larger images are drawn larger.
     frames: frames of a clip, of which up to SHEET_FRAMES are drawn; 0 for images.
   """
-  images, lines = [], []
+  images = []
+  lines = []
   for image, samples in entries:
     if len(images) == SHEET_IMAGES:
       break
@@ -100,6 +106,4 @@ def write_sheet(
     lines.append(samples)
   if images:
     size = max(size, min(max(max(image.shape) for image in images), SHEET_PIXELS))
-    sample_sheet.sample_sheet(
-      np.stack([ops.eval_transform(image, size) for image in images]), lines, path
-    )
+    sample_sheet.sample_sheet([ops.eval_transform(image, size) for image in images], lines, path)

@@ -16,8 +16,9 @@ from mplug_jax.evaluators.common import Predict
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 
-_RED, _GREEN = (214, 40, 40), (0, 170, 60)
-_ENOUGH = 0.5  # IoU
+_RED = (214, 40, 40)
+_GREEN = (0, 170, 60)
+_CORRECT = 0.5  # smallest IoU of a correct box
 
 
 class GroundingEvaluator:
@@ -33,9 +34,10 @@ class GroundingEvaluator:
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
     """
-    self.config, self.workdir = config, workdir
+    self.config = config
+    self.workdir = workdir
     data = config.data
-    self.source = Chunked(
+    self.source: Any = Chunked(
       grounding.get_source(data, config.eval.split), data.expressions_per_image, "expressions"
     )
     self.transform = grounding.make_transform(config, tokenizer, train=False)
@@ -59,34 +61,35 @@ class GroundingEvaluator:
       after quantization to location tokens. None of these without true boxes. `corrupt_images`, if
       any, is the number of unreadable images; their expressions count as missed.
     """
-    found, corrupt = self._predict(predict["locate"], process_index, process_count)
+    predictions, corrupt = self._predict(predict["locate"], process_index, process_count)
     self.samples = [
-      f"{f['expression']['text']} -> {_numbers(f['box'])}"
-      + ("" if f["iou"] is None else f"   (IoU {f['iou']:.2f})")
-      for f in common.spread(found)
+      f"{p['expression']['text']} -> {_numbers(p['box'])}"
+      + ("" if p["iou"] is None else f"   (IoU {p['iou']:.2f})")
+      for p in common.spread(predictions)
     ]
     if process_index == 0:
       atomic_files.write_json(
         os.path.join(self.workdir, "predictions.json"),
         [
           {
-            "id": f["id"],
-            "expression": f["expression"]["text"],
-            "box": f["box"].tolist(),
-            "score": f["score"],
-            "iou": f["iou"],
+            "id": p["id"],
+            "expression": p["expression"]["text"],
+            "box": p["box"].tolist(),
+            "score": p["score"],
+            "iou": p["iou"],
           }
-          for f in found
+          for p in predictions
         ],
       )
-      self._write_sheet(found)
+      self._write_sheet(predictions)
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
-    scored = [f for f in found if f["iou"] is not None]
+    scored = [p for p in predictions if p["iou"] is not None]
     return (_metrics(scored) if scored else {}) | notes
 
   def _predict(self, locate, process_index, process_count):
     """Returns predictions for all expressions in order, and the ids of unreadable images."""
-    found, corrupt = [], set()
+    predictions = []
+    corrupt = set()
     for index, out, unreadable in common.rows(
       self.config, self.source, self.transform, locate, process_index, process_count
     ):
@@ -95,7 +98,7 @@ class GroundingEvaluator:
       for i, expression in enumerate(self.source.expressions(index)):
         box, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
         truth = expression["box"]
-        found.append(
+        predictions.append(
           {
             "id": expression.get("id", f"{index}-{i}"),
             "index": index,
@@ -107,15 +110,15 @@ class GroundingEvaluator:
             "nearest": None if truth is None or unreadable else _iou(nearest, truth),
           }
         )
-    return found, corrupt
+    return predictions, corrupt
 
-  def _write_sheet(self, found):
+  def _write_sheet(self, predictions):
     """Writes predictions.png: an expression per image, predicted box red, true box green."""
-    first = {}
-    for f in found:
-      first.setdefault(f["index"], []).append(f)
+    by_image = {}
+    for prediction in predictions:
+      by_image.setdefault(prediction["index"], []).append(prediction)
     # Scenes alternate expressions with and without a relation; pairs of images show both.
-    chosen = [group[i // 2 % len(group)] for i, group in enumerate(first.values())]
+    chosen = [group[i // 2 % len(group)] for i, group in enumerate(by_image.values())]
     common.write_sheet(
       os.path.join(self.workdir, "predictions.png"),
       self._drawn(chosen),
@@ -124,17 +127,20 @@ class GroundingEvaluator:
 
   def _drawn(self, chosen):
     """Yields (picture, [Sample])."""
-    for f in chosen:
+    for prediction in chosen:
       try:
-        image = ops.decode_image(self.source[f["index"]]["image"])
+        image = ops.decode_image(self.source[prediction["index"]]["image"])
       except ImageError:
         continue
-      verdict = "open" if f["iou"] is None else "right" if f["iou"] >= _ENOUGH else "wrong"
-      said = _numbers(f["box"]) if f["iou"] is None else f"IoU {f['iou']:.2f}"
-      yield (
-        _picture(image, f["expression"]["box"], f["box"]),
-        [sample_sheet.Sample(f["expression"]["text"], said, "", verdict)],
-      )
+      expression = prediction["expression"]
+      if prediction["iou"] is None:
+        sample = sample_sheet.Sample(expression["text"], _numbers(prediction["box"]), "", "open")
+      else:
+        verdict = "right" if prediction["iou"] >= _CORRECT else "wrong"
+        sample = sample_sheet.Sample(
+          expression["text"], f"IoU {prediction['iou']:.2f}", "", verdict
+        )
+      yield _picture(image, expression["box"], prediction["box"]), [sample]
 
 
 def _iou(box, truth):
@@ -146,30 +152,30 @@ def _numbers(box):
 
 
 def _percent(overlaps):
-  return 100 * float(np.mean(np.asarray(overlaps) >= _ENOUGH))
+  return 100 * float(np.mean(np.asarray(overlaps) >= _CORRECT))
 
 
 def _metrics(scored):
-  """Results of expressions whose box is known."""
-  overlaps = np.array([f["iou"] for f in scored])
+  """Returns the results of expressions with a known box."""
+  overlaps = np.array([p["iou"] for p in scored])
   result = {"acc@0.5": _percent(overlaps), "mean_iou": float(overlaps.mean())}
   for key, yes, no in (("needs_relation", "relation", "plain"), ("unseen", "unseen", "seen")):
     for flag, name in ((True, yes), (False, no)):
-      part = [f["iou"] for f in scored if f["expression"].get(key) is flag]
+      part = [p["iou"] for p in scored if p["expression"].get(key) is flag]
       if part:
         result[f"acc@0.5_{name}"] = _percent(part)
-  readable = [f for f in scored if f["nearest"] is not None]
+  readable = [p for p in scored if p["nearest"] is not None]
   if readable:
     result["constant_box"] = _constant_box(
-      [f["expression"]["box"] for f in readable], [f["size"] for f in readable]
+      [p["expression"]["box"] for p in readable], [p["size"] for p in readable]
     )
-    nearest = [f["nearest"] for f in readable]
+    nearest = [p["nearest"] for p in readable]
     result |= {"nearest_acc@0.5": _percent(nearest), "nearest_mean_iou": float(np.mean(nearest))}
   return result
 
 
 def _constant_box(truths, sizes):
-  """acc@0.5 of the mean true box, as shares of the image, given for every expression."""
+  """Returns acc@0.5 of the mean true box, as shares of the image, for all expressions."""
   shares = np.array(truths, np.float64) / np.tile(np.array(sizes, np.float64), 2)
   return _percent(boxes.iou(np.broadcast_to(shares.mean(0), shares.shape), shares))
 
@@ -186,7 +192,7 @@ def _picture(image, truth, predicted):
   picture = Image.fromarray(picture)
   draw = ImageDraw.Draw(picture)
   for box, color in zip(canvas.boxes, (_RED,) if truth is None else (_GREEN, _RED)):
-    # Pillow wants ordered ends; a predicted width may be 0.
+    # Pillow requires ordered ends; a predicted width may be 0.
     x1, y1, x2, y2 = np.clip(box, 0, common.SHEET_PIXELS - 1)
     draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=2)
   return np.array(picture)

@@ -45,7 +45,8 @@ def nearest(
     query_images: i[R], image of each query.
     other_images: i[C], image of each column; the same image is correct.
   """
-  k, rows = min(k, len(others)), max(1, _BLOCK // len(others))
+  k = min(k, len(others))
+  rows = max(1, _BLOCK // len(others))
   parts = []
   for start in range(0, len(queries), rows):
     scores = queries[start : start + rows] @ others.T
@@ -77,7 +78,8 @@ class PairTable:
       texts_of_images: i[N, k].
       images_of_texts: i[T, k].
     """
-    self._texts, images = len(images_of_texts), len(texts_of_images)
+    self._texts = len(images_of_texts)
+    images = len(texts_of_images)
     first = np.arange(images)[:, None] * self._texts + texts_of_images
     second = images_of_texts * self._texts + np.arange(self._texts)[:, None]
     self.wanted = first.size + second.size
@@ -93,7 +95,12 @@ class PairTable:
     return np.argsort(-np.diff(self.start), kind="stable")
 
   def positions(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Returns the indices i64[...] of pairs of two broadcastable arrays."""
+    """Returns the indices i64[...] of pairs.
+
+    Args:
+      images: numbers of the images.
+      texts: numbers of the texts, broadcastable to `images`.
+    """
     return np.searchsorted(self._keys, images * self._texts + texts)
 
 
@@ -116,7 +123,8 @@ def score_pairs(
   """
   scores = np.zeros(len(table), np.float32)
   for numbers, memory in blocks:
-    first, end = table.start[numbers], np.where(numbers >= 0, table.start[numbers + 1], 0)[:, None]
+    first = table.start[numbers]
+    end = np.where(numbers >= 0, table.start[numbers + 1], 0)[:, None]
     for done in range(0, int((end[:, 0] - first).max()), width):
       at = first[:, None] + done + np.arange(width)
       valid = at < end

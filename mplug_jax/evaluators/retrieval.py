@@ -8,7 +8,7 @@ import numpy as np
 
 from mplug_jax.data import pipeline
 from mplug_jax.data.examples import retrieval as data
-from mplug_jax.data.sources import scenes
+from mplug_jax.data.sources import caption
 from mplug_jax.evaluators import common, reranking
 from mplug_jax.evaluators.common import Predict
 from mplug_jax.metrics import recall
@@ -35,7 +35,8 @@ class RetrievalEvaluator:
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
     """
-    self.config, self.workdir = config, workdir
+    self.config = config
+    self.workdir = workdir
     self.source = data.get_images(config.data, config.eval.split)
     self.transform = data.make_transform(config, tokenizer, train=False)
     self._rows = data.caption_rows(config, tokenizer)
@@ -44,11 +45,10 @@ class RetrievalEvaluator:
 
   @functools.cached_property
   def _texts(self):
-    """(captions of all images, [T]; owner i64[T], the image of each)."""
+    """Captions of all images, [T], and the number of the image of each, i64[T]."""
     captions = [self.source.captions(i) for i in range(self._count)]
-    return [text for own in captions for text in own], np.repeat(
-      np.arange(self._count), [len(own) for own in captions]
-    )
+    owner = np.repeat(np.arange(self._count), [len(texts) for texts in captions])
+    return [text for texts in captions for text in texts], owner
 
   def run(
     self, predict: Predict, process_index: int = 0, process_count: int = 1
@@ -75,9 +75,10 @@ class RetrievalEvaluator:
     bank = predict["embed_texts"](
       {"caption": self._token_rows(texts, process_index, process_count)}, keep=True
     )
-    features, k = np.asarray(bank["feature"])[: len(texts)], self.config.task.rerank_k
+    features = np.asarray(bank["feature"])[: len(texts)]
+    k = self.config.task.rerank_k
     kept = k or LISTED  # without re-ranking, as many as the results file lists
-    found = (
+    candidates = (
       reranking.nearest(images, features, kept, numbers, owner),
       reranking.nearest(features, images, kept, owner, numbers),
     )
@@ -85,56 +86,55 @@ class RetrievalEvaluator:
     if k:
       result |= {
         f"similarity_{name}": value
-        for name, value in recall.recalls(*(side.rank for side in found)).items()
+        for name, value in recall.recalls(*(side.rank for side in candidates)).items()
       }
-      found, counts = self._rerank(predict, found, bank, process_index, process_count)
+      candidates, counts = self._rerank(predict, candidates, bank, process_index, process_count)
       result |= counts
-    ranks = [side.rank for side in found]
+    ranks = [side.rank for side in candidates]
     result |= recall.recalls(*ranks) | self._groups(owner, ranks) | self._attainable()
     self.samples = [
       f"{texts[t]} -> its image is number {ranks[1][t] + 1:.0f}"
       for t in common.spread(list(range(len(texts))))
     ]
     if process_index == 0:
-      self._write_results(*found)
-      self._write_sheet(found[1])
+      self._write_results(*candidates)
+      self._write_sheet(candidates[1])
     return result | ({"corrupt_images": corrupt} if corrupt else {})
 
   def _embed_images(self, fn, process_index, process_count):
-    """-> (f32[N, E], number of images that could not be read)."""
-    found = [
+    """Returns features f32[N, E] and the number of unreadable images."""
+    rows = [
       (out["feature"], unreadable)
       for _, out, unreadable in common.rows(
         self.config, self.source, self.transform, fn, process_index, process_count
       )
     ]
-    features, corrupt = zip(*found)
+    features, corrupt = zip(*rows)
     return np.stack(features), sum(corrupt)
 
   def _token_rows(self, texts, process_index, process_count):
-    """This process's rows of the texts' tokens, i32[rows, L]; empty texts fill the last batch."""
+    """Returns this process's rows of tokens, i32[rows, L]; empty texts fill the last batch."""
     size = self.config.eval.batch_size
     padded = texts + [""] * (-len(texts) % size)
     share = len(padded) // process_count
     return np.stack([self._rows(text) for text in padded[process_index * share :][:share]])
 
-  def _rerank(self, predict, found, bank, process_index, process_count):
+  def _rerank(self, predict, candidates, bank, process_index, process_count):
     """Re-ranks the candidates of both directions; returns them and {name: count}."""
-    by_image, by_text = found
+    by_image, by_text = candidates
     table = reranking.PairTable(by_image.ids, by_text.ids)
-    own = slice(
-      process_index * self._per_process(process_count),
-      (process_index + 1) * self._per_process(process_count),
-    )
+    count = self.config.eval.batch_size // process_count
+    rows = slice(process_index * count, (process_index + 1) * count)
 
     def score(memory, texts):
       return predict["rerank"](
-        {"pair_text": texts[own].astype(np.int32)}, kept={"memory": memory, "texts": bank}
+        {"pair_text": texts[rows].astype(np.int32)}, kept={"memory": memory, "texts": bank}
       )["score"]
 
     blocks = self._blocks(predict["image_memory"], table.order(), process_index, process_count)
     scores = reranking.score_pairs(table, blocks, score, self.config.task.rerank_texts)
-    numbers, owner = np.arange(self._count), self._texts[1]
+    numbers = np.arange(self._count)
+    owner = self._texts[1]
     of_images = scores[table.positions(numbers[:, None], by_image.ids)]
     of_texts = scores[table.positions(by_text.ids, np.arange(len(owner))[:, None])]
     counts = {
@@ -146,9 +146,6 @@ class RetrievalEvaluator:
       reranking.rerank(by_image, of_images, numbers, owner),
       reranking.rerank(by_text, of_texts, owner, numbers),
     ), counts
-
-  def _per_process(self, process_count):
-    return self.config.eval.batch_size // process_count
 
   def _blocks(self, fn, order, process_index, process_count):
     """Yields image numbers i64[G] of a block, -1 for padding, and their memory, in order."""
@@ -181,7 +178,7 @@ class RetrievalEvaluator:
 
   def _attainable(self):
     """Returns recalls of an oracle that has the true captions of each image; {} without scenes."""
-    if not isinstance(self.source, scenes.SceneCaptions):
+    if not isinstance(self.source, caption.SceneCaptions):
       return {}
     captions = int(self.source.counts()[0])
     oracle = scene_oracle.retrieval(
@@ -215,21 +212,21 @@ class RetrievalEvaluator:
         "images": [
           {
             "image_id": ids[i],
-            "texts": found,
-            "captions": [texts[t] for t in found],
+            "texts": numbers,
+            "captions": [texts[t] for t in numbers],
             "scores": scores,
           }
-          for i, (found, scores) in enumerate(listed[0])
+          for i, (numbers, scores) in enumerate(listed[0])
         ],
         "texts": [
           {
             "text": t,
             "caption": texts[t],
             "image_id": ids[owner[t]],
-            "images": [ids[i] for i in found],
+            "images": [ids[i] for i in numbers],
             "scores": scores,
           }
-          for t, (found, scores) in enumerate(listed[1])
+          for t, (numbers, scores) in enumerate(listed[1])
         ],
       },
     )
@@ -263,10 +260,11 @@ class RetrievalEvaluator:
 
 
 class _Reordered:
-  """The records of `source` with these numbers, in this order."""
+  """Source with selected records of another source, in a given order."""
 
   def __init__(self, source, order):
-    self._source, self._order = source, order
+    self._source = source
+    self._order = order
 
   def __len__(self):
     return len(self._order)

@@ -51,9 +51,11 @@ class VqaEvaluator:
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
     """
-    self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
+    self.config = config
+    self.tokenizer = tokenizer
+    self.workdir = workdir
     data = config.data
-    self.source = Chunked(
+    self.source: Any = Chunked(
       sources.get(data, config.eval.split), data.questions_per_image, "questions"
     )
     self.transform = vqa.make_transform(config, tokenizer, train=False)
@@ -107,7 +109,8 @@ class VqaEvaluator:
     self, predict: Predict, process_index: int, process_count: int
   ) -> tuple[list[tuple[dict[str, Any], str]], set]:
     """Returns [(question record, answer)] of the split in order, and ids of unreadable images."""
-    answers, corrupt = [], set()
+    answers = []
+    corrupt = set()
     for index, out, unreadable in common.rows(
       self.config,
       self.source,
@@ -122,7 +125,7 @@ class VqaEvaluator:
     return answers, corrupt
 
   def _text(self, out: dict[str, Any], i: int) -> str:
-    """Answer to question i of a row: generated tokens, or the best candidate."""
+    """Returns the answer to question i of a row: generated tokens, or the best candidate."""
     if "tokens" in out:
       return self.tokenizer.decode(out["tokens"][i, : out["length"][i]])
     return self._candidates[int(out["answer"][i, 0])]
