@@ -4,33 +4,38 @@ As in published tables, "txt" is retrieval of texts for an image, "img" of image
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 DEPTHS = (1, 5, 10)
 
 
-def ranks(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
-  """Rank, from 0, of the best correct column of each row.
+def ranks(
+  scores: Float[np.ndarray, "rows columns"], correct: Bool[np.ndarray, "rows columns"]
+) -> Float[np.ndarray, " rows"]:
+  """Returns the rank, from 0, of the best correct column of each row.
 
   The rank is the number of wrong columns with the same or a higher score: ties count as errors, so
   that constant scores give no recall. The official code orders equal scores arbitrarily.
 
   Args:
-    scores: f[R, C].
-    correct: bool[R, C].
+    scores: score of each column.
+    correct: True for correct columns.
 
   Returns:
-    f64[R]; inf where no column is correct.
+    Ranks, f64; inf if no column is correct.
   """
   best = np.where(correct, scores, -np.inf).max(1, keepdims=True)
   return np.where(correct.any(1), (~correct & (scores >= best)).sum(1), np.inf)
 
 
-def recalls(text_ranks: np.ndarray, image_ranks: np.ndarray) -> dict[str, float]:
-  """Recalls in percent.
+def recalls(
+  text_ranks: Float[np.ndarray, " images"], image_ranks: Float[np.ndarray, " texts"]
+) -> dict[str, float]:
+  """Returns the recalls in percent.
 
   Args:
-    text_ranks: f[N], rank of the best correct text of each image.
-    image_ranks: f[T], rank of the image of each text.
+    text_ranks: rank of the best correct text of each image.
+    image_ranks: rank of the image of each text.
 
   Returns:
     {"txt_r1", ..., "img_r_mean", "r_mean"}: recall at each depth, the mean of each direction over
@@ -43,15 +48,12 @@ def recalls(text_ranks: np.ndarray, image_ranks: np.ndarray) -> dict[str, float]
   return out | {"r_mean": (out["txt_r_mean"] + out["img_r_mean"]) / 2}
 
 
-def chance(owner: np.ndarray, images: int) -> float:
-  """Expected r_mean of a random order.
+def chance(owner: Int[np.ndarray, " texts"], images: int) -> float:
+  """Returns the expected r_mean of a random order, in percent.
 
   Args:
-    owner: i[T], number of the image of each text.
+    owner: number of the image of each text.
     images: number of images.
-
-  Returns:
-    Percent.
   """
   texts_per_image = np.bincount(owner, minlength=images)[:, None]
   probabilities = []

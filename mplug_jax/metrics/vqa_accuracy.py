@@ -1,15 +1,16 @@
-"""VQA answers: the official normalisation and accuracy, exact match, soft labels, results file.
+"""VQA answers: the official normalization and accuracy, exact match, soft labels, results file.
 
 The accuracy is the one of the VQA challenge (Antol et al., "VQA: Visual Question Answering", 2015,
 section 5, and the evaluation script of visualqa.org): an answer given by three of the other
 annotators is fully right. The script's peculiarities are kept, because published numbers contain
-them; each is said where it happens. Only plain Python: strings in, floats out.
+them; comments name each. Only plain Python: strings in, floats out.
 """
 
 import json
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _NUMBERS = {
   )
 } | {"none": "0"}
 
-# Correct spellings. What an annotator wrote may lack exactly one of the apostrophes.
+# Correct spellings. An annotator's spelling may lack exactly one of the apostrophes.
 _CONTRACTED = [
   "ain't",
   "aren't",
@@ -126,40 +127,54 @@ _CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MAX_PERIODS = 32  # the official script passes re.UNICODE (= 32) where `count` belongs
+_MAX_PERIODS = 32  # the official script passes re.UNICODE (= 32) as `count`
 
 
 def strip_punctuation(text: str) -> str:
-  """Official punctuation stage: marks vanish or become spaces, periods go unless a digit follows.
+  """Applies the official punctuation stage; a period stays only before a digit.
 
-  A mark vanishes when it stands beside a space anywhere in the text, or when the text holds a
-  number such as "1,000"; otherwise it becomes a space ("red/white" -> "red white").
+  A mark is deleted if it is next to a space anywhere in the text, or if the text has a number such
+  as "1,000"; otherwise it becomes a space ("red/white" -> "red white").
+
+  Args:
+    text: an answer.
   """
   has_number = _DIGIT_COMMA_DIGIT.search(text) is not None
   out = text
   for mark in _PUNCTUATION:
-    vanishes = has_number or f"{mark} " in text or f" {mark}" in text
-    out = out.replace(mark, "" if vanishes else " ")
+    deleted = has_number or f"{mark} " in text or f" {mark}" in text
+    out = out.replace(mark, "" if deleted else " ")
   return _PERIOD.sub("", out, count=_MAX_PERIODS)
 
 
-def normalise_words(text: str) -> str:
-  """Official word stage: lower case, numbers to digits, no articles, contractions spelled out."""
+def normalize_words(text: str) -> str:
+  """Applies the official word stage: lower case, digits, no articles, spelled-out contractions.
+
+  Args:
+    text: an answer.
+  """
   words = (_NUMBERS.get(word, word) for word in text.lower().split())
   return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def normalise(answer: str) -> str:
-  """The full official normalisation of a predicted answer."""
+def normalize(answer: str) -> str:
+  """Applies the full official normalization to a predicted answer.
+
+  Args:
+    answer: the prediction.
+  """
   flat = answer.replace("\n", " ").replace("\t", " ").strip()
-  return normalise_words(strip_punctuation(flat))
+  return normalize_words(strip_punctuation(flat))
 
 
 def reference_answers(answers: Sequence[str]) -> list[str]:
-  """Annotators' answers as the official script compares them.
+  """Returns the annotators' answers as the official script compares them.
 
-  They lose punctuation only when they are not all the same, and are never lower-cased: a
-  unanimous "a cat" cannot be matched, because predictions lose their articles.
+  They lose punctuation only if they differ, and are never lower-cased: a unanimous "a cat" cannot
+  be matched, because predictions lose their articles.
+
+  Args:
+    answers: answers of one question.
   """
   if len(set(answers)) > 1:
     return [strip_punctuation(answer) for answer in answers]
@@ -167,17 +182,17 @@ def reference_answers(answers: Sequence[str]) -> list[str]:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = True) -> float:
-  """Official VQA accuracy of one answer, in [0, 1].
+  """Returns the official VQA accuracy of one answer, in [0, 1].
 
-  Mean over the annotators i of min(1, n_i / 3), n_i = how many of the *other* annotators gave the
-  predicted answer.
+  It is the mean over the annotators i of min(1, n_i / 3), with n_i the number of *other* annotators
+  who gave the predicted answer.
 
   Args:
-    prediction: the generated answer, not normalised.
-    answers: the annotators' answers (ten in VQA v2), not normalised.
-    answer_ids: whether each annotation carries its own `answer_id`. The official script takes as
-      "the others" the annotations that differ from annotation i; without ids, equal answers are
-      equal annotations and all of them are left out together.
+    prediction: the generated answer, not normalized.
+    answers: the annotators' answers (ten in VQA v2), not normalized.
+    answer_ids: True if each annotation has an `answer_id`. In the official script the others are
+      the annotations that differ from annotation i; without ids, equal answers are equal
+      annotations and are left out together.
 
   Raises:
     ValueError: there is no annotator's answer.
@@ -187,7 +202,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = Tru
       "vqa_accuracy: the list of annotators' answers is empty; a question without "
       "answers (a test split) has no accuracy, write a results file instead."
     )
-  predicted = normalise(prediction)
+  predicted = normalize(prediction)
   truths = reference_answers(answers)
   matches = truths.count(predicted)
   total = 0.0
@@ -201,7 +216,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = Tru
 def mean_by_group(
   scores: Mapping[Hashable, float], groups: Mapping[Hashable, str]
 ) -> dict[str, float]:
-  """Mean score of each group, such as the accuracy of each question type.
+  """Returns the mean score of each group, such as the accuracy of each question type.
 
   Args:
     scores: question id -> score.
@@ -219,19 +234,27 @@ def mean_by_group(
 
 
 def soft_label_score(prediction: str, label: Mapping[str, float]) -> float:
-  """The prediction's weight in the label, 0 when absent: the reference's validation metric.
+  """Returns the weight of the prediction in the label, the official validation metric.
 
-  The lookup is literal, as in the official code, so an answer that detokenisation spaced out
+  The lookup is literal, as in the official code, so an answer in which detokenization put spaces
   ("10 : 30") scores 0 (docs/official.md item 33).
+
+  Args:
+    prediction: the generated answer.
+    label: {answer: weight}.
   """
   return float(label.get(prediction, 0.0))
 
 
 def exact_match(prediction: str, truth: str) -> bool:
-  """Equality of answers for data with a single right answer.
+  """Compares answers for data with a single right answer.
 
   Case, repeated spaces and spaces around punctuation do not count, because a WordPiece tokenizer
   loses them ("t - shirt" is "t-shirt", docs/official.md item 33). Articles and numbers do count.
+
+  Args:
+    prediction: the generated answer.
+    truth: the right answer.
   """
   return _without_spacing(prediction) == _without_spacing(truth)
 
@@ -241,11 +264,17 @@ def _without_spacing(text: str) -> str:
   return re.sub(r" ?([^\w\s]) ?", r"\1", words)
 
 
-def results_rows(question_ids: Sequence[int | str], answers: Sequence[str]) -> list[dict]:
-  """Rows in the VQA server's format, one per question, ordered by question id.
+def results_rows(
+  question_ids: Sequence[int | str], answers: Sequence[str]
+) -> list[dict[str, int | str]]:
+  """Returns rows in the VQA server's format, one per question, ordered by question id.
 
-  Ids are written as integers wherever they are integers (7, "7", np.int64(7)); other ids, which
-  only users' own data have, stay strings and come last.
+  Integer ids are written as integers (7, "7", np.int64(7)); other ids, which only user data has,
+  stay strings and come last.
+
+  Args:
+    question_ids: id of each question.
+    answers: answer to each question.
 
   Returns:
     [{"question_id": int, "answer": str}, ...]
@@ -275,6 +304,11 @@ def _as_integer(question_id: int | str) -> int | str:
   return int(text) if re.fullmatch(r"0|-?[1-9][0-9]*", text) else text
 
 
-def write_results(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
-  """Writes `results_rows` as the json file that the VQA server takes, atomically."""
+def write_results(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes the JSON file of the VQA server, atomically.
+
+  Args:
+    path: the file.
+    rows: as `results_rows` returns them.
+  """
   write_atomic(path, json.dumps(list(rows), ensure_ascii=False).encode())

@@ -171,8 +171,8 @@ def test_evaluation_tokenizes_what_it_is_given():
     ({1: ["a"]}, {1: ["a"]}, ["BLEU"], "metric 'BLEU' is unknown"),
     ({}, {}, NAMES, "no captions"),
     ({1: ["a"]}, {2: ["a"]}, NAMES, "different images: 2 images: 1, 2"),
-    ({1: ["a", "b"]}, {1: ["a"]}, NAMES, "exactly one candidate, not so 1 image: 1"),
-    ({1: ["a"]}, {1: []}, NAMES, "one reference at least, not so 1 image: 1"),
+    ({1: ["a", "b"]}, {1: ["a"]}, NAMES, "exactly one candidate; wrong for 1 image: 1"),
+    ({1: ["a"]}, {1: []}, NAMES, "at least one reference; none for 1 image: 1"),
   ],
 )
 def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, metrics, words):

@@ -14,10 +14,10 @@ GOLDEN = json.loads((paths.GOLDEN / "vqa_eval.json").read_text())
 
 
 @pytest.mark.parametrize("case", GOLDEN["normalisation"], ids=lambda case: repr(case["input"]))
-def test_normalisation_stages(case):
+def test_normalization_stages(case):
   assert va.strip_punctuation(case["stripped"]) == case["processPunctuation"]
-  assert va.normalise_words(case["input"]) == case["processDigitArticle_of_raw"]
-  assert va.normalise(case["input"]) == case["full"]
+  assert va.normalize_words(case["input"]) == case["processDigitArticle_of_raw"]
+  assert va.normalize(case["input"]) == case["full"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["sets"], ids=lambda case: case["result"].strip())
@@ -63,7 +63,7 @@ def test_accuracy_is_the_mean_over_left_out_annotators(answer_ids):
     per_annotator = []
     for record in records:
       others = [r for r in records if r != record]
-      n = sum(r["answer"] == va.normalise(prediction) for r in others)
+      n = sum(r["answer"] == va.normalize(prediction) for r in others)
       per_annotator.append(min(1, n / 3))
     expected = sum(per_annotator) / len(per_annotator)
     assert va.vqa_accuracy(prediction, answers, answer_ids) == pytest.approx(expected, abs=1e-12)
@@ -72,7 +72,7 @@ def test_accuracy_is_the_mean_over_left_out_annotators(answer_ids):
 def test_every_contraction_loses_one_apostrophe():
   wrong_way_round = {"somebody'd": "somebodyd"}
   for short, full in va._CONTRACTIONS.items():
-    assert va.normalise(short) == full
+    assert va.normalize(short) == full
     if wrong_way_round.get(short) != full:
       assert len(short) == len(full) - 1
       assert short.replace("'", "") == full.replace("'", "")

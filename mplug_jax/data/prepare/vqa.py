@@ -208,7 +208,7 @@ def _annotated(
       }
     )
     if counts is not None:
-      counts[vqa_accuracy.normalise(entry["multiple_choice_answer"])] += 1
+      counts[vqa_accuracy.normalize(entry["multiple_choice_answer"])] += 1
   _check_part(annotations_path, header, part)
   if remaining:
     raise ValueError(

@@ -1,11 +1,12 @@
-"""Metrics of captions as the COCO caption evaluation computes them, without Java: tokens, BLEU, ROUGE-L, CIDEr-D, CIDEr.
+"""Caption metrics of the COCO caption evaluation, without Java: BLEU, ROUGE-L, CIDEr-D, CIDEr.
 
-Values are percentages, as papers report them: 100 times those of pycocoevalcap. "CIDEr-D" is what
-papers and pycocoevalcap call "CIDEr"; see cider.py for the difference. METEOR and SPICE need
-pycocoevalcap and Java, and are reported as a text "not computed: ..." without.
+Values are percentages, as papers report them: 100 times those of pycocoevalcap. Papers and
+pycocoevalcap call "CIDEr-D" "CIDEr"; see cider.py for the difference. METEOR and SPICE need
+pycocoevalcap and Java; without them their value is a text "not computed: ...".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from mplug_jax.metrics.captioning import bleu, cider, java_metrics, rouge
 from mplug_jax.metrics.captioning.cider import CiderD, DocumentFrequency, document_frequency
@@ -30,11 +31,14 @@ ALL = (*DEFAULT, "CIDEr", "METEOR", "SPICE")
 OVERALL = "overall"
 _SHOWN = 5  # image ids in a message
 
+# {image id: [caption, ...]}
+Captions = Mapping[Any, Sequence[str]]
+
 
 def evaluate(
-  candidates: Mapping, references: Mapping, metrics: Sequence[str] = DEFAULT
+  candidates: Captions, references: Captions, metrics: Sequence[str] = DEFAULT
 ) -> dict[str, float | str]:
-  """Scores of one caption per image, captions as they were written.
+  """Scores one caption per image; captions are tokenized first.
 
   Args:
     candidates: {image id: [caption]}.
@@ -42,7 +46,7 @@ def evaluate(
     metrics: names of `ALL`.
 
   Returns:
-    {metric: percentage, or "not computed: <why>" for METEOR and SPICE}.
+    {metric: percentage, or "not computed: <reason>" for METEOR and SPICE}.
 
   Raises:
     ValueError: no images, images that differ, not one candidate, no references, an unknown metric.
@@ -53,110 +57,130 @@ def evaluate(
   )
 
 
-def _check(candidates, references, metrics):
+def _check(candidates: Captions, references: Captions, metrics: Sequence[str]) -> None:
   unknown = [name for name in metrics if name not in ALL]
   if unknown:
     raise ValueError(f"metric {unknown[0]!r} is unknown; choose from {', '.join(ALL)}.")
   if not candidates:
-    raise ValueError("there are no captions to evaluate; give one image at least.")
+    raise ValueError("there are no captions to evaluate; give at least one image.")
   if candidates.keys() != references.keys():
     raise ValueError(
       f"candidates and references are of different images: "
       f"{_some(candidates.keys() ^ references.keys())}."
     )
   if wrong := [image for image, captions in candidates.items() if len(captions) != 1]:
-    raise ValueError(f"an image needs exactly one candidate, not so {_some(wrong)}.")
+    raise ValueError(f"every image needs exactly one candidate; wrong for {_some(wrong)}.")
   if wrong := [image for image, captions in references.items() if not captions]:
-    raise ValueError(f"an image needs one reference at least, not so {_some(wrong)}.")
+    raise ValueError(f"every image needs at least one reference; none for {_some(wrong)}.")
 
 
-def _some(images):
-  """ "3 images: 17, 21, 40" """
-  images = sorted(images, key=str)
-  return (
-    f"{len(images)} image{'s' * (len(images) != 1)}: {', '.join(map(repr, images[:_SHOWN]))}"
-    f"{', ...' if len(images) > _SHOWN else ''}"
-  )
+def _some(images: Iterable[Any]) -> str:
+  """Returns number and names of images, such as "3 images: 17, 21, 40"."""
+  ordered = sorted(images, key=str)
+  names = [*map(repr, ordered[:_SHOWN]), *(["..."] if len(ordered) > _SHOWN else [])]
+  unit = "image" if len(ordered) == 1 else "images"
+  return f"{len(ordered)} {unit}: {', '.join(names)}"
 
 
-def _tokenize(captions):
-  """{image: [caption, ...]} -> the same of tokens, all captions as one text."""
+def _tokenize(captions: Captions) -> dict[Any, list[str]]:
+  """Tokenizes {image: [caption, ...]}, all captions as one text."""
   tokens = iter(tokenize([caption for group in captions.values() for caption in group]))
   return {image: [next(tokens) for _ in group] for image, group in captions.items()}
 
 
 def evaluate_tokens(
-  candidates: Mapping, references: Mapping, metrics: Sequence[str] = DEFAULT
+  candidates: Captions, references: Captions, metrics: Sequence[str] = DEFAULT
 ) -> dict[str, float | str]:
-  """`evaluate` for captions that are tokenized already: tokens separated by spaces.
+  """Scores one caption per image, as `evaluate`, for tokenized captions.
 
-  Raises ValueError as it does.
+  Args:
+    candidates: {image id: [caption]}, tokens separated by spaces.
+    references: {image id: [caption, ...]}, tokens separated by spaces.
+    metrics: names of `ALL`.
+
+  Returns:
+    As `evaluate`.
+
+  Raises:
+    ValueError: as `evaluate`.
   """
   _check(candidates, references, metrics)
-  lines, groups = (
-    [captions[0] for captions in candidates.values()],
-    [references[image] for image in candidates],
-  )
-  values = {}
+  lines = [captions[0] for captions in candidates.values()]
+  groups = [references[image] for image in candidates]
+  values: dict[str, float | str] = {}
   if any(name in _BLEU for name in metrics):
-    values = dict(zip(_BLEU, 100 * bleu.bleu(lines, groups)[0]))
+    scores, _ = bleu.bleu(lines, groups)
+    values |= {name: 100 * float(value) for name, value in zip(_BLEU, scores)}
   if "ROUGE-L" in metrics:
-    values["ROUGE-L"] = 100 * rouge.rouge_l(lines, groups).mean()
+    values["ROUGE-L"] = 100 * float(rouge.rouge_l(lines, groups).mean())
   if "CIDEr-D" in metrics or "CIDEr" in metrics:
     frequency = document_frequency(groups)
     for name, scorer in (("CIDEr-D", CiderD), ("CIDEr", cider.Cider)):
       if name in metrics:
-        values[name] = 100 * scorer(frequency).score(lines, groups).mean()
-  values = {name: float(value) for name, value in values.items()}
+        values[name] = 100 * float(scorer(frequency).score(lines, groups).mean())
   for name in ("METEOR", "SPICE"):
     if name in metrics:
       try:
         values[name] = 100 * java_metrics.score(
           name, dict(enumerate([line] for line in lines)), dict(enumerate(groups))
         )
-      except java_metrics.Unavailable as why:
-        values[name] = f"not computed: {why}"
+      except java_metrics.Unavailable as reason:
+        values[name] = f"not computed: {reason}"
   return {name: values[name] for name in metrics}
 
 
 def score(
-  results: Sequence[Mapping],
-  annotations: Mapping,
+  results: Sequence[Mapping[str, Any]],
+  annotations: Mapping[str, Any],
   metrics: Sequence[str] = DEFAULT,
   partial: bool = False,
 ) -> dict[str, float | str]:
-  """`score_domains` for all images alone: {metric: percentage, or "not computed: <why>"}."""
+  """Scores a file of results over all images.
+
+  Args:
+    results: as for `score_domains`.
+    annotations: as for `score_domains`.
+    metrics: names of `ALL`.
+    partial: as for `score_domains`.
+
+  Returns:
+    {metric: percentage, or "not computed: <reason>"}.
+
+  Raises:
+    ValueError: as `score_domains`.
+  """
   candidates, references, _ = _match(results, annotations, partial)
   return evaluate(candidates, references, metrics)
 
 
 def score_domains(
-  results: Sequence[Mapping],
-  annotations: Mapping,
+  results: Sequence[Mapping[str, Any]],
+  annotations: Mapping[str, Any],
   metrics: Sequence[str] = DEFAULT,
   partial: bool = False,
 ) -> dict[str, dict[str, float | str]]:
-  """Scores of a file of results against a file of annotations, over all images and for each domain.
+  """Scores a file of results over all images and for each domain.
 
-  A domain is evaluated as a set of its own, document frequencies and corpus BLEU included.
+  A domain is evaluated as a separate set, document frequencies and corpus BLEU included.
 
   Args:
     results: [{"image_id", "caption"}], one for each image, as COCO's results.
     annotations: {"images": [{"id", ...}], "annotations": [{"image_id", "caption"}, ...]}, as COCO's
       captions; images may have a "domain", as those of NoCaps.
     metrics: names of `ALL`.
-    partial: evaluates the images that have a result, instead of insisting on all.
+    partial: evaluates only the images that have a result; otherwise every image needs one.
 
   Returns:
-    {"overall": {metric: percentage, or "not computed: <why>"}, domain: ..., ...}.
+    {"overall": {metric: percentage, or "not computed: <reason>"}, domain: ..., ...}.
 
   Raises:
-    ValueError: entries of another form; images missing, unknown or twice in the results; an image
+    ValueError: malformed entries; images missing, unknown or repeated in the results; an image
       without annotations.
   """
   candidates, references, domains = _match(results, annotations, partial)
   _check(candidates, references, metrics)
-  candidates, references = _tokenize(candidates), _tokenize(references)
+  candidates = _tokenize(candidates)
+  references = _tokenize(references)
   groups = {OVERALL: list(candidates)}
   for image in candidates:
     if image in domains:
@@ -169,8 +193,13 @@ def score_domains(
   }
 
 
-def _match(results, annotations, partial):
-  """-> ({image: [caption]}, {image: [caption, ...]}, {image: domain}), in the order of the annotations' images."""
+def _match(
+  results: Any, annotations: Any, partial: bool
+) -> tuple[dict[Any, list[str]], dict[Any, list[str]], dict[Any, str]]:
+  """Returns {image: [caption]}, {image: [reference, ...]} and {image: domain}.
+
+  The images are in the order of the annotations.
+  """
   if not isinstance(annotations, Mapping) or not all(
     isinstance(annotations.get(key), list) for key in ("images", "annotations")
   ):
@@ -188,24 +217,15 @@ def _match(results, annotations, partial):
     if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), (int, str)):
       raise ValueError(f'annotations: an image without a number or text as "id": {entry!r}.')
     images[entry["id"]] = entry.get("domain")
-  references, candidates = (
-    _captions(annotations["annotations"], "annotations"),
-    _captions(results, "results"),
-  )
-  for problem, found in (
-    (
-      "results: more than one caption",
-      [image for image, captions in candidates.items() if len(captions) > 1],
-    ),
-    ("results: not in the annotations", [image for image in candidates if image not in images]),
-    ("annotations: no caption", [image for image in images if image not in references]),
-    (
-      "results: no caption (evaluate those present with --partial)",
-      [] if partial else images.keys() - candidates.keys(),
-    ),
-  ):
-    if found:
-      raise ValueError(f"{problem} for {_some(found)}.")
+  references = _captions(annotations["annotations"], "annotations")
+  candidates = _captions(results, "results")
+  repeated = [image for image, captions in candidates.items() if len(captions) > 1]
+  _refuse("results: more than one caption", repeated)
+  _refuse("results: not in the annotations", candidates.keys() - images.keys())
+  _refuse("annotations: no caption", images.keys() - references.keys())
+  if not partial:
+    missing = images.keys() - candidates.keys()
+    _refuse("results: no caption (evaluate those present with --partial)", missing)
   order = [image for image in images if image in candidates]
   return (
     {image: candidates[image] for image in order},
@@ -214,9 +234,15 @@ def _match(results, annotations, partial):
   )
 
 
-def _captions(entries, where):
-  """[{"image_id", "caption"}] -> {image: [caption, ...]}."""
-  captions = {}
+def _refuse(problem: str, images: Collection[Any]) -> None:
+  """Raises ValueError if any image has the problem."""
+  if images:
+    raise ValueError(f"{problem} for {_some(images)}.")
+
+
+def _captions(entries: Sequence[Any], name: str) -> dict[Any, list[str]]:
+  """Groups [{"image_id", "caption"}] to {image: [caption, ...]}."""
+  captions: dict[Any, list[str]] = {}
   for number, entry in enumerate(entries):
     if (
       not isinstance(entry, Mapping)
@@ -224,8 +250,7 @@ def _captions(entries, where):
       or not isinstance(entry.get("caption"), str)
     ):
       raise ValueError(
-        f'{where}: entry {number} is {entry!r}, not {{"image_id": number or text, "caption": '
-        f"text}}."
+        f'{name}: entry {number} is {entry!r}, not {{"image_id": number or text, "caption": text}}.'
       )
     captions.setdefault(entry["image_id"], []).append(entry["caption"])
   return captions

@@ -5,11 +5,10 @@ Both compare tf-idf vectors of the n-grams (n = 1..4) of a candidate and of each
 
 - `Cider`: the cosine of the vectors, the paper's equation (2). No published table has it.
 - `CiderD`: the paper's section 5.2, hard to game: a candidate's weight counts at most as much as
-the reference's, and a Gaussian
-  (sigma = 6 words) penalises a difference in length. This is what pycocoevalcap and the COCO
-  leaderboard *call* "CIDEr", and what papers report under that name.
+  the reference's, and a Gaussian (sigma = 6 words) penalizes a difference in length.
+  pycocoevalcap, the COCO leaderboard and papers *call* this metric "CIDEr".
 
-Neither stems words, which the paper does and its code does not.
+Neither stems words, as the paper's code; the paper's text does.
 """
 
 import math
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from mplug_jax.metrics.captioning.bleu import ngrams
 
@@ -26,10 +26,10 @@ _SCALE = 10.0
 
 
 class DocumentFrequency(NamedTuple):
-  """What idf is computed from.
+  """Counts from which idf is computed.
 
   Attributes:
-    counts: {n-gram as a tuple of words: in how many images' references it occurs}.
+    counts: {n-gram as a tuple of words: number of images with the n-gram in their references}.
     images: number of images, at least the largest count.
   """
 
@@ -38,7 +38,11 @@ class DocumentFrequency(NamedTuple):
 
 
 def document_frequency(references: Sequence[Sequence[str]]) -> DocumentFrequency:
-  """Counts over the references of a set: for each image, one caption or more, tokens separated by spaces."""
+  """Counts n-grams over the references of a set.
+
+  Args:
+    references: one or more captions per image, tokens separated by spaces.
+  """
   counts = {}
   for captions in references:
     texts = [caption.split() for caption in captions]
@@ -48,15 +52,17 @@ def document_frequency(references: Sequence[Sequence[str]]) -> DocumentFrequency
 
 
 class _Entries(NamedTuple):
-  """The tf-idf vectors of captions for one n: an entry for each n-gram of each caption, the captions in order.
+  """The tf-idf vectors of captions for one n: one entry per n-gram of a caption.
+
+  The captions are in order.
 
   Attributes:
-    key: caption * width + n-gram, both as numbers, int64 [entries], ascending. width: number of
-      n-grams.
-    count: how often the caption has the n-gram, float64 [entries].
-    square: idf^2 of the n-gram, float64 [entries]. A weight is count * idf.
-    start: the first entry of each caption, int64 [captions + 1].
-    norm: of each caption's vector, float64 [captions].
+    key: caption * width + n-gram, both as numbers, i64[entries], ascending.
+    width: number of n-grams.
+    count: number of times the caption has the n-gram, f64[entries].
+    square: idf^2 of the n-gram, f64[entries]. A weight is count * idf.
+    start: first entry of each caption, i64[captions + 1].
+    norm: norm of each caption's vector, f64[captions].
   """
 
   key: np.ndarray
@@ -68,77 +74,82 @@ class _Entries(NamedTuple):
 
 
 class CiderD:
-  """Scorer with fixed document frequencies: of the evaluated set for an evaluation, of the training captions for rewards.
+  """Scorer with fixed document frequencies.
 
-  Args:
-    source: references as `document_frequency` takes them, or the counts themselves.
-
-  Raises:
-    ValueError: no images, or an n-gram is in more images than there are.
+  An evaluation uses the frequencies of the evaluated set, rewards those of the training captions.
   """
 
   def __init__(self, source: Sequence[Sequence[str]] | DocumentFrequency):
+    """Sets the document frequencies.
+
+    Args:
+      source: references as `document_frequency` takes them, or the counts themselves.
+
+    Raises:
+      ValueError: no images, or an n-gram is in more images than there are.
+    """
     frequency = source if isinstance(source, DocumentFrequency) else document_frequency(source)
     if frequency.images < 1:
       raise ValueError(
-        "document frequencies need the references of one image at least; there are none."
+        "document frequencies need the references of at least one image; there are none."
       )
     largest = max(frequency.counts.values(), default=0)
     if largest > frequency.images:
       raise ValueError(
         f"document frequencies: an n-gram occurs in {largest} of {frequency.images} images; give "
-        f"the number of images "
-        "that were counted."
+        f"the number of images that were counted."
       )
-    self._counts, self._images = frequency.counts, frequency.images
+    self._counts = frequency.counts
+    self._images = frequency.images
 
-  def score(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """Scores of candidates, each against its own references.
+  def score(
+    self, candidates: Sequence[str], references: Sequence[Sequence[str]]
+  ) -> Float[np.ndarray, " candidates"]:
+    """Scores candidates, each against its references.
 
-    The same references for several candidates cost little more than once. Where no n-gram tells
-    images apart (one image alone; an empty candidate or reference) the score is 0.
+    Several candidates with the same references cost little more than one. If no n-gram
+    distinguishes images (one image alone; an empty candidate or reference) the score is 0.
 
     Args:
       candidates: captions, tokens separated by spaces.
-      references: for each candidate, one caption or more of that form.
+      references: one or more such captions per candidate.
 
     Returns:
-      float64 [candidates], between 0 and 10. The score of a set is their mean.
+      Scores, f64, between 0 and 10. The score of a set is their mean.
 
     Raises:
       ValueError: `candidates` and `references` differ in number, or a candidate has no references.
     """
-    texts, pairs = {}, []  # {caption: its number}, (candidate, its number, the reference's number)
+    numbers: dict[str, int] = {}  # caption -> its number
+    pairs = []  # (candidate, its caption's number, the reference's number)
     for i, (candidate, captions) in enumerate(zip(candidates, references, strict=True)):
       if not captions:
-        raise ValueError(f"candidate {i} has no references; every candidate needs one at least.")
-      ours = texts.setdefault(candidate, len(texts))
-      pairs += [(i, ours, texts.setdefault(caption, len(texts))) for caption in captions]
+        raise ValueError(f"candidate {i} has no references; every candidate needs at least one.")
+      number = numbers.setdefault(candidate, len(numbers))
+      pairs += [(i, number, numbers.setdefault(caption, len(numbers))) for caption in captions]
     if not pairs:
       return np.zeros(0)
-    owner, ours, theirs = np.array(pairs).T
-    texts = [caption.split() for caption in texts]
-    total = sum(self._products(entries, ours, theirs) for entries in self._entries(texts))
+    owner, candidate_ids, reference_ids = np.array(pairs).T
+    texts = [caption.split() for caption in numbers]
+    total = np.zeros(len(pairs))
+    for entries in self._entries(texts):
+      total += self._products(entries, candidate_ids, reference_ids)
     bigrams = np.array([max(0, len(words) - 1) for words in texts])
-    total *= self._length_factor(bigrams[ours] - bigrams[theirs])
+    total *= self._length_factor(bigrams[candidate_ids] - bigrams[reference_ids])
     return _SCALE / _MOST * np.bincount(owner, total) / np.bincount(owner)
 
   def _entries(self, texts) -> Iterator[_Entries]:
-    """The vectors of captions, which are lists of words, for n = 1..4."""
+    """Yields the vectors of captions, which are lists of words, for n = 1..4."""
     lengths = np.array([len(words) for words in texts])
-    row, flat = (
-      np.repeat(np.arange(len(texts)), lengths),
-      [word for words in texts for word in words],
-    )
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(
-      len(flat)
-    )  # words from here to the caption's end
+    row = np.repeat(np.arange(len(texts)), lengths)
+    flat = [word for words in texts for word in words]
+    # Number of words from each word to the end of its caption.
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat))
     numbers = {}
     word = np.array([numbers.setdefault(word, len(numbers)) for word in flat], np.int64)
     gram = np.zeros_like(word)
     for n in range(1, _MOST + 1):
-      # An n-gram is the (n-1)-gram at its start and one word more; at a caption's end there is
-      # none.
+      # An n-gram is the (n-1)-gram at its start and the next word of the caption.
       begin = np.flatnonzero(left >= n)
       _, first, inverse = np.unique(
         gram[begin] * len(numbers) + word[begin + n - 1], return_index=True, return_inverse=True
@@ -153,42 +164,46 @@ class CiderD:
       norm = np.sqrt(np.bincount(key // width, count**2 * square, len(texts)))
       yield _Entries(key, width, count.astype(np.float64), square, start, norm)
 
-  def _products(self, entries, ours, theirs):
-    """Cosines, or what `_product` makes of them, of captions `ours` and `theirs`, int64 [pairs] each.
+  def _products(self, entries, candidates, references):
+    """Returns the similarity of pairs of captions for one n.
+
+    Args:
+      entries: vectors of all captions.
+      candidates: numbers of the captions, i64[pairs].
+      references: numbers of the captions, i64[pairs].
 
     Returns:
-      float64 [pairs], 0 where a vector is 0.
+      f64[pairs], 0 for pairs with an empty vector.
     """
-    sizes = entries.start[ours + 1] - entries.start[ours]
-    pair = np.repeat(np.arange(len(ours)), sizes)
-    mine = np.arange(len(pair)) + np.repeat(entries.start[ours] - (np.cumsum(sizes) - sizes), sizes)
-    wanted = (
-      entries.key[mine] + (theirs - ours)[pair] * entries.width
-    )  # the same n-gram in the other caption
+    first = entries.start[candidates]
+    sizes = entries.start[candidates + 1] - first
+    pair = np.repeat(np.arange(len(candidates)), sizes)
+    entry = np.arange(len(pair)) + np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
+    # Keys of the same n-grams in the references.
+    wanted = entries.key[entry] + (references - candidates)[pair] * entries.width
     other = np.minimum(np.searchsorted(entries.key, wanted), max(0, len(entries.key) - 1))
-    found = entries.key[other] == wanted
-    pair, mine, other = pair[found], mine[found], other[found]
-    sums = np.bincount(
-      pair,
-      self._product(entries.count[mine], entries.count[other]) * entries.square[mine],
-      len(ours),
-    )
-    norms = entries.norm[ours] * entries.norm[theirs]
-    return np.divide(sums, norms, out=np.zeros(len(ours)), where=norms > 0)
+    shared = entries.key[other] == wanted
+    pair = pair[shared]
+    entry = entry[shared]
+    other = other[shared]
+    products = self._product(entries.count[entry], entries.count[other]) * entries.square[entry]
+    sums = np.bincount(pair, products, len(candidates))
+    norms = entries.norm[candidates] * entries.norm[references]
+    return np.divide(sums, norms, out=np.zeros(len(candidates)), where=norms > 0)
 
-  def _product(self, ours, theirs):
-    """What two counts of an n-gram contribute, in units of idf^2."""
-    return np.minimum(ours, theirs) * theirs
+  def _product(self, candidate, reference):
+    """Returns the contribution of two counts of an n-gram, in units of idf^2."""
+    return np.minimum(candidate, reference) * reference
 
   def _length_factor(self, difference):
     return np.exp(-(difference**2) / (2 * _SIGMA**2))
 
 
 class Cider(CiderD):
-  """CIDEr without clipping and without penalty on length; see the head of this file."""
+  """CIDEr without clipping and without a penalty on length; see the top of this file."""
 
-  def _product(self, ours, theirs):
-    return ours * theirs
+  def _product(self, candidate, reference):
+    return candidate * reference
 
   def _length_factor(self, difference):
     return np.ones(len(difference))

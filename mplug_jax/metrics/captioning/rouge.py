@@ -3,22 +3,25 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 _BETA = 1.2  # recall counts beta^2 times as much as precision
 
 
-def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-  """F-measure of the longest common subsequence: the best precision and the best recall over an image's references.
+def rouge_l(
+  candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " images"]:
+  """Returns the F-measure of the longest common subsequence.
 
-  Captions are split at spaces alone, so that an empty one counts as one empty word: two empty
-    captions score 1.
+  It combines the best precision and the best recall over the references of an image. Captions are
+  split only at spaces, so that an empty one counts as one empty word: two empty captions score 1.
 
   Args:
     candidates: one caption per image, tokens separated by spaces.
-    references: for each image, one caption or more of that form.
+    references: one or more such captions per image.
 
   Returns:
-    Scores of the images, float64 [images], between 0 and 1. The score of a set is their mean.
+    Scores of the images, f64, between 0 and 1. The score of a set is their mean.
   """
   scores = [
     _score(candidate.split(" "), [caption.split(" ") for caption in captions])
@@ -28,10 +31,10 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
 
 
 def _score(candidate, references):
-  places = {}
+  positions = {}
   for i, word in enumerate(candidate):
-    places[word] = places.get(word, 0) | 1 << i
-  common = [_common(len(candidate), places, words) for words in references]
+    positions[word] = positions.get(word, 0) | 1 << i
+  common = [_common(len(candidate), positions, words) for words in references]
   precision = max([length / len(candidate) for length in common])
   recall = max([length / len(words) for length, words in zip(common, references)])
   if not precision or not recall:
@@ -39,18 +42,20 @@ def _score(candidate, references):
   return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 
-def _common(length, places, words):
-  """Length of the longest common subsequence of a text and `words`.
+def _common(length, positions, words):
+  """Returns the length of the longest common subsequence of a text and `words`.
 
-  The rows of the usual table are the bits of one integer (Hyyrö 2004): a row rises by one where its
-    bit is 0.
+  The rows of the usual table are the bits of one integer (Hyyrö 2004): a row rises by one at a bit
+  that is 0.
 
   Args:
-    length: words of the text. places: {word: bits of where it stands in the text}.
+    length: words of the text.
+    positions: {word: bits of its positions in the text}.
+    words: the other text.
   """
   mask = (1 << length) - 1
   row = mask
   for word in words:
-    here = row & places.get(word, 0)
-    row = ((row + here) | (row - here)) & mask
+    matches = row & positions.get(word, 0)
+    row = ((row + matches) | (row - matches)) & mask
   return length - row.bit_count()
