@@ -1,7 +1,7 @@
-"""What is a token of the Penn Treebank, as the COCO caption evaluation has it: one rule for each kind of token.
+"""Rules for the tokens of the Penn Treebank, as the COCO caption evaluation makes them.
 
-The rules describe what the tokenizer of Stanford CoreNLP 3.4.1 does, found by comparing its
-answers; the longest match wins, of several the first. Patterns are in the syntax of automaton.py:
+The rules describe the output of the tokenizer of Stanford CoreNLP 3.4.1 and were found by
+comparison; the longest match wins, of several the first. Patterns are in the syntax of scanner.py:
 "quoted" is either case, {name} a pattern of NAMES.
 """
 
@@ -18,12 +18,12 @@ class TokenRule(NamedTuple):
   """One kind of token.
 
   Attributes:
-    pattern: its text.
-    before: what must follow, without being a part of it.
-    token: the token itself: None for the text as it is, "" for no token, a function of the text for
-      anything else.
-    give_back: how many last code units of the text are left to be read again.
-    keep_text: with `give_back`, the token has them all the same.
+    pattern: pattern of its text.
+    before: pattern that must follow and is not part of the token.
+    token: None: the token is the text itself; "": no token; a string: the token; a function: maps
+      the text to the token.
+    give_back: number of last code units of the text that are read again.
+    keep_text: the token keeps these code units.
   """
 
   pattern: str
@@ -33,44 +33,54 @@ class TokenRule(NamedTuple):
   keep_text: bool = False
 
 
-def _class(ranges):
-  return (
-    "["
-    + "".join(
-      "-".join(f"\\u{int(end, 16):04X}" for end in part.split("-")) for part in ranges.split()
-    )
-    + "]"
-  )
+def _class(ranges: str) -> str:
+  """Returns the class of code units of ranges such as "41-5A AA"."""
+  parts = ["-".join(f"\\u{int(end, 16):04X}" for end in part.split("-")) for part in ranges.split()]
+  return f"[{''.join(parts)}]"
 
 
-def _any_case(words):
+def _any_case(words: str) -> str:
+  """Returns a pattern of words in either case."""
   return "|".join(f'"{word}"' for word in words.split())
 
 
-def _fixed_start(words):
-  """Words whose first letter is as given, the others in either case."""
+def _fixed_start(words: str) -> str:
+  """Returns a pattern of words with a fixed first letter and the others in either case."""
   return "|".join(f'{word[0]}"{word[1:]}"' if len(word) > 1 else word for word in words.split())
 
 
-# Abbreviations that may end a sentence: the full stop after them counts twice there.
-_ENDING = """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri ga inc
-ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd rt sep sept seq sq sr sys tel tenn
-thu thurs tue tues univ va vt wed wis wisc wyo"""
+# Abbreviations that may end a sentence: the full stop after them then counts twice.
+_ENDING = """
+  al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq
+  est etc ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon
+  mont neb nev nov oct okla penn plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ
+  va vt wed wis wisc wyo
+"""
 _ENDING_STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
-# Abbreviations before something, which never end a sentence.
-_LEADING = """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs hon
-insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt
-supts treas vs wm"""
-# Abbreviations before a number only.
+# Abbreviations that precede a word and never end a sentence.
+_LEADING = """
+  adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs
+  elec ens ft gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl
+  pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm
+"""
+# Abbreviations that precede a number.
 _NUMBERING = "art ca fig figs no nos op pp prop"
 # Words that start a sentence after an acronym.
-_STARTING = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our
-She Since So Some Such That The Their Then There These They This We When While What Yet You"""
-_EXTENSIONS = """bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py sql tar txt
-wav x xml zip"""
-_WITH_APOSTROPHE = """"c'mon"|"e'er"|"ev'ry"|"li'l"|"nat'l"|"nor'easter"|"s'mores"|"o"{QUOTE}"o"|"c"{APOSTROPHE}"est"|"cap"{APOSTROPHE}"n"|
-"cont'd."|"ol"{APOSTROPHE}|"dunkin"{APOSTROPHE}|"somethin"{APOSTROPHE}|{APOSTROPHE}("em"|"til"|"till"|"cause")|{APOSTROPHE}"n"{APOSTROPHE}?|
-[dDjJlL]{APOSTROPHE}|{APOSTROPHE}[2-9]0[sS]"""
+_STARTING = """
+  A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
+  More Now Once One Other Our She Since So Some Such That The Their Then There These They This We
+  When While What Yet You
+"""
+_EXTENSIONS = """
+  bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl
+  png ppt ps py sql tar txt wav x xml zip
+"""
+_WITH_APOSTROPHE = """
+  "c'mon"|"e'er"|"ev'ry"|"li'l"|"nat'l"|"nor'easter"|"s'mores"|"o"{QUOTE}"o"|"c"{APOSTROPHE}"est"|
+  "cap"{APOSTROPHE}"n"|"cont'd."|"ol"{APOSTROPHE}|"dunkin"{APOSTROPHE}|"somethin"{APOSTROPHE}|
+  {APOSTROPHE}("em"|"til"|"till"|"cause")|{APOSTROPHE}"n"{APOSTROPHE}?|[dDjJlL]{APOSTROPHE}|
+  {APOSTROPHE}[2-9]0[sS]
+"""
 
 NAMES = {
   "LETTER": _class(characters.LETTERS),
@@ -86,7 +96,8 @@ NAMES = {
   "WORD_CHAR": r'([{LETTER}{MARK}\u00AD]|&[aeiouAEIOU]("acute"|"grave"|"uml");)',
   "WORD": "{WORD_CHAR}({WORD_CHAR}|{DIGIT})*([.!?]{WORD_CHAR}({WORD_CHAR}|{DIGIT})*)*",
   "THING_CHAR": r"[{LETTER}{DIGIT}]",
-  "THING": r"([dDoOlL]{QUOTE}{THING_CHAR})?{THING_CHAR}+([\-_\u058A\u2010\u2011]([dDoOlL]{QUOTE}{THING_CHAR})?{THING_CHAR}+)*",
+  "THING_PART": "([dDoOlL]{QUOTE}{THING_CHAR})?{THING_CHAR}+",
+  "THING": r"{THING_PART}([\-_\u058A\u2010\u2011]{THING_PART})*",
   "COMPOUND": r"[A-Za-z0-9][A-Za-z0-9.,\u00AD]*(\-([A-Za-z0-9\u00AD]+|{ACRONYM}))+",
   "COMPANY": r'[A-Z]+(([+&]|&"amp";)[A-Z]+)+',
   "NUMBER": r"({DIGIT}+|{DIGIT}*([.:,\u00AD\u066B\u066C]{DIGIT}+)+)",
@@ -96,9 +107,11 @@ NAMES = {
              \/{TAG_NAME}|{TAG_NAME}(\ +{TAG_NAME}(\ *=\ *('[^']*'|\"[^\"]*\"))?)*\ *\/?)\ *>""",
   "URL_CHAR": r"[^\ \u0009\u000A\u000C\u000D\"<>|(){}]",
   "URL_END": r"[^\ \u0009\u000A\u000C\u000D\"<>|.!?(){},\-]",
-  "MAIL": r"""[a-zA-Z0-9][^\ \u0009\u000A\u000C\u000D\"<>|()\u00A0{}]*@([^\ \u0009\u000A\u000C\u000D\"<>|(){}.\u00A0]+\.)*
-              [^\ \u0009\u000A\u000C\u000D\"<>|(){}.\u00A0]+""",
-  "ENDING": f'({_any_case(_ENDING)}|{_fixed_start(_ENDING_STATES)}|[pP]?[pP][tT][ye][sS]?|"ph.d"|"ed.d")\\.',
+  "HOST_PART": r"[^\ \u0009\u000A\u000C\u000D\"<>|(){}.\u00A0]+",
+  "MAIL": r"""[a-zA-Z0-9][^\ \u0009\u000A\u000C\u000D\"<>|()\u00A0{}]*
+              @({HOST_PART}\.)*{HOST_PART}""",
+  "ENDING": rf"""({_any_case(_ENDING)}|{_fixed_start(_ENDING_STATES)}
+                 |[pP]?[pP][tT][ye][sS]?|"ph.d"|"ed.d")\.""",
   "STARTING": rf'({_fixed_start(_STARTING)}|M("r"|"s")\.)',
   "CLITIC": '{APOSTROPHE}([sSmMdD]|"ll"|"re"|"ve")',
   "EXTENSION": f"({_any_case(_EXTENSIONS)})",
@@ -109,22 +122,22 @@ NAMES = {
 _BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 
 
-def _parentheses(text):
+def _parentheses(text: str) -> str:
   return text.replace("(", "-LRB-").replace(")", "-RRB-")
 
 
-def _phrase(text):
-  """A token with spaces inside: they become no-break spaces."""
+def _phrase(text: str) -> str:
+  """Replaces spaces in a token by no-break spaces, and spells parentheses."""
   return _parentheses(text.replace(" ", "\u00a0"))
 
 
-def _spaced(text):
-  """As `_phrase`, with parentheses as they are."""
+def _spaced(text: str) -> str:
+  """Replaces spaces in a token by no-break spaces."""
   return text.replace(" ", "\u00a0")
 
 
-def _word(text):
-  """Without soft hyphens, of which one alone is a hyphen."""
+def _word(text: str) -> str:
+  """Deletes soft hyphens; a single soft hyphen becomes a hyphen."""
   return text.replace("\u00ad", "") or "-"
 
 
@@ -147,22 +160,22 @@ _PLAIN_QUOTES = str.maketrans(
 )
 
 
-def _quotes(text):
-  """In ASCII."""
+def _quotes(text: str) -> str:
+  """Converts quotation marks to ASCII."""
   return text.replace("&apos;", "'").translate(_PLAIN_QUOTES)
 
 
-def _ampersands(text):
+def _ampersands(text: str) -> str:
   return re.sub("&amp;", "&", text, flags=re.IGNORECASE)
 
 
-def _dashes(text):
-  """Two to four hyphens are a dash."""
+def _dashes(text: str) -> str:
+  """Converts two to four hyphens to a dash."""
   return text if len(text) == 1 or len(text) > 4 else "--"
 
 
-# Each comment is for the rules below it, up to the next. The order matters where two rules match as
-# much, and nowhere else.
+# Each comment is for the rules below it, up to the next. The order matters only for matches of
+# equal length.
 RULES = (
   # Words that are two tokens.
   TokenRule('"cannot"', give_back=3),
@@ -179,7 +192,7 @@ RULES = (
   TokenRule("&quot;", before="[A-Za-z0-9$]", token="``"),
   TokenRule('&"quot";', token=lambda text: "''" if text == "&quot;" else text),
   TokenRule('&"nbsp";', token=""),
-  # Words; "n't", "'s", ... leave the word before them.
+  # Words; "n't", "'s", ... are separate tokens.
   TokenRule("{NT}", token=_quotes),
   TokenRule(r"[A-Za-z\u00AD]*[A-MO-Za-mo-z]\u00AD*", before="{NT}", token=_word),
   TokenRule("{WORD}", before="{CLITIC}", token=_word),
@@ -192,8 +205,8 @@ RULES = (
   TokenRule("[yY]{APOSTROPHE}", before="{LETTER}"),
   TokenRule(_WITH_APOSTROPHE),
   TokenRule("{APOSTROPHE}[0-9][0-9]", before="{GAP}"),
-  # Addresses, handles, hashtags. The second class of the host goes from comma to underscore: small
-  # letters and other scripts are left.
+  # Addresses, handles, hashtags. The second class of the host excludes comma to underscore: it
+  # matches small letters and other scripts.
   TokenRule(r'"http""s"?:\/\/{URL_CHAR}+{URL_END}'),
   TokenRule(r"""("www"\.([^\ \u0009\u000A\u000C\u000D\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}
                 |([^\ \u0009\u000A\u000C\u000D\"`'<>|.!?(){},-_$]+\.)+("com"|"net"|"org"|"edu"))
@@ -201,7 +214,7 @@ RULES = (
   TokenRule('(<|&"lt";)?{MAIL}(>|&"gt";)?'),
   TokenRule("@[A-Za-z_][A-Za-z0-9_]*"),
   TokenRule("#{WORD_CHAR}+"),
-  # After an apostrophe; "'ll" at the text's end is not this, but an opening quote (below).
+  # Clitics; "'ll" at the end of the text is an opening quote instead (below).
   TokenRule("{CLITIC}", before="[^A-Za-z]", token=_quotes),
   # Dates, numbers, fractions, currencies.
   TokenRule(r"{DIGIT}{1,2}[\-\/]{DIGIT}{1,2}[\-\/]{DIGIT}{2,4}"),
@@ -232,8 +245,9 @@ RULES = (
   TokenRule(r"[A-Za-z]\."),
   # Telephone numbers, straight quotes, smileys.
   TokenRule(
-    r"""(\([0-9]{2,3}\)[\ \u00A0]?|(\+\+?)?([0-9]{2,4}[\-\ \u00A0])?[0-9]{2,4}[\-\ \u00A0])[0-9]{3,4}[\-\ \u00A0]?[0-9]{3,5}
-                |((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}""",
+    r"""(\([0-9]{2,3}\)[\ \u00A0]?|(\+\+?)?([0-9]{2,4}[\-\ \u00A0])?[0-9]{2,4}[\-\ \u00A0])
+        [0-9]{3,4}[\-\ \u00A0]?[0-9]{3,5}
+        |((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}""",
     token=_phrase,
   ),
   TokenRule(r"\"", before="[A-Za-z0-9$]", token="``"),
@@ -257,7 +271,7 @@ RULES = (
   TokenRule(r"({WORD}|{THING}|{COMPOUND})\.", before=r"[,;:\u3001]", token=_word),
   TokenRule(r"{COMPANY}\.", before=r"[,;:\u3001]", token=_ampersands),
   TokenRule(r"[A-Za-z0-9]+(\-[A-Za-z]+){0,2}(\\?\/[A-Za-z0-9]+(\-[A-Za-z]+){0,2}){1,2}"),
-  # Single signs, line breaks, spaces. What is in no rule is in no token.
+  # Single signs, line breaks, spaces. Other characters are in no token.
   TokenRule(r"[+%&,.;:=\/~$*\\|\^\u2044]|{SYMBOL}"),
   TokenRule("{BREAK}", token=NEWLINE),
   TokenRule("{SPACE}+", token=""),

@@ -1,23 +1,30 @@
-"""Lower case as Java has it: Python's but for a capital sigma, which is a final one by the word it is in, not by what surrounds it."""
+"""Lower case as in Java.
+
+It differs from Python's in the capital sigma: the word it is in decides whether it becomes a final
+sigma.
+"""
 
 import re
 import unicodedata
 
-# Letters in the sense of "cased" beside those with a case: modifiers, the Greek iota subscript,
-# Roman numerals.
+# Characters that count as cased, in addition to letters with a case: modifiers, the Greek iota
+# subscript, Roman numerals.
 _CASED = re.compile(
   "[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f]"
 )
-_APART = re.compile(
-  "[\u3005\u3041-\u30fe\u4e00-\u9fff\uf900-\ufa2d]"
-)  # Han and kana, which do not make words with Greek
+# Han and kana, which do not form words with Greek.
+_APART = re.compile("[\u3005\u3041-\u30fe\u4e00-\u9fff\uf900-\ufa2d]")
 _SIGMA_TOKEN = re.compile("[^ \n]*\u03a3[^ \n]*")
 
 
 def lower(text: str) -> str:
-  """Lower case of tokens that are separated by spaces and line feeds."""
+  """Converts tokens to lower case.
+
+  Args:
+    text: tokens, separated by spaces and line feeds.
+  """
   if "\u03a3" in text:
-    text = _SIGMA_TOKEN.sub(lambda found: _without_capital_sigma(found[0]), text)
+    text = _SIGMA_TOKEN.sub(lambda match: _without_capital_sigma(match[0]), text)
   return text.lower()
 
 
@@ -29,12 +36,12 @@ def _without_capital_sigma(token):
 
 
 def _is_final(token, at):
-  """A final sigma has a cased letter before it in its word and none after it."""
+  """Returns whether a sigma has a cased letter before it in its word and none after it."""
   return _cased_follows(token[at::-1]) and not _cased_follows(token[at:])
 
 
 def _cased_follows(rest):
-  """Whether a cased letter comes after the first character and before its word ends.
+  """Returns whether a cased letter comes after the first character and before its word ends.
 
   A single hyphen, apostrophe or full stop between letters does not end a word, nor a full stop or
   comma between digits.
@@ -48,10 +55,11 @@ def _cased_follows(rest):
   return False
 
 
-def _connects(char, one, other):
-  if not _joins(one) or not _joins(other):
+def _connects(char, left, right):
+  """Returns whether a character between two others does not end their word."""
+  if not _joins(left) or not _joins(right):
     return False
-  digits = [unicodedata.category(side)[0] == "N" for side in (one, other)]
+  digits = [unicodedata.category(side)[0] == "N" for side in (left, right)]
   if all(digits):
     return char in ".,'"
   return not any(digits) and (
@@ -60,5 +68,6 @@ def _connects(char, one, other):
 
 
 def _joins(char):
+  """Returns whether a character is part of a word."""
   category = unicodedata.category(char)
   return (category[0] in "LMN" or category == "Cf" and char != "\u00ad") and not _APART.match(char)

@@ -13,9 +13,11 @@ _TOP = 0xFFFF  # text is in UTF-16 code units, as Java's char
 
 
 class Rule(NamedTuple):
-  """One alternative of a scanner: `pattern`, taken only where `before` follows.
+  """One alternative of a scanner; `_Parser` documents the syntax.
 
-  Syntax: see `_Parser`.
+  Attributes:
+    pattern: pattern of the text.
+    before: pattern that must follow.
   """
 
   pattern: str
@@ -23,15 +25,19 @@ class Rule(NamedTuple):
 
 
 class _Parser:
-  """Recursive descent over one pattern, adding to an NFA.
+  r"""Recursive descent over one pattern, adding to an NFA.
 
-  Syntax: a|b, (), ?, *, +, {m}, {m,n}, [class], [^class], \\x (x itself), \\uXXXX, {name} for a named pattern, and "quoted" text in
-  either case of each letter A-Z. White space is ignored outside classes and quotes. In a class,
-  {name} stands for the code units of a named pattern that is itself a class.
+  Syntax: a|b, (), ?, *, +, {m}, {m,n}, [class], [^class], \x (x itself), \uXXXX, {name} for a named
+  pattern, and "quoted" text in either case of each letter A-Z. White space is ignored outside
+  classes and quotes. In a class, {name} means the code units of a named pattern that is itself a
+  class.
   """
 
   def __init__(self, nfa, names, pattern):
-    self._nfa, self._names, self._text, self._at = nfa, names, pattern, 0
+    self._nfa = nfa
+    self._names = names
+    self._text = pattern
+    self._at = 0
 
   def parse(self, start):
     """Adds the pattern from state `start`. Returns its end state."""
@@ -53,8 +59,8 @@ class _Parser:
     if len(ends) == 1:
       return ends[0]
     end = self._nfa.state()
-    for one in ends:
-      self._nfa.empty[one].append(end)
+    for state in ends:
+      self._nfa.empty[state].append(end)
     return end
 
   def _sequence(self, start):
@@ -63,8 +69,8 @@ class _Parser:
     return start
 
   def _repeated(self, start):
-    # Each copy of an atom is parsed anew from its text; the copy starts in a state of its own so
-    # that loops stay inside it.
+    # Each copy of an atom is parsed again from its text; it starts in a new state, so that loops
+    # stay inside it.
     begin = self._at
     first = self._nfa.state()
     self._nfa.empty[start].append(first)
@@ -80,7 +86,8 @@ class _Parser:
       copy_end = self._atom(copy)
       if i >= low:
         self._nfa.empty[copy].append(copy_end)
-      first, end = copy, copy_end
+      first = copy
+      end = copy_end
     if high is None:
       self._nfa.empty[end].append(first)
     self._at = after
@@ -89,7 +96,7 @@ class _Parser:
     return out
 
   def _counts(self):
-    """(least, most) repetitions after an atom; most None = any number."""
+    """Parses the (least, most) repetitions after an atom; most None = any number."""
     char = self._peek()
     if char and char in "?*+":
       self._at += 1
@@ -126,7 +133,7 @@ class _Parser:
     return self._nfa.edge(start, self._class() if char == "[" else _merged([self._char()]))
 
   def _char(self):
-    """One code unit of the pattern -> range (c, c)."""
+    """Parses one code unit to the range (c, c)."""
     char = self._text[self._at]
     self._at += 1
     if char == "\\":
@@ -138,10 +145,11 @@ class _Parser:
     return ord(char), ord(char)
 
   def _class(self):
-    """[...] -> ranges."""
+    """Parses [...] to ranges."""
     self._at += 1
     negated = self._text[self._at] == "^"
-    self._at += negated
+    if negated:
+      self._at += 1
     ranges = []
     while self._text[self._at] != "]":
       if self._text[self._at] == "{" and self._text[self._at + 1].isalpha():
@@ -158,7 +166,7 @@ class _Parser:
 
 
 def _merged(ranges, negated=False):
-  """Ranges (first, last) -> the same code units, or with `negated` all others, as ascending ranges with gaps between."""
+  """Merges ranges (first, last) to ascending ranges with gaps; `negated`: of all other units."""
   merged = []
   for low, high in sorted(ranges):
     if merged and low <= merged[-1][1] + 1:
@@ -174,10 +182,20 @@ def _merged(ranges, negated=False):
 
 
 class _Nfa:
+  """Nondeterministic automaton.
+
+  Attributes:
+    empty: state -> [state].
+    edges: state -> [(class number, state)].
+    accepts: state -> rule number.
+    classes: ranges -> class number.
+  """
+
   def __init__(self):
-    self.empty, self.edges = [], []  # state -> [state]; state -> [(class number, state)]
-    self.accepts = {}  # state -> rule number
-    self.classes = {}  # ranges -> class number
+    self.empty = []
+    self.edges = []
+    self.accepts = {}
+    self.classes = {}
 
   def state(self):
     self.empty.append([])
@@ -190,7 +208,8 @@ class _Nfa:
     return end
 
   def closure(self, states):
-    seen, todo = set(states), list(states)
+    seen = set(states)
+    todo = list(states)
     while todo:
       for state in self.empty[todo.pop()]:
         if state not in seen:
@@ -200,13 +219,16 @@ class _Nfa:
 
 
 class _State(dict):
-  """A DFA state: code unit (as str) -> state or None; entries are made when first asked for."""
+  """A DFA state: code unit (as str) -> state or None; entries are made on first use."""
 
   __slots__ = ("rule", "_dfa", "_edges", "_by_kind")
 
   def __init__(self, dfa, rule, edges):
     super().__init__()
-    self.rule, self._dfa, self._edges, self._by_kind = rule, dfa, edges, {}
+    self.rule = rule
+    self._dfa = dfa
+    self._edges = edges
+    self._by_kind = {}
 
   def __missing__(self, char):
     kind = self._dfa.kinds[char]
@@ -217,7 +239,7 @@ class _State(dict):
 
 
 class _Kinds(dict):
-  """Code unit (as str) -> the frozenset of numbers of the classes that it is in, one object for each set."""
+  """Code unit (as str) -> frozenset of the numbers of its classes; equal sets are one object."""
 
   def __init__(self, classes):
     super().__init__()
@@ -238,23 +260,36 @@ class Dfa:
   """The union of patterns as one automaton.
 
   Attributes:
-    start: its first state. A state maps a code unit to the next state or None; `state.rule` is the
-      number of the first of the patterns that accepts there, None if none does.
+    start: first state. A state maps a code unit to the next state or None; `state.rule` is the
+      number of the first pattern that accepts there, None if none does.
     kinds: code unit -> equivalence class, for tests that visit every transition.
   """
 
   def __init__(self, patterns: Sequence[str], names: Mapping[str, str]):
-    self._nfa, self._states = _Nfa(), {}
+    """Parses the patterns.
+
+    Args:
+      patterns: in the syntax of `_Parser`.
+      names: named patterns.
+    """
+    self._nfa = _Nfa()
+    self._states = {}
     begin = self._nfa.state()
     for number, pattern in enumerate(patterns):
       first = self._nfa.state()
       self._nfa.empty[begin].append(first)
       self._nfa.accepts[_Parser(self._nfa, names, pattern).parse(first)] = number
     self.kinds = _Kinds(self._nfa.classes)
-    self.start = self.state({begin})
+    start = self.state({begin})
+    assert start is not None
+    self.start = start
 
-  def state(self, nfa_states) -> _State | None:
-    """The state of a set of NFA states, None for the empty set."""
+  def state(self, nfa_states: set[int]) -> _State | None:
+    """Returns the state of a set of NFA states, None for the empty set.
+
+    Args:
+      nfa_states: NFA states.
+    """
     if not nfa_states:
       return None
     key = frozenset(self._nfa.closure(nfa_states))
@@ -264,24 +299,39 @@ class Dfa:
     return self._states[key]
 
   def ends(self, text: str, begin: int, limit: int) -> list[int]:
-    """All ends e <= limit such that text[begin:e] is accepted, ascending."""
-    state, found = self.start, []
+    """Returns all ends e <= limit such that text[begin:e] is accepted, ascending.
+
+    Args:
+      text: the text.
+      begin: first code unit.
+      limit: largest end.
+    """
+    state: _State | None = self.start
+    accepted = []
     for at in range(begin, limit + 1):
+      assert state is not None
       if state.rule is not None:
-        found.append(at)
+        accepted.append(at)
       state = state[text[at]] if at < limit else None
       if state is None:
         break
-    return found
+    return accepted
 
 
 class Scanner:
-  """Finds the rule with the longest match, its `before` counted, at a place of a text.
+  """Finds the rule with the longest match, including its `before`; on a tie the earliest rule.
 
-  Of several, the earliest rule.
+  Attributes:
+    dfa: automaton of all rules.
   """
 
   def __init__(self, rules: Sequence[Rule], names: Mapping[str, str]):
+    """Parses the rules.
+
+    Args:
+      rules: in order of precedence.
+      names: named patterns.
+    """
     self.dfa = Dfa(
       [r.pattern if r.before is None else f"({r.pattern})({r.before})" for r in rules], names
     )
@@ -292,13 +342,20 @@ class Scanner:
     }
 
   def match(self, text: str, begin: int) -> tuple[int, int, int]:
-    """Reads at `begin`, which is inside the text.
+    """Finds the rule that matches at a position.
+
+    Args:
+      text: the text.
+      begin: position inside the text.
 
     Returns:
-      (rule number, end of the match without what `before` took, how far the text was looked at);
-      (-1, begin, ...) if no rule matches. The end of the text counts as looked at.
+      (rule number, end of the match without `before`, end of the part that was read); (-1, begin,
+      ...) if no rule matches. Reaching the end of the text counts as reading one more unit.
     """
-    state, rule, end, seen = self.dfa.start, -1, begin, len(text) + 1
+    state = self.dfa.start
+    rule = -1
+    end = begin
+    seen = len(text) + 1
     for at in range(begin, len(text)):
       state = state[text[at]]
       if state is None:
@@ -308,7 +365,7 @@ class Scanner:
         rule, end = state.rule, at + 1
     if rule in self._parts:
       pattern, before = self._parts[rule]
-      # The longest text of the pattern whose rest is all that `before` needs.
+      # The longest text of the pattern such that the rest matches `before`.
       end = next(
         e for e in reversed(pattern.ends(text, begin, end)) if end in before.ends(text, e, end)
       )

@@ -1,11 +1,11 @@
-"""Captions -> tokens as the COCO caption evaluation makes them: Penn Treebank tokens in lower case, punctuation left out.
+"""Tokenizes captions as the COCO caption evaluation does.
 
-Equal, token by token, to pycocoevalcap.tokenizer.PTBTokenizer, which runs Stanford CoreNLP 3.4.1 in
-Java. Its habits are kept: brackets are spelled -lrb-, -rrb-, ... and stay, because the list of
-punctuation has them in upper case; a token may have no-break spaces inside ("1 1/2", "(555)
-555-1234"); whether "A." is one token or two depends on the caption that follows. Capitals that
-Unicode got after 2021 have the small letters that Python's tables know, not those of a certain
-Java.
+The result is Penn Treebank tokens in lower case without punctuation, equal, token by token, to
+pycocoevalcap.tokenizer.PTBTokenizer, which runs Stanford CoreNLP 3.4.1 in Java. Its peculiarities
+are kept: brackets are spelled -lrb-, -rrb-, ... and stay, because the list of punctuation has them
+in upper case; a token may contain no-break spaces ("1 1/2", "(555) 555-1234"); the next caption
+decides whether "A." is one token or two. Capitals added to Unicode after 2021 are lowered by
+Python's tables, which may differ from those of a Java version.
 """
 
 import functools
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from mplug_jax.metrics.captioning.ptb import grammar, lower_case, scanner
 
-# What is left out, after the text is in lower case.
+# Tokens that are dropped from the text in lower case.
 PUNCTUATION = frozenset(
   (
     "''",
@@ -38,18 +38,20 @@ PUNCTUATION = frozenset(
 )
 
 _PIECE = re.compile(r"[^ \n]*[ \n]")
-_MAX_PIECE, _MAX_PIECES = 40, 1 << 16  # of what is remembered
+_MAX_PIECE = 40  # characters of a cached piece
+_MAX_PIECES = 1 << 16  # cached pieces
 
 
 def tokenize(captions: Iterable[str]) -> list[str]:
-  """The tokens of captions, each caption's joined by spaces; "" where nothing is left.
+  """Returns the tokens of captions, joined by spaces; "" for a caption without tokens.
 
-  The captions are read as one text of a line each, as the reference reads them: the beginning of
-    the next one can decide how an
-  abbreviation at the end is taken. A line feed in a caption counts as a space. Where the reference
-  would lose track of which line is which caption (other line breaks inside captions, such as
-  carriage returns, and markup that is open at a caption's end), a token belongs to the caption that
-  it begins in.
+  The captions are read as the lines of one text, as the reference does: the beginning of the next
+  caption can decide how an abbreviation at the end is read. A line feed in a caption counts as a
+  space. The reference confuses captions with other line breaks inside, such as carriage returns,
+  and with markup that is open at the end; here a token belongs to the caption in which it begins.
+
+  Args:
+    captions: the captions.
 
   Raises:
     TypeError: a caption is not a string.
@@ -72,7 +74,7 @@ def tokenize(captions: Iterable[str]) -> list[str]:
 
 
 class _Lexer:
-  """Text -> tokens, remembering the pieces between spaces whose tokens do not depend on what follows."""
+  """Splits a text into tokens, and caches pieces that do not depend on the following text."""
 
   def __init__(self):
     self._match = scanner.Scanner(
@@ -81,27 +83,32 @@ class _Lexer:
     self._known = {}
 
   def read(self, text: str) -> Iterator[str]:
-    """Yields, in pieces that concatenate to it: each token and a space, and the line feeds of the text where they were."""
-    at, end, known = 0, len(text), self._known
-    while at < end:
-      found = _PIECE.match(text, at)
-      piece = found[0] if found else text[at:]
-      tokens = known.get(piece) if found else None
-      if tokens is None:
-        stop, seen, tokens = self._read_piece(text, at, at + len(piece) - bool(found))
-        if found and seen <= found.end() and len(piece) <= _MAX_PIECE and len(known) < _MAX_PIECES:
-          known[piece] = tokens
-        at = stop
+    """Yields parts of the result: each token with a space, and the line feeds of the text."""
+    at = 0
+    known = self._known
+    while at < len(text):
+      match = _PIECE.match(text, at)
+      if match is None:
+        at, _, tokens = self._read_piece(text, at, len(text))
+        yield tokens
+        continue
+      piece = match[0]
+      tokens = known.get(piece)
+      if tokens is not None:
+        at = match.end()
       else:
-        at = found.end()
+        at, seen, tokens = self._read_piece(text, at, match.end() - 1)
+        if seen <= match.end() and len(piece) <= _MAX_PIECE and len(known) < _MAX_PIECES:
+          known[piece] = tokens
       yield tokens
 
   def _read_piece(self, text, at, end):
     """Reads tokens until `end`, and the space or line feed there.
 
-    Returns (where it ended, how far it looked, tokens).
+    Returns (end, end of the part that was read, tokens).
     """
-    tokens, farthest = [], at
+    tokens = []
+    farthest = at
     while at < end:
       number, stop, seen = self._match(text, at)
       farthest = max(farthest, seen)
@@ -115,8 +122,9 @@ class _Lexer:
         token = text[at:stop]
       at = stop
       tokens.append(_shown(rule.token, token))
-    if at == end < len(text):  # no token begins with a space or goes over from a line feed
-      tokens.append("\n" * (text[at] == "\n"))
+    if at == end < len(text):  # no token begins with a space or a line feed
+      if text[at] == "\n":
+        tokens.append("\n")
       at += 1
     return at, farthest, "".join(tokens)
 
@@ -127,12 +135,12 @@ def _lexer():
 
 
 def _shown(form, token):
-  """A token as it is written, with the space after it. `form`: the rule's `token`."""
+  """Returns a token with the space after it. `form`: the rule's `token`."""
   if form is not None:
     token = form if isinstance(form, str) else form(token)
   if not token:
     return ""
-  if token == grammar.NEWLINE:  # any line break but the one between captions
+  if token == grammar.NEWLINE:  # a line break inside a caption
     return ""
   if not token.isascii():
     token = token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
