@@ -1,4 +1,4 @@
-"""`tools.prepare_data check` on good and bad data of every task: what it counts, what it warns of, and when training would fail."""
+"""`tools.prepare_data check` on good and bad data of every task: counts, warnings and errors."""
 
 import json
 import zipfile
@@ -61,7 +61,7 @@ def questions(count=12, **changes):
 
 
 def check(capsys, *arguments):
-  """-> (exit status, lines printed, what went to stderr)."""
+  """Returns (exit status, printed lines, stderr)."""
   status = prepare_data.main(["check", *map(str, arguments)])
   printed = capsys.readouterr()
   return status, printed.out.splitlines(), printed.err
@@ -129,7 +129,7 @@ def test_captions_in_an_archive_with_other_keys(folder, capsys):
   assert "warning: 1 of 8 captions are empty." in lines
 
 
-def test_a_folder_alone(folder, capsys):
+def test_a_folder_of_images_with_captions(folder, capsys):
   for split in ("train", "val"):
     (folder / split).mkdir()
   for i in range(2):
@@ -164,14 +164,14 @@ def test_statements_about_two_images(folder, capsys):
   assert "warning: No record has the label y." in lines
 
 
-def test_some_of_many_records(folder, capsys):
+def test_limit_reads_some_records(folder, capsys):
   status, lines, _ = check(capsys, write(folder, questions()), "--task=vqa", "--limit=5")
   assert status == 0
   assert lines[1] == "records   4"
   assert "images    4: 4 readable, 0 missing, 0 corrupt" in lines
 
 
-def test_what_the_splits_share(folder, capsys):
+def test_overlap_of_splits(folder, capsys):
   rows = questions()
   val = write(
     folder,
@@ -195,7 +195,7 @@ def test_what_the_splits_share(folder, capsys):
 # ---- bad data
 
 
-def test_images_that_cannot_be_read_are_named(folder, capsys):
+def test_unreadable_images_are_named(folder, capsys):
   (folder / "4.png").unlink()
   (folder / "5.png").write_bytes(b"no image")
   (folder / "6.png").write_bytes((folder / "6.png").read_bytes()[:-200])
@@ -220,7 +220,7 @@ def test_images_that_cannot_be_read_are_named(folder, capsys):
   assert not (folder / "sheet.png").exists()
 
 
-def test_ids_texts_and_lists(folder, capsys):
+def test_warnings_about_ids_texts_and_lists(folder, capsys):
   rows = questions(4)
   rows[1]["question_id"] = rows[2]["question_id"] = 7
   rows[2]["question"], rows[3]["answer"] = "  ", "['a', 'b']"
@@ -234,7 +234,7 @@ def test_ids_texts_and_lists(folder, capsys):
   ]
 
 
-def test_more_answers_than_a_question_may_have(folder, capsys):
+def test_too_many_answers_are_an_error(folder, capsys):
   status, lines, _ = check(
     capsys, write(folder, questions(3, answer=[str(i) for i in range(11)])), "--task=vqa"
   )
@@ -245,7 +245,7 @@ def test_more_answers_than_a_question_may_have(folder, capsys):
   )
 
 
-def test_boxes_outside_their_image(folder, capsys):
+def test_boxes_outside_the_image(folder, capsys):
   boxes = [
     [0, 0, 30, 20],
     [-1, 0, 5, 5],
@@ -330,9 +330,7 @@ def test_boxes_outside_their_image(folder, capsys):
     ),
   ],
 )
-def test_data_that_cannot_be_trained_on_are_one_sentence(
-  folder, capsys, task, row, options, message
-):
+def test_unusable_data_gives_one_error_line(folder, capsys, task, row, options, message):
   options = [option.format(folder=folder) for option in options]
   status, lines, err = check(capsys, write(folder, [row]), f"--task={task}", *options)
   assert status == 1
@@ -342,7 +340,7 @@ def test_data_that_cannot_be_trained_on_are_one_sentence(
   assert message.format(folder=folder) in err
 
 
-def test_no_records(folder, capsys):
+def test_no_records_is_an_error(folder, capsys):
   status, lines, _ = check(capsys, write(folder, []), "--task=vqa")
   assert status == 1
   assert lines[-1] == "error: There are no records."
@@ -366,8 +364,8 @@ def test_wrong_arguments(folder, capsys):
   assert err.startswith("error: the sheet could not be written: ")
 
 
-def test_a_config_can_be_checked_as_it_is():
-  """What a command with a config of its own calls: generated images, two splits of them, and strict reading."""
+def test_check_of_a_config():
+  """Checks generated images of two splits, as commands with a config do."""
   config = caption_config.get_config("tiny")
   report = data_check.check(config, "train", against=[("val", config, "val")], limit=3)
   assert (report.records, report.images, report.errors, report.warnings) == (
@@ -383,9 +381,8 @@ def test_a_config_can_be_checked_as_it_is():
 
 def test_strict_reading_makes_a_corrupt_image_an_error(folder):
   (folder / "7.png").write_bytes(b"no image")
-  config = caption_config.get_config(
-    f"tiny,data=jsonl:{write(folder, [{'image': f'{i}.png', 'caption': 'a dog'} for i in range(12)])}"
-  )
+  path = write(folder, [{"image": f"{i}.png", "caption": "a dog"} for i in range(12)])
+  config = caption_config.get_config(f"tiny,data=jsonl:{path}")
   assert data_check.check(config).errors == []
   config.data.strict = True
   assert data_check.check(config).errors == [

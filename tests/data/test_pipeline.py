@@ -1,4 +1,4 @@
-"""Order, randomness, sharding and resumption of batches, against the record numbers themselves."""
+"""Order, randomness, sharding and resumption of batches, against the record numbers."""
 
 import collections
 import itertools
@@ -38,7 +38,7 @@ class FailsAt:
 
   def __call__(self, index, record, rng):
     if index == self._index:
-      raise KeyError("colour")
+      raise KeyError("color")
     return noisy(index, record, rng)
 
 
@@ -83,7 +83,7 @@ def test_batch_contents():
   assert batch["mask"].all()
 
 
-def test_every_epoch_holds_every_record_once_in_a_new_order():
+def test_every_epoch_has_every_record_once_in_a_new_order():
   order = np.concatenate([batch["index"] for batch in take(25)]).reshape(20, 10)
   np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(10), (20, 1)))
   assert len({tuple(epoch) for epoch in order}) == 20
@@ -96,7 +96,7 @@ def test_random_draws_differ_between_rows_epochs_and_seeds():
 
 
 @pytest.mark.parametrize(("records", "block"), [(100, 1), (100, 3), (101, 5), (7, 5), (7, 100)])
-def test_blocks_of_neighbours_hold_every_record_once_too(records, block):
+def test_block_shuffle_has_every_record_once(records, block):
   order = np.concatenate(
     [batch["index"] for batch in take(3, source=Squares(records), batch_size=records, block=block)]
   )
@@ -106,7 +106,7 @@ def test_blocks_of_neighbours_hold_every_record_once_too(records, block):
   assert (np.diff(order) != 1).any()
 
 
-def test_blocks_keep_neighbours_near_each_other():
+def test_block_shuffle_keeps_consecutive_records_close():
   """Of 16 blocks that are shuffled together, all records come before those of the next 16."""
   batches = take(10, source=Squares(6400), batch_size=640, block=40)
   for batch in batches:
@@ -128,7 +128,7 @@ def test_threads_do_not_change_the_batches(threads, buffer):
 
 
 @pytest.mark.parametrize("start_step", [1, 4, 123_456])
-def test_resuming_continues_the_same_list(start_step):
+def test_resuming_continues_the_same_order(start_step):
   if start_step < 100:
     assert_same(take(3, start_step=start_step), take(start_step + 3)[start_step:])
   else:
@@ -147,9 +147,13 @@ def until_error(transform, **arguments):
     **arguments,
   )
   result = []
-  with pytest.raises(ValueError, match=r"^Record \d+ of the data cannot be used: Key") as error:
+
+  def read():
     while True:
       result.append(next(batches))
+
+  with pytest.raises(ValueError, match=r"^Record \d+ of the data cannot be used: Key") as error:
+    read()
   batches.close()
   return result, str(error.value)
 
@@ -173,7 +177,7 @@ def test_batch_larger_than_the_source():
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_failing_record_is_named(threads):
-  with pytest.raises(ValueError, match=r"^Record 5 of the data cannot be used: KeyError\('colour'"):
+  with pytest.raises(ValueError, match=r"^Record 5 of the data cannot be used: KeyError\('color'"):
     take(3, transform=FailsAt(5), threads=threads)
   batches = pipeline.eval_batches(Squares(8), FailsAt(5), batch_size=4, threads=threads)
   next(batches)
@@ -198,7 +202,7 @@ def test_examples_of_different_shapes_are_an_error():
     ({"block": -1}, "block must be at least 0"),
   ],
 )
-def test_impossible_arguments(arguments, message):
+def test_invalid_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):
     take(1, **arguments)
 
@@ -255,7 +259,7 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_processes_need_no_parsed_flags_and_leave_no_noise(tmp_path):
+def test_worker_processes_need_no_parsed_flags_and_log_nothing(tmp_path):
   script = tmp_path / "script.py"
   script.write_text(SCRIPT)
   root = pipeline.__file__.rsplit("/mplug_jax/", 1)[0]

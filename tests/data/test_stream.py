@@ -1,5 +1,6 @@
-"""The stream of training examples as files and augmentations make it: resumed anywhere, with a few damaged images among many."""
+"""The stream of training examples from files and augmentation: resuming, damaged images."""
 
+import itertools
 import json
 import logging
 
@@ -58,8 +59,8 @@ def stream(examples, start, steps, processes=1, workers=0):
   ]
 
 
-def test_twenty_stops_continue_the_unbroken_stream(examples):
-  """Anywhere, with any number of processes and workers: the same records, captions and augmented pixels."""
+def test_resuming_anywhere_continues_the_stream(examples):
+  """Records, captions and augmented pixels are equal for any number of processes and workers."""
   unbroken, rng = stream(examples, 0, STEPS), np.random.default_rng(1)
   pixels = np.concatenate([batch["image"] for batch in unbroken])
   assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) > 0.95 * len(
@@ -80,7 +81,7 @@ def test_twenty_stops_continue_the_unbroken_stream(examples):
         )
 
 
-def test_the_official_overflow_of_sharpness_is_an_option_of_every_config():
+def test_sharpness_overflow_is_an_option_of_every_config():
   picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
   different = {}
   for name in ("caption", "retrieval", "pretrain", "vqa", "snli_ve", "nlvr2"):
@@ -114,7 +115,7 @@ def damaged(tmp_path, strict):
   )
 
 
-def test_one_percent_of_damaged_images_are_counted_and_ten_are_named(tmp_path, caplog):
+def test_damaged_images_are_counted_and_ten_are_named(tmp_path, caplog):
   caplog.set_level(logging.WARNING)
   batches = pipeline.train_batches(*damaged(tmp_path, strict=False), batch_size=100, seed=0)
   epoch = [next(batches) for _ in range(12)]
@@ -136,7 +137,6 @@ def test_strict_stops_at_the_first_damaged_image(tmp_path):
     ValueError,
     match=r"Record \d+ of the data cannot be used: Image .*07\.png cannot be read|Image .*/7\.png",
   ) as error:
-    for _ in range(12):
-      next(batches)
+    list(itertools.islice(batches, 12))
   assert isinstance(error.value.__cause__, ImageError)
   batches.close()

@@ -58,7 +58,7 @@ def test_chance_is_the_mean_over_all_orders():
 
 
 @pytest.mark.parametrize("block", [1, 30, 1 << 24])
-def test_the_nearest_are_those_of_the_whole_matrix_whatever_the_block(features, block, monkeypatch):
+def test_nearest_does_not_depend_on_the_block_size(features, block, monkeypatch):
   monkeypatch.setattr(reranking, "_BLOCK", block)
   scores = features[0] @ features[1].T
   correct = np.arange(IMAGES)[:, None] == OWNER
@@ -70,13 +70,13 @@ def test_the_nearest_are_those_of_the_whole_matrix_whatever_the_block(features, 
     np.testing.assert_array_equal(side.rank, (matrix > best).sum(1))
 
 
-def test_more_candidates_than_there_are_is_all_of_them(features):
+def test_more_candidates_than_columns_returns_all(features):
   by_image, by_text = found(features, k=256)
   assert by_image.ids.shape == (IMAGES, len(OWNER))
   assert by_text.ids.shape == (len(OWNER), IMAGES)
 
 
-def test_each_wanted_pair_is_scored_once_beside_the_others_of_its_image(features):
+def test_each_pair_is_scored_once_with_those_of_its_image(features):
   by_image, by_text = found(features)
   wanted = {(i, t) for i in range(IMAGES) for t in by_image.ids[i]} | {
     (i, t) for t in range(len(OWNER)) for i in by_text.ids[t]
@@ -106,7 +106,7 @@ def test_each_wanted_pair_is_scored_once_beside_the_others_of_its_image(features
     assert scores[table.positions(i, t)] == 100 * i + t
 
 
-def test_candidates_are_put_in_the_order_of_their_new_scores_before_all_others(features):
+def test_rerank_sorts_candidates_before_all_others(features):
   before = found(features, k=2)[0]
   rng = np.random.default_rng(1)
   scores = rng.normal(size=before.ids.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L, CIDEr-D and CIDEr: recorded numbers of pycocoevalcap, edge cases, the program, what it refuses."""
+"""BLEU, ROUGE-L, CIDEr-D and CIDEr against recordings of pycocoevalcap; tools.score_captions."""
 
 import gzip
 import json
@@ -77,7 +77,7 @@ def test_one_image_has_bleu_and_rouge_but_no_cider():
   assert record["cider"] == 0 < record["rouge"]
 
 
-def test_a_set_without_images_has_no_image_scores():
+def test_a_set_without_images_has_no_scores():
   scores, images = bleu.bleu([], [])
   assert not scores.any()
   assert images.shape == (4, 0)
@@ -86,7 +86,7 @@ def test_a_set_without_images_has_no_image_scores():
 
 
 def cosine_cider(candidate, references, groups):
-  """The paper's equation (2), from its definition: normalised term frequencies, logarithms, cosines."""
+  """Computes the paper's equation (2): normalized term frequencies, logarithms, cosines."""
 
   def counts(caption, n):
     words = caption.split()
@@ -121,7 +121,7 @@ def test_cider_without_d_is_the_mean_cosine_of_the_paper():
   )
 
 
-def test_repeating_a_word_and_length_lower_cider_d_but_not_so_cider():
+def test_repetition_and_length_lower_cider_d_more_than_cider():
   references = [["a red square above a blue circle"], ["two dogs"], ["one cat on a mat"]]
   twice = [" ".join([group[0]] * 2) for group in references]
   plain, clipped = (
@@ -130,7 +130,7 @@ def test_repeating_a_word_and_length_lower_cider_d_but_not_so_cider():
   assert (clipped < plain).all()
 
 
-def test_given_document_frequencies_score_as_the_references_that_they_were_counted_on():
+def test_document_frequencies_score_like_their_references():
   record = recorded("audio")
   frequency = captioning.document_frequency(record["references"])
   reward = captioning.CiderD(frequency)
@@ -143,19 +143,19 @@ def test_given_document_frequencies_score_as_the_references_that_they_were_count
   np.testing.assert_allclose(scores, one_by_one, rtol=0, atol=1e-12)
 
 
-def test_document_frequencies_of_fewer_images_than_an_ngram_is_in_are_refused():
+def test_document_frequencies_of_too_few_images_are_an_error():
   with pytest.raises(ValueError, match="3 of 2 images"):
     captioning.CiderD(captioning.DocumentFrequency({("a",): 3}, 2))
   with pytest.raises(ValueError, match="there are none"):
     captioning.CiderD([])
 
 
-def test_a_candidate_without_references_is_refused():
+def test_a_candidate_without_references_is_an_error():
   with pytest.raises(ValueError, match="candidate 1 has no references"):
     captioning.CiderD([["a"], ["b"]]).score(["a", "b"], [["a"], []])
 
 
-def test_evaluation_tokenizes_what_it_is_given():
+def test_evaluation_tokenizes_captions():
   values = captioning.evaluate(
     {7: ["A dog's running!"], 8: ["Two cats."]},
     {7: ["a dog 's running"], 8: ["two cats"]},
@@ -175,7 +175,7 @@ def test_evaluation_tokenizes_what_it_is_given():
     ({1: ["a"]}, {1: []}, NAMES, "at least one reference; none for 1 image: 1"),
   ],
 )
-def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, metrics, words):
+def test_invalid_evaluations(candidates, references, metrics, words):
   with pytest.raises(ValueError, match=words):
     captioning.evaluate(candidates, references, metrics)
 
@@ -183,7 +183,7 @@ def test_an_evaluation_that_makes_no_sense_is_refused(candidates, references, me
 # The Java metrics.
 
 
-def test_java_metrics_without_their_package_are_reported_and_the_others_computed(monkeypatch):
+def test_java_metrics_without_their_package_are_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
   values = captioning.evaluate(
     {1: ["a dog"], 2: ["a cat"]}, {1: ["a dog"], 2: ["a cat"]}, ["METEOR", "ROUGE-L", "SPICE"]
@@ -194,7 +194,7 @@ def test_java_metrics_without_their_package_are_reported_and_the_others_computed
 
 
 class FakeMetric:
-  """In place of a wrapper of pycocoevalcap."""
+  """Replaces a wrapper of pycocoevalcap."""
 
   def compute_score(self, references, candidates):
     if candidates[0] == ["broken"]:
@@ -218,7 +218,7 @@ def fake_package(monkeypatch, tmp_path):
   return tmp_path
 
 
-def test_java_metrics_are_computed_where_everything_is_there(fake_package):
+def test_java_metrics_are_computed_if_everything_is_installed(fake_package):
   (fake_package / "lib").mkdir()
   for jar in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
     (fake_package / "lib" / jar).touch()
@@ -228,13 +228,13 @@ def test_java_metrics_are_computed_where_everything_is_there(fake_package):
   }
 
 
-def test_spice_without_its_models_says_which_and_starts_no_download(fake_package):
+def test_spice_names_missing_models_and_downloads_nothing(fake_package):
   values = captioning.evaluate({1: ["a"]}, {1: ["a"]}, ["METEOR", "SPICE"])
   assert values["METEOR"] == 25
   assert "stanford-corenlp-3.6.0.jar" in values["SPICE"]
 
 
-def test_a_java_program_that_fails_and_a_missing_java_are_no_failure(fake_package, monkeypatch):
+def test_failed_and_missing_java_is_no_failure(fake_package, monkeypatch):
   assert (
     captioning.evaluate({1: ["broken"]}, {1: ["a"]}, ["METEOR"])["METEOR"]
     == "not computed: Meteor failed (OSError: no pipe)"
@@ -268,7 +268,7 @@ RESULTS = [
 ]
 
 
-def test_each_domain_is_evaluated_as_a_set_of_its_own():
+def test_each_domain_is_evaluated_separately():
   scores = captioning.score_domains(RESULTS, ANNOTATIONS)
   assert list(scores) == ["overall", "in-domain", "out-domain"]
   assert scores["overall"] == captioning.score(RESULTS, ANNOTATIONS)
@@ -284,7 +284,7 @@ def run(tmp_path, results, annotations=ANNOTATIONS, *options):
   return score_captions.main([*map(str, paths), *options])
 
 
-def test_the_program_prints_a_table_and_writes_the_scores(tmp_path, capsys):
+def test_score_captions_prints_a_table_and_writes_the_scores(tmp_path, capsys):
   out = tmp_path / "scores.json"
   assert (
     run(tmp_path, RESULTS, ANNOTATIONS, "--metrics", "BLEU-1", "CIDEr-D", "--json", str(out)) == 0
@@ -299,7 +299,7 @@ def test_the_program_prints_a_table_and_writes_the_scores(tmp_path, capsys):
   assert len({len(line) for line in (head, *lines)}) == 1
 
 
-def test_the_program_evaluates_a_part_when_asked_to(tmp_path, capsys):
+def test_score_captions_partial(tmp_path, capsys):
   assert run(tmp_path, RESULTS[:2], ANNOTATIONS, "--partial") == 0
   assert "ROUGE-L" in capsys.readouterr().out
 
@@ -335,7 +335,7 @@ def test_the_program_evaluates_a_part_when_asked_to(tmp_path, capsys):
     ([], {"images": [], "annotations": []}, "no captions to evaluate"),
   ],
 )
-def test_files_that_do_not_fit_are_one_sentence_and_status_2(
+def test_mismatched_files_give_one_error_line_and_status_2(
   tmp_path, capsys, results, annotations, words
 ):
   assert run(tmp_path, results, annotations) == 2
@@ -345,6 +345,6 @@ def test_files_that_do_not_fit_are_one_sentence_and_status_2(
   assert not message.out
 
 
-def test_scores_that_cannot_be_written_are_status_2(tmp_path, capsys):
+def test_unwritable_scores_give_status_2(tmp_path, capsys):
   assert run(tmp_path, RESULTS, ANNOTATIONS, "--json", str(tmp_path / "none" / "scores.json")) == 2
   assert "could not be written" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tokens of captions: recorded ones of the Java tokenizer, what depends on neighbours, other line breaks; the scanner; lower case."""
+"""Tokens of captions against recordings of the Java tokenizer; the scanner; lower case."""
 
 import gzip
 import json
@@ -60,12 +60,12 @@ def test_tokens_of_a_caption(caption, tokens):
   assert tokenize([caption]) == [tokens]
 
 
-def test_the_next_caption_decides_whether_a_letter_with_a_full_stop_ends_a_sentence():
+def test_next_caption_decides_whether_a_letter_ends_a_sentence():
   assert tokenize(["This is plan A.", "The end of it"]) == ["this is plan a", "the end of it"]
   assert tokenize(["This is plan A.", "an end of it"]) == ["this is plan a.", "an end of it"]
 
 
-def test_markup_that_is_open_at_a_captions_end_keeps_the_lines_apart():
+def test_open_markup_keeps_captions_separate():
   assert tokenize(["see <a href='x", "y'> there", "end"]) == [
     "see <a\u00a0href='x\u00a0y'>",
     "there",
@@ -73,11 +73,11 @@ def test_markup_that_is_open_at_a_captions_end_keeps_the_lines_apart():
   ]
 
 
-def test_what_was_read_before_does_not_change_what_is_read():
+def test_earlier_captions_do_not_change_tokens():
   captions, tokens = recorded()
   order = list(range(len(captions)))
   random.Random(0).shuffle(order)
-  alone = re.compile(r"[A-Za-z]+( [A-Za-z]+)*")  # the neighbours cannot matter
+  alone = re.compile(r"[A-Za-z]+( [A-Za-z]+)*")  # the neighbors cannot matter
   ours = tokenize([captions[i] for i in order])
   assert [
     (captions[i], text)
@@ -87,7 +87,7 @@ def test_what_was_read_before_does_not_change_what_is_read():
   assert tokenize(captions) == tokens
 
 
-def test_a_caption_that_is_no_string_is_refused():
+def test_a_caption_that_is_no_string_is_an_error():
   with pytest.raises(TypeError, match="caption 1 is None"):
     tokenize(["a", None])
   assert tokenize([]) == []
@@ -142,7 +142,7 @@ def test_the_longest_match_wins_then_the_first_rule(patterns, text, number, end)
   assert scan(patterns, text, {"D": "[0-9]"})[:2] == (number, end)
 
 
-def test_a_match_says_how_far_it_looked():
+def test_match_returns_the_end_of_the_read_part():
   assert scan(["ab", "abcd"], "abcx")[2] == 4
   assert scan(["ab", "abcd"], "abx")[2] == 3
   assert scan(["ab+"], "abb")[2] == 4  # the end of the text was looked at
@@ -173,7 +173,7 @@ def test_the_scanner_agrees_with_backtracking_on_random_patterns():
 
 
 @pytest.mark.parametrize("pattern", ["a)", "(a", "a|b)"])
-def test_a_pattern_with_a_mistake_is_refused(pattern):
+def test_a_wrong_pattern_is_an_error(pattern):
   with pytest.raises(ValueError, match="pattern"):
     automaton.Scanner([automaton.Rule(pattern)], {})
 
@@ -195,5 +195,5 @@ def test_a_pattern_with_a_mistake_is_refused(pattern):
     ("\u4e2d\u03a3", "\u4e2d\u03c3"),
   ],
 )
-def test_a_capital_sigma_is_final_by_its_word(text, expected):
+def test_final_sigma_depends_on_the_word(text, expected):
   assert lower_case.lower(text) == expected

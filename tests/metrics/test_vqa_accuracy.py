@@ -51,7 +51,7 @@ def test_soft_labels():
 
 
 @pytest.mark.parametrize("answer_ids", [True, False])
-def test_accuracy_is_the_mean_over_left_out_annotators(answer_ids):
+def test_accuracy_leaves_out_each_annotator(answer_ids):
   rng = random.Random(0)
   for _ in range(300):
     answers = rng.choices(["red", "blue", "Red.", "2"], k=rng.randint(1, 12))
@@ -122,7 +122,7 @@ def test_results_file(tmp_path):
   assert os.listdir(tmp_path) == ["results.json"]
 
 
-def test_results_refuse_contradictions():
+def test_contradicting_results_are_an_error():
   with pytest.raises(ValueError, match="question 7 has two different answers, 'yes' and 'no'"):
     va.results_rows([7, "7"], ["yes", "no"])
   with pytest.raises(ValueError, match="2 question ids but 1 answers"):

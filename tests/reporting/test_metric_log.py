@@ -18,7 +18,7 @@ from tests.support import paths
 
 
 class Clock:
-  """A clock that moves when told to."""
+  """A clock that the test sets."""
 
   def __init__(self):
     self.now = 100.0
@@ -114,7 +114,7 @@ def test_writer_resume_drops_later_and_torn_lines(tmp_path):
   assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_writer_disabled_touches_nothing(tmp_path):
+def test_disabled_writer_writes_nothing(tmp_path):
   writer = metric_log.Writer(tmp_path / "run", enabled=False, tensorboard=True)
   writer.write_scalars(1, {"loss": 1.0})
   writer.write_images(1, {"x": np.zeros((1, 4, 4, 3), np.uint8)})
@@ -134,7 +134,7 @@ def test_writer_disabled_touches_nothing(tmp_path):
     ({"step": 1.0}, "'step' is reserved"),
   ],
 )
-def test_writer_refuses_what_is_no_number(tmp_path, scalars, message):
+def test_writer_accepts_only_numbers(tmp_path, scalars, message):
   with pytest.raises(ValueError, match=message):
     metric_log.Writer(tmp_path).write_scalars(1, scalars)
   assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -1,4 +1,4 @@
-"""The pictures: readable files of sensible size that show what they should."""
+"""Curves, sample sheets and overlays: readable files with the right content."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_scores_and_rewards_have_panels_of_their_own(tmp_path):
     assert image.size == (3 * 806, 546)
 
 
-def test_curves_without_anything_to_draw(tmp_path):
+def test_curves_with_nothing_to_draw(tmp_path):
   path = write_lines(tmp_path / "m.jsonl", [{"step": 0, "loss": None, "speed": 1.0}])
   with pytest.raises(ValueError, match="no finite loss or accuracy.*speed"):
     curves.curves(path, tmp_path / "curves.png")
@@ -97,7 +97,7 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
   images[:, 20:40, 20:40] = (200, 30, 220)
   lines = [
     [("what shape?", "circle", "circle")],
-    [("what colour?", "red", "blue"), ("is it red?", "Yes", "yes")],
+    [("what color?", "red", "blue"), ("is it red?", "Yes", "yes")],
     [("is there a box?", "no", "")],
   ]
   out = tmp_path / "sheet.png"
@@ -115,7 +115,7 @@ def test_sample_sheet_shows_pixels_and_verdicts(tmp_path):
 @pytest.mark.parametrize(
   ("prediction", "present", "absent"), [("Blue", GREEN, RED), ("red", RED, GREEN), ("", RED, GREEN)]
 )
-def test_sample_sheet_colour_follows_the_answer(tmp_path, prediction, present, absent):
+def test_sample_sheet_color_follows_the_answer(tmp_path, prediction, present, absent):
   images = np.full((1, 300, 200, 3), 128, np.uint8)
   sample_sheet.sample_sheet(images, [[("q", prediction, "blue")]], tmp_path / "s.png")
   colors = colors_of(tmp_path / "s.png")
@@ -135,12 +135,12 @@ def test_long_texts_stay_inside_their_cell(tmp_path, text):
     assert image.size[1] < 700
 
 
-def test_wrap_loses_no_word():
-  text = "what colour is the small shape that stands to the left of the big yellow triangle"
+def test_wrap_keeps_all_words():
+  text = "what color is the small shape that stands to the left of the big yellow triangle"
   assert " ".join(sample_sheet._wrap(text)) == text
 
 
-def test_sample_sheet_refuses_wrong_input(tmp_path):
+def test_sample_sheet_of_wrong_input(tmp_path):
   images = np.zeros((2, 8, 8, 3), np.uint8)
   with pytest.raises(ValueError, match="2 images but texts for 1"):
     sample_sheet.sample_sheet(images, [[]], tmp_path / "s.png")
@@ -149,7 +149,7 @@ def test_sample_sheet_refuses_wrong_input(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_an_overlay_is_bright_where_the_heat_is_and_has_the_box():
+def test_overlay_is_bright_at_the_heat_and_has_the_box():
   image = np.full((48, 96, 3), 120, np.uint8)
   found = overlay.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
   assert found.shape == (144, 288, 3)

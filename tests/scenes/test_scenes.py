@@ -54,7 +54,7 @@ def attribute_words(text):
 
 
 def form_words(form):
-  """The same of a form, in any nesting."""
+  """Sizes, colors and shapes of a form, in any nesting."""
   if isinstance(form, str):
     return [form] if form in WORDS.values() else []
   return [
@@ -189,7 +189,7 @@ def read_relation(text, scene):
 
 
 def test_words_agree_with_plain_arithmetic():
-  """The oracle reads forms; this reads the words themselves."""
+  """The oracle reads forms; this test reads the words."""
   read = collections.Counter()
   for scene in sample(HARD, "train", 300):
     for text in scene_text.captions(scene):

@@ -46,7 +46,8 @@ def weighted_answers(question: dict[str, Any]) -> tuple[list[str], list[float]]:
   Raises:
     ValueError: the number of weights is not the number of unique answers; names the question_id.
   """
-  answers, weights = question["answers"], question["weights"]
+  answers = question["answers"]
+  weights = question["weights"]
   unique = list(dict.fromkeys(answers))
   if weights is None:
     return unique, [answers.count(answer) / len(answers) for answer in unique]

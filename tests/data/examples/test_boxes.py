@@ -22,7 +22,7 @@ def mask(box, size=13):
   return out
 
 
-def test_iou_and_generalized_iou_are_those_of_counted_pixels():
+def test_iou_and_generalized_iou_equal_counted_pixels():
   a, b = pairs()
   for first, second, iou, generalized in zip(a, b, boxes.iou(a, b), boxes.generalized_iou(a, b)):
     both, either = (mask(first) & mask(second)).sum(), (mask(first) | mask(second)).sum()
@@ -36,7 +36,7 @@ def test_iou_and_generalized_iou_are_those_of_counted_pixels():
     )
 
 
-def test_equal_and_distant_and_empty_boxes():
+def test_iou_of_equal_distant_and_empty_boxes():
   box, far, empty = np.array([[0.1, 0.1, 0.3, 0.4], [0.9, 0.9, 0.95, 0.95], [0.2, 0.2, 0.2, 0.2]])
   assert boxes.iou(box, box) == 1
   assert boxes.generalized_iou(box, box) == pytest.approx(1, abs=1e-3)
@@ -48,7 +48,7 @@ def test_equal_and_distant_and_empty_boxes():
   assert boxes.iou(exchanged, box) == 0  # not the square of a negative width
 
 
-def test_jax_arrays_give_what_numpy_gives():
+def test_jax_and_numpy_agree():
   a, b = pairs().astype(np.float32) / 12
   for function in (boxes.iou, boxes.generalized_iou):
     ours = function(jnp.asarray(a), jnp.asarray(b))

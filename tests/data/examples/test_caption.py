@@ -1,4 +1,4 @@
-"""Captioning records of every source, and examples against tokens spelled out here."""
+"""Captioning records of every source, and examples against literal tokens."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
 
 
 class WordTokenizer:
-  """One token a word; ids from 100, except the special ones."""
+  """One token per word; ids from 100, except the special ones."""
 
   pad_id, bos_id, eos_id = PAD, BOS, EOS
 
@@ -77,7 +77,7 @@ def test_example_of_one_record():
   assert not example["corrupt"]
 
 
-def test_an_empty_caption_is_its_end():
+def test_an_empty_caption_is_only_the_end_token():
   np.testing.assert_array_equal(
     transform(1)(0, record(""), None)["caption"], [[BOS, EOS, PAD, PAD, PAD, PAD]]
   )
@@ -90,7 +90,7 @@ def test_an_empty_caption_is_its_end():
     ("official", ["a", "picture", "ofa", "dog"], ["a", "picture"]),
   ],
 )
-def test_a_prompt_is_put_before_captions_and_begins_generation(mode, row, start):
+def test_prompt_starts_captions_and_generation(mode, row, start):
   make = transform(1, 8, "a picture of", mode)
   expected = [BOS, *ids(*row), EOS]
   np.testing.assert_array_equal(
@@ -105,7 +105,7 @@ def test_a_prompt_is_put_before_captions_and_begins_generation(mode, row, start)
   assert prompt.decoded == "a picture of"
 
 
-def test_without_a_prompt_both_modes_begin_with_bos():
+def test_without_a_prompt_both_modes_start_with_bos():
   for mode in caption.PROMPT_MODES:
     config = ml_collections.ConfigDict(
       {"task": {"prompt": "", "prompt_mode": mode}, "data": {"max_caption": 8}}
@@ -113,7 +113,7 @@ def test_without_a_prompt_both_modes_begin_with_bos():
     assert caption.prompt(config, WordTokenizer()) == ("", (BOS,), (BOS,), "")
 
 
-def test_prompts_that_cannot_be_are_refused():
+def test_invalid_prompts():
   with pytest.raises(
     ValueError, match=r"config.task.prompt_mode='glued' is not one of standard, official\."
   ):
@@ -125,7 +125,7 @@ def test_prompts_that_cannot_be_are_refused():
     transform(length=4, prompt="a picture of")
 
 
-def test_an_image_that_cannot_be_read_has_no_captions():
+def test_an_unreadable_image_has_no_captions():
   example = transform()(0, {**record("a dog"), "image": b"broken"}, None)
   assert example["corrupt"]
   assert not example["caption_valid"].any()
@@ -150,7 +150,7 @@ def test_every_caption_is_in_one_training_record(size):
   assert [chunked.captions(n) for n in range(len(chunked))] == [part for _, part in expected]
 
 
-def test_scenes_train_on_five_captions_and_are_scored_by_what_they_show():
+def test_scenes_have_five_captions_and_groups():
   c = caption_run.config(data__records=0)
   train, test = data_lib.get_source(c, "train"), caption_lib.images(c.data, "test")
   assert len(train) == 20_000
@@ -164,8 +164,8 @@ def test_scenes_train_on_five_captions_and_are_scored_by_what_they_show():
   assert all(isinstance(text, str) for text in texts)
 
 
-def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
-  """So that a run can start from that of another task."""
+def test_scene_tokenizers_cover_the_words_of_all_tasks(tmp_path):
+  """A run can therefore start from a run of another task."""
   found = set()
   for name, says in (
     ("caption", "a drawing of a tiny disc"),
@@ -181,7 +181,7 @@ def test_tokenizers_of_scenes_know_every_task_s_words(tmp_path):
   assert len(found) == 1
 
 
-def test_an_epoch_of_the_official_recipe_has_a_record_for_every_sentence(tmp_path):
+def test_official_recipe_has_a_record_per_sentence(tmp_path):
   c = caption_run.config(f"base,data=karpathy,root={caption_run.write_karpathy(tmp_path)}")
   assert c.data.captions_per_image == 1
   assert len(data_lib.get_source(c, "train")) == 2 + 3 + 2
@@ -207,7 +207,7 @@ def test_the_official_format(tmp_path):
 
 
 def test_one_file_of_all_splits(tmp_path):
-  """Karpathy's own: "restval" is trained on."""
+  """Karpathy's file: "restval" is part of training."""
   caption_run.write_karpathy(tmp_path)
   entries = [
     entry
@@ -265,7 +265,7 @@ def test_nocaps_has_domains(tmp_path):
     caption_lib.images(c.data, "train")
 
 
-def test_own_lines_of_one_image_are_put_together(tmp_path):
+def test_jsonl_lines_of_one_image_are_grouped(tmp_path):
   (tmp_path / "a.png").write_bytes(b"")
   lines = [
     {"image": "a.png", "caption": "One Dog"},
@@ -280,7 +280,7 @@ def test_own_lines_of_one_image_are_put_together(tmp_path):
   ]
 
 
-def test_a_folder_with_captions_beside_the_images(tmp_path):
+def test_a_folder_of_images_and_caption_files(tmp_path):
   for name in ("train/b.JPG", "train/deep/a.png", "train/c.txt", "train/notes.md", "val/x.webp"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"")
@@ -370,7 +370,7 @@ def test_a_wrong_entry_is_located(tmp_path, name, entry, message):
   assert "\n" not in str(error.value)
 
 
-def test_an_annotation_of_no_image_is_located(tmp_path):
+def test_an_annotation_without_an_image_is_located(tmp_path):
   (tmp_path / "caption_val.json").write_text(
     json.dumps({"images": [], "annotations": [{"image_id": 4, "caption": "a cat"}]})
   )
@@ -380,7 +380,7 @@ def test_an_annotation_of_no_image_is_located(tmp_path):
     caption_lib.images(caption_run.config(f"tiny,data=nocaps,root={tmp_path}").data, "val")
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_errors():
   c = caption_run.config()
   with pytest.raises(
     ValueError, match="Split 'tset' does not exist; known splits: train, val, test"

@@ -1,4 +1,4 @@
-"""Classification examples against what is spelled out here: official files, own files, scenes, text assignment, augmentation."""
+"""Classification examples: official files, user files, scenes, text assignment, augmentation."""
 
 import collections
 import json
@@ -21,7 +21,7 @@ PAD, BOS, WORDS = 9, 7, ["only", "the", "left", "right", "leftmost", "image", "s
 
 
 class WordTokenizer:
-  """One token a word; ids from 100, except the special ones, which are unlike BERT's."""
+  """One token per word; ids from 100, except the special ones, which differ from BERT's."""
 
   pad_id, bos_id, eos_id = PAD, BOS, 8
 
@@ -85,7 +85,7 @@ def test_one_unreadable_image_makes_the_row_corrupt():
   np.testing.assert_array_equal(example["image"][0], LEFT)
 
 
-def test_swap_exchanges_images_and_whole_words_in_training_on_copies():
+def test_swap_exchanges_images_and_whole_words_in_training():
   make, kept = transform(swap=1.0, max_text=9), json.dumps(RECORD["sentence"])
   example = make(0, RECORD, np.random.default_rng(0))
   np.testing.assert_array_equal(example["image"], [RIGHT, LEFT])
@@ -101,7 +101,7 @@ def test_swap_exchanges_images_and_whole_words_in_training_on_copies():
   assert words(evaluated["sentence"]) == "only the left image shows a leftmost cat"
 
 
-def test_swap_comes_with_its_probability_and_the_words_always_with_the_images():
+def test_swap_has_its_probability_and_changes_words_and_images_together():
   make, swapped = transform(swap=0.5), []
   for seed in range(400):
     example = make(0, RECORD, np.random.default_rng(seed))
@@ -110,7 +110,7 @@ def test_swap_comes_with_its_probability_and_the_words_always_with_the_images():
   assert 160 < sum(swapped) < 240
 
 
-def test_mirror_turns_images_order_and_words():
+def test_mirror_changes_images_order_and_words():
   make = transform(mirror=1.0)
   example = make(0, RECORD, np.random.default_rng(0))
   np.testing.assert_array_equal(example["image"], [RIGHT[:, ::-1], LEFT[:, ::-1]])
@@ -120,7 +120,7 @@ def test_mirror_turns_images_order_and_words():
   np.testing.assert_array_equal(make(0, RECORD, None)["image"], [LEFT, RIGHT])
 
 
-def test_further_sentences_are_drawn_in_training_alone_and_turned_like_the_first():
+def test_further_sentences_are_drawn_in_training_and_swapped_like_the_first():
   def more(rng, count):
     assert isinstance(rng, np.random.Generator)
     return [("a left cat", "no"), ("a cat", "yes")][:count]
@@ -142,7 +142,7 @@ def test_further_sentences_are_drawn_in_training_alone_and_turned_like_the_first
     make(0, RECORD, np.random.default_rng(0))
 
 
-# ---- official files and one's own
+# ---- official files and user files
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_official_snli_ve_rows(tmp_path):
   assert data.labels.index("contradiction") == 0
 
 
-def test_own_classes_numbers_and_truth_values_and_no_labels_outside_training(tmp_path):
+def test_custom_labels_and_missing_labels_outside_training(tmp_path):
   classification_run.write_image(tmp_path / "a.png")
   lines = [
     {"image": "a.png", "sentence": "s", "label": True, "id": "x"},
@@ -352,7 +352,7 @@ def claimed(text):
 
 
 def pair_form(text):
-  """The form that a statement about two images has by its template."""
+  """Parses a statement about two images by its template."""
   if match := re.fullmatch("the (left|right) image shows (no|two|three) (.*)", text):
     return f"{match[1]} number", (("no", "", "two", "three").index(match[2]), described(match[3]))
   if match := re.fullmatch("the (left|right) image shows (.*)", text):
@@ -395,15 +395,15 @@ def judged_hypothesis(text, scene):
   return oracle.judge_entailment(form, scene)
 
 
-def test_images_that_look_alike_end_the_search_for_statements():
+def test_search_for_statements_ends_for_equal_images():
   scene = scenes.scene(scenes.SceneConfig(96), "train", 5)
   statements = scene_statements.pair_statements(np.random.default_rng(0), scene, scene, 3)
   assert len(statements) <= 3
   assert all(judged_pair(text, scene, scene) == (label == "True") for text, label in statements)
 
 
-def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held_out():
-  """Read back by a parser of their own, and judged by the oracle."""
+def test_further_statements_have_right_labels_and_name_no_held_out_pair():
+  """The statements are parsed by this test, and judged by the oracle."""
   config = scenes.SceneConfig(96)
   rng, labels = np.random.default_rng(0), collections.Counter()
   for index in range(60):
@@ -422,15 +422,16 @@ def test_further_statements_are_true_and_false_as_they_say_and_name_nothing_held
       ] += 1
     for text, label in scene_statements.hypotheses(rng, left, 4):
       assert judged_hypothesis(text, left) == label, text
-      labels[label, "relation" if len(text.split()) > 5 else "colour"] += 1
-  assert min(labels.values()) > 5 and len(labels) == 2 * 4 + 3 * 2, labels
+      labels[label, "relation" if len(text.split()) > 5 else "color"] += 1
+  assert min(labels.values()) > 5, labels
+  assert len(labels) == 2 * 4 + 3 * 2, labels
 
 
 # ---- text assignment
 
 
 class Captions:
-  """Image i is the number i; two neighbours are the same image, with captions of their own."""
+  """Image i is the number i; images 2 k and 2 k + 1 have one id and the same two captions."""
 
   def __len__(self):
     return 12
@@ -443,7 +444,7 @@ class Captions:
     }
 
 
-def test_text_assignment_shows_two_images_and_the_text_of_one_or_of_none():
+def test_text_assignment_pairs_two_images_with_a_text():
   cases = dict.fromkeys(("first", "second", "neither"), 0)
   for seed in range(100):
     source = text_assignment.TextAssignment(Captions(), tuple(cases), seed)

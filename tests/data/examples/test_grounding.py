@@ -1,4 +1,4 @@
-"""Referring expressions: the official lists, json files and scenes as records, and records as examples of fixed shape."""
+"""Referring expressions: official lists, JSON files and scenes as records; examples."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ AUGMENT = dict(
 
 
 class WordTokenizer:
-  """One token a word; ids from 100 in order of appearance."""
+  """One token per word; ids from 100 in order of appearance."""
 
   pad_id, bos_id, eos_id = PAD, BOS, EOS
 
@@ -73,7 +73,7 @@ def rng(seed=0):
 
 
 def vg(tmp_path, name, entries, form=legacy, split="train", **changes):
-  """The source of the official lists with one list written, and images for it."""
+  """Writes one official list and its images, and returns the source."""
   for folder in (
     "other/images/mscoco/images/train2014",
     "referit/images",
@@ -165,7 +165,7 @@ def test_the_union_trains_on_four_lists_and_validates_on_refcoco(tmp_path):
     ),
   ],
 )
-def test_lists_that_cannot_be_used(tmp_path, entries, message):
+def test_unusable_lists(tmp_path, entries, message):
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     grounding_lib.get(vg(tmp_path, "unc", entries), "train")
 
@@ -176,13 +176,13 @@ class Hostile:
 
 
 @pytest.mark.parametrize("form", [legacy, zipped])
-def test_no_code_of_a_list_is_run(tmp_path, form):
+def test_lists_run_no_code(tmp_path, form):
   data = vg(tmp_path, "unc", [("0.jpg", "", Hostile(), "x", [])], form)
   with pytest.raises(ValueError, match="entry 1: the box must be a list of four numbers"):
     grounding_lib.get(data, "train")
 
 
-def test_arrays_in_lists_are_read_and_others_are_inert(tmp_path):
+def test_arrays_in_lists_are_read_and_other_objects_are_not_built(tmp_path):
   path = tmp_path / "list.pth"
 
   def loaded(value):
@@ -210,7 +210,7 @@ def json_source(tmp_path, entries, split="train", data="jsonl", **changes):
   return grounding_lib.get(config(f"tiny,data={data},root={tmp_path}", **changes).data, split)
 
 
-def test_own_data_as_json_lines(tmp_path):
+def test_jsonl(tmp_path):
   entries = [
     {"image": "a.png", "text": "red", "box": [10, 10, 30, 30.5], "id": "first"},
     {"image": "b.png", "text": "blue"},
@@ -239,7 +239,7 @@ def test_own_data_as_json_lines(tmp_path):
     ({"text": None}, "line 1: text must be a string"),
   ],
 )
-def test_json_lines_that_cannot_be_used(tmp_path, changes, message):
+def test_unusable_jsonl(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     json_source(tmp_path, [{"image": "a.png", "text": "red", "box": [1, 1, 3, 3]} | changes])
 
@@ -284,7 +284,7 @@ def test_unknown_names_are_listed(tmp_path):
     config("small,data=coco")
 
 
-def test_chunks_hold_every_expression_once():
+def test_chunks_have_every_expression_once():
   source = grounding_lib.ExpressionRecords(
     [
       {
@@ -369,7 +369,7 @@ def test_long_and_empty_texts(monkeypatch):
   )
 
 
-def test_boxes_are_cut_to_their_image_and_one_outside_is_refused():
+def test_boxes_are_clipped_and_one_outside_is_an_error():
   example = transform()(0, record(expression(box=(-5.0, 30.0, 15.0, 99.0))), rng())
   corners = boxes.to_corners(example["box"][0]) * 32 - np.tile(example["placed"][:2], 2)
   np.testing.assert_allclose(corners, [0, 30 * 21 / 40, 15 * 32 / 60, 21], atol=1e-4)
@@ -413,14 +413,14 @@ def test_blank_images_keep_their_boxes():
 
 
 @pytest.mark.parametrize("sides", [(), (1.0, 1.1), (0.0,)])
-def test_an_image_larger_than_the_canvas_is_refused(sides):
+def test_an_image_larger_than_the_canvas_is_an_error(sides):
   with pytest.raises(
     ValueError, match="config.data.augment.long_sides=.* must be shares of the canvas"
   ):
     grounding.make_transform(config(data__augment__long_sides=sides), WordTokenizer(), train=True)
 
 
-def test_the_transform_travels_to_other_processes():
+def test_the_transform_can_be_pickled():
   make = transform()
   first = make(0, record(expression()), rng())
   copy = pickle.loads(pickle.dumps(make))(0, record(expression()), rng())

@@ -1,4 +1,4 @@
-"""Pairs of an image and a caption, from files in the official format, one's own and generated ones."""
+"""Pairs of an image and a caption, from official files, user files and scenes."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
   return retrieval_files.write(tmp_path_factory.mktemp("retrieval"))
 
 
-def test_an_epoch_has_every_caption_once_with_the_number_of_its_image():
+def test_an_epoch_has_every_caption_once_with_its_image_number():
   c = retrieval_files.config("tiny", data__records=6)
   source = data.get_source(c, "train")
   pairs = [source[i] for i in range(len(source))]
@@ -55,7 +55,7 @@ def test_evaluation_reads_lists_of_captions(folder):
   ]
 
 
-def test_one_s_own_lines(tmp_path, folder):
+def test_jsonl_lines(tmp_path, folder):
   (tmp_path / "train.jsonl").write_text(
     '{"image": "0.png", "caption": ["Red", "Cat"]}\n\n{"image": "1.png", "caption": "Dog"}\n'
   )
@@ -85,7 +85,7 @@ def test_a_caption_becomes_a_row_of_clean_tokens(folder):
   ]
 
 
-def test_an_unreadable_image_is_black_and_said_so(folder, tmp_path):
+def test_an_unreadable_image_is_black_and_marked_corrupt(folder, tmp_path):
   c = retrieval_files.files_config(folder)
   transform = data.make_transform(c, retrieval_files.tokenizer(folder), train=True)
   (tmp_path / "bad.png").write_bytes(b"no image")
@@ -145,7 +145,7 @@ def test_images_to_evaluate_need_captions(tmp_path, folder):
     retrieval.get_images(c.data, "val")
 
 
-def test_an_unknown_source_is_refused_by_the_config():
+def test_an_unknown_source_is_a_config_error():
   with pytest.raises(
     ValueError, match="data='flickr' is unknown; there are scenes, coco, flickr30k, jsonl"
   ):

@@ -1,4 +1,4 @@
-"""VQA examples against tokens spelled out here, and easy-VQA through the whole pipeline."""
+"""VQA examples against literal tokens, and easy-VQA through the whole pipeline."""
 
 import collections
 import pickle
@@ -37,7 +37,7 @@ PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
 
 
 class WordTokenizer:
-  """One token a word; ids from 100, except the special ones."""
+  """One token per word; ids from 100, except the special ones."""
 
   pad_id, bos_id, eos_id = PAD, BOS, EOS
 
@@ -174,7 +174,7 @@ def test_training_draws_questions_without_replacement():
   assert max(drawn.values()) < 240  # 200 expected, standard deviation 8.2
 
 
-def test_evaluation_leaves_no_question_out():
+def test_evaluation_keeps_all_questions():
   data = record(*(question(i, answers=[]) for i in range(3)))
   with pytest.raises(ValueError, match="3 questions, more than the 2 of a row; wrap"):
     transform(train=False)(0, data, None)
@@ -183,7 +183,7 @@ def test_evaluation_leaves_no_question_out():
   assert not example["answer_weight"].any()
 
 
-def test_chunks_hold_every_question_once():
+def test_chunks_have_every_question_once():
   counts = [3, 1, 0, 4, 2]
   numbers = iter(range(100))
   source = sources.VqaRecords(
@@ -261,7 +261,7 @@ def test_corrupt_image_carries_no_weight(tmp_path, monkeypatch):
     transform(strict=True)(0, record(question(1), image=str(tmp_path / "missing.png")), rng())
 
 
-def test_texts_are_encoded_once_and_the_transform_travels():
+def test_texts_are_encoded_once_and_the_transform_can_be_pickled():
   tokenizer = WordTokenizer()
   make = transform(tokenizer=tokenizer)
   data = record(question(1, answers=["red", "dark blue"]))

@@ -1,4 +1,4 @@
-"""Transforms of images with boxes: painted rectangles must stay framed, and left and right be told apart in the texts."""
+"""Transforms of images with boxes: boxes follow painted rectangles, texts follow mirroring."""
 
 import numpy as np
 import pytest
@@ -28,16 +28,16 @@ def augment(
   )
 
 
-def test_boxes_frame_their_objects_through_every_change():
-  """Of two boxes at once, over resizing, cropping, mirroring and placing."""
+def test_boxes_follow_their_objects():
+  """Two boxes are resized, cropped, mirrored and placed together."""
   cut, mirrored, places = 0, 0, set()
   for seed in range(200):
     canvas, texts = augment(seed)
     assert canvas.image.shape == (112, 112, 3)
     assert canvas.image.dtype == np.uint8
     assert texts == ["the red one", "the blue one"]
-    for colour, box in zip(("red", "blue"), canvas.boxes):
-      assert np.abs(np.subtract(frame_of(canvas.image, colour), box)).max() <= 1.01, (seed, colour)
+    for color, box in zip(("red", "blue"), canvas.boxes):
+      assert np.abs(np.subtract(frame_of(canvas.image, color), box)).max() <= 1.01, (seed, color)
     left, top, right, bottom = canvas.placed
     assert canvas.image[top:bottom, left:right].any(-1).all()
     outside = canvas.image.copy()
@@ -54,7 +54,7 @@ def test_boxes_frame_their_objects_through_every_change():
   )  # not changed in place
 
 
-def test_a_crop_keeps_the_centre_of_every_box_and_the_official_one_does_not():
+def test_crop_keeps_the_center_of_every_box_unlike_the_official_crop():
   image, boxes = painted(120, 200, red=(2, 80, 40, 118)), np.array([(2, 80, 40, 118.0)])
   lost = {False: 0, True: 0}
   for official in lost:
@@ -75,7 +75,7 @@ def test_a_crop_keeps_the_centre_of_every_box_and_the_official_one_does_not():
   assert lost[True] > 20
 
 
-def test_an_image_whose_boxes_fit_no_crop_stays_whole():
+def test_no_crop_if_the_boxes_fit_in_none():
   boxes = np.array([(0, 0, 10, 10), (90, 90, 100, 100.0)])
   image, moved = box_transforms.random_crop(
     np.zeros((100, 100, 3), np.uint8), boxes, np.random.default_rng(0), 20, 30
@@ -95,7 +95,7 @@ def test_an_image_whose_boxes_fit_no_crop_stays_whole():
     ("the red box", True),
   ],
 )
-def test_texts_about_places_in_the_image_forbid_crops(text, crops):
+def test_position_words_forbid_crops(text, crops):
   canvases = [
     augment(seed, ("the blue box", text), crop=1.0, long_sides=(1.0,))[0] for seed in range(20)
   ]
@@ -127,7 +127,7 @@ def test_sides_are_swapped_in_whole_words(text, swapped):
   assert box_transforms.swap_sides(swapped) == text
 
 
-def test_the_official_swap_reaches_into_words():
+def test_official_swap_changes_parts_of_words():
   assert box_transforms.swap_sides("bright left", substrings=True) == "bleft right"
 
 
@@ -143,7 +143,7 @@ def test_every_text_of_a_mirrored_image_is_swapped():
     assert texts == expected
 
 
-def test_evaluation_centres_the_image():
+def test_evaluation_centers_the_image():
   canvas = box_transforms.fit(IMAGE, BOXES, 112)
   assert canvas.placed == (0, 14, 112, 98)  # 240 x 180 -> 112 x 84
   np.testing.assert_allclose(canvas.boxes, BOXES * (112 / 240) + [0, 14, 0, 14])
@@ -158,7 +158,7 @@ def test_evaluation_centres_the_image():
   np.testing.assert_array_equal(box_transforms.fit(square, np.zeros((0, 4)), 64).image, square)
 
 
-def test_colours_change_and_places_do_not():
+def test_color_jitter_moves_nothing():
   changed = box_transforms.jitter_colors(IMAGE, np.random.default_rng(0))
   assert changed.shape == IMAGE.shape
   assert (changed != IMAGE).any()
@@ -166,7 +166,7 @@ def test_colours_change_and_places_do_not():
   np.testing.assert_array_equal(changed, again)
   assert (
     len(np.unique(changed.reshape(-1, 3), axis=0)) == 3
-  )  # grey, red and blue are still three areas
+  )  # gray, red and blue are still three areas
   constant = np.full((9, 9, 3), 200, np.uint8)
   assert (
     len(

@@ -1,5 +1,6 @@
 """Decoding of all kinds of files, and the transforms, against Pillow and hand-made arrays."""
 
+import contextlib
 import io
 
 import cv2
@@ -12,7 +13,7 @@ from mplug_jax.data.images import ops
 
 
 def _picture(height=48, width=64, channels=3, seed=0):
-  """Smooth random colours, u8[H, W, C]."""
+  """Smooth random colors, u8[H, W, C]."""
   small = np.random.default_rng(seed).integers(0, 256, (6, 8, channels), dtype=np.uint8)
   picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
   return picture.reshape(height, width, channels)
@@ -56,20 +57,20 @@ def test_lossless_formats_paths_bytes_and_pil_images(format, tmp_path):
     np.testing.assert_array_equal(ops.decode_image(image), picture)
 
 
-def test_greyscale_cmyk_palette_and_16_bits():
-  grey = _picture()[..., 0]
-  expected = np.stack([grey] * 3, -1)
-  np.testing.assert_array_equal(ops.decode_image(_encode(grey, "PNG")), expected)
-  np.testing.assert_array_equal(ops.decode_image(grey), expected)
-  np.testing.assert_array_equal(ops.decode_image(grey[..., None]), expected)
-  assert ops.decode_image(_encode(grey, "JPEG", quality=100)).shape == (48, 64, 3)
+def test_grayscale_cmyk_palette_and_16_bits():
+  gray = _picture()[..., 0]
+  expected = np.stack([gray] * 3, -1)
+  np.testing.assert_array_equal(ops.decode_image(_encode(gray, "PNG")), expected)
+  np.testing.assert_array_equal(ops.decode_image(gray), expected)
+  np.testing.assert_array_equal(ops.decode_image(gray[..., None]), expected)
+  assert ops.decode_image(_encode(gray, "JPEG", quality=100)).shape == (48, 64, 3)
 
   # 16 bits: the high byte; the low one must not leak.
-  deep = (grey.astype(np.uint16) << 8) + 200
+  deep = (gray.astype(np.uint16) << 8) + 200
   for image in (deep, _encode(deep, "PNG"), _encode(deep, "TIFF")):
     np.testing.assert_array_equal(ops.decode_image(image), expected)
-  deep_colour = (_picture().astype(np.uint16) << 8) + 77
-  png = cv2.imencode(".png", deep_colour[..., ::-1])[1].tobytes()
+  deep_color = (_picture().astype(np.uint16) << 8) + 77
+  png = cv2.imencode(".png", deep_color[..., ::-1])[1].tobytes()
   np.testing.assert_array_equal(ops.decode_image(png), _picture())
 
   palette = Image.fromarray(_picture()).quantize(16)
@@ -82,7 +83,7 @@ def test_greyscale_cmyk_palette_and_16_bits():
   assert np.abs(decoded.astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_transparency_shows_white():
+def test_transparency_becomes_white():
   picture = np.full((2, 3, 4), (200, 100, 0, 255), np.uint8)
   picture[0, :, 3] = 0
   picture[1, 2, 3] = 51  # one fifth opaque
@@ -125,7 +126,7 @@ def test_exif_rotation(format, orientation, upright):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_broken_exif_does_not_spoil_the_pixels():
+def test_broken_exif_keeps_the_pixels():
   exif = Image.Exif()
   exif[0x0112] = 6
   for broken in (b"Exif\x00\x00rubbish", exif.tobytes()[:-9]):
@@ -149,17 +150,15 @@ def test_truncated_and_corrupt_files_name_the_path(format, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_bytes_raise_nothing_but_image_error():
+def test_damaged_bytes_raise_only_image_error():
   rng = np.random.default_rng(0)
   for format in ("JPEG", "PNG", "GIF", "TIFF"):
     data = np.frombuffer(_encode(_picture(), format), np.uint8)
     for _ in range(40):
       damaged = data.copy()
       damaged[rng.integers(len(data), size=8)] = rng.integers(0, 256, 8)
-      try:
+      with contextlib.suppress(ImageError):
         assert ops.decode_image(damaged.tobytes()).ndim == 3
-      except ImageError:
-        pass
 
 
 def test_size_limit_is_checked_before_decoding(monkeypatch):
@@ -183,12 +182,12 @@ def test_size_limit_is_checked_before_decoding(monkeypatch):
     np.zeros((1, 4, 4, 3), np.uint8),
   ],
 )
-def test_other_arrays_are_refused(array):
+def test_unsupported_arrays_are_errors(array):
   with pytest.raises(ImageError, match="expected uint8 or uint16"):
     ops.decode_image(array)
 
 
-def test_float_files_and_other_types_are_refused():
+def test_float_files_and_other_types_are_errors():
   data = _encode(np.zeros((4, 4), np.float32), "TIFF")
   with pytest.raises(ImageError, match="neither 8 nor 16 bits"):
     ops.decode_image(data)
@@ -229,12 +228,12 @@ def test_crop_boxes_have_the_right_distribution():
     (1000, 90, (440, 0, 120, 90)),  # too tall: central 3:4
   ],
 )
-def test_crop_falls_back_to_the_centre(height, width, box):
+def test_crop_falls_back_to_the_center(height, width, box):
   rng = np.random.default_rng(0)
   assert ops.random_crop_box(height, width, rng, (1, 1), (3 / 4, 4 / 3)) == box
 
 
-def test_train_transform_without_chance_is_the_eval_transform():
+def test_train_transform_without_augmentation_is_the_eval_transform():
   picture = _picture(40, 40)
   options = {"scale": (1, 1), "ratio": (1, 1), "randaugment": None}
   rng = np.random.default_rng(0)
@@ -245,7 +244,7 @@ def test_train_transform_without_chance_is_the_eval_transform():
   assert mirrored.flags.c_contiguous
 
 
-def test_train_transform_leaves_an_image_of_the_right_size():
+def test_train_transform_keeps_an_image_of_the_right_size():
   picture = _picture(64, 64)
   for seed in range(5):
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from mplug_jax.data.images import randaugment as ra
 
 
 def _pictures():
-  """Pictures u8[H, W, 3]: noise, low contrast, one colour, few colours."""
+  """Pictures u8[H, W, 3]: noise, low contrast, one color, few colors."""
   rng = np.random.default_rng(0)
   yield rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
   yield rng.integers(90, 140, (64, 64, 3), dtype=np.uint8)
@@ -38,7 +38,7 @@ def test_brightness_and_sharpness_equal_pillow(factor):
 def test_sharpness_wraps_on_request():
   image = np.full((5, 5, 3), 100, np.uint8)
   image[2, 2] = (255, 0, 100)
-  # Smooth at the centre: (8 * 100 + 5 v) / 13 -> 160, 62, 100; then smooth + 1.36 (v - smooth).
+  # Smooth at the center: (8 * 100 + 5 v) / 13 -> 160, 62, 100; then smooth + 1.36 (v - smooth).
   assert ra.sharpness(image, 1.36)[2, 2].tolist() == [255, 0, 100]
   # 289.2 -> 289 - 256 and -22.32 -> -22 + 256.
   assert ra.sharpness(image, 1.36, wraps=True)[2, 2].tolist() == [33, 234, 100]
@@ -47,7 +47,7 @@ def test_sharpness_wraps_on_request():
   np.testing.assert_array_equal(ra.sharpness(image, 1.36)[0], image[0])
 
 
-def test_translations_shift_by_whole_pixels_and_fill_with_grey():
+def test_translations_shift_by_whole_pixels_and_fill_with_gray():
   image = next(_pictures())
   left = ra.translate_x(image, 7)
   np.testing.assert_array_equal(left[:, :-7], image[:, 7:])
@@ -64,7 +64,7 @@ def test_shears_move_rows_and_columns_in_proportion():
   for y in (0, 10, 24):  # even rows move by whole pixels
     np.testing.assert_array_equal(right[y, y // 2 :], image[y, : 50 - y // 2])
     assert (right[y, : y // 2] == 128).all()
-  # Row 1 moves by half a pixel: means of neighbours.
+  # Row 1 moves by half a pixel: means of neighbors.
   mean = (image[1, :-1].astype(int) + image[1, 1:]) / 2
   assert np.abs(right[1, 1:] - mean).max() <= 1
   down = ra.shear_y(image, 0.5)
@@ -74,7 +74,7 @@ def test_shears_move_rows_and_columns_in_proportion():
 def test_rotation_turns_counter_clockwise_about_half_the_sides():
   image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
   turned = ra.rotate(image, 90)
-  # The centre is (4, 4), not (3.5, 3.5): (x, y) goes to (y, 8 - x), row 0 is filled.
+  # The center is (4, 4), not (3.5, 3.5): (x, y) goes to (y, 8 - x), row 0 is filled.
   np.testing.assert_array_equal(turned[1:], np.rot90(image)[:-1])
   assert (turned[0] == 128).all()
   np.testing.assert_array_equal(ra.rotate(image, 0), image)
@@ -87,7 +87,7 @@ def test_rotation_turns_counter_clockwise_about_half_the_sides():
 
 
 class _Draws:
-  """Stands in for a generator: given operations and given uniform draws."""
+  """Replaces a generator: given operations and given uniform draws."""
 
   def __init__(self, names, uniform):
     self._numbers = [list(ra.OPERATIONS).index(name) for name in names]
@@ -124,7 +124,7 @@ def test_magnitude_7_of_each_operation(name, low, high):
     np.testing.assert_array_equal(ra.rand_augment(image, rng, 2, 7), expected(image))
 
 
-def test_operations_follow_each_other_and_the_wrap_reaches_sharpness():
+def test_operations_are_composed_and_sharpness_gets_the_wrap_option():
   image = next(_pictures())
   rng = _Draws(["rotate", "sharpness"], [0.1, 0.1, 0.1, 0.1])
   expected = ra.sharpness(ra.rotate(image, 21), 1.36, wraps=True)

@@ -1,4 +1,4 @@
-"""Clips: which frames are looked at, video files, what cannot be read, and the model's tokens of a clip."""
+"""Clips: sampled frames, video files, unreadable files, and the reader of clips."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_frame_numbers():
   assert video.frame_numbers(4, 1, "9").tolist() == [3]
   with pytest.raises(
     ValueError,
-    match="config.data.frame_sampling='random' is neither a frame number nor one of uniform, official",
+    match=r"data\.frame_sampling='random' is neither a frame number nor one of uniform, official",
   ):
     video.frame_numbers(4, 2, "random")
 
@@ -34,22 +34,23 @@ def clip():
 
 @pytest.fixture(scope="module")
 def file(clip, tmp_path_factory):
-  """Every frame four times, as MPEG-4."""
+  """An MPEG-4 file with every frame four times."""
   path = tmp_path_factory.mktemp("video") / "clip.mp4"
   video.write_mp4(path, np.repeat(clip, 4, axis=0))
   return path
 
 
-def test_frames_of_a_file_are_the_right_ones(clip, file):
+def test_read_clip_returns_the_sampled_frames(clip, file):
   for sampling, wanted in (("uniform", [1, 3, 5, 7]), ("official", [0, 2, 4, 6]), ("17", [4] * 4)):
     frames = video.read_clip(file, 4, sampling)
     errors = [[np.abs(a.astype(int) - b).mean() for b in clip] for a in frames]
-    assert np.argmin(errors, axis=1).tolist() == wanted and np.min(errors) < 6, sampling
+    assert np.argmin(errors, axis=1).tolist() == wanted, sampling
+    assert np.min(errors) < 6, sampling
   with pytest.raises(OSError, match="cannot write a video"):
     video.write_mp4(file.parent / "no folder" / "x.mp4", clip)
 
 
-def test_what_is_no_video_or_cut_short(file, tmp_path):
+def test_broken_and_truncated_videos(file, tmp_path):
   for name, data in (
     ("text.mp4", b"no video at all"),
     ("cut.mp4", file.read_bytes()[:4000]),
@@ -62,7 +63,7 @@ def test_what_is_no_video_or_cut_short(file, tmp_path):
     video.read_clip(tmp_path / "none.mp4", 4)
 
 
-def test_a_reader_of_clips(clip, file, tmp_path):
+def test_reader_of_clips(clip, file, tmp_path):
   read = reader.ImageReader(32, dict(scale=(0.5, 1.0), flip=0.5, randaugment=None), frames=4)
   frames, corrupt = read(clip, "clip")
   assert frames.shape == (4, 32, 32, 3)

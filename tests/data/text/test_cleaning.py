@@ -22,7 +22,7 @@ def test_equals_the_official_cleaning(name):
   assert checked >= 3 * len(CASES) >= 30
 
 
-def test_vqa_text_joins_the_parts_it_is_asked_for():
+def test_vqa_text_joins_the_selected_parts():
   question = "What does the sign say?"
   args = (question, "STOP, All!", "sign&&pole&&tree&&sign")
   assert cleaning.vqa_text(*args) == question

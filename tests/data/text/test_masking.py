@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are chosen, and what the model reads instead."""
+"""Masked language modeling: chosen tokens and their replacements."""
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def test_shares_of_chosen_masked_random_and_kept_tokens():
   assert set(range(VOCAB)) - set(others.tolist()) <= {MASK}
 
 
-def test_the_parts_of_a_word_are_chosen_together_when_asked():
+def test_whole_words_are_chosen_together():
   labels = np.array([labels for _, labels in draws(2000, whole_words=True, probability=0.5)])
   chosen = labels != PAD
   assert (chosen[:, 2] == chosen[:, 3]).all()
@@ -43,7 +43,7 @@ def test_the_parts_of_a_word_are_chosen_together_when_asked():
   assert (pieces[:, 2] != pieces[:, 3]).mean() > 0.4
 
 
-def test_nothing_and_everything():
+def test_probabilities_0_and_1():
   for probability, expected in ((0.0, np.zeros(8)), (1.0, ROW * (WORDS >= 0))):
     for _, labels in draws(5, probability=probability):
       np.testing.assert_array_equal(labels, expected)

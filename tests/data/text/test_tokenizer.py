@@ -172,7 +172,7 @@ def test_vocabulary_with_windows_line_ends_and_exotic_separators(tmp_path):
 
 
 def as_json(**changes):
-  """The tokenizer.json that Hugging Face's library writes of VOCAB; `changes` replace parts of it."""
+  """Returns the tokenizer.json of Hugging Face's library for VOCAB, with `changes` to its parts."""
   backend = tokenizers.Tokenizer(
     tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]")
   )
@@ -188,7 +188,7 @@ def as_json(**changes):
   return json.dumps(content)
 
 
-def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
+def test_tokenizer_json_gives_the_vocabulary(wordpiece, tmp_path):
   (tmp_path / "tokenizer.json").write_text(as_json())
   (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
   ours, same = (
@@ -222,7 +222,7 @@ def test_a_tokenizer_json_is_the_vocabulary_in_it(wordpiece, tmp_path):
     ("[1, 2]", "Token '.PAD.' is not in"),
   ],
 )  # a vocabulary of one token
-def test_another_tokenizer_json_is_refused(text, message, tmp_path):
+def test_other_tokenizer_json_is_an_error(text, message, tmp_path):
   (tmp_path / "tokenizer.json").write_text(text)
   with pytest.raises(ValueError, match=message):
     wordpiece_lib.WordPieceTokenizer(tmp_path / "tokenizer.json")
@@ -241,7 +241,7 @@ def test_sentencepiece_round_trip_and_special_ids(sentencepiece):
   assert max(special) < sentencepiece.vocab_size <= 1000
 
 
-def test_sentencepiece_keeps_the_words_of_a_small_corpus_whole(sentencepiece):
+def test_sentencepiece_keeps_whole_words_of_a_small_corpus(sentencepiece):
   for text in CORPUS:
     words = text.replace("?", " ?").split()
     assert len(sentencepiece.encode(text)) == 1 + len(words), text
@@ -256,7 +256,7 @@ def test_sentencepiece_reads_literal_special_tokens(sentencepiece):
   assert t.eos_id not in t.encode("[sep]")
 
 
-def test_sentencepiece_decode_drops_padding_and_ends_but_shows_the_rest(sentencepiece):
+def test_sentencepiece_decode_drops_padding_and_ends_only(sentencepiece):
   t = sentencepiece
   ids = [*t.encode("red[SEP]"), t.pad_id, t.eos_id]
   assert t.decode(np.array(ids, np.int32)) == "red"
@@ -310,7 +310,7 @@ def test_training_ignores_special_tokens_and_reports_bad_corpora(tmp_path):
   assert not (tmp_path / "c").exists()
 
 
-def test_a_file_that_is_no_model(tmp_path):
+def test_a_broken_model_file(tmp_path):
   path = tmp_path / "tokenizer.model"
   path.write_bytes(b"junk")
   with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
@@ -334,12 +334,12 @@ def test_save_load_and_pickle_keep_everything(name, request, tmp_path):
       assert other.encode(text) == tokenizer.encode(text)
 
 
-def test_encode_returns_a_list_of_its_own(wordpiece):
+def test_encode_returns_a_new_list(wordpiece):
   wordpiece.encode("a man").append(99)
   assert 99 not in wordpiece.encode("a man")
 
 
-def test_load_refuses_missing_damaged_and_exchanged_files(tmp_path, wordpiece):
+def test_load_of_missing_damaged_and_exchanged_files(tmp_path, wordpiece):
   with pytest.raises(FileNotFoundError, match="No tokenizer in"):
     tokenizer_lib.load(tmp_path / "nowhere")
   directory = tmp_path / "saved"
@@ -358,7 +358,7 @@ def test_load_refuses_missing_damaged_and_exchanged_files(tmp_path, wordpiece):
       tokenizer_lib.load(directory)
 
 
-def test_a_full_disk_keeps_the_old_files(tmp_path, wordpiece):
+def test_failed_save_keeps_the_old_files(tmp_path, wordpiece):
   wordpiece.save(tmp_path / "saved")
   script = f"""
 import resource, signal

@@ -362,7 +362,8 @@ class Scanner:
         seen = at + 1
         break
       if state.rule is not None:
-        rule, end = state.rule, at + 1
+        rule = state.rule
+        end = at + 1
     if rule in self._parts:
       pattern, before = self._parts[rule]
       # The longest text of the pattern such that the rest matches `before`.
