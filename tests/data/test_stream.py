@@ -61,21 +61,21 @@ def stream(examples, start, steps, processes=1, workers=0):
 
 def test_resuming_anywhere_continues_the_stream(examples):
   """Records, captions and augmented pixels are equal for any number of processes and workers."""
-  unbroken, rng = stream(examples, 0, STEPS), np.random.default_rng(1)
+  unbroken = stream(examples, 0, STEPS)
+  rng = np.random.default_rng(1)
   pixels = np.concatenate([batch["image"] for batch in unbroken])
-  assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) > 0.95 * len(
-    pixels
-  )  # every visit looks different
+  different = np.unique(pixels.reshape(len(pixels), -1), axis=0)
+  assert len(different) > 0.95 * len(pixels)  # augmentation differs at every visit
   for case in range(20):
     start = int(rng.integers(STEPS - 3))
     processes, workers = {0: (1, 2), 7: (2, 1), 14: (1, 1)}.get(
       case, (int(rng.choice([1, 2, 4])), 0)
     )  # workers take seconds to start
-    for ours, expected in zip(stream(examples, start, 3, processes, workers), unbroken[start:]):
-      assert ours.keys() == expected.keys()
-      for key in ours:
+    for batch, expected in zip(stream(examples, start, 3, processes, workers), unbroken[start:]):
+      assert batch.keys() == expected.keys()
+      for key in batch:
         np.testing.assert_array_equal(
-          ours[key],
+          batch[key],
           expected[key],
           err_msg=f"{key}, step {start}, {processes} processes, {workers} workers",
         )

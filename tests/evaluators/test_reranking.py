@@ -22,7 +22,7 @@ def features():
   )
 
 
-def found(features, k=3):
+def nearest_of(features, k=3):
   images, texts = features
   numbers = np.arange(IMAGES)
   return reranking.nearest(images, texts, k, numbers, OWNER), reranking.nearest(
@@ -62,22 +62,22 @@ def test_nearest_does_not_depend_on_the_block_size(features, block, monkeypatch)
   monkeypatch.setattr(reranking, "_BLOCK", block)
   scores = features[0] @ features[1].T
   correct = np.arange(IMAGES)[:, None] == OWNER
-  for side, matrix, own in zip(found(features), (scores, scores.T), (correct, correct.T)):
+  for side, matrix, expected in zip(nearest_of(features), (scores, scores.T), (correct, correct.T)):
     order = np.argsort(-matrix, axis=1)[:, :3]
     np.testing.assert_array_equal(side.ids, order)
     np.testing.assert_allclose(side.scores, np.take_along_axis(matrix, order, 1), rtol=1e-5)
-    best = np.where(own, matrix, -np.inf).max(1, keepdims=True)
+    best = np.where(expected, matrix, -np.inf).max(1, keepdims=True)
     np.testing.assert_array_equal(side.rank, (matrix > best).sum(1))
 
 
 def test_more_candidates_than_columns_returns_all(features):
-  by_image, by_text = found(features, k=256)
+  by_image, by_text = nearest_of(features, k=256)
   assert by_image.ids.shape == (IMAGES, len(OWNER))
   assert by_text.ids.shape == (len(OWNER), IMAGES)
 
 
 def test_each_pair_is_scored_once_with_those_of_its_image(features):
-  by_image, by_text = found(features)
+  by_image, by_text = nearest_of(features)
   wanted = {(i, t) for i in range(IMAGES) for t in by_image.ids[i]} | {
     (i, t) for t in range(len(OWNER)) for i in by_text.ids[t]
   }
@@ -107,13 +107,13 @@ def test_each_pair_is_scored_once_with_those_of_its_image(features):
 
 
 def test_rerank_sorts_candidates_before_all_others(features):
-  before = found(features, k=2)[0]
+  before = nearest_of(features, k=2)[0]
   rng = np.random.default_rng(1)
   scores = rng.normal(size=before.ids.shape).astype(np.float32)
   after = reranking.rerank(before, scores, np.arange(IMAGES), OWNER)
   for row in range(IMAGES):
     order = np.argsort(-scores[row])
     np.testing.assert_array_equal(after.ids[row], before.ids[row, order])
-    place = [i for i, t in enumerate(after.ids[row]) if OWNER[t] == row]
-    assert after.rank[row] == (place[0] if place else before.rank[row])
+    position = [i for i, t in enumerate(after.ids[row]) if OWNER[t] == row]
+    assert after.rank[row] == (position[0] if position else before.rank[row])
   assert 0 < (before.rank >= 2).sum() < IMAGES  # both kinds of rows occur

@@ -26,8 +26,8 @@ def recorded():
 def test_5000_recorded_captions_have_the_tokens_of_the_java_program():
   captions, tokens = recorded()
   assert len(captions) == 5000
-  ours = tokenize(captions)
-  assert [(c, o, t) for c, o, t in zip(captions, ours, tokens) if o != t] == []
+  result = tokenize(captions)
+  assert [(c, o, t) for c, o, t in zip(captions, result, tokens) if o != t] == []
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_earlier_captions_do_not_change_tokens():
   order = list(range(len(captions)))
   random.Random(0).shuffle(order)
   alone = re.compile(r"[A-Za-z]+( [A-Za-z]+)*")  # the neighbors cannot matter
-  ours = tokenize([captions[i] for i in order])
+  result = tokenize([captions[i] for i in order])
   assert [
     (captions[i], text)
-    for i, text in zip(order, ours)
+    for i, text in zip(order, result)
     if alone.fullmatch(captions[i]) and text != tokens[i]
   ] == []
   assert tokenize(captions) == tokens
@@ -102,13 +102,13 @@ def test_tokenization_is_faster_than_the_java_program():
     caption for i in range(500) for caption in scene_text.captions(scene.scene(config, "train", i))
   ]
   start = time.perf_counter()
-  theirs = package.PTBTokenizer().tokenize(
+  expected = package.PTBTokenizer().tokenize(
     {i: [{"caption": caption}] for i, caption in enumerate(captions)}
   )
   middle = time.perf_counter()
-  ours = tokenize(captions)
+  result = tokenize(captions)
   assert time.perf_counter() - middle < middle - start
-  assert [[tokens] for tokens in ours] == list(theirs.values())
+  assert [[tokens] for tokens in result] == list(expected.values())
 
 
 # The scanner.

@@ -151,10 +151,10 @@ def test_sample_sheet_of_wrong_input(tmp_path):
 
 def test_overlay_is_bright_at_the_heat_and_has_the_box():
   image = np.full((48, 96, 3), 120, np.uint8)
-  found = overlay.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
-  assert found.shape == (144, 288, 3)
-  brightness = found.astype(int).sum(-1)
+  picture = overlay.overlay(image, np.array([[0.0, 0.0], [0.0, 2.0]]), [(6, 6, 30, 30)])
+  assert picture.shape == (144, 288, 3)
+  brightness = picture.astype(int).sum(-1)
   assert brightness[100:, 220:].mean() > 2 * brightness[60:100, :80].mean()
-  assert (found[18, 18:90] == (61, 245, 107)).all()
+  assert (picture[18, 18:90] == (61, 245, 107)).all()
   assert (overlay.overlay(image, None)[:] == 120).all()
   assert (overlay.overlay(image, np.zeros((2, 2))) < 120).all()

@@ -51,9 +51,9 @@ def test_iou_of_equal_distant_and_empty_boxes():
 def test_jax_and_numpy_agree():
   a, b = pairs().astype(np.float32) / 12
   for function in (boxes.iou, boxes.generalized_iou):
-    ours = function(jnp.asarray(a), jnp.asarray(b))
-    assert isinstance(ours, jnp.ndarray)
-    np.testing.assert_allclose(ours, function(a, b), rtol=1e-5, atol=1e-6)
+    result = function(jnp.asarray(a), jnp.asarray(b))
+    assert isinstance(result, jnp.ndarray)
+    np.testing.assert_allclose(result, function(a, b), rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(boxes.quantize(jnp.asarray(a), 336), boxes.quantize(a, 336))
   np.testing.assert_allclose(
     boxes.dequantize(jnp.arange(337), 336), boxes.dequantize(np.arange(337), 336), rtol=1e-6

@@ -140,11 +140,13 @@ def test_an_unreadable_image_has_no_captions():
 def test_every_caption_is_in_one_training_record(size):
   counts = [3, 1, 5, 2]
   texts = [[f"{i}-{n}" for n in range(count)] for i, count in enumerate(counts)]
-  chunked = Chunked(caption_lib.CaptionRecords([record(*each) for each in texts]), size, "captions")
+  chunked = Chunked(
+    caption_lib.CaptionRecords([record(*captions) for captions in texts]), size, "captions"
+  )
   expected = [
-    (i, each[first : first + size])
-    for i, each in enumerate(texts)
-    for first in range(0, len(each), size)
+    (i, captions[first : first + size])
+    for i, captions in enumerate(texts)
+    for first in range(0, len(captions), size)
   ]
   assert [(chunked.record[n], chunked[n]["captions"]) for n in range(len(chunked))] == expected
   assert [chunked.captions(n) for n in range(len(chunked))] == [part for _, part in expected]
@@ -166,8 +168,8 @@ def test_scenes_have_five_captions_and_groups():
 
 def test_scene_tokenizers_cover_the_words_of_all_tasks(tmp_path):
   """A run can therefore start from a run of another task."""
-  found = set()
-  for name, says in (
+  fingerprints = set()
+  for name, text in (
     ("caption", "a drawing of a tiny disc"),
     ("nlvr2", "exactly one of the two images shows"),
     ("vqa", "what is bottommost"),
@@ -176,9 +178,9 @@ def test_scene_tokenizers_cover_the_words_of_all_tasks(tmp_path):
     tokenizer = sentencepiece.train_sentencepiece(
       data_lib.texts(c, None), c.tokenizer.vocab_size, tmp_path / name
     )
-    found.add(tokenizer.fingerprint)
-    assert len(tokenizer.encode(says)) == 1 + len(says.split())
-  assert len(found) == 1
+    fingerprints.add(tokenizer.fingerprint)
+    assert len(tokenizer.encode(text)) == 1 + len(text.split())
+  assert len(fingerprints) == 1
 
 
 def test_official_recipe_has_a_record_per_sentence(tmp_path):
@@ -227,7 +229,7 @@ def test_one_file_of_all_splits(tmp_path):
     data__val_file=name,
     data__test_file=name,
   )
-  found = {
+  image_ids = {
     split: [
       r["image_id"]
       for r in map(
@@ -236,7 +238,7 @@ def test_one_file_of_all_splits(tmp_path):
     ]
     for split in ("train", "val", "test")
   }
-  assert found == {"train": [900, 901, 902], "val": [903], "test": [904]}
+  assert image_ids == {"train": [900, 901, 902], "val": [903], "test": [904]}
 
 
 def test_nocaps_has_domains(tmp_path):
@@ -254,8 +256,8 @@ def test_nocaps_has_domains(tmp_path):
   }
   (tmp_path / "caption_val.json").write_text(json.dumps(content))
   c = caption_run.config(f"tiny,data=nocaps,root={tmp_path}")
-  found = caption_lib.images(c.data, c.eval.split)
-  assert [(found[i]["image_id"], found.captions(i), found.group(i)) for i in range(2)] == [
+  source = caption_lib.images(c.data, c.eval.split)
+  assert [(source[i]["image_id"], source.captions(i), source.group(i)) for i in range(2)] == [
     (3, ["a dog"], "in-domain"),
     (4, ["a cat", "the cat"], "out-domain"),
   ]

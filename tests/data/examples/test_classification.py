@@ -333,12 +333,12 @@ _RELATIONS = sorted(
 
 def described(text):
   """ "a violet disc" or "red things" -> Desc."""
-  said = [
+  words = [
     word if word in _COLORS or word in _SHAPES else word.removesuffix("s") for word in text.split()
   ]
   return scene_text.Desc(
-    color=next((_COLORS[w] for w in said if w in _COLORS), None),
-    shape=next((_SHAPES[w] for w in said if w in _SHAPES), None),
+    color=next((_COLORS[w] for w in words if w in _COLORS), None),
+    shape=next((_SHAPES[w] for w in words if w in _SHAPES), None),
   )
 
 

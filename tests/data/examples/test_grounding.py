@@ -106,11 +106,11 @@ def test_the_official_lists_in_both_forms_of_torch_save(tmp_path, form):
   ]
   source = grounding_lib.get(vg(tmp_path, "unc", entries, form), "train")
   assert [r["image_id"] for r in map(source.__getitem__, range(3))] == ["0.jpg", "0.jpg", "1.jpg"]
-  found = [source.expressions(i)[0] for i in range(len(source))]
-  assert [e["text"] for e in found] == ["man on Left", "dog", "the cat"]
+  expressions = [source.expressions(i)[0] for i in range(len(source))]
+  assert [e["text"] for e in expressions] == ["man on Left", "dog", "the cat"]
   # [x, y, width, height] in whole pixels, as the official code cuts them.
-  assert [e["box"] for e in found] == [(10, 10, 30, 30), (1, 2, 4, 6), (0, 0, 5, 6)]
-  assert [e["id"] for e in found] == ["0", "1", "2"]
+  assert [e["box"] for e in expressions] == [(10, 10, 30, 30), (1, 2, 4, 6), (0, 0, 5, 6)]
+  assert [e["id"] for e in expressions] == ["0", "1", "2"]
   grouped = grounding_lib.get(
     vg(tmp_path, "unc", entries, form, data__expressions_per_image=2), "train"
   )

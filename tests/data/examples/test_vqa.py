@@ -203,11 +203,11 @@ def test_chunks_have_every_question_once():
       for i, count in enumerate(counts)
       for first in range(0, count, size)
     ]
-    found = [
+    question_ids = [
       (r["image_id"], [q["question_id"] for q in r["questions"]])
       for r in (chunked[i] for i in range(len(chunked)))
     ]
-    assert found == expected
+    assert question_ids == expected
     assert [chunked.questions(i) for i in range(len(chunked))] == [
       chunked[i]["questions"] for i in range(len(chunked))
     ]

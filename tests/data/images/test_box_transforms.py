@@ -65,10 +65,10 @@ def test_crop_keeps_the_center_of_every_box_unlike_the_official_crop():
       assert part.shape[0] <= 120
       assert 60 <= part.shape[1] <= 200
       middle = (moved[0, 0] + moved[0, 2]) / 2, (moved[0, 1] + moved[0, 3]) / 2
-      found = frame_of(part, "red")
-      if found is not None:
-        np.testing.assert_array_equal(found, moved[0])
-      if found is None or moved[0, 2] - moved[0, 0] < 19 or moved[0, 3] - moved[0, 1] < 19:
+      visible = frame_of(part, "red")
+      if visible is not None:
+        np.testing.assert_array_equal(visible, moved[0])
+      if visible is None or moved[0, 2] - moved[0, 0] < 19 or moved[0, 3] - moved[0, 1] < 19:
         lost[official] += 1
       assert official or (0 < middle[0] < part.shape[1] and 0 < middle[1] < part.shape[0])
   assert lost[False] == 0
@@ -99,8 +99,10 @@ def test_position_words_forbid_crops(text, crops):
   canvases = [
     augment(seed, ("the blue box", text), crop=1.0, long_sides=(1.0,))[0] for seed in range(20)
   ]
-  whole = [c.placed[2] - c.placed[0] == 112 and c.placed[3] - c.placed[1] == 84 for c in canvases]
-  assert all(whole) == (not crops)
+  uncropped = [
+    c.placed[2] - c.placed[0] == 112 and c.placed[3] - c.placed[1] == 84 for c in canvases
+  ]
+  assert all(uncropped) == (not crops)
   if text in ("the bright box", "stop sign"):  # the official code looks inside words
     assert all(
       c.placed[3] - c.placed[1] == 84
@@ -180,14 +182,12 @@ def test_color_jitter_moves_nothing():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (5, 5)])
 def test_images_of_any_shape_fit(shape):
-  image, whole = (
-    np.full((*shape, 3), 77, np.uint8),
-    np.array([[0, 0, shape[1], shape[0]]], np.float64),
-  )
+  image = np.full((*shape, 3), 77, np.uint8)
+  boxes = np.array([[0, 0, shape[1], shape[0]]], np.float64)
   for seed in range(5):
     for canvas in (
-      augment(seed, ("it",), image, whole, 32, crop=1.0)[0],
-      box_transforms.fit(image, whole, 32),
+      augment(seed, ("it",), image, boxes, 32, crop=1.0)[0],
+      box_transforms.fit(image, boxes, 32),
     ):
       left, top, right, bottom = canvas.placed
       assert 0 <= left < right <= 32

@@ -191,17 +191,19 @@ def as_json(**changes):
 def test_tokenizer_json_gives_the_vocabulary(wordpiece, tmp_path):
   (tmp_path / "tokenizer.json").write_text(as_json())
   (tmp_path / "longer.txt").write_text("\n".join([*VOCAB, "[new]"]) + "\n")
-  ours, same = (
+  from_json, from_text = (
     wordpiece_lib.WordPieceTokenizer(tmp_path / name) for name in ("tokenizer.json", "longer.txt")
   )
-  assert ours.fingerprint == same.fingerprint
-  assert ours.token_id("[new]") == len(VOCAB)
+  assert from_json.fingerprint == from_text.fingerprint
+  assert from_json.token_id("[new]") == len(VOCAB)
   text = "A MAN on Horses, riding the中文s! [SEP]"
   assert (
-    ours.encode(text) == wordpiece.encode(text) == pickle.loads(pickle.dumps(ours)).encode(text)
+    from_json.encode(text)
+    == wordpiece.encode(text)
+    == pickle.loads(pickle.dumps(from_json)).encode(text)
   )
-  ours.save(tmp_path / "saved")
-  assert tokenizer_lib.load(tmp_path / "saved").fingerprint == ours.fingerprint
+  from_json.save(tmp_path / "saved")
+  assert tokenizer_lib.load(tmp_path / "saved").fingerprint == from_json.fingerprint
 
 
 @pytest.mark.parametrize(
