@@ -151,11 +151,13 @@ def judge_pair(form: tuple, left: scenes.Scene, right: scenes.Scene) -> bool:
   """
   kind, content = form
   if isinstance(content, text.Statement):
-    a, b = holds(content, left), holds(content, right)
+    a = holds(content, left)
+    b = holds(content, right)
     if a is None or b is None:
       raise ValueError(f"{content} is in doubt for an image of the pair.")
   else:
-    a, b = len(_candidates(left, content)), len(_candidates(right, content))
+    a = len(_candidates(left, content))
+    b = len(_candidates(right, content))
   return {
     "both": bool(a and b),
     "one": bool(a) != bool(b),

@@ -219,7 +219,10 @@ def _draw_attributes(rng, config, split, theme, themed, count):
 
 
 def _intersection(a, b):
-  x1, y1, x2, y2 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+  x1 = max(a[0], b[0])
+  y1 = max(a[1], b[1])
+  x2 = min(a[2], b[2])
+  y2 = min(a[3], b[3])
   return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 

@@ -221,7 +221,9 @@ def matching(scene: scenes.Scene, desc: Desc) -> list[scenes.Object]:
 
 def related(scene: scenes.Scene, a: scenes.Object, b: scenes.Object) -> list[str]:
   """Returns the unambiguous directions of a as seen from b."""
-  (ax, ay), (bx, by), margin = a.center, b.center, scene.config.margin
+  ax, ay = a.center
+  bx, by = b.center
+  margin = scene.config.margin
   offsets = (bx - ax, ax - bx, by - ay, ay - by)  # the order of DIRECTIONS
   return [d for d, offset in zip(DIRECTIONS, offsets, strict=True) if offset > margin]
 

@@ -223,7 +223,8 @@ def test_unreadable_images_are_named(folder, capsys):
 def test_warnings_about_ids_texts_and_lists(folder, capsys):
   rows = questions(4)
   rows[1]["question_id"] = rows[2]["question_id"] = 7
-  rows[2]["question"], rows[3]["answer"] = "  ", "['a', 'b']"
+  rows[2]["question"] = "  "
+  rows[3]["answer"] = "['a', 'b']"
   _, lines, _ = check(capsys, write(folder, rows), "--task=vqa")
   assert "ids       3 different, 1 of them more than once: 7" in lines
   assert "question  4, 1 empty" in lines

@@ -160,10 +160,8 @@ def until_error(transform, **arguments):
 
 def test_worker_processes_change_neither_batches_nor_errors():
   transform = FailsAt(int(take(10, source=Squares(100))[9]["index"][6]))
-  (batches, message), (expected, expected_message) = (
-    until_error(transform, workers=2),
-    until_error(transform),
-  )
+  batches, message = until_error(transform, workers=2)
+  expected, expected_message = until_error(transform)
   assert len(expected) == 7
   assert message == expected_message
   assert_same(batches, expected)

@@ -14,13 +14,16 @@ from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import reader
 from tests.support import retrieval_files
 
-IMAGES, STEPS, BATCH = 13, 30, 8
+IMAGES = 13
+STEPS = 30
+BATCH = 8
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
   """(source, transform) of photographs with random crops, mirroring and RandAugment."""
-  folder, rng = tmp_path_factory.mktemp("stream"), np.random.default_rng(0)
+  folder = tmp_path_factory.mktemp("stream")
+  rng = np.random.default_rng(0)
   with (folder / "train.jsonl").open("w") as file:
     for number in range(IMAGES):
       Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), np.uint8)).save(

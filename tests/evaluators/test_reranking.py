@@ -11,7 +11,8 @@ import pytest
 from mplug_jax.evaluators import reranking
 from mplug_jax.metrics import recall
 
-IMAGES, OWNER = 7, np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
+IMAGES = 7
+OWNER = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_recall_is_the_share_of_ranks_below_the_depth():
 
 
 def test_chance_is_the_mean_over_all_orders():
-  owner, images = np.array([0, 1, 1, 2, 0]), 3
+  owner = np.array([0, 1, 1, 2, 0])
+  images = 3
   by_image, by_text = (
     [[next(i for i, x in enumerate(order) if correct(x, row)) for row in rows] for order in orders]
     for orders, correct, rows in (
@@ -85,7 +87,8 @@ def test_each_pair_is_scored_once_with_those_of_its_image(features):
   table = reranking.PairTable(by_image.ids, by_text.ids)
   assert len(table) == len(wanted)
   assert table.wanted - len(table) == both > 0
-  order, calls = table.order(), []
+  order = table.order()
+  calls = []
   counts = np.diff(table.start)
   assert sorted(order) == list(range(IMAGES))
   assert (np.diff(counts[order]) <= 0).all()

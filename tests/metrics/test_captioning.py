@@ -105,7 +105,8 @@ def cosine_cider(candidate, references, groups):
   total = 0
   for n in range(1, 5):
     for reference in references:
-      a, b = vector(candidate, n), vector(reference, n)
+      a = vector(candidate, n)
+      b = vector(reference, n)
       norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
       total += sum(x * b.get(gram, 0) for gram, x in a.items()) / norm if norm else 0
   return 10 * total / 4 / len(references)
@@ -113,7 +114,8 @@ def cosine_cider(candidate, references, groups):
 
 def test_cider_without_d_is_the_mean_cosine_of_the_paper():
   record = recorded("audio")
-  candidates, references = record["candidates"][:8], record["references"][:8]
+  candidates = record["candidates"][:8]
+  references = record["references"][:8]
   candidates[0] = "paper is is is crumpling crumpling"
   expected = [cosine_cider(c, r, references) for c, r in zip(candidates, references)]
   np.testing.assert_allclose(

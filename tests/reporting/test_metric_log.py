@@ -222,7 +222,8 @@ class Terminal(io.StringIO):
 
 
 def test_progress_in_a_log():
-  clock, stream = Clock(), io.StringIO()
+  clock = Clock()
+  stream = io.StringIO()
   progress = progress_lib.Progress(1000, stream=stream, log_seconds=10, clock=clock)
   for step in range(1, 42):
     progress.update(step, loss=0.25 if step % 10 == 0 else None)
@@ -238,7 +239,8 @@ def test_progress_in_a_log():
 
 
 def test_progress_last_step_and_slow_steps():
-  clock, stream = Clock(), io.StringIO()
+  clock = Clock()
+  stream = io.StringIO()
   progress = progress_lib.Progress(3, stream=stream, log_seconds=1e6, clock=clock)
   for step in (1, 2, 3):
     progress.update(step)
@@ -248,7 +250,8 @@ def test_progress_last_step_and_slow_steps():
 
 
 def test_progress_pause_is_not_counted():
-  clock, stream = Clock(), io.StringIO()
+  clock = Clock()
+  stream = io.StringIO()
   progress = progress_lib.Progress(10_000, stream=stream, log_seconds=0, clock=clock)
   for step in range(1, 5):
     progress.update(step)
@@ -264,7 +267,8 @@ def test_progress_pause_is_not_counted():
 
 def test_progress_on_a_terminal(monkeypatch):
   monkeypatch.setenv("COLUMNS", "70")
-  clock, stream = Clock(), Terminal()
+  clock = Clock()
+  stream = Terminal()
   progress = progress_lib.Progress(100, stream=stream, clock=clock)
   for step in range(1, 101):
     progress.update(step, loss=1.0)

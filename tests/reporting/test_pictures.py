@@ -9,7 +9,9 @@ from PIL import Image
 
 from mplug_jax.reporting import curves, overlay, sample_sheet, style
 
-GREEN, RED, GRAY = (23, 128, 61), (198, 40, 40), (107, 116, 128)
+GREEN = (23, 128, 61)
+RED = (198, 40, 40)
+GRAY = (107, 116, 128)
 
 
 def write_lines(path, rows):

@@ -66,7 +66,8 @@ def form_words(form):
 def test_records_are_a_function_of_their_index(config):
   again = scenes.SceneConfig(config.size, 0, config.difficulty)
   for i in (0, 7, 999):
-    a, b = scenes.scene(config, "test", i), scenes.scene(again, "test", i)
+    a = scenes.scene(config, "test", i)
+    b = scenes.scene(again, "test", i)
     assert a == b
     np.testing.assert_array_equal(rendering.render(a, config), rendering.render(b, again))
     assert scene_text.caption_forms(a) == scene_text.caption_forms(b)
@@ -106,7 +107,8 @@ def test_held_out_pairs_are_only_in_test(config):
 def test_scene_geometry(config):
   fewest, most = (2, 4) if config is DEFAULT else (3, 6)
   assert config.size == (96 if config is DEFAULT else 128)
-  worst, counts = 0.0, set()
+  worst = 0.0
+  counts = set()
   for scene in sample(config, "train", 1000):
     counts.add(len(scene.objects))
     assert len({o[:3] for o in scene.objects}) == len(scene.objects)
@@ -148,7 +150,8 @@ def test_boxes_are_tight_to_the_pixels(config):
 
 @BOTH
 def test_captions_are_true_and_varied(config):
-  templates, openings = set(), set()
+  templates = set()
+  openings = set()
   for scene in sample(config, "test", 150):
     captions = scene_text.caption_forms(scene, 6)
     assert len({c.text for c in captions}) == 6

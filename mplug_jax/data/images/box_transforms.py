@@ -113,7 +113,8 @@ def random_crop(
   x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
   for _ in range(_CROP_TRIES):
     h, w = (int(rng.integers(min(smallest, n), min(largest, n) + 1)) for n in (height, width))
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    top = int(rng.integers(height - h + 1))
+    left = int(rng.integers(width - w + 1))
     if official:
       kept = (x > top) & (y > left)
     else:

@@ -189,7 +189,8 @@ def random_crop_box(
   for _ in range(_CROP_TRIES):
     area = height * width * rng.uniform(*scale)
     aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    w = round(math.sqrt(area * aspect))
+    h = round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
   w = width

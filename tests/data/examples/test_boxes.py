@@ -25,7 +25,8 @@ def mask(box, size=13):
 def test_iou_and_generalized_iou_equal_counted_pixels():
   a, b = pairs()
   for first, second, iou, generalized in zip(a, b, boxes.iou(a, b), boxes.generalized_iou(a, b)):
-    both, either = (mask(first) & mask(second)).sum(), (mask(first) | mask(second)).sum()
+    both = (mask(first) & mask(second)).sum()
+    either = (mask(first) | mask(second)).sum()
     hull = mask(
       np.concatenate([np.minimum(first, second)[:2], np.maximum(first, second)[2:]])
     ).sum()

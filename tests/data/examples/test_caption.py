@@ -16,13 +16,18 @@ from mplug_jax.data.text import sentencepiece
 from tests.support import caption_run
 
 WORDS = ["a", "dog", "cat", "picture", "of", "ofa", "red", "on", "sign"]
-PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
+# Unlike BERT's, to catch numbers written into the code
+PAD = 9
+BOS = 7
+EOS = 8
 
 
 class WordTokenizer:
   """One token per word; ids from 100, except the special ones."""
 
-  pad_id, bos_id, eos_id = PAD, BOS, EOS
+  pad_id = PAD
+  bos_id = BOS
+  eos_id = EOS
 
   def encode(self, text):
     return [BOS, *ids(*text.split())]
@@ -154,7 +159,8 @@ def test_every_caption_is_in_one_training_record(size):
 
 def test_scenes_have_five_captions_and_groups():
   c = caption_run.config(data__records=0)
-  train, test = data_lib.get_source(c, "train"), caption_lib.images(c.data, "test")
+  train = data_lib.get_source(c, "train")
+  test = caption_lib.images(c.data, "test")
   assert len(train) == 20_000
   assert len(train[7]["captions"]) == 5
   assert len(data_lib.get_source(caption_run.config(data__captions_per_image=1), "train")) == 5 * 64
@@ -194,7 +200,8 @@ def test_official_recipe_has_a_record_per_sentence(tmp_path):
 
 def test_the_official_format(tmp_path):
   c = caption_run.config(f"tiny,data=karpathy,root={caption_run.write_karpathy(tmp_path)}")
-  train, test = caption_lib.images(c.data, "train"), caption_lib.images(c.data, "test")
+  train = caption_lib.images(c.data, "train")
+  test = caption_lib.images(c.data, "test")
   assert [train[i]["image_id"] for i in range(3)] == [7, 8, 9]
   assert len(test) == 1
   assert test[0]["image_id"] == 11

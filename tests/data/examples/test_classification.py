@@ -17,13 +17,17 @@ from mplug_jax.scenes import statements as scene_statements
 from mplug_jax.scenes import text as scene_text
 from tests.support import classification_run
 
-PAD, BOS, WORDS = 9, 7, ["only", "the", "left", "right", "leftmost", "image", "shows", "a", "cat"]
+PAD = 9
+BOS = 7
+WORDS = ["only", "the", "left", "right", "leftmost", "image", "shows", "a", "cat"]
 
 
 class WordTokenizer:
   """One token per word; ids from 100, except the special ones, which differ from BERT's."""
 
-  pad_id, bos_id, eos_id = PAD, BOS, 8
+  pad_id = PAD
+  bos_id = BOS
+  eos_id = 8
 
   def encode(self, text):
     return [BOS, *(100 + WORDS.index(word) for word in text.split())]
@@ -86,7 +90,8 @@ def test_one_unreadable_image_makes_the_row_corrupt():
 
 
 def test_swap_exchanges_images_and_whole_words_in_training():
-  make, kept = transform(swap=1.0, max_text=9), json.dumps(RECORD["sentence"])
+  make = transform(swap=1.0, max_text=9)
+  kept = json.dumps(RECORD["sentence"])
   example = make(0, RECORD, np.random.default_rng(0))
   np.testing.assert_array_equal(example["image"], [RIGHT, LEFT])
   assert words(example["sentence"]) == "only the right image shows a leftmost cat"
@@ -102,7 +107,8 @@ def test_swap_exchanges_images_and_whole_words_in_training():
 
 
 def test_swap_has_its_probability_and_changes_words_and_images_together():
-  make, swapped = transform(swap=0.5), []
+  make = transform(swap=0.5)
+  swapped = []
   for seed in range(400):
     example = make(0, RECORD, np.random.default_rng(seed))
     swapped.append((example["image"][0] == RIGHT).all())
@@ -125,7 +131,8 @@ def test_further_sentences_are_drawn_in_training_and_swapped_like_the_first():
     assert isinstance(rng, np.random.Generator)
     return [("a left cat", "no"), ("a cat", "yes")][:count]
 
-  make, record = transform(sentences=3, swap=1.0), RECORD | {"more": more}
+  make = transform(sentences=3, swap=1.0)
+  record = RECORD | {"more": more}
   example = make(0, record, np.random.default_rng(0))
   assert list(map(words, example["sentence"])) == [
     "only the right image shows a leftmost",
@@ -405,9 +412,11 @@ def test_search_for_statements_ends_for_equal_images():
 def test_further_statements_have_right_labels_and_name_no_held_out_pair():
   """The statements are parsed by this test, and judged by the oracle."""
   config = scenes.SceneConfig(96)
-  rng, labels = np.random.default_rng(0), collections.Counter()
+  rng = np.random.default_rng(0)
+  labels = collections.Counter()
   for index in range(60):
-    left, right = scenes.scene(config, "train", index), scenes.scene(config, "train", index + 100)
+    left = scenes.scene(config, "train", index)
+    right = scenes.scene(config, "train", index + 100)
     for text, label in scene_statements.pair_statements(rng, left, right, 4):
       assert judged_pair(text, left, right) == (label == "True"), text
       kind, form = pair_form(text)

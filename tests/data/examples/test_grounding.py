@@ -16,7 +16,10 @@ from mplug_jax.tensor_files import torch_annotations
 from tests.support import torch_pickles
 from tests.support.grounding_files import config, frame_of, legacy, painted, png, write_jsonl
 
-PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
+# Unlike BERT's, to catch numbers written into the code
+PAD = 9
+BOS = 7
+EOS = 8
 AUGMENT = dict(
   long_sides=(1.0,),
   crop=0.0,
@@ -31,7 +34,9 @@ AUGMENT = dict(
 class WordTokenizer:
   """One token per word; ids from 100 in order of appearance."""
 
-  pad_id, bos_id, eos_id = PAD, BOS, EOS
+  pad_id = PAD
+  bos_id = BOS
+  eos_id = EOS
 
   def __init__(self):
     self.words = {}

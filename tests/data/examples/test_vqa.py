@@ -33,13 +33,18 @@ WORDS = [
   "two",
   "three",
 ]
-PAD, BOS, EOS = 9, 7, 8  # unlike BERT's, to catch numbers written into the code
+# Unlike BERT's, to catch numbers written into the code
+PAD = 9
+BOS = 7
+EOS = 8
 
 
 class WordTokenizer:
   """One token per word; ids from 100, except the special ones."""
 
-  pad_id, bos_id, eos_id = PAD, BOS, EOS
+  pad_id = PAD
+  bos_id = BOS
+  eos_id = EOS
 
   def __init__(self):
     self.calls = collections.Counter()

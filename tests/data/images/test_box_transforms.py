@@ -30,7 +30,9 @@ def augment(
 
 def test_boxes_follow_their_objects():
   """Two boxes are resized, cropped, mirrored and placed together."""
-  cut, mirrored, places = 0, 0, set()
+  cut = 0
+  mirrored = 0
+  places = set()
   for seed in range(200):
     canvas, texts = augment(seed)
     assert canvas.image.shape == (112, 112, 3)
@@ -55,7 +57,8 @@ def test_boxes_follow_their_objects():
 
 
 def test_crop_keeps_the_center_of_every_box_unlike_the_official_crop():
-  image, boxes = painted(120, 200, red=(2, 80, 40, 118)), np.array([(2, 80, 40, 118.0)])
+  image = painted(120, 200, red=(2, 80, 40, 118))
+  boxes = np.array([(2, 80, 40, 118.0)])
   lost = {False: 0, True: 0}
   for official in lost:
     for seed in range(300):

@@ -212,7 +212,8 @@ def test_crop_boxes_have_the_right_distribution():
   assert left.min() >= 0
   assert (top + h).max() <= 400
   assert (left + w).max() <= 500
-  area, log_ratio = h * w / 200_000, np.log(w / h) / np.log(4 / 3)
+  area = h * w / 200_000
+  log_ratio = np.log(w / h) / np.log(4 / 3)
   # The largest boxes, 400 x 300 and 300 x 400, fit: none is rejected and both stay uniform.
   deciles = np.linspace(0.1, 0.9, 9)
   np.testing.assert_allclose(np.quantile(area, deciles), 0.2 + 0.4 * deciles, atol=0.015)

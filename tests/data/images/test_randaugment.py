@@ -81,7 +81,8 @@ def test_rotation_turns_counter_clockwise_about_half_the_sides():
   dot = np.zeros((101, 101, 3), np.uint8)
   dot[50, 89:92, :] = dot[49:52, 90, :] = 255
   y, x = np.argwhere(ra.rotate(dot, 21)[..., 0] > 200).mean(0)
-  radius, angle = 39.5, np.radians(21)
+  radius = 39.5
+  angle = np.radians(21)
   expected = 50.5 + radius * np.array([np.cos(angle), -np.sin(angle)])
   np.testing.assert_allclose((x, y), expected, atol=1)
 

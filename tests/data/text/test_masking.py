@@ -4,7 +4,10 @@ import numpy as np
 
 from mplug_jax.data.text.masking import mask_tokens
 
-PAD, BOS, MASK, VOCAB = 0, 2, 4, 50
+PAD = 0
+BOS = 2
+MASK = 4
+VOCAB = 50
 ROW = np.array([BOS, 10, 11, 12, 13, 14, PAD, PAD], np.int32)
 WORDS = np.array([-1, 0, 1, 1, 2, 2, -1, -1], np.int32)
 
@@ -20,11 +23,13 @@ def draws(count, **options):
 
 def test_shares_of_chosen_masked_random_and_kept_tokens():
   read, labels = map(np.array, zip(*draws(20000)))
-  chosen, row = labels != PAD, np.broadcast_to(ROW, labels.shape)
+  chosen = labels != PAD
+  row = np.broadcast_to(ROW, labels.shape)
   assert (labels[chosen] == row[chosen]).all()
   assert (read[~chosen] == row[~chosen]).all()
   np.testing.assert_allclose(chosen.mean(0), [0, *[0.15] * 5, 0, 0], atol=0.01)
-  masked, kept = (read == MASK)[chosen], (read == ROW)[chosen]
+  masked = (read == MASK)[chosen]
+  kept = (read == ROW)[chosen]
   np.testing.assert_allclose(
     [masked.mean(), kept.mean()], [0.8 + 0.1 / VOCAB, 0.1 + 0.1 / VOCAB], atol=0.012
   )

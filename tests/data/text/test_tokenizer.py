@@ -176,10 +176,8 @@ def as_json(**changes):
   backend = tokenizers.Tokenizer(
     tokenizers.models.WordPiece({token: i for i, token in enumerate(VOCAB)}, unk_token="[UNK]")
   )
-  backend.normalizer, backend.pre_tokenizer = (
-    tokenizers.normalizers.BertNormalizer(),
-    tokenizers.pre_tokenizers.BertPreTokenizer(),
-  )
+  backend.normalizer = tokenizers.normalizers.BertNormalizer()
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   backend.add_special_tokens(["[CLS]", "[SEP]", "[new]"])
   content = json.loads(backend.to_str())
   for name, value in changes.items():
@@ -251,7 +249,8 @@ def test_sentencepiece_keeps_whole_words_of_a_small_corpus(sentencepiece):
 
 def test_sentencepiece_reads_literal_special_tokens(sentencepiece):
   t = sentencepiece
-  red, yes = t.encode("red")[1:], t.encode("yes")[1:]
+  red = t.encode("red")[1:]
+  yes = t.encode("yes")[1:]
   assert t.encode("red[SEP]") == t.encode(" RED [SEP] ") == [t.bos_id, *red, t.eos_id]
   assert t.encode("red [SEP] yes") == t.encode("red[SEP]yes") == [t.bos_id, *red, t.eos_id, *yes]
   assert t.encode("[CLS][MASK][PAD][UNK]")[1:] == [t.bos_id, t.mask_id, t.pad_id, t.unk_id]
