@@ -112,14 +112,14 @@ def _names_splits(data, path):
   return data.get("name") == "karpathy" and os.path.isfile(path) and caption.says_splits(path)
 
 
-def texts(config: Config, source: Source) -> Iterable[str]:
+def texts(config: Config, source: Source | None) -> Iterable[str]:
   """Returns the texts that the tokenizer of a run is fitted to.
 
   For scenes these are the texts of all tasks, see scenes/corpus.py.
 
   Args:
     config: config of the run.
-    source: training records.
+    source: training records; unused for scenes.
   """
   if config.data.name in ("scenes", "scene_captions"):
     from mplug_jax.data.sources import scenes

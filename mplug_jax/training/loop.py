@@ -7,7 +7,7 @@ the data position after N batches.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +20,7 @@ from mplug_jax.checkpoints.manager import Manager
 from mplug_jax.config import Config
 from mplug_jax.data import pipeline
 from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Source
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves
@@ -124,7 +125,7 @@ def _due(step: int, start: int, every: int) -> bool:
   return bool(every) and step > start and step % every == 0
 
 
-def _batches(config: Config, source: Sequence[Any], tokenizer: Tokenizer, start: int) -> Any:
+def _batches(config: Config, source: Source, tokenizer: Tokenizer, start: int) -> Any:
   """Returns this process's rows of the training batches from step `start` on."""
   return pipeline.train_batches(
     source,

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,11 +13,12 @@ from mplug_jax import data
 from mplug_jax.config import Config
 from mplug_jax.data.text import sentencepiece, tokenizer_base, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.data.types import Source
 from mplug_jax.runtime import atomic_files, files
 
 
 def prepare_tokenizer(
-  config: Config, workdir: str, source: Sequence[Any] | None
+  config: Config, workdir: str, source: Source | None
 ) -> tokenizer_base.Tokenizer:
   """Returns the tokenizer of the run; process 0 writes it to the run folder if it is not there.
 

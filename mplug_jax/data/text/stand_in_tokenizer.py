@@ -7,6 +7,7 @@ class StandInTokenizer:
   """Tokenizer of `vocab_size` tokens, the special ones first; equal words have equal ids."""
 
   pad_id, unk_id, bos_id, eos_id, mask_id = range(5)
+  fingerprint = ""
 
   def __init__(self, vocab_size: int):
     """Makes the tokenizer.

@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
     eos_id: id of [SEP].
     unk_id: id of [UNK].
     mask_id: id of [MASK].
+    fingerprint: sha256 in hex of the defining file and options.
   """
 
   vocab_size: int
@@ -35,6 +36,7 @@ class Tokenizer(Protocol):
   eos_id: int
   unk_id: int
   mask_id: int
+  fingerprint: str
 
   def encode(self, text: str) -> list[int]:
     """Returns [bos, pieces...]; ends with eos only if the text does (docs/official.md item 31)."""
@@ -161,7 +163,7 @@ class FileTokenizer(abc.ABC):
     write_json(os.path.join(directory, CONFIG_FILE), config)
 
 
-def check_same(tokenizer: FileTokenizer, fingerprint: str, path: str) -> None:
+def check_same(tokenizer: Tokenizer, fingerprint: str, path: str) -> None:
   """Checks that a tokenizer has a recorded fingerprint.
 
   Args:
