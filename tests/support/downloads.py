@@ -1,4 +1,4 @@
-"""Small downloads of data sets in the layout in which they are distributed, and what the tests of tools.prepare_data do with them."""
+"""Small downloads of data sets in the distributed layout; helpers to prepare and read them."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def picture(seed=0):
-  """Encoded bytes of a small image."""
+  """Returns the encoded bytes of a small image."""
   file = io.BytesIO()
   Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)).save(
     file, "PNG"
@@ -29,7 +29,7 @@ def picture(seed=0):
 
 
 def write(folder, values):
-  """Files below a folder: {name: bytes, text, or anything that is written as json}."""
+  """Writes files below a folder: {name: bytes, text, or a value that is written as JSON}."""
   for name, value in values.items():
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write(folder, values):
 
 
 def write_zip(path, values):
-  """As `write`, into a zip."""
+  """Writes a zip file; values as in `write`."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
     for name, value in values.items():
@@ -51,7 +51,7 @@ def _bytes(value):
 
 
 def write_clips(folder, *names):
-  """Clips of four frames."""
+  """Writes clips of four frames."""
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:
     video.write_mp4(
@@ -60,12 +60,12 @@ def write_clips(folder, *names):
 
 
 def lines(rows):
-  """Rows -> text of json lines."""
+  """Returns rows as JSON lines."""
   return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read(path):
-  """The entries of a file that was written."""
+  """Returns the entries of a written file."""
   return (
     [json.loads(line) for line in path.read_text().splitlines()]
     if path.suffix == ".jsonl"
@@ -74,7 +74,7 @@ def read(path):
 
 
 def _tool(name, root, *options):
-  """-> (exit status, what the tool printed, what went to stderr)."""
+  """Returns (exit status, stdout, stderr) of the tool."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     status = prepare_data.main([name, f"--root={root}", *map(str, options)])
@@ -82,24 +82,26 @@ def _tool(name, root, *options):
 
 
 def prepare(name, root, *options):
-  """Runs the tool, which must end well -> lines it printed."""
+  """Runs the tool, which must succeed; returns the lines that it printed."""
   status, printed, err = _tool(name, root, *options)
   assert (status, err) == (0, ""), err
   return printed.splitlines()
 
 
 def refused(name, root, *messages, options=()):
-  """Runs the tool, which must refuse with one sentence that holds the messages, and leave the folder as it is."""
+  """Runs the tool, which must fail with one line that has the messages, and change no file."""
   before = _files(root)
   status, printed, err = _tool(name, root, *options)
-  assert (status, printed) == (1, "") and err.startswith("error: ") and err.count("\n") == 1, err
+  assert (status, printed) == (1, "")
+  assert err.startswith("error: "), err
+  assert err.count("\n") == 1, err
   for message in messages:
     assert message in err, err
   assert _files(root) == before
 
 
 def run(config, workdir):
-  """A whole run in this process -> the last line it printed."""
+  """Trains in this process; returns the last line that it printed."""
   with contextlib.redirect_stdout(io.StringIO()) as out:
     assert loop.train(config, str(workdir)) == 0
   return out.getvalue().splitlines()[-1]
@@ -110,11 +112,8 @@ def _files(root):
 
 
 def configs(printed, **changes):
-  """The tiny configs of the commands that were printed.
-
-  `changes` are written section__field=value.
-  """
-  found = []
+  """Returns the tiny configs of the printed commands, with changes section__field=value."""
+  tiny = []
   for line in printed:
     if line.startswith(("train: ", "evaluate: ")):
       words = shlex.split(line)
@@ -136,12 +135,12 @@ def configs(printed, **changes):
       c.update_from_flattened_dict(
         {**flags, **{key.replace("__", "."): value for key, value in changes.items()}}
       )
-      found.append(c)
-  return found
+      tiny.append(c)
+  return tiny
 
 
 def records(c, *splits):
-  """All records of splits as the config reads them, images decoded once to see that they are there."""
+  """Returns all records of splits as the config reads them."""
   out = []
   for split in splits:
     source = data.get_source(c, split)

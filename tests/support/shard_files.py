@@ -1,4 +1,4 @@
-"""Shards of painted pictures with captions, shared by tests: tars as img2dataset writes them."""
+"""Shards of small pictures with captions: tars as img2dataset writes them."""
 
 import io
 import json
@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-COLOURS = ["red", "green", "blue", "grey", "white", "black"]
+COLORS = ["red", "green", "blue", "grey", "white", "black"]
 THINGS = ["cat", "dog", "bird", "tree", "house"]
 
 
 def picture(number, kind="JPEG"):
-  """Encoded bytes of an image that differs from all others."""
+  """Returns the encoded bytes of an image that differs from all others."""
   file = io.BytesIO()
   pixels = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
   Image.fromarray(pixels).resize((40, 32), Image.NEAREST).save(file, kind)
@@ -20,13 +20,13 @@ def picture(number, kind="JPEG"):
 
 
 def caption(number):
-  return f"A {COLOURS[number % 6]} {THINGS[number % 5]}, number {number}"
+  return f"A {COLORS[number % 6]} {THINGS[number % 5]}, number {number}"
 
 
 def pair(number, **changes):
-  """The members {extension: bytes} of pair `number` as img2dataset writes them.
+  """Returns the members {extension: bytes} of a pair as img2dataset writes them.
 
-  None takes one away.
+  A change to None removes a member.
   """
   about = {"key": f"{number:05d}", "caption": caption(number), "status": "success", "width": 40}
   members = {
@@ -38,7 +38,7 @@ def pair(number, **changes):
 
 
 def tar_bytes(pairs, form=tarfile.USTAR_FORMAT):
-  """A tar of {key: members} or of a list of (name, bytes)."""
+  """Returns a tar of {key: members} or of a list of (name, bytes)."""
   file = io.BytesIO()
   members = (
     pairs
@@ -58,12 +58,12 @@ def tar_bytes(pairs, form=tarfile.USTAR_FORMAT):
 
 
 def numbered(numbers):
-  """{key: members} of pairs."""
+  """Returns {key: members} of pairs."""
   return {f"{number:05d}": pair(number) for number in numbers}
 
 
 def write(folder, sizes=(1, 7, 3), first=0):
-  """00000.tar, 00001.tar, ... with so many pairs, numbered from `first` on.
+  """Writes 00000.tar, 00001.tar, ... with `sizes` pairs, numbered from `first`.
 
   Returns the pattern of all.
   """

@@ -146,7 +146,7 @@ class _Collector:
 
 
 def corners(
-  values: Any, location: str, form: Literal["corners", "sizes"], whole: bool = False
+  values: Any, location: str, form: Literal["corners", "sizes"], truncate: bool = False
 ) -> Box:
   """Converts a box of a file to (x1, y1, x2, y2).
 
@@ -154,7 +154,7 @@ def corners(
     values: list, tuple or array of numbers.
     location: for messages.
     form: "corners", or "sizes" for [x, y, width, height].
-    whole: truncate the numbers to whole pixels, as the official code does, unless that leaves an
+    truncate: drop the fractions of the numbers, as the official code does, unless that leaves an
       empty box.
 
   Returns:
@@ -175,7 +175,7 @@ def corners(
   if _empty(box):
     raise ValueError(f"{location}: the box {numbers} is empty; it should be {form_text} in pixels.")
   truncated = ends(*(float(int(x)) for x in numbers))
-  return truncated if whole and not _empty(truncated) else box
+  return truncated if truncate and not _empty(truncated) else box
 
 
 def _empty(box: Box) -> bool:
@@ -248,7 +248,9 @@ def _add_transvg(collector: _Collector, path: pathlib.Path, name: str) -> None:
     image, box, phrase = entry if fields == 3 else (entry[0], entry[2], entry[3])
     form = "corners" if name in _FOLDERS else "sizes"
     folder = _FOLDERS.get(name, _COCO_FOLDER)
-    collector.add(image, phrase, corners(box, location, form, whole=True), location, folder=folder)
+    collector.add(
+      image, phrase, corners(box, location, form, truncate=True), location, folder=folder
+    )
 
 
 # config.data.name -> source.

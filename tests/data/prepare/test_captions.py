@@ -1,4 +1,4 @@
-"""tools.prepare_data on COCO captions, Flickr30k, NoCaps and pre-training sets, from what is distributed to a run."""
+"""tools.prepare_data on captions and pre-training sets, from the distributed files to a run."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Large json files entry by entry: the same as json.load, wherever the file is cut into pieces."""
+"""Large JSON files read entry by entry equal json.load, wherever the chunks end."""
 
 import gzip
 import json

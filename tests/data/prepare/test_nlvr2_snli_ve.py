@@ -1,4 +1,4 @@
-"""tools.prepare_data on NLVR2, SNLI-VE and clips, from what is distributed to a run or an evaluation."""
+"""tools.prepare_data on NLVR2, SNLI-VE and clips, from the distributed files to a run."""
 
 import tarfile
 

@@ -1,4 +1,4 @@
-"""tools.prepare_data on RefCOCO, RefCOCO+ and RefCOCOg, from the files of the REFER tool to a run."""
+"""tools.prepare_data on RefCOCO, RefCOCO+ and RefCOCOg, from the REFER tool's files to a run."""
 
 import json
 import pickle

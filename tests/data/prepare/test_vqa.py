@@ -1,4 +1,4 @@
-"""tools.prepare_data on VQA v2, Visual Genome's questions and GQA, from what is distributed to a run."""
+"""tools.prepare_data on VQA v2, Visual Genome and GQA, from the distributed files to a run."""
 
 import json
 

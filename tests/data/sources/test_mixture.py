@@ -1,4 +1,4 @@
-"""Several sources as one: shares, repeats, and that nothing is left out."""
+"""Several sources as one: shares and repeats; no record is left out."""
 
 import collections
 

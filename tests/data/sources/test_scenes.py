@@ -1,4 +1,4 @@
-"""Scenes as records of every task: what a record holds, that it repeats itself, and where a split ends."""
+"""Scenes as records of every task: content, reproducibility and the ends of splits."""
 
 import ml_collections
 import numpy as np

@@ -1,4 +1,7 @@
-"""Images inside zip and tar archives: the same pixels as from files, in threads and other processes, and archives that cannot be read."""
+"""Images in zip and tar archives have the pixels of the files, in threads and processes.
+
+Archives that cannot be read raise an error that names them.
+"""
 
 import io
 import multiprocessing
@@ -35,7 +38,10 @@ def png(seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """images/ with NAMES, and the same in photos.zip (stored and deflated members), photos.tar and dotted.TAR (names that begin with ./)."""
+  """Makes images/ with NAMES, and the same in three archives.
+
+  photos.zip has stored and deflated members; names in dotted.TAR begin with ./.
+  """
   top = tmp_path_factory.mktemp("archives")
   with (
     zipfile.ZipFile(top / "photos.zip", "w") as packed,

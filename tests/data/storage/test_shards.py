@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -233,25 +234,26 @@ def test_an_index_is_small(tmp_path):
 
 
 def test_a_tar_that_is_cut_off_gives_what_is_before(tmp_path):
-  whole, path = tar_bytes(numbered(range(6))), tmp_path / "x.tar"
-  starts = [
-    member.offset for member in tarfile.open(fileobj=io.BytesIO(whole)).getmembers()
-  ]  # of 18
+  content_bytes = tar_bytes(numbered(range(6)))
+  path = tmp_path / "x.tar"
+  with tarfile.open(fileobj=io.BytesIO(content_bytes)) as tar:
+    starts = [member.offset for member in tar.getmembers()]
+  assert len(starts) == 18
   for size, pairs, last in (
     (starts[10] + 520, 3, "00003.jpg"),
     (starts[11] + 520, 4, "00003.json"),
     (starts[12] + 100, 4, "00003.txt"),
   ):
-    path.write_bytes(whole[:size])
+    path.write_bytes(content_bytes[:size])
     source = shards.load([str(path)])
     assert [text for _, text in content(source)] == [caption(i).lower() for i in range(pairs)]
     assert source.left_out[0].startswith(f"{path} is cut off ")
     assert f"its last good member is {last}." in source.left_out[0]
     tiny_run.refused(lambda: shards.load([str(path)], strict=True), f"{path} is cut off")
-  path.write_bytes(whole[: starts[12]])  # without its end, but at the end of a pair
+  path.write_bytes(content_bytes[: starts[12]])  # without its end, but at the end of a pair
   assert shards.load([str(path)]).left_out == ()
   assert len(shards.load([str(path)])) == 4
-  damaged = bytearray(whole)
+  damaged = bytearray(content_bytes)
   damaged[starts[9] + 3] ^= 1
   path.write_bytes(damaged)
   assert (
@@ -279,9 +281,9 @@ def test_files_that_are_no_shards(tmp_path, records):
   tiny_run.refused(
     load("x.array_record", b"x" * 1000), "x.array_record is no complete ArrayRecord file ("
   )
-  whole = open(storage.expand(records)[0], "rb").read()
+  complete = pathlib.Path(storage.expand(records)[0]).read_bytes()
   tiny_run.refused(
-    load("x.array_record", whole[:-70_000]), "x.array_record is no complete ArrayRecord file ("
+    load("x.array_record", complete[:-70_000]), "x.array_record is no complete ArrayRecord file ("
   )
   tiny_run.refused(
     lambda: shards.load(["s3://bucket/x.array_record"]),
@@ -375,7 +377,10 @@ def numbers(index, record, rng):
 
 @pytest.mark.parametrize("block", [0, 2])
 def test_any_number_of_processes_shares_uneven_shards_and_resumes(pattern, records, block):
-  """Two processes and one shard or three of 1, 7 and 3 pairs: the same global batches, from any step on."""
+  """Two processes read the same global batches as one, from any step on.
+
+  Of one shard, and of three shards with 1, 7 and 3 pairs.
+  """
 
   def batches(source, count, **options):
     found = pipeline.train_batches(

@@ -1,4 +1,7 @@
-"""Annotation files in every format, through the sources of several tasks, and what is said of those that cannot be read."""
+"""Annotation files in every format, through the sources of several tasks.
+
+Files that cannot be read raise an error that names file and row.
+"""
 
 import csv
 import gzip
@@ -179,7 +182,7 @@ def test_files_of_several_formats_train_together(folder):
 
 
 def test_files_are_not_read_as_a_whole(tmp_path):
-  """Of 6 MB there is never more than a small part in memory, and rows come before the end has been read."""
+  """Of 6 MB only a small part is in memory, and rows come before the end has been read."""
   rows = [{"image": f"{i}.png", "caption": "x" * 1000} for i in range(6000)]
   fields = annotations.Fields({}, ("image", "caption"))
   for name in ("many.jsonl", "many.jsonl.gz", "many.csv"):
@@ -188,7 +191,8 @@ def test_files_are_not_read_as_a_whole(tmp_path):
     count = sum(1 for _ in annotations.entries(path, fields))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 6000 and peak < 1e6, (name, peak)
+    assert count == 6000
+    assert peak < 1e6, name
 
 
 def test_parquet_is_read_a_few_rows_and_the_wanted_columns_at_a_time(tmp_path):

@@ -1,4 +1,7 @@
-"""Sets of TensorFlow Datasets: prepared here in the layouts of the catalogue, read without TensorFlow, and our own data as such sets."""
+"""TensorFlow Datasets sets in the layouts of the catalog, read without TensorFlow.
+
+Also our own data, prepared as such sets.
+"""
 
 import contextlib
 import importlib
@@ -82,7 +85,7 @@ def image(number):
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-  """Two images to train on, one restval, one val, one test, as coco_captions of the catalogue has them."""
+  """Makes two train images, one restval, one val and one test image, as coco_captions has them."""
   features = {
     "image": FEATURES.Image(encoding_format="jpeg"),
     "image/filename": FEATURES.Text(),
@@ -390,9 +393,16 @@ def test_tensorflow_is_not_imported(own):
   code = f"""
 import sys
 from mplug_jax.data.sources import vqa as sources
-data = dict(name="tfds", builder="mplug_questions", data_dir={str(own / "tfds")!r}, splits=("train", "val", "test"), fields="",
-            questions_per_image=1)
-print(len(sources.get(data, "train")[0]["questions"]), sorted({{"tensorflow", "jax"}} & set(sys.modules)))
+data = dict(
+  name="tfds",
+  builder="mplug_questions",
+  data_dir={str(own / "tfds")!r},
+  splits=("train", "val", "test"),
+  fields="",
+  questions_per_image=1,
+)
+questions = sources.get(data, "train")[0]["questions"]
+print(len(questions), sorted({{"tensorflow", "jax"}} & set(sys.modules)))
 """
   result = subprocess.run(
     [sys.executable, "-c", code],
