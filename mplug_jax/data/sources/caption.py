@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources.source import ImageSource, Record
-from mplug_jax.data.storage import annotations, image_folder, packed, shards, tabular
+from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
 from mplug_jax.data.storage.archives import StrPath
 from mplug_jax.scenes import oracle, parser, scene
 from mplug_jax.scenes import text as scene_text
@@ -294,7 +294,7 @@ class _Records:
   def __init__(self, data: Mapping[str, Any], split: str):
     self._root = data["image_root"]
     self._training = split == "train"
-    self._paths = annotations.ImagePaths()
+    self._paths = image_paths.ImagePaths()
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
 
   def add(

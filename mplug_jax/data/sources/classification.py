@@ -7,7 +7,7 @@ from typing import Any
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources import text_assignment
 from mplug_jax.data.sources.source import Record, StatementSource
-from mplug_jax.data.storage import annotations, archives, packed
+from mplug_jax.data.storage import annotations, archives, image_paths, packed
 from mplug_jax.scenes import pairs, rendering, statements
 from mplug_jax.scenes import scene as scenes
 
@@ -187,7 +187,7 @@ def _read(
     rename: maps those names to names below config.data.image_root.
   """
   records = packed.Packed(("images", "id", "sentence", "label"))
-  path_of = annotations.ImagePaths()
+  path_of = image_paths.ImagePaths()
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   for entry, location in annotations.split_entries(data, split, keys, ("label", "id")):
     annotations.require_texts(entry, ("sentence",), location)
@@ -213,7 +213,7 @@ def nlvr2(data: Mapping[str, Any], split: str) -> Records:
     split: "train", "val" or "test".
 
   Raises:
-    ValueError, FileNotFoundError: as in annotations.split_entries and annotations.ImagePaths.
+    ValueError, FileNotFoundError: as in annotations.split_entries and image_paths.ImagePaths.
   """
   named_paths_exist: bool | None = None  # decided by the first training image
 
@@ -247,10 +247,10 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
     split: "train", "val" or "test".
 
   Raises:
-    ValueError, FileNotFoundError: as in annotations.split_entries and annotations.ImagePaths.
+    ValueError, FileNotFoundError: as in annotations.split_entries and image_paths.ImagePaths.
   """
   records = packed.Packed(("image", "image_id", "captions"))
-  path_of = annotations.ImagePaths()
+  path_of = image_paths.ImagePaths()
   for entry, location in annotations.split_entries(data, split, ("image", "caption")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mplug_jax.data.sources.source import ExpressionSource, Record
-from mplug_jax.data.storage import annotations, packed
+from mplug_jax.data.storage import annotations, image_paths, packed
 from mplug_jax.tensor_files import torch_annotations
 
 TRANSVG_SETS = ("unc", "unc+", "gref_umd", "referit", "flickr")
@@ -101,7 +101,7 @@ class _Collector:
   def __init__(self, data: Mapping[str, Any], training: bool):
     self._data = data
     self._training = training
-    self._paths = annotations.ImagePaths()
+    self._paths = image_paths.ImagePaths()
     self._count = 0
     self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mplug_jax.data.sources.source import Record, Source
-from mplug_jax.data.storage import annotations, packed
+from mplug_jax.data.storage import annotations, image_paths, packed
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
 # Their questions have one answer, without votes; the official fine-tuning halves its weight.
@@ -272,7 +272,7 @@ def _parse_question(entry: Record, question_id: Any, location: str, training: bo
 def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
   """Collects rows into records, grouped by image if so configured."""
   records = packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS)
-  path_of = annotations.ImagePaths()
+  path_of = image_paths.ImagePaths()
   group = data.get("questions_per_image", 1) > 1
   roots: dict[str, Any] = {}
   for root_key, image, question, location in rows:

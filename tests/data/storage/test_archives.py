@@ -22,7 +22,7 @@ from PIL import Image
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops, reader, video
 from mplug_jax.data.sources import caption, vqa
-from mplug_jax.data.storage import annotations, archives
+from mplug_jax.data.storage import archives, image_paths
 from tests.support import paths
 
 NAMES = [f"{folder}/{i}.png" for folder in ("a", "b") for i in range(4)]
@@ -327,4 +327,4 @@ def test_clips_inside_an_archive(tmp_path):
 def test_image_paths_locate_an_archive_that_cannot_be_used(tmp_path):
   (tmp_path / "x.zip").write_bytes(b"PK")
   with pytest.raises(ValueError, match="f.json, entry 1: .*x.zip is not a zip file"):
-    annotations.ImagePaths()(str(tmp_path), "image_root", "x.zip/a.png", "f.json, entry 1")
+    image_paths.ImagePaths()(str(tmp_path), "image_root", "x.zip/a.png", "f.json, entry 1")
