@@ -24,6 +24,7 @@ from mplug_jax.conversion.geometry import GEOMETRY, infer_geometry
 from mplug_jax.conversion.names import config_beside, official_names
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE
 from mplug_jax.parallel.rules import path_name
+from mplug_jax.runtime import files
 from mplug_jax.tensor_files import open
 
 # Bytes read at once: opening an Orbax directory for every bias would take most of the time.
