@@ -11,7 +11,7 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.parallel import batches
 from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from tests.support import retrieval_files, tiny_run
+from tests.support import random_state, retrieval_files, tiny_run
 
 
 def gradients(c, tokenizer, batch, shape, chunk):
@@ -21,7 +21,10 @@ def gradients(c, tokenizer, batch, shape, chunk):
   c.model.loss_chunk = chunk
   built = loop.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
   with jax.set_mesh(built.mesh):
-    state, batch = built.init(), batches.put_batch(batch, built.mesh)
+    state, batch = (
+      random_state.state(built, c.model.initializer_range),
+      batches.put_batch(batch, built.mesh),
+    )
     found, loss, metrics, _ = jax.jit(gradients_lib.make_gradients(built.task))(state, batch)
   return tiny_run.flat(jax.device_get(found)), float(loss), jax.device_get(metrics)
 

@@ -18,7 +18,7 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import base, matching, retrieval
 from mplug_jax.training import gradients as gradients_lib
-from tests.support import retrieval_files, tiny_run
+from tests.support import random_state, retrieval_files, tiny_run
 
 STEADY = {
   "model__dropout_rate": 0.0,
@@ -49,7 +49,9 @@ class Case:
     self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
     self.batch["corrupt"][2], self.batch["image"][2] = True, 0
     self._built, self._compiled = {}, {}
-    state = jax.device_get(self.built((1, 1, 1)).init().replace(rng=(), opt_state=()))
+    state = random_state.host_state(
+      self.built((1, 1, 1)), self.config.model.initializer_range
+    ).replace(opt_state=())
     rng = np.random.default_rng(0)
     teacher = jax.tree.map(
       lambda x: x + rng.normal(0, 0.02, x.shape).astype(x.dtype), state.params
@@ -278,7 +280,7 @@ def test_batch_of_one_learns_from_the_queue(folder):
   tokenizer = retrieval_files.tokenizer(folder)
   built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
   batch = retrieval_files.first_batch(c, tokenizer)
-  state, key = built.init(), jax.random.key(0)
+  state, key = random_state.state(built, 0.1), jax.random.key(0)
   terms, _, _ = jax.jit(built.task.loss)(state.params, state, batch, key)
   assert np.isfinite(terms["itm"])
   assert terms["itc"] > 0.1
@@ -353,7 +355,7 @@ def test_loss_without_queue_and_teacher_equals_clip(folder):
   for shape in ((1, 1, 1), (2, 2, 2)):
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
     built = retrieval_files.built(c, tokenizer, jax.devices()[: np.prod(shape)])
-    state = built.init()
+    state = random_state.state(built, 0.1)
     assert state.extra == {}
     assert not jax.tree.leaves(state.ema_params)
     if expected is None:
@@ -389,7 +391,7 @@ def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
   task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
   batch = retrieval_files.first_batch(c, task.tokenizer)
   batch = {name: jnp.asarray(batch[name]) for name in ("image", "caption")}
-  params = task.init(jax.random.key(0), batch)
+  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
   rng = np.random.default_rng(0)
   index = rng.integers(0, 8, (8, 5))
   memory = jax.jit(task._image_memory)(params, batch)
@@ -416,7 +418,7 @@ def test_similarity_adds_to_the_match_score(folder):
   tokenizer = retrieval_files.tokenizer(folder)
   task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
   batch = retrieval_files.first_batch(c, tokenizer)
-  params = task.init(jax.random.key(0), batch)
+  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
   memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
   index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
   logit, added, likelihood = (
@@ -462,7 +464,12 @@ def test_overfits_and_retrieves_eight_pairs(folder, tmp_path):
   (batch,) = pipeline.eval_batches(source, transform, batch_size=8, threads=0)
   built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
   evaluator = evaluators.RetrievalEvaluator(c, tokenizer, str(tmp_path))
-  state, healthy, steps, result = built.init(), jnp.bool_(True), 0, {}
+  state, healthy, steps, result = (
+    random_state.state(built, c.model.initializer_range),
+    jnp.bool_(True),
+    0,
+    {},
+  )
   while steps < 1000 and result.get("r_mean") != 100:
     for _ in range(25):
       columns = np.concatenate([batch["id"], np.asarray(state.extra["idx_queue"])[0]])

@@ -13,7 +13,7 @@ from mplug_jax.inference.checkpoint import Restored
 from mplug_jax.inference.predictor import Predictor
 from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import mesh as mesh_lib
-from tests.support import tiny_run
+from tests.support import random_state, tiny_run
 
 WORDS = (
   "what is the blue shape ? there a circle not red in image yes no on of left two dog "
@@ -49,18 +49,7 @@ def predictor(folder, name, **changes):
       jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(2))
     )
   )
-  draw, fixed = (
-    np.random.default_rng(0),
-    {"scale": 1.0, "bias": 0.0, "value": 0.07},
-  )  # of norms and layers, and the temperature
-  params = jax.tree.map_with_path(
-    lambda path, x: (
-      jnp.full(x.shape, fixed[path[-1].key])
-      if path[-1].key in fixed and x.ndim < 3
-      else jnp.asarray(0.2 * draw.standard_normal(x.shape), jnp.float32)
-    ),
-    shapes,
-  )
+  params = jax.tree.map(jnp.asarray, random_state.params(shapes, 0.2))
   return Predictor(Restored(f"runs/{name}", c, tokenizer, model, mesh, params), batch_size=4)
 
 

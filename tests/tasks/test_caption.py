@@ -14,7 +14,7 @@ from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.tasks import base
 from mplug_jax.tasks import caption as caption_task
 from mplug_jax.training import loop
-from tests.support import caption_run, mesh_case, tiny_run
+from tests.support import caption_run, mesh_case, random_state, tiny_run
 
 MESHES = ((8, 1, 1), (2, 2, 2))
 
@@ -37,7 +37,7 @@ class Case(mesh_case.MeshCase):
     self.batch["corrupt"][3], self.batch["caption_valid"][3] = True, False
     self.batch["caption"][~self.batch["caption_valid"]] = tokenizer.pad_id
     self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
-    self.state = jax.device_get(self.built.init().replace(rng=()))
+    self.state = random_state.host_state(self.built, self.config.model.initializer_range)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_caption_after_a_prompt_is_learned_and_generated(tokenizer, mode):
     "caption"
   ]
   assert weight == (batch["caption"] != tokenizer.pad_id).sum() - 40 * len(prompt.ids)
-  out = built.predict["generate"](built.init().params, batch)
+  out = built.predict["generate"](random_state.state(built).params, batch)
   assert out["tokens"].shape == (8, len(prompt.start) + c.task.max_length)
   assert (out["tokens"][:, : len(prompt.start)] == prompt.start).all()
   assert (out["length"] > len(prompt.start)).all()
@@ -188,7 +188,7 @@ def test_overfits_eight_images(tokenizer):
   records = [source[5 * i] for i in range(8)]
   batch = caption_run.stack(c, tokenizer, records)
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = built.init(), jnp.bool_(True), 0
+  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
   while steps < 400:
     for _ in range(20):
       state, metrics, health = built.train_step(state, batch, healthy)

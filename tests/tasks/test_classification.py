@@ -16,7 +16,7 @@ from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.models.bert import TextEncoder
 from mplug_jax.training import loop
-from tests.support import classification_run, mesh_case, tiny_run
+from tests.support import classification_run, mesh_case, random_state, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ class Case(mesh_case.MeshCase):
     }
     self.batch["corrupt"][2], self.batch["label"][5, 0] = True, -1
     self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
-    state = self.built.init()
+    state = random_state.host_state(self.built, self.config.model.initializer_range)
     teacher = jax.tree.map(lambda x: 1.2 * x, state.params)
-    self.state = jax.device_get(state.replace(rng=(), ema_params=teacher))
+    self.state = state.replace(ema_params=teacher)
 
 
 @pytest.fixture(scope="module", params=["shared", "duplicated"])
@@ -185,7 +185,7 @@ def test_overfits_eight_pairs(tokenizer):
   ]
   batch = classification_run.stack(c, tokenizer, records)
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = built.init(), jnp.bool_(True), 0
+  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
   while steps < 600:
     for _ in range(20):
       state, metrics, health = built.train_step(state, batch, healthy)
@@ -279,7 +279,7 @@ def test_second_layers_share_keys_and_values_and_start_as_copies(tokenizer, sing
   """
   folder, params, averages = single_run
   c = classification_run.config("nlvr2", f"tiny,data=scene_captions,init={folder}", ema__decay=0.9)
-  state = loop.build(c, tokenizer, 10, 10, jax.devices()[:1]).init()
+  state = random_state.state(loop.build(c, tokenizer, 10, 10, jax.devices()[:1]))
   new, report = warm_start.init_from(state, c.init)
   ours, our_averages = tiny_run.flat(new.params), tiny_run.flat(new.ema_params)
   second = {name for name in ours if "/second_" in name}

@@ -15,7 +15,7 @@ from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import base, grounding
 from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from tests.support import tiny_run
+from tests.support import random_state, tiny_run
 from tests.support.grounding_files import config, painted
 from tests.support.grounding_files import tokenizer as fitted
 
@@ -48,7 +48,7 @@ class Made:
     batches.close()
     self.batch["valid"][0, 1] = self.batch["valid"][5, 0] = False
     self.built = self.build()
-    self.state = jax.device_get(self.built.init().replace(rng=()))
+    self.state = random_state.host_state(self.built, self.config.model.initializer_range)
     self.task = self.built.task
     self.locate = self.built.predict["locate"]
     self.locations = np.array([tokenizer.token_id(f"<bin{i}>") for i in range(97)])
@@ -348,7 +348,7 @@ def test_overfits_eight_scenes(tokenizer):
   ]
   batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = built.init(), jnp.bool_(True), 0
+  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
   while steps < 600:
     for _ in range(20):
       state, metrics, health = built.train_step(state, batch, healthy)

@@ -22,7 +22,7 @@ from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
 from mplug_jax.training import evaluate, loop
 from mplug_jax.training import gradients as gradients_lib
-from tests.support import retrieval_files, tiny_run
+from tests.support import random_state, retrieval_files, tiny_run
 
 
 def config(arg="tiny", name="pretrain", **changes):
@@ -152,7 +152,7 @@ def case(request, tokenizer):
     },
   )
   built = loop.build(c, tokenizer)
-  state = built.init()
+  state = random_state.state(built, c.model.initializer_range)
   state = state.replace(step=jnp.int32(1), ema_params=jax.tree.map(lambda x: x * 1.1, state.params))
   batch = batch_of(c, tokenizer)
   batch["corrupt"][3], batch["id"][5] = True, batch["id"][4]
@@ -230,9 +230,9 @@ def placed(tokenizer):
     batch = batch_of(c, tokenizer)
     built = loop.build(c, tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
     with jax.set_mesh(built.mesh):
-      state = states.setdefault(str(changes), jax.device_get(built.init().replace(rng=()))).replace(
-        rng=jax.random.key(3)
-      )
+      state = states.setdefault(
+        str(changes), random_state.host_state(built, c.model.initializer_range)
+      ).replace(rng=jax.random.key(3))
       state = jax.tree.map(
         lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
       )
@@ -316,7 +316,7 @@ def test_overfits_eight_pairs(tmp_path):
     retrieval_files.first_batch(c, tokenizer),
   )
   evaluator = evaluators.RetrievalEvaluator(c, tokenizer, str(tmp_path))
-  state, healthy, result = built.init(), jnp.bool_(True), {}
+  state, healthy, result = random_state.state(built, c.model.initializer_range), jnp.bool_(True), {}
   for _ in range(40):
     for _ in range(25):
       columns = np.concatenate([batch["id"], np.asarray(state.extra["idx_queue"])[0]])

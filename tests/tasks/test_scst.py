@@ -13,7 +13,7 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.tasks import scst
 from mplug_jax.training import loop
 from mplug_jax.training.build import Host
-from tests.support import caption_run, mesh_case, tiny_run
+from tests.support import caption_run, mesh_case, random_state, tiny_run
 
 COUNT = 3
 
@@ -52,7 +52,7 @@ class Case(mesh_case.MeshCase):
     self.data = caption_run.batch(self.config, tokenizer)
     self.data["corrupt"][5] = True
     self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
-    self.state = jax.device_get(self.built.init().replace(rng=()))
+    self.state = random_state.host_state(self.built, self.config.model.initializer_range)
     self.batch = self.built.task.prepare(self.state, self.data, Host(self.built.predict))
     # Untrained captions match nothing: rewards that differ, so that there is a gradient.
     self.batch["reward"] = (

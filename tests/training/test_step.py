@@ -20,7 +20,7 @@ from mplug_jax.training import health as health_lib
 from mplug_jax.training import loop
 from mplug_jax.training import step as step_lib
 from mplug_jax.training.state import TrainState
-from tests.support import tiny_run
+from tests.support import random_state, tiny_run
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
@@ -45,7 +45,7 @@ class Meshes:
     self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.1)
     self.batch = tiny_run.batch(self.config, tokenizer)
     self._built, self._compiled = {}, {}
-    self.state = jax.device_get(self.built((1, 1, 1)).init().replace(rng=()))
+    self.state = random_state.host_state(self.built((1, 1, 1)), 0.1)
     self.rng = jax.random.key(3)
 
   def built(self, shape):
@@ -130,10 +130,18 @@ def test_initialization_does_not_depend_on_the_mesh(meshes):
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
     lambda x: x.sharding, built.abstract
   )
+  reference = jax.device_get(meshes.built((1, 1, 1)).init().params)
   for (name, ours), expected in zip(
-    tiny_run.flat(state.params).items(), jax.tree.leaves(meshes.state.params)
+    tiny_run.flat(state.params).items(), jax.tree.leaves(reference)
   ):
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+  # The states that the tests draw have the constants of real ones, and optimizers start at 0.
+  for (name, ours), drawn in zip(
+    tiny_run.flat(state.params).items(), jax.tree.leaves(meshes.state.params)
+  ):
+    if ours.std() == 0:
+      np.testing.assert_array_equal(ours, drawn, err_msg=name)
+  assert not any(x.any() for x in tiny_run.flat(state.opt_state).values())
 
 
 def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
@@ -431,7 +439,7 @@ def test_eight_images_are_memorized(tokenizer):
   examples = [transform(i, r, None) | {"mask": np.True_} for i, r in enumerate(records)]
   batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = built.init(), jnp.bool_(True), 0
+  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
   while steps < 400:
     for _ in range(20):
       state, metrics, health = built.train_step(state, batch, healthy)
