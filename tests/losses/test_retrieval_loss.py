@@ -224,7 +224,13 @@ def test_reference_gradients_are_not_zero(one_device):
 
 
 @pytest.mark.parametrize(
-  ("shape", "parts"), [((8, 1, 1), 1), ((2, 2, 2), 1), ((1, 1, 1), 2), ((2, 2, 1), 2)]
+  ("shape", "parts"),
+  [
+    ((8, 1, 1), 1),
+    ((2, 2, 2), 2),
+    pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+    pytest.param((1, 1, 1), 2, marks=pytest.mark.slow),
+  ],
 )
 def test_loss_gradients_and_queues_equal_those_of_one_device(shape, parts, case, one_device):
   """Groups of negatives lie across devices where there are eight.

@@ -115,14 +115,15 @@ def test_loss_is_the_mean_over_valid_sentences(case, reference):
   assert metrics["corrupt_rows"][0] == 1
 
 
-def test_loss_and_gradients_on_eight_devices_equal_those_of_one(case, reference):
-  gradients, loss, metrics = case.gradients((2, 2, 2))
+def test_eight_devices_and_two_microbatches_equal_one(case, reference):
+  gradients, loss, metrics = case.gradients((2, 2, 2), parts=2)
   assert loss == pytest.approx(float(reference[1]), rel=1e-5)
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
-  for name, pair in reference[2].items():
-    np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, err_msg=name)
+  for name in ("loss_class", "accuracy"):
+    np.testing.assert_allclose(metrics[name], reference[2][name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_four_microbatches_equal_one(case, reference):
   gradients, loss, _ = case.gradients(parts=4)
   assert loss == pytest.approx(float(reference[1]), rel=1e-5)

@@ -128,13 +128,17 @@ def test_score_without_normalization_is_the_log_probability():
   )
 
 
-@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
-def test_loss_and_gradients_equal_those_of_one_device(case, reference, shape):
-  gradients, loss, _ = case.gradients(shape)
+@pytest.mark.parametrize(
+  ("shape", "parts"), [pytest.param((8, 1, 1), 1, marks=pytest.mark.slow), ((2, 2, 2), 2)]
+)
+def test_loss_and_gradients_equal_those_of_one_device(case, reference, shape, parts):
+  """On meshes, one of them in two microbatches."""
+  gradients, loss, _ = case.gradients(shape, parts)
   assert loss == pytest.approx(float(reference[1]), rel=1e-4, abs=1e-6)  # a sum of both signs
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), tiny_run.flat(reference[0]))
 
 
+@pytest.mark.slow
 def test_two_microbatches_equal_one(case, reference):
   gradients, loss, _ = case.gradients(parts=2)
   assert loss == pytest.approx(float(reference[1]), rel=1e-4, abs=1e-6)
