@@ -90,3 +90,19 @@ def first_batch(c, tokenizer, split="train"):
 
 def built(c, tokenizer, devices, steps=1000):
   return loop.build(c, tokenizer, steps, steps, devices)
+
+
+def steady_config(folder, **changes):
+  """Returns `files_config` without dropout.
+
+  Initialized widely, so that every attention and every gradient matters; at 0.02 the softmaxes are
+  uniform.
+  """
+  steady = {
+    "model__dropout_rate": 0.0,
+    "model__attention_dropout_rate": 0.0,
+    "model__vision_attention_dropout_rate": 0.0,
+    "model__initializer_range": 0.1,
+    "task__negatives__group": 4,
+  }
+  return files_config(folder, **steady | changes)

@@ -1,0 +1,126 @@
+"""Re-ranking of retrieval: shared images, similarities that are added, and eight pairs found."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug_jax import data
+from mplug_jax.data import pipeline
+from mplug_jax.evaluators import retrieval as evaluators
+from mplug_jax.tasks import base, matching
+from tests.support import random_state, retrieval_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return retrieval_files.write(tmp_path_factory.mktemp("retrieval"))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
+  """Layers before the first connected one compute an image's keys and values once."""
+  c = retrieval_files.steady_config(
+    folder, model__stride=stride, model__fusion_layers=3, task__rerank_similarity="none"
+  )
+  task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
+  batch = retrieval_files.first_batch(c, task.tokenizer)
+  batch = {name: jnp.asarray(batch[name]) for name in ("image", "caption")}
+  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
+  rng = np.random.default_rng(0)
+  index = rng.integers(0, 8, (8, 5))
+  memory = jax.jit(task._image_memory)(params, batch)
+  assert len(memory["keys_values"]) == stride
+  assert (memory["tokens"] is None) == (stride == 3)
+  shared = jax.jit(task._rerank)(
+    params, {"memory": memory, "texts": task._embed_texts(params, batch), "pair_text": index}
+  )["score"]
+
+  def alone(module, image, ids):
+    mask = ids != task.tokenizer.pad_id
+    return module.match_logits(
+      module.fuse(module.encode_text(ids, mask), mask, base.encode_image(module, image))[1]
+    )[:, 1]
+
+  images, texts = np.repeat(np.arange(8), 5), index.reshape(-1)
+  expected = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
+  np.testing.assert_allclose(shared.reshape(-1), expected, atol=1e-5)
+  assert np.std(expected) > 1e-3
+
+
+def test_similarity_adds_to_the_match_score(folder):
+  c = retrieval_files.steady_config(folder, task__rerank_similarity="none")
+  tokenizer = retrieval_files.tokenizer(folder)
+  task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
+  batch = retrieval_files.first_batch(c, tokenizer)
+  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
+  memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+  index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
+  logit, added, likelihood = (
+    task.apply(params, matching.match_scores, memory, texts, index, temperature, name)
+    for name in ("none", "add", "likelihood")
+  )
+  images, captions = task._embed_image(params, batch)["feature"], texts["feature"][index]
+  similarity = np.einsum("ge,gpe->gp", images, captions)
+  np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
+  # Two logits shifted alike are the same match.
+  shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
+  again = task.apply(
+    shifted, matching.match_scores, memory, texts, index, temperature, "likelihood"
+  )
+  np.testing.assert_allclose(again, likelihood, atol=1e-4)
+  odds = likelihood - similarity / temperature
+  assert np.abs(odds - logit).max() > 1e-3
+  assert np.std(odds) > 1e-4
+
+
+def test_overfits_and_retrieves_eight_pairs(folder, tmp_path):
+  """The matching loss reaches 0, the contrastive loss the entropy of its targets.
+
+  That entropy is not 0, because the queue holds each image several times. Then every caption finds
+  its image and every image its caption, before and after re-ranking.
+  """
+  c = retrieval_files.steady_config(
+    folder,
+    model__initializer_range=0.05,
+    task__alpha=0.0,
+    task__rerank_k=4,
+    task__negatives__group=8,
+    ema__decay=0.9,
+    optim__schedule__name="constant",
+    optim__lr=3e-3,
+    optim__weight_decay=0.0,
+    optim__name="adamw",
+    optim__b2=0.999,
+    eval__limit=0,
+  )
+  tokenizer = retrieval_files.tokenizer(folder)
+  transform, source = data.make_transform(c, tokenizer, train=True), data.get_source(c, "train")
+  (batch,) = pipeline.eval_batches(source, transform, batch_size=8, threads=0)
+  built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
+  evaluator = evaluators.RetrievalEvaluator(c, tokenizer, str(tmp_path))
+  state, healthy, steps, result = (
+    random_state.state(built, c.model.initializer_range),
+    jnp.bool_(True),
+    0,
+    {},
+  )
+  while steps < 1000 and result.get("r_mean") != 100:
+    for _ in range(25):
+      columns = np.concatenate([batch["id"], np.asarray(state.extra["idx_queue"])[0]])
+      state, metrics, health = built.train_step(state, batch, healthy)
+    steps += 25
+    floor = np.log((batch["id"][:, None] == columns).sum(1)).mean()
+    itc, itm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss_itc", "loss_itm"))
+    if itc - floor < 0.05 and itm < 0.01:  # of the negatives drawn; all others take a little longer
+      result = evaluator.run(
+        {name: functools.partial(fn, state.params) for name, fn in built.predict.items()}
+      )
+  assert itc - floor < 0.05, (itc, floor)
+  assert itm < 0.01
+  assert bool(health["ok"])
+  assert (
+    result["r_mean"] == result["similarity_r_mean"] == result["txt_r1"] == result["img_r1"] == 100
+  )
