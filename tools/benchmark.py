@@ -4,8 +4,8 @@ Every part runs in its own process, so that peak memory and compilations do not 
 in float32, with random weights and inputs. A plain matrix product, measured before and after,
 scales PyTorch's seconds to this machine. Run it on an idle machine: the results contain the load
 average at the start. `all` leaves out `loader`, which needs torch and torchvision, `fusion`, the
-paper's efficiency study, `steps`, a train step of every task, and `rerank`, a pair of retrieval's
-re-ranking.
+paper's efficiency study, `steps`, a train step of every task, `rerank`, a pair of retrieval's
+re-ranking, and `ops`, every array operation beside its reference.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from mplug_jax.flops import traced
 from mplug_jax.models.factory import build_model
 from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.parallel import batches as batches_lib
-from mplug_jax.performance import fusion_benchmark, train_step_benchmark
+from mplug_jax.performance import fusion_benchmark, ops_benchmark, train_step_benchmark
 from mplug_jax.performance.train_step_benchmark import timed
 from mplug_jax.runtime import process as host
 from mplug_jax.training import loop
@@ -63,7 +63,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help="number of timed train steps, and of captionings for each batch size",
   )
   parser.add_argument("--caption_batches", type=int, nargs="+", default=[1, 4, 8])
-  parser.add_argument("--batch", type=int, default=2, help="batch size of steps, rerank and fusion")
+  parser.add_argument(
+    "--batch", type=int, default=2, help="batch size of steps, rerank, fusion and ops"
+  )
   parser.add_argument(
     "--tasks",
     nargs="+",
@@ -339,6 +341,11 @@ def rerank(options: argparse.Namespace) -> Any:
   )
 
 
+def ops(options: argparse.Namespace) -> list[dict[str, Any]]:
+  """Runs ops_benchmark.measure."""
+  return ops_benchmark.measure(options.batch, options.repeats)
+
+
 PARTS = {
   "vqa_step": vqa_step,
   "caption": caption,
@@ -348,8 +355,9 @@ PARTS = {
   "fusion": fusion,
   "steps": steps,
   "rerank": rerank,
+  "ops": ops,
 }
-_ALONE = ("loader", "fusion", "steps", "rerank")  # not run by "all"
+_ALONE = ("loader", "fusion", "steps", "rerank", "ops")  # not run by "all"
 
 
 def _in_process(function: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mplug_jax.performance import fusion_benchmark, train_step_benchmark
+from mplug_jax.performance import fusion_benchmark, ops_benchmark, train_step_benchmark
 
 # The official PyTorch code: base, 384 px, float32, 2 threads of an idle machine where a plain
 # float32 matrix product reached 240 GFLOP/s in PyTorch and 195 in XLA. {name: (seconds, limit)};
@@ -131,6 +131,7 @@ def report(results: Mapping[str, Any]) -> list[str]:
     "fusion": fusion_benchmark.table,
     "steps": train_step_benchmark.steps_table,
     "rerank": train_step_benchmark.rerank_table,
+    "ops": ops_benchmark.report,
   }
   for name, lines_of in tables.items():
     if name in results:
