@@ -31,12 +31,12 @@ BLOCKED_FROM = 2**16  # minimum L x S per head for which looping over heads is f
 def attention(
   query: Float[Array, "batch heads length width"],
   key: Float[Array, "batch heads keys width"],
-  value: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys value_width"],
   mask: Bool[Array, "..."] | None = None,
   rate: float = 0.0,
   rng: PRNGKeyArray | None = None,
   attention_impl: str = "auto",
-) -> Float[Array, "batch heads length width"]:
+) -> Float[Array, "batch heads length value_width"]:
   """Returns scaled dot-product attention.
 
   Args:

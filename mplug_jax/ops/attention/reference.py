@@ -17,11 +17,11 @@ from mplug_jax.ops.dropout import dropout, dropout_reference
 def attention_reference(
   query: Float[Array, "batch heads length width"],
   key: Float[Array, "batch heads keys width"],
-  value: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys value_width"],
   mask: Bool[Array, "..."] | None = None,
   rate: float = 0.0,
   rng: PRNGKeyArray | None = None,
-) -> Float[Array, "batch heads length width"]:
+) -> Float[Array, "batch heads length value_width"]:
   """Returns what `attention` returns, with JAX's gradient rule and random bits."""
   weights = dropout_reference(jax.nn.softmax(masked_scores(query, key, mask)), rate, rng)
   out = jnp.einsum(
@@ -37,12 +37,12 @@ def plain_forward(
   rate: float,
   query: Float[Array, "batch heads length width"],
   key: Float[Array, "batch heads keys width"],
-  value: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys value_width"],
   mask: Bool[Array, "..."] | None,
   rng: PRNGKeyArray | None,
   first_row: int | Array = 0,
 ) -> tuple[
-  Float[Array, "batch heads length width"],
+  Float[Array, "batch heads length value_width"],
   Float32[Array, "batch heads length 1"],
   Float32[Array, "batch heads length 1"],
 ]:
@@ -71,13 +71,13 @@ def plain_backward(
   rate: float,
   query: Float[Array, "batch heads length width"],
   key: Float[Array, "batch heads keys width"],
-  value: Float[Array, "batch heads keys width"],
+  value: Float[Array, "batch heads keys value_width"],
   mask: Bool[Array, "..."] | None,
   rng: PRNGKeyArray | None,
-  out: Float[Array, "batch heads length width"],
+  out: Float[Array, "batch heads length value_width"],
   largest: Float32[Array, "batch heads length 1"],
   inverse: Float32[Array, "batch heads length 1"],
-  cotangent: Float[Array, "batch heads length width"],
+  cotangent: Float[Array, "batch heads length value_width"],
   first_row: int | Array = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns the gradients of query, key and value; arguments as of `plain_forward` and its results.
