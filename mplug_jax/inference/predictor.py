@@ -98,7 +98,7 @@ class Predictor(Engine):
     }
     out = self._ask("caption", n, listed, [(i,) for i in range(len(listed))], batch)
     captions: list[Any] = [
-      self._captions(parsed.said, *beams)
+      self._captions(parsed.decoded, *beams)
       for beams in zip(out["tokens"], out["length"], out["score"])
     ]
     if n == 1:
