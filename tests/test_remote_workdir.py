@@ -7,13 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from mplug_jax.checkpoints import manager
+from mplug_jax.conversion import exporter, importer
 from mplug_jax.inference.predictor import Predictor
 from mplug_jax.reporting import progress
+from mplug_jax.runtime import files
 from mplug_jax.training import evaluate, loop
 from tests.support import fake_gcs, tiny_run
 
 RUN = "gs://bucket/runs/vqa"
-# Apart from numbers of steps those of tests/test_distributed.py, whose compiled programs are reused.
+# But for the number of steps those of tests/test_distributed.py, whose compiled programs it reuses.
 SETTINGS = {
   "total_steps": 4,
   "log_every": 1,
@@ -130,10 +133,8 @@ def test_rows_of_metrics_are_uploaded_before_each_checkpoint(store, remote):
   assert "metrics.jsonl" in uploads[:first]
 
 
-def test_paths_that_only_work_on_this_machine_are_refused(monkeypatch):
-  from mplug_jax.conversion import exporter, importer
-  from mplug_jax.runtime import files
-
+def test_paths_that_cannot_be_written_are_refused():
   tiny_run.refused(lambda: files.open_path("memory://x/y"), "memory:// is not supported")
+  tiny_run.refused(lambda: manager.Manager("s3://bucket/run"), "a local folder or to gs:// only")
   tiny_run.refused(lambda: exporter.export_torch(RUN, "gs://bucket/x.pth"), "needs a local path")
   tiny_run.refused(lambda: importer.convert_checkpoint("gs://bucket/x.pth", "out"), "a local path")

@@ -50,11 +50,16 @@ class Manager:
       best_mode: "max" or "min".
 
     Raises:
-      ValueError: `keep` is below 1, or `best_mode` has another value.
+      ValueError: `keep` is below 1, `best_mode` has another value, or Orbax cannot write there.
     """
     if keep < 1 or best_mode not in ("max", "min"):
       raise ValueError(f"keep must be at least 1 and best_mode max or min: {keep}, {best_mode!r}.")
     orbax_logging.quiet()
+    if files.is_remote(workdir) and not os.fspath(workdir).startswith("gs://"):
+      raise ValueError(
+        f"{workdir}: checkpoints can be written to a local folder or to gs:// only; choose another "
+        "workdir."
+      )
     self._directory = files.absolute(workdir) / DIRECTORY
     self._metric = best_metric
     self._pending: int | None = None

@@ -5,6 +5,9 @@ infinity, so such a value is written as null and named in the same line:
 {"step": 7, "loss": null, "non_finite": {"loss": "nan"}}. Texts and hyperparameters are lines of
 the form {"step": int, "texts": {...}} and {"step": int, "hparams": {...}}. Numbers may be device
 arrays, which NumPy fetches.
+
+Own code rather than clu.metric_writers, which needs TensorFlow and writes no lines that a resumed
+run can cut.
 """
 
 import importlib.util

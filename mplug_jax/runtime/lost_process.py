@@ -87,10 +87,12 @@ class Watch:
   def wait_for_verdict(self) -> None:
     """Returns once each other process is known to be alive or lost.
 
-    The coordinator waits longer, because the others cannot find out more without it.
+    Called after an error of a collective operation, so a process counts as lost after four
+    intervals. The coordinator waits longer, because the others cannot find out more without it.
     """
     began = time.monotonic()
-    limit = began + self._patience + self._interval
+    self._patience = min(self._patience, 4 * self._interval)
+    limit = began + self._patience + 2 * self._interval
     while time.monotonic() < limit and not all(
       process in self._lost or sign == _ENDED or came > began
       for process, (sign, came) in list(self._signs.items())

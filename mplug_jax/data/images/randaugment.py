@@ -2,6 +2,8 @@
 
 Every operation maps u8[H, W, 3] to u8[H, W, 3] and truncates to uint8. Warps are bilinear and fill
 with gray 128. The photometric operations equal Pillow's.
+
+Own code rather than a library's RandAugment: the official arithmetic, roundings included.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,8 @@ A set is read from its files alone, without TensorFlow, and of a record only the
 images stay encoded until our decoder reads them. A field is named by its path, as captions/text for
 the field text of the sequence captions. config.data.fields names the fields of other sets,
 "caption=captions/raw,image=photo"; FIELDS has those that need no setting.
+
+Own code rather than the decoders of tensorflow_datasets: no TensorFlow, only the requested fields.
 """
 
 import itertools

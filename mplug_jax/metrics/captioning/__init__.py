@@ -3,6 +3,8 @@
 Values are percentages, as papers report them: 100 times those of pycocoevalcap. Papers and
 pycocoevalcap call "CIDEr-D" "CIDEr"; see cider.py for the difference. METEOR and SPICE need
 pycocoevalcap and Java; without them their value is a text "not computed: ...".
+
+Own code rather than pycocoevalcap, whose tokenizer needs Java: the same values from Python alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
