@@ -348,7 +348,7 @@ def test_what_cannot_be_inspected_is_one_sentence(run, tmp_path, capsys):
   assert "holds no checkpoint" in refused(capsys, tmp_path / "empty")
   assert "convert the weights again" in refused(capsys, tmp_path / "half")
   assert "page.pth" in refused(capsys, run, tmp_path / "page.pth")
-  assert "no regular expression" in refused(capsys, run, "--match=(")
+  assert "not a regular expression" in refused(capsys, run, "--match=(")
   assert "selects none of 12 leaves" in refused(capsys, run, "--match=nothing")
 
 
