@@ -37,7 +37,7 @@ def recordings(*tasks):
 
 
 def check(path, least):
-  """Every row of the file passes, there are at least `least`, and every recorded result is checked."""
+  """Every row of the file passes, there are at least `least`, and every result is checked."""
   report = verify(path)
   assert not report.failed, "\n".join(map(str, report.failed))
   assert len(report.rows) >= least, len(report.rows)
