@@ -18,8 +18,8 @@ import jax
 
 _FOLDER = "mplug_jax/alive"
 _END = "mplug_jax/end"
-_INTERVAL = 5.0  # Seconds between two signs of life.
-_PATIENCE = 45.0  # Seconds without one; JAX itself waits for 60 (main.py).
+_INTERVAL = 2.0  # Seconds between two signs of life.
+_PATIENCE = 25.0  # Seconds without one; JAX was seen to end a process after 34.
 _ENDED = "ended"  # Sign of a process that ends in an orderly way.
 _ADVICE = (
   "Start all processes again with the same command; the run resumes from its last checkpoint."
