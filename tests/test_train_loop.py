@@ -1,7 +1,6 @@
 """The train loop on a tiny VQA run: stop, resume, errors, guard, averages, evaluation."""
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -17,26 +16,24 @@ from mplug_jax import data, main
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa as sources
-from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
-from mplug_jax.reporting import progress
-from mplug_jax.tasks import vqa
 from mplug_jax.training import health, loop
 from tests.support import tiny_run
+from tests.support.train_case import (
+  SETTINGS,
+  STEPS,
+  assert_same_run,
+  make_settings,
+  poison,
+  run,
+  saved_state,
+  send_at,
+)
 
-STEPS = 6
-SETTINGS = {
-  "total_steps": STEPS,
-  "log_every": 1,
-  "checkpoint.every": 2,
-  "eval.every": 3,
-  "eval.limit": 10,
-  "eval.batch_size": 8,
-  "optim.schedule.name": "constant",
-  "ema.decay": 0.9,
-  "data.augment.scale": (0.5, 1.0),
-  "data.augment.randaugment": (2, 7),
-}
+
+@pytest.fixture(scope="module")
+def settings(compilation):
+  return make_settings(compilation)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,24 +44,6 @@ def compilation(tmp_path_factory):
   yield str(folder)
   jax.config.update("jax_compilation_cache_dir", before)
   compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def settings(compilation):
-  """Function (changes) -> the config of these tests.
-
-  Dropout, averages, flips and RandAugment are on, and an evaluation runs half way.
-  """
-
-  def make(**changes):
-    c = tiny_run.config()
-    c.update_from_flattened_dict(SETTINGS | {"compilation_cache": compilation})
-    c.update_from_flattened_dict(
-      {name.replace("__", "."): value for name, value in changes.items()}
-    )
-    return c
-
-  return make
 
 
 _BUILDS = {}
@@ -103,59 +82,6 @@ def one_device():
     yield
   _BUILDS.clear()
   _EVALUATED.clear()
-
-
-def run(config, workdir):
-  """-> (exit status, what was printed)."""
-  out = io.StringIO()
-  with contextlib.redirect_stdout(out):
-    status = loop.train(config, str(workdir))
-  return status, out.getvalue()
-
-
-def send_at(monkeypatch, number, step):
-  """Sends a signal to this process when `step` updates are done."""
-  update = progress.Progress.update
-
-  def hooked(self, done, loss=None):
-    if done == step and loss is None:
-      os.kill(os.getpid(), number)
-    return update(self, done, loss)
-
-  monkeypatch.setattr(progress.Progress, "update", hooked)
-
-
-def poison(monkeypatch, step):
-  """Makes the answer weights of update number `step` (from 1) NaN."""
-
-  def prepare(self, state, batch, host):
-    if int(state.step) == step - 1:
-      batch = batch | {"answer_weight": batch["answer_weight"] * np.nan}
-    return batch
-
-  monkeypatch.setattr(vqa.VqaTask, "prepare", prepare)
-
-
-def saved_state(config, workdir, step=None):
-  """{path: array} of a checkpoint, and what was saved with it."""
-  tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer"))
-  abstract = loop.build(config, tokenizer, STEPS, 4000 // config.batch_size).abstract
-  with contextlib.closing(checkpoint.Manager(workdir)) as manager:
-    state, extra = manager.restore(abstract, step)
-  return tiny_run.flat(state), extra
-
-
-def assert_same_run(config, ours, reference):
-  state, extra = saved_state(config, ours)
-  expected, expected_extra = saved_state(config, reference)
-  assert state.keys() == expected.keys()
-  assert extra == expected_extra
-  for name, x in expected.items():
-    assert state[name].dtype == x.dtype, name
-    assert state[name].tobytes() == x.tobytes(), name
-  assert tiny_run.lines(ours) == tiny_run.lines(reference)
-  for name in ("predictions.json", "result.json"):
-    assert (ours / name).read_bytes() == (reference / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -288,97 +214,6 @@ def test_a_finished_run_is_reported_and_not_repeated(settings, unbroken):
   assert {
     p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"
   } == before
-
-
-# ---- errors
-
-
-@pytest.mark.parametrize(
-  ("name", "value"),
-  [
-    ("model__dropout_rate", 0.2),
-    ("task__max_length", 7),
-    ("data__max_question", 20),
-    ("batch_size", 16),
-    ("seed", 1),
-    ("tokenizer__vocab_size", 300),
-  ],
-)
-def test_resuming_another_run_is_refused(name, value, settings, copy):
-  before = (copy / "config.json").read_bytes()
-  dotted = name.replace("__", ".")
-  with pytest.raises(ValueError, match="holds a run of another configuration") as error:
-    run(settings(**{name: value}), copy)
-  message = str(error.value)
-  assert message.startswith(f"{copy} holds a run of another configuration")
-  assert f"{dotted}: " in message
-  assert message.count("\n") == 0
-  assert message.count(": ") == 1
-  assert (copy / "config.json").read_bytes() == before
-
-
-def test_other_differences_are_said(settings, copy, monkeypatch):
-  class Reached(Exception):
-    pass
-
-  def stop(*args):
-    raise Reached
-
-  monkeypatch.setattr(loop, "prepare_tokenizer", stop)
-  out = io.StringIO()
-  with contextlib.redirect_stdout(out), pytest.raises(Reached):
-    loop.train(settings(optim__lr=0.5, log_every=3), str(copy))
-  assert out.getvalue().splitlines() == [
-    "resuming with a difference: log_every: 1 -> 3",
-    "resuming with a difference: optim.lr: 0.001 -> 0.5",
-  ]
-  assert json.loads((copy / "config.json").read_text())["optim"]["lr"] == 0.5
-
-
-def test_another_tokenizer_is_refused(settings, copy):
-  """One of the same size, so that every shape fits."""
-  texts = sources.texts(sources.get(settings().data, "train"))
-  swapped = [
-    t.replace("red", "?").replace("blue", "red").replace("?", "blue") if t in ("red", "blue") else t
-    for t in texts
-  ]
-  before = tokenizer_lib.load(copy / "tokenizer").vocab_size
-  shutil.rmtree(copy / "tokenizer")
-  sentencepiece.train_sentencepiece(swapped, settings().tokenizer.vocab_size, copy / "tokenizer")
-  assert tokenizer_lib.load(copy / "tokenizer").vocab_size == before
-  with pytest.raises(
-    ValueError,
-    match="The tokenizer .* is not the one recorded in the checkpoint in .*use the files saved "
-    "there",
-  ):
-    run(settings(), copy)
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    (dict(total_steps=0), "Set config.total_steps or config.total_epochs"),
-    (dict(batch_size=6, mesh__data=4), "batch of 6 rows cannot be split .* multiple of"),
-    (dict(optim__microbatches=3), "config.optim.microbatches=3"),
-    (
-      dict(optim__microbatches=4, mesh__data=4),
-      "batch of 2 rows cannot be split .*config.optim.microbatches",
-    ),
-    (dict(model__vocab_size=50), "config.model.vocab_size=50 but the tokenizer has"),
-    (
-      dict(tokenizer__kind="bpe"),
-      "config.tokenizer.kind='bpe' is not one of wordpiece, sentencepiece",
-    ),
-    (dict(task__name="vqaa"), "config.task.name='vqaa' is not a task; there are: .*vqa"),
-  ],
-)
-def test_a_config_that_cannot_train_is_refused_in_one_sentence(
-  changes, message, settings, tmp_path
-):
-  with pytest.raises(ValueError, match=message) as error:
-    run(settings(**changes), tmp_path)
-  assert "\n" not in str(error.value)
-  assert not (tmp_path / "checkpoints").exists() or not os.listdir(tmp_path / "checkpoints")
 
 
 # ---- the guard
