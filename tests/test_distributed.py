@@ -1,4 +1,7 @@
-"""Several processes on this machine train as one does: the same losses, gradients and predictions, stopped and resumed together."""
+"""Several processes on this machine train as one does.
+
+Losses, gradients and predictions are equal; runs stop and resume together.
+"""
 
 import contextlib
 import json
@@ -35,7 +38,10 @@ def _config():
 
 
 def _gradients(folder):
-  """Gradients of the first update: the first moment after it is (1 - b1) times them, without clipping."""
+  """Returns the gradients of the first update.
+
+  Without clipping, the first moment after it is (1 - b1) times them.
+  """
   c = _config()
   built = loop.build(
     c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1]

@@ -15,7 +15,7 @@ from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.training import loop
-from tests.support.train_case import make_settings, run, send_at
+from tests.support.train_case import make_settings, one_device_runs, run, send_at
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,7 +50,9 @@ def copy(stopped, tmp_path):
   return shutil.copytree(stopped[0], tmp_path / "run")
 
 
-# ---- errors
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+  yield from one_device_runs()
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.training import health, loop
 from tests.support import tiny_run
 from tests.support.train_case import (
+  EVALUATED,
   SETTINGS,
   STEPS,
   assert_same_run,
   make_settings,
+  one_device_runs,
   poison,
   run,
   saved_state,
@@ -46,42 +48,9 @@ def compilation(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
-_BUILDS = {}
-_EVALUATED = []  # the parameters that predict functions were called with
-
-
 @pytest.fixture(autouse=True, scope="module")
 def one_device():
-  """Runs use one of the eight devices, and runs of equal configuration share traced functions."""
-  original = loop.build
-
-  def build(config, tokenizer, *steps):
-    keys = ("task", "model", "tokenizer", "data", "optim", "ema", "mesh", "seed", "batch_size")
-    key = (
-      json.dumps([json.loads(config.to_json_best_effort())[k] for k in keys]),
-      tokenizer.fingerprint,
-      steps,
-    )
-    if key not in _BUILDS:
-      count = abs(config.mesh.data * config.mesh.fsdp * config.mesh.tensor)
-      _BUILDS[key] = original(config, tokenizer, *steps, devices=jax.devices()[:count])
-
-    def recorded(predict):
-      def call(params, batch):
-        _EVALUATED.append(params)
-        return predict(params, batch)
-
-      return call
-
-    return _BUILDS[key]._replace(
-      predict={name: recorded(predict) for name, predict in _BUILDS[key].predict.items()}
-    )
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "build", build)
-    yield
-  _BUILDS.clear()
-  _EVALUATED.clear()
+  yield from one_device_runs()
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +232,7 @@ def test_the_guard_watches_the_last_update_and_the_program_says_so(
 def test_the_averaged_weights_are_evaluated(settings, copy):
   run(settings(), copy)
   state, _ = saved_state(settings(), copy)
-  evaluated = tiny_run.flat(_EVALUATED[-1])
+  evaluated = tiny_run.flat(EVALUATED[-1])
   different = 0
   for name, x in evaluated.items():
     np.testing.assert_array_equal(x, state[f"ema_params/{name}"])

@@ -1,6 +1,6 @@
 """Image-text matching scores and losses, shared by retrieval and pre-training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -157,3 +157,22 @@ def matching_losses(logits: Float[Array, "batch 3 2"]) -> Float[Array, "batch 3"
   return language_modeling.token_cross_entropy(
     logits, jnp.broadcast_to(MATCH_LABELS, logits.shape[:2])
   )
+
+
+def contrastive_accuracy(
+  nearest: Mapping[str, Any], ids: Any, queues: Any, valid: Any
+) -> tuple[Any, Any]:
+  """Returns how often the most similar column belongs to the row's image, in both directions.
+
+  Args:
+    nearest: {direction: i32[B] column of the largest similarity}.
+    ids: i32[B] image ids of the batch.
+    queues: {"idx_queue": i32[1, Q]} ids of the queue, or nothing.
+    valid: bool[B], rows that count.
+
+  Returns:
+    (sum, count).
+  """
+  columns = jnp.concatenate([ids, queues["idx_queue"][0] if queues else ids[:0]])
+  right = [((columns[column] == ids) & valid).sum() for column in nearest.values()]
+  return sum(right, jnp.float32(0.0)), 2.0 * valid.sum()

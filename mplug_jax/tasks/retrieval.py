@@ -4,7 +4,6 @@ A momentum teacher and queues are optional. Shapes: B images and their texts, ov
 L text tokens, D width, E feature width; G images with P texts each.
 """
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -15,24 +14,14 @@ from mplug_jax.arrays import Array
 from mplug_jax.losses import contrastive, hard_negatives
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.parallel import batches, rules
-from mplug_jax.tasks import base, two_pass
+from mplug_jax.tasks import base, matching, two_pass
 from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
-from mplug_jax.tasks.matching import (
-  MATCH_LABELS,
-  image_memory,
-  match,
-  match_score,
-  match_scores,
-  matching_losses,
-)
-from mplug_jax.tasks.retrieval_checks import check_retrieval
+from mplug_jax.tasks.retrieval_checks import check_retrieval, default_group
 
 # Encoded images: tokens dtype[B, N, D], unit vectors f32[B, E].
 Images: TypeAlias = tuple[Any, Any]
 # Encoded texts: tokens dtype[B, L, D], mask bool[B, L], unit vectors f32[B, E].
 Texts: TypeAlias = tuple[Any, Any, Any]
-
-_GROUP = 64  # Default limit of the rows that negatives are drawn from.
 
 
 class RetrievalTask(two_pass.ComparingTask):
@@ -78,7 +67,7 @@ class RetrievalTask(two_pass.ComparingTask):
     self.has_teacher = config.task.queue > 0
     check_retrieval(config)
     parts = config.optim.microbatches
-    self._group = config.task.negatives.group or _divisor(config.batch_size // parts)
+    self._group = config.task.negatives.group or default_group(config.batch_size // parts)
     if config.batch_size > 1:  # A single row has no negatives and learns from the queue only.
       hard_negatives.check_group(
         self._group,
@@ -137,7 +126,7 @@ class RetrievalTask(two_pass.ComparingTask):
     """Returns logits f32[B, 3, 2] of `match` with each pair itself in place of the negatives."""
     (image, _), (text, mask, _) = self.encode(module, batch)
     module.contrastive_temperature()
-    return match(module, image, text, mask, image, text, mask)[0]
+    return matching.match(module, image, text, mask, image, text, mask)[0]
 
   def explained_scores(self, module: MPlug, batch: Batch) -> Float[Array, "rows 1"]:
     """Returns the log-odds that "caption" describes the image."""
@@ -233,7 +222,7 @@ class RetrievalTask(two_pass.ComparingTask):
       "text": self._draw_negatives(image, teacher_text, batch, scale, text_rng),
     }
     metrics = {
-      "itc_accuracy": _contrastive_accuracy(nearest, batch["id"], state.extra, valid),
+      "itc_accuracy": matching.contrastive_accuracy(nearest, batch["id"], state.extra, valid),
       "temperature": (temperature, jnp.float32(1.0)),
       "corrupt_images": (batch["corrupt"].sum(dtype=jnp.float32), jnp.float32(1.0)),
     }
@@ -282,16 +271,16 @@ class RetrievalTask(two_pass.ComparingTask):
   ) -> tuple[Terms, Metrics]:
     """Computes the term "itm", see ComparingTask."""
     images, texts = encoded
-    logits = self.apply(params, match, *self.pairs(images, texts, drawn), rng=rng)[0]
+    logits = self.apply(params, matching.match, *self.pairs(images, texts, drawn), rng=rng)[0]
     return self.matching(logits, batch)
 
   def matching(self, logits: Float[Array, "batch 3 2"], batch: Batch) -> tuple[Terms, Metrics]:
     """Returns the term "itm" and its metrics from logits f32[B, 3, 2] of `match`."""
     valid, hard = self._rows(batch)
     counted = jnp.stack([valid, hard, hard], axis=1)
-    right = (logits.argmax(-1) == MATCH_LABELS) & counted
+    right = (logits.argmax(-1) == matching.MATCH_LABELS) & counted
     return (
-      {"itm": jnp.where(counted, matching_losses(logits), 0.0).sum()},
+      {"itm": jnp.where(counted, matching.matching_losses(logits), 0.0).sum()},
       {"itm_accuracy": (right.sum(dtype=jnp.float32), counted.sum(dtype=jnp.float32))},
     )
 
@@ -343,7 +332,7 @@ class RetrievalTask(two_pass.ComparingTask):
 
     def memory(module, image):
       tokens, feature = self._image(module, image)
-      return image_memory(module, tokens) | {"feature": feature}
+      return matching.image_memory(module, tokens) | {"feature": feature}
 
     return jax.tree.map(
       rules.constrain, self.apply(params, memory, self.with_tokens(params, batch)["image"])
@@ -364,7 +353,7 @@ class RetrievalTask(two_pass.ComparingTask):
     def scores(part):
       return self.apply(
         params,
-        match_scores,
+        matching.match_scores,
         part["memory"],
         batch["texts"],
         part["pair_text"],
@@ -399,21 +388,7 @@ class RetrievalTask(two_pass.ComparingTask):
       return module.match_logits(fused), (image_feature * text_feature).sum(-1)
 
     logits, products = self.apply(params, pairs, batch)
-    score = match_score(
+    score = matching.match_score(
       logits, products, params["temp"]["value"], self.config.task.rerank_similarity
     )
     return {"similarity": products, "probability": jax.nn.softmax(logits)[:, 1], "score": score}
-
-
-def _contrastive_accuracy(
-  nearest: Mapping[str, Any], ids: Any, queues: Any, valid: Any
-) -> tuple[Any, Any]:
-  """(sum, count): how often the most similar column belongs to the row's image, both directions."""
-  columns = jnp.concatenate([ids, queues["idx_queue"][0] if queues else ids[:0]])
-  right = [((columns[column] == ids) & valid).sum() for column in nearest.values()]
-  return sum(right, jnp.float32(0.0)), 2.0 * valid.sum()
-
-
-def _divisor(rows: int) -> int:
-  """The largest divisor of `rows` up to _GROUP."""
-  return max(n for n in range(1, min(rows, _GROUP) + 1) if rows % n == 0)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+_GROUP = 64  # Default limit of the rows that negatives are drawn from.
 _RERANK_SIMILARITY = ("none", "add", "likelihood")
 
 
@@ -58,3 +59,12 @@ def check_retrieval(config: Any) -> None:
       "harder and harder, and with config.task.negatives.greedy=True none are drawn: set one of "
       "the two to 0 or False."
     )
+
+
+def default_group(rows: int) -> int:
+  """Returns the largest divisor of `rows` up to 64, the rows that share hard negatives.
+
+  Args:
+    rows: rows of a microbatch.
+  """
+  return max(n for n in range(1, min(rows, _GROUP) + 1) if rows % n == 0)

@@ -1,4 +1,4 @@
-"""The tiny captioning runs that the tests of captioning share: configs, tokenizer, batches, data in the official formats."""
+"""The tiny captioning run of the tests: configs, tokenizer, batches and official files."""
 
 import json
 import runpy

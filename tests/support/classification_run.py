@@ -1,4 +1,4 @@
-"""What the tests of classification share: configs, tokenizer, batches, and small files in the official formats."""
+"""The tiny classification run of the tests: configs, tokenizer, batches and official files."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The tiny grounding config, its tokenizer, and a small data set of painted rectangles, shared by the tests of grounding."""
+"""The tiny grounding run of the tests: config, tokenizer and painted rectangles."""
 
 import importlib.util
 import io
@@ -28,7 +28,7 @@ def config(arg="tiny", **changes):
 
 
 def tokenizer(folder, c):
-  """A SentencePiece model with the config's location tokens, fitted to a few training texts, in `folder`."""
+  """Fits a SentencePiece model with the location tokens of the config to a few texts."""
   texts = data.examples_module(c).texts(data.get_source(c, "train"), 200)
   return sentencepiece.train_sentencepiece(
     texts, c.tokenizer.vocab_size, folder, sentencepiece.location_names(c.tokenizer.locations)
@@ -53,7 +53,10 @@ def frame_of(image, colour):
 
 
 def legacy(value):
-  """The bytes of a file by torch.save before PyTorch 1.6: magic number, version, system, the object, its storages."""
+  """Returns a file as torch.save wrote it before PyTorch 1.6.
+
+  It has a magic number, version, system, the object and its storages.
+  """
   parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, value, [])
   return b"".join(pickle.dumps(part, 2) for part in parts)
 

@@ -1,4 +1,6 @@
-"""`python -m mplug_jax.main` as a subprocess of the tests: main_worker.py <devices> <seconds> <flags of main>.
+"""`python -m mplug_jax.main` as a subprocess of the tests.
+
+Usage: main_worker.py <devices> <seconds> <flags of main>.
 
 It uses the first <devices> of its devices (0: all, as main does) and sleeps <seconds> after every
 update, so that a signal from outside comes while it trains.

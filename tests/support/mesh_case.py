@@ -1,4 +1,4 @@
-"""A task's gradients on any mesh, in any number of microbatches: what the tests of the tasks compare."""
+"""Gradients of a task on any mesh, in any number of microbatches."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,11 @@ from mplug_jax.training import loop
 
 
 class MeshCase:
-  """Subclasses set config, tokenizer, built (for one device), state (on the host, without rng) and batch (numpy)."""
+  """Compares gradients of one task on meshes.
+
+  Subclasses set config, tokenizer, built (for one device), state (on the host, without rng) and
+  batch (numpy).
+  """
 
   _compiled = None
 

@@ -1,4 +1,4 @@
-"""Run folders with random weights for the tests of mplug_jax.inference.predictor: quick to make, and sure of what they say."""
+"""Run folders with random weights for the tests of Predictor."""
 
 import runpy
 

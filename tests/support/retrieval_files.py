@@ -1,4 +1,4 @@
-"""Eight pictures with a caption each in the official retrieval format, and the tiny retrieval run on them, shared by tests."""
+"""Eight captioned pictures in the official retrieval format, and the tiny run on them."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Small random BERT and CLIP state dicts under the names of their publishers, and the leaves of ours they should give, by hand."""
+"""Small random BERT and CLIP state dicts, and by hand the parameters they give."""
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def layer_leaves(tensors, i):
 
 
 def bert_leaves(tensors, text, fusion, decoder, head=True):
-  """What our leaves are to be, by hand: text and decoder layers from 0, fusion layers after the text encoder's."""
+  """Returns the parameters by hand: text and decoder layers from 0, then fusion layers."""
   leaves, e = {}, "bert.embeddings."
   for part, depth in (("text_encoder", text), ("text_decoder", decoder)):
     per_layer = [layer_leaves(tensors, i) for i in range(depth)]

@@ -1,4 +1,4 @@
-"""A Predictor of any config in its tiny form, its random parameters wide enough for answers to differ."""
+"""A tiny Predictor of any config, with parameters wide enough for answers to differ."""
 
 import runpy
 

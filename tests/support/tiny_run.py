@@ -58,7 +58,9 @@ def wait_for_lines(path, count, process):
 def finish(process):
   """-> the lines printed, once the process has ended with status 0 and no error on stderr."""
   out, err = process.communicate(timeout=300)
-  assert process.returncode == 0 and "Traceback" not in err and "error:" not in err, err
+  assert process.returncode == 0, err
+  assert "Traceback" not in err, err
+  assert "error:" not in err, err
   return out.splitlines()
 
 
@@ -81,7 +83,7 @@ def tokenizer(folder, c):
 
 
 def batch(c, tokenizer):
-  """The first training batch, numpy, with some questions made invalid so that rows count unequally."""
+  """Returns the first training batch as numpy arrays; rows count unequally."""
   source = vqa.get(c.data, "train")
   batches = pipeline.train_batches(
     source,

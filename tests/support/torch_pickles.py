@@ -1,4 +1,4 @@
-"""Checkpoints made by hand, one pickle instruction for each construct, so that no test needs PyTorch to make one."""
+"""Handmade checkpoints, one for each pickle construct; no PyTorch needed."""
 
 import pickle
 import struct

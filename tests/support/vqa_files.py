@@ -1,4 +1,4 @@
-"""A small VQA data set in the official json format, a vocabulary and configs for it, shared by tests of whole runs."""
+"""A small VQA data set in the official format, with a vocabulary and configs."""
 
 import contextlib
 import json
@@ -118,7 +118,7 @@ def config(folder, cache, data="vqa_v2", **changes):
 
 @contextlib.contextmanager
 def quick_runs(folder):
-  """Runs of whole configs in a fraction of the time: one device, and programs compiled once for all of them.
+  """Runs whole configs on one device, with programs that are compiled once for all of them.
 
   Yields the folder of the compiled programs.
   """

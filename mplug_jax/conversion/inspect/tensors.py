@@ -127,30 +127,30 @@ def open_leaves(path: str | os.PathLike) -> Leaves:
     CheckpointError: the Orbax directory is damaged.
     ValueError: the file is damaged or not a checkpoint.
   """
-  path = files.absolute(path)
-  if not path.is_dir():
-    return _open_file(path)
-  for parent in (p for p in (path / manager.DIRECTORY, path) if p.exists()):
+  root = files.absolute(path)
+  if not root.is_dir():
+    return _open_file(root)
+  for parent in (p for p in (root / manager.DIRECTORY, root) if p.exists()):
     steps = _steps(parent)
     if steps:
       return _open_run(parent / str(steps[-1]), "run folder", steps)
-  if description := storage.read_description(path):
+  if description := storage.read_description(root):
     geometry, manifest = description
     return _open_orbax(
-      path / "state",
+      root / "state",
       "converted checkpoint",
       {"converted from": manifest.get("source", "unknown")},
       geometry,
     )
-  if (path / "state" / "_METADATA").exists():
-    return _open_run(path, "checkpoint of a run", _steps(path.parent))
-  if (path / "_METADATA").exists():
-    return _open_orbax(path, "Orbax directory")
+  if (root / "state" / "_METADATA").exists():
+    return _open_run(root, "checkpoint of a run", _steps(root.parent))
+  if (root / "_METADATA").exists():
+    return _open_orbax(root, "Orbax directory")
   try:
-    return _open_file(path)
+    return _open_file(root)
   except FileNotFoundError as error:
     raise FileNotFoundError(
-      f"{path} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint "
+      f"{root} holds no checkpoint: neither a run (checkpoints/<step>), a converted checkpoint "
       "(model.json), an Orbax directory nor PyTorch weights."
     ) from error
 

@@ -1,4 +1,4 @@
-"""Shards read by threads, processes and other file systems, converted, configured and trained on."""
+"""Shards read by threads, processes and remote file systems; conversion, configs and runs."""
 
 import itertools
 import json
