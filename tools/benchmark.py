@@ -174,6 +174,12 @@ def vqa_step(options: argparse.Namespace) -> dict[str, Any]:
   }
 
 
+def _random_params(task: Any, rng: np.random.Generator) -> Any:
+  """Returns normal parameters of a task with a standard deviation of 0.02."""
+  spec = jax.eval_shape(task.init, jax.random.key(0), task.batch_spec(1))
+  return jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec)
+
+
 def caption(options: argparse.Namespace) -> dict[str, Any]:
   """Measures beam search from pixels in the official mode.
 
@@ -183,14 +189,7 @@ def caption(options: argparse.Namespace) -> dict[str, Any]:
   tokenizer = _tokenizer(config)
   task = loop.tasks.get("vqa")(build_model(config, tokenizer), config, tokenizer)
   rng = np.random.default_rng(0)
-  spec = jax.eval_shape(
-    lambda: task.init(
-      jax.random.key(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), task.batch_spec(1))
-    )
-  )
-  params = jax.tree.map(
-    lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), spec
-  )
+  params = _random_params(task, rng)
 
   def generate(params: Any, image: jax.Array) -> Any:
     model = type(task.model)

@@ -56,7 +56,7 @@ def test_beam_search_equals_plain_python(mode, beams, max_length, min_length):
 
 
 def test_reference_mode_extends_finished_beams():
-  """The best beam goes on, the second ends at once and comes back as eos eos."""
+  """The best beam continues, the second ends at once and returns as eos eos."""
   table = np.full((1, ROWS, VOCABULARY), -20.0, np.float32)
   start = mix(0, 2, 0)
   table[0, start, [3, EOS]] = np.log([0.6, 0.4])

@@ -82,7 +82,7 @@ def test_results_that_are_wrong(arrays, tmp_path, capsys):
 
 
 def test_a_weight_that_is_wrong(arrays, tmp_path):
-  """What it feeds fails, what comes before it does not."""
+  """Later results fail, earlier results pass."""
 
   def change(x):
     x["sd/text_decoder.cls.predictions.transform.dense.bias"][0] += 0.05

@@ -1,4 +1,4 @@
-"""Where the recordings of the official code are, for the tests.
+"""Recordings of the official code for the tests.
 
 What is done with them is mplug_jax/parity.
 """

@@ -133,7 +133,7 @@ def clip(seed=1):
 
 
 def clip_leaves(tensors):
-  """What our leaves are to be, by hand."""
+  """Returns the expected parameters, by hand."""
   v = {name.removeprefix("visual."): x for name, x in tensors.items() if name.startswith("visual.")}
 
   def stack(name, f=lambda x: x):

@@ -100,7 +100,7 @@ def same(array, expected):
 
 
 def text_only(value):
-  """What a parametrized test is called: its texts, not its programs."""
+  """Names a parametrized test by its texts, not by its programs."""
   return value if isinstance(value, str) else ""
 
 

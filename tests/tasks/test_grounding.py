@@ -181,7 +181,7 @@ def test_loss_and_gradients_do_not_depend_on_devices_or_microbatches(made, one_d
 
 
 def test_invalid_rows_do_not_change_the_loss(made, one_device):
-  """What stands in an invalid row changes nothing, whatever the other rows are."""
+  """The contents of an invalid row change nothing, whatever the other rows are."""
   batch = {k: v.copy() for k, v in made.batch.items()}
   batch["box"][0, 1], batch["phrase"][0, 1] = 0.9, made.tokenizer.pad_id
   gradients, loss, _ = made.gradients(made.built, batch=batch)

@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(cache, tmp_path_factory):
-  """Changes -> a config that goes on from a captioning run of a few updates."""
+  """Changes -> a config that continues a captioning run of a few updates."""
   folder = tmp_path_factory.mktemp("caption")
   common = {"compilation_cache": str(cache), "model__image_size": 48, "data__size": 48}
   run(

@@ -9,7 +9,7 @@ from mplug_jax.data.prepare.writer import Output
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """How one data set is prepared.
+  """Preparation of one data set.
 
   Attributes:
     summary: one sentence for the help of the command.

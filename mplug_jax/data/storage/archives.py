@@ -29,7 +29,7 @@ StrPath = str | os.PathLike[str]
 
 
 class _Member(NamedTuple):
-  """Where a member of an archive is.
+  """Location of a member of an archive.
 
   Attributes:
     offset: position of its data; for zip, of its local header.

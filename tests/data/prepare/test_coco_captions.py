@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-  """What the tool printed about COCO, and about Visual Genome."""
+  """Output of the tool for COCO, and for Visual Genome."""
   return prepare("coco_captions", folder), prepare("visual_genome", folder)
 
 
