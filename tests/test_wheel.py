@@ -64,7 +64,7 @@ def test_metadata_names_core_dependencies_and_extras(wheel):
   (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
   lines = archive.read(name).decode().splitlines()
   extras = {line.removeprefix("Provides-Extra: ") for line in lines if "Provides-Extra" in line}
-  expected = "cpu cuda cuda13 tpu dev test convert eval video export demo notebooks docs"
+  expected = "cpu cuda cuda13 tpu dev test convert eval video export demo notebooks docs gcs"
   assert extras == set(expected.split())
   core = "\n".join(line for line in lines if "Requires-Dist" in line and "extra ==" not in line)
   for package in ("jax>=", "flax>=", "jaxtyping>=", "tqdm>=", "etils[epath]>="):

@@ -91,7 +91,7 @@ class Manager:
       for path in [*self._directory.iterdir(), *self._directory.glob("*/metrics/metrics")]:
         if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
           _log.warning("Removing %s, left by an interrupted save.", path)
-          path.rmtree()
+          files.remove_folder(path)
         elif path.is_file() and not damage.is_json(path):
           _log.warning("Removing %s, which cannot be read; the checkpoint stays.", path)
           path.unlink()
@@ -218,7 +218,7 @@ class Manager:
       _log.warning(message, step, reason(error), used, aside)
       if jax.process_index() == 0:
         if aside.exists():
-          aside.rmtree()
+          files.remove_folder(aside)
         (self._directory / str(step)).rename(aside)
     if failures:
       multihost_utils.sync_global_devices("checkpoint: unreadable set aside")

@@ -158,11 +158,11 @@ FORMS = {
   "wrapper module": single("w.pth", PTH, wrapper="module"),
   "wrapper state_dict": single("w.pth", PTH, wrapper="state_dict"),
   "no wrapper, no suffix": single("weights", PTH, wrapper=""),
-  "ModelScope folder": lambda folder, x: single("pytorch_model.bin", PTH, whole=True, wrapper="")(
+  "ModelScope folder": lambda folder, x: single("pytorch_model.bin", PTH, complete=True, wrapper="")(
     folder, renamed(x, "ModelScope")
   ),
   "safetensors": single("w.safetensors"),
-  "safetensors folder": single("model.safetensors", whole=True),
+  "safetensors folder": single("model.safetensors", complete=True),
   "safetensors shards": lambda folder, x: shards(
     folder,
     x,

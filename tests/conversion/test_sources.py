@@ -187,7 +187,7 @@ def test_the_source_is_told_by_names(names, kind):
 def test_an_unknown_or_mixed_source_is_named():
   with pytest.raises(
     ValueError,
-    match="fit no known format: their names begin with layer1, text_model; convertible are mPLUG",
+    match="fit no known format: their names begin with layer1, text_model; known formats are mPLUG",
   ):
     source_kind(["layer1.0.weight", "layer1.1.weight", "text_model.embeddings.position_ids"])
   with pytest.raises(ValueError, match="several models: mPLUG .* and BERT .*a separate file"):

@@ -275,7 +275,7 @@ def test_the_commands(tmp_path, capsys):
     export_tool.main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--dtype=float16"]) == 0
   )
   out = capsys.readouterr().out
-  assert "official initialisation" in out
+  assert "official initialization" in out
   assert f"manifest: {tmp_path}/back.pth.manifest.json" in out
   rows = json.loads((tmp_path / "back.pth.manifest.json").read_text())["tensors"]
   assert {row["name"]: (tuple(row["shape"]), row["dtype"]) for row in rows} == {

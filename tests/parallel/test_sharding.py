@@ -20,7 +20,7 @@ SIZES = ("base", "large", "huge")
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-  monkeypatch.setattr(rules, "_said", set())
+  monkeypatch.setattr(rules, "_warnings", set())
 
 
 def _mesh(data=1, fsdp=1, tensor=1):

@@ -44,7 +44,7 @@ def test_every_parameter_has_a_sharding_rule(task, size, caplog, monkeypatch):
   Its vision and text widths differ, and some of its fusion layers are connected. At the published
   sizes every dimension also divides over fsdp 4 and tensor 2.
   """
-  monkeypatch.setattr(rules, "_said", set())
+  monkeypatch.setattr(rules, "_warnings", set())
   c = config_of(
     task, size if size == "tiny" else f"{size},res=336" + ",init=x" * (task == "caption_scst")
   )
