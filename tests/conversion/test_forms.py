@@ -154,13 +154,12 @@ def single(file, save=torch_write.save_safetensors, complete=False, **options):
 
 
 PTH = torch_write.save_pth
+MODELSCOPE_FOLDER = single("pytorch_model.bin", PTH, complete=True, wrapper="")
 FORMS = {
   "wrapper module": single("w.pth", PTH, wrapper="module"),
   "wrapper state_dict": single("w.pth", PTH, wrapper="state_dict"),
   "no wrapper, no suffix": single("weights", PTH, wrapper=""),
-  "ModelScope folder": lambda folder, x: single("pytorch_model.bin", PTH, complete=True, wrapper="")(
-    folder, renamed(x, "ModelScope")
-  ),
+  "ModelScope folder": lambda folder, x: MODELSCOPE_FOLDER(folder, renamed(x, "ModelScope")),
   "safetensors": single("w.safetensors"),
   "safetensors folder": single("model.safetensors", complete=True),
   "safetensors shards": lambda folder, x: shards(
