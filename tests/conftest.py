@@ -32,12 +32,28 @@ if _COMPILED:
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
   }
 
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 gc.set_threshold(100_000, 20, 100)  # as host.prepare sets it: tracing makes objects by the million
 
 # Grain's worker processes read absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Whole runs use one of the eight devices, unless they name some."""
+  import jax
+
+  from mplug_jax.training import loop
+
+  build = loop.build
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      loop, "build", lambda *args, devices=None: build(*args, devices=devices or jax.devices()[:1])
+    )
+    yield
 
 
 def pytest_sessionfinish():

@@ -19,11 +19,7 @@ from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run, vqa_files
 from tests.support.tiny_run import refused
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_vqa") as folder:
-    yield folder
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +33,10 @@ def broken(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(broken, cache, tmp_path_factory):
+def run(broken, tmp_path_factory):
   """A finished run of 12 updates on broken data."""
   workdir = tmp_path_factory.mktemp("run")
-  config = vqa_files.config(broken, cache)
+  config = vqa_files.config(broken)
   assert loop.train(config, str(workdir)) == 0
   return workdir, config
 
@@ -80,10 +76,10 @@ def test_strict_evaluation_names_the_image(run, broken, tmp_path):
   assert not (tmp_path / "predictions.json").exists()
 
 
-def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, tmp_path, capsys):
+def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(tmp_path, capsys):
   folder = vqa_files.write(tmp_path / "data")
   workdir = tmp_path / "run"
-  config = vqa_files.config(folder, cache, data__strict=True)
+  config = vqa_files.config(folder, data__strict=True)
   source = vqa.get(config.data, "train")
   transform = data.make_transform(
     config, wordpiece.WordPieceTokenizer(folder / "vocab.txt"), train=True
@@ -123,16 +119,14 @@ def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(cache, 
     ("val", '{"image": "a.png", "answer": "yes"}', "line 2: key 'question' is missing"),
   ],
 )
-def test_a_wrong_line_is_located_before_anything_is_computed(
-  broken, cache, tmp_path, name, line, message
-):
+def test_a_wrong_line_is_located_before_anything_is_computed(broken, tmp_path, name, line, message):
   good = json.dumps(
     {"image": str(broken / "coco/train/0.jpg"), "question": "Is there a dog?", "answer": "yes"}
   )
   for split in ("train", "val"):
     (tmp_path / f"{split}.jsonl").write_text(f"{good}\n{line if split == name else good}\n")
   shutil.copy(broken / "vocab.txt", tmp_path)
-  config = vqa_files.config(tmp_path, cache, "jsonl")
+  config = vqa_files.config(tmp_path, "jsonl")
   refused(lambda: loop.train(config, str(tmp_path / "run")), f"{tmp_path}/{name}.jsonl, {message}")
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
   assert name == "val" or not (tmp_path / "run").exists()
@@ -158,13 +152,12 @@ def test_a_wrong_line_is_located_before_anything_is_computed(
   ],
 )
 def test_splits_of_one_file_are_refused_unless_the_config_says_so(
-  broken, cache, tmp_path, changes, message
+  broken, tmp_path, changes, message
 ):
   shutil.copytree(broken, tmp_path / "data")
   (tmp_path / "data" / "linked.json").symlink_to(tmp_path / "data" / "vqa_train.json")
   config = vqa_files.config(
     tmp_path / "data",
-    cache,
     **{name: f"{tmp_path}/data/{value}" for name, value in changes.items()},
   )
   refused(
@@ -194,9 +187,9 @@ def test_a_file_that_says_the_splits_of_its_images_serves_for_all(tmp_path):
       refused(lambda config=config: data.get_source(config, "train"), "both name")
 
 
-def test_the_sentence_reaches_the_terminal(broken, cache, tmp_path):
+def test_the_sentence_reaches_the_terminal(broken, tmp_path):
   (tmp_path / "train.jsonl").write_text('{"image": "a.png"\n')
-  result = start(vqa_files.config(tmp_path, cache, "jsonl"), tmp_path)
+  result = start(vqa_files.config(tmp_path, "jsonl"), tmp_path)
   assert result.returncode == 1
   assert (
     result.stderr
@@ -208,7 +201,7 @@ def test_the_sentence_reaches_the_terminal(broken, cache, tmp_path):
 # ---- vocabulary
 
 
-def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
+def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, tmp_path):
   workdir, config = run
   copy = tmp_path / "run"
   shutil.copytree(workdir, copy)
@@ -285,14 +278,14 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, cache, tmp_path):
     ({"checkpoint__every": 0}, "config.checkpoint.every=0 must be at least 1"),
   ],
 )
-def test_values_that_cannot_work_are_refused_before_training(broken, cache, changes, message):
-  config = vqa_files.config(broken, cache, **changes)
+def test_values_that_cannot_work_are_refused_before_training(broken, changes, message):
+  config = vqa_files.config(broken, **changes)
   refused(lambda: loop.build(config, wordpiece.WordPieceTokenizer(broken / "vocab.txt")), message)
 
 
-def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
+def test_a_refused_start_leaves_nothing_in_the_way(broken, tmp_path):
   """Neither the config nor the tokenizer of a start that failed binds the next one."""
-  config = vqa_files.config(broken, cache)
+  config = vqa_files.config(broken)
   config.eval.split = "tset"
   config.tokenizer.vocab_size = 7
   refused(
@@ -301,7 +294,7 @@ def test_a_refused_start_leaves_nothing_in_the_way(broken, cache, tmp_path):
   )
   assert not list((tmp_path / "checkpoints").iterdir())
   assert not (tmp_path / "metrics.jsonl").exists()
-  assert loop.train(vqa_files.config(broken, cache), str(tmp_path)) == 0
+  assert loop.train(vqa_files.config(broken), str(tmp_path)) == 0
   assert json.loads((tmp_path / "config.json").read_text())["tokenizer"]["vocab_size"] == 320
 
 

@@ -62,16 +62,12 @@ def alone(tmp_path_factory):
   return folder
 
 
-def _start(processes, workdir, devices, mesh, cache, sleep=0.0):
+def _start(processes, workdir, devices, mesh, sleep=0.0):
   """So many processes with so many devices each; they find each other at a free port."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
-  settings = (
-    SETTINGS
-    | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh))
-    | {"compilation_cache": cache}
-  )
+  settings = SETTINGS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh))
   return [
     tiny_run.start(
       workdir,
@@ -111,8 +107,8 @@ def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
 
   SIGTERM goes to the second process alone.
   """
-  folder, cache = tmp_path / "run", tmp_path / "compiled"
-  both = _start(2, folder, 2, (1, 2, 2), cache, sleep=0.5)
+  folder = tmp_path / "run"
+  both = _start(2, folder, 2, (1, 2, 2), sleep=0.5)
   tiny_run.wait_for_lines(folder / "metrics.jsonl", 2, both[0])
   both[1].send_signal(signal.SIGTERM)
   first, second = map(tiny_run.finish, both)
@@ -123,7 +119,7 @@ def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
   # What belongs to the run is said once.
   assert not [line for line in second if line.startswith(("devices", "parameters", "step"))]
 
-  first, second = map(tiny_run.finish, _start(2, folder, 2, (1, 2, 2), cache))
+  first, second = map(tiny_run.finish, _start(2, folder, 2, (1, 2, 2)))
   assert first[-1].startswith("final: accuracy")
   assert not [line for line in second if line.startswith("final")]
   _assert_same_as(alone, folder)
@@ -134,7 +130,7 @@ def test_two_processes_stop_together_go_on_and_equal_one(alone, tmp_path):
   ("processes", "mesh"), [(2, (8, 1, 1)), (2, (1, 8, 1)), (2, (2, 2, 2)), (4, (2, 2, 2))]
 )
 def test_processes_with_eight_devices_together_equal_one(processes, mesh, alone, tmp_path):
-  for process in _start(processes, tmp_path / "run", 8 // processes, mesh, ""):
+  for process in _start(processes, tmp_path / "run", 8 // processes, mesh):
     tiny_run.finish(process)
   _assert_same_as(alone, tmp_path / "run")
 
@@ -146,7 +142,7 @@ def test_a_lost_process_ends_the_run(lost, tmp_path):
 
   It names the lost process and says what to do.
   """
-  both = _start(2, tmp_path, 1, (1, 2, 1), "", sleep=1.0)
+  both = _start(2, tmp_path, 1, (1, 2, 1), sleep=1.0)
   tiny_run.wait_for_lines(tmp_path / "metrics.jsonl", 2, both[0])
   both[lost].kill()
   _, err = both[1 - lost].communicate(timeout=120)

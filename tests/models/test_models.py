@@ -7,28 +7,7 @@ import pytest
 
 from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug, decoding_fns
-from tests.support.models_case import GEOMETRY, PAD, Case, answer, apply, fused, memory, texts
-
-
-@pytest.fixture(scope="module")
-def inputs():
-  """2 images, 3 questions about each, 3 answers to each."""
-  rng = np.random.default_rng(1)
-  return (
-    rng.normal(size=(2, 16, 16, 3)).astype(np.float32),
-    texts(rng, 2, 3, 5),
-    texts(rng, 2, 3, 3, 5),
-  )
-
-
-@pytest.fixture(scope="module")
-def connected(inputs):
-  return Case(inputs)
-
-
-@pytest.fixture(scope="module")
-def asymmetric(inputs):
-  return Case(inputs, stride=2)  # no connected layer: the image keeps a row of its own
+from tests.support.models_case import GEOMETRY, PAD, answer, apply, fused, memory
 
 
 @pytest.fixture(scope="module", params=["connected", "asymmetric"])

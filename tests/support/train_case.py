@@ -2,12 +2,9 @@
 
 import contextlib
 import io
-import json
 import os
 
-import jax
 import numpy as np
-import pytest
 
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.text import tokenizer as tokenizer_lib
@@ -17,13 +14,13 @@ from mplug_jax.training import loop
 from tests.support import tiny_run
 
 STEPS = 6
-BUILDS = {}  # by configuration
 EVALUATED = []  # parameters of the calls of predict functions
 
 
 SETTINGS = {
   "total_steps": STEPS,
   "log_every": 1,
+  "compilation_cache": "",
   "checkpoint.every": 2,
   "eval.every": 3,
   "eval.limit": 10,
@@ -53,23 +50,6 @@ def send_at(monkeypatch, number, step):
     return update(self, done, loss)
 
   monkeypatch.setattr(progress.Progress, "update", hooked)
-
-
-def make_settings(compilation):
-  """Function (changes) -> the config of these tests.
-
-  Dropout, averages, flips and RandAugment are on, and an evaluation runs half way.
-  """
-
-  def make(**changes):
-    c = tiny_run.config()
-    c.update_from_flattened_dict(SETTINGS | {"compilation_cache": compilation})
-    c.update_from_flattened_dict(
-      {name.replace("__", "."): value for name, value in changes.items()}
-    )
-    return c
-
-  return make
 
 
 def poison(monkeypatch, step):
@@ -103,36 +83,3 @@ def assert_same_run(config, ours, reference):
   assert tiny_run.lines(ours) == tiny_run.lines(reference)
   for name in ("predictions.json", "result.json"):
     assert (ours / name).read_bytes() == (reference / name).read_bytes()
-
-
-def one_device_runs():
-  """Runs use one of the eight devices, and runs of equal configuration share traced functions."""
-  original = loop.build
-
-  def build(config, tokenizer, *steps):
-    keys = ("task", "model", "tokenizer", "data", "optim", "ema", "mesh", "seed", "batch_size")
-    key = (
-      json.dumps([json.loads(config.to_json_best_effort())[k] for k in keys]),
-      tokenizer.fingerprint,
-      steps,
-    )
-    if key not in BUILDS:
-      count = abs(config.mesh.data * config.mesh.fsdp * config.mesh.tensor)
-      BUILDS[key] = original(config, tokenizer, *steps, devices=jax.devices()[:count])
-
-    def recorded(predict):
-      def call(params, batch):
-        EVALUATED.append(params)
-        return predict(params, batch)
-
-      return call
-
-    return BUILDS[key]._replace(
-      predict={name: recorded(predict) for name, predict in BUILDS[key].predict.items()}
-    )
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "build", build)
-    yield
-  BUILDS.clear()
-  EVALUATED.clear()

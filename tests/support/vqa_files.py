@@ -1,14 +1,10 @@
 """A small VQA data set in the official format, with a vocabulary and configs."""
 
-import contextlib
 import json
 
-import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from mplug_jax.training import loop
 from tests.support import tiny_run
 
 WORDS = [
@@ -92,14 +88,14 @@ def write(folder):
   return folder
 
 
-def config(folder, cache, data="vqa_v2", **changes):
-  """The tiny preset on the data of `write`, a dozen updates, with `cache` for compiled programs."""
+def config(folder, data="vqa_v2", **changes):
+  """The tiny preset on the data of `write`, a dozen updates."""
   return tiny_run.config(
     f"tiny,data={data},root={folder}",
     **{
       "tokenizer__kind": "wordpiece",
       "tokenizer__path": str(folder / "vocab.txt"),
-      "compilation_cache": str(cache),
+      "compilation_cache": "",
       "data__max_question": 16,
       "data__max_answers": 4,
       "data__max_answer_tokens": 4,
@@ -114,19 +110,3 @@ def config(folder, cache, data="vqa_v2", **changes):
       **changes,
     },
   )
-
-
-@contextlib.contextmanager
-def quick_runs(folder):
-  """Runs whole configs on one device, with programs that are compiled once for all of them.
-
-  Yields the folder of the compiled programs.
-  """
-  build, before = loop.build, jax.config.jax_compilation_cache_dir
-  loop.build = lambda *args, devices=None: build(*args, devices=devices or jax.devices()[:1])
-  try:
-    yield folder
-  finally:
-    loop.build = build
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()

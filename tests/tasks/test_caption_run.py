@@ -17,22 +17,18 @@ from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators.caption import CaptionEvaluator
 from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
-from tests.support import caption_run, tiny_run, vqa_files
+from tests.support import caption_run, tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 METRICS = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"}
 JAVA = {"METEOR", "SPICE"}  # computed where Java is
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_caption") as folder:
-    yield folder
-
-
-def settings(cache, **changes):
+def settings(**changes):
   return caption_run.config(
     **{
-      "compilation_cache": str(cache),
+      "compilation_cache": "",
       "task__beams": 1,
       "task__max_length": 12,
       "log_every": 1,
@@ -52,10 +48,10 @@ def run(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def unbroken(cache, tmp_path_factory):
+def unbroken(tmp_path_factory):
   """A finished run on scenes: (its folder, what it printed)."""
   folder = tmp_path_factory.mktemp("unbroken")
-  return folder, run(settings(cache), folder)
+  return folder, run(settings(), folder)
 
 
 def _state(folder, config):
@@ -106,7 +102,7 @@ def test_files_and_output_of_a_run_on_scenes(unbroken):
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(unbroken, tmp_path, monkeypatch):
   update = progress.Progress.update
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -117,21 +113,21 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_p
         step == 2 and loss is None and os.kill(os.getpid(), signal.SIGTERM),
       ),
     )
-    assert run(settings(cache), tmp_path)[-1].startswith("stopped at step 2")
-  assert "resumed at step 2" in run(settings(cache), tmp_path)
-  ours, expected = _state(tmp_path, settings(cache)), _state(unbroken[0], settings(cache))
+    assert run(settings(), tmp_path)[-1].startswith("stopped at step 2")
+  assert "resumed at step 2" in run(settings(), tmp_path)
+  ours, expected = _state(tmp_path, settings()), _state(unbroken[0], settings())
   assert all(ours[name].tobytes() == x.tobytes() for name, x in expected.items())
   assert (tmp_path / "predictions.json").read_bytes() == (
     unbroken[0] / "predictions.json"
   ).read_bytes()
 
 
-def test_run_on_the_official_files(cache, tmp_path):
+def test_run_on_the_official_files(tmp_path):
   caption_run.write_karpathy(tmp_path)
   (tmp_path / "caption_val.json").unlink()  # evaluated is the test split
   c = caption_run.config(
     f"tiny,data=karpathy,root={tmp_path}",
-    compilation_cache=str(cache),
+    compilation_cache="",
     task__beams=1,
     task__max_length=6,
     batch_size=2,

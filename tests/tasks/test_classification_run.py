@@ -11,13 +11,9 @@ from mplug_jax.checkpoints import manager
 from mplug_jax.data.examples import classification
 from mplug_jax.evaluators import classification as evaluator
 from mplug_jax.training import evaluate, loop
-from tests.support import classification_run, tiny_run, vqa_files
+from tests.support import classification_run, tiny_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.mktemp("compiled")) as folder:
-    yield folder
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +22,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(files, cache):
+def settings(files):
   """Function (changes) -> six updates of the tiny preset on NLVR2's files, with a teacher."""
 
   def make(**changes):
@@ -36,7 +32,7 @@ def settings(files, cache):
       **{
         "tokenizer__kind": "wordpiece",
         "tokenizer__path": str(files / "vocab.txt"),
-        "compilation_cache": str(cache),
+        "compilation_cache": "",
         "data__max_text": 12,
         "data__augment__randaugment": (2, 7),
         "data__augment__scale": (0.5, 1.0),
@@ -181,7 +177,7 @@ def test_subsets_of_scenes_are_reported_separately(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_image_and_custom_classes(files, cache, tmp_path, capsys):
+def test_one_image_and_custom_classes(files, tmp_path, capsys):
   lines = [
     {
       "image": f"dev/dev-{i}-img0.png",
@@ -199,7 +195,7 @@ def test_one_image_and_custom_classes(files, cache, tmp_path, capsys):
       "data__image_root": str(files),
       "tokenizer__kind": "wordpiece",
       "tokenizer__path": str(files / "vocab.txt"),
-      "compilation_cache": str(cache),
+      "compilation_cache": "",
       "data__max_text": 12,
     },
   )

@@ -21,22 +21,18 @@ from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators import grounding as evaluator
 from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
-from tests.support import tiny_run, vqa_files
+from tests.support import tiny_run
 from tests.support.grounding_files import config, painted, png
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 STEPS = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_grounding") as folder:
-    yield folder
-
-
-def settings(cache, **changes):
+def settings(**changes):
   return config(
     **{
-      "compilation_cache": str(cache),
+      "compilation_cache": "",
       "total_steps": STEPS,
       "log_every": 1,
       "eval__limit": 20,
@@ -60,17 +56,17 @@ def program(c, workdir, mode="train", checkpoint=""):
 
 
 @pytest.fixture(scope="module")
-def unbroken(cache, tmp_path_factory):
+def unbroken(tmp_path_factory):
   folder = tmp_path_factory.mktemp("unbroken")
-  status, lines = program(settings(cache), folder)
+  status, lines = program(settings(), folder)
   assert status == 0
   return folder, lines
 
 
-def test_files_and_output_of_a_run(cache, unbroken):
+def test_files_and_output_of_a_run(unbroken):
   folder, lines = unbroken
   rows = json.loads((folder / "predictions.json").read_text())
-  source = data.get_source(settings(cache), "test")
+  source = data.get_source(settings(), "test")
   expressions = [e for i in range(20) for e in source.expressions(i)]
   assert [row["expression"] for row in rows] == [e["text"] for e in expressions]
   assert len({row["id"] for row in rows}) == 80
@@ -102,7 +98,7 @@ def test_files_and_output_of_a_run(cache, unbroken):
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_path):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(unbroken, tmp_path):
   update = progress.Progress.update
 
   def hooked(self, done, loss=None):
@@ -112,16 +108,16 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_p
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(progress.Progress, "update", hooked)
-    status, lines = program(settings(cache), tmp_path)
+    status, lines = program(settings(), tmp_path)
   assert status == 0
   assert lines[-1].startswith("stopped at step 2")
-  status, lines = program(settings(cache), tmp_path)
+  status, lines = program(settings(), tmp_path)
   assert status == 0
   assert lines[-1] == unbroken[1][-1]
   assert tiny_run.lines(tmp_path) == tiny_run.lines(unbroken[0])
   for name in ("predictions.json", "result.json"):
     assert (tmp_path / name).read_bytes() == (unbroken[0] / name).read_bytes()
-  c = settings(cache)
+  c = settings()
   abstract = loop.build(c, tokenizers.load(tmp_path / "tokenizer"), STEPS, 20_000 // 8).abstract
   states = []
   for folder in (tmp_path, unbroken[0]):
@@ -131,7 +127,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(cache, unbroken, tmp_p
   assert states[0].keys() == states[1].keys()
 
 
-def test_custom_images_without_boxes_and_one_unreadable(cache, unbroken, tmp_path):
+def test_custom_images_without_boxes_and_one_unreadable(unbroken, tmp_path):
   (tmp_path / "wide.png").write_bytes(png(painted(30, 90, red=(50, 5, 80, 25))))
   (tmp_path / "broken.png").write_bytes(b"no image")
   entries = [
@@ -144,7 +140,7 @@ def test_custom_images_without_boxes_and_one_unreadable(cache, unbroken, tmp_pat
     (tmp_path / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
   c = config(
     f"tiny,data=jsonl,root={tmp_path},res=48",
-    compilation_cache=str(cache),
+    compilation_cache="",
     data__expressions_per_image=2,
     data__max_phrase=22,
   )
@@ -183,8 +179,8 @@ class Known:
   ("shift", "accuracy", "overlap"),
   [(0.0, 100, 1.0), (0.3, 100, 0.7 / 1.3), (0.35, 0, 0.65 / 1.35), (2.0, 0, 0.0)],
 )
-def test_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
-  c = settings(cache, eval__limit=0, eval__batch_size=64)
+def test_metric_of_known_boxes(tmp_path, shift, accuracy, overlap):
+  c = settings(eval__limit=0, eval__batch_size=64)
   evaluation = evaluator.GroundingEvaluator(
     c, types.SimpleNamespace(pad_id=0, bos_id=2, eos_id=3, encode=lambda text: [2]), str(tmp_path)
   )
@@ -199,7 +195,7 @@ def test_metric_of_known_boxes(cache, tmp_path, shift, accuracy, overlap):
   assert {result[f"acc@0.5_{name}"] for name in ("relation", "plain")} == {accuracy}
 
 
-def test_wrong_config_raises_before_anything_is_written(cache, tmp_path):
+def test_wrong_config_raises_before_anything_is_written(tmp_path):
   for changes, message in (
     ({"task__bins": 200}, "config.tokenizer.locations=201"),
     ({"data__name": "coco"}, "known sources: scenes"),
@@ -207,5 +203,5 @@ def test_wrong_config_raises_before_anything_is_written(cache, tmp_path):
   ):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with pytest.raises(ValueError, match=message):
-      loop.train(settings(cache, **changes), str(tmp_path / "run"))
+      loop.train(settings(**changes), str(tmp_path / "run"))
     assert not list(tmp_path.glob("run/checkpoints/*"))

@@ -9,7 +9,6 @@ import shutil
 import socket
 import threading
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,6 +18,8 @@ from mplug_jax.metrics import recall
 from mplug_jax.scenes import oracle as scene_oracle
 from mplug_jax.training import loop
 from tests.support import retrieval_files, tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 STEPS = 4
 
@@ -40,19 +41,8 @@ def settings(folder, tmp_path_factory):
     checkpoint__every=2,
     checkpoint__keep=4,
     data__augment__flip=0.5,
-    compilation_cache=str(tmp_path_factory.mktemp("compiled")),
+    compilation_cache="",
   )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-  build, before = loop.build, jax.config.jax_compilation_cache_dir
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      loop, "build", lambda *args, devices=None: build(*args, devices=devices or jax.devices()[:1])
-    )
-    yield
-  jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")

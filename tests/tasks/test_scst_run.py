@@ -16,7 +16,9 @@ from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
-from tests.support import caption_run, tiny_run, vqa_files
+from tests.support import caption_run, tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 STEPS = 4
 SETTINGS = {
@@ -32,17 +34,11 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_caption") as folder:
-    yield folder
-
-
 @pytest.fixture(scope="module")
-def settings(cache, tmp_path_factory):
+def settings(tmp_path_factory):
   """Changes -> a config that continues a captioning run of a few updates."""
   folder = tmp_path_factory.mktemp("caption")
-  common = {"compilation_cache": str(cache), "model__image_size": 48, "data__size": 48}
+  common = {"compilation_cache": "", "model__image_size": 48, "data__size": 48}
   run(
     caption_run.config(
       "tiny", **common, task__beams=1, task__max_length=12, eval__limit=10, total_steps=2
@@ -124,7 +120,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(settings, unbroken, cache, tmp_path):
+def test_two_processes_equal_one(settings, unbroken, tmp_path):
   """Each process rewards its rows; captions, rewards and losses are those of one process."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -132,7 +128,7 @@ def test_two_processes_equal_one(settings, unbroken, cache, tmp_path):
   given = SETTINGS | {
     "model.image_size": 48,
     "data.size": 48,
-    "compilation_cache": f"{cache}_two",
+    "compilation_cache": "",
     "mesh.data": 2,
   }
   flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])

@@ -12,11 +12,7 @@ from mplug_jax.reporting.metric_log import read_metrics
 from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run, vqa_files
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_vqa") as folder:
-    yield folder
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +21,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, cache, tmp_path_factory):
+def run(folder, tmp_path_factory):
   """A finished run: (its folder, its config)."""
-  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(folder, cache)
+  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(folder)
   assert loop.train(config, str(workdir)) == 0
   return workdir, config
 
@@ -131,7 +127,7 @@ def test_ranking_without_answers_raises_early(folder, run, tmp_path):
   assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_custom_data_as_json_lines(folder, cache, tmp_path):
+def test_custom_data_as_json_lines(folder, tmp_path):
   lines = [
     {
       "image": f"coco/train/{i % 6}.jpg",
@@ -144,7 +140,7 @@ def test_custom_data_as_json_lines(folder, cache, tmp_path):
     (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
   (tmp_path / "coco").symlink_to(folder / "coco")
   (tmp_path / "vocab.txt").symlink_to(folder / "vocab.txt")
-  config = vqa_files.config(tmp_path, cache, "jsonl")
+  config = vqa_files.config(tmp_path, "jsonl")
   assert loop.train(config, str(tmp_path / "run")) == 0
   rows = json.loads((tmp_path / "run" / "predictions.json").read_text())
   assert [row["question_id"] for row in rows] == list(range(7))
@@ -155,7 +151,7 @@ def test_custom_data_as_json_lines(folder, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_generated_scenes(cache, tmp_path):
+def test_generated_scenes(tmp_path):
   """The tiny preset at the scenes' 96 pixels; results by family of questions."""
   source = vqa.get(tiny_run.config("tiny,data=scenes").data, "train")
   words = {
@@ -168,7 +164,7 @@ def test_generated_scenes(cache, tmp_path):
   words = sorted({word.rstrip("?,.") for word in words} - {""})
   (tmp_path / "vocab.txt").write_text("\n".join([*vqa_files.SPECIAL, "?", *words]) + "\n")
   config = vqa_files.config(
-    tmp_path, cache, "scenes", data__max_question=24, data__max_answers=1, eval__limit=8
+    tmp_path, "scenes", data__max_question=24, data__max_answers=1, eval__limit=8
   )
   assert config.model.image_size == 96
   assert config.eval.split == "test"

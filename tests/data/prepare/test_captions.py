@@ -5,7 +5,6 @@ import json
 import pytest
 
 from mplug_jax.training import evaluate
-from tests.support import vqa_files
 from tests.support.captions_case import WORDS, make_folder, name_of, texts
 from tests.support.downloads import (
   configs,
@@ -17,23 +16,19 @@ from tests.support.downloads import (
   write_clips,
 )
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return make_folder(tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_prepare_captions") as folder:
-    yield folder
-
-
-def settings(folder, cache):
+def settings(folder):
   return {
     "tokenizer__kind": "wordpiece",
     "tokenizer__path": str(folder / "vocab.txt"),
-    "compilation_cache": str(cache),
+    "compilation_cache": "",
     "total_steps": 2,
     "data__max_caption": 8,
   }
@@ -45,7 +40,7 @@ def printed(folder):
   return prepare("coco_captions", folder), prepare("visual_genome", folder)
 
 
-def test_captioning_coco(folder, printed, cache, tmp_path):
+def test_captioning_coco(folder, printed, tmp_path):
   lines = printed[0]
   assert [line for line in lines if line.startswith("wrote ")] == [
     f"wrote {folder}/{name}"
@@ -70,7 +65,7 @@ def test_captioning_coco(folder, printed, cache, tmp_path):
     "sentences": [{"raw": text.strip()} for text in texts(2)],
   }
   (config,) = configs(
-    lines[:-1], **settings(folder, cache), data__captions_per_image=2, task__max_length=8
+    lines[:-1], **settings(folder), data__captions_per_image=2, task__max_length=8
   )
   assert [len(split) for split in records(config, "train", "val", "test")] == [3, 1, 1]
   assert run(config, tmp_path / "run").startswith("final: CIDEr-D ")
@@ -102,9 +97,9 @@ def test_pretraining_reads_visual_genome(folder, printed):
 
 
 @pytest.mark.slow
-def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, cache, tmp_path):
+def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, tmp_path):
   """Clips are what a pre-trained model is evaluated on."""
-  _, retrieval, pretrain = configs([*printed[0], *printed[1]], **settings(folder, cache))
+  _, retrieval, pretrain = configs([*printed[0], *printed[1]], **settings(folder))
   assert run(retrieval, tmp_path / "retrieval").startswith("final: r_mean ")
   assert run(pretrain, tmp_path / "pretrain").startswith("final: r_mean ")
   write_clips(tmp_path / "videos", "video7.mp4", "video8.mp4")
@@ -138,7 +133,7 @@ def test_runs_of_retrieval_and_pretraining_and_clips(folder, printed, cache, tmp
     (c,) = configs(
       prepare(name, tmp_path),
       data__frames=2,
-      compilation_cache=str(cache),
+      compilation_cache="",
       model__image_size=32,
       **changes,
     )

@@ -9,7 +9,6 @@ from tests.support.captions_case import (
   coco,
   coco_images,
   karpathy,
-  make_folder,
   name_of,
   texts,
 )
@@ -23,17 +22,6 @@ from tests.support.downloads import (
   write,
   write_zip,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return make_folder(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def printed(folder):
-  """Output of the tool for COCO, and for Visual Genome."""
-  return prepare("coco_captions", folder), prepare("visual_genome", folder)
 
 
 def test_cocos_own_splits(tmp_path):

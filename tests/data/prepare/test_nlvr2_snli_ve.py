@@ -6,7 +6,7 @@ import pytest
 
 from mplug_jax.data.images import video
 from mplug_jax.data.sources import vqa
-from tests.support import downloads, vqa_files
+from tests.support import downloads
 from tests.support.downloads import (
   configs,
   lines,
@@ -21,15 +21,9 @@ from tests.support.downloads import (
   write_zip,
 )
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 WORDS = ["the", "left", "image", "shows", "a", "red", "green", "cat", "dog"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(
-    tmp_path_factory.getbasetemp() / "compiled_prepare_statements"
-  ) as folder:
-    yield folder
 
 
 # ---- statements
@@ -99,12 +93,12 @@ def test_nlvr2(folder):
 
 
 @pytest.mark.slow
-def test_a_run_on_nlvr2(folder, cache):
+def test_a_run_on_nlvr2(folder):
   (c,) = configs(
     prepare("nlvr2", folder),
     tokenizer__kind="wordpiece",
     tokenizer__path=str(folder / "vocab.txt"),
-    compilation_cache=str(cache),
+    compilation_cache="",
     total_steps=2,
     data__max_text=10,
   )

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 
-from tests.support import vqa_files
 from tests.support.downloads import (
   configs,
   picture,
@@ -17,6 +16,8 @@ from tests.support.downloads import (
   write,
   write_zip,
 )
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SPLITS = ("train", "train", "val", "testA", "testB")
 
@@ -89,16 +90,8 @@ def folder(tmp_path):
   return tmp_path
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(
-    tmp_path_factory.getbasetemp() / "compiled_prepare_refcoco"
-  ) as compiled:
-    yield compiled
-
-
 @pytest.mark.slow
-def test_a_run_on_refcoco(folder, cache, tmp_path_factory):
+def test_a_run_on_refcoco(folder, tmp_path_factory):
   printed = prepare("refcoco", folder)
   where = folder / "refcoco"
   command = f"--config=configs/grounding.py:base,data=refcoco,root={where}"
@@ -122,7 +115,7 @@ def test_a_run_on_refcoco(folder, cache, tmp_path_factory):
     "sentences": ["a cat", "café on the left"],
     "ref_id": 0,
   }
-  config, *tests = configs(printed, compilation_cache=str(cache), total_steps=2)
+  config, *tests = configs(printed, compilation_cache="", total_steps=2)
   train, val = records(config, "train", "val")
   assert len(train) == 4
   assert len(val) == 2

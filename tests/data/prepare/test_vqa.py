@@ -6,7 +6,6 @@ import pytest
 
 from mplug_jax.data.images import ops
 from mplug_jax.data.sources import vqa
-from tests.support import vqa_files
 from tests.support.downloads import (
   configs,
   picture,
@@ -20,25 +19,9 @@ from tests.support.downloads import (
 from tests.support.vqa_case import (
   TEN,
   VAL,
-  make_loose,
-  make_zipped,
 )
 
-
-@pytest.fixture
-def loose(tmp_path):
-  return make_loose(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def zipped(tmp_path_factory):
-  return make_zipped(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_prepare_vqa") as folder:
-    yield folder
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_loose_files(loose):
@@ -73,7 +56,7 @@ def test_loose_files(loose):
 
 
 @pytest.mark.slow
-def test_a_run_on_what_was_downloaded(zipped, cache, tmp_path):
+def test_a_run_on_what_was_downloaded(zipped, tmp_path):
   printed = prepare("vqa_v2", zipped)
   assert [line.split(": ")[1] for line in printed[:6]] == [
     "4 questions",
@@ -106,7 +89,7 @@ def test_a_run_on_what_was_downloaded(zipped, cache, tmp_path):
   changes = {
     "tokenizer__kind": "wordpiece",
     "tokenizer__path": str(zipped / "vocab.txt"),
-    "compilation_cache": str(cache),
+    "compilation_cache": "",
     "data__max_question": 12,
     "data__max_answers": 4,
     "data__max_answer_tokens": 5,

@@ -16,22 +16,9 @@ from tests.support.vqa_case import (
   TEST,
   TRAIN,
   annotations,
-  make_loose,
-  make_zipped,
   questions,
   vqa_files_of,
 )
-
-
-@pytest.fixture
-def loose(tmp_path):
-  return make_loose(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def zipped(tmp_path_factory):
-  return make_zipped(tmp_path_factory)
-
 
 # ---- refusals
 

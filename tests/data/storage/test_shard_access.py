@@ -18,39 +18,12 @@ from mplug_jax.data.sources import mixture
 from mplug_jax.data.storage import shards
 from mplug_jax.data.text import sentencepiece, tokenizer
 from mplug_jax.training import loop
-from tests.support import shard_files, tiny_run, vqa_files
+from tests.support import shard_files, tiny_run
 from tests.support.shard_files import caption, numbered, pair, picture, tar_bytes
 from tests.support.shards_case import config, content, expected
 from tools import prepare_data
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  """A place of their own for indices and compiled programs."""
-  with (
-    vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_shards") as folder,
-    pytest.MonkeyPatch.context() as patch,
-  ):
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    yield folder
-
-
-@pytest.fixture
-def pattern(tmp_path):
-  """Three tars of 1, 7 and 3 pairs, numbered from 0."""
-  return shard_files.write(tmp_path / "pairs")
-
-
-@pytest.fixture
-def records(pattern, tmp_path):
-  """The same pairs in ArrayRecord files of four."""
-  assert (
-    prepare_data.main(
-      ["shards", pattern, f"--out={tmp_path}/records", "--records_per_shard=4", "--workers=1"]
-    )
-    == 0
-  )
-  return f"{tmp_path}/records/*.array_record"
+pytestmark = pytest.mark.usefixtures("one_device", "index_cache")
 
 
 # ---- threads, processes, other file systems
@@ -255,7 +228,7 @@ def test_the_config_argument(tmp_path):
     *(pytest.param(name, "r_mean", marks=pytest.mark.slow) for name in ("retrieval", "pretrain")),
   ],
 )
-def test_a_run_on_shards(name, metric, pattern, records, tmp_path, cache, capsys):
+def test_a_run_on_shards(name, metric, pattern, records, tmp_path, capsys):
   test = shard_files.write(tmp_path / "test", (2, 3), first=40)
   c = config(
     name,
@@ -263,7 +236,7 @@ def test_a_run_on_shards(name, metric, pattern, records, tmp_path, cache, capsys
     data__test_file=test,
     data__shuffle_block=2,
     model__image_size=32,
-    compilation_cache=str(cache),
+    compilation_cache="",
     total_steps=2,
   ).unlock()
   if name == "pretrain":

@@ -11,41 +11,13 @@ from mplug_jax.data import check
 from mplug_jax.data.images import reader as image_reader
 from mplug_jax.data.storage import remote as storage
 from mplug_jax.data.storage import shards, tar_index
-from tests.support import shard_files, tiny_run, vqa_files
+from tests.support import tiny_run
 from tests.support.shard_files import caption, numbered, pair, picture, tar_bytes
 from tests.support.shards_case import config, content, expected
-from tools import prepare_data
+
+pytestmark = pytest.mark.usefixtures("one_device", "index_cache")
 
 CONFIGS = tiny_run.ROOT / "configs" / "x.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  """A place of their own for indices and compiled programs."""
-  with (
-    vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_shards") as folder,
-    pytest.MonkeyPatch.context() as patch,
-  ):
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    yield folder
-
-
-@pytest.fixture
-def pattern(tmp_path):
-  """Three tars of 1, 7 and 3 pairs, numbered from 0."""
-  return shard_files.write(tmp_path / "pairs")
-
-
-@pytest.fixture
-def records(pattern, tmp_path):
-  """The same pairs in ArrayRecord files of four."""
-  assert (
-    prepare_data.main(
-      ["shards", pattern, f"--out={tmp_path}/records", "--records_per_shard=4", "--workers=1"]
-    )
-    == 0
-  )
-  return f"{tmp_path}/records/*.array_record"
 
 
 # ---- pairs

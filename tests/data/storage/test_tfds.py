@@ -14,7 +14,7 @@ from mplug_jax import data
 from mplug_jax.data.images import ops
 from mplug_jax.data.sources import caption, grounding, vqa
 from mplug_jax.training import loop
-from tests.support import shard_files, tiny_run, vqa_files
+from tests.support import shard_files, tiny_run
 from tests.support.tfds_case import (
   FEATURES,
   config,
@@ -26,11 +26,7 @@ from tests.support.tfds_case import (
 )
 from tools import prepare_data
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  with vqa_files.quick_runs(tmp_path_factory.getbasetemp() / "compiled_tfds") as folder:
-    yield folder
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +285,12 @@ print(len(questions), sorted({{"tensorflow", "jax"}} & set(sys.modules)))
     pytest.param("caption", "mplug_captions", "CIDEr-D", marks=pytest.mark.slow),
   ],
 )
-def test_a_run_on_a_set(name, builder, metric, own, tmp_path, cache, capsys):
+def test_a_run_on_a_set(name, builder, metric, own, tmp_path, capsys):
   c = config(
     name,
     f"data=tfds:{builder},root={own}/tfds",
     model__image_size=32,
-    compilation_cache=str(cache),
+    compilation_cache="",
     total_steps=2,
     eval__split="val",
   )

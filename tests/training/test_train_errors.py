@@ -5,54 +5,16 @@ import io
 import json
 import os
 import shutil
-import signal
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.training import loop
-from tests.support.train_case import make_settings, one_device_runs, run, send_at
+from tests.support.train_case import run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compilation(tmp_path_factory):
-  """A compilation cache that all runs of this file share, subprocesses included."""
-  folder = tmp_path_factory.mktemp("compiled")
-  before = jax.config.jax_compilation_cache_dir
-  yield str(folder)
-  jax.config.update("jax_compilation_cache_dir", before)
-  compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def settings(compilation):
-  return make_settings(compilation)
-
-
-@pytest.fixture(scope="module")
-def stopped(settings, tmp_path_factory):
-  """The same run, which got SIGTERM during its third update: (folder, what it printed)."""
-  folder = tmp_path_factory.mktemp("stopped")
-  with pytest.MonkeyPatch.context() as patch:
-    send_at(patch, signal.SIGTERM, 3)
-    status, out = run(settings(), folder)
-  assert status == 0
-  return folder, out
-
-
-@pytest.fixture
-def copy(stopped, tmp_path):
-  """A copy of the stopped run, to resume."""
-  return shutil.copytree(stopped[0], tmp_path / "run")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-  yield from one_device_runs()
+pytestmark = pytest.mark.usefixtures("shared_builds")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import types
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from mplug_jax import data, main
 from mplug_jax.checkpoints import manager as checkpoint
@@ -24,33 +22,13 @@ from tests.support.train_case import (
   SETTINGS,
   STEPS,
   assert_same_run,
-  make_settings,
-  one_device_runs,
   poison,
   run,
   saved_state,
   send_at,
 )
 
-
-@pytest.fixture(scope="module")
-def settings(compilation):
-  return make_settings(compilation)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compilation(tmp_path_factory):
-  """A compilation cache that all runs of this file share, subprocesses included."""
-  folder = tmp_path_factory.mktemp("compiled")
-  before = jax.config.jax_compilation_cache_dir
-  yield str(folder)
-  jax.config.update("jax_compilation_cache_dir", before)
-  compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-  yield from one_device_runs()
+pytestmark = pytest.mark.usefixtures("shared_builds")
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +38,6 @@ def unbroken(settings, tmp_path_factory):
   status, out = run(settings(), folder)
   assert status == 0
   return folder, out
-
-
-@pytest.fixture(scope="module")
-def stopped(settings, tmp_path_factory):
-  """The same run, which got SIGTERM during its third update: (folder, what it printed)."""
-  folder = tmp_path_factory.mktemp("stopped")
-  with pytest.MonkeyPatch.context() as patch:
-    send_at(patch, signal.SIGTERM, 3)
-    status, out = run(settings(), folder)
-  assert status == 0
-  return folder, out
-
-
-@pytest.fixture
-def copy(stopped, tmp_path):
-  """A copy of the stopped run, to resume."""
-  return shutil.copytree(stopped[0], tmp_path / "run")
 
 
 def test_what_a_run_prints_and_leaves(settings, unbroken):
@@ -330,13 +291,9 @@ def test_evaluation_says_what_does_not_fit(settings, unbroken, tmp_path, monkeyp
   assert "does not fit this configuration" in line
 
 
-def test_a_process_stopped_by_sigterm_is_resumed_bit_for_bit(
-  settings, compilation, unbroken, tmp_path
-):
+def test_a_process_stopped_by_sigterm_is_resumed_bit_for_bit(settings, unbroken, tmp_path):
   """A separate process gets SIGTERM and this one resumes its run: equal to the unbroken run."""
-  process = tiny_run.start(
-    tmp_path, SETTINGS | {"compilation_cache": compilation}, use=1, sleep=0.5
-  )
+  process = tiny_run.start(tmp_path, SETTINGS, use=1, sleep=0.5)
   tiny_run.wait_for_lines(tmp_path / "metrics.jsonl", 2, process)
   process.send_signal(signal.SIGTERM)
   last = tiny_run.finish(process)[-1]
