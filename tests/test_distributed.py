@@ -17,17 +17,10 @@ from mplug_jax.training import loop
 from tests.support import tiny_run
 
 STEPS = 8
-SETTINGS = {
+SETTINGS = tiny_run.SETTINGS | {
   "total_steps": STEPS,
-  "log_every": 1,
   "checkpoint.every": 1,
   "checkpoint.keep": STEPS,
-  "eval.limit": 10,
-  "eval.batch_size": 8,
-  "optim.schedule.name": "constant",
-  "optim.clip": 0.0,
-  "ema.decay": 0.9,
-  "compilation_cache": "",
 }
 
 
@@ -52,13 +45,10 @@ def _gradients(folder):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(one_device, tmp_path_factory):
   """The run in this process on one device: its folder."""
   folder = tmp_path_factory.mktemp("alone")
-  build = loop.build
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "build", lambda *args: build(*args, devices=jax.devices()[:1]))
-    assert loop.train(_config(), str(folder)) == 0
+  assert loop.train(_config(), str(folder)) == 0
   return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import jax
 import numpy as np
@@ -10,42 +11,18 @@ import pytest
 from mplug_jax.checkpoints import manager
 from mplug_jax.conversion import exporter, importer
 from mplug_jax.inference.predictor import Predictor
-from mplug_jax.reporting import progress
 from mplug_jax.runtime import files
 from mplug_jax.training import evaluate, loop
-from tests.support import fake_gcs, tiny_run
+from tests.support import fake_gcs, tiny_run, train_case
 
 RUN = "gs://bucket/runs/vqa"
-# But for the number of steps those of tests/test_distributed.py, whose compiled programs it reuses.
-SETTINGS = {
-  "total_steps": 4,
-  "log_every": 1,
-  "checkpoint.every": 2,
-  "eval.limit": 10,
-  "eval.batch_size": 8,
-  "optim.schedule.name": "constant",
-  "optim.clip": 0.0,
-  "ema.decay": 0.9,
-  "compilation_cache": "",
-}
+SETTINGS = tiny_run.SETTINGS | {"total_steps": 4, "checkpoint.every": 2}
 
 
 def _config(**changes):
   c = tiny_run.config()
   c.update_from_flattened_dict(SETTINGS | {k.replace("__", "."): v for k, v in changes.items()})
   return c
-
-
-def _interrupt_after(patch, step):
-  """Sends SIGTERM to this process after a step."""
-  update = progress.Progress.update
-
-  def hooked(self, number, loss=None):
-    update(self, number, loss)
-    if number == step and loss is None:
-      os.kill(os.getpid(), 15)
-
-  patch.setattr(progress.Progress, "update", hooked)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,7 +54,7 @@ def remote(store, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     with pytest.MonkeyPatch.context() as interrupting:
-      _interrupt_after(interrupting, 3)
+      train_case.send_at(interrupting, signal.SIGTERM, 3)
       assert loop.train(_config(), RUN) == 0
     assert "bucket/runs/vqa/checkpoints/3/commit_success.txt" in store.objects
     assert "bucket/runs/vqa/result.json" not in store.objects

@@ -30,14 +30,14 @@ def texts(number):
 
 def karpathy(splits=SPLITS, coco=True):
   """In the layout of Karpathy's files."""
-  found = []
+  images = []
   for number, split in enumerate(splits):
     sentences = [
       {"tokens": text.lower().split(), "raw": text, "imgid": number, "sentid": 2 * number + i}
       for i, text in enumerate(texts(number))
     ]
     more = {"filepath": part_of(number), "cocoid": number + 7} if coco else {}
-    found.append(
+    images.append(
       {
         "filename": name_of(number) if coco else f"{1000 + number}.jpg",
         "imgid": number,
@@ -47,7 +47,7 @@ def karpathy(splits=SPLITS, coco=True):
         **more,
       }
     )
-  return {"images": found, "dataset": "coco" if coco else "flickr30k"}
+  return {"images": images, "dataset": "coco" if coco else "flickr30k"}
 
 
 def coco(numbers):

@@ -135,7 +135,7 @@ def standard_search(table, prompt, beams, max_length, min_length, power=0.6):
 
 def all_finished(table, prompt, max_length, min_length=0, power=0.6, tokens=range(VOCABULARY)):
   """Every sequence that ends with eos within max_length, best first."""
-  found = []
+  finished = []
   others = [v for v in tokens if v != EOS]
   for length in range(max(1, min_length + 1), max_length + 1):
     for body in itertools.product(others, repeat=length - 1):
@@ -143,8 +143,8 @@ def all_finished(table, prompt, max_length, min_length=0, power=0.6, tokens=rang
       total = sum(
         log_probs(table, sequence[:i])[sequence[i]] for i in range(len(prompt), len(sequence))
       )
-      found.append((total / penalty(length, power), sequence))
-  return sorted(found, key=lambda c: -c[0])
+      finished.append((total / penalty(length, power), sequence))
+  return sorted(finished, key=lambda c: -c[0])
 
 
 def check(result, expected, item=0):

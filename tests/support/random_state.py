@@ -1,4 +1,4 @@
-"""Parameters and train states drawn on the host.
+"""Parameters and train states drawn on the host, and states trained on one batch.
 
 `Build.init` compiles a program of its own, which takes longer than the train step of a tiny model.
 Tests that need some state, not that of a seed, take it from here.
@@ -56,3 +56,22 @@ def state(built, stddev=0.02, seed=0):
   """Returns the state of `host_state` on the devices of `built`, with a random key."""
   host = host_state(built, stddev, seed).replace(rng=jax.random.key(seed))
   return jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), host, built.abstract)
+
+
+def overfit(built, batch, stddev, limit):
+  """Trains on one batch until the loss is below 0.01, and returns the state.
+
+  Args:
+    built: training.build.Build.
+    batch: training batch.
+    stddev: standard deviation of the first kernels and embeddings.
+    limit: updates after which the loss must be that low.
+  """
+  current, healthy, loss = state(built, stddev), jnp.bool_(True), np.inf
+  for step in range(limit):
+    current, metrics, health = built.train_step(current, batch, healthy)
+    if step % 20 == 19 and (loss := float(metrics["loss"][0])) < 0.01:
+      break
+  assert loss < 0.01
+  assert bool(health["ok"])
+  return current

@@ -20,6 +20,17 @@ from mplug_jax.parallel import rules
 from mplug_jax.reporting import metric_log
 from tests.support.paths import ROOT
 
+# Runs of one program, whatever their length: with equal settings they share compiled programs.
+SETTINGS = {
+  "log_every": 1,
+  "eval.limit": 10,
+  "eval.batch_size": 8,
+  "optim.schedule.name": "constant",
+  "optim.clip": 0.0,
+  "ema.decay": 0.9,
+  "compilation_cache": "",
+}
+
 
 def start(workdir, settings, *flags, config="vqa.py:tiny", devices=8, use=0, sleep=0.0):
   """Starts `python -m mplug_jax.main` on the tiny config of a task, see main_worker.py.

@@ -192,15 +192,7 @@ def test_overfits_eight_images(tokenizer):
   records = [source[5 * i] for i in range(8)]
   batch = caption_run.stack(c, tokenizer, records)
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
-  while steps < 400:
-    for _ in range(20):
-      state, metrics, health = built.train_step(state, batch, healthy)
-    steps += 20
-    if metrics["loss"][0] < 0.01:
-      break
-  assert metrics["loss"][0] < 0.01
-  assert bool(health["ok"])
+  state = random_state.overfit(built, batch, c.model.initializer_range, 400)
   assert len({record["captions"][0] for record in records}) == 8
   out = built.predict["generate"](state.params, batch)
   assert [tokenizer.decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [

@@ -186,15 +186,7 @@ def test_overfits_eight_pairs(tokenizer):
   ]
   batch = classification_run.stack(c, tokenizer, records)
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
-  while steps < 600:
-    for _ in range(20):
-      state, metrics, health = built.train_step(state, batch, healthy)
-    steps += 20
-    if metrics["loss"][0] < 0.01:
-      break
-  assert metrics["loss"][0] < 0.01
-  assert bool(health["ok"])
+  state = random_state.overfit(built, batch, c.model.initializer_range, 600)
   probability = built.predict["classify"](state.params, batch)["probability"]
   np.testing.assert_array_equal(probability.argmax(-1), batch["label"][:, 0])
   np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-5)

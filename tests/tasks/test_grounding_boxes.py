@@ -107,15 +107,7 @@ def test_overfits_eight_scenes(tokenizer):
   ]
   batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
-  while steps < 600:
-    for _ in range(20):
-      state, metrics, health = built.train_step(state, batch, healthy)
-    steps += 20
-    if float(metrics["loss"][0]) < 0.01:
-      break
-  assert float(metrics["loss"][0]) < 0.01
-  assert bool(health["ok"])
+  state = random_state.overfit(built, batch, c.model.initializer_range, 600)
   out = built.predict["locate"](state.params, batch)
   np.testing.assert_array_equal(out["bins"], boxes.quantize(batch["box"], c.task.bins, "nearest"))
   np.testing.assert_allclose(out["box"], out["nearest"])

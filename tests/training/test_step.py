@@ -238,15 +238,7 @@ def test_eight_images_are_memorized(tokenizer):
   examples = [transform(i, r, None) | {"mask": np.True_} for i, r in enumerate(records)]
   batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
   built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state, healthy, steps = random_state.state(built, c.model.initializer_range), jnp.bool_(True), 0
-  while steps < 400:
-    for _ in range(20):
-      state, metrics, health = built.train_step(state, batch, healthy)
-    steps += 20
-    if float(metrics["loss"][0]) < 0.01:
-      break
-  assert float(metrics["loss"][0]) < 0.01
-  assert bool(health["ok"])
+  state = random_state.overfit(built, batch, c.model.initializer_range, 400)
   out = built.predict["generate"](state.params, batch)
   said = {
     (q["question_id"], tokenizer.decode(out["tokens"][row, i, : out["length"][row, i]]))

@@ -6,6 +6,7 @@ Needs no TensorFlow. Without it TFDS writes no sequences in sequences, so the an
 are rows that share its id.
 """
 
+import abc
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -60,6 +61,7 @@ class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       fields = {"image": io.BytesIO(image), "image_id": str(record["image_id"])}
       yield number, fields | self.example(record, image)
 
+  @abc.abstractmethod
   def example(self, record: Mapping[str, Any], image: bytes) -> dict[str, Any]:
     """Returns the fields beside the image.
 
@@ -67,7 +69,6 @@ class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       record: a record of the source.
       image: its encoded image.
     """
-    raise NotImplementedError
 
 
 class MplugCaptions(_Records):

@@ -3,6 +3,7 @@
 scenes/scene.py describes the images.
 """
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def scene_config(data: Mapping[str, Any]) -> scenes.SceneConfig:
   return scenes.SceneConfig(data["size"], data["seed"], data["difficulty"])
 
 
-class _SceneRecords:
+class _SceneRecords(abc.ABC):
   """Random access to the records of one split.
 
   Attributes:
@@ -47,8 +48,9 @@ class _SceneRecords:
       raise IndexError(f"record {index} is not among the {self._size} of split {self.split!r}")
     return self._record(int(index))
 
+  @abc.abstractmethod
   def _record(self, index: int) -> Record:
-    raise NotImplementedError
+    """Makes a record."""
 
   def _image(self, scene: scenes.Scene) -> UInt8[np.ndarray, "height width 3"]:
     return rendering.render(scene, self.config)

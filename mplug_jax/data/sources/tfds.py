@@ -6,6 +6,7 @@ answers); of grounding: image, text, box (BBoxFeature; a text for each box, or a
 and id; of all: image_id.
 """
 
+import abc
 import io
 import itertools
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from mplug_jax.data.sources.source import Record
 from mplug_jax.data.storage import tfds_reader
 
 
-class _Source:
+class _Source(abc.ABC):
   """Records {"image", "image_id", NAME: entries}.
 
   Attributes:
@@ -74,9 +75,9 @@ class _Source:
     """Reads the entries of an example."""
     return self._entries(self._split.read(number, *self.KEYS), number)
 
+  @abc.abstractmethod
   def _entries(self, fields: Mapping[str, list], number: int) -> list:
     """Returns the entries in the fields of an example."""
-    raise NotImplementedError
 
   def _location(self, number: int) -> str:
     """Names an example in messages."""

@@ -58,7 +58,7 @@ def test_sources_can_be_sent_and_shared(pattern, records):
   for source in (shards.load([pattern]), shards.load([records])):
     sent = pickle.loads(pickle.dumps(source))
     with ThreadPoolExecutor(8) as pool:
-      assert all(found == expected(11) for found in pool.map(content, [sent] * 16))
+      assert all(pairs == expected(11) for pairs in pool.map(content, [sent] * 16))
 
 
 def numbers(index, record, rng):
@@ -79,11 +79,11 @@ def test_any_number_of_processes_shares_uneven_shards_and_resumes(pattern, recor
   """
 
   def batches(source, count, **options):
-    found = pipeline.train_batches(
+    iterator = pipeline.train_batches(
       source, numbers, batch_size=4, seed=5, threads=0, block=block, **options
     )
-    out = list(itertools.islice(found, count))
-    found.close()
+    out = list(itertools.islice(iterator, count))
+    iterator.close()
     return out
 
   for name in (pattern, records):
@@ -101,11 +101,11 @@ def test_any_number_of_processes_shares_uneven_shards_and_resumes(pattern, recor
 
 
 def test_worker_processes_read_shards(records):
-  found = pipeline.train_batches(
+  batches = pipeline.train_batches(
     retrieval.Pairs(shards.load([records])), numbers, batch_size=11, seed=0, workers=1
   )
-  assert sorted(next(found)["id"]) == list(range(11))
-  found.close()
+  assert sorted(next(batches)["id"]) == list(range(11))
+  batches.close()
 
 
 # ---- conversion
@@ -180,9 +180,9 @@ def test_shards_and_files_mix_by_weight(pattern, records, tmp_path):
   assert len(source) == 44
   sentencepiece.train_sentencepiece(data.texts(c, source), 120, tmp_path / "tokenizer")
   transform = data.make_transform(c, tokenizer.load(tmp_path / "tokenizer"), train=True)
-  found = pipeline.train_batches(source, transform, batch_size=44, seed=0)
-  batch = next(found)
-  found.close()
+  batches = pipeline.train_batches(source, transform, batch_size=44, seed=0)
+  batch = next(batches)
+  batches.close()
   assert {"image", "masked", "target"} <= batch.keys()
   assert not batch["corrupt"].any()
   assert set(batch["id"].tolist()) == set(range(23))
