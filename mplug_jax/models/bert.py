@@ -271,7 +271,7 @@ class LanguageModelHead(nn.Module, kw_only=True):
     """
     c = self.config
     x = c.dense(c.hidden_size, name="dense")(x)
-    x = c.norm("norm")(table.get(c.ops).activate(activations.gelu, x))
+    x = c.norm("norm")(activations.gelu(x))
     bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
     if labels is None:
       return language_modeling.vocabulary_logits(x, word_table.astype(c.dtype), bias)

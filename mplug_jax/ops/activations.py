@@ -1,5 +1,6 @@
-"""GELU and QuickGELU, with derivatives that save only the input."""
+"""GELU and QuickGELU with their derivatives, for the gradient rule of ops.linear."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -11,27 +12,21 @@ from jaxtyping import Float
 from mplug_jax.arrays import Array
 
 
+@dataclasses.dataclass(frozen=True)
 class Activation:
-  """An elementwise function whose backward pass keeps only its input: less memory traffic.
+  """An elementwise function.
 
   Attributes:
-    reference: the function, with JAX's gradient rule.
+    function: the function.
     derivative: its derivative.
   """
 
-  def __init__(
-    self, function: Callable[[jax.Array], jax.Array], derivative: Callable[[jax.Array], jax.Array]
-  ) -> None:
-    self.reference = function
-    self.derivative = derivative
-    self._differentiable = jax.custom_vjp(function)
-    self._differentiable.defvjp(
-      lambda x: (function(x), x), lambda x, cotangent: (cotangent * derivative(x),)
-    )
+  function: Callable[[jax.Array], jax.Array]
+  derivative: Callable[[jax.Array], jax.Array]
 
   def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns the function of every element."""
-    return self._differentiable(x)
+    return self.function(x)
 
 
 def _quick_gelu_derivative(x):

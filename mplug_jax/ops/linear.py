@@ -30,7 +30,7 @@ def linear(
     kernel: weights, of the dtype of `x`.
     bias: of the dtype of `x`.
   """
-  active = x if activation is None else activation.reference(x)
+  active = x if activation is None else activation(x)
   return jax.lax.dot_general(active, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
 
 
@@ -40,7 +40,7 @@ def _linear_forward(activation, x, kernel, bias):
 
 def _linear_backward(activation, saved, cotangent):
   x, kernel = saved
-  active = x if activation is None else activation.reference(x)
+  active = x if activation is None else activation(x)
   rows = active.reshape(-1, x.shape[-1])
   columns = cotangent.reshape(-1, cotangent.shape[-1])
   sums = jax.lax.dot_general(
@@ -59,7 +59,7 @@ def linear_reference(
   bias: Float[Array, " outputs"],
 ) -> Float[Array, "*rows outputs"]:
   """Returns what `linear` returns, with JAX's gradient rule."""
-  active = x if activation is None else activation.reference(x)
+  active = x if activation is None else activation(x)
   return active @ kernel + bias
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mplug_jax.ops.activations import Activation
 from mplug_jax.ops.attention import attention
 from mplug_jax.ops.attention.reference import attention_reference
 from mplug_jax.ops.dropout import dropout, dropout_reference
@@ -20,7 +19,6 @@ class Ops(NamedTuple):
     attention: (query, key, value, mask, rate, rng) -> array, see ops.attention.attention.
     linear: (activation, x, kernel, bias) -> array.
     normalize: (x, scale, bias, epsilon) -> array.
-    activate: (activation, x) -> array.
     dropout: (x, rate, key) -> array.
     normal: (stddev) -> initializer.
   """
@@ -28,21 +26,15 @@ class Ops(NamedTuple):
   attention: Callable[..., Any]
   linear: Callable[..., Any]
   normalize: Callable[..., Any]
-  activate: Callable[..., Any]
   dropout: Callable[..., Any]
   normal: Callable[..., Any]
 
 
-def _activate_reference(activation: Activation, x: Any) -> Any:
-  return activation.reference(x)
-
-
-AUTO = Ops(attention, linear, normalize, Activation.__call__, dropout, normal)
+AUTO = Ops(attention, linear, normalize, dropout, normal)
 REFERENCE = Ops(
   attention_reference,
   linear_reference,
   normalize_reference,
-  _activate_reference,
   dropout_reference,
   normal_reference,
 )

@@ -28,8 +28,6 @@ def _cases(batch: int) -> Iterator[tuple[str, Callable[[table.Ops], Callable[...
   wide = draw(batch, _TOKENS, 4 * _WIDTH)
   vector = draw(_WIDTH)
   heads = (draw(batch, _HEADS, _TOKENS, _WIDTH // _HEADS),) * 3
-  gelu = activations.gelu
-  yield "GELU", lambda ops: functools.partial(ops.activate, gelu), (wide,)
   yield (
     "linear layer",
     lambda ops: functools.partial(ops.linear, None),
@@ -37,7 +35,7 @@ def _cases(batch: int) -> Iterator[tuple[str, Callable[[table.Ops], Callable[...
   )
   yield (
     "GELU and linear layer",
-    lambda ops: functools.partial(ops.linear, gelu),
+    lambda ops: functools.partial(ops.linear, activations.gelu),
     (wide, draw(4 * _WIDTH, _WIDTH), vector),
   )
   yield "layer norm", lambda ops: lambda *x: ops.normalize(*x, 1e-5), (tokens, vector, vector)
