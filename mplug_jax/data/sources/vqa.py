@@ -144,10 +144,10 @@ def _easy_vqa(data: Mapping[str, Any], split: str) -> VqaRecords:
     held_out = bool(val_every) and number % val_every == 0
     if split != "test" and held_out != (split == "val"):
       continue
-    record = records.setdefault(
-      number,
-      {"image": str(folder / "images" / f"{number}.png"), "image_id": str(number), "questions": []},
-    )
+    record = records.get(number)
+    if record is None:
+      image = str(folder / "images" / f"{number}.png")
+      record = records[number] = {"image": image, "image_id": str(number), "questions": []}
     record["questions"].append(_question(row, text, [answer], "easy_vqa"))
   return VqaRecords([records[number] for number in sorted(records)])
 
