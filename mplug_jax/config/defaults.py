@@ -19,6 +19,9 @@ def default_config(task: str, size: str) -> Any:
   c = ConfigDict()
   c.name = task
   c.seed = 0
+  # How keys of dropout and parameters are derived: "hash", see ops/prng.py, or "jax", as before
+  # this option.
+  c.prng_impl = "hash"
   c.batch_size = 32  # rows of the global batch
   c.total_steps = 0  # 0: total_epochs passes over the training data
   c.total_epochs = 0

@@ -39,6 +39,7 @@ _LATER = {
   "data.empty_prefix": 0.0,
   "model.attention_impl": "reference",
   "model.ops": "auto",
+  "prng_impl": "jax",
   "task.contrast_chunk": 0,
 }
 

@@ -9,6 +9,7 @@ _CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.attention_impl": ("auto", "reference"),
   "model.ops": ("auto", "reference"),
+  "prng_impl": ("hash", "jax"),
   "optim.accumulate": ("global", "mean_of_means"),
   "ema.use": ("teacher", "eval", "both"),
 }

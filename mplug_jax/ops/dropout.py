@@ -7,13 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray, UInt32
 
 from mplug_jax.arrays import Array
-
-
-def _mix(x):
-  """Finalizer of a 32-bit hash: two rounds of multiply and xor-shift. u32[...] -> u32[...]."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
+from mplug_jax.ops import prng
 
 
 @functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
@@ -31,7 +25,7 @@ def random_bits(
     shape: at least one dimension.
     first_row: index of the first row; a block of a larger array gets the bits of that array.
   """
-  seeds = jax.random.bits(key, (2,), jnp.uint32)
+  seeds = prng.seeds(key)
   row = jnp.full(shape[:-1] + (1,), first_row, jnp.uint32)
   stride = 1
   for axis in reversed(range(len(shape) - 1)):
@@ -40,7 +34,7 @@ def random_bits(
     )
     stride *= shape[axis]
   column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-  return _mix(_mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
+  return prng.mix(prng.mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
 
 
 def keep_mask(

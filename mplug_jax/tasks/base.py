@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
 from mplug_jax.arrays import Array
 from mplug_jax.models.mplug import MPlug
+from mplug_jax.ops import prng
 from mplug_jax.parallel import batches
 
 # {name: array} of a batch; {name: ShapeDtypeStruct} where a task describes one.
@@ -180,7 +181,14 @@ class Task(abc.ABC):
       rng: random key.
       batch: any batch, of which only the shapes matter.
     """
-    return self.model.init(rng, batch, method=lambda module, b: self.forward(module, b))["params"]
+    variables = self.model.init(
+      self.model_key(rng), batch, method=lambda module, b: self.forward(module, b)
+    )
+    return variables["params"]
+
+  def model_key(self, rng: PRNGKeyArray) -> PRNGKeyArray:
+    """Returns the key that the model derives those of dropout sites and parameters from."""
+    return prng.model_key(rng, self.config.prng_impl)
 
   def init_extra(self) -> Any:
     """Returns state besides parameters, such as queues; it is sharded and saved with them."""
@@ -269,7 +277,7 @@ class Task(abc.ABC):
       *args: its further arguments.
       rng: key for dropout; None turns dropout off.
     """
-    rngs = None if rng is None else {"dropout": rng}
+    rngs = None if rng is None else {"dropout": self.model_key(rng)}
     return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
 
   def with_tokens(

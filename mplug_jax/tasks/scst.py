@@ -315,7 +315,7 @@ class ScstTask(caption.CaptionTask):
       params, self.encode, batch, rng=encoder_key if options.sample_dropout else None
     )
     if options.sample_dropout:
-      step, reorder = whole_prefix_fns(self.model, params, memory, decoder_key)
+      step, reorder = whole_prefix_fns(self.model, params, memory, self.model_key(decoder_key))
       cache = jnp.full((memory.rows, options.count, self._width), self.tokenizer.pad_id, jnp.int32)
     else:
       step, reorder = decoding_fns(self.model, params)

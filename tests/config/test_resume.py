@@ -135,6 +135,13 @@ def test_attention_change_is_reported_not_refused():
   )
 
 
+def test_other_random_keys_are_reported_not_refused():
+  new = config_lib.default_config("vqa", "tiny").to_dict()
+  old = {key: value for key, value in new.items() if key != "prng_impl"}
+  assert config_lib.resume_conflicts(old, new) == ([], ['prng_impl: "jax" -> "hash"'])
+  assert config_lib.resume_conflicts(old, new | {"prng_impl": "jax"}) == ([], [])
+
+
 def test_resume_conflicts():
   old = {
     "seed": 0,
