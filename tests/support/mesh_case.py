@@ -1,12 +1,30 @@
 """Gradients of a task on any mesh, in any number of microbatches."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mplug_jax.parallel import batches
+from mplug_jax.parallel import batches, rules
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import gradients as gradients_lib
-from mplug_jax.training import loop
+
+
+def on_mesh(built, shape):
+  """Returns a Build of one device on a mesh of this shape, without tracing anything again.
+
+  Its functions stay those of one device.
+  """
+  mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, shape)), jax.devices()[: np.prod(shape)])
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    built.abstract,
+    rules.shardings_for(built.abstract, built.abstract.params, mesh),
+  )
+  return built._replace(mesh=mesh, abstract=abstract)
+
+
+def place(state, abstract):
+  """Puts a state of numpy arrays and a random key on the devices that `abstract` names."""
+  return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, abstract)
 
 
 class MeshCase:
@@ -21,16 +39,9 @@ class MeshCase:
   def gradients(self, shape=(1, 1, 1), parts=1, batch=None):
     """-> (gradients, loss, {metric: (sum, count)})."""
     self._compiled = {} if self._compiled is None else self._compiled
-    built = self.built
-    if np.prod(shape) > 1:
-      c = self.config.copy_and_resolve_references()
-      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      built = loop.build(c, self.tokenizer, 10, 10, jax.devices()[: np.prod(shape)])
+    built = on_mesh(self.built, shape) if np.prod(shape) > 1 else self.built
     with jax.set_mesh(built.mesh):
-      state = self.state.replace(rng=jax.random.key(3))
-      state = jax.tree.map(
-        lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), state, built.abstract
-      )
+      state = place(self.state.replace(rng=jax.random.key(3)), built.abstract)
       placed = batches.put_batch(self.batch if batch is None else batch, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (

@@ -70,7 +70,7 @@ def overfit(built, batch, stddev, limit):
   current, healthy, loss = state(built, stddev), jnp.bool_(True), np.inf
   for step in range(limit):
     current, metrics, health = built.train_step(current, batch, healthy)
-    if step % 20 == 19 and (loss := float(metrics["loss"][0])) < 0.01:
+    if step % 10 == 9 and (loss := float(metrics["loss"][0])) < 0.01:
       break
   assert loss < 0.01
   assert bool(health["ok"])
