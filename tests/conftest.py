@@ -43,16 +43,13 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(scope="module")
 def one_device():
-  """Whole runs use one of the eight devices, unless they name some."""
-  import jax
+  """Whole runs use one of the eight devices, and equal ones share their programs."""
+  from mplug_jax.training import evaluate, loop
+  from tests.support import shared_builds
 
-  from mplug_jax.training import loop
-
-  build = loop.build
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      loop, "build", lambda *args, devices=None: build(*args, devices=devices or jax.devices()[:1])
-    )
+    patch.setattr(loop, "build", shared_builds.build)
+    patch.setattr(evaluate, "build", shared_builds.build)
     yield
 
 

@@ -15,30 +15,16 @@ from mplug_jax.runtime import files
 from mplug_jax.training import evaluate, loop
 from tests.support import fake_gcs, tiny_run, train_case
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 RUN = "gs://bucket/runs/vqa"
-SETTINGS = tiny_run.SETTINGS | {"total_steps": 4, "checkpoint.every": 2}
+SETTINGS = train_case.SETTINGS | {"total_steps": 4, "checkpoint.every": 2}
 
 
 def _config(**changes):
   c = tiny_run.config()
   c.update_from_flattened_dict(SETTINGS | {k.replace("__", "."): v for k, v in changes.items()})
   return c
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_build():
-  """All runs use one device and share their traced functions, which are those of one config."""
-  original = loop.build
-  builds = []
-
-  def build(*args):
-    builds[:] = builds or [original(*args, devices=jax.devices()[:1])]
-    return builds[0]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "build", build)
-    patch.setattr(evaluate, "build", build)
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Runs that the tests of the train loop share."""
 
-import json
 import shutil
 import signal
 
-import jax
 import pytest
 
 from mplug_jax.training import loop
@@ -31,35 +29,23 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def shared_builds():
-  """Runs use one of the eight devices, and runs of equal configuration share traced functions."""
-  original = loop.build
-  builds = {}
+def recorded(one_device):
+  """Runs on one device; EVALUATED keeps the parameters of every evaluation."""
+  build = loop.build
 
-  def build(config, tokenizer, *steps):
-    keys = ("task", "model", "tokenizer", "data", "optim", "ema", "mesh", "seed", "batch_size")
-    key = (
-      json.dumps([json.loads(config.to_json_best_effort())[k] for k in keys]),
-      tokenizer.fingerprint,
-      steps,
-    )
-    if key not in builds:
-      count = abs(config.mesh.data * config.mesh.fsdp * config.mesh.tensor)
-      builds[key] = original(config, tokenizer, *steps, devices=jax.devices()[:count])
+  def record(predict):
+    def call(params, batch):
+      EVALUATED.append(params)
+      return predict(params, batch)
 
-    def recorded(predict):
-      def call(params, batch):
-        EVALUATED.append(params)
-        return predict(params, batch)
+    return call
 
-      return call
-
-    return builds[key]._replace(
-      predict={name: recorded(predict) for name, predict in builds[key].predict.items()}
-    )
+  def recording(*args):
+    built = build(*args)
+    return built._replace(predict={name: record(f) for name, f in built.predict.items()})
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "build", build)
+    patch.setattr(loop, "build", recording)
     yield
   EVALUATED.clear()
 

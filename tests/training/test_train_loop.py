@@ -28,7 +28,7 @@ from tests.support.train_case import (
   send_at,
 )
 
-pytestmark = pytest.mark.usefixtures("shared_builds")
+pytestmark = pytest.mark.usefixtures("recorded")
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +267,8 @@ def _main(monkeypatch, config, workdir, mode="train", checkpoint=""):
 def test_evaluating_a_finished_run_repeats_its_result(
   settings, unbroken, tmp_path, monkeypatch, capsys
 ):
-  """In a separate folder; the length of the schedule does not matter there."""
-  c = settings(optim__schedule__warmup_steps=200, total_steps=1000)
+  """In a separate folder, on eight devices; the length of the schedule does not matter there."""
+  c = settings(optim__schedule__warmup_steps=200, total_steps=1000, mesh__data=8)
   assert _main(monkeypatch, c, tmp_path, mode="evaluate", checkpoint=unbroken[0]) == 0
   assert capsys.readouterr().out.splitlines()[-1] == unbroken[1].splitlines()[-1]
   assert (tmp_path / "predictions.json").read_bytes() == (

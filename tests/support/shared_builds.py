@@ -1,0 +1,47 @@
+"""Builds that several runs of a test process share, so that equal programs are traced once."""
+
+import copy
+import json
+
+import jax
+
+from mplug_jax import config as config_lib
+from mplug_jax.training import build as build_lib
+
+_BUILDS = {}
+# Sections and keys of the config that the programs of a run depend on.
+_READ = ("prng_impl", "seed", "batch_size", "task", "model", "optim", "ema", "mesh")
+# Endings of keys of config.data that only the readers of files use.
+_READERS = ("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment")
+
+
+def _key(config, tokenizer, steps):
+  values = json.loads(config_lib.to_json(config))
+  read = [values[name] for name in _READ]
+  read.append({k: v for k, v in values["data"].items() if not k.endswith(_READERS)})
+  if values["optim"]["schedule"]["name"] == "constant":  # whatever the length of the run
+    steps = ()
+  return json.dumps([read, values["eval"]["batch_size"], steps]), tokenizer.fingerprint
+
+
+def build(config, tokenizer, *steps, devices=None):
+  """Returns training.build.build on one device, or on all if the mesh has so many, or on `devices`.
+
+  Args:
+    config: config of the run.
+    tokenizer: its tokenizer.
+    *steps: total_steps and steps_per_epoch. Without them a build of any length serves.
+    devices: devices of a build of its own.
+  """
+  config_lib.check(config)
+  if devices is not None:
+    return build_lib.build(config, tokenizer, *steps, devices=devices)
+  key = _key(config, tokenizer, steps)
+  if key not in _BUILDS:
+    all_devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor == jax.device_count()
+    devices = jax.devices() if all_devices else jax.devices()[:1]
+    _BUILDS[key] = build_lib.build(config, tokenizer, *steps, devices=devices)
+  built = _BUILDS[key]
+  task = copy.copy(built.task)
+  task.config = config
+  return built._replace(task=task)
