@@ -82,10 +82,10 @@ def test_another_tokenizer_is_refused(settings, copy):
   ("changes", "message"),
   [
     (dict(total_steps=0), "Set config.total_steps or config.total_epochs"),
-    (dict(batch_size=6, mesh__data=4), "batch of 6 rows cannot be split .* multiple of"),
+    (dict(batch_size=6, mesh__data=8), "batch of 6 rows cannot be split .* multiple of"),
     (dict(optim__microbatches=3), "config.optim.microbatches=3"),
     (
-      dict(optim__microbatches=4, mesh__data=4),
+      dict(optim__microbatches=4, mesh__data=8),
       "batch of 2 rows cannot be split .*config.optim.microbatches",
     ),
     (dict(model__vocab_size=50), "config.model.vocab_size=50 but the tokenizer has"),
