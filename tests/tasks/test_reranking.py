@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax import data
+from mplug_jax import data, tasks
 from mplug_jax.data import pipeline
 from mplug_jax.evaluators import retrieval as evaluators
+from mplug_jax.models.factory import build_model
 from mplug_jax.tasks import base, matching
 from tests.support import random_state, retrieval_files
 
@@ -19,24 +20,23 @@ def folder(tmp_path_factory):
   return retrieval_files.write(tmp_path_factory.mktemp("retrieval"))
 
 
-@pytest.mark.parametrize("stride", [1, 3])
+def task_and_inputs(folder, **changes):
+  """-> (task, random parameters, images and captions of a batch)."""
+  c = retrieval_files.steady_config(folder, task__rerank_similarity="none", **changes)
+  tokenizer = retrieval_files.tokenizer(folder)
+  task = tasks.get("retrieval")(build_model(c, tokenizer), c, tokenizer)
+  batch = retrieval_files.first_batch(c, tokenizer)
+  batch = {name: batch[name] for name in ("image", "caption")}
+  return task, random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1), batch
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
   """Layers before the first connected one compute an image's keys and values once."""
-  c = retrieval_files.steady_config(
-    folder, model__stride=stride, model__fusion_layers=3, task__rerank_similarity="none"
-  )
-  task = retrieval_files.built(c, retrieval_files.tokenizer(folder), jax.devices()[:1]).task
-  batch = retrieval_files.first_batch(c, task.tokenizer)
-  batch = {name: jnp.asarray(batch[name]) for name in ("image", "caption")}
-  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
+  task, params, batch = task_and_inputs(folder, model__stride=stride, model__fusion_layers=2)
   rng = np.random.default_rng(0)
   index = rng.integers(0, 8, (8, 5))
-  memory = jax.jit(task._image_memory)(params, batch)
-  assert len(memory["keys_values"]) == stride
-  assert (memory["tokens"] is None) == (stride == 3)
-  shared = jax.jit(task._rerank)(
-    params, {"memory": memory, "texts": task._embed_texts(params, batch), "pair_text": index}
-  )["score"]
+  images, texts = np.repeat(np.arange(8), 5), index.reshape(-1)
 
   def alone(module, image, ids):
     mask = ids != task.tokenizer.pad_id
@@ -44,38 +44,49 @@ def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
       module.fuse(module.encode_text(ids, mask), mask, base.encode_image(module, image))[1]
     )[:, 1]
 
-  images, texts = np.repeat(np.arange(8), 5), index.reshape(-1)
-  expected = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
+  def both(params, batch):
+    memory, embedded = task._image_memory(params, batch), task._embed_texts(params, batch)
+    assert len(memory["keys_values"]) == stride
+    assert (memory["tokens"] is None) == (stride == 2)
+    shared = task._rerank(params, {"memory": memory, "texts": embedded, "pair_text": index})
+    separate = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
+    return shared["score"], separate
+
+  shared, expected = jax.jit(both)(params, batch)
   np.testing.assert_allclose(shared.reshape(-1), expected, atol=1e-5)
   assert np.std(expected) > 1e-3
 
 
 def test_similarity_adds_to_the_match_score(folder):
-  c = retrieval_files.steady_config(folder, task__rerank_similarity="none")
-  tokenizer = retrieval_files.tokenizer(folder)
-  task = retrieval_files.built(c, tokenizer, jax.devices()[:1]).task
-  batch = retrieval_files.first_batch(c, tokenizer)
-  params = random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1)
-  memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+  task, params, batch = task_and_inputs(folder, model__fusion_layers=1)
   index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
-  logit, added, likelihood = (
-    task.apply(params, matching.match_scores, memory, texts, index, temperature, name)
-    for name in ("none", "add", "likelihood")
-  )
-  images, captions = task._embed_image(params, batch)["feature"], texts["feature"][index]
-  similarity = np.einsum("ge,gpe->gp", images, captions)
-  np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
+
+  def scores(params, shifted, batch):
+    memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+    score = lambda params, name: task.apply(  # noqa: E731
+      params, matching.match_scores, memory, texts, index, temperature, name
+    )
+    return (
+      *(score(params, name) for name in ("none", "add", "likelihood")),
+      score(shifted, "likelihood"),
+      task._embed_image(params, batch)["feature"],
+      texts["feature"][index],
+    )
+
   # Two logits shifted alike are the same match.
   shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
-  again = task.apply(
-    shifted, matching.match_scores, memory, texts, index, temperature, "likelihood"
+  logit, added, likelihood, again, images, captions = jax.device_get(
+    jax.jit(scores)(params, shifted, batch)
   )
+  similarity = np.einsum("ge,gpe->gp", images, captions)
+  np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
   np.testing.assert_allclose(again, likelihood, atol=1e-4)
   odds = likelihood - similarity / temperature
   assert np.abs(odds - logit).max() > 1e-3
   assert np.std(odds) > 1e-4
 
 
+@pytest.mark.slow  # tests/tasks/test_pretrain.py overfits both terms besides two others
 def test_overfits_and_retrieves_eight_pairs(folder, tmp_path):
   """The matching loss reaches 0, the contrastive loss the entropy of its targets.
 

@@ -1,5 +1,6 @@
 """Zero-shot tasks about clips with a checkpoint that was trained on images."""
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -14,8 +15,8 @@ from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.models.factory import build_model
 from mplug_jax.scenes import scene
 from mplug_jax.tasks import base
-from mplug_jax.training import evaluate, loop
-from tests.support import tiny_run
+from mplug_jax.training import evaluate
+from tests.support import models_case, predictor_run, tiny_run
 
 
 def config(name, arg):
@@ -27,14 +28,17 @@ def config(name, arg):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A tiny run of pre-training on scenes, two updates long: it has the parameters of every task."""
-  folder = tmp_path_factory.mktemp("run")
-  c = config("pretrain", "tiny,steps=2")
-  c.update_from_flattened_dict(
-    {"model.image_size": 32, "data.size": 48, "compilation_cache": "", "task.rerank_k": 0}
-  )
-  assert loop.train(c, folder) == 0
-  return folder
+  """A run of pre-training with random parameters: it has those of every task."""
+  c = predictor_run.config("pretrain", data__size=48, model__image_size=32)
+  return predictor_run.save(tmp_path_factory.mktemp("run"), c)
+
+
+@pytest.fixture(autouse=True)
+def few_devices(request, monkeypatch):
+  """Questions are answered on all eight devices, which divide the clips; all else on one."""
+  if request.function is not test_questions_about_clips:
+    one = functools.partial(evaluate.build, devices=jax.devices()[:1])
+    monkeypatch.setattr(evaluate, "build", one)
 
 
 def settings(c):
@@ -51,6 +55,7 @@ def settings(c):
 
 def test_tokens_of_a_clip_equal_those_of_its_frames():
   c = tiny_run.config()
+  c.unlock().model.vision_layers = 1
   model = build_model(c, type("Tokenizer", (), {"vocab_size": 20, "pad_id": 0}))
   clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3)), jnp.uint8)
 
@@ -64,7 +69,8 @@ def test_tokens_of_a_clip_equal_those_of_its_frames():
       [m.vision_proj(x[:, 0]) for x in frames],
     )
 
-  (tokens, frames, feature, projected), _ = model.init_with_output(jax.random.key(0), method=run)
+  params = models_case.random_params(model, run)
+  tokens, frames, feature, projected = models_case.apply(model, run)(params)
   np.testing.assert_allclose(tokens, jnp.concatenate(frames, axis=1), rtol=1e-5, atol=1e-5)
   mean = np.mean(projected, axis=0)
   np.testing.assert_allclose(
