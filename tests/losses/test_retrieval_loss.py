@@ -13,7 +13,7 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import retrieval
 from mplug_jax.training import gradients as gradients_lib
-from tests.support import random_state, retrieval_files, tiny_run
+from tests.support import mesh_case, random_state, retrieval_files, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,15 @@ class Case:
     self.batch = retrieval_files.first_batch(self.config, self.tokenizer)
     self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
     self.batch["corrupt"][2], self.batch["image"][2] = True, 0
-    self._built, self._compiled = {}, {}
-    state = random_state.host_state(
-      self.built((1, 1, 1)), self.config.model.initializer_range
-    ).replace(opt_state=())
+    self.built = retrieval_files.built(self.config, self.tokenizer, jax.devices()[:1])
+    self.task, self._compiled = self.built.task, {}
+    self.features = jax.jit(lambda params, batch: features_of(self.task, params, batch))
+    self.match_logits = jax.jit(
+      lambda params, text, mask, image: self.task.apply(
+        params, lambda m: m.match_logits(m.fuse(text, mask, image)[1])
+      )
+    )
+    state = random_state.host_state(self.built, self.config.model.initializer_range)
     rng = np.random.default_rng(0)
     teacher = jax.tree.map(
       lambda x: x + rng.normal(0, 0.02, x.shape).astype(x.dtype), state.params
@@ -44,27 +49,21 @@ class Case:
       "idx_queue": rng.integers(0, 8, (1, 12)).astype(np.int32),
       "queue_ptr": np.array([7], np.int32),
     }
-    self.state = state.replace(ema_params=teacher, extra=queues, step=np.int32(1))
-
-  def built(self, shape):
-    if shape not in self._built:
-      c = self.config.copy_and_resolve_references()
-      c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-      self._built[shape] = retrieval_files.built(c, self.tokenizer, jax.devices()[: np.prod(shape)])
-    return self._built[shape]
+    self.state = state.replace(
+      opt_state=(),
+      ema_params=teacher,
+      extra=queues,
+      step=np.int32(1),
+      rng=jax.random.key(3),
+    )
 
   def gradients(self, shape=(1, 1, 1), parts=1, **changed):
     """-> (gradients {path: array}, loss, {metric: (sum, count)}, extra), in so many microbatches.
 
     `changed` are arrays of the batch.
     """
-    built = self.built(shape)
-    abstract = built.abstract.replace(opt_state=())
-    state = jax.tree.map(
-      lambda x, a: jax.device_put(jnp.asarray(x), a.sharding),
-      self.state.replace(rng=jax.random.key(3)),
-      abstract,
-    )
+    built = mesh_case.on_mesh(self.built, shape)
+    state = mesh_case.place(self.state, built.abstract.replace(opt_state=()))
     with jax.set_mesh(built.mesh):
       batch = batches.put_batch(self.batch | changed, built.mesh)
       if (shape, parts) not in self._compiled:
@@ -86,7 +85,7 @@ def one_device(case):
 
 
 def test_batch_spec_matches_the_transform(case):
-  spec = case.built((1, 1, 1)).task.batch_spec(8)
+  spec = case.task.batch_spec(8)
   assert {name: (x.shape, x.dtype) for name, x in case.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in spec.items()
   }
@@ -98,9 +97,9 @@ def features_of(task, params, batch):
   return image, text, mask, image_feature, text_feature
 
 
-def features(task, params, batch):
-  """As `features_of`, the features in double precision."""
-  *tokens, x, y = features_of(task, params, batch)
+def features(case, params):
+  """As `features_of` for the batch of the case, the features in double precision."""
+  *tokens, x, y = case.features(params, case.batch)
   return *tokens, np.asarray(x, np.float64), np.asarray(y, np.float64)
 
 
@@ -109,9 +108,9 @@ def by_hand(case, noises, hardness=1.0):
 
   Alpha is half of 0.4 at step 1 of a ramp of 2.
   """
-  task, state = case.built((1, 1, 1)).task, case.state
-  image, text, mask, x, y = features(task, state.params, case.batch)
-  *_, x_teacher, y_teacher = features(task, state.ema_params, case.batch)
+  state = case.state
+  image, text, mask, x, y = features(case, state.params)
+  *_, x_teacher, y_teacher = features(case, state.ema_params)
   ids = np.concatenate([case.batch["id"], state.extra["idx_queue"][0]])
   counts = np.concatenate([~case.batch["corrupt"], np.ones(12, bool)])
   temperature, alpha, rows = (
@@ -148,27 +147,25 @@ def by_hand(case, noises, hardness=1.0):
     (i, j, 0) if side == 0 else (j, i, 0) for (side, i), j in given.items()
   ]
   images, texts, labels = map(np.array, zip(*pairs))
-  logits = task.apply(
-    state.params, lambda m: m.match_logits(m.fuse(text[texts], mask[texts], image[images])[1])
-  )
+  logits = case.match_logits(state.params, text[texts], mask[texts], image[images])
   logits = np.asarray(logits, np.float64)
   itm = np.log(np.exp(logits).sum(1)) - logits[range(len(pairs)), labels]
   return np.sum(itc), itm.sum(), len(pairs)
 
 
-@pytest.mark.parametrize("hardness", [1.0, 0.5])
-def test_loss_equals_float64_formulas(case, folder, request, hardness):
-  """Both terms, in double precision, with every pair of the matching term fused alone.
-
-  Also half-way to hard negatives.
-  """
-  ramped = Case(folder, task__negatives__ramp_steps=2) if hardness < 1 else None
-  _, loss, metrics, _ = ramped.gradients() if ramped else request.getfixturevalue("one_device")
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
-  image_noise, text_noise = (
+def noises_of(key):
+  """Noise of the negatives: (of a text for each image, of an image for each text), [8, 4] each."""
+  image, text = (
     np.asarray(jax.random.gumbel(k, (8, 4))) for k in jax.random.split(jax.random.split(key, 3)[1])
   )
-  itc, itm, pairs = by_hand(case, (text_noise, image_noise), hardness)
+  return text, image
+
+
+def test_loss_equals_float64_formulas(case, one_device):
+  """Both terms, in double precision, with every pair of the matching term fused alone."""
+  _, loss, metrics, _ = one_device
+  key = jax.random.fold_in(jax.random.fold_in(case.state.rng, 1), 0)
+  itc, itm, pairs = by_hand(case, noises_of(key))
   np.testing.assert_allclose(metrics["loss_itc"], (itc, 7), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
   assert pairs == 7 + 2 * 7
@@ -177,9 +174,23 @@ def test_loss_equals_float64_formulas(case, folder, request, hardness):
   assert metrics["corrupt_images"][0] == 1
 
 
+def test_half_hard_negatives_give_the_loss_of_float64_formulas(case, folder):
+  """Half-way to hard negatives, at step 1 of a ramp of 2."""
+  c = retrieval_files.steady_config(folder, task__negatives__ramp_steps=2)
+  task = retrieval.RetrievalTask(build_model(c, case.tokenizer), c, case.tokenizer)
+  key = jax.random.key(3)
+  itc, itm, pairs = by_hand(case, noises_of(key), 0.5)
+  assert abs(by_hand(case, noises_of(key), 1.0)[1] / itm - 1) > 1e-3  # other negatives
+  terms = jax.jit(task.loss)(case.state.params, case.state, case.batch, key)[0]
+  np.testing.assert_allclose(terms["itc"], itc, rtol=1e-5)
+  np.testing.assert_allclose(terms["itm"], itm, rtol=1e-5)
+  assert task.loss_normalizers(case.batch, key) == {"itc": 7, "itm": pairs}
+  assert pairs == 7 + 2 * 7
+
+
 def test_teacher_features_enter_the_queues_in_batch_order(case, one_device):
-  task, queues = case.built((1, 1, 1)).task, one_device[3]
-  *_, image, text = features(task, case.state.ema_params, case.batch)
+  queues = one_device[3]
+  *_, image, text = features(case, case.state.ema_params)
   columns = [(7 + i) % 12 for i in range(8)]
   valid = ~case.batch["corrupt"]
   for name, teacher in (("image_queue", image), ("text_queue", text)):
@@ -265,18 +276,17 @@ def test_degenerate_batches_give_finite_losses_and_gradients(name, changed, case
     assert not any(x.any() for x in gradients.values())
 
 
-def test_batch_of_one_learns_from_the_queue(folder):
+def test_batch_of_one_learns_from_the_queue(case, folder):
   c = retrieval_files.steady_config(
     folder, batch_size=1, eval__batch_size=1, task__negatives__group=0
   )
-  tokenizer = retrieval_files.tokenizer(folder)
-  built = retrieval_files.built(c, tokenizer, jax.devices()[:1])
-  batch = retrieval_files.first_batch(c, tokenizer)
-  state, key = random_state.state(built, 0.1), jax.random.key(0)
-  terms, _, _ = jax.jit(built.task.loss)(state.params, state, batch, key)
+  task = retrieval.RetrievalTask(build_model(c, case.tokenizer), c, case.tokenizer)
+  batch = retrieval_files.first_batch(c, case.tokenizer)
+  state, key = case.state.replace(step=np.int32(0), extra=task.init_extra()), jax.random.key(0)
+  terms, _, _ = jax.jit(task.loss)(state.params, state, batch, key)
   assert np.isfinite(terms["itm"])
   assert terms["itc"] > 0.1
-  assert built.task.loss_normalizers(batch, key) == {"itc": 1, "itm": 1}
+  assert task.loss_normalizers(batch, key) == {"itc": 1, "itm": 1}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +336,7 @@ def test_invalid_config_values_raise(changes, message, folder):
 def test_loss_without_queue_and_teacher_equals_clip(folder):
   """CLIP's loss: only the batch, gradients through both features of a pair, on any mesh."""
   c = retrieval_files.steady_config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
+  c.mesh.data, c.mesh.fsdp, c.mesh.tensor = (2, 2, 2)
   tokenizer = retrieval_files.tokenizer(folder)
   batch = retrieval_files.first_batch(c, tokenizer)
   batch["id"][5], batch["corrupt"][2] = batch["id"][4], True
@@ -345,24 +356,20 @@ def test_loss_without_queue_and_teacher_equals_clip(folder):
     terms, _, extra = task.loss(params, state, batch, jax.random.key(0))
     return terms["itc"] / len(counted), extra
 
-  expected = None
-  for shape in ((1, 1, 1), (2, 2, 2)):
-    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
-    built = retrieval_files.built(c, tokenizer, jax.devices()[: np.prod(shape)])
-    state = random_state.state(built, 0.1)
-    assert state.extra == {}
-    assert not jax.tree.leaves(state.ema_params)
-    if expected is None:
-      expected = jax.device_get(jax.value_and_grad(by_hand)(state.params, built.task))
-    with jax.set_mesh(built.mesh):
-      placed = batches.put_batch(batch, built.mesh)
-      gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
-      (value, extra), gradient = gradients(state.params, state, placed, built.task)
-    assert extra == {}
-    assert float(value) == pytest.approx(float(expected[0]), rel=1e-5)
-    tiny_run.assert_gradients_equal(
-      tiny_run.flat(jax.device_get(gradient)), tiny_run.flat(expected[1])
+  built = retrieval_files.built(c, tokenizer, jax.devices())
+  host = random_state.host_state(built, 0.1)
+  assert host.extra == {}
+  assert not jax.tree.leaves(host.ema_params)
+  expected = jax.jit(jax.value_and_grad(by_hand), static_argnums=1)(host.params, built.task)
+  state = mesh_case.place(host.replace(rng=jax.random.key(0)), built.abstract)
+  with jax.set_mesh(built.mesh):
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=3)
+    (value, extra), gradient = gradients(
+      state.params, state, batches.put_batch(batch, built.mesh), built.task
     )
+  assert extra == {}
+  assert float(value) == pytest.approx(float(expected[0]), rel=1e-5)
+  tiny_run.assert_gradients_equal(tiny_run.flat(gradient), tiny_run.flat(expected[1]))
 
 
 def test_temperature_is_clamped_if_configured(folder):
