@@ -60,19 +60,16 @@ def pytest_sessionfinish():
 # Files that take longest, first: a long file that starts last leaves one of two processes idle.
 _LONGEST = (
   "tests/test_notebooks.py",
-  "tests/losses/test_retrieval_loss.py",
-  "tests/test_train_loop.py",
   "tests/training/test_train_loop.py",
-  "tests/training/test_step.py",
-  "tests/tasks/test_pretrain.py",
   "tests/test_distributed.py",
+  "tests/losses/test_retrieval_loss.py",
+  "tests/training/test_step.py",
   "tests/test_bad_input.py",
+  "tests/tasks/test_pretrain.py",
   "tests/tasks/test_classification.py",
   "tests/tasks/test_video.py",
-  "tests/tasks/test_vqa.py",
+  "tests/test_earlier_runs.py",
   "tests/parity/test_tasks.py",
-  "tests/tasks/test_grounding.py",
-  "tests/conversion/test_weights.py",
 )
 
 
