@@ -61,7 +61,7 @@ def test_similarity_adds_to_the_match_score(folder):
   task, params, batch = task_and_inputs(folder, model__fusion_layers=1)
   index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
 
-  def scores(params, shifted, batch):
+  def scores(params, shifted, swapped, batch):
     memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
     score = lambda params, name: task.apply(  # noqa: E731
       params, matching.match_scores, memory, texts, index, temperature, name
@@ -69,19 +69,24 @@ def test_similarity_adds_to_the_match_score(folder):
     return (
       *(score(params, name) for name in ("none", "add", "likelihood")),
       score(shifted, "likelihood"),
+      score(swapped, "none"),
       task._embed_image(params, batch)["feature"],
       texts["feature"][index],
     )
 
-  # Two logits shifted alike are the same match.
-  shifted = params | {"itm_head": jax.tree.map(lambda x: x + (x.ndim == 1), params["itm_head"])}
-  logit, added, likelihood, again, images, captions = jax.device_get(
-    jax.jit(scores)(params, shifted, batch)
+  # Two logits shifted alike are the same match; swapped ones give the logit of no match.
+  shifted, swapped = (
+    params | {"itm_head": jax.tree.map(change, params["itm_head"])}
+    for change in (lambda x: x + (x.ndim == 1), lambda x: x[..., ::-1])
+  )
+  logit, added, likelihood, again, no_match, images, captions = jax.device_get(
+    jax.jit(scores)(params, shifted, swapped, batch)
   )
   similarity = np.einsum("ge,gpe->gp", images, captions)
   np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
   np.testing.assert_allclose(again, likelihood, atol=1e-4)
-  odds = likelihood - similarity / temperature
+  odds = logit - no_match
+  np.testing.assert_allclose(likelihood, odds + similarity / temperature, atol=1e-4)
   assert np.abs(odds - logit).max() > 1e-3
   assert np.std(odds) > 1e-4
 
