@@ -11,7 +11,21 @@ import pytest
 from mplug_jax.checkpoints import manager as manager_lib
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.conversion import exporter, importer, mapping, official_inventory
-from tests.support.official_state import GIVEN, assert_same_bytes, geometry, read, save, state_dict
+from tests.support.official_state import (
+  GIVEN,
+  TEXT_TOWER,
+  assert_same_bytes,
+  geometry,
+  read,
+  save,
+  state_dict,
+)
+
+
+@pytest.fixture(autouse=True)
+def _narrow_text_tower(monkeypatch):
+  """CLIP's text tower, which exports draw, with its layers but not its 63 million parameters."""
+  monkeypatch.setattr(official_inventory, "clip_text", lambda width: TEXT_TOWER._replace(layers=12))
 
 
 class State(NamedTuple):

@@ -26,19 +26,21 @@ from tools import convert_checkpoint as convert_tool
 from tools import export_torch as export_tool
 
 
-@pytest.mark.parametrize("converted", ["ours", "ours.safetensors"])
 @pytest.mark.parametrize(
-  ("task", "large"),
+  ("task", "large", "converted"),
   [
-    ("vqa", False),
-    ("vqa", True),
-    ("caption", False),
-    ("retrieval", True),
-    ("grounding", False),
-    ("videocap", True),
+    ("vqa", False, "ours"),
+    ("vqa", False, "ours.safetensors"),
+    ("vqa", True, "ours.safetensors"),
+    ("caption", False, "ours.safetensors"),
+    ("retrieval", True, "ours"),
+    ("retrieval", True, "ours.safetensors"),
+    ("grounding", False, "ours.safetensors"),
+    ("videocap", True, "ours.safetensors"),
   ],
 )
 def test_there_and_back_with_every_byte(task, large, converted, tmp_path):
+  """Both forms where there are averages and queues; other tasks differ in names and shapes only."""
   tensors = state_dict(task, large)
   source = save(tmp_path / "official.pth", tensors)
   importer.convert_checkpoint(source, tmp_path / converted, keep_dead=True, **GIVEN)
@@ -49,9 +51,11 @@ def test_there_and_back_with_every_byte(task, large, converted, tmp_path):
 
 def test_what_never_runs_is_made_again_or_left_out(tmp_path):
   tensors = state_dict("vqa")
-  importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
-  exporter.export_torch(tmp_path / "ours", tmp_path / "full.pth")
-  exporter.export_torch(tmp_path / "ours", tmp_path / "slim.safetensors", slim=True)
+  importer.convert_checkpoint(
+    save(tmp_path / "official.pth", tensors), tmp_path / "ours.safetensors", **GIVEN
+  )
+  exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "full.pth")
+  exporter.export_torch(tmp_path / "ours.safetensors", tmp_path / "slim.safetensors", slim=True)
   full = read(tmp_path / "full.pth")
   slim = read(tmp_path / "slim.safetensors")
   live = {name: x for name, x in tensors.items() if not dead(name)}
@@ -69,14 +73,14 @@ def test_ours_to_torch_and_back(tmp_path):
   """All leaves of a converted checkpoint, momentum and queues, after another round."""
   importer.convert_checkpoint(
     save(tmp_path / "official.pth", state_dict("retrieval")),
-    tmp_path / "a",
+    tmp_path / "a.safetensors",
     dtype="float32",
     **GIVEN,
   )
-  exporter.export_torch(tmp_path / "a", tmp_path / "back.pth")
-  importer.convert_checkpoint(tmp_path / "back.pth", tmp_path / "b", **GIVEN)
+  exporter.export_torch(tmp_path / "a.safetensors", tmp_path / "back.pth")
+  importer.convert_checkpoint(tmp_path / "back.pth", tmp_path / "b.safetensors", **GIVEN)
   for which in ("params", "ema_params", "extra"):
-    first, second = (reading.load_arrays(tmp_path / name, which) for name in "ab")
+    first, second = (reading.load_arrays(tmp_path / f"{name}.safetensors", which) for name in "ab")
     assert first
     assert_same_bytes(second, first)
 

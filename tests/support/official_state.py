@@ -1,5 +1,7 @@
 """Random state dicts of the official model at a small geometry, and helpers of their tests."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -81,14 +83,18 @@ def assert_same_bytes(converted, expected):
     assert converted[name].tobytes() == x.tobytes(), name
 
 
-def dead(name, task="vqa"):
-  keys = [name]
-  momentum = bool(mapping.online_names(keys, momentum=True))
+@functools.cache
+def _converter(task, momentum):
   inventory = official_inventory.inventory(
     task, geometry(), TEXT_TOWER, stored_fusion_layers=4, queue=6
   )
-  converter = mapping.Converter(mapping.online_names(inventory, momentum), geometry())
-  return converter.entry(next(iter(mapping.online_names(keys, momentum)))).action == "dead"
+  return mapping.Converter(mapping.online_names(inventory, momentum), geometry())
+
+
+def dead(name, task="vqa"):
+  momentum = bool(mapping.online_names([name], momentum=True))
+  online = next(iter(mapping.online_names([name], momentum)))
+  return _converter(task, momentum).entry(online).action == "dead"
 
 
 STYLES = {
