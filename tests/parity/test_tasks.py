@@ -4,8 +4,8 @@ from tests.support import parity
 
 
 @parity.recordings("caption")
-def test_caption(path, searches, tmp_path):
-  names = {row.name for row in parity.check(path, searches, tmp_path, 29 if searches else 47).rows}
+def test_caption(path):
+  names = {row.name for row in parity.check(path, least=47).rows}
   assert {
     "out/loss",
     "out/scst_loss",
@@ -15,8 +15,8 @@ def test_caption(path, searches, tmp_path):
 
 
 @parity.recordings("videocap")
-def test_video_caption(path, searches, tmp_path):
-  names = {row.name for row in parity.check(path, searches, tmp_path, 22 if searches else 31).rows}
+def test_video_caption(path):
+  names = {row.name for row in parity.check(path, least=31).rows}
   assert {
     "out/frame_embeds",
     "out/video_embeds",
@@ -26,8 +26,8 @@ def test_video_caption(path, searches, tmp_path):
 
 
 @parity.recordings("retrieval")
-def test_retrieval(path, searches, tmp_path):
-  names = {row.name for row in parity.check(path, searches, tmp_path, 118).rows}
+def test_retrieval(path):
+  names = {row.name for row in parity.check(path, least=118).rows}
   assert {
     "out/step1/neg_image_index",
     "out/step2/loss_ita",
@@ -39,8 +39,8 @@ def test_retrieval(path, searches, tmp_path):
 
 
 @parity.recordings("grounding")
-def test_grounding(path, searches, tmp_path):
-  names = {row.name for row in parity.check(path, searches, tmp_path, 25).rows}
+def test_grounding(path):
+  names = {row.name for row in parity.check(path, least=25).rows}
   assert {
     "out/loss_seq",
     "out/weight_giou",

@@ -4,8 +4,8 @@ from tests.support import parity
 
 
 @parity.recordings("vqa")
-def test_vqa(path, searches, tmp_path):
-  report = parity.check(path, searches, tmp_path, 63 if searches else 75)
+def test_vqa(path):
+  report = parity.check(path, least=75)
   names = {row.name for row in report.rows}
   assert {
     "out/loss",
@@ -18,6 +18,6 @@ def test_vqa(path, searches, tmp_path):
     "grad_norms/loss/text_decoder",
     "grad_norms/loss_distill_alpha0.4/visual_encoder",
   } <= names
-  assert sum(name.startswith("beam/") for name in names) >= 3 * (3 if searches else 7)
+  assert sum(name.startswith("beam/") for name in names) >= 3 * 7
   assert sum(name.startswith("momentum_after/") for name in names) >= 5
   assert sum(name.startswith("opt/after3/") for name in names) >= 6
