@@ -270,6 +270,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, tmp_path):
       {"optim__accumulate": "sum"},
       "config.optim.accumulate='sum' is not one of global, mean_of_means",
     ),
+    ({"prng_impl": "other"}, "config.prng_impl='other' is not one of hash, jax"),
     ({"optim__name": "lion"}, "'lion'"),
     ({"optim__microbatches": 3}, "config.optim.microbatches=3 does not divide config.batch_size=8"),
     ({"ema__use": "student"}, "config.ema.use='student' is not one of teacher, eval, both"),

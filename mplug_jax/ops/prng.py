@@ -68,15 +68,10 @@ def model_key(key: PRNGKeyArray, prng_impl: str) -> PRNGKeyArray:
 
   Args:
     key: key of an update or of the initialization, of any kind that JAX knows.
-    prng_impl: "hash" for keys of this module, "jax" for `key` itself.
-
-  Raises:
-    ValueError: the name is unknown.
+    prng_impl: "hash" for keys of this module, "jax" for `key` itself; see config.check.
   """
   if prng_impl == "jax":
     return key
-  if prng_impl != "hash":
-    raise ValueError(f"config.prng_impl={prng_impl!r} is not one of hash, jax.")
   return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=HASH)
 
 

@@ -12,7 +12,6 @@ from mplug_jax.losses import contrastive
 from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import retrieval
-from mplug_jax.training import gradients as gradients_lib
 from tests.support import mesh_case, random_state, retrieval_files, tiny_run
 
 
@@ -21,7 +20,7 @@ def folder(tmp_path_factory):
   return retrieval_files.write(tmp_path_factory.mktemp("retrieval"))
 
 
-class Case:
+class Case(mesh_case.MeshCase):
   """The tiny task: one state and batch, and a compiled gradient function for each mesh."""
 
   def __init__(self, folder, **changes):
@@ -33,7 +32,7 @@ class Case:
     self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
     self.batch["corrupt"][2], self.batch["image"][2] = True, 0
     self.built = retrieval_files.built(self.config, self.tokenizer, jax.devices()[:1])
-    self.task, self._compiled = self.built.task, {}
+    self.task = self.built.task
     self.features = jax.jit(lambda params, batch: features_of(self.task, params, batch))
     self.match_logits = jax.jit(
       lambda params, text, mask, image: self.task.apply(
@@ -54,24 +53,15 @@ class Case:
       ema_params=teacher,
       extra=queues,
       step=np.int32(1),
-      rng=jax.random.key(3),
     )
 
-  def gradients(self, shape=(1, 1, 1), parts=1, **changed):
+  def results(self, shape=(1, 1, 1), parts=1, **changed):
     """-> (gradients {path: array}, loss, {metric: (sum, count)}, extra), in so many microbatches.
 
     `changed` are arrays of the batch.
     """
-    built = mesh_case.on_mesh(self.built, shape)
-    state = mesh_case.place(self.state, built.abstract.replace(opt_state=()))
-    with jax.set_mesh(built.mesh):
-      batch = batches.put_batch(self.batch | changed, built.mesh)
-      if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = (
-          jax.jit(gradients_lib.make_gradients(built.task, parts)).lower(state, batch).compile()
-        )
-      gradients, *rest = self._compiled[shape, parts](state, batch)
-    return tiny_run.flat(gradients), *jax.device_get(rest)
+    gradients, *rest = self.gradients_and_extra(shape, parts, self.batch | changed)
+    return tiny_run.flat(gradients), *rest
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +71,7 @@ def case(folder):
 
 @pytest.fixture(scope="module")
 def one_device(case):
-  return case.gradients()
+  return case.results()
 
 
 def test_batch_spec_matches_the_transform(case):
@@ -164,7 +154,7 @@ def noises_of(key):
 def test_loss_equals_float64_formulas(case, one_device):
   """Both terms, in double precision, with every pair of the matching term fused alone."""
   _, loss, metrics, _ = one_device
-  key = jax.random.fold_in(jax.random.fold_in(case.state.rng, 1), 0)
+  key = jax.random.fold_in(jax.random.fold_in(case.rng, 1), 0)
   itc, itm, pairs = by_hand(case, noises_of(key))
   np.testing.assert_allclose(metrics["loss_itc"], (itc, 7), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
@@ -232,7 +222,7 @@ def test_loss_gradients_and_queues_equal_those_of_one_device(shape, parts, case,
 
   In two microbatches too: every term compares or reads what it does in
   one, with the negatives and the columns of the whole batch."""
-  gradients, loss, metrics, queues = case.gradients(shape, parts)
+  gradients, loss, metrics, queues = case.results(shape, parts)
   assert loss == pytest.approx(one_device[1], rel=1e-5)
   tiny_run.assert_gradients_equal(gradients, one_device[0], 1e-5 if parts > 1 else 1e-4)
   assert metrics.keys() == one_device[2].keys()
@@ -245,7 +235,7 @@ def test_loss_gradients_and_queues_equal_those_of_one_device(shape, parts, case,
 def test_unreadable_image_does_not_change_the_loss(case, one_device):
   caption, image = case.batch["caption"].copy(), case.batch["image"].copy()
   caption[2], image[2] = caption[0], image[0]
-  gradients, loss, *_ = case.gradients(caption=caption, image=image)
+  gradients, loss, *_ = case.results(caption=caption, image=image)
   assert loss == pytest.approx(one_device[1], rel=1e-6)
   tiny_run.assert_gradients_equal(gradients, one_device[0])
 
@@ -264,7 +254,7 @@ def test_unreadable_image_does_not_change_the_loss(case, one_device):
   ],
 )
 def test_degenerate_batches_give_finite_losses_and_gradients(name, changed, case):
-  gradients, loss, metrics, queues = case.gradients(
+  gradients, loss, metrics, queues = case.results(
     **{key: change(case.batch[key]) for key, change in changed.items()}
   )
   assert np.isfinite(loss)

@@ -30,21 +30,35 @@ def place(state, abstract):
 class MeshCase:
   """Compares gradients of one task on meshes.
 
-  Subclasses set config, tokenizer, built (for one device), state (on the host, without rng) and
-  batch (numpy).
+  Subclasses set config, tokenizer, built (for one device), state (on the host) and batch (numpy).
   """
 
   _compiled = None
 
-  def gradients(self, shape=(1, 1, 1), parts=1, batch=None):
-    """-> (gradients, loss, {metric: (sum, count)})."""
+  @property
+  def rng(self):
+    """Random key of the states on a mesh."""
+    return jax.random.key(3)
+
+  def place(self, shape=(1, 1, 1), state=None):
+    """Returns a state of numpy arrays, by default that of the case, on a mesh."""
+    state = (self.state if state is None else state).replace(rng=self.rng)
+    abstract = on_mesh(self.built, shape).abstract
+    return place(state, abstract if state.opt_state else abstract.replace(opt_state=()))
+
+  def gradients(self, shape=(1, 1, 1), parts=1, batch=None, state=None):
+    """-> (gradients, loss, {metric: (sum, count)}); `state` is a placed one."""
+    return self.gradients_and_extra(shape, parts, batch, state)[:3]
+
+  def gradients_and_extra(self, shape=(1, 1, 1), parts=1, batch=None, state=None):
+    """Returns what `gradients` returns and the new extra state."""
     self._compiled = {} if self._compiled is None else self._compiled
-    built = on_mesh(self.built, shape) if np.prod(shape) > 1 else self.built
+    built = on_mesh(self.built, shape)
     with jax.set_mesh(built.mesh):
-      state = place(self.state.replace(rng=jax.random.key(3)), built.abstract)
+      state = self.place(shape) if state is None else state
       placed = batches.put_batch(self.batch if batch is None else batch, built.mesh)
       if (shape, parts) not in self._compiled:
         self._compiled[shape, parts] = (
           jax.jit(gradients_lib.make_gradients(built.task, parts)).lower(state, placed).compile()
         )
-      return jax.device_get(self._compiled[shape, parts](state, placed)[:3])
+      return jax.device_get(self._compiled[shape, parts](state, placed))

@@ -152,7 +152,9 @@ def case(request, tokenizer):
 def test_losses_equal_those_of_separate_passes(case, tokenizer):
   c, built, state, batch = case
   task, key = built.task, jax.random.key(0)
-  tokens = lambda ids: ids != tokenizer.pad_id  # noqa: E731
+
+  def tokens(ids):
+    return ids != tokenizer.pad_id
 
   def passes(m, batch):
     image = m.encode_image(retrieval.base.normalize(batch["image"]))

@@ -63,9 +63,10 @@ def test_similarity_adds_to_the_match_score(folder):
 
   def scores(params, shifted, swapped, batch):
     memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
-    score = lambda params, name: task.apply(  # noqa: E731
-      params, matching.match_scores, memory, texts, index, temperature, name
-    )
+
+    def score(params, name):
+      return task.apply(params, matching.match_scores, memory, texts, index, temperature, name)
+
     return (
       *(score(params, name) for name in ("none", "add", "likelihood")),
       score(shifted, "likelihood"),

@@ -1,11 +1,9 @@
 """Zero-shot tasks about clips with a checkpoint that was trained on images."""
 
-import functools
 import importlib.util
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +15,8 @@ from mplug_jax.scenes import scene
 from mplug_jax.tasks import base
 from mplug_jax.training import evaluate
 from tests.support import models_case, predictor_run, tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def config(name, arg):
@@ -31,14 +31,6 @@ def run(tmp_path_factory):
   """A run of pre-training with random parameters: it has those of every task."""
   c = predictor_run.config("pretrain", data__size=48, model__image_size=32)
   return predictor_run.save(tmp_path_factory.mktemp("run"), c)
-
-
-@pytest.fixture(autouse=True)
-def few_devices(request, monkeypatch):
-  """Questions are answered on all eight devices, which divide the clips; all else on one."""
-  if request.function is not test_questions_about_clips:
-    one = functools.partial(evaluate.build, devices=jax.devices()[:1])
-    monkeypatch.setattr(evaluate, "build", one)
 
 
 def settings(c):
@@ -80,7 +72,10 @@ def test_tokens_of_a_clip_equal_those_of_its_frames():
 
 
 def test_questions_about_clips(run, tmp_path, capsys):
-  result = evaluate.evaluate(settings(config("video_qa", "tiny")), tmp_path, run)
+  """On all eight devices, which divide the clips."""
+  c = settings(config("video_qa", "tiny"))
+  c.mesh.data = 8
+  result = evaluate.evaluate(c, tmp_path, run)
   out = capsys.readouterr().out
   assert 0 <= result["accuracy"] <= 100
   assert {"accuracy_direction", "accuracy_finally", "majority_answer"} <= result.keys()

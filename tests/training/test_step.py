@@ -11,11 +11,14 @@ import pytest
 from mplug_jax import data
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data.sources import vqa
-from mplug_jax.parallel import batches
-from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
 from tests.support import mesh_case, random_state, tiny_run
 
+NO_DROPOUT = {
+  "model__dropout_rate": 0.0,
+  "model__attention_dropout_rate": 0.0,
+  "model__vision_attention_dropout_rate": 0.0,
+}
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
 
@@ -27,39 +30,17 @@ def tokenizer(tmp_path_factory):
   return tiny_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), tiny_run.config())
 
 
-class Meshes:
-  """The tiny VQA task with dropout on any mesh, with equal state and batch.
+class Meshes(mesh_case.MeshCase):
+  """The tiny VQA task on any mesh, with dropout unless `changes` turn it off."""
 
-  Each mesh has a compiled gradient function.
-  """
-
-  def __init__(self, tokenizer):
+  def __init__(self, tokenizer, **changes):
     # A wide initialization, so that every attention and every gradient matters; at 0.02 the
     # softmaxes are uniform.
-    self.tokenizer, self.config = tokenizer, tiny_run.config(model__initializer_range=0.1)
+    self.tokenizer = tokenizer
+    self.config = tiny_run.config(model__initializer_range=0.1, **changes)
     self.batch = tiny_run.batch(self.config, tokenizer)
-    self._one, self._compiled = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1]), {}
-    self.state = random_state.host_state(self._one, 0.1)
-    self.rng = jax.random.key(3)
-
-  def built(self, shape):
-    return mesh_case.on_mesh(self._one, shape)
-
-  def place(self, shape, state=None):
-    """A state (default: the initial one) on a mesh."""
-    state = (self.state if state is None else state).replace(rng=self.rng)
-    return mesh_case.place(state, self.built(shape).abstract)
-
-  def gradients(self, shape, state):
-    """-> (gradients, loss, {metric: (sum, count)})."""
-    built = self.built(shape)
-    with jax.set_mesh(built.mesh):
-      batch = batches.put_batch(self.batch, built.mesh)
-      if shape not in self._compiled:
-        self._compiled[shape] = (
-          jax.jit(gradients_lib.make_gradients(built.task)).lower(state, batch).compile()
-        )
-      return self._compiled[shape](state, batch)[:3]
+    self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
+    self.state = random_state.host_state(self.built, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +50,7 @@ def meshes(tokenizer):
 
 @pytest.fixture(scope="module")
 def one_device(meshes):
-  gradients, loss, metrics = meshes.gradients((1, 1, 1), meshes.place((1, 1, 1)))
+  gradients, loss, metrics = meshes.gradients()
   return tiny_run.flat(gradients), float(loss), jax.device_get(metrics)
 
 
@@ -80,9 +61,7 @@ def _kernel(params):
 def test_the_reference_is_worth_comparing_with(meshes, one_device):
   """Dropout acts, and only gradients that are zero by construction are below the tolerance."""
   gradients, loss, metrics = one_device
-  later = meshes.gradients(
-    (1, 1, 1), meshes.place((1, 1, 1), meshes.state.replace(step=jnp.int32(1)))
-  )
+  later = meshes.gradients(state=meshes.place(state=meshes.state.replace(step=jnp.int32(1))))
   assert abs(float(later[1]) - loss) > 1e-3
   # A key bias adds the same number to every score of a query.
   small = [
@@ -112,7 +91,7 @@ def test_large_parameters_are_sharded(shape, meshes):
 )
 def test_loss_and_gradients_are_those_of_one_device(shape, meshes, one_device):
   """The mesh of the gate splits data, fsdp and tensor at once."""
-  gradients, loss, metrics = meshes.gradients(shape, meshes.place(shape))
+  gradients, loss, metrics = meshes.gradients(shape)
   assert float(loss) == pytest.approx(one_device[1], rel=1e-5)
   tiny_run.assert_gradients_equal(tiny_run.flat(gradients), one_device[0])
   for name, pair in one_device[2].items():
@@ -123,13 +102,13 @@ def test_initialization_does_not_depend_on_the_mesh(meshes):
   c = meshes.config.copy_and_resolve_references()
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = (2, 2, 2)
   built = loop.build(c, meshes.tokenizer, 10, 10)
-  assert built.abstract == meshes.built((2, 2, 2)).abstract
+  assert built.abstract == mesh_case.on_mesh(meshes.built, (2, 2, 2)).abstract
   with jax.set_mesh(built.mesh):
     state = built.init()
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
     lambda x: x.sharding, built.abstract
   )
-  reference = jax.device_get(meshes.built((1, 1, 1)).init().params)
+  reference = jax.device_get(meshes.built.init().params)
   for (name, ours), expected in zip(
     tiny_run.flat(state.params).items(), jax.tree.leaves(reference)
   ):
@@ -156,10 +135,10 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
   saved = meshes.place((2, 2, 2), state)
   manager = checkpoint.Manager(tmp_path)
   manager.save(5, saved, {})
-  gradients, loss, _ = meshes.gradients((2, 2, 2), saved)
+  gradients, loss, _ = meshes.gradients((2, 2, 2), state=saved)
   gradients = tiny_run.flat(gradients)
   for shape in ((8, 1, 1), (1, 1, 1)):
-    built = meshes.built(shape)
+    built = mesh_case.on_mesh(meshes.built, shape)
     restored, _ = manager.restore(built.abstract)
     assert _kernel(restored.params).sharding == _kernel(built.abstract.params).sharding
     for (name, ours), expected in zip(
@@ -168,7 +147,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
       np.testing.assert_array_equal(ours, expected, err_msg=name)
     if shape != (1, 1, 1):
       continue
-    again = meshes.gradients(shape, restored)
+    again = meshes.gradients(shape, state=restored)
     assert float(again[1]) == pytest.approx(float(loss), rel=1e-5)
     tiny_run.assert_gradients_equal(tiny_run.flat(again[0]), gradients)
   manager.close()
@@ -177,30 +156,13 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
 # ---- microbatches
 
 
-def test_four_microbatches_equal_one_with_uneven_counts(meshes):
+def test_four_microbatches_equal_one_with_uneven_counts(tokenizer):
   """On a mesh too: every microbatch takes rows from every device."""
-  c = tiny_run.config(
-    model__initializer_range=0.1,
-    model__dropout_rate=0.0,
-    model__attention_dropout_rate=0.0,
-    model__vision_attention_dropout_rate=0.0,
-  )
-  one = loop.build(c, meshes.tokenizer, 10, 10, jax.devices()[:1])
-  results = []
-  for devices, parts in ((1, 1), (2, 4)):
-    built = mesh_case.on_mesh(one, (devices, 1, 1))
-    state = meshes.place((devices, 1, 1))
-    with jax.set_mesh(built.mesh):
-      out = jax.jit(gradients_lib.make_gradients(built.task, parts))(
-        state, batches.put_batch(meshes.batch, built.mesh)
-      )
-    results.append((tiny_run.flat(out[0]), float(out[1]), jax.device_get(out[2])))
-  (whole, loss, metrics), (parts, parts_loss, parts_metrics) = results
-  assert parts_loss == pytest.approx(loss, rel=1e-5)
-  for name, expected in whole.items():
-    np.testing.assert_allclose(
-      parts[name], expected, rtol=0, atol=max(1e-5 * np.abs(expected).max(), 1e-7), err_msg=name
-    )
+  case = Meshes(tokenizer, **NO_DROPOUT)
+  gradients, loss, metrics = case.gradients()
+  parts, parts_loss, parts_metrics = case.gradients((2, 1, 1), parts=4)
+  assert float(parts_loss) == pytest.approx(float(loss), rel=1e-5)
+  tiny_run.assert_gradients_equal(tiny_run.flat(parts), tiny_run.flat(gradients), 1e-5)
   for name in ("loss_answer", "token_accuracy"):
     np.testing.assert_allclose(parts_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
 
@@ -211,9 +173,7 @@ def test_four_microbatches_equal_one_with_uneven_counts(meshes):
 def test_eight_images_are_memorized(tokenizer):
   """Without dropout the loss goes to zero, and generation gives each image's trained answers."""
   c = tiny_run.config(
-    model__dropout_rate=0.0,
-    model__attention_dropout_rate=0.0,
-    model__vision_attention_dropout_rate=0.0,
+    **NO_DROPOUT,
     data__questions_per_image=2,
     data__augment__flip=0.0,
     optim__schedule__name="constant",
