@@ -34,7 +34,8 @@ def curves(metrics_path: str | os.PathLike[str], out_path: str | os.PathLike[str
 
   The part of a name after the last "/" selects its panel, see _PANELS. Accuracies and scores are
   drawn in percent: a series that never exceeds 1 counts as a fraction. If a step occurs twice, the
-  later line counts. The loss axis is logarithmic if the loss spans a factor of 20.
+  later line counts. A loss's only term, which equals it, is not drawn. The loss axis is logarithmic
+  if the loss spans a factor of 20.
 
   Args:
     metrics_path: the metrics.jsonl.
@@ -76,7 +77,19 @@ def _series(metrics_path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     for name, value in row.items():
       if name != "step" and isinstance(value, (int, float)):
         points.setdefault(name, {})[row["step"]] = value
-  return {name: np.array(sorted(values.items()), np.float64) for name, values in points.items()}
+  series = {name: np.array(sorted(values.items()), np.float64) for name, values in points.items()}
+  return {name: values for name, values in series.items() if not _is_only_term(name, series)}
+
+
+def _is_only_term(name: str, series: dict[str, np.ndarray]) -> bool:
+  """Returns whether `name` is "(split)/loss_(term)" and equals "(split)/loss", up to rounding."""
+  total = name.partition("loss_")[0] + "loss"
+  return (
+    name.startswith(f"{total}_")
+    and total in series
+    and series[name].shape == series[total].shape
+    and np.allclose(series[name], series[total], rtol=0.01)
+  )
 
 
 def _percent(points: np.ndarray) -> np.ndarray:

@@ -42,6 +42,15 @@ def test_curves_with_noise_gaps_and_a_torn_line(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ["curves.png", "metrics.jsonl"]
 
 
+def test_the_only_term_of_a_loss_is_drawn_once(tmp_path):
+  for other, names in ((2.01, ["train/loss"]), (3.0, ["train/loss", "train/loss_answer"])):
+    rows = [
+      {"step": 1, "train/loss": 4.0, "train/loss_answer": 4.01},
+      {"step": 2, "train/loss": 2.0, "train/loss_answer": other},
+    ]
+    assert list(curves._series(write_lines(tmp_path / "m.jsonl", rows))) == names
+
+
 def test_curves_of_a_single_panel_and_point(tmp_path):
   path = write_lines(tmp_path / "m.jsonl", [{"step": 0, "loss": 0.0}])
   curves.curves(path, tmp_path / "curves.png")
