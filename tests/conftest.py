@@ -57,7 +57,7 @@ def pytest_sessionfinish():
   shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
-# Files that take longest, first: a long file that starts last leaves one of two processes idle.
+# Groups that take longest, first: a long one that starts last leaves one of two processes idle.
 _LONGEST = (
   "tests/test_notebooks.py",
   "tests/training/test_train_loop.py",
@@ -73,7 +73,17 @@ _LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Orders test files so that the longest start first."""
+  """Gives one process each file, or the files that name the same xdist_group, longest first.
+
+  Files of a group share what a process keeps: builds, traced functions, compiled programs.
+  """
   order = {name: i for i, name in enumerate(_LONGEST)}
-  items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(order)))
+  groups = {}
+  for item in items:
+    mark = item.get_closest_marker("xdist_group")
+    groups[item] = mark.args[0] if mark else item.nodeid.split("::")[0]
+    if not mark:
+      item.add_marker(pytest.mark.xdist_group(groups[item]))
+  items.sort(key=lambda item: order.get(groups[item], len(order)))
