@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -90,8 +91,24 @@ def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
   assert "one line\n" in capfd.readouterr().out
 
 
-def test_ask(tmp_path):
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory):
+  """What the cells of the notebook `pod` print, and its folder, with a pre-trained model."""
+  folder = tmp_path_factory.mktemp("pod")
+  return execute("pod", folder), folder
+
+
+def test_pod(pod):
+  out, _ = pod
+  stopped = r"stopped with a checkpoint of update [1-5], then trained to update 6"
+  assert re.search(stopped, out), out[-2000:]
+
+
+def test_ask(pod, tmp_path):
+  """With the run of the other notebook, which its own command finds finished."""
+  shutil.copytree(pod[1] / "pod", tmp_path / "pretrain")
   out = execute("ask", tmp_path)
+  assert f"{tmp_path / 'pretrain'} holds a finished run of 6 steps" in out
   assert "['answer', 'caption', 'match', 'embed']" in out
   assert "Box(x0=" in out
 
@@ -103,9 +120,3 @@ def test_fine_tune(tmp_path):
 
 def test_weights(tmp_path):
   assert "The answers and their scores are equal." in execute("weights", tmp_path)
-
-
-def test_pod(tmp_path):
-  out = execute("pod", tmp_path)
-  stopped = r"stopped with a checkpoint of update [1-5], then trained to update 6"
-  assert re.search(stopped, out), out[-2000:]

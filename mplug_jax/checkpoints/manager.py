@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from mplug_jax.checkpoints import damage, orbax_logging
 from mplug_jax.checkpoints.errors import CheckpointError, reason
-from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, tree_shapes
+from mplug_jax.checkpoints.shapes import check_shapes, saved_shapes, tree_shapes
 from mplug_jax.runtime import files
 
 DIRECTORY = "checkpoints"
@@ -192,14 +193,10 @@ class Manager:
     for s in steps:
       path = self._directory / str(s)
       try:
-        check_shapes(
-          tree_shapes(abstract_state), saved_shapes(path / "state"), f"Checkpoint {path}"
-        )
         damage.check_metadatas(path / "state")
         restored = self._manager.restore(s, args=items)
-      except Mismatch:
-        raise
       except Exception as error:
+        self._check_fits(abstract_state, path)
         failures[s] = error
         continue
       self._set_aside(failures, used=s)
@@ -209,6 +206,14 @@ class Manager:
       f"None of {len(failures)} checkpoints in {self._directory} can be read; {newest}, the "
       f"newest: {reason(error)}."
     ) from error
+
+  def _check_fits(self, abstract_state: Any, path: epath.Path) -> None:
+    """Raises Mismatch if a checkpoint that Orbax refuses can be read, but is of another model."""
+    try:
+      saved = saved_shapes(path / "state")
+    except Exception:  # damaged, which the caller reports
+      return
+    check_shapes(tree_shapes(abstract_state), saved, f"Checkpoint {path}")
 
   def _set_aside(self, failures: Mapping[int, Exception], used: int) -> None:
     """Renames unreadable checkpoints, so that their steps can be saved again."""

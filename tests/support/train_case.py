@@ -21,7 +21,7 @@ SETTINGS = {
   "total_steps": STEPS,
   "log_every": 1,
   "compilation_cache": "",
-  "checkpoint.every": 2,
+  "checkpoint.every": 3,
   "eval.every": 3,
   "eval.limit": 10,
   "eval.batch_size": 8,

@@ -1,8 +1,8 @@
 """The train loop on a tiny VQA run: stop, resume, errors, guard, averages, evaluation."""
 
-import contextlib
 import json
 import os
+import shutil
 import signal
 import types
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mplug_jax import data, main
-from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.data import pipeline
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.parallel import batches as batch_lib
 from mplug_jax.training import health, loop
 from tests.support import tiny_run
 from tests.support.train_case import (
@@ -74,22 +74,31 @@ def test_what_a_run_prints_and_leaves(settings, unbroken):
   )
 
 
+@pytest.fixture(scope="module")
+def resumed(settings, stopped, tmp_path_factory):
+  """The stopped run, resumed and finished: (folder, what it printed, parameters evaluated last)."""
+  folder = shutil.copytree(stopped[0], tmp_path_factory.mktemp("resumed") / "run")
+  before = tiny_run.lines(folder)
+  assert [row["step"] for row in before] == [1, 2, 3, 3]
+  assert not (folder / "result.json").exists()
+  status, out = run(settings(), folder)
+  assert status == 0
+  return folder, out, tiny_run.flat(EVALUATED[-1])
+
+
 def test_sigterm_stops_and_the_resumed_run_is_the_unbroken_one_bit_for_bit(
-  settings, unbroken, stopped, copy
+  settings, unbroken, stopped, resumed
 ):
   assert stopped[1].splitlines()[-1] == "stopped at step 3; the same command resumes from there"
-  assert [row["step"] for row in tiny_run.lines(copy)] == [1, 2, 3, 3]
-  assert not (copy / "result.json").exists()
-  status, out = run(settings(), copy)
-  assert status == 0
+  folder, out, _ = resumed
   assert "resumed at step 3" in out
   assert "difference" not in out
   assert out.splitlines()[-1] == unbroken[1].splitlines()[-1]
-  assert_same_run(settings(), copy, unbroken[0])
+  assert_same_run(settings(), folder, unbroken[0])
 
 
 def test_a_run_starts_from_another(settings, unbroken, tmp_path):
-  c = settings(init__paths=(str(unbroken[0]),))
+  c = settings(init__paths=(str(unbroken[0]),), total_steps=1)
   status, out = run(c, tmp_path)
   assert status == 0
   assert f"text_decoder: 36 parameters from {unbroken[0]}" in out
@@ -190,10 +199,9 @@ def test_the_guard_watches_the_last_update_and_the_program_says_so(
 # ---- averages and distillation
 
 
-def test_the_averaged_weights_are_evaluated(settings, copy):
-  run(settings(), copy)
-  state, _ = saved_state(settings(), copy)
-  evaluated = tiny_run.flat(EVALUATED[-1])
+def test_the_averaged_weights_are_evaluated(settings, resumed):
+  folder, _, evaluated = resumed
+  state, _ = saved_state(settings(), folder)
   different = 0
   for name, x in evaluated.items():
     np.testing.assert_array_equal(x, state[f"ema_params/{name}"])
@@ -201,40 +209,39 @@ def test_the_averaged_weights_are_evaluated(settings, copy):
   assert different > 0.9 * len(evaluated)
 
 
-def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path):
-  """The logged loss of update 3 is recomputed from checkpoint 2; alpha is 0.4 from step 1 on."""
-  c = settings(
-    task__distill__alpha=0.4,
-    ema__use="both",
-    total_steps=3,
-    checkpoint__every=1,
-    checkpoint__keep=3,
-    eval__limit=1,
-    eval__every=0,
+def test_the_teacher_of_distillation_is_the_average(settings, unbroken):
+  """The loss of update 3 is recomputed from the state before it; alpha is 0.4 from step 1 on."""
+  c = settings(task__distill__alpha=0.4, ema__use="both")
+  tokenizer = tokenizer_lib.load(unbroken[0] / "tokenizer")
+  built = loop.build(c, tokenizer, STEPS, 500)
+  batches = pipeline.train_batches(
+    sources.get(c.data, "train"),
+    data.make_transform(c, tokenizer, train=True),
+    batch_size=8,
+    seed=c.seed,
+    threads=0,
   )
-  assert run(c, tmp_path)[0] == 0
-  ours, plain = (
-    {row["step"]: row["train/loss"] for row in tiny_run.lines(f) if "train/loss" in row}
-    for f in (tmp_path, unbroken[0])
-  )
-  assert ours[3] != pytest.approx(plain[3], rel=1e-3)
-  tokenizer = tokenizer_lib.load(tmp_path / "tokenizer")
-  built = loop.build(c, tokenizer, 3, 500)
-  with contextlib.closing(checkpoint.Manager(tmp_path)) as manager:
-    state, _ = manager.restore(built.abstract, 2)
-  source = sources.get(c.data, "train")
-  transform = data.make_transform(c, tokenizer, train=True)
-  batch = next(
-    pipeline.train_batches(source, transform, batch_size=8, seed=c.seed, start_step=2, threads=0)
-  )
+  state, healthy = built.init(), True
+  for _ in range(3):
+    batch = next(batches)
+    # Copies, because the step donates the state.
+    params, ema_params = jax.tree.map(np.array, (state.params, state.ema_params))
+    state, metrics, health = built.train_step(
+      state, batch_lib.put_batch(batch, built.mesh), healthy
+    )
+    healthy = health["ok"]
+  batches.close()
+  total, count = metrics["loss"]
+  distilled = float(total / count)
+  plain = [row["train/loss"] for row in tiny_run.lines(unbroken[0]) if "train/loss" in row]
+  assert distilled != pytest.approx(plain[2], rel=1e-3)
   key = jax.random.fold_in(jax.random.fold_in(state.rng, 2), 0)
   logits = jax.jit(
-    lambda params, batch, rng: built.task.apply(params, built.task.forward, batch, rng=rng),
-    static_argnames=(),
+    lambda params, batch, rng: built.task.apply(params, built.task.forward, batch, rng=rng)
   )
   student, teacher = (
     np.asarray(x, np.float64)[:, :-1]
-    for x in (logits(state.params, batch, key), logits(state.ema_params, batch, None))
+    for x in (logits(params, batch, key), logits(ema_params, batch, None))
   )
   log_student, log_teacher = (
     x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (student, teacher)
@@ -244,7 +251,7 @@ def test_the_teacher_of_distillation_is_the_average(settings, unbroken, tmp_path
   soft = -(np.exp(log_teacher) * log_student).sum(-1)
   losses = np.where(ids != tokenizer.pad_id, 0.6 * hard + 0.4 * soft, 0.0).sum(-1)
   expected = (batch["answer_weight"].ravel() * losses).sum() / batch["question_valid"].sum()
-  assert ours[3] == pytest.approx(expected, rel=1e-5)
+  assert distilled == pytest.approx(expected, rel=1e-5)
 
 
 # ---- evaluation and the program
