@@ -14,7 +14,13 @@ from flax import traverse_util
 from mplug_jax.checkpoints import orbax_logging
 from mplug_jax.checkpoints.errors import CheckpointError, reason
 from mplug_jax.checkpoints.manager import DIRECTORY
-from mplug_jax.checkpoints.shapes import Mismatch, check_shapes, saved_shapes, tree_shapes
+from mplug_jax.checkpoints.shapes import (
+  Mismatch,
+  check_shapes,
+  saved_shapes,
+  saved_tree,
+  tree_shapes,
+)
 from mplug_jax.parallel.rules import path_name
 from mplug_jax.runtime import files
 from mplug_jax.tensor_files import open, tensor_file
@@ -170,11 +176,7 @@ def load_arrays(path: _Path, which: str, step: int | None = None) -> dict[str, n
   state_dir = _state_dir(path, step)
   parts = which.split("/")
   try:
-    tree = functools.reduce(
-      lambda tree, part: tree.get(part) or {},
-      parts,
-      ocp.PyTreeCheckpointHandler().metadata(state_dir).tree,
-    )
+    tree = functools.reduce(lambda tree, part: tree.get(part) or {}, parts, saved_tree(state_dir))
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     target = functools.reduce(lambda tree, part: {part: tree}, reversed(parts), target)
     restore_args = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), target)

@@ -1,5 +1,6 @@
 """Shapes of saved and wanted arrays, and their comparison."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -32,13 +33,35 @@ def tree_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
+@functools.lru_cache(maxsize=4)
+def _read_tree(state_dir: str, manifest: bytes) -> Any:
+  del manifest
+  return ocp.PyTreeCheckpointHandler().metadata(epath.Path(state_dir)).tree
+
+
+def saved_tree(state_dir: epath.Path) -> Any:
+  """Returns the tree of what Orbax saved in a folder: objects with `shape` and `dtype`.
+
+  Orbax opens every array for it, 1 to 2 ms each, so the last trees are kept. The manifest of the
+  array store differs with every save, so a folder that is written again is read again.
+
+  Args:
+    state_dir: item `state` of a checkpoint.
+  """
+  manifest = state_dir / "manifest.ocdbt"
+  # Without one, Orbax was told to write a folder for each array.
+  if not manifest.exists():
+    return _read_tree.__wrapped__(str(state_dir), b"")
+  return _read_tree(str(state_dir), manifest.read_bytes())
+
+
 def saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:
   """Returns {"params/temp/value": shape} of the arrays that Orbax saved in a folder.
 
   Args:
     state_dir: item `state` of a checkpoint.
   """
-  return tree_shapes(ocp.PyTreeCheckpointHandler().metadata(state_dir).tree)
+  return tree_shapes(saved_tree(state_dir))
 
 
 def check_shapes(
