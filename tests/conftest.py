@@ -60,7 +60,7 @@ def pytest_sessionfinish():
 # Groups that take longest, first: a long one that starts last leaves one of two processes idle.
 _LONGEST = (
   "tests/test_notebooks.py",
-  "tests/training/test_train_loop.py",
+  "vqa_run",
   "tests/test_distributed.py",
   "tests/losses/test_retrieval_loss.py",
   "tests/training/test_step.py",
