@@ -6,7 +6,7 @@ import pytest
 
 from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug, decoding_fns
-from tests.support.models_case import GEOMETRY, PAD, answer, apply, fused, shapes
+from tests.support.models_case import GEOMETRY, PAD, apply, fused, shapes
 
 pytestmark = pytest.mark.xdist_group("models")
 

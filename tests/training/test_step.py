@@ -153,53 +153,76 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
   manager.close()
 
 
-# ---- microbatches
+# ---- without dropout: microbatches, learning
 
 
-def test_four_microbatches_equal_one_with_uneven_counts(tokenizer):
-  """On a mesh too: every microbatch takes rows from every device."""
-  case = Meshes(tokenizer, **NO_DROPOUT)
-  gradients, loss, metrics = case.gradients()
-  parts, parts_loss, parts_metrics = case.gradients((2, 1, 1), parts=4)
-  assert float(parts_loss) == pytest.approx(float(loss), rel=1e-5)
-  tiny_run.assert_gradients_equal(tiny_run.flat(parts), tiny_run.flat(gradients), 1e-5)
+class Learner(mesh_case.MeshCase):
+  """Eight images with two questions each, and a run that can learn them by heart."""
+
+  def __init__(self, tokenizer):
+    self.tokenizer = tokenizer
+    self.config = c = tiny_run.config(
+      **NO_DROPOUT,
+      data__questions_per_image=2,
+      data__augment__flip=0.0,
+      optim__schedule__name="constant",
+      optim__lr=5e-3,
+      optim__visual_lr=5e-3,
+      optim__b2=0.95,
+      optim__clip=0.0,
+      optim__weight_decay=0.0,
+      model__initializer_range=0.1,
+    )
+    source = vqa.get(c.data, "train")
+    records = [
+      {**source[i], "questions": [q for q in source[i]["questions"] if "what" in q["question"]][:2]}
+      for i in range(40)
+    ]
+    self.records = [r for r in records if r["questions"]][:8]
+    transform = data.make_transform(c, tokenizer, train=False)
+    examples = [transform(i, r, None) | {"mask": np.True_} for i, r in enumerate(self.records)]
+    self.batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    self.built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def learner(tokenizer):
+  return Learner(tokenizer)
+
+
+def test_four_microbatches_equal_one_with_uneven_counts(learner):
+  """On a mesh too: every microbatch takes rows from every device.
+
+  The gradients of the whole batch are those of the train step: after its first update the first
+  moment of Adam is 1 - b1 times the gradient.
+  """
+  batch = learner.batch | {"question_valid": np.ones((8, 2), bool)}
+  batch["question_valid"][[0, 1, 2, 4, 5], 1] = False
+  weights = np.linspace(0.25, 1.0, 8, dtype=np.float32)[:, None, None]
+  batch["answer_weight"] = batch["question_valid"][..., None] * weights
+  learner.state = random_state.host_state(learner.built, 0.1)
+  parts, parts_loss, parts_metrics = learner.gradients((2, 1, 1), parts=4, batch=batch)
+  state, metrics, _ = jax.device_get(
+    learner.built.train_step(learner.place(), batch, jnp.bool_(True))
+  )
+  scale = 1 / (1 - learner.config.optim.b1)
+  whole = {name: scale * x for name, x in tiny_run.flat(state.opt_state.mu).items()}
+  assert float(parts_loss) == pytest.approx(float(metrics["loss"][0]), rel=1e-5)
+  tiny_run.assert_gradients_equal(tiny_run.flat(parts), whole, 1e-5)
   for name in ("loss_answer", "token_accuracy"):
     np.testing.assert_allclose(parts_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
 
 
-# ---- learning
-
-
-def test_eight_images_are_memorized(tokenizer):
+def test_eight_images_are_memorized(learner, tokenizer):
   """Without dropout the loss goes to zero, and generation gives each image's trained answers."""
-  c = tiny_run.config(
-    **NO_DROPOUT,
-    data__questions_per_image=2,
-    data__augment__flip=0.0,
-    optim__schedule__name="constant",
-    optim__lr=5e-3,
-    optim__visual_lr=5e-3,
-    optim__b2=0.95,
-    optim__weight_decay=0.0,
-    model__initializer_range=0.1,
-  )
-  source = vqa.get(c.data, "train")
-  records = [
-    {**source[i], "questions": [q for q in source[i]["questions"] if "what" in q["question"]][:2]}
-    for i in range(40)
-  ]
-  records = [r for r in records if r["questions"]][:8]
-  transform = data.make_transform(c, tokenizer, train=False)
-  examples = [transform(i, r, None) | {"mask": np.True_} for i, r in enumerate(records)]
-  batch = {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
-  built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state = random_state.overfit(built, batch, c.model.initializer_range, 400)
+  batch, built, stddev = learner.batch, learner.built, learner.config.model.initializer_range
+  state = random_state.overfit(built, batch, stddev, 400)
   out = built.predict["generate"](state.params, batch)
   said = {
     (q["question_id"], tokenizer.decode(out["tokens"][row, i, : out["length"][row, i]]))
-    for row, r in enumerate(records)
+    for row, r in enumerate(learner.records)
     for i, q in enumerate(r["questions"])
   }
-  truth = {(q["question_id"], q["answers"][0]) for r in records for q in r["questions"]}
+  truth = {(q["question_id"], q["answers"][0]) for r in learner.records for q in r["questions"]}
   assert len({answer for _, answer in truth}) >= 4
   assert said == truth
