@@ -1,5 +1,6 @@
 """Dropout, attention, layer norm and stacks of layers against plain arithmetic."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import pytest
 
 from mplug_jax.models import layers
 from mplug_jax.ops import activations, attention, dropout, initializers
+from tests.support import random_state
 
 
 def masks(keys, shape, rate):
@@ -79,21 +81,26 @@ def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
 
 
 def test_keep_mask_does_not_depend_on_the_sharding():
-  shape, key = (8, 16, 24), jax.random.key(3)
-  plain = np.asarray(dropout.keep_mask(key, shape, 0.3))
+  shape, keys = (8, 16, 24), [jax.random.key(seed) for seed in range(3, 7)]
   mesh = jax.make_mesh((2, 4), ("a", "b"))
-  for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-    sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
+  specs = [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]
+  shardings = [jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*s)) for s in specs]
+
+  # A key for each, lest the compiler draw one mask for all.
+  def draw():
+    return [dropout.keep_mask(key, shape, 0.3) for key in keys]
+
+  plain, split = jax.jit(draw)(), jax.jit(draw, out_shardings=shardings)()
+  for spec, sharded, expected in zip(specs, split, plain, strict=True):
     assert len({str(s.index) for s in sharded.addressable_shards}) == 8, spec
-    np.testing.assert_array_equal(sharded, plain, err_msg=str(spec))
+    np.testing.assert_array_equal(sharded, expected, err_msg=str(spec))
 
 
 def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
-  x = jnp.linspace(1.0, 2.0, 200_000).reshape(400, 500)
-  out = np.asarray(dropout.dropout(x, 0.2, jax.random.key(0)))
+  x = np.linspace(1.0, 2.0, 200_000, dtype=np.float32).reshape(400, 500)
+  out = np.asarray(jax.jit(dropout.dropout, static_argnums=1)(x, 0.2, jax.random.key(0)))
   kept = out != 0
-  np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.8, rtol=1e-6)
+  np.testing.assert_allclose(out[kept], x[kept] / 0.8, rtol=1e-6)
   assert abs(out.mean() - 1.5) < 5 * 1.5 * np.sqrt(0.2 / 0.8 / x.size)
   assert dropout.dropout(x, 0.2, None) is x
   assert dropout.dropout(x, 0.0, jax.random.key(0)) is x
@@ -115,17 +122,21 @@ class Probe(nn.Module):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_scanned_layers_differ_at_initialisation_and_in_dropout(remat):
   stack = layers.scan(Probe, 3, remat)()
-  x = jnp.ones((2, 128))
-  params = stack.init(jax.random.key(0), x)
-  kernels = params["params"]["dense"]["kernel"]
+  x = np.ones((2, 128), np.float32)
+
+  @jax.jit
+  def run(key):
+    params = stack.init(key, x)
+    _, seen = stack.apply(params, x, rngs={"dropout": key})
+    return params["params"]["dense"]["kernel"], seen, stack.apply(params, x)[1]
+
+  kernels, seen, still = jax.device_get(run(jax.random.key(0)))
   assert kernels.shape == (3, 128, 4)
-  assert len({k.tobytes() for k in np.asarray(kernels)}) == 3
-  _, seen = stack.apply(params, x, rngs={"dropout": jax.random.key(1)})
-  seen = np.concatenate([np.asarray(s) for s in seen]).reshape(6, -1)
+  assert len({k.tobytes() for k in kernels}) == 3
+  seen = np.concatenate(seen).reshape(6, -1)
   assert set(np.unique(seen)) == {0.0, 2.0}
   assert np.abs(correlations(seen > 0)).max() < 5 / np.sqrt(256)
-  _, seen = stack.apply(params, x)
-  assert all(np.array_equal(s, np.ones((3, 2, 128))) for s in seen)
+  assert all(np.array_equal(s, np.ones((3, 2, 128))) for s in still)
 
 
 # ---- attention
@@ -198,10 +209,11 @@ def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
 
 def test_attention_scores_are_float32_whatever_the_inputs():
   """Scores near 300 with differences of 0.5 are lost in bfloat16, whose spacing there is 2."""
-  q = jnp.full((1, 1, 1, 64), 8.0, jnp.bfloat16)
-  k = jnp.full((1, 1, 2, 64), 4.6875, jnp.bfloat16).at[0, 0, 1, 0].add(0.5)
-  v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, None, :, None]
-  out = attention.attention(q, k, v)
+  bfloat16 = jnp.dtype(jnp.bfloat16)
+  q, k = np.full((1, 1, 1, 64), 8.0, bfloat16), np.full((1, 1, 2, 64), 4.6875, bfloat16)
+  k[0, 0, 1, 0] += 0.5
+  v = np.asarray([0.0, 1.0], bfloat16)[None, None, :, None]
+  out = jax.jit(attention.attention)(q, k, v)
   assert out.dtype == jnp.bfloat16
   assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
 
@@ -219,10 +231,16 @@ def test_rows_that_share_keys_equal_repeated_keys():
   def attend(m, x, memory, mask):
     return m.attend(x, *m.keys_values(memory), mask)
 
-  params = module.init(jax.random.key(0), x, memory, mask, method=attend)
-  apply = jax.jit(lambda *args: module.apply(params, *args, method=attend))
-  folded = apply(x, memory, mask)
-  np.testing.assert_allclose(folded, apply(x, memory.repeat(3, 0), mask.repeat(3, 0)), atol=1e-6)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, memory, mask, method=attend))
+  params = random_state.params(shapes, 0.3)
+
+  @jax.jit
+  def both(params):
+    repeated = jnp.repeat(memory, 3, 0), jnp.repeat(mask, 3, 0)
+    return [module.apply(params, x, *keys, method=attend) for keys in ((memory, mask), repeated)]
+
+  folded, expected = both(params)
+  np.testing.assert_allclose(folded, expected, atol=1e-6)
 
 
 # ---- linear layers
@@ -236,37 +254,38 @@ def test_dense_and_its_gradient_rule_equal_flax(shape, use_bias):
     rng.normal(size=shape).astype(np.float32),
     rng.normal(size=(*shape[:-1], 7)).astype(np.float32),
   )
-  ours = layers.Dense(features=7, use_bias=use_bias)
-  theirs = nn.Dense(7, use_bias)
-  params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape, theirs.init(jax.random.key(0), x)
-  )
+  modules = layers.Dense(features=7, use_bias=use_bias), nn.Dense(7, use_bias)
+  shapes = [jax.eval_shape(lambda m=m: m.init(jax.random.key(0), x)) for m in modules]
+  assert shapes[0] == shapes[1]
+  params = jax.tree.map(lambda p: p + np.float32(0.5), random_state.params(shapes[0], 0.5))
 
-  def value_and_gradients(module):
-    return jax.jit(
-      jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1))
-    )(params, x)
+  def value_and_gradients(module, params):
+    def loss(params, x):
+      return (jnp.sin(module.apply(params, x)) * weights).sum()
 
-  for a, b in zip(
-    jax.tree.leaves(value_and_gradients(ours)),
-    jax.tree.leaves(value_and_gradients(theirs)),
-    strict=True,
-  ):
+    return jax.value_and_grad(loss, (0, 1))(params, x)
+
+  ours, expected = jax.jit(lambda p: [value_and_gradients(m, p) for m in modules])(params)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_dense_in_bfloat16_keeps_float32_parameters():
   x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-  params = layers.Dense(features=16).init(jax.random.key(0), x)
+  shapes = jax.eval_shape(lambda: layers.Dense(features=16).init(jax.random.key(0), x))
+  params = random_state.params(shapes, 0.2)
 
   def loss(params, dtype):
     out = layers.Dense(features=16, dtype=dtype).apply(params, x)
-    return jnp.square(out).sum(), out.dtype
+    return jnp.square(out).sum(), out
 
-  (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
-  (low, dtype), gradient = jax.value_and_grad(loss, has_aux=True)(params, jnp.bfloat16)
-  assert dtype == jnp.bfloat16
+  @jax.jit
+  def both(params):
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    return gradient(params, jnp.float32), gradient(params, jnp.bfloat16)
+
+  ((plain, _), expected), ((low, out), gradient) = both(params)
+  assert out.dtype == jnp.bfloat16
   assert abs(low - plain) < 0.02 * plain
   for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
     assert a.dtype == jnp.float32
@@ -274,6 +293,15 @@ def test_dense_in_bfloat16_keeps_float32_parameters():
 
 
 # ---- layer norm
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def normalized(epsilon, params, x):
+  """Layer norm in float32 and in bfloat16."""
+  return [
+    layers.LayerNorm(epsilon=epsilon, dtype=dtype).apply(params, x)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  ]
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
@@ -294,9 +322,8 @@ def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
   wide = x.astype(np.float64)
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon)
   expected = expected * params["params"]["scale"] + params["params"]["bias"]
-  out = jax.jit(layers.LayerNorm(epsilon=epsilon).apply)(params, x)
+  out, low = normalized(epsilon, params, x)
   np.testing.assert_allclose(out, expected, atol=1e-5 if not offset else 5e-4)
-  low = jax.jit(layers.LayerNorm(epsilon=epsilon, dtype=jnp.bfloat16).apply)(params, x)
   assert low.dtype == jnp.bfloat16
   np.testing.assert_allclose(low, out, rtol=0.01, atol=0.01)
 
@@ -350,13 +377,15 @@ def test_remat_policy_dots_keeps_the_outputs_of_products():
       )
       return layers.ActivationThenDense(features=16, activation=activations.gelu, name="c")(x)
 
-  x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
+  x = np.ones((4, 16), np.float32) * np.arange(16, dtype=np.float32)
+  shapes = jax.eval_shape(lambda: Products().init(jax.random.key(0), x))
+  params, counts, gradients = random_state.params(shapes, 0.25), {}, {}
   for policy in ("none", "dots", "full"):
     layer = layers.remat(Products, policy)()
-    params = layer.init(jax.random.key(0), x)
     loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
-    counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
-    gradients[policy] = jax.grad(loss)(params)
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    counts[policy] = str(traced.jaxpr).count("dot_general[")
+    gradients[policy] = jax.device_get(traced.lower().compile()(params))
   assert counts["none"] == counts["dots"]
   assert counts["full"] == counts["none"] + 2
   for policy in ("dots", "full"):
