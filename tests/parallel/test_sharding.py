@@ -11,10 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mplug_jax import optim, tasks
+from mplug_jax import optim
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
-from mplug_jax.training import loop
 from tests.support import mesh_case, tiny_run
 
 # Numbers of parameters: what the official VQA forward passes use, with the position tables of base
@@ -40,11 +39,9 @@ def _config(size):
 
 @functools.cache
 def _built(size):
-  """Returns the build of a preset on a mesh (2, 2, 2), without what the tests do not look at."""
+  """Returns the build of a preset on a mesh (2, 2, 2)."""
   tokenizer = types.SimpleNamespace(vocab_size=30522, pad_id=0, bos_id=1, eos_id=2)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tasks.get("vqa"), "predict_fns", lambda self: {})
-    return loop.build(_config(size), tokenizer, 1000, 1000)
+  return mesh_case.build(_config(size), tokenizer, 1000, 1000)
 
 
 def _device_bytes(leaf):
