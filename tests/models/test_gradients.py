@@ -71,15 +71,16 @@ def test_dropout_needs_a_key_and_remat_repeats_its_masks(inputs):
       re.findall("checkpoint|remat", str(traced.jaxpr))
     )  # attention's own are in all three
     assert (recomputed[policy] > recomputed["none"]) == (policy != "none")
-    results[policy] = jax.device_get(traced.lower().compile()(params, keys[0]))
-  (plain, both), gradient = results.pop("none")
-  for (value, _), other in results.values():
-    assert abs(value - plain) < 1e-5
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())),
-      other,
-      gradient,
-    )
+    if policy != "dots":  # test_layers compares its gradients with dropout
+      results[policy] = jax.device_get(traced.lower().compile()(params, keys[0]))
+  (plain, both), gradient = results["none"]
+  (value, _), other = results["full"]
+  assert abs(value - plain) < 1e-5
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max())),
+    other,
+    gradient,
+  )
 
   # Without a key the program is that without dropout.
   off = functools.partial(forward, dropout_rate=0.0, attention_dropout_rate=0.0)

@@ -366,12 +366,15 @@ def test_remat_saves_memory(depth):
 
 
 def test_remat_policy_dots_keeps_the_outputs_of_products():
-  """Counts the products of a layer with three dense parts, forward, backward and recomputed."""
+  """Counts the products of a layer with three dense parts, forward, backward and recomputed.
+
+  Every policy repeats the dropout masks: the gradients are equal.
+  """
 
   class Products(nn.Module):
     @nn.compact
     def __call__(self, x):
-      x = layers.Dense(features=16, name="a")(x)
+      x = layers.Dropout(rate=0.5)(layers.Dense(features=16, name="a")(x))
       x = layers.ActivationThenDense(features=16, activation=activations.gelu, name="b")(
         layers.LayerNorm(epsilon=1e-6)(x)
       )
@@ -382,7 +385,10 @@ def test_remat_policy_dots_keeps_the_outputs_of_products():
   params, counts, gradients = random_state.params(shapes, 0.25), {}, {}
   for policy in ("none", "dots", "full"):
     layer = layers.remat(Products, policy)()
-    loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
+
+    def loss(params, layer=layer):
+      return jnp.sin(layer.apply(params, x, rngs={"dropout": jax.random.key(0)})).sum()
+
     traced = jax.jit(jax.grad(loss)).trace(params)
     counts[policy] = str(traced.jaxpr).count("dot_general[")
     gradients[policy] = jax.device_get(traced.lower().compile()(params))
