@@ -164,7 +164,10 @@ def leaf_shapes(geometry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=16)
 def _leaf_shapes(geometry: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
-  model = MPlug(**dict(geometry))
+  # Parameters do not depend on the operations; the reference ones are traced in less time.
+  fields: dict[str, Any] = dict(geometry)
+  fields.update(ops="reference", attention_impl="reference")
+  model = MPlug(**fields)
 
   def everything(m: Any, pixels: Any, ids: Any) -> Any:
     """Calls every module that has parameters."""

@@ -1,6 +1,7 @@
 """Detection of the format of tensors, and their names in the conversion tables."""
 
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from mplug_jax.conversion.formats.format import Geometry
 _WRAPPERS = (r"^(module|model)\.", "")  # DistributedDataParallel, DeepSpeed, ModelScope
 
 
+@functools.lru_cache(maxsize=8192)  # a conversion asks for each tensor several times
 def official_name(key: str) -> str:
   """Returns the name of a tensor in the official fine-tuning code (docs/official.md item 18)."""
   rules = (_WRAPPERS, *(rename for fmt in formats.FORMATS for rename in fmt.renames))

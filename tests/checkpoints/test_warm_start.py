@@ -8,45 +8,48 @@ from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.checkpoints.position_embeddings import resize_positions
 from mplug_jax.data.text import sentencepiece
-from mplug_jax.training import loop, workdir
-from tests.support import tiny_run
-
-
-def made(folder, seed=0, **changes):
-  """(config, TrainState) of the tiny VQA run with `changes`.
-
-  Parameters are random numbers; averages are 1 above them.
-  """
-  c = tiny_run.config(tokenizer__vocab_size=64, **changes)
-  abstract = loop.build(c, tiny_run.tokenizer(folder, c)).abstract
-  rng = np.random.default_rng(seed)
-  params = jax.tree.map(
-    lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32), x.sharding), abstract.params
-  )
-  averages = (
-    jax.tree.map(
-      lambda x, y: jax.device_put(np.asarray(x) + 1, y.sharding), params, abstract.ema_params
-    )
-    if c.ema.decay
-    else ()
-  )
-  return c, abstract.replace(params=params, ema_params=averages)
+from mplug_jax.training import workdir
+from tests.support import mesh_case, tiny_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def made(tmp_path_factory):
+  """(config, abstract TrainState) of the tiny VQA run with averages."""
+  c = tiny_run.config(tokenizer__vocab_size=64, ema__decay=0.9)
+  return c, mesh_case.build(c, tiny_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), c)).abstract
+
+
+def drawn(abstract, seed):
+  """Random parameters as numpy arrays, and averages 1 above them."""
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract.params)
+  return {"params": params, "ema_params": jax.tree.map(lambda x: x + 1, params)}
+
+
+def placed(abstract, arrays):
+  """A state of these arrays on the devices of `abstract`."""
+  arrays = {
+    name: jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), tree, abstract.params)
+    for name, tree in arrays.items()
+  }
+  return abstract.replace(**arrays)
+
+
+@pytest.fixture(scope="module")
+def run(made, tmp_path_factory):
   """Folder and parameters of a run with averages."""
   folder = tmp_path_factory.mktemp("run")
-  _, state = made(folder, seed=1, ema__decay=0.9)
+  arrays = drawn(made[1], 1)
   manager = checkpoint.Manager(folder)
-  manager.save(3, {"params": state.params, "ema_params": state.ema_params}, {"step": 3})
+  manager.save(3, arrays, {"step": 3})
   manager.close()
-  return folder, tiny_run.flat(state.params)
+  return folder, tiny_run.flat(arrays["params"])
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-  return made(tmp_path_factory.mktemp("fresh"), ema__decay=0.9)
+def fresh(made):
+  c, abstract = made
+  return c, placed(abstract, drawn(abstract, 0))
 
 
 def options(c, *paths, new=(), unused=()):
@@ -85,9 +88,14 @@ def test_every_parameter_and_its_average(run, fresh):
   ), warm_start.summary(report)
 
 
-def test_another_resolution_resizes_the_positions(run, tmp_path):
+def test_another_resolution_resizes_the_positions(made, run):
   folder, params = run
-  c, state = made(tmp_path, model__image_size=48)
+  c, abstract = made
+  table = abstract.params["visual_encoder"]["position_embedding"]
+  larger = jax.ShapeDtypeStruct((10, 64), table.dtype, sharding=table.sharding)
+  vision = abstract.params["visual_encoder"] | {"position_embedding": larger}
+  abstract = abstract.replace(params=abstract.params | {"visual_encoder": vision})
+  state = placed(abstract, drawn(abstract, 0)).replace(ema_params=())
   new, report = warm_start.init_from(state, options(c, folder))
   name = "visual_encoder/position_embedding"
   np.testing.assert_array_equal(tiny_run.flat(new.params)[name], resize_positions(params[name], 10))
@@ -127,18 +135,18 @@ def test_several_checkpoints_fill_what_they_have_and_the_rest_is_declared(run, f
 
 
 def test_what_does_not_fit_is_named(run, fresh, tmp_path):
-  folder, params = run
+  folder, _ = run
   c, state = fresh
-  more = part("", params | {"itm_head/kernel": np.zeros((2, 2), np.float32)}, tmp_path / "more")
+  more = part("", {"itm_head/kernel": np.zeros((2, 2), np.float32)}, tmp_path / "more")
   message = r"1 parameters of the checkpoints have no place \(itm_head/kernel\); "
   with pytest.raises(ValueError, match=message + ".*config.init.unused"):
-    warm_start.init_from(state, options(c, more))
-  warm_start.init_from(state, options(c, more, unused=("itm_head/.*",)))
-  wide = part("", params | {"text_decoder/head/bias": np.zeros(7, np.float32)}, tmp_path / "wide")
+    warm_start.init_from(state, options(c, folder, more))
+  warm_start.init_from(state, options(c, folder, more, unused=("itm_head/.*",)))
+  wide = part("", {"text_decoder/head/bias": np.zeros(7, np.float32)}, tmp_path / "wide")
   with pytest.raises(
     ValueError, match=r"text_decoder/head/bias has shape \(7,\) in .*wide and \(64,\) in the model"
   ):
-    warm_start.init_from(state, options(c, wide))
+    warm_start.init_from(state, options(c, wide, folder))
   with pytest.raises(FileNotFoundError, match="nowhere"):
     warm_start.init_from(state, options(c, tmp_path / "nowhere"))
 

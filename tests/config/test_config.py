@@ -200,71 +200,87 @@ def test_parse_arg():
     config_lib.parse_arg("lr=fast", lr=0.1)
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
-    (
-      ["--config=configs/nothing.py"],
-      "The config configs/nothing.py does not exist. "
-      "Name a file, or one of the packaged configs: caption, ",
-    ),
-    (
-      ["--config=configs/vqa.py:tiny,data=coco"],
-      "The config argument data='coco' is unknown; "
-      "there are easy_vqa, scenes, vqa_v2, jsonl, gqa, tfds.",
-    ),
-    (
-      ["--config=configs/vqa.py", "--config.optim.lr=1", "--config.optim.lrr=1"],
-      "--config.optim.lrr=1: config.optim has no key 'lrr'; "
-      "it has accumulate, b1, b2, clip, eps, groups, lr, ",
-    ),
-    (
-      ["--config", "configs/vqa.py", "--config.optm.lr", "1"],
-      "--config.optm.lr: config has no key 'optm'; it has batch_size, ",
-    ),
-    (
-      ["--config=configs/vqa.py", "--config.seed.x=1"],
-      "--config.seed.x=1: config.seed is a value and has no keys.",
-    ),
-    (
-      ["--config=configs/vqa.py", "--config.optim.lr=fast"],
-      "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
-    ),
-    (
-      ["--config=configs/vqa.py", "--wrkdir=x"],
-      "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
-    ),
-    (
-      ["--config=configs/vqa.py", "--mode=test"],
-      "flag --mode=test: value should be one of <train|evaluate>",
-    ),
-    (["--config=configs/vqa.py", "extra"], "Unknown argument 'extra'; --help lists the flags."),
-  ],
-)
-def test_wrong_command_line_is_one_sentence(arguments, message):
-  result = run("-m", "mplug_jax.main", *arguments)
-  assert result.returncode == 1
-  assert result.stdout == ""
-  assert result.stderr.startswith(f"error: {message}")
-  assert result.stderr.count("\n") == 1
+WRONG_COMMAND_LINES = [
+  ([], "--config=configs/vqa.py or another file of configs/ is needed; --help lists the flags."),
+  (
+    ["--config=configs/nothing.py"],
+    "The config configs/nothing.py does not exist. "
+    "Name a file, or one of the packaged configs: caption, ",
+  ),
+  (
+    ["--config=configs/vqa.py:tiny,data=coco"],
+    "The config argument data='coco' is unknown; "
+    "there are easy_vqa, scenes, vqa_v2, jsonl, gqa, tfds.",
+  ),
+  (
+    ["--config=configs/vqa.py", "--config.optim.lr=1", "--config.optim.lrr=1"],
+    "--config.optim.lrr=1: config.optim has no key 'lrr'; "
+    "it has accumulate, b1, b2, clip, eps, groups, lr, ",
+  ),
+  (
+    ["--config", "configs/vqa.py", "--config.optm.lr", "1"],
+    "--config.optm.lr: config has no key 'optm'; it has batch_size, ",
+  ),
+  (
+    ["--config=configs/vqa.py", "--config.seed.x=1"],
+    "--config.seed.x=1: config.seed is a value and has no keys.",
+  ),
+  (
+    ["--config=configs/vqa.py", "--config.optim.lr=fast"],
+    "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
+  ),
+  (
+    ["--config=configs/vqa.py", "--wrkdir=x"],
+    "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
+  ),
+  (
+    ["--config=configs/vqa.py", "--mode=test"],
+    "flag --mode=test: value should be one of <train|evaluate>",
+  ),
+  (["--config=configs/vqa.py", "extra"], "Unknown argument 'extra'; --help lists the flags."),
+]
+PRINTED = ("configs/vqa.py:tiny", "vqa:tiny")
 
 
-@pytest.mark.parametrize("config", ["configs/vqa.py:tiny", "vqa:tiny"])
-def test_print_config_prints_the_resolved_config_without_jax(config, tmp_path):
-  code = (
-    "import runpy, sys\n"
-    f"sys.argv = ['main', '--config={config}', '--config.seed=7', '--print_config']\n"
-    "try:\n  runpy.run_module('mplug_jax.main', run_name='__main__')\n"
-    "finally:\n  print('jax' in sys.modules, file=sys.stderr)\n"
-  )
-  result = run("-c", code)
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+  """{arguments of `python -m mplug_jax.main`: (status, stdout, stderr, was JAX imported)}."""
+  mine = tmp_path_factory.mktemp("configs") / "mine.py"
+  mine.write_text("def get_config():\n  return None.lr\n")
+  lines = [arguments for arguments, _ in WRONG_COMMAND_LINES]
+  lines += [[f"--config={name}", "--config.seed=7", "--print_config"] for name in PRINTED]
+  lines.append([f"--config={mine}", "--config.lr=1"])
+  result = run("-m", "tests.support.forked_mains", input=json.dumps(lines))
   assert result.returncode == 0, result.stderr
-  assert result.stderr.strip() == "False"
-  printed = json.loads(result.stdout)
+  names = [*map(tuple, lines[:-1]), "mine.py"]
+  return dict(zip(names, json.loads(result.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_COMMAND_LINES)
+def test_wrong_command_line_is_one_sentence(arguments, message, commands):
+  status, out, err, _ = commands[tuple(arguments)]
+  assert status == 1
+  assert out == ""
+  assert err.startswith(f"error: {message}")
+  assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("config", PRINTED)
+def test_print_config_prints_the_resolved_config_without_jax(config, commands):
+  arguments = (f"--config={config}", "--config.seed=7", "--print_config")
+  status, out, err, imported = commands[arguments]
+  assert status == 0, err
+  assert not err
+  assert not imported
   expected = tiny_run.config()
   expected.seed = 7
-  assert printed == json.loads(config_lib.to_json(expected))
+  assert json.loads(out) == json.loads(config_lib.to_json(expected))
+
+
+def test_main_runs_as_a_script():
+  result = run("-m", "mplug_jax.main", "--config=configs/vqa.py", "extra")
+  assert result.returncode == 1
+  assert result.stderr == "error: Unknown argument 'extra'; --help lists the flags.\n"
 
 
 def test_packaged_configs_load_by_name_but_files_take_precedence(tmp_path, monkeypatch):
@@ -279,11 +295,10 @@ def test_packaged_configs_load_by_name_but_files_take_precedence(tmp_path, monke
       config_lib.config_file(name)
 
 
-def test_error_inside_a_config_file_keeps_its_traceback(tmp_path):
-  (tmp_path / "mine.py").write_text("def get_config():\n  return None.lr\n")
-  result = run("-m", "mplug_jax.main", f"--config={tmp_path}/mine.py", "--config.lr=1")
-  assert result.returncode == 1
-  assert 'mine.py", line 2, in get_config' in result.stderr
+def test_error_inside_a_config_file_keeps_its_traceback(commands):
+  status, _, err, _ = commands["mine.py"]
+  assert status == 1
+  assert 'mine.py", line 2, in get_config' in err
 
 
 def test_configs_import_no_jax():

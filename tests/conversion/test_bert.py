@@ -1,12 +1,10 @@
 """Conversion of BERT: text encoder, fusion encoder, decoder and heads."""
 
-import json
-
 import numpy as np
 import pytest
 
 from mplug_jax.config.presets import PRESETS
-from mplug_jax.conversion import importer, mapping, official_inventory
+from mplug_jax.conversion import importer, mapping, official_inventory, storage
 from mplug_jax.conversion.geometry import infer_geometry
 from tests.support.source_checks import assert_leaves, converted, refused, saved
 from tests.support.source_tensors import (
@@ -17,6 +15,8 @@ from tests.support.source_tensors import (
   bert,
   bert_leaves,
 )
+
+pytestmark = pytest.mark.xdist_group("conversion")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_bert_starts_the_text_encoder_the_fusion_encoder_and_the_decoder(
   assert_leaves(
     converted(tensors, tmp_path / "a", heads=2, **options), bert_leaves(tensors, *parts)
   )
-  geometry = json.loads((tmp_path / "a" / "ours" / "model.json").read_text())
+  geometry, _ = storage.read_description(tmp_path / "a" / "converted.safetensors")
   text, fusion, decoder = parts
   assert [
     geometry[name] for name in ("text_layers", "fusion_layers", "decoder_layers", "heads")
@@ -85,7 +85,9 @@ def test_bert_without_a_head_leaves_the_heads_new(tmp_path):
 
 
 def test_each_tensor_of_bert_says_what_became_of_it(tmp_path):
-  manifest = importer.convert_checkpoint(saved(bert(), tmp_path / "bert.pth"), tmp_path / "ours")
+  manifest = importer.convert_checkpoint(
+    saved(bert(), tmp_path / "bert.pth"), tmp_path / "c.safetensors"
+  )
   rows = {row["name"]: row for row in manifest["tensors"]}
   assert rows["bert.encoder.layer.7.output.dense.weight"]["to"] == [
     "params/fusion_encoder/layer_1/output/kernel",

@@ -12,6 +12,8 @@ from mplug_jax.tensor_files import write as torch_write
 from tests.support.official_state import GIVEN, STYLES, geometry, state_dict
 from tests.support.torch_pickles import archive, build, call, name, new, tensor
 
+pytestmark = pytest.mark.xdist_group("conversion")
+
 TREES = ("params", "ema_params", "extra")
 MLM_HEAD = "cls.predictions"
 
@@ -65,7 +67,7 @@ def reference(tmp_path_factory):
   folder = tmp_path_factory.mktemp("reference")
   tensors = pretrained()
   torch_write.save_pth(folder / "official.pth", tensors)
-  return tensors, converted(folder / "official.pth", folder / "ours")[0]
+  return tensors, converted(folder / "official.pth", folder / "ours.safetensors")[0]
 
 
 def assert_same(leaves, expected):

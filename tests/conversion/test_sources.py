@@ -25,13 +25,17 @@ from tests.support.source_tensors import (
 )
 from tests.support.torch_pickles import archive, new, tensor
 
+pytestmark = pytest.mark.xdist_group("conversion")
+
 
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
 def test_hugging_face_clip_fills_the_image_encoder_and_comes_back(kind, tmp_path):
   tensors = huggingface(clip(), kind)
   assert source_kind(tensors) == "huggingface_clip"
   assert_leaves(converted(tensors, tmp_path / "a"), clip_leaves(clip()))
-  exporter.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors", slim=True)
+  exporter.export_torch(
+    tmp_path / "a" / "converted.safetensors", tmp_path / "back.safetensors", slim=True
+  )
   live = {
     name: x
     for name, x in tensors.items()
@@ -52,7 +56,7 @@ def test_position_numbers_follow_a_table_that_was_resized(tmp_path):
   )
   side = int(np.sqrt(len(table) - 1)) + 2
   converted(tensors, tmp_path / "a", image_size=side * patches.shape[-1])
-  exporter.export_torch(tmp_path / "a" / "ours", tmp_path / "back.safetensors")
+  exporter.export_torch(tmp_path / "a" / "converted.safetensors", tmp_path / "back.safetensors")
   with open.open_tensors(tmp_path / "back.safetensors") as file:
     assert file.shape("vision_model.embeddings.position_embedding.weight") == (
       1 + side * side,
@@ -159,9 +163,9 @@ def test_openai_clip_as_a_torchscript_archive(tmp_path):
   """In float16, as OpenAI publishes it."""
   half = {name: x.astype(np.float16) for name, x in clip().items()}
   importer.convert_checkpoint(
-    torchscript(tmp_path / "ViT.pt", half), tmp_path / "ours", dtype="float32"
+    torchscript(tmp_path / "ViT.pt", half), tmp_path / "c.safetensors", dtype="float32"
   )
-  result = reading.load_arrays(tmp_path / "ours", "params")
+  result = reading.load_arrays(tmp_path / "c.safetensors", "params")
   assert {x.dtype for x in result.values()} == {np.dtype(np.float32)}
   assert_leaves(result, clip_leaves(half))
 
@@ -238,8 +242,9 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path):
 def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
   """Each leaf comes from its source; cross-attention, projection and heads are new."""
   text = bert(layers=8)
-  importer.convert_checkpoint(saved(clip(), tmp_path / "clip.pt"), tmp_path / "clip")
-  importer.convert_checkpoint(saved(text, tmp_path / "bert.pth"), tmp_path / "bert", text_layers=4)
+  paths = tuple(str(tmp_path / f"{name}.safetensors") for name in ("clip", "bert"))
+  importer.convert_checkpoint(saved(clip(), tmp_path / "clip.pt"), paths[0])
+  importer.convert_checkpoint(saved(text, tmp_path / "bert.pth"), paths[1], text_layers=4)
   g = infer_geometry(
     {name: x.shape for name, x in text.items()},
     text_layers=4,
@@ -263,7 +268,6 @@ def test_clip_and_bert_together_start_a_model_with_all_parts(tmp_path):
     step=0, params=nested(fresh), opt_state=(), ema_params=nested(fresh), extra=(), rng=None
   )
   new_leaves = (".*crossattention.*", "(vision_proj|text_proj|itm_head|temp)/.*")
-  paths = (str(tmp_path / "clip"), str(tmp_path / "bert"))
   options = ml_collections.ConfigDict(dict(paths=paths, new=new_leaves, unused=(), copies=()))
   started, report = warm_start.init_from(state, options)
 

@@ -1,5 +1,6 @@
 """Complete checkpoints are converted, exported and converted again, byte for byte."""
 
+import functools
 import json
 import weakref
 
@@ -25,28 +26,51 @@ from tests.support.official_state import (
 from tools import convert_checkpoint as convert_tool
 from tools import export_torch as export_tool
 
+pytestmark = pytest.mark.xdist_group("conversion")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """Returns a function (task, large) -> (tensors, manifest, folder).
+
+  The folder holds the tensors, and their conversions to a folder and to one file.
+  """
+
+  @functools.cache
+  def make(task, large):
+    folder = tmp_path_factory.mktemp(task)
+    tensors = state_dict(task, large)
+    source = save(folder / "official.pth", tensors)
+    for name in ("folder", "file.safetensors"):
+      manifest = importer.convert_checkpoint(source, folder / name, keep_dead=True, **GIVEN)
+    return tensors, manifest, folder
+
+  return make
+
 
 @pytest.mark.parametrize(
-  ("task", "large", "converted"),
+  ("task", "large", "forms"),
   [
-    ("vqa", False, "ours"),
-    ("vqa", False, "ours.safetensors"),
-    ("vqa", True, "ours.safetensors"),
-    ("caption", False, "ours.safetensors"),
-    ("retrieval", True, "ours"),
-    ("retrieval", True, "ours.safetensors"),
-    ("grounding", False, "ours.safetensors"),
-    ("videocap", True, "ours.safetensors"),
+    ("vqa", False, ("folder", "file.safetensors")),
+    ("vqa", True, ("file.safetensors",)),
+    ("caption", False, ("file.safetensors",)),
+    ("retrieval", True, ("folder", "file.safetensors")),
+    ("grounding", False, ("file.safetensors",)),
+    ("videocap", True, ("file.safetensors",)),
   ],
 )
-def test_there_and_back_with_every_byte(task, large, converted, tmp_path):
+def test_there_and_back_with_every_byte(task, large, forms, made, tmp_path):
   """Both forms where there are averages and queues; other tasks differ in names and shapes only."""
-  tensors = state_dict(task, large)
-  source = save(tmp_path / "official.pth", tensors)
-  importer.convert_checkpoint(source, tmp_path / converted, keep_dead=True, **GIVEN)
-  manifest = exporter.export_torch(tmp_path / converted, tmp_path / "back.pth")
-  assert_same_bytes(read(tmp_path / "back.pth"), tensors)
-  assert not any("initialisation" in row["why"] for row in manifest["tensors"])
+  if "folder" in forms:
+    tensors, _, folder = made(task, large)
+  else:
+    tensors, folder = state_dict(task, large), tmp_path
+    source = save(tmp_path / "official.pth", tensors)
+    importer.convert_checkpoint(source, tmp_path / "file.safetensors", keep_dead=True, **GIVEN)
+  for form in forms:
+    manifest = exporter.export_torch(folder / form, tmp_path / f"{form}.pth")
+    assert_same_bytes(read(tmp_path / f"{form}.pth"), tensors)
+    assert not any("initialisation" in row["why"] for row in manifest["tensors"])
 
 
 def test_what_never_runs_is_made_again_or_left_out(tmp_path):
@@ -150,17 +174,19 @@ def test_bytes_of_tied_copies_count_not_their_values(tmp_path):
   tensors = state_dict("caption")
   words = "text_decoder.bert.embeddings.word_embeddings.weight"
   tensors[words][0, 0] = np.nan
-  importer.convert_checkpoint(save(tmp_path / "official.pth", tensors), tmp_path / "ours", **GIVEN)
+  importer.convert_checkpoint(
+    save(tmp_path / "official.pth", tensors), tmp_path / "c.safetensors", **GIVEN
+  )
   assert np.isnan(
-    reading.load_arrays(tmp_path / "ours", "params/text_decoder")["embeddings/word/embedding"][0, 0]
+    reading.load_arrays(tmp_path / "c.safetensors", "params/text_decoder")[
+      "embeddings/word/embedding"
+    ][0, 0]
   )
 
 
-@pytest.mark.parametrize("task", ["vqa", "retrieval"])
-def test_one_file_holds_what_the_folder_does(task, tmp_path):
-  source = save(tmp_path / "official.pth", state_dict(task))
-  manifest = importer.convert_checkpoint(source, tmp_path / "folder", keep_dead=True, **GIVEN)
-  importer.convert_checkpoint(source, tmp_path / "file.safetensors", keep_dead=True, **GIVEN)
+@pytest.mark.parametrize(("task", "large"), [("vqa", False), ("retrieval", True)])
+def test_one_file_holds_what_the_folder_does(task, large, made):
+  _, manifest, tmp_path = made(task, large)
   leaves = {
     f"{tree}/{path}": x
     for tree in ("params", "ema_params", "extra")
@@ -206,9 +232,9 @@ def test_naming_styles_give_the_same_parameters(style):
 def test_wrappers(wrapper, tmp_path):
   tensors = state_dict("videocap")
   importer.convert_checkpoint(
-    save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "ours", **GIVEN
+    save(tmp_path / "w.pth", tensors, wrapper=wrapper), tmp_path / "c.safetensors", **GIVEN
   )
-  leaves = reading.load_arrays(tmp_path / "ours", "params")
+  leaves = reading.load_arrays(tmp_path / "c.safetensors", "params")
   np.testing.assert_array_equal(
     leaves["visual_encoder/class_embedding"], tensors["visual_encoder.visual.class_embedding"]
   )
@@ -221,13 +247,15 @@ def test_clip_alone_fills_the_image_encoder(tmp_path):
     if name.startswith("visual_encoder.")
   }
   importer.convert_checkpoint(
-    save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "ours", image_size=32
+    save(tmp_path / "clip.pt", clip, wrapper=""), tmp_path / "c.safetensors", image_size=32
   )
-  leaves = reading.load_arrays(tmp_path / "ours", "params")
+  leaves = reading.load_arrays(tmp_path / "c.safetensors", "params")
   assert {path.split("/")[0] for path in leaves} == {"visual_encoder"}
   assert leaves["visual_encoder/position_embedding"].shape == (17, 64)
-  importer.convert_checkpoint(tmp_path / "clip.pt", tmp_path / "zero", zero_positions=True)
-  assert not reading.load_arrays(tmp_path / "zero", "params")[
+  importer.convert_checkpoint(
+    tmp_path / "clip.pt", tmp_path / "zero.safetensors", zero_positions=True
+  )
+  assert not reading.load_arrays(tmp_path / "zero.safetensors", "params")[
     "visual_encoder/position_embedding"
   ].any()
 

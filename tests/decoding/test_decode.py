@@ -91,16 +91,17 @@ def test_one_beam_is_greedy(mode):
   ],
 )
 def test_items_do_not_depend_on_batch_or_padding(kind, rows, options):
-  prompts = [[2], [2, 3, 4], [4, 4, 2], [3], [2]]
+  prompts = [[2], [2, 3], [4, 4], [3], [2]]
   table = make_table(8, len(prompts), 7, eos_bonus=0.5)
   padded = [p + [6] * (3 - len(p)) for p in prompts]  # junk beyond the prompt must not count
-  keys = make_keys(1, len(prompts))
+  keys = make_keys(2, len(prompts))
   options = dict(max_length=5, min_length=3, no_repeat_ngram=2, **options)
   together = run(kind, table, padded, rows, list(map(len, prompts)), keys=keys, **options)
   assert len({s for item in together.lengths.tolist() for s in item}) > 2
   for item, prompt in enumerate(prompts):
     one = slice(item, item + 1)
-    alone = run(kind, table[one], [prompt], rows, keys=keys[one], **options)
+    shorter = [prompt + [5] * (2 - len(prompt))]  # other junk, and less of it
+    alone = run(kind, table[one], shorter, rows, [len(prompt)], keys=keys[one], **options)
     assert sequences(alone) == sequences(together, item)
     np.testing.assert_array_equal(alone.lengths[0], together.lengths[item])
     np.testing.assert_allclose(alone.scores[0], together.scores[item], rtol=1e-6)

@@ -1,5 +1,6 @@
 """Traced operations of every task's step against the products of the differentiated program."""
 
+import functools
 import importlib
 from types import SimpleNamespace
 
@@ -21,6 +22,28 @@ from tests.flops import test_formulas
 from tests.support import flop_formulas, tiny_run
 
 TOKENIZER = StandInTokenizer(500)
+pytestmark = pytest.mark.xdist_group("flops")
+_PARAMETERS = {}
+
+
+@pytest.fixture(autouse=True)
+def parameters_of_equal_models(monkeypatch):
+  """Tasks that share a model share the trace of its parameters."""
+  original = traced.abstract_parameters
+
+  def parameters(task):
+    key = type(task), task.model, str(task.config.data)
+    if key not in _PARAMETERS:
+      _PARAMETERS[key] = original(task)
+    return _PARAMETERS[key]
+
+  monkeypatch.setattr(traced, "abstract_parameters", parameters)
+
+
+@functools.cache
+def step_flops(name, changes):
+  """Operations of a train step of 8 rows; `changes` are items of {key of the config: value}."""
+  return traced.train_step_flops(task_of(name, **dict(changes)), 8)
 
 
 def task_of(name, arg="tiny", **changes):
@@ -60,29 +83,31 @@ OTHERS = [
 
 def test_an_average_that_teaches_nothing_costs_no_forward_pass():
   without, evaluated = (
-    traced.train_step_flops(task_of("vqa", **changes), 2)
-    for changes in ({"ema.decay": 0.0}, {"ema.decay": 0.9, "ema.use": "eval"})
+    step_flops("vqa", changes)
+    for changes in ((("ema.decay", 0.0),), (("ema.decay", 0.9), ("ema.use", "eval")))
   )
-  assert evaluated == without < traced.train_step_flops(task_of("vqa", **CASES[0][1]), 2)
+  assert evaluated == without < step_flops("vqa", tuple(CASES[0][1].items()))
 
 
 @pytest.mark.parametrize(
   ("name", "changes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
 )
 def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
+  counted = step_flops(name, tuple(changes.items()))
   monkeypatch.setattr(
     attention,
     "_attention",
     lambda attention_impl, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
   )
-  task = task_of(name, **changes)
+  expected = differentiated(task_of(name, **changes), 8)
   # Hard negatives are drawn by products that nothing differentiates.
-  assert traced.train_step_flops(task, 8) == pytest.approx(differentiated(task, 8), rel=2e-4)
+  assert counted == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.mark.parametrize("fields", test_formulas.GEOMETRIES[:1])
-def test_the_formulas_of_question_answering_say_the_same(fields):
-  task, _, _ = test_formulas.make(**fields, vision_layers=3, text_layers=2, decoder_layers=2)
+def test_the_formulas_of_question_answering_say_the_same(fields, monkeypatch):
+  task, params, _ = test_formulas.make(**fields, **test_formulas.DEPTHS)
+  monkeypatch.setattr(traced, "abstract_parameters", lambda task: params)
   shape = (
     test_formulas.IMAGES,
     test_formulas.QUESTIONS,

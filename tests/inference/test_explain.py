@@ -119,7 +119,7 @@ def test_a_patch_that_alone_is_read_is_all_that_is_seen(captions):
   encoder["position_embedding"][:] = 0
   image = np.zeros((1, 32, 32, 3), np.uint8)
   image[0, :16, 16:] = 255
-  tokens = task.apply(params, base.encode_image, image)
+  tokens = jax.jit(lambda params: task.apply(params, base.encode_image, image))(params)
   black = np.asarray(tokens[0, 1])
   cross["value"]["bias"][:] = (
     -black @ cross["value"]["kernel"][0]
@@ -170,11 +170,11 @@ def test_what_connected_layers_mixed_is_handed_back():
   }
   crossed = one_hot((1, 1, 1, 2, 8), (0, 0, 0, 1, 2), (0, 0, 0, 1, 5))
   decoder = {"layers": {"attention": one_hot((1, 1, 1, 2, 2)), "crossattention": crossed}}
-  result = stream(2).read({"fusion_encoder": connected, "text_decoder": decoder})
+  sown = {"fusion_encoder": connected, "text_decoder": decoder}
+  result, shares = jax.jit(lambda sown: (stream(2).read(sown), stream(2).rollout(sown, 2)))(sown)
   np.testing.assert_allclose(
     result, [[0, 1, 1, 0, 1]]
   )  # 1: text read it; 2 and 4: half each of what two readers had of 2
-  shares = stream(2).rollout({"fusion_encoder": connected, "text_decoder": decoder}, 2)
   # The second position holds image token 2 (2 and 4, half each) and text token 0, which has image
   # token 1 from text token 1.
   np.testing.assert_allclose(shares, [[[0, 0, 0, 0, 0], [0, 0.5, 0.25, 0, 0.25]]], atol=1e-6)

@@ -15,23 +15,24 @@ def unit(rng, *shape):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+# Their arguments are traced: cases that differ in values share one program.
+losses = jax.jit(contrastive.image_text_losses, static_argnames=("match", "chunk"))
+
+
 @pytest.fixture
 def case():
   """Four rows and three queue columns: rows 0 and 2 are image 7, as column 1; row 3 is invalid."""
   rng = np.random.default_rng(0)
-  features = {
-    name: jnp.asarray(unit(rng, 4, 5))
-    for name in ("image", "text", "teacher_image", "teacher_text")
-  }
+  features = {name: unit(rng, 4, 5) for name in ("image", "text", "teacher_image", "teacher_text")}
   queues = {
-    "image_queue": jnp.asarray(unit(rng, 3, 5).T),
-    "text_queue": jnp.asarray(unit(rng, 3, 5).T),
-    "idx_queue": jnp.asarray([[contrastive.NO_ID, 7, 5]]),
-    "queue_ptr": jnp.asarray([0]),
+    "image_queue": unit(rng, 3, 5).T,
+    "text_queue": unit(rng, 3, 5).T,
+    "idx_queue": np.asarray([[contrastive.NO_ID, 7, 5]], np.int32),
+    "queue_ptr": np.asarray([0], np.int32),
   }
   return features | {
-    "ids": jnp.asarray([7, 8, 7, 9]),
-    "valid": jnp.asarray([True, True, True, False]),
+    "ids": np.asarray([7, 8, 7, 9], np.int32),
+    "valid": np.asarray([True, True, True, False]),
     "queues": queues,
   }
 
@@ -63,14 +64,13 @@ def by_hand(case, alpha, match, temperature=0.1):
 @pytest.mark.parametrize("match", ["image", "row"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_contrastive_loss_of_valid_rows_equals_numpy(case, alpha, match):
-  i2t, t2i, best = contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match=match)
+  i2t, t2i, best = losses(**case, temperature=0.1, alpha=alpha, match=match)
   for ours, expected in zip((i2t, t2i), by_hand(case, alpha, match)):
     np.testing.assert_allclose(ours[:3], expected, rtol=1e-5)
   assert np.isfinite(i2t).all()
   assert np.isfinite(t2i).all()
-  sims = contrastive.similarities(
-    case["text"], case["teacher_image"], case["queues"]["image_queue"], 0.1
-  )
+  columns = [case["teacher_image"].T, case["queues"]["image_queue"]]
+  sims = case["text"] @ np.concatenate(columns, axis=1)
   np.testing.assert_array_equal(
     best["t2i"][:3], np.delete(sims, 3, 1).argmax(1)[:3] + (np.delete(sims, 3, 1).argmax(1)[:3] > 2)
   )
@@ -78,30 +78,37 @@ def test_contrastive_loss_of_valid_rows_equals_numpy(case, alpha, match):
     contrastive.image_text_losses(**case, temperature=0.1, alpha=alpha, match="caption")
 
 
-@pytest.mark.parametrize(("match", "queue"), [("image", True), ("row", True), ("image", False)])
-@pytest.mark.parametrize("chunk", [2, 3, 100])
+@functools.partial(jax.jit, static_argnames=("queue", "match", "chunk"))
+def losses_and_gradients(changing, case, queue, match, chunk):
+  """Gradients of a weighted sum, losses and columns; without a queue both sides learn."""
+
+  def loss(changing):
+    arguments = case | changing
+    if not queue:
+      arguments |= {"teacher_image": arguments["image"], "teacher_text": arguments["text"]}
+    i2t, t2i, best = contrastive.image_text_losses(
+      **arguments, alpha=0.4 * queue, match=match, chunk=chunk
+    )
+    return (i2t * jnp.arange(4) + t2i).sum(), (i2t, t2i, best)
+
+  return jax.value_and_grad(loss, has_aux=True)(changing)
+
+
+@pytest.mark.parametrize(
+  ("match", "queue", "chunk"),
+  [
+    *(("image", True, chunk) for chunk in (2, 3, 100)),
+    *(("row", True, chunk) for chunk in (2, 3)),
+    ("image", False, 3),
+  ],
+)
 def test_chunks_of_columns_do_not_change_the_loss(case, chunk, match, queue):
-  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue.
-
-  Without a queue both sides learn.
-  """
+  """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue."""
   case = case if queue else case | {"queues": {}}
-
-  @functools.partial(jax.jit, static_argnums=1)
-  def both(changing, chunk):
-    def loss(changing):
-      arguments = case | changing
-      if not queue:
-        arguments |= {"teacher_image": arguments["image"], "teacher_text": arguments["text"]}
-      i2t, t2i, best = contrastive.image_text_losses(
-        **arguments, alpha=0.4 * queue, match=match, chunk=chunk
-      )
-      return (i2t * jnp.arange(4) + t2i).sum(), (i2t, t2i, best)
-
-    return jax.value_and_grad(loss, has_aux=True)(changing)
-
-  changing = {"image": case["image"], "text": case["text"], "temperature": jnp.float32(0.1)}
-  expected, found = both(changing, 0), both(changing, chunk)
+  changing = {"image": case["image"], "text": case["text"], "temperature": np.float32(0.1)}
+  expected, found = (
+    losses_and_gradients(changing, case, queue, match, size) for size in (0, chunk)
+  )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6 * np.abs(y).max()),
     found,
@@ -110,13 +117,9 @@ def test_chunks_of_columns_do_not_change_the_loss(case, chunk, match, queue):
 
 
 def test_invalid_rows_do_not_change_the_loss_of_other_rows(case):
-  changed = case | {
-    "teacher_text": case["teacher_text"].at[3].set(case["text"][0]),
-    "ids": case["ids"].at[3].set(7),
-  }
-  for x, y in zip(
-    *(contrastive.image_text_losses(**c, temperature=0.1, alpha=0.4)[:2] for c in (case, changed))
-  ):
+  changed = case | {"teacher_text": case["teacher_text"].copy(), "ids": case["ids"].copy()}
+  changed["teacher_text"][3], changed["ids"][3] = case["text"][0], 7
+  for x, y in zip(*(losses(**c, temperature=0.1, alpha=0.4)[:2] for c in (case, changed))):
     np.testing.assert_array_equal(x[:3], y[:3])
 
 
@@ -126,33 +129,34 @@ def test_student_and_temperature_get_gradients_but_targets_do_not(case):
       **case | {"image": student}, temperature=temperature, alpha=0.4
     )[0][:3].mean()
 
-  temperature, student = jax.grad(loss, argnums=(0, 1))(0.1, case["image"])
-  sims = contrastive.similarities(
-    case["image"], case["teacher_text"], case["queues"]["text_queue"], 0.1
-  )
-  soft = jnp.concatenate([case["teacher_text"].T, case["queues"]["text_queue"]], axis=1)
-  hidden = jnp.where(jnp.arange(7) == 3, -1e9, 0.0)
-  equal = jnp.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]]) == jnp.asarray([[7, 8, 7, 9]]).T
-  fixed = contrastive.targets(
-    equal.at[3, 3].set(True), case["teacher_image"] @ soft / 0.1 + hidden, 0.4
-  )
-  expected = jax.grad(
-    lambda t: contrastive.contrastive_loss(sims * 0.1 / t + hidden, fixed)[:3].mean()
-  )(0.1)
+  columns = np.concatenate([case["teacher_text"].T, case["queues"]["text_queue"]], axis=1)
+  hidden = np.where(np.arange(7) == 3, np.float32(-1e9), np.float32(0.0))
+  equal = np.asarray([[7, 8, 7, -1, contrastive.NO_ID, 7, 5]]) == np.asarray([[7, 8, 7, 9]]).T
+  equal[3, 3] = True
+
+  def with_fixed_targets(temperature):
+    sims = contrastive.similarities(
+      case["image"], case["teacher_text"], case["queues"]["text_queue"], 0.1
+    )
+    fixed = contrastive.targets(equal, case["teacher_image"] @ columns / 0.1 + hidden, 0.4)
+    return contrastive.contrastive_loss(sims * 0.1 / temperature + hidden, fixed)[:3].mean()
+
+  temperature, student = jax.jit(jax.grad(loss, argnums=(0, 1)))(0.1, case["image"])
+  expected = jax.jit(jax.grad(with_fixed_targets))(0.1)
   np.testing.assert_allclose(temperature, expected, rtol=1e-5)
   assert np.abs(student[:3]).min() > 0
 
 
 def test_queues_wrap_for_batches_of_any_size():
   rng = np.random.default_rng(1)
-  queues, size = contrastive.init_queues(5, 7), 7
+  queues, size = jax.device_get(jax.jit(contrastive.init_queues, static_argnums=(0, 1))(5, 7)), 7
   np.testing.assert_allclose(np.linalg.norm(queues["text_queue"], axis=0), 1, rtol=1e-6)
   assert (queues["idx_queue"] == contrastive.NO_ID).all()
   image, ids, at = np.array(queues["image_queue"]), np.array(queues["idx_queue"][0]), 0
   for count in (3, 5, 4, 7, 10):
     features, new = unit(rng, 2, count, 5), rng.integers(0, 100, count)
     valid = rng.random(count) < 0.8
-    queues = contrastive.enqueue(queues, *map(jnp.asarray, (*features, new, valid)))
+    queues = jax.device_get(jax.jit(contrastive.enqueue)(queues, *features, new, valid))
     for i in range(count):
       image[:, at], ids[at] = (features[0, i], new[i]) if valid[i] else (0, contrastive.NO_ID)
       at = (at + 1) % size
@@ -163,26 +167,32 @@ def test_queues_wrap_for_batches_of_any_size():
 
 def test_hard_negatives_are_other_images_drawn_by_similarity():
   rng = np.random.default_rng(2)
-  ids = jnp.asarray([1, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8])
-  valid = jnp.asarray([True] * 10 + [False, True])
-  x, y = jnp.asarray(unit(rng, 12, 3)), jnp.asarray(unit(rng, 12, 3))
-  there = np.asarray(hard_negatives.present(ids, valid, 4))
-  np.testing.assert_array_equal(there, [True] * 4 + [False] * 4 + [True] * 2 + [False, True])
-  drawn = jax.vmap(
-    lambda key: hard_negatives.draw(
-      x, y, ids, valid, 0.5, 4, hard_negatives.gumbel_noise(key, 12, 4)
+  ids = np.asarray([1, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8])
+  valid = np.asarray([True] * 10 + [False, True])
+  x, y = unit(rng, 12, 3), unit(rng, 12, 3)
+
+  @jax.jit
+  def run(keys):
+    drawn = jax.vmap(
+      lambda key: hard_negatives.draw(
+        x, y, ids, valid, 0.5, 4, hard_negatives.gumbel_noise(key, 12, 4)
+      )
+    )(keys)
+    return (
+      hard_negatives.present(ids, valid, 4),
+      drawn,
+      hard_negatives.take(jnp.arange(12), drawn[0], 4),
+      hard_negatives.draw(x, y, ids, valid, 0.5, 4),
     )
-  )(jax.random.split(jax.random.key(0), 4000))
-  rows = np.asarray(hard_negatives.take(jnp.broadcast_to(jnp.arange(12), (12,)), drawn[0], 4))
+
+  there, drawn, rows, hardest = jax.device_get(run(jax.random.split(jax.random.key(0), 4000)))
+  np.testing.assert_array_equal(there, [True] * 4 + [False] * 4 + [True] * 2 + [False, True])
   for i in np.flatnonzero(there):
     group = np.arange(i // 4 * 4, i // 4 * 4 + 4)
-    sims = np.asarray(x)[i] @ np.asarray(y)[group].T / 0.5
-    weights = np.where(
-      (np.asarray(ids)[group] != ids[i]) & np.asarray(valid)[group], np.exp(sims), 0
-    )
-    shares = np.bincount(np.asarray(drawn[:, i]), minlength=4) / 4000
+    weights = np.where((ids[group] != ids[i]) & valid[group], np.exp(x[i] @ y[group].T / 0.5), 0)
+    shares = np.bincount(drawn[:, i], minlength=4) / 4000
     np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.035)
-    assert weights[np.asarray(hard_negatives.draw(x, y, ids, valid, 0.5, 4))[i]] == weights.max()
+    assert weights[hardest[i]] == weights.max()
     assert rows[i] == group[drawn[0, i]]
     assert ids[rows[i]] != ids[i]
 

@@ -1,5 +1,7 @@
 """Losses and ranking against numpy and brute force."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from mplug_jax.decoding import answer_ranking
 from mplug_jax.losses import language_modeling
 
 PAD = 2
+token_cross_entropy = jax.jit(language_modeling.token_cross_entropy)
+soft_cross_entropy = jax.jit(language_modeling.soft_cross_entropy, static_argnums=2)
 
 
 def log_softmax(x, axis=-1):
@@ -33,12 +37,8 @@ def case():
 def test_token_cross_entropy(case):
   logits, _, ids = case
   expected = [[-log_softmax(logits)[r, t, ids[r, t]] for t in range(5)] for r in range(3)]
-  np.testing.assert_allclose(
-    language_modeling.token_cross_entropy(logits, ids), expected, rtol=1e-5
-  )
-  large = language_modeling.token_cross_entropy(
-    jnp.asarray([[[1000.0, -1000.0]]]), jnp.asarray([[1]])
-  )
+  np.testing.assert_allclose(token_cross_entropy(logits, ids), expected, rtol=1e-5)
+  large = token_cross_entropy(np.asarray([[[1000.0, -1000.0]]], np.float32), np.asarray([[1]]))
   np.testing.assert_allclose(large, [[2000.0]])
 
 
@@ -47,19 +47,27 @@ def test_soft_cross_entropy(case, axis):
   """axis is the one the student is normalised over; the teacher always over the vocabulary."""
   student, teacher, _ = case
   expected = -(np.exp(log_softmax(teacher)) * log_softmax(student, axis)).sum(-1)
-  np.testing.assert_allclose(
-    language_modeling.soft_cross_entropy(student, teacher, axis), expected, rtol=1e-5
-  )
+  np.testing.assert_allclose(soft_cross_entropy(student, teacher, axis), expected, rtol=1e-5)
 
 
 def test_soft_cross_entropy_with_a_certain_teacher_equals_cross_entropy(case):
   student, _, ids = case
   certain = np.where(np.eye(7)[ids] > 0, 1e4, 0.0).astype(np.float32)
   np.testing.assert_allclose(
-    language_modeling.soft_cross_entropy(student, certain),
-    language_modeling.token_cross_entropy(student, ids),
-    rtol=1e-5,
+    soft_cross_entropy(student, certain, -1), token_cross_entropy(student, ids), rtol=1e-5
   )
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def weighted_vocabulary_losses(hidden, table, bias, labels, weights, chunk):
+  """Returns what `vocabulary_losses` returns, and gradients of a weighted sum of the losses."""
+
+  def total(*arrays):
+    each, right = language_modeling.vocabulary_losses(*arrays, labels, chunk)
+    return (each * weights).sum(), (each, right)
+
+  gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(hidden, table, bias)
+  return *out, gradients
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
@@ -74,37 +82,36 @@ def test_chunked_vocabulary_losses_equal_unchunked_ones(chunk):
   )
   labels, weights = rng.integers(0, 7, (3, 5)), rng.normal(size=(3, 5)).astype(np.float32)
   logits = log_softmax(hidden @ table.T + bias)
-  each, right = language_modeling.vocabulary_losses(hidden, table, bias, labels, chunk)
+  arrays = hidden, table, bias, labels, weights
+  each, right, gradients = weighted_vocabulary_losses(*arrays, chunk)
   np.testing.assert_allclose(
     each, -np.take_along_axis(logits, labels[..., None], -1)[..., 0], rtol=1e-5
   )
   np.testing.assert_array_equal(right, logits.argmax(-1) == labels)
   assert 0 < right.sum() < right.size
-
-  def total(hidden, table, bias, chunk):
-    return (
-      language_modeling.vocabulary_losses(hidden, table, bias, labels, chunk)[0] * weights
-    ).sum()
-
-  gradients = jax.grad(total, argnums=(0, 1, 2))
-  for ours, expected in zip(
-    gradients(hidden, table, bias, chunk), gradients(hidden, table, bias, 0)
-  ):
+  for ours, expected in zip(gradients, weighted_vocabulary_losses(*arrays, 0)[2]):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_save_the_memory_of_the_logits():
   """In the compiled gradient, temporaries are a fraction of the logits, which are 16 MB."""
-  hidden, table, bias = jnp.zeros((16, 32, 8)), jnp.zeros((8192, 8)), jnp.zeros((8192,))
-  labels = jnp.zeros((16, 32), jnp.int32)
+  hidden, table, bias, labels = (
+    jax.ShapeDtypeStruct(shape, dtype)
+    for shape, dtype in (
+      ((16, 32, 8), jnp.float32),
+      ((8192, 8), jnp.float32),
+      ((8192,), jnp.float32),
+      ((16, 32), jnp.int32),
+    )
+  )
 
   def size(chunk):
     def loss(*args):
-      return language_modeling.vocabulary_losses(*args, labels, chunk)[0].sum()
+      return language_modeling.vocabulary_losses(*args, chunk)[0].sum()
 
     return (
       jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-      .lower(hidden, table, bias)
+      .lower(hidden, table, bias, labels)
       .compile()
       .memory_analysis()
       .temp_size_in_bytes
@@ -117,7 +124,8 @@ def test_chunks_save_the_memory_of_the_logits():
 
 def test_next_ids():
   np.testing.assert_array_equal(
-    language_modeling.next_ids(jnp.asarray([[5, 6, 7], [8, 2, 2]])), [[6, 7, 0], [2, 2, 0]]
+    jax.jit(language_modeling.next_ids)(np.asarray([[5, 6, 7], [8, 2, 2]])),
+    [[6, 7, 0], [2, 2, 0]],
   )
 
 
@@ -136,16 +144,17 @@ def test_answer_cross_entropy_equals_numpy(case, alpha, axis):
         distilled = -(np.exp(log_softmax(teacher[r, t])) * soft[r, t]).sum()
         expected[r] += -(1 - alpha) * hard[r, t, ids[r, t + 1]] + alpha * distilled
   options = dict(teacher_logits=teacher, alpha=alpha, axis=axis) if alpha else {}
-  np.testing.assert_allclose(
-    language_modeling.answer_cross_entropy(student, ids, PAD, **options), expected, rtol=1e-5
-  )
+  losses = jax.jit(lambda x: language_modeling.answer_cross_entropy(x, ids, PAD, **options))
+  np.testing.assert_allclose(losses(student), expected, rtol=1e-5)
 
 
 def test_answer_of_padding_has_no_loss(case):
   student, teacher, _ = case
   ids = np.full((3, 5), PAD)
-  value, gradient = jax.value_and_grad(
-    lambda x: language_modeling.answer_cross_entropy(x, ids, PAD, teacher, 0.5).sum()
+  value, gradient = jax.jit(
+    jax.value_and_grad(
+      lambda x: language_modeling.answer_cross_entropy(x, ids, PAD, teacher, 0.5).sum()
+    )
   )(student)
   assert value == 0
   assert not np.any(gradient)
@@ -153,8 +162,8 @@ def test_answer_of_padding_has_no_loss(case):
 
 def test_the_teacher_gets_no_gradient(case):
   student, teacher, ids = case
-  gradient = jax.grad(
-    lambda x: language_modeling.answer_cross_entropy(student, ids, PAD, x, 0.4).sum()
+  gradient = jax.jit(
+    jax.grad(lambda x: language_modeling.answer_cross_entropy(student, ids, PAD, x, 0.4).sum())
   )(teacher)
   assert not np.any(gradient)
 
@@ -219,10 +228,11 @@ def test_rank_equals_brute_force(twice, top_k):
 def test_equal_candidates_keep_their_order():
   """Two candidates that begin alike tie in the first stage, two equal ones in the second."""
   model = Model(rows=4, vocabulary=8, length=4)
-  candidates = jnp.asarray([[0, 4, 1, PAD], [0, 3, 5, 1], [0, 4, 1, PAD], [0, 3, 6, 1]])
-  ranked = answer_ranking.rank(model, 4, candidates, top_k=4, pad_id=PAD)
+  candidates = np.asarray([[0, 4, 1, PAD], [0, 3, 5, 1], [0, 4, 1, PAD], [0, 3, 6, 1]])
+  ranked, first = jax.jit(
+    lambda ids: [answer_ranking.rank(model, 4, ids, top_k=k, pad_id=PAD) for k in (4, 1)]
+  )(candidates)
   for row in ranked.answers.tolist():
     assert row.index(0) + 1 == row.index(2)
-  first = answer_ranking.rank(model, 4, candidates, top_k=1, pad_id=PAD)
   assert set(first.answers[:, 0].tolist()) <= {0, 1}
   np.testing.assert_allclose(first.probabilities, 1.0)

@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.support.models_case import (
-  Case,
-  texts,
-)
+from tests.support.models_case import Case, texts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inputs():
   """2 images, 3 questions about each, 3 answers to each."""
   rng = np.random.default_rng(1)
@@ -20,11 +17,11 @@ def inputs():
   )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def connected(inputs):
   return Case(inputs)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def asymmetric(inputs):
   return Case(inputs, stride=2)  # no connected layer: the image keeps a row of its own

@@ -1,5 +1,6 @@
-"""Dropout, attention, layer norm and stacks of layers against plain arithmetic."""
+"""Attention, dense layers, layer norm and stacks of layers against plain arithmetic."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -9,124 +10,8 @@ import numpy as np
 import pytest
 
 from mplug_jax.models import layers
-from mplug_jax.ops import activations, attention, dropout, initializers
-
-
-def masks(keys, shape, rate):
-  return np.asarray(jax.jit(jax.vmap(lambda k: dropout.keep_mask(k, shape, rate)))(keys))
-
-
-def correlations(rows):
-  """Correlations f64[N * (N - 1)] of all pairs of rows of bool[N, M], for M samples."""
-  x = rows.astype(np.float64) - rows.mean()
-  c = x @ x.T / (rows.shape[1] * rows.var())
-  return c[~np.eye(len(c), dtype=bool)]
-
-
-# ---- dropout
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_keep_mask_has_the_right_frequency_everywhere(rate):
-  mask = masks(jax.random.split(jax.random.key(0), 8), (64, 512), rate)
-  for axis in [(0, 1, 2), (0, 1), (0, 2), (1, 2)]:
-    count = np.prod([mask.shape[a] for a in axis])
-    z = (mask.mean(axis) - (1 - rate)) / np.sqrt(rate * (1 - rate) / count)
-    assert np.abs(z).max() < 5, (axis, np.abs(z).max())
-    if z.size > 50:  # neither more nor less even than chance
-      assert 0.7 < z.std() < 1.3, (axis, z.std())
-
-
-def test_keep_mask_is_independent_across_rows_columns_and_keys():
-  keys = jax.random.split(jax.random.key(1), 64)
-  mask = masks(keys, (64, 1024), 0.5)
-  for rows in (
-    mask[0],
-    mask[0, :, :256].reshape(16, -1),
-    mask[:, 3],
-    mask[:4].reshape(-1, 1024)[:, ::16].T,
-  ):
-    c = correlations(rows)
-    assert np.abs(c).max() < 5.5 / np.sqrt(rows.shape[1]), rows.shape
-  assert not np.array_equal(mask[0], mask[1])
-  close = masks(
-    jax.vmap(jax.random.key)(jnp.arange(64)), (16, 64), 0.5
-  )  # keys whose seeds differ by one
-  assert np.abs(correlations(close.reshape(64, -1))).max() < 5.5 / np.sqrt(1024)
-
-
-def test_keep_mask_of_more_axes_has_distinct_rows():
-  mask = masks(jax.random.split(jax.random.key(2), 1), (3, 4, 5, 64), 0.5)[0].reshape(60, 64)
-  assert len({row.tobytes() for row in mask}) == 60
-
-
-def test_normal_initializer_is_normal_and_differs_between_keys_and_rows():
-  draw = jax.vmap(lambda key: initializers.normal(0.02)(key, (64, 4096)))
-  x = np.asarray(draw(jax.random.split(jax.random.key(4), 8))) / 0.02
-  count = x.size
-  assert np.isfinite(x).all()
-  assert 4.5 < np.abs(x).max() < 6
-  for power, moment, variance in [
-    (1, 0, 1),
-    (2, 1, 2),
-    (3, 0, 15),
-    (4, 3, 96),
-  ]:  # of the standard normal
-    assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / count), power
-  for rows in (x[0], x[:, 0], x[:, :, :4096:8].transpose(2, 0, 1).reshape(512, -1)[:64]):
-    c = np.corrcoef(rows)
-    assert np.abs(c[~np.eye(len(c), dtype=bool)]).max() < 5.5 / math.sqrt(rows.shape[1])
-
-
-def test_keep_mask_does_not_depend_on_the_sharding():
-  shape, key = (8, 16, 24), jax.random.key(3)
-  plain = np.asarray(dropout.keep_mask(key, shape, 0.3))
-  mesh = jax.make_mesh((2, 4), ("a", "b"))
-  for spec in [(("a", "b"),), ("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))]:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-    sharded = jax.jit(lambda: dropout.keep_mask(key, shape, 0.3), out_shardings=sharding)()
-    assert len({str(s.index) for s in sharded.addressable_shards}) == 8, spec
-    np.testing.assert_array_equal(sharded, plain, err_msg=str(spec))
-
-
-def test_dropout_zeroes_or_scales_and_keeps_the_expectation():
-  x = jnp.linspace(1.0, 2.0, 200_000).reshape(400, 500)
-  out = np.asarray(dropout.dropout(x, 0.2, jax.random.key(0)))
-  kept = out != 0
-  np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.8, rtol=1e-6)
-  assert abs(out.mean() - 1.5) < 5 * 1.5 * np.sqrt(0.2 / 0.8 / x.size)
-  assert dropout.dropout(x, 0.2, None) is x
-  assert dropout.dropout(x, 0.0, jax.random.key(0)) is x
-
-
-class Probe(nn.Module):
-  """A layer that shows its two dropout masks."""
-
-  def setup(self):
-    self.first = layers.Dropout(rate=0.5)
-    self.second = layers.Dropout(rate=0.5)
-
-  @nn.compact
-  def __call__(self, x):
-    nn.Dense(4, name="dense")(x)
-    return x, (self.first(x), self.second(x))
-
-
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_scanned_layers_differ_at_initialisation_and_in_dropout(remat):
-  stack = layers.scan(Probe, 3, remat)()
-  x = jnp.ones((2, 128))
-  params = stack.init(jax.random.key(0), x)
-  kernels = params["params"]["dense"]["kernel"]
-  assert kernels.shape == (3, 128, 4)
-  assert len({k.tobytes() for k in np.asarray(kernels)}) == 3
-  _, seen = stack.apply(params, x, rngs={"dropout": jax.random.key(1)})
-  seen = np.concatenate([np.asarray(s) for s in seen]).reshape(6, -1)
-  assert set(np.unique(seen)) == {0.0, 2.0}
-  assert np.abs(correlations(seen > 0)).max() < 5 / np.sqrt(256)
-  _, seen = stack.apply(params, x)
-  assert all(np.array_equal(s, np.ones((3, 2, 128))) for s in seen)
-
+from mplug_jax.ops import activations, attention, dropout
+from tests.support import random_state
 
 # ---- attention
 
@@ -198,10 +83,11 @@ def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
 
 def test_attention_scores_are_float32_whatever_the_inputs():
   """Scores near 300 with differences of 0.5 are lost in bfloat16, whose spacing there is 2."""
-  q = jnp.full((1, 1, 1, 64), 8.0, jnp.bfloat16)
-  k = jnp.full((1, 1, 2, 64), 4.6875, jnp.bfloat16).at[0, 0, 1, 0].add(0.5)
-  v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, None, :, None]
-  out = attention.attention(q, k, v)
+  bfloat16 = jnp.dtype(jnp.bfloat16)
+  q, k = np.full((1, 1, 1, 64), 8.0, bfloat16), np.full((1, 1, 2, 64), 4.6875, bfloat16)
+  k[0, 0, 1, 0] += 0.5
+  v = np.asarray([0.0, 1.0], bfloat16)[None, None, :, None]
+  out = jax.jit(attention.attention)(q, k, v)
   assert out.dtype == jnp.bfloat16
   assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
 
@@ -219,10 +105,16 @@ def test_rows_that_share_keys_equal_repeated_keys():
   def attend(m, x, memory, mask):
     return m.attend(x, *m.keys_values(memory), mask)
 
-  params = module.init(jax.random.key(0), x, memory, mask, method=attend)
-  apply = jax.jit(lambda *args: module.apply(params, *args, method=attend))
-  folded = apply(x, memory, mask)
-  np.testing.assert_allclose(folded, apply(x, memory.repeat(3, 0), mask.repeat(3, 0)), atol=1e-6)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, memory, mask, method=attend))
+  params = random_state.params(shapes, 0.3)
+
+  @jax.jit
+  def both(params):
+    repeated = jnp.repeat(memory, 3, 0), jnp.repeat(mask, 3, 0)
+    return [module.apply(params, x, *keys, method=attend) for keys in ((memory, mask), repeated)]
+
+  folded, expected = both(params)
+  np.testing.assert_allclose(folded, expected, atol=1e-6)
 
 
 # ---- linear layers
@@ -236,37 +128,38 @@ def test_dense_and_its_gradient_rule_equal_flax(shape, use_bias):
     rng.normal(size=shape).astype(np.float32),
     rng.normal(size=(*shape[:-1], 7)).astype(np.float32),
   )
-  ours = layers.Dense(features=7, use_bias=use_bias)
-  theirs = nn.Dense(7, use_bias)
-  params = jax.tree.map(lambda p: p + 0.5, ours.init(jax.random.key(0), x))
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape, theirs.init(jax.random.key(0), x)
-  )
+  modules = layers.Dense(features=7, use_bias=use_bias), nn.Dense(7, use_bias)
+  shapes = [jax.eval_shape(lambda m=m: m.init(jax.random.key(0), x)) for m in modules]
+  assert shapes[0] == shapes[1]
+  params = jax.tree.map(lambda p: p + np.float32(0.5), random_state.params(shapes[0], 0.5))
 
-  def value_and_gradients(module):
-    return jax.jit(
-      jax.value_and_grad(lambda p, x: (jnp.sin(module.apply(p, x)) * weights).sum(), (0, 1))
-    )(params, x)
+  def value_and_gradients(module, params):
+    def loss(params, x):
+      return (jnp.sin(module.apply(params, x)) * weights).sum()
 
-  for a, b in zip(
-    jax.tree.leaves(value_and_gradients(ours)),
-    jax.tree.leaves(value_and_gradients(theirs)),
-    strict=True,
-  ):
+    return jax.value_and_grad(loss, (0, 1))(params, x)
+
+  ours, expected = jax.jit(lambda p: [value_and_gradients(m, p) for m in modules])(params)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_dense_in_bfloat16_keeps_float32_parameters():
   x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-  params = layers.Dense(features=16).init(jax.random.key(0), x)
+  shapes = jax.eval_shape(lambda: layers.Dense(features=16).init(jax.random.key(0), x))
+  params = random_state.params(shapes, 0.2)
 
   def loss(params, dtype):
     out = layers.Dense(features=16, dtype=dtype).apply(params, x)
-    return jnp.square(out).sum(), out.dtype
+    return jnp.square(out).sum(), out
 
-  (plain, _), expected = jax.value_and_grad(loss, has_aux=True)(params, jnp.float32)
-  (low, dtype), gradient = jax.value_and_grad(loss, has_aux=True)(params, jnp.bfloat16)
-  assert dtype == jnp.bfloat16
+  @jax.jit
+  def both(params):
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    return gradient(params, jnp.float32), gradient(params, jnp.bfloat16)
+
+  ((plain, _), expected), ((low, out), gradient) = both(params)
+  assert out.dtype == jnp.bfloat16
   assert abs(low - plain) < 0.02 * plain
   for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
     assert a.dtype == jnp.float32
@@ -274,6 +167,15 @@ def test_dense_in_bfloat16_keeps_float32_parameters():
 
 
 # ---- layer norm
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def normalized(epsilon, params, x):
+  """Layer norm in float32 and in bfloat16."""
+  return [
+    layers.LayerNorm(epsilon=epsilon, dtype=dtype).apply(params, x)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  ]
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
@@ -294,9 +196,8 @@ def test_layer_norm_in_float32_with_its_epsilon(epsilon, scale, offset):
   wide = x.astype(np.float64)
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + epsilon)
   expected = expected * params["params"]["scale"] + params["params"]["bias"]
-  out = jax.jit(layers.LayerNorm(epsilon=epsilon).apply)(params, x)
+  out, low = normalized(epsilon, params, x)
   np.testing.assert_allclose(out, expected, atol=1e-5 if not offset else 5e-4)
-  low = jax.jit(layers.LayerNorm(epsilon=epsilon, dtype=jnp.bfloat16).apply)(params, x)
   assert low.dtype == jnp.bfloat16
   np.testing.assert_allclose(low, out, rtol=0.01, atol=0.01)
 
@@ -339,24 +240,32 @@ def test_remat_saves_memory(depth):
 
 
 def test_remat_policy_dots_keeps_the_outputs_of_products():
-  """Counts the products of a layer with three dense parts, forward, backward and recomputed."""
+  """Counts the products of a layer with three dense parts, forward, backward and recomputed.
+
+  Every policy repeats the dropout masks: the gradients are equal.
+  """
 
   class Products(nn.Module):
     @nn.compact
     def __call__(self, x):
-      x = layers.Dense(features=16, name="a")(x)
+      x = layers.Dropout(rate=0.5)(layers.Dense(features=16, name="a")(x))
       x = layers.ActivationThenDense(features=16, activation=activations.gelu, name="b")(
         layers.LayerNorm(epsilon=1e-6)(x)
       )
       return layers.ActivationThenDense(features=16, activation=activations.gelu, name="c")(x)
 
-  x, counts, gradients = jnp.ones((4, 16)) * jnp.arange(16), {}, {}
+  x = np.ones((4, 16), np.float32) * np.arange(16, dtype=np.float32)
+  shapes = jax.eval_shape(lambda: Products().init(jax.random.key(0), x))
+  params, counts, gradients = random_state.params(shapes, 0.25), {}, {}
   for policy in ("none", "dots", "full"):
     layer = layers.remat(Products, policy)()
-    params = layer.init(jax.random.key(0), x)
-    loss = lambda params, layer=layer: jnp.sin(layer.apply(params, x)).sum()  # noqa: E731
-    counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
-    gradients[policy] = jax.grad(loss)(params)
+
+    def loss(params, layer=layer):
+      return jnp.sin(layer.apply(params, x, rngs={"dropout": jax.random.key(0)})).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    counts[policy] = str(traced.jaxpr).count("dot_general[")
+    gradients[policy] = jax.device_get(traced.lower().compile()(params))
   assert counts["none"] == counts["dots"]
   assert counts["full"] == counts["none"] + 2
   for policy in ("dots", "full"):
@@ -376,4 +285,4 @@ def test_remat_outside_a_loop_has_a_barrier():
 
 def test_unknown_remat_policy_lists_the_known():
   with pytest.raises(ValueError, match="'some' is not one of none, full, dots"):
-    layers.remat(Probe, "some")
+    layers.remat(Wide, "some")

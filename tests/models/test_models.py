@@ -1,13 +1,14 @@
 """The model: shared images, fusion rules, incremental decoding, gradients and sizes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug, decoding_fns
-from tests.support.models_case import GEOMETRY, PAD, answer, apply, fused, memory
+from tests.support.models_case import GEOMETRY, PAD, apply, fused, shapes
+
+pytestmark = pytest.mark.xdist_group("models")
 
 
 @pytest.fixture(scope="module", params=["connected", "asymmetric"])
@@ -18,20 +19,25 @@ def case(request):
 # ---- rows
 
 
-def test_questions_about_an_image_equal_separate_calls(case, inputs):
+def test_questions_about_an_image_equal_separate_calls_with_longer_padding(case, inputs):
+  """Neither the other questions nor padding changes a logit of a real token."""
   image, question, answers = inputs
-  together = case.answer(case.params, *inputs)
+  together = case.answer(*inputs)
+  wide = [
+    np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)], constant_values=PAD) for x in (question, answers)
+  ]
+  real = answers != PAD
   for q in range(3):
-    alone = case.answer(case.params, image, question[:, [q]], answers[:, [q]])
-    np.testing.assert_allclose(together[:, [q]], alone, atol=2e-5)
-  assert (
-    np.abs(together - case.answer(case.params, image[::-1], question, answers)).max() > 0.1
-  )  # the image matters
+    alone = case.answer(image, *(x[:, [q]] for x in wide))[..., :5, :]
+    np.testing.assert_allclose(together[:, [q]][real[:, [q]]], alone[real[:, [q]]], atol=2e-5)
+  # The image matters.
+  assert np.abs(together - case.answer(image[::-1], question, answers)).max() > 0.1
 
 
 def test_memory_repeats_the_segment_with_fewer_rows():
-  image, text = jnp.arange(2.0)[:, None, None] * jnp.ones((1, 4, 3)), jnp.ones((6, 5, 3))
-  mask = jnp.asarray(np.random.default_rng(0).random((6, 5)) < 0.5)
+  image = np.arange(2.0)[:, None, None] * np.ones((1, 4, 3))
+  text = np.ones((6, 5, 3))
+  mask = np.random.default_rng(0).random((6, 5)) < 0.5
   mixed = bert.Memory((image, text), (None, mask))
   assert mixed.rows == 6
   np.testing.assert_array_equal(mixed.repeat(image)[:, 0, 0], [0, 0, 0, 1, 1, 1])
@@ -40,21 +46,6 @@ def test_memory_repeats_the_segment_with_fewer_rows():
     mixed.mask[:, 0, 0], np.concatenate([np.ones((6, 4), bool), mask], 1)
   )
   assert bert.Memory((image,), (None,)).mask is None
-
-
-def test_padding_does_not_change_results(asymmetric, inputs):
-  """Longer padding of questions and answers leaves every logit of a real token."""
-  image, question, answers = inputs
-  wide = [
-    np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)], constant_values=PAD) for x in (question, answers)
-  ]
-  plain, padded = (
-    asymmetric.answer(asymmetric.params, *inputs),
-    asymmetric.answer(asymmetric.params, image, *wide),
-  )
-  np.testing.assert_allclose(
-    np.asarray(padded)[..., :5, :][answers != PAD], np.asarray(plain)[answers != PAD], atol=2e-5
-  )
 
 
 # ---- fusion
@@ -71,26 +62,18 @@ def test_connected_layers_of_a_stack_of_six(stride, released, paper):
     fusion.connected_layers(6, stride, "other")
 
 
-def streams(m, image, question):
-  """Image tokens before fusion; image and text after it."""
-  return m.encode_image(image), *fused(m, image, question)
-
-
 def test_rules_differ_by_the_residual_sum_of_the_image(connected, inputs):
   """Two layers, stride 1: layer 1 is connected under both rules, with the same parameters."""
-  image, question = inputs[0], inputs[1].reshape(-1, 5)
-  paper = MPlug(**GEOMETRY, fusion="paper")
-  before, *ours = apply(connected.model, streams)(connected.params, image, question)
-  _, *theirs = apply(paper, streams)(connected.params, image, question)
-  np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
-  assert ours[0].shape == theirs[0].shape == (6, 5, 16)
-  np.testing.assert_allclose(ours[0] - theirs[0], np.repeat(before, 3, 0), atol=1e-5)
+  paper = apply(MPlug(**GEOMETRY, fusion="paper"), fused)
+  _, before, *released = jax.device_get(connected.outputs(connected.params, *inputs))
+  other = jax.device_get(paper(connected.params, inputs[0], inputs[1].reshape(-1, 5)))
+  np.testing.assert_allclose(released[1], other[1], atol=1e-6)
+  assert released[0].shape == other[0].shape == (6, 5, 16)
+  np.testing.assert_allclose(released[0] - other[0], np.repeat(before, 3, 0), atol=1e-5)
 
 
 def test_without_a_connected_layer_the_image_is_unchanged(asymmetric, inputs):
-  before, image, text = apply(asymmetric.model, streams)(
-    asymmetric.params, inputs[0], inputs[1].reshape(-1, 5)
-  )
+  _, before, image, text = asymmetric.outputs(asymmetric.params, *inputs)
   np.testing.assert_array_equal(image, before)
   assert image.shape == (2, 5, 16)
   assert text.shape == (6, 5, 16)
@@ -99,9 +82,7 @@ def test_without_a_connected_layer_the_image_is_unchanged(asymmetric, inputs):
 def test_connected_layers_have_no_cross_attention(inputs):
   for rule, connected in (("released", {1, 2}), ("paper", {1})):
     model = MPlug(**GEOMETRY | dict(fusion=rule, fusion_layers=3))
-    stack = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), *inputs, method=answer))[
-      "params"
-    ]["fusion_encoder"]
+    stack = shapes(model, fused, inputs[0], inputs[1][:, 0])["fusion_encoder"]
     assert {j for j in range(3) if "crossattention" not in stack[f"layer_{j}"]} == connected
 
 
@@ -114,8 +95,9 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
   rng = np.random.default_rng(5)
   before, after = rng.integers(4, 23, (6, 3, 2)), rng.integers(4, 23, (6, 3, 3))
   parents = rng.integers(0, 3, (6, 3)).astype(np.int32)
-  start = apply(case.model, lambda m, *x: m.init_cache(memory(m, *x), 3, 5))
-  cache = start(case.params, image, question)
+  _, _, *tokens = case.outputs(case.params, *inputs)
+  start = apply(case.model, lambda m, *memory: m.init_cache(m.memory(*memory), 3, 5))
+  cache = start(case.params, *tokens, question.reshape(-1, 5) != PAD)
   assert cache["cross"][0][0].shape[0] == 6  # keys of the memory: never a copy per beam
 
   @jax.jit
@@ -124,19 +106,18 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
 
   logits = []
   for t in range(5):
-    tokens = jnp.asarray(before[..., t] if t < 2 else after[..., t - 2], jnp.int32)
-    out, cache = step(case.params, cache, tokens, jnp.int32(t))
+    tokens = np.asarray(before[..., t] if t < 2 else after[..., t - 2], np.int32)
+    out, cache = step(case.params, cache, tokens, np.int32(t))
     logits.append(out)
     if t == 1:
-      cache = decoding_fns(case.model, None)[1](cache, parents)
+      cache = jax.jit(decoding_fns(case.model, None)[1])(cache, parents)
   whole = np.concatenate([np.take_along_axis(before, parents[..., None], 1), after], -1)
-  expected = case.answer(
-    case.params, image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)
-  ).reshape(6, 3, 5, 23)
+  expected = case.answer(image, question, whole.reshape(2, 3, 3, 5).astype(np.int32)).reshape(
+    6, 3, 5, 23
+  )
   np.testing.assert_allclose(np.stack(logits[2:], 2), expected[:, :, 2:], atol=1e-5)
   rest = np.full((6, 3, 3), 5, np.int32)
   first = case.answer(
-    case.params,
     image,
     question,
     np.concatenate([before, rest], -1).reshape(2, 3, 3, 5).astype(np.int32),
@@ -149,9 +130,9 @@ def test_incremental_decoding_equals_teacher_forcing(case, inputs):
 def test_decoder_is_causal(asymmetric, inputs):
   image, question, _ = inputs
   ids = np.random.default_rng(6).integers(4, 23, (2, 3, 3, 5)).astype(np.int32)
-  plain = asymmetric.answer(asymmetric.params, image, question, ids)
+  plain = asymmetric.answer(image, question, ids)
   others = ids.copy()  # the first call may still be reading
   others[..., 2] = (ids[..., 2] - 3) % 19 + 4
-  changed = asymmetric.answer(asymmetric.params, image, question, others)
+  changed = asymmetric.answer(image, question, others)
   np.testing.assert_allclose(changed[..., :2, :], plain[..., :2, :], atol=1e-6)
   assert np.abs(changed[..., 2:, :] - plain[..., 2:, :]).max() > 0.1

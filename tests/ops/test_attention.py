@@ -22,7 +22,7 @@ ROWS, HEADS, WIDTH = 2, 3, 8
 def arrays(length, keys, rows=ROWS, heads=HEADS, width=WIDTH, dtype=np.float32):
   rng = np.random.default_rng(0)
   shapes = [(rows, heads, n, width) for n in (length, keys, keys, length)]
-  return [jnp.asarray(rng.normal(size=shape).astype(np.float32), dtype) for shape in shapes]
+  return [rng.normal(size=shape).astype(np.float32).astype(dtype) for shape in shapes]
 
 
 def mask_of(kind, length, keys, rows=ROWS):
@@ -74,16 +74,20 @@ def is_blocked(inputs, mask):
 def test_blocked_equals_plain(blocked, kind):
   inputs, mask = arrays(5, 7), mask_of(kind, 5, 7)
   assert is_blocked(inputs, mask)
-  key = jax.random.key(3)
-  for rate in (0.0, 0.4):  # the same probabilities are dropped
-    ours, plain = (
-      jax.jit(lambda *x, k=k, rate=rate: value_and_gradients(k, x, mask, rate, key))(*inputs)
-      for k in ("auto", "reference")
-    )
+
+  @jax.jit
+  def run(key, *inputs):
+    return [
+      [value_and_gradients(impl, inputs, mask, rate, key) for impl in ("auto", "reference")]
+      for rate in (0.0, 0.4)  # the same probabilities are dropped
+    ]
+
+  results = jax.device_get(run(jax.random.key(3), *inputs))
+  for ours, plain in results:
     check_equal(ours, plain, 2e-6)
   if kind == "empty":
     mean = np.broadcast_to(inputs[2][0].mean(1)[:, None], (HEADS, 5, WIDTH))
-    np.testing.assert_allclose(attend(*inputs[:3], mask)[0], mean, atol=1e-6)
+    np.testing.assert_allclose(results[0][0][0][0], mean, atol=1e-6)
 
 
 def test_short_texts_and_the_reference_setting_use_the_reference(monkeypatch):
@@ -106,7 +110,7 @@ def test_blocked_on_a_mesh_equals_one_device_without_collectives(blocked):
   def run(mask, *x):
     return value_and_gradients("auto", x, mask, 0.3, key)
 
-  plain = value_and_gradients("reference", inputs, mask, 0.3, key)
+  plain = jax.jit(lambda *x: value_and_gradients("reference", x, mask, 0.3, key))(*inputs)
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
   with jax.set_mesh(mesh):
@@ -203,15 +207,17 @@ def test_flash_kernel_equals_plain(kind):
   length, keys = (130, 200) if kind == "keys" else (70, 90)
   inputs = arrays(length, keys, heads=2)
   mask = mask_of(kind, length, keys)
-  plain = value_and_gradients("reference", inputs, mask)
+  plain = jax.jit(lambda *x: value_and_gradients("reference", x, mask))(*inputs)
   with pltpu.force_tpu_interpret_mode():
-    out, largest, inverse = jax.jit(lambda *x: flash_tpu._flash_forward(0.0, *x, mask, None))(
-      *inputs[:3]
-    )
-    saved = (out, largest, inverse, inputs[3])
-    gradients = jax.jit(lambda *x: flash_tpu._flash_backward(0.0, *x[:3], mask, None, *x[3:]))(
-      *inputs[:3], *saved
-    )
+
+    @jax.jit
+    def run(query, key, value, cotangent):
+      arrays = query, key, value
+      out, largest, inverse = flash_tpu._flash_forward(0.0, *arrays, mask, None)
+      saved = out, largest, inverse, cotangent
+      return out, *flash_tpu._flash_backward(0.0, *arrays, mask, None, *saved)
+
+    out, *gradients = run(*inputs)
   check_equal((out, *gradients), plain, 5e-6)
 
 
@@ -227,15 +233,20 @@ def test_cudnn_runs_only_in_half_precision_without_masks(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
   inputs = arrays(300, 257, dtype=jnp.bfloat16)
-  out = attend(*inputs[:3])
+
+  @jax.jit
+  def both(*inputs):
+    return attend(*inputs), attend(*inputs, attention_impl="reference")
+
+  out, plain = both(*inputs[:3])
   assert calls == ["cudnn"]
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(
-    out.astype(jnp.float32),
-    attend(*inputs[:3], attention_impl="reference").astype(jnp.float32),
-    atol=0.02,
-  )
-  attend(*arrays(300, 257)[:3])
-  attend(*inputs[:3], mask_of("keys", 300, 257))
-  attend(*inputs[:3], None, 0.1, jax.random.key(0))
+  np.testing.assert_allclose(out.astype(np.float32), plain.astype(np.float32), atol=0.02)
+  key, mask = jax.random.key(0), mask_of("keys", 300, 257)
+  for options, others in (
+    ((), arrays(300, 257)),
+    ((mask,), inputs),
+    ((None, 0.1, key), inputs),
+  ):
+    jax.make_jaxpr(lambda *x, options=options: attend(*x, *options))(*others[:3])
   assert len(calls) == 1

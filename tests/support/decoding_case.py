@@ -29,7 +29,7 @@ def reorder_fn(cache, parents):
 
 
 def make_cache(table, rows):
-  return {"table": jnp.asarray(table), "state": jnp.zeros((len(table), rows), jnp.int32)}
+  return {"table": table, "state": np.zeros((len(table), rows), np.int32)}
 
 
 def make_table(seed, batch=1, vocabulary=VOCABULARY, eos_bonus=0.0, scale=1.5):
@@ -78,7 +78,7 @@ def run(kind, table, prompt, rows=1, lengths=None, keys=None, **options):
   lengths = np.array([prompt.shape[1]] * len(prompt) if lengths is None else lengths, np.int32)
   fn = jitted(kind, len(prompt), rows, tuple(sorted(options.items())))
   extra = () if kind != "sample" else (make_keys(0, len(prompt)) if keys is None else keys,)
-  result = fn(make_cache(table, rows), jnp.asarray(prompt), jnp.asarray(lengths), *extra)
+  result = fn(make_cache(table, rows), prompt, lengths, *extra)
   return tokens_lib.Generation(*map(np.asarray, result))
 
 

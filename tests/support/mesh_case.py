@@ -2,10 +2,20 @@
 
 import jax
 import numpy as np
+import pytest
 
+from mplug_jax import tasks
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
+from mplug_jax.training import build as build_lib
 from mplug_jax.training import gradients as gradients_lib
+
+
+def build(*args):
+  """Returns training.build.build(*args) without predict functions, which take long to trace."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tasks.get(args[0].task.name), "predict_fns", lambda self: {})
+    return build_lib.build(*args)
 
 
 def on_mesh(built, shape):

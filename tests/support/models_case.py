@@ -1,7 +1,6 @@
 """A small model with random parameters."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.models.mplug import MPlug
@@ -29,13 +28,23 @@ GEOMETRY = dict(
 )
 
 
+def shapes(model, forward, *args):
+  """Shapes of the parameters that `forward` uses."""
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), *args, method=forward))["params"]
+
+
 def random_params(model, forward, *args):
   """Random parameters of the modules that `forward` uses; biases are not 0, scales not 1."""
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, method=forward))["params"]
+  return drawn(shapes(model, forward, *args))
+
+
+def drawn(shapes):
+  """Random parameters of these shapes as numpy arrays."""
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
-    return jnp.asarray(rng.normal(size=leaf.shape) * 0.5 + (path[-1].key == "scale"), jnp.float32)
+    values = rng.normal(size=leaf.shape) * 0.5 + (path[-1].key == "scale")
+    return values.astype(np.float32)
 
   return jax.tree.map_with_path(draw, shapes)
 
@@ -51,16 +60,24 @@ def fused(m, image, question):
   return m.fuse(m.encode_text(question, mask), mask, m.encode_image(image))
 
 
-def memory(m, image, question):
-  """image: [B, ...]; question: [B, Q, L] -> Memory of B * Q rows."""
-  flat = question.reshape(-1, question.shape[-1])
-  return m.memory(*fused(m, image, flat), flat != PAD)
-
-
 def answer(m, image, question, answers):
-  """answers: [B, Q, A, T] -> logits [B, Q, A, T, V]."""
-  flat = answers.reshape(-1, answers.shape[-1])
-  return m.decode(flat, flat != PAD, memory(m, image, question)).reshape(*answers.shape, -1)
+  """Runs the whole model.
+
+  Args:
+    m: the model.
+    image: [B, ...].
+    question: [B, Q, L].
+    answers: [B, Q, A, T].
+
+  Returns:
+    Logits [B, Q, A, T, V], image tokens before fusion, image and text tokens after it.
+  """
+  flat = question.reshape(-1, question.shape[-1])
+  mask, before = flat != PAD, m.encode_image(image)
+  image, text = m.fuse(m.encode_text(flat, mask), mask, before)
+  ids = answers.reshape(-1, answers.shape[-1])
+  logits = m.decode(ids, ids != PAD, m.memory(image, text, mask))
+  return logits.reshape(*answers.shape, -1), before, image, text
 
 
 def texts(rng, *shape):
@@ -72,7 +89,14 @@ def texts(rng, *shape):
 
 
 class Case:
+  """A model, its random parameters, and `outputs`: the compiled `answer`."""
+
   def __init__(self, inputs, **changes):
     self.model = MPlug(**GEOMETRY | changes)
-    self.params = random_params(self.model, answer, *inputs)
-    self.answer = apply(self.model, answer)
+    self.shapes = shapes(self.model, answer, *inputs)
+    self.params = drawn(self.shapes)
+    self.outputs = apply(self.model, answer)
+
+  def answer(self, *inputs):
+    """Returns the logits as a numpy array."""
+    return np.asarray(self.outputs(self.params, *inputs)[0])

@@ -11,11 +11,12 @@ from mplug_jax.tensor_files import write
 
 
 def converted(tensors, folder, **options):
-  """Converts tensors through a file in a new folder; returns {path: array}."""
+  """Converts tensors to `folder`/converted.safetensors; returns {path: array}."""
   folder.mkdir()
   write.save_safetensors(folder / "model.safetensors", tensors)
-  importer.convert_checkpoint(folder / "model.safetensors", folder / "ours", **options)
-  return reading.load_arrays(folder / "ours", "params")
+  dest = folder / "converted.safetensors"
+  importer.convert_checkpoint(folder / "model.safetensors", dest, **options)
+  return reading.load_arrays(dest, "params")
 
 
 def assert_leaves(result, expected):

@@ -133,17 +133,21 @@ def find_row(table: Format, key: str) -> tuple[tuple[str, ...] | str, str, str]:
   Raises:
     KeyError: the name does not match exactly one row.
   """
-  rows = [
-    (m, target, kind)
-    for regex, target, kind in _compiled(table.rows)
-    if (m := regex.fullmatch(key))
+  return _find_row(table.rows, key)
+
+
+@functools.lru_cache(maxsize=8192)  # a conversion asks for each tensor several times
+def _find_row(rows: Rows, key: str) -> tuple[tuple[str, ...] | str, str, str]:
+  """Returns what `find_row` returns."""
+  matches = [
+    (m, target, kind) for regex, target, kind in _compiled(rows) if (m := regex.fullmatch(key))
   ]
-  if len(rows) != 1:
+  if len(matches) != 1:
     raise KeyError(
-      f"PyTorch tensor {key!r} matches {len(rows)} rows of the conversion table, "
+      f"PyTorch tensor {key!r} matches {len(matches)} rows of the conversion table, "
       "it should match exactly one."
     )
-  match, target, kind = rows[0]
+  match, target, kind = matches[0]
   if kind not in KINDS:
     return match.expand(target), kind, ""
   return (
