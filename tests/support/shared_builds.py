@@ -13,6 +13,7 @@ _BUILDS = {}
 _READ = ("prng_impl", "seed", "batch_size", "task", "model", "optim", "ema", "mesh")
 # Endings of keys of config.data that only the readers of files use.
 _READERS = ("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment")
+_READERS += ("size", "seed", "difficulty", "records", "shuffle_block", "black_images")
 
 
 def _key(config, tokenizer, steps):
