@@ -13,7 +13,7 @@ from mplug_jax.evaluators import classification as evaluator
 from mplug_jax.training import evaluate, loop
 from tests.support import classification_run, tiny_run
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("drawn_states")
 
 
 @pytest.fixture(scope="module")
