@@ -305,11 +305,11 @@ def test_rewarded_captions_become_more_probable(case):
     "baseline": np.full(8, 1 / 3, np.float32),
   }
 
+  log_probabilities = jax.jit(scst.log_probabilities, static_argnums=3)
+
   def scores(params):
     logits = case.forward(params).reshape(8, COUNT, 9, -1)
-    return np.asarray(
-      scst.log_probabilities(logits, batch["candidates"], batch["candidate_length"], 1)
-    )
+    return np.asarray(log_probabilities(logits, batch["candidates"], batch["candidate_length"], 1))
 
   params, loss = case.train(batch, 10)
   change, counted = scores(params) - scores(case.state.params), batch["candidate_length"] > 0
