@@ -53,6 +53,17 @@ def one_device():
     yield
 
 
+@pytest.fixture(scope="module")
+def drawn_states(one_device):
+  """Runs start from a state drawn on the host; the program that makes one compiles for seconds."""
+  from mplug_jax.training import loop
+  from tests.support import shared_builds
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "build", shared_builds.build_drawn)
+    yield
+
+
 def pytest_sessionfinish():
   shutil.rmtree(_COMPILED, ignore_errors=True)
 

@@ -56,7 +56,7 @@ def _the(desc):
 
 
 def _shuffled(rng, items):
-  return [items[i] for i in rng.permutation(len(items))]
+  return [items[i] for i in rng.permutation(len(items)).tolist()]
 
 
 def _unique(rng, scene, options):

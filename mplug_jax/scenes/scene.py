@@ -269,7 +269,8 @@ def _place(rng, config, attributes):
       low, high = (round(f * config.size) for f in _RADII[size])
       radius = int(rng.integers(low, high + 1))
       height, width = object_mask(shape, radius).shape
-      rgb = tuple(np.clip(rng.integers(-12, 13, 3) + COLORS[color], 0, 255).tolist())
+      shades = zip(rng.integers(-12, 13, 3).tolist(), COLORS[color], strict=True)
+      rgb = tuple(min(max(change + value, 0), 255) for change, value in shades)
       for u, v in rng.random((24, 2)).tolist():
         x = 1 + int(u * (config.size - 1 - width))
         y = 1 + int(v * (config.size - 1 - height))

@@ -23,6 +23,8 @@ from tests.support.scenes_case import (
   form_words,
 )
 
+pytestmark = pytest.mark.xdist_group("scenes")
+
 
 @functools.cache
 def sample(config, split, count):
@@ -30,17 +32,23 @@ def sample(config, split, count):
 
 
 @functools.cache
+def _asked(config, split, index):
+  return questions(scenes.scene(config, split, index))
+
+
 def asked(config, split, count):
-  return [questions(scene) for scene in sample(config, split, 2000)[:count]]
+  return [_asked(config, split, i) for i in range(count)]
 
 
 @BOTH
-def test_records_are_a_function_of_their_index(config):
+def test_records_are_a_function_of_their_index(config, monkeypatch, made):
+  monkeypatch.setattr(scenes, "scene", made.__wrapped__)  # makes every scene anew
   again = scenes.SceneConfig(config.size, 0, config.difficulty)
   for i in (0, 7, 999):
     a = scenes.scene(config, "test", i)
     b = scenes.scene(again, "test", i)
     assert a == b
+    assert a is not b
     np.testing.assert_array_equal(rendering.render(a, config), rendering.render(b, again))
     assert scene_text.caption_forms(a) == scene_text.caption_forms(b)
     assert scene_text.captions(a, 6)[:5] == scene_text.captions(a)
@@ -64,8 +72,8 @@ def test_splits_and_seeds_share_no_image():
 def test_held_out_pairs_are_only_in_test(config):
   for split in ("train", "val"):
     assert not any(scene.unseen for scene in sample(config, split, 1000))
-    for scene in sample(config, split, 1000)[:150]:  # nor in words
-      for text in scene_text.captions(scene) + [q.text for q in questions(scene)]:
+    for scene, asked_here in zip(sample(config, split, 1000), asked(config, split, 150)):
+      for text in scene_text.captions(scene) + [q.text for q in asked_here]:  # nor in words
         named = attribute_words(text)
         assert not any((b, a) in scenes.HELD_OUT for a, b in itertools.pairwise(named)), text
   shown = collections.Counter(
@@ -166,12 +174,12 @@ def read_relation(text, scene):
 def test_words_agree_with_plain_arithmetic():
   """The oracle reads forms; this test reads the words."""
   read = collections.Counter()
-  for scene in sample(HARD, "train", 300):
+  for scene, asked_here in zip(sample(HARD, "train", 300), asked(HARD, "train", 300), strict=True):
     for text in scene_text.captions(scene):
       value = read_relation(text, scene)
       read["captions"] += value is not None
       assert value in (True, None), (text, scene)
-    for q in questions(scene):
+    for q in asked_here:
       if q.family == "relation":
         match = re.fullmatch(rf"is {NOUN} ({'|'.join(WAYS.values())}) {NOUN}\?", q.text)
         first, way, second = match.groups()
@@ -249,7 +257,8 @@ def test_referring_expressions(config):
   assert kinds[True] == kinds[False]
 
 
-def test_attainable_scores():
+def test_attainable_scores(monkeypatch):
+  monkeypatch.setattr(oracle, "consistency", functools.cache(oracle.consistency))
   scores = oracle.attainable(DEFAULT, "test", 60)
   for task in ("vqa", "grounding", "nlvr2", "entailment"):
     assert scores[task] == 100.0

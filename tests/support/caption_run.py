@@ -1,9 +1,9 @@
 """The tiny captioning run of the tests: configs, tokenizer, batches and official files."""
 
 import json
+import re
 import runpy
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -11,6 +11,8 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
+from mplug_jax.scenes import scene as scenes
+from mplug_jax.scenes import text as scene_text
 from tests.support import tiny_run
 
 NO_DROPOUT = {
@@ -18,6 +20,33 @@ NO_DROPOUT = {
   "model__attention_dropout_rate": 0.0,
   "model__vision_attention_dropout_rate": 0.0,
 }
+# Runs with these settings share one build (tests/support/shared_builds.py), whatever they read.
+_RUN = {
+  "compilation_cache": "",
+  "log_every": 1,
+  "total_steps": 2,
+  "optim__schedule__name": "constant",
+  "task__beams": 1,
+  "task__max_length": 8,
+  "model__image_size": 48,
+  "data__captions_per_image": 2,
+  "data__max_caption": 12,
+  "tokenizer__kind": "wordpiece",
+}
+_SCENES = scenes.SceneConfig()
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def run_settings(folder):
+  """Returns the settings of a short run; its vocabulary, words of scenes, is put into `folder`."""
+  captions = [
+    text for i in range(40) for text in scene_text.captions(scenes.scene(_SCENES, "train", i))
+  ]
+  path = folder / "words_of_scenes.txt"
+  path.write_text(
+    "\n".join([*_SPECIAL, *sorted(set(re.findall("[a-z]+", " ".join(captions))))]) + "\n"
+  )
+  return _RUN | {"tokenizer__path": str(path)}
 
 
 def config(arg="tiny", file="caption", **changes):
@@ -34,6 +63,8 @@ def config(arg="tiny", file="caption", **changes):
 
 def tokenizer(folder, c):
   """A SentencePiece model fitted to the training captions, in `folder`."""
+  if c.data.name == "scenes":
+    c.tokenizer.records = 100  # they have all words
   sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
@@ -57,10 +88,10 @@ def batch(c, tokenizer, step=0):
 
 
 def stack(c, tokenizer, records):
-  """Records -> a batch of arrays as evaluation makes it."""
+  """Records -> a batch of numpy arrays as evaluation makes it."""
   transform = data.make_transform(c, tokenizer, train=False)
   examples = [transform(i, record, None) | {"mask": np.True_} for i, record in enumerate(records)]
-  return {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
+  return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
 CAPTIONS = (

@@ -2,9 +2,10 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from mplug_jax import tasks
+from mplug_jax import optim, tasks
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import build as build_lib
@@ -37,6 +38,16 @@ def place(state, abstract):
   return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, abstract)
 
 
+# Settings of config.optim with which a case overfits a batch.
+FIT = {
+  "optim__name": "adamw",
+  "optim__schedule__name": "constant",
+  "optim__lr": 1e-3,
+  "optim__b2": 0.98,
+  "optim__weight_decay": 0.0,
+}
+
+
 class MeshCase:
   """Compares gradients of one task on meshes.
 
@@ -44,6 +55,7 @@ class MeshCase:
   """
 
   _compiled = None
+  _forward = None
 
   @property
   def rng(self):
@@ -62,13 +74,66 @@ class MeshCase:
 
   def gradients_and_extra(self, shape=(1, 1, 1), parts=1, batch=None, state=None):
     """Returns what `gradients` returns and the new extra state."""
-    self._compiled = {} if self._compiled is None else self._compiled
     built = on_mesh(self.built, shape)
     with jax.set_mesh(built.mesh):
       state = self.place(shape) if state is None else state
       placed = batches.put_batch(self.batch if batch is None else batch, built.mesh)
-      if (shape, parts) not in self._compiled:
-        self._compiled[shape, parts] = (
-          jax.jit(gradients_lib.make_gradients(built.task, parts)).lower(state, placed).compile()
-        )
-      return jax.device_get(self._compiled[shape, parts](state, placed))
+      return jax.device_get(self._program(shape, parts, state, placed)(state, placed))
+
+  def _program(self, shape, parts, state, placed):
+    self._compiled = {} if self._compiled is None else self._compiled
+    if (shape, parts) not in self._compiled:
+      self._compiled[shape, parts] = (
+        jax.jit(gradients_lib.make_gradients(self.built.task, parts)).lower(state, placed).compile()
+      )
+    return self._compiled[shape, parts]
+
+  def forward(self, params, **changes):
+    """-> what `forward` of the task returns for the batch with some changes, and parameters."""
+    if self._forward is None:
+      self._forward = jax.jit(lambda p, b: self.built.task.apply(p, self.built.task.forward, b))
+    return jax.device_get(self._forward(params, self.batch | changes))
+
+  def train(self, batch, updates, goal=-np.inf, state=None):
+    """Trains on one batch -> (parameters, last loss).
+
+    The gradients are those of the program that `gradients` runs on one device, so that no other is
+    compiled; the optimizer is that of the config.
+
+    Args:
+      batch: batch with the shapes of that of the case.
+      updates: number of updates.
+      goal: loss at which training stops; looked at every ten updates.
+      state: first state, numpy arrays; by default that of the case.
+    """
+    optimizer, _ = optim.make(self.config.optim, self.built.abstract.params, updates, updates)
+
+    @jax.jit
+    def update(grads, opt_state, params):
+      changes, opt_state = optimizer.update(grads, opt_state, params, ok=True)
+      return optax.apply_updates(params, changes), opt_state
+
+    mesh = on_mesh(self.built, (1, 1, 1)).mesh
+    with jax.set_mesh(mesh):
+      state = self.place(state=state)
+      placed = batches.put_batch(batch, mesh)
+      gradients, loss = self._program((1, 1, 1), 1, state, placed), np.inf
+      for step in range(updates):
+        grads, loss, *_ = gradients(state, placed)
+        if step % 10 == 9 and float(loss) < goal:
+          break
+        params, opt_state = update(grads, state.opt_state, state.params)
+        state = state.replace(params=params, opt_state=opt_state)
+    return state.params, float(loss)
+
+  def overfit(self, batch, limit, state=None):
+    """Trains on one batch until the loss is below 0.01 -> parameters.
+
+    Args:
+      batch: batch with the shapes of that of the case.
+      limit: updates after which the loss must be that low.
+      state: see `train`.
+    """
+    params, loss = self.train(batch, limit, 0.01, state)
+    assert loss < 0.01
+    return params

@@ -7,12 +7,14 @@ import jax
 
 from mplug_jax import config as config_lib
 from mplug_jax.training import build as build_lib
+from tests.support import random_state
 
 _BUILDS = {}
 # Sections and keys of the config that the programs of a run depend on.
 _READ = ("prng_impl", "seed", "batch_size", "task", "model", "optim", "ema", "mesh")
 # Endings of keys of config.data that only the readers of files use.
 _READERS = ("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment")
+_READERS += ("size", "seed", "difficulty", "records", "shuffle_block", "black_images")
 
 
 def _key(config, tokenizer, steps):
@@ -45,3 +47,29 @@ def build(config, tokenizer, *steps, devices=None):
   task = copy.copy(built.task)
   task.config = config
   return built._replace(task=task)
+
+
+class _DrawnInit:
+  """Stands in for Build.init: draws the state on the host instead of compiling a program.
+
+  tests/training/test_step.py compares states that the program makes.
+  """
+
+  def __init__(self, built, config):
+    self._built, self._config = built, config
+
+  def lower(self):
+    return self
+
+  def compile(self):
+    return self
+
+  def __call__(self):
+    config = self._config
+    return random_state.state(self._built, config.model.initializer_range, config.seed)
+
+
+def build_drawn(config, tokenizer, *steps, devices=None):
+  """Returns the result of `build`, whose runs start from a state drawn on the host."""
+  built = build(config, tokenizer, *steps, devices=devices)
+  return built._replace(init=_DrawnInit(built, config))

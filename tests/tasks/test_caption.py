@@ -4,11 +4,11 @@ That it learns; what odd captions and images do to it.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mplug_jax import data
+from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.tasks import base
@@ -17,6 +17,13 @@ from mplug_jax.training import loop
 from tests.support import caption_run, mesh_case, random_state, tiny_run
 
 MESHES = ((8, 1, 1), (2, 2, 2))
+CAPTIONS = 2
+FIT = mesh_case.FIT | {"optim__lr": 4e-3}
+SETTINGS = {
+  "model__initializer_range": 0.1,
+  "data__captions_per_image": CAPTIONS,
+  "task__beams": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +37,10 @@ class Case(mesh_case.MeshCase):
   def __init__(self, tokenizer):
     # A wide initialisation, so that every attention and every gradient matters; at 0.02 the
     # softmaxes are uniform.
-    self.config, self.tokenizer = caption_run.config(model__initializer_range=0.1), tokenizer
+    self.config, self.tokenizer = caption_run.config(**SETTINGS, **FIT), tokenizer
     self.batch = caption_run.batch(self.config, tokenizer)
     for row in range(8):  # as Chunked leaves rows that are not full; a corrupt image has none
-      self.batch["caption_valid"][row, row % 5 + 1 :] = False
+      self.batch["caption_valid"][row, row % CAPTIONS + 1 :] = False
     self.batch["corrupt"][3], self.batch["caption_valid"][3] = True, False
     self.batch["caption"][~self.batch["caption_valid"]] = tokenizer.pad_id
     self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
@@ -50,23 +57,38 @@ def reference(case):
   return case.gradients()
 
 
+@pytest.fixture(scope="module")
+def together(case):
+  """Tokens of the images of the batch, encoded together."""
+  task = case.built.task
+  encode = jax.jit(lambda params, image: task.apply(params, base.encode_image, image))
+  return jax.device_get(encode(case.state.params, case.batch["image"]))
+
+
 @pytest.mark.parametrize(("devices", "rows"), [(1, 8), (4, 8), (8, 8), (1, 1)])
-def test_images_encoded_one_by_one_equal_those_encoded_together(devices, rows, case, monkeypatch):
+def test_images_encoded_one_by_one_equal_those_encoded_together(
+  devices, rows, case, together, monkeypatch
+):
   task, image = case.built.task, case.batch["image"][:rows]
   assert not np.array_equal(image[0], image[-1]) or rows == 1
-  together = task.apply(case.state.params, lambda module, x: base.encode_image(module, x), image)
-  assert "platform_index" not in str(
-    jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
-  )  # tiny images stay in the cache
   monkeypatch.setattr(base, "_OUT_OF_CACHE", 0)
   mesh = mesh_lib.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
   with jax.set_mesh(mesh):
-    traced = jax.make_jaxpr(task.with_tokens)(case.state.params, {"image": image})
-    found = jax.jit(task.with_tokens)(case.state.params, batches.put_batch({"image": image}, mesh))[
-      "image"
-    ]
-  assert ("platform_index" in str(traced)) == (rows > 1)
-  np.testing.assert_allclose(found, together, atol=1e-5)
+    batch = batches.put_batch({"image": image}, mesh)
+    traced = jax.jit(lambda params, batch: task.with_tokens(params, batch)).trace(
+      case.state.params, batch
+    )
+    found = traced.lower().compile()(case.state.params, batch)["image"]
+  assert ("platform_index" in str(traced.jaxpr)) == (rows > 1)
+  np.testing.assert_allclose(found, together[:rows], atol=1e-5)
+
+
+def test_tiny_images_are_encoded_together(case):
+  """They stay in the cache."""
+  traced = jax.make_jaxpr(lambda params, batch: case.built.task.with_tokens(params, batch))(
+    case.state.params, {"image": case.batch["image"]}
+  )
+  assert "platform_index" not in str(traced)
 
 
 def test_batch_spec_matches_the_transform(case):
@@ -77,10 +99,10 @@ def test_batch_spec_matches_the_transform(case):
 
 
 def test_loss_is_the_mean_over_all_tokens_of_the_batch(case, reference):
-  task, ids = case.built.task, case.batch["caption"].reshape(40, -1)
-  logits = np.asarray(task.apply(case.state.params, task.forward, case.batch), np.float64)
+  ids = case.batch["caption"].reshape(8 * CAPTIONS, -1)
+  logits = case.forward(case.state.params).astype(np.float64)
   total, count, right = 0.0, 0, 0
-  for row in range(40):
+  for row in range(8 * CAPTIONS):
     for t in range(1, ids.shape[1]):
       if ids[row, t] != case.tokenizer.pad_id:
         scores = logits[row, t - 1]
@@ -131,17 +153,16 @@ def test_prompt_tokens_are_no_targets():
 
 
 @pytest.mark.parametrize("mode", ["standard", "official"])
-def test_caption_after_a_prompt_is_learned_and_generated(tokenizer, mode):
+def test_caption_after_a_prompt_is_learned_and_generated(case, mode):
   c = caption_run.config(
-    task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4
+    **SETTINGS, task__prompt="the picture shows", task__prompt_mode=mode, task__max_length=4
   )
-  built = loop.build(c, tokenizer, 10, 10, jax.devices()[:1])
-  prompt, batch = built.task.prompt, caption_run.batch(c, tokenizer)
-  weight = built.task.loss_normalizers({k: jnp.asarray(v) for k, v in batch.items()}, None)[
-    "caption"
-  ]
-  assert weight == (batch["caption"] != tokenizer.pad_id).sum() - 40 * len(prompt.ids)
-  out = built.predict["generate"](random_state.state(built).params, batch)
+  task = caption_task.CaptionTask(build_model(c, case.tokenizer), c, case.tokenizer)
+  prompt, batch = task.prompt, caption_run.batch(c, case.tokenizer)
+  weight = jax.jit(task.loss_normalizers)(batch, None)["caption"]
+  tokens, captions = batch["caption"] != case.tokenizer.pad_id, batch["caption_valid"].sum()
+  assert weight == tokens.sum() - captions * len(prompt.ids) > 0
+  out = jax.device_get(jax.jit(task.predict_fns()["generate"])(case.state.params, batch))
   assert out["tokens"].shape == (8, len(prompt.start) + c.task.max_length)
   assert (out["tokens"][:, : len(prompt.start)] == prompt.start).all()
   assert (out["length"] > len(prompt.start)).all()
@@ -149,15 +170,12 @@ def test_caption_after_a_prompt_is_learned_and_generated(tokenizer, mode):
 
 def _only(case, count, texts, image):
   record = {"image": image, "image_id": 0, "captions": texts}
-  return {
-    k: np.array(v)
-    for k, v in caption_run.stack(case.config, case.tokenizer, [record] * count).items()
-  }
+  return caption_run.stack(case.config, case.tokenizer, [record] * count)
 
 
 def test_degenerate_captions_and_images_give_finite_results(case, tokenizer):
   black = np.zeros((48, 48, 3), np.uint8)
-  batch = _only(case, 8, ["a red circle"] * 5, black)
+  batch = _only(case, 8, ["a red circle"] * CAPTIONS, black)
   odd = _only(case, 8, ["", " ".join(["circle"] * 90), "\N{SNOWMAN}"], black)
   for name in batch:
     batch[name][4:] = odd[name][4:]
@@ -176,30 +194,21 @@ def test_degenerate_captions_and_images_give_finite_results(case, tokenizer):
   assert all((x == 0).all() for x in jax.tree.leaves(gradients))
 
 
-def test_overfits_eight_images(tokenizer):
-  """The loss reaches 0 and every image gets its caption, in a batch of eight and of one."""
-  c = caption_run.config(
-    data__captions_per_image=1,
-    optim__name="adamw",
-    optim__schedule__name="constant",
-    optim__lr=3e-3,
-    optim__weight_decay=0.0,
-    task__beams=2,
-    model__initializer_range=0.05,
-    eval__batch_size=8,
-  )
-  source = data.get_source(c, "train")
-  records = [source[5 * i] for i in range(8)]
-  batch = caption_run.stack(c, tokenizer, records)
-  built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state = random_state.overfit(built, batch, c.model.initializer_range, 400)
+def test_overfits_eight_images(case):
+  """The loss reaches 0 and every image gets its caption, whatever the other images are."""
+  source = data.get_source(case.config, "train")
+  records = [source[3 * i] for i in range(8)]  # the first of an image of five captions
+  records = [record | {"captions": record["captions"][:1]} for record in records]
   assert len({record["captions"][0] for record in records}) == 8
-  out = built.predict["generate"](state.params, batch)
-  assert [tokenizer.decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [
-    r["captions"][0] for r in records
+  batch = caption_run.stack(case.config, case.tokenizer, records)
+  params = case.overfit(batch, 300, random_state.host_state(case.built, 0.15))
+  generate, decode = case.built.predict["generate"], case.tokenizer.decode
+  out = generate(params, batch)
+  assert [decode(ids[:length]) for ids, length in zip(out["tokens"], out["length"])] == [
+    record["captions"][0] for record in records
   ]
-  alone = built.predict["generate"](state.params, {name: x[:1] for name, x in batch.items()})
-  np.testing.assert_array_equal(alone["tokens"][0], out["tokens"][0])
+  alone = generate(params, {name: np.repeat(x[:1], 8, axis=0) for name, x in batch.items()})
+  np.testing.assert_array_equal(alone["tokens"], np.repeat(out["tokens"][:1], 8, axis=0))
 
 
 @pytest.mark.parametrize(

@@ -19,23 +19,18 @@ from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import caption_run, tiny_run
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.usefixtures("drawn_states"), pytest.mark.xdist_group("caption_runs")]
 
 METRICS = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"}
 JAVA = {"METEOR", "SPICE"}  # computed where Java is
 
 
-def settings(**changes):
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  """Config of a short run on scenes."""
   return caption_run.config(
-    **{
-      "compilation_cache": "",
-      "task__beams": 1,
-      "task__max_length": 12,
-      "log_every": 1,
-      "total_steps": 4,
-      "eval__limit": 10,
-      **changes,
-    }
+    **caption_run.run_settings(tmp_path_factory.mktemp("words"))
+    | {"total_steps": 4, "eval__limit": 10}
   )
 
 
@@ -48,10 +43,10 @@ def run(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(settings, tmp_path_factory):
   """A finished run on scenes: (its folder, what it printed)."""
   folder = tmp_path_factory.mktemp("unbroken")
-  return folder, run(settings(), folder)
+  return folder, run(settings, folder)
 
 
 def _state(folder, config):
@@ -102,7 +97,9 @@ def test_files_and_output_of_a_run_on_scenes(unbroken):
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(unbroken, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
+  settings, unbroken, tmp_path, monkeypatch
+):
   update = progress.Progress.update
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -113,9 +110,9 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(unbroken, tmp_path, mo
         step == 2 and loss is None and os.kill(os.getpid(), signal.SIGTERM),
       ),
     )
-    assert run(settings(), tmp_path)[-1].startswith("stopped at step 2")
-  assert "resumed at step 2" in run(settings(), tmp_path)
-  ours, expected = _state(tmp_path, settings()), _state(unbroken[0], settings())
+    assert run(settings, tmp_path)[-1].startswith("stopped at step 2")
+  assert "resumed at step 2" in run(settings, tmp_path)
+  ours, expected = _state(tmp_path, settings), _state(unbroken[0], settings)
   assert all(ours[name].tobytes() == x.tobytes() for name, x in expected.items())
   assert (tmp_path / "predictions.json").read_bytes() == (
     unbroken[0] / "predictions.json"
@@ -126,15 +123,15 @@ def test_run_on_the_official_files(tmp_path):
   caption_run.write_karpathy(tmp_path)
   (tmp_path / "caption_val.json").unlink()  # evaluated is the test split
   c = caption_run.config(
-    f"tiny,data=karpathy,root={tmp_path}",
-    compilation_cache="",
-    task__beams=1,
-    task__max_length=6,
-    batch_size=2,
-    tokenizer__vocab_size=60,
-    data__max_caption=12,
-    total_steps=2,
+    f"tiny,data=karpathy,root={tmp_path}", **caption_run.run_settings(tmp_path)
   )
+  # What a tokenizer is fitted to, unless the config names one as here.
+  assert list(data.texts(c, data.get_source(c, "train"))) == [
+    "a red dog, on a sign.",
+    "two cats.",
+    *("two cats.", "a blue sign stop", "the dog is on the cat"),
+    *("a blue sign stop", "the dog is on the cat"),
+  ]
   run(c, tmp_path / "run")
   assert [
     row["image_id"] for row in json.loads((tmp_path / "run/predictions.json").read_text())

@@ -3,18 +3,19 @@
 That it learns; how a text meets two images; odd input.
 """
 
+import functools
 import itertools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax import data
+from mplug_jax import data, tasks
 from mplug_jax.checkpoints import manager as checkpoint
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.models.bert import TextEncoder
+from mplug_jax.models.factory import build_model
 from mplug_jax.training import loop
 from tests.support import classification_run, mesh_case, random_state, tiny_run
 
@@ -26,19 +27,19 @@ def tokenizer(tmp_path_factory):
   )
 
 
-def no_dropout(**changes):
-  return {
-    "model__dropout_rate": 0.0,
-    "model__attention_dropout_rate": 0.0,
-    "model__vision_attention_dropout_rate": 0.0,
-    **changes,
-  }
+NO_DROPOUT = {
+  "model__dropout_rate": 0.0,
+  "model__attention_dropout_rate": 0.0,
+  "model__vision_attention_dropout_rate": 0.0,
+}
+# With distillation, the loss reads the averages as a teacher.
+DISTILLED = {"task__distill__alpha": 0.4, "ema__decay": 0.9, "ema__use": "teacher"}
 
 
 class Case(mesh_case.MeshCase):
   """The tiny task of two images and its gradients on any mesh, in any number of parts.
 
-  Some rows do not count.
+  Some rows do not count. Duplicated layers learn from a teacher, shared ones do not.
   """
 
   def __init__(self, tokenizer, pairing):
@@ -47,14 +48,13 @@ class Case(mesh_case.MeshCase):
     self.config = classification_run.config(
       "nlvr2",
       f"tiny,pairing={pairing}",
-      **no_dropout(
-        model__initializer_range=0.1, task__distill__alpha=0.4, ema__decay=0.9, ema__use="teacher"
-      ),
+      model__initializer_range=0.1,
+      **NO_DROPOUT,
+      **(DISTILLED if pairing == "duplicated" else mesh_case.FIT),
     )
     self.tokenizer = tokenizer
     source = data.get_source(self.config, "train")
-    batch = classification_run.stack(self.config, tokenizer, [source[5 * i] for i in range(8)])
-    self.batch = {name: np.array(x) for name, x in batch.items()}
+    self.batch = classification_run.stack(self.config, tokenizer, [source[5 * i] for i in range(8)])
     # Two sentences about every pair of images: the second is the first of another.
     self.batch |= {
       name: np.stack([self.batch[name][:, 0], np.roll(self.batch[name][:, 0], 3, axis=0)], axis=1)
@@ -62,14 +62,37 @@ class Case(mesh_case.MeshCase):
     }
     self.batch["corrupt"][2], self.batch["label"][5, 0] = True, -1
     self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
-    state = random_state.host_state(self.built, self.config.model.initializer_range)
-    teacher = jax.tree.map(lambda x: 1.2 * x, state.params)
-    self.state = state.replace(ema_params=teacher)
+    self.state = random_state.host_state(self.built, self.config.model.initializer_range)
+    if self.config.ema.decay:
+      self.state = self.state.replace(ema_params=jax.tree.map(lambda x: 1.2 * x, self.state.params))
+    self.encoded = []  # rows of the calls of the text encoder, traced once
+    self._forward = jax.jit(self._logits_and_features)
+
+  def _logits_and_features(self, params, batch):
+    fused = []
+
+    def record(call, args, kwargs, context):
+      out = call(*args, **kwargs)
+      if isinstance(context.module, TextEncoder) and context.method_name == "__call__":
+        self.encoded.append(args[0].shape[0])
+      if context.method_name == "fuse_images":
+        fused.append(out)
+      return out
+
+    with nn.intercept_methods(record):
+      logits = self.built.task.apply(params, self.built.task.forward, batch)
+    return logits, *fused
+
+
+@pytest.fixture(scope="module")
+def cases(tokenizer):
+  """Function pairing -> its case."""
+  return functools.cache(functools.partial(Case, tokenizer))
 
 
 @pytest.fixture(scope="module", params=["shared", "duplicated"])
-def case(request, tokenizer):
-  return Case(tokenizer, request.param)
+def case(request, cases):
+  return cases(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +109,19 @@ def test_batch_spec_matches_the_transform(tokenizer, file, arg, sentences):
   example = data.make_transform(c, tokenizer, train=True)(
     0, data.get_source(c, "train")[0], np.random.default_rng(0)
   ) | {"mask": np.True_}
-  spec = loop.build(c, tokenizer, 10, 10, jax.devices()[:1]).task.batch_spec(1)
+  task = tasks.get(c.task.name)(build_model(c, tokenizer), c, tokenizer)
+  spec = task.batch_spec(1)
   assert {name: ((1,) + x.shape, x.dtype) for name, x in example.items()} == {
     name: (x.shape, x.dtype) for name, x in spec.items()
   }
 
 
 def test_loss_is_the_mean_over_valid_sentences(case, reference):
-  task = case.built.task
-  logits, teacher = (
-    np.asarray(task.apply(params, task.forward, case.batch), np.float64)
-    for params in (case.state.params, case.state.ema_params)
-  )
-  assert np.abs(logits - teacher).max() > 1e-3
+  """With a teacher, 0.4 of the target is its distribution."""
+  alpha = case.config.task.distill.alpha
+  logits = case.forward(case.state.params)[0].astype(np.float64)
+  teacher = case.forward(case.state.ema_params)[0].astype(np.float64) if alpha else logits
+  assert (np.abs(logits - teacher).max() > 1e-3) == (alpha > 0)
   total, right = 0.0, 0
   for row, sentence in itertools.product(range(8), range(2)):
     place = row, sentence
@@ -106,7 +129,7 @@ def test_loss_is_the_mean_over_valid_sentences(case, reference):
       continue
     log = logits[place] - np.log(np.exp(logits[place]).sum())
     soft = np.exp(teacher[place]) / np.exp(teacher[place]).sum()
-    total += 0.6 * -log[case.batch["label"][place]] + 0.4 * -(soft * log).sum()
+    total += (1 - alpha) * -log[case.batch["label"][place]] + alpha * -(soft * log).sum()
     right += log.argmax() == case.batch["label"][place]
   _, loss, metrics = reference
   assert loss == pytest.approx(total / 13, rel=1e-5)
@@ -153,10 +176,7 @@ def test_degenerate_sentences_and_images_give_finite_results(case):
   records = [
     {"images": [black, black], "id": 0, "sentence": text, "label": "True"} for text in texts
   ]
-  batch = {
-    name: np.array(x)
-    for name, x in classification_run.stack(case.config, case.tokenizer, records).items()
-  }
+  batch = classification_run.stack(case.config, case.tokenizer, records)
   assert (batch["sentence"][0, 0] != case.tokenizer.pad_id).sum() == 1
   assert (batch["sentence"][1, 0] != case.tokenizer.pad_id).all()
   batch |= {name: np.repeat(batch[name], 2, axis=1) for name in ("sentence", "label")}
@@ -165,72 +185,43 @@ def test_degenerate_sentences_and_images_give_finite_results(case):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
-def test_overfits_eight_pairs(tokenizer):
+def test_overfits_eight_pairs(cases):
   """Each of four statements is true of one pair of images and false of another."""
-  c = classification_run.config(
-    "nlvr2",
-    "tiny",
-    **no_dropout(
-      optim__name="adamw",
-      optim__schedule__name="constant",
-      optim__lr=3e-3,
-      optim__weight_decay=0.0,
-      model__initializer_range=0.05,
-    ),
-  )
-  source = data.get_source(c, "train")
+  case = cases("shared")
+  source = data.get_source(case.config, "train")
   records = [source[i] for i in range(0, 80, 10)]
   records = [
     record | {"sentence": records[i % 4]["sentence"], "label": str(i < 4)}
     for i, record in enumerate(records)
   ]
-  batch = classification_run.stack(c, tokenizer, records)
-  built = loop.build(c, tokenizer, 1000, 1000, jax.devices()[:1])
-  state = random_state.overfit(built, batch, c.model.initializer_range, 600)
-  probability = built.predict["classify"](state.params, batch)["probability"]
+  batch = classification_run.stack(case.config, case.tokenizer, records)
+  second = {"sentence": batch["sentence"], "label": np.full_like(batch["label"], -1)}
+  params = case.overfit(
+    batch | {name: np.concatenate([batch[name], x], axis=1) for name, x in second.items()}, 150
+  )
+  classify = case.built.predict["classify"]
+  probability = classify(params, batch)["probability"]
   np.testing.assert_array_equal(probability.argmax(-1), batch["label"][:, 0])
   np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-5)
-  alone = built.predict["classify"](state.params, {name: x[:1] for name, x in batch.items()})[
-    "probability"
-  ]
-  np.testing.assert_allclose(alone[0], probability[0], rtol=1e-4, atol=1e-6)
+  # Whatever the other rows are: the first one alone.
+  alone = classify(params, {name: np.repeat(x[:1], 8, axis=0) for name, x in batch.items()})
+  np.testing.assert_allclose(
+    alone["probability"], np.repeat(probability[:1], 8, axis=0), rtol=1e-4, atol=1e-6
+  )
 
 
 # ---- a text and its images
 
 
 def test_each_sentence_is_encoded_once(case):
-  rows = []
-
-  def count(call, args, kwargs, context):
-    if isinstance(context.module, TextEncoder) and context.method_name == "__call__":
-      rows.append(args[0].shape[0])
-    return call(*args, **kwargs)
-
-  with nn.intercept_methods(count):
-    jax.eval_shape(
-      lambda params: case.built.task.apply(params, case.built.task.forward, case.batch),
-      case.state.params,
-    )
-  assert rows == [16]
-
-
-def features(task, params, batch):
-  def run(module, b):
-    ids = b["sentence"].reshape(16, -1)
-    mask = ids != task.tokenizer.pad_id
-    image = module.encode_image(
-      b["image"].astype(jnp.float32).reshape((-1,) + b["image"].shape[2:]) / 255
-    )
-    return module.fuse_images(module.encode_text(ids, mask), mask, image, 2)
-
-  return np.asarray(task.apply(params, run, batch))
+  case.forward(case.state.params)
+  assert case.encoded == [16]
 
 
 def test_shared_layers_are_symmetric_and_duplicated_ones_are_not(case):
-  task, params, width = case.built.task, case.state.params, case.config.model.hidden_size
-  plain = features(task, params, case.batch)
-  swapped = features(task, params, case.batch | {"image": case.batch["image"][:, ::-1]})
+  width, batch, params = case.config.model.hidden_size, case.batch, case.state.params
+  _, plain = case.forward(params)
+  _, swapped = case.forward(params, image=batch["image"][:, ::-1])
   if case.config.model.pairing == "shared":
     assert plain.shape == (16, 2 * width)
     np.testing.assert_allclose(
@@ -240,27 +231,23 @@ def test_shared_layers_are_symmetric_and_duplicated_ones_are_not(case):
     assert plain.shape == (16, width)
   assert np.abs(swapped - plain).max() > 1e-2
   # Sentences about the same images do not see each other.
-  turned = features(task, params, case.batch | {"sentence": case.batch["sentence"][:, ::-1]})
+  _, turned = case.forward(params, sentence=batch["sentence"][:, ::-1])
   np.testing.assert_allclose(
     turned.reshape(8, 2, -1)[:, ::-1], plain.reshape(8, 2, -1), rtol=1e-4, atol=1e-5
   )
 
 
 @pytest.fixture(scope="module")
-def single_run(tokenizer, tmp_path_factory):
+def single_run(cases, tmp_path_factory):
   """Folder, random parameters and averages of a run with one layer for both images."""
   folder, rng = tmp_path_factory.mktemp("single"), np.random.default_rng(0)
-  abstract = loop.build(
-    classification_run.config("nlvr2"), tokenizer, 10, 10, jax.devices()[:1]
-  ).abstract
+  abstract = cases("shared").built.abstract
   params, averages = (
     jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract.params)
     for _ in range(2)
   )
   manager = checkpoint.Manager(folder)
-  manager.save(
-    3, jax.tree.map(jnp.asarray, {"params": params, "ema_params": averages}), {"step": 3}
-  )
+  manager.save(3, jax.device_put({"params": params, "ema_params": averages}), {"step": 3})
   manager.close()
   return folder, tiny_run.flat(params), tiny_run.flat(averages)
 

@@ -9,11 +9,12 @@ from PIL import Image
 
 from mplug_jax.checkpoints import manager
 from mplug_jax.data.examples import classification
+from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.evaluators import classification as evaluator
 from mplug_jax.training import evaluate, loop
 from tests.support import classification_run, tiny_run
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("drawn_states")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,9 @@ def settings(files):
         "data__augment__randaugment": (2, 7),
         "data__augment__scale": (0.5, 1.0),
         "total_steps": 6,
+        # Whatever the length: the build of a run is also that of evaluation.
+        "optim__schedule__name": "constant",
         "log_every": 1,
-        "checkpoint__every": 3,
         "ema__decay": 0.9,
         "ema__use": "teacher",
         "task__distill__alpha": 0.4,
@@ -58,7 +60,7 @@ def run(settings, tmp_path_factory):
 
 
 def state(config, workdir):
-  built = loop.build(config, loop.tokenizers.load(workdir / "tokenizer"), 6, 1)
+  built = loop.build(config, tokenizers.load(workdir / "tokenizer"), 6, 1)
   with jax.set_mesh(built.mesh):
     return tiny_run.flat(manager.Manager(workdir).restore(built.abstract)[0])
 

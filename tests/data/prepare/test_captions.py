@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mplug_jax.training import evaluate
+from tests.support import caption_run
 from tests.support.captions_case import WORDS, make_folder, name_of, texts
 from tests.support.downloads import (
   configs,
@@ -16,7 +17,7 @@ from tests.support.downloads import (
   write_clips,
 )
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.usefixtures("drawn_states"), pytest.mark.xdist_group("caption_runs")]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,7 @@ def test_captioning_coco(folder, printed, tmp_path):
     "cocoid": 9,
     "sentences": [{"raw": text.strip()} for text in texts(2)],
   }
-  (config,) = configs(
-    lines[:-1], **settings(folder), data__captions_per_image=2, task__max_length=8
-  )
+  (config,) = configs(lines[:-1], **caption_run.run_settings(tmp_path))
   assert [len(split) for split in records(config, "train", "val", "test")] == [3, 1, 1]
   assert run(config, tmp_path / "run").startswith("final: CIDEr-D ")
   assert json.loads((tmp_path / "run/predictions.json").read_text())[0]["image_id"] == 11

@@ -18,12 +18,15 @@ from mplug_jax.data.sources import mixture
 from mplug_jax.data.storage import shards
 from mplug_jax.data.text import sentencepiece, tokenizer
 from mplug_jax.training import loop
-from tests.support import shard_files, tiny_run
+from tests.support import caption_run, shard_files, tiny_run
 from tests.support.shard_files import caption, numbered, pair, picture, tar_bytes
 from tests.support.shards_case import config, content, expected
 from tools import prepare_data
 
-pytestmark = pytest.mark.usefixtures("one_device", "index_cache")
+pytestmark = [
+  pytest.mark.usefixtures("drawn_states", "index_cache"),
+  pytest.mark.xdist_group("caption_runs"),
+]
 
 
 # ---- threads, processes, other file systems
@@ -235,10 +238,14 @@ def test_a_run_on_shards(name, metric, pattern, records, tmp_path, capsys):
     f"data=shards:{pattern if name == 'caption' else records}",
     data__test_file=test,
     data__shuffle_block=2,
-    model__image_size=32,
-    compilation_cache="",
-    total_steps=2,
+    **(
+      caption_run.run_settings(tmp_path)
+      if name == "caption"
+      else {"model__image_size": 32, "compilation_cache": "", "total_steps": 2}
+    ),
   ).unlock()
+  if name == "caption":  # what a tokenizer is fitted to, unless the config names one as here
+    assert [*data.texts(c, data.get_source(c, "train"))] == [caption(i).lower() for i in range(11)]
   if name == "pretrain":
     c.data.train_files = (pattern, records)
   assert loop.train(c, str(tmp_path / "run")) == 0
