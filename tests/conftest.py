@@ -68,6 +68,17 @@ def one_device():
     yield
 
 
+@pytest.fixture(scope="module")
+def drawn_start(one_device):
+  """Besides, the runs start from parameters drawn on the host, for which nothing is compiled."""
+  from mplug_jax.training import loop
+  from tests.support import shared_builds
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "build", shared_builds.build_drawn)
+    yield
+
+
 def pytest_sessionfinish():
   shutil.rmtree(_COMPILED, ignore_errors=True)
 

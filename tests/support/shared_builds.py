@@ -7,12 +7,17 @@ import jax
 
 from mplug_jax import config as config_lib
 from mplug_jax.training import build as build_lib
+from tests.support import mesh_case, random_state
 
 _BUILDS = {}
 # Sections and keys of the config that the programs of a run depend on.
 _READ = ("prng_impl", "seed", "batch_size", "task", "model", "optim", "ema", "mesh")
 # Endings of keys of config.data that only the readers of files use.
-_READERS = ("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment")
+_READERS = (
+  *("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment"),
+  *("size", "seed", "difficulty", "records"),  # of scenes
+  *("add_objects", "add_ocr", "max_words", "frame_sampling", "_suffix"),
+)
 
 
 def _key(config, tokenizer, steps):
@@ -45,3 +50,22 @@ def build(config, tokenizer, *steps, devices=None):
   task = copy.copy(built.task)
   task.config = config
   return built._replace(task=task)
+
+
+def build_drawn(config, tokenizer, *steps, devices=None):
+  """Returns `build` with parameters that are drawn on the host instead of a compiled `init`."""
+  built = build(config, tokenizer, *steps, devices=devices)
+  return built._replace(init=random_state.Init(built, config.model.initializer_range))
+
+
+def build_to_evaluate(config, tokenizer):
+  """Returns a Build of one device for evaluation alone: no optimizer, nothing traced beforehand."""
+  config_lib.check(config)
+  key = "evaluated", _key(config, tokenizer, ())
+  if key not in _BUILDS:
+    built = mesh_case.light_build(config, tokenizer)
+    predict = {
+      name: build_lib._predictor(fn, built.mesh) for name, fn in built.task.predict_fns().items()
+    }
+    _BUILDS[key] = built._replace(predict=predict)
+  return _BUILDS[key]
