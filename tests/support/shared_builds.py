@@ -2,10 +2,12 @@
 
 import copy
 import json
+import math
 
 import jax
 
 from mplug_jax import config as config_lib
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import build as build_lib
 from tests.support import mesh_case, random_state
 
@@ -59,11 +61,17 @@ def build_drawn(config, tokenizer, *steps, devices=None):
 
 
 def build_to_evaluate(config, tokenizer):
-  """Returns a Build of one device for evaluation alone: no optimizer, nothing traced beforehand."""
+  """Returns a Build for evaluation alone, with neither optimizer nor what is traced beforehand.
+
+  It is on one device, or on all if the mesh has so many.
+  """
   config_lib.check(config)
   key = "evaluated", _key(config, tokenizer, ())
   if key not in _BUILDS:
+    shape = tuple(config.mesh[axis] for axis in mesh_lib.AXES)
+    all_devices = math.prod(shape) == jax.device_count()
     built = mesh_case.light_build(config, tokenizer)
+    built = mesh_case.on_mesh(built, shape if all_devices else (1, 1, 1))
     predict = {
       name: build_lib._predictor(fn, built.mesh) for name, fn in built.task.predict_fns().items()
     }
