@@ -11,7 +11,7 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer, wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
 from mplug_jax.training import evaluate, loop
-from tests.support import read_once, tiny_run, vqa_files
+from tests.support import read_once, shared_builds, tiny_run, vqa_files
 
 pytestmark = pytest.mark.usefixtures("drawn_start")
 
@@ -100,6 +100,7 @@ def test_split_without_answers_gets_a_results_file(folder, run, tmp_path, capsys
 def test_ranking_of_given_answers(folder, run, tmp_path, capsys, monkeypatch):
   """Given in a list or in a file, which is all that the two differ in."""
   monkeypatch.setattr(warm_start, "load_params", read_once.load_params)
+  monkeypatch.setattr(evaluate, "build", shared_builds.build_to_evaluate)
   workdir, config = run
   config = config.copy_and_resolve_references()
   candidates = ("red", "no", "two of it", "yes")
