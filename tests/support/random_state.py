@@ -55,7 +55,9 @@ def host_state(built, stddev=0.02, seed=0):
 def state(built, stddev=0.02, seed=0):
   """Returns the state of `host_state` on the devices of `built`, with a random key."""
   host = host_state(built, stddev, seed).replace(rng=jax.random.key(seed))
-  return jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), host, built.abstract)
+  return jax.tree.map(
+    lambda x, a: jax.device_put(x, a.sharding, may_alias=False), host, built.abstract
+  )
 
 
 class Init:
