@@ -18,10 +18,9 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
-from mplug_jax.training import build as build_lib
 from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from tests.support import mesh_case, random_state, retrieval_files, tiny_run
+from tests.support import mesh_case, random_state, retrieval_files, shared_builds, tiny_run
 from tests.support.pretrain_case import SMALL, config
 
 
@@ -310,7 +309,7 @@ def test_run_on_two_devices_overfits_eight_pairs(tmp_path, monkeypatch):
   Then captions and images find each other, and hidden words and endings are told. Hard negatives
   and queues lie across the devices.
   """
-  build = functools.partial(build_lib.build, devices=jax.devices()[:2])
+  build = functools.partial(shared_builds.build_drawn, devices=jax.devices()[:2])
   monkeypatch.setattr(loop, "build", build)
   folder = retrieval_files.write(tmp_path)
   files = {
@@ -321,7 +320,7 @@ def test_run_on_two_devices_overfits_eight_pairs(tmp_path, monkeypatch):
     folder,
     "pretrain",
     **files,
-    total_steps=130,
+    total_steps=100,
     log_every=5,
     data__train_files=(str(folder / "coco_train.json"),),
     data__mask_probability=0.5,
@@ -346,7 +345,7 @@ def test_run_on_two_devices_overfits_eight_pairs(tmp_path, monkeypatch):
   monkeypatch.setattr(pipeline, "train_batches", first_batch)
   assert loop.train(c, tmp_path / "run") == 0
   *lines, evaluated = tiny_run.lines(tmp_path / "run")
-  assert len(lines) == 26
+  assert len(lines) == 20
   # Of the queue and the batch, 20 rows, an image has two or three, and each of them is right.
   itc = np.log([2, 3]).mean()
   assert any(
