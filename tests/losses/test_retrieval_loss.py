@@ -13,6 +13,7 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import retrieval
 from tests.support import mesh_case, random_state, retrieval_files, tiny_run
+from tests.support import retrieval_by_hand as by_hand
 
 
 @pytest.fixture(scope="module")
@@ -109,78 +110,14 @@ def test_batch_spec_matches_the_transform(case):
   }
 
 
-def contrast_by_hand(case, noises, hardness=1.0):
-  """(itc, {(side, row): its negative}) of the case, row by row.
-
-  Side 0 has the text for each image, side 1 the image for each text. Alpha is half of 0.4 at step 1
-  of a ramp of 2.
-  """
-  state = case.state
-  (x, y), (x_teacher, y_teacher) = (case.features(p) for p in (state.params, state.ema_params))
-  ids = np.concatenate([case.batch["id"], state.extra["idx_queue"][0]])
-  counts = np.concatenate([~case.batch["corrupt"], np.ones(12, bool)])
-  temperature, alpha, rows = (
-    float(state.params["temp"]["value"]),
-    0.2,
-    np.flatnonzero(~case.batch["corrupt"]),
-  )
-  itc, given, sides = (
-    [],
-    {},
-    ((x, x_teacher, y_teacher, "text_queue"), (y, y_teacher, x_teacher, "image_queue")),
-  )
-  for side, (student, teacher, others, queue) in enumerate(sides):
-    columns = np.concatenate([others, state.extra[queue].T.astype(np.float64)])
-    for i in rows:
-      student_scores, teacher_scores = (
-        np.where(counts, features[i] @ columns.T / temperature, -np.inf)
-        for features in (student, teacher)
-      )
-      soft = np.exp(teacher_scores) / np.exp(teacher_scores).sum()
-      same = (ids == ids[i]) & counts
-      target = alpha * soft + (1 - alpha) * same / same.sum()
-      log = student_scores - np.log(np.exp(student_scores).sum())
-      itc.append(-(target[counts] * log[counts]).sum() / 2)
-      # Hard negatives: the largest similarity plus noise among the four rows of the group that
-      # count and show another image.
-      group = range(i // 4 * 4, i // 4 * 4 + 4)
-      allowed = [j for j in group if j in rows and ids[j] != ids[i]]
-      if allowed:
-        given[side, i] = max(
-          allowed, key=lambda j: hardness * student_scores[j] + noises[side][i, j % 4]
-        )
-  return np.sum(itc), given
-
-
-def match_by_hand(case, given):
-  """(itm, pairs matched) with these negatives, every pair fused alone."""
-  ((image, _), (text, mask, _)), _ = case.encode(case.state.params)
-  pairs = [(i, i, 1) for i in np.flatnonzero(~case.batch["corrupt"])] + [
-    (i, j, 0) if side == 0 else (j, i, 0) for (side, i), j in given.items()
-  ]
-  images, texts, labels = map(np.array, zip(*pairs))
-  logits = case.match_logits(case.state.params, text[texts], mask[texts], image[images])
-  logits = np.asarray(logits, np.float64)
-  itm = np.log(np.exp(logits).sum(1)) - logits[range(len(pairs)), labels]
-  return itm.sum(), len(pairs)
-
-
-@jax.jit
-def noises_of(key):
-  """Noise of the negatives: (of a text for each image, of an image for each text), [8, 4] each.
-
-  The key is that of `compare`.
-  """
-  image, text = jax.random.split(key)
-  return jax.random.gumbel(text, (8, 4)), jax.random.gumbel(image, (8, 4))
-
-
 def test_loss_equals_float64_formulas(case, reference):
   """Both terms, in double precision, with every pair of the matching term fused alone."""
   _, loss, metrics, _ = reference
   key = jax.random.fold_in(jax.random.fold_in(case.rng, 1), 0)
-  itc, given = contrast_by_hand(case, jax.device_get(noises_of(jax.random.split(key, 3)[1])))
-  itm, pairs = match_by_hand(case, given)
+  itc, given = by_hand.contrast(
+    case, jax.device_get(by_hand.noises_of(jax.random.split(key, 3)[1]))
+  )
+  itm, pairs = by_hand.match(case, given)
   np.testing.assert_allclose(metrics["loss_itc"], (itc, 7), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss_itm"], (itm, pairs), rtol=1e-5)
   assert pairs == 7 + 2 * 7
@@ -207,9 +144,9 @@ def test_half_hard_negatives_are_those_of_float64_formulas(case, folder):
       lambda *args: (task.compare(*args), task.loss_normalizers(args[3], args[4])),
     )(state.params, state, features, case.batch, key)
   )
-  noises = jax.device_get(noises_of(key))
-  itc, given = contrast_by_hand(case, noises, 0.5)
-  assert given != contrast_by_hand(case, noises, 1.0)[1]
+  noises = jax.device_get(by_hand.noises_of(key))
+  itc, given = by_hand.contrast(case, noises, 0.5)
+  assert given != by_hand.contrast(case, noises, 1.0)[1]
   assert given == {(side, i): drawn[names[1 - side]][i] + i // 4 * 4 for side, i in given}
   np.testing.assert_allclose(terms["itc"], itc, rtol=1e-5)
   assert normalizers == {"itc": 7, "itm": 7 + len(given)}
@@ -380,22 +317,6 @@ def test_invalid_config_values_raise(changes, message, folder):
     )
 
 
-def clip_by_hand(x, y, temperature, ids, counted):
-  """CLIP's loss, its gradient by the features [2, 8, E] and by the temperature."""
-  scores = x[counted] @ y[counted].T / temperature
-  same = ids[counted][:, None] == ids[counted]
-  target = same / same.sum(1, keepdims=True)
-  loss, slope = 0.0, np.zeros_like(scores)
-  for s, slopes in ((scores, slope), (scores.T, slope.T)):  # views, which are changed
-    log = s - np.log(np.exp(s).sum(1, keepdims=True))
-    loss -= (log * target).sum() / 2 / len(counted)
-    slopes += (np.exp(log) - target) / 2 / len(counted)
-  features = np.zeros((2, *x.shape))
-  features[0, counted] = slope @ y[counted] / temperature
-  features[1, counted] = slope.T @ x[counted] / temperature
-  return loss, features, -(slope * scores).sum() / temperature
-
-
 def test_loss_without_queue_and_teacher_equals_clip(case, folder):
   """CLIP's loss: only the batch, gradients through both features of a pair, on any mesh."""
   c = retrieval_files.steady_config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
@@ -404,7 +325,7 @@ def test_loss_without_queue_and_teacher_equals_clip(case, folder):
   host = random_state.host_state(built, 0.1)
   assert host.extra == {}
   assert not jax.tree.leaves(host.ema_params)
-  expected, slopes, of_temperature = clip_by_hand(
+  expected, slopes, of_temperature = by_hand.clip(
     *case.features(host.params),
     float(host.params["temp"]["value"]),
     batch["id"],

@@ -151,12 +151,15 @@ def case(request, tokenizer):
   return c, built, state, batch
 
 
-def test_losses_equal_those_of_separate_passes(case, tokenizer):
-  c, built, state, batch = case
-  task, key = built.task, jax.random.key(0)
+def losses_and_separate_passes(task, key):
+  """Function (params, state, batch) -> what the test of the losses compares.
+
+  (Task.loss, (terms "itc" and "itm" of separate passes, extra state), loss normalizers, [logits of
+  masked tokens, logits of the decoder], each of student and teacher).
+  """
 
   def tokens(ids):
-    return ids != tokenizer.pad_id
+    return ids != task.tokenizer.pad_id
 
   def passes(m, batch):
     image = m.encode_image(retrieval.base.normalize(batch["image"]))
@@ -196,8 +199,15 @@ def test_losses_equal_those_of_separate_passes(case, tokenizer):
       logits,  # of student and teacher, traced and compiled once
     )
 
+  return everything
+
+
+def test_losses_equal_those_of_separate_passes(case, tokenizer):
+  c, built, state, batch = case
+  task, key = built.task, jax.random.key(0)
+
   (terms, metrics, extra), (apart, extra_apart), weights, (words, decoded) = jax.device_get(
-    jax.jit(everything)(state.params, state, batch)
+    jax.jit(losses_and_separate_passes(task, key))(state.params, state, batch)
   )
   for name in ("itc", "itm"):
     np.testing.assert_allclose(terms[name], apart[name], rtol=1e-5)
