@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
     model__vision_attention_dropout_rate=0.0,
     model__initializer_range=0.1,
   )
-  c.compilation_cache, c.tokenizer.vocab_size = "", 128
+  c.compilation_cache, c.tokenizer.vocab_size, c.tokenizer.records = "", 128, 60
   sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, tmp_path
   )

@@ -197,5 +197,5 @@ def test_wrong_config_raises_before_anything_is_written(tmp_path):
   ):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with pytest.raises(ValueError, match=message):
-      loop.train(settings(**changes), str(tmp_path / "run"))
+      loop.train(settings(tokenizer__records=20, **changes), str(tmp_path / "run"))
     assert not list(tmp_path.glob("run/checkpoints/*"))

@@ -26,7 +26,7 @@ from tests.support.pretrain_case import SMALL, config
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL, tokenizer__records=200)
+  folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL, tokenizer__records=100)
   sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
