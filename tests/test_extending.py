@@ -53,7 +53,7 @@ def test_one_row_converts_and_exports_a_new_format(tmp_path, monkeypatch):
       np.testing.assert_array_equal(back[name], x)
 
 
-def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch):
+def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch, drawn_start):
   module = brightness.__name__
   monkeypatch.setitem(data.EXAMPLES, "brightness", module)
   monkeypatch.setitem(tasks.TASKS, "brightness", f"{module}:BrightnessTask")
@@ -61,7 +61,8 @@ def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch):
   vocabulary = tmp_path / "vocab.txt"
   special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
   vocabulary.write_text("\n".join([*special, *brightness.WORDS]))
-  config = tiny_run.config(total_steps=2, batch_size=8, eval__batch_size=8, eval__limit=0)
+  sizes = {"batch_size": 8, "eval__batch_size": 8, "eval__limit": 0, "compilation_cache": ""}
+  config = tiny_run.config(total_steps=2, optim__name="adamw", **sizes)
   config.task.name = config.data.examples = config.data.name = "brightness"
   with config.unlocked():
     config.data.size = 20

@@ -1,4 +1,4 @@
-"""The tiny grounding run of the tests: config, tokenizer and painted rectangles."""
+"""The tiny grounding run of the tests: config and painted rectangles."""
 
 import importlib.util
 import io
@@ -8,8 +8,6 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from mplug_jax import data
-from mplug_jax.data.text import sentencepiece
 from tests.support import tiny_run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -25,14 +23,6 @@ def config(arg="tiny", **changes):
   c = module.get_config(arg)
   c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
   return c
-
-
-def tokenizer(folder, c):
-  """Fits a SentencePiece model with the location tokens of the config to a few texts."""
-  texts = data.examples_module(c).texts(data.get_source(c, "train"), 200)
-  return sentencepiece.train_sentencepiece(
-    texts, c.tokenizer.vocab_size, folder, sentencepiece.location_names(c.tokenizer.locations)
-  )
 
 
 def painted(height, width, **boxes):

@@ -1,6 +1,10 @@
-"""The tiny grounding task on any number of devices."""
+"""The tiny grounding task: one tokenizer, one case and one set of programs for all its tests.
+
+Tests that import this module name the xdist_group "grounding", which runs in one process.
+"""
 
 import functools
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +12,63 @@ import numpy as np
 
 from mplug_jax import data
 from mplug_jax.data import pipeline
-from mplug_jax.parallel import batches as batches_lib
-from mplug_jax.training import gradients as gradients_lib
-from mplug_jax.training import loop
-from tests.support import random_state, tiny_run
-from tests.support.grounding_files import config
+from mplug_jax.data.text import sentencepiece
+from tests.support import grounding_files, mesh_case, random_state, shared_builds, tiny_run
 
 
-class Made:
+def config(arg="tiny", **changes):
+  """Config of runs that share their programs, whatever they read."""
+  return grounding_files.config(
+    arg,
+    **{
+      "compilation_cache": "",
+      "tokenizer__records": 100,
+      "data__expressions_per_image": 2,
+      "data__max_phrase": 22,
+      "optim__name": "adamw",
+      "optim__lr": 3e-3,
+      "optim__schedule__name": "constant",
+      "optim__weight_decay": 0.0,
+      "optim__b2": 0.99,
+      **changes,
+    },
+  )
+
+
+@functools.cache
+def tokenizer():
+  """The tokenizer that a run of `config` fits."""
+  c = config()
+  with tempfile.TemporaryDirectory() as folder:
+    return sentencepiece.train_sentencepiece(
+      data.texts(c, None),
+      c.tokenizer.vocab_size,
+      folder,
+      sentencepiece.location_names(c.tokenizer.locations),
+    )
+
+
+def build():
+  """Build of the runs, on one device."""
+  return shared_builds.build(config(), tokenizer())
+
+
+@functools.cache
+def case():
+  return GroundingCase()
+
+
+class GroundingCase(mesh_case.MeshCase):
   """The tiny task with the official box weights, a state and a batch with invalid rows."""
 
-  def __init__(self, tokenizer):
-    self.config = config(
-      model__initializer_range=0.1,
-      task__box_weights="per_example",
-      task__rounding="down",
-      data__expressions_per_image=2,
-      optim__schedule__name="constant",
-    )
-    self.tokenizer = tokenizer
+  reference = (8, 1, 1)  # devices of the results that others are compared with
+
+  def __init__(self):
+    self.config = config(task__box_weights="per_example", task__rounding="down")
+    self.tokenizer = tokenizer()
     batches = pipeline.train_batches(
       data.get_source(self.config, "train"),
-      data.make_transform(self.config, tokenizer, train=True),
+      data.make_transform(self.config, self.tokenizer, train=True),
       batch_size=8,
       seed=0,
       threads=0,
@@ -37,33 +76,16 @@ class Made:
     self.batch = {k: np.array(v) for k, v in next(batches).items()}
     batches.close()
     self.batch["valid"][0, 1] = self.batch["valid"][5, 0] = False
-    self.built = self.build()
+    self.built = mesh_case.light_build(self.config, self.tokenizer)
     self.state = random_state.host_state(self.built, self.config.model.initializer_range)
     self.task = self.built.task
-    self.locate = self.built.predict["locate"]
-    self.locations = np.array([tokenizer.token_id(f"<bin{i}>") for i in range(97)])
-    self._compiled = {}
+    self.locate = build().predict["locate"]  # reads neither weights nor rounding but for "nearest"
+    self.locations = np.array([self.tokenizer.token_id(f"<bin{i}>") for i in range(97)])
 
-  def build(self, devices=1, **changes):
-    c = self.config.copy_and_resolve_references()
-    c.update_from_flattened_dict(
-      {"mesh.data": devices, **{k.replace("__", "."): v for k, v in changes.items()}}
-    )
-    return loop.build(c, self.tokenizer, 10, 10, jax.devices()[:devices])
-
-  def gradients(self, built, microbatches=1, batch=None):
-    """-> ({path: gradient}, loss, {metric: (sum, count)})."""
-    function = self._compiled.setdefault(
-      (id(built), microbatches), jax.jit(gradients_lib.make_gradients(built.task, microbatches))
-    )
-    state = jax.tree.map(
-      lambda x, a: jax.device_put(jnp.asarray(x), a.sharding),
-      self.state.replace(rng=jax.random.key(3)),
-      built.abstract,
-    )
-    with jax.set_mesh(built.mesh):
-      out = function(state, batches_lib.put_batch(batch or self.batch, built.mesh))
-    return tiny_run.flat(out[0]), float(out[1]), jax.device_get(out[2])
+  def results(self, shape=reference, parts=1, batch=None):
+    """-> ({path: gradient}, loss, {metric: (sum, count)}), in so many microbatches."""
+    gradients, *rest = self.gradients(shape, parts, batch)
+    return tiny_run.flat(gradients), *rest
 
   @functools.cached_property
   def decoded(self):

@@ -1,15 +1,39 @@
 """Gradients of a task on any mesh, in any number of microbatches."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mplug_jax import optim, tasks
+from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import build as build_lib
 from mplug_jax.training import gradients as gradients_lib
+from mplug_jax.training import state as state_lib
+
+
+def light_build(config, tokenizer):
+  """Returns a Build of one device for gradients alone, in a third of the time of `build`.
+
+  It has neither optimizer nor train step, and no predict function is traced.
+  """
+  task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
+  mesh = mesh_lib.make_mesh(dict.fromkeys(mesh_lib.AXES, 1), jax.devices()[:1])
+
+  def init():
+    params = task.init(jax.random.key(0), jax.tree.map(zeros, task.batch_spec(1)))
+    averages = params if config.ema.decay else ()
+    return state_lib.TrainState(
+      jnp.int32(0), params, (), averages, task.init_extra(), jax.random.key(0)
+    )
+
+  def zeros(x):
+    return jnp.zeros(x.shape, x.dtype)
+
+  return build_lib.Build(task, mesh, {}, None, state_lib.abstract_state(init, mesh), None, {})
 
 
 def build(*args):

@@ -47,7 +47,7 @@ def host_state(built, stddev=0.02, seed=0):
     params=drawn,
     opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), built.abstract.opt_state),
     ema_params=drawn if jax.tree.leaves(built.abstract.ema_params) else (),
-    extra=jax.device_get(built.task.init_extra()),
+    extra=jax.device_get(jax.jit(built.task.init_extra)()),
     rng=(),
   )
 
@@ -55,10 +55,34 @@ def host_state(built, stddev=0.02, seed=0):
 def state(built, stddev=0.02, seed=0):
   """Returns the state of `host_state` on the devices of `built`, with a random key."""
   host = host_state(built, stddev, seed).replace(rng=jax.random.key(seed))
-  return jax.tree.map(lambda x, a: jax.device_put(jnp.asarray(x), a.sharding), host, built.abstract)
+  return jax.tree.map(
+    lambda x, a: jax.device_put(x, a.sharding, may_alias=False), host, built.abstract
+  )
 
 
-def overfit(built, batch, stddev, limit):
+class Init:
+  """Stands for `Build.init` in a run whose first parameters may be any.
+
+  Args:
+    built: training.build.Build.
+    stddev: standard deviation of kernels and embeddings.
+    seed: seed of the draws and of the run's random key.
+  """
+
+  def __init__(self, built, stddev, seed):
+    self._built, self._stddev, self._seed = built, stddev, seed
+
+  def lower(self):
+    return self
+
+  def compile(self):
+    return self
+
+  def __call__(self):
+    return state(self._built, self._stddev, self._seed)
+
+
+def overfit(built, batch, stddev, limit, step=None):
   """Trains on one batch until the loss is below 0.01, and returns the state.
 
   Args:
@@ -66,11 +90,13 @@ def overfit(built, batch, stddev, limit):
     batch: training batch.
     stddev: standard deviation of the first kernels and embeddings.
     limit: updates after which the loss must be that low.
+    step: compiled train step; None for that of `built`.
   """
+  train_step = built.train_step if step is None else step
   current, healthy, loss = state(built, stddev), jnp.bool_(True), np.inf
-  for step in range(limit):
-    current, metrics, health = built.train_step(current, batch, healthy)
-    if step % 10 == 9 and (loss := float(metrics["loss"][0])) < 0.01:
+  for done in range(limit):
+    current, metrics, health = train_step(current, batch, healthy)
+    if done % 10 == 9 and (loss := float(metrics["loss"][0])) < 0.01:
       break
   assert loss < 0.01
   assert bool(health["ok"])

@@ -2,19 +2,24 @@
 
 import copy
 import json
+import math
 
 import jax
 
 from mplug_jax import config as config_lib
+from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import build as build_lib
-from tests.support import random_state
+from tests.support import mesh_case, random_state
 
 _BUILDS = {}
 # Sections and keys of the config that the programs of a run depend on.
 _READ = ("prng_impl", "seed", "batch_size", "task", "model", "optim", "ema", "mesh")
 # Endings of keys of config.data that only the readers of files use.
-_READERS = ("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment")
-_READERS += ("size", "seed", "difficulty", "records", "shuffle_block", "black_images")
+_READERS = (
+  *("_root", "_file", "_files", "name", "strict", "allow_overlap", "fields", "augment"),
+  *("size", "seed", "difficulty", "records", "black_images", "shuffle_block"),
+  *("add_objects", "add_ocr", "max_words", "frame_sampling", "_suffix"),
+)
 
 
 def _key(config, tokenizer, steps):
@@ -49,27 +54,26 @@ def build(config, tokenizer, *steps, devices=None):
   return built._replace(task=task)
 
 
-class _DrawnInit:
-  """Stands in for Build.init: draws the state on the host instead of compiling a program.
-
-  tests/training/test_step.py compares states that the program makes.
-  """
-
-  def __init__(self, built, config):
-    self._built, self._config = built, config
-
-  def lower(self):
-    return self
-
-  def compile(self):
-    return self
-
-  def __call__(self):
-    config = self._config
-    return random_state.state(self._built, config.model.initializer_range, config.seed)
-
-
 def build_drawn(config, tokenizer, *steps, devices=None):
-  """Returns the result of `build`, whose runs start from a state drawn on the host."""
+  """Returns `build` with parameters that are drawn on the host instead of a compiled `init`."""
   built = build(config, tokenizer, *steps, devices=devices)
-  return built._replace(init=_DrawnInit(built, config))
+  return built._replace(init=random_state.Init(built, config.model.initializer_range, config.seed))
+
+
+def build_to_evaluate(config, tokenizer):
+  """Returns a Build for evaluation alone, with neither optimizer nor what is traced beforehand.
+
+  It is on one device, or on all if the mesh has so many.
+  """
+  config_lib.check(config)
+  key = "evaluated", _key(config, tokenizer, ())
+  if key not in _BUILDS:
+    shape = tuple(config.mesh[axis] for axis in mesh_lib.AXES)
+    all_devices = math.prod(shape) == jax.device_count()
+    built = mesh_case.light_build(config, tokenizer)
+    built = mesh_case.on_mesh(built, shape if all_devices else (1, 1, 1))
+    predict = {
+      name: build_lib._predictor(fn, built.mesh) for name, fn in built.task.predict_fns().items()
+    }
+    _BUILDS[key] = built._replace(predict=predict)
+  return _BUILDS[key]

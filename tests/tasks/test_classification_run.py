@@ -14,7 +14,7 @@ from mplug_jax.evaluators import classification as evaluator
 from mplug_jax.training import evaluate, loop
 from tests.support import classification_run, tiny_run
 
-pytestmark = pytest.mark.usefixtures("drawn_states")
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,35 @@
 """The grounding task: loss, learning, search, meshes and edge cases."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
-from mplug_jax.data import boxes
 from mplug_jax.data.text import wordpiece
 from mplug_jax.tasks import grounding
-from tests.support import tiny_run
-from tests.support.grounding_files import config
-from tests.support.grounding_files import tokenizer as fitted
-from tests.support.grounding_task_case import Made
+from tests.support import grounding_task_case, mesh_case, tiny_run
+
+pytestmark = pytest.mark.xdist_group("grounding")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  return fitted(tmp_path_factory.mktemp("tokenizer"), config())
+def tokenizer():
+  return grounding_task_case.tokenizer()
 
 
 @pytest.fixture(scope="module")
-def made(tokenizer):
-  return Made(tokenizer)
+def case():
+  return grounding_task_case.case()
 
 
 @pytest.fixture(scope="module")
-def one_device(made):
-  return made.gradients(made.built)
+def reference(case):
+  """Results on eight devices; the formula says what the loss must be."""
+  return case.results()
 
 
-def test_batch_spec_matches_the_transform(made):
-  spec = made.task.batch_spec(8)
-  assert {k: (v.shape, v.dtype) for k, v in made.batch.items()} == {
+def test_batch_spec_matches_the_transform(case):
+  spec = case.task.batch_spec(8)
+  assert {k: (v.shape, v.dtype) for k, v in case.batch.items()} == {
     k: (v.shape, v.dtype) for k, v in spec.items()
   }
 
@@ -73,12 +72,14 @@ def test_tokenizer_without_location_tokens_raises(tokenizer):
     ("eval_normalization", "mean", "clip, imagenet"),
   ],
 )
-def test_unknown_options_raise(made, name, value, known):
+def test_unknown_options_raise(case, name, value, known):
   with pytest.raises(ValueError, match=f"config.task.{name}='{value}' is not one of {known}"):
-    made.build(**{f"task__{name}": value})
+    mesh_case.light_build(grounding_task_case.config(**{f"task__{name}": value}), case.tokenizer)
 
 
 # ---- the loss
+
+box_losses = jax.jit(grounding.box_losses, static_argnums=4)
 
 
 def by_hand(logits, batch, bins, how):
@@ -115,75 +116,73 @@ def token_losses(logits, batch, bins):
   ], target
 
 
-def test_loss_equals_the_formula(made, one_device):
+def test_loss_equals_the_formula(case, reference):
   """Of the task with its own weights; of the others from the same token losses."""
-  numbers = np.floor(made.batch["box"].reshape(-1, 4) * np.float32(96)).astype(int)
-  logits = made.decoded(made.batch, numbers)
-  expected, count = by_hand(logits, made.batch, 96, "per_example")
-  np.testing.assert_allclose(one_device[2]["loss_box"], (expected, count), rtol=1e-5)
-  assert count == 14 == one_device[2]["iou"][1]
-  loss, target = token_losses(logits, made.batch, 96)
+  numbers = np.floor(case.batch["box"].reshape(-1, 4) * np.float32(96)).astype(int)
+  logits = case.decoded(case.batch, numbers)
+  expected, count = by_hand(logits, case.batch, 96, "per_example")
+  np.testing.assert_allclose(reference[2]["loss_box"], (expected, count), rtol=1e-5)
+  assert count == 14 == reference[2]["iou"][1]
+  loss, target = token_losses(logits, case.batch, 96)
   np.testing.assert_allclose(
-    one_device[2]["token_accuracy"][0],
-    (logits.argmax(-1) == target).mean(-1)[made.batch["valid"].ravel()].sum(),
+    reference[2]["token_accuracy"][0],
+    (logits.argmax(-1) == target).mean(-1)[case.batch["valid"].ravel()].sum(),
     rtol=1e-6,
   )
   for how in ("batch", "none"):
-    ours = grounding.box_losses(
-      jnp.asarray(loss),
-      boxes.dequantize(jnp.asarray(logits.argmax(-1)), 96),
-      jnp.asarray(made.batch["box"].reshape(-1, 4)),
-      jnp.asarray(made.batch["valid"].ravel()),
+    found = box_losses(
+      loss.astype(np.float32),
+      (logits.argmax(-1) / np.float32(96)).astype(np.float32),
+      case.batch["box"].reshape(-1, 4),
+      case.batch["valid"].ravel(),
       how,
     )
-    assert float(ours.sum()) == pytest.approx(by_hand(logits, made.batch, 96, how)[0], rel=1e-5)
+    assert float(found.sum()) == pytest.approx(by_hand(logits, case.batch, 96, how)[0], rel=1e-5)
 
 
 def test_correct_box_has_no_weight_and_each_mode_its_mean():
-  truth = jnp.array([[0.5, 0.5, 0.25, 0.25], [0.25, 0.25, 0.125, 0.5], [0.0, 0.0, 0.0, 0.0]])
-  predicted = truth.at[1].set(jnp.array([0.75, 0.25, 0.125, 0.5]))
-  valid = jnp.array([True, True, False])
-  loss = jnp.array([[1.0, 2, 3, 4], [5, 6, 7, 8], [9, 9, 9, 9]])
-  far = 1 - float(boxes.generalized_iou(*(boxes.to_corners(x[1]) for x in (predicted, truth))))
+  truth = np.float32([[0.5, 0.5, 0.25, 0.25], [0.25, 0.25, 0.125, 0.5], [0, 0, 0, 0]])
+  predicted = truth.copy()
+  predicted[1] = 0.75, 0.25, 0.125, 0.5
+  valid = np.array([True, True, False])
+  loss = np.float32([[1, 2, 3, 4], [5, 6, 7, 8], [9, 9, 9, 9]])
+  # 1 - generalized IoU of the second box: it shares nothing with the true one, and 0.1875 of their
+  # hull of 0.3125 is in neither.
+  far = 1 + 0.1875 / (0.3125 + 1e-5)
+  np.testing.assert_allclose(box_losses(loss, predicted, truth, valid, "none"), [2.5, 6.5, 0])
   np.testing.assert_allclose(
-    grounding.box_losses(loss, predicted, truth, valid, "none"), [2.5, 6.5, 0]
-  )
-  np.testing.assert_allclose(
-    grounding.box_losses(loss, predicted, truth, valid, "per_example"),
+    box_losses(loss, predicted, truth, valid, "per_example"),
     [0, 5 * 0.5 * far / 4, 0],
     rtol=1e-5,
     atol=1e-6,
   )
   np.testing.assert_allclose(
-    grounding.box_losses(loss, predicted, truth, valid, "batch"),
-    [far / 16, 5 * far / 16, 0],
-    rtol=1e-5,
+    box_losses(loss, predicted, truth, valid, "batch"), [far / 16, 5 * far / 16, 0], rtol=1e-5
   )
 
 
 # ---- devices
 
 
-def test_loss_and_gradients_do_not_depend_on_devices_or_microbatches(made, one_device):
-  gradients, loss, metrics = one_device
+def test_loss_and_gradients_do_not_depend_on_devices_or_microbatches(case, reference):
+  gradients, loss, metrics = reference
   # A key bias adds the same number to every score of a query; with one token a query has no choice.
   assert not [
     name
     for name, g in gradients.items()
     if np.abs(g).max() < 1e-6 and not name.endswith("key/bias")
   ]
-  for devices, parts in ((8, 1), (2, 4)):
-    others, other_loss, other_metrics = made.gradients(made.build(devices), parts)
-    assert other_loss == pytest.approx(loss, rel=1e-5)
-    tiny_run.assert_gradients_equal(others, gradients)
-    for name in ("loss_box", "token_accuracy", "iou"):
-      np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
+  others, other_loss, other_metrics = case.results((2, 1, 1), parts=4)
+  assert other_loss == pytest.approx(loss, rel=1e-5)
+  tiny_run.assert_gradients_equal(others, gradients)
+  for name in ("loss_box", "token_accuracy", "iou"):
+    np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
 
 
-def test_invalid_rows_do_not_change_the_loss(made, one_device):
+def test_invalid_rows_do_not_change_the_loss(case, reference):
   """The contents of an invalid row change nothing, whatever the other rows are."""
-  batch = {k: v.copy() for k, v in made.batch.items()}
-  batch["box"][0, 1], batch["phrase"][0, 1] = 0.9, made.tokenizer.pad_id
-  gradients, loss, _ = made.gradients(made.built, batch=batch)
-  assert loss == pytest.approx(one_device[1], rel=1e-6)
-  tiny_run.assert_gradients_equal(gradients, one_device[0])
+  batch = {k: v.copy() for k, v in case.batch.items()}
+  batch["box"][0, 1], batch["phrase"][0, 1] = 0.9, case.tokenizer.pad_id
+  gradients, loss, _ = case.results(batch=batch)
+  assert loss == pytest.approx(reference[1], rel=1e-6)
+  tiny_run.assert_gradients_equal(gradients, reference[0])

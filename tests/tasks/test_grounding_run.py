@@ -22,9 +22,10 @@ from mplug_jax.evaluators import grounding as evaluator
 from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import tiny_run
-from tests.support.grounding_files import config, painted, png
+from tests.support.grounding_files import painted, png
+from tests.support.grounding_task_case import config
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.usefixtures("drawn_start"), pytest.mark.xdist_group("grounding")]
 
 STEPS = 4
 
@@ -32,11 +33,9 @@ STEPS = 4
 def settings(**changes):
   return config(
     **{
-      "compilation_cache": "",
       "total_steps": STEPS,
       "log_every": 1,
-      "eval__limit": 20,
-      "tokenizer__records": 100,
+      "eval__limit": 40,  # of two expressions each
       **changes,
     }
   )
@@ -67,7 +66,7 @@ def test_files_and_output_of_a_run(unbroken):
   folder, lines = unbroken
   rows = json.loads((folder / "predictions.json").read_text())
   source = data.get_source(settings(), "test")
-  expressions = [e for i in range(20) for e in source.expressions(i)]
+  expressions = [e for i in range(40) for e in source.expressions(i)]
   assert [row["expression"] for row in rows] == [e["text"] for e in expressions]
   assert len({row["id"] for row in rows}) == 80
   truth, found = (
@@ -138,12 +137,7 @@ def test_custom_images_without_boxes_and_one_unreadable(unbroken, tmp_path):
   ]
   for name in ("train.jsonl", "val.jsonl"):
     (tmp_path / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-  c = config(
-    f"tiny,data=jsonl,root={tmp_path},res=48",
-    compilation_cache="",
-    data__expressions_per_image=2,
-    data__max_phrase=22,
-  )
+  c = config(f"tiny,data=jsonl,root={tmp_path},res=48")
   status, lines = program(c, tmp_path / "out", "evaluate", unbroken[0])
   rows = {row["id"]: row for row in json.loads((tmp_path / "out" / "predictions.json").read_text())}
   assert list(rows) == ["a", "b", "c", "d"]
@@ -203,5 +197,5 @@ def test_wrong_config_raises_before_anything_is_written(tmp_path):
   ):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with pytest.raises(ValueError, match=message):
-      loop.train(settings(**changes), str(tmp_path / "run"))
+      loop.train(settings(tokenizer__records=20, **changes), str(tmp_path / "run"))
     assert not list(tmp_path.glob("run/checkpoints/*"))

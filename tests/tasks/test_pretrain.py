@@ -1,5 +1,6 @@
 """Pre-training: examples, losses against separate passes, meshes, runs, later tasks."""
 
+import functools
 import itertools
 import json
 
@@ -19,13 +20,13 @@ from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
 from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from tests.support import random_state, retrieval_files, tiny_run
+from tests.support import mesh_case, random_state, retrieval_files, shared_builds, tiny_run
 from tests.support.pretrain_case import SMALL, config
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL, tokenizer__records=200)
+  folder, c = tmp_path_factory.mktemp("tokenizer"), config(**SMALL, tokenizer__records=100)
   sentencepiece.train_sentencepiece(
     data.texts(c, data.get_source(c, "train")), c.tokenizer.vocab_size, folder
   )
@@ -140,24 +141,29 @@ def case(request, tokenizer):
       for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
     },
   )
-  built = loop.build(c, tokenizer, devices=jax.devices()[:1])
+  built = mesh_case.light_build(c, tokenizer)
   state = random_state.host_state(built, c.model.initializer_range)
-  state = state.replace(step=np.int32(1), ema_params=jax.tree.map(lambda x: x * 1.1, state.params))
+  teacher = jax.tree.map(lambda x: x * np.float32(1.1), state.params)
+  state = state.replace(step=np.int32(1), ema_params=teacher)
   batch = batch_of(c, tokenizer)
   batch["corrupt"][3], batch["id"][5] = True, batch["id"][4]
   batch["prefix"][:2, 1:] = tokenizer.pad_id
   return c, built, state, batch
 
 
-def test_losses_equal_those_of_separate_passes(case, tokenizer):
-  c, built, state, batch = case
-  task, key = built.task, jax.random.key(0)
+def losses_and_separate_passes(task, key):
+  """Function (params, state, batch) -> what the test of the losses compares.
+
+  (Task.loss, (terms "itc" and "itm" of separate passes, extra state), loss normalizers, [logits of
+  masked tokens, logits of the decoder], each of student and teacher).
+  """
 
   def tokens(ids):
-    return ids != tokenizer.pad_id
+    return ids != task.tokenizer.pad_id
 
   def passes(m, batch):
     image = m.encode_image(retrieval.base.normalize(batch["image"]))
+    caption = m.encode_text(batch["caption"], tokens(batch["caption"]))
     fused = {
       name: m.fuse(m.encode_text(batch[name], tokens(batch[name])), tokens(batch[name]), image)
       for name in ("masked", "prefix")
@@ -169,22 +175,39 @@ def test_losses_equal_those_of_separate_passes(case, tokenizer):
     alone = (
       tokens(batch["prefix"]).sum(axis=1) == 1
     )  # then the decoder reads what it reads in captioning
-    return m.mlm_logits(fused["masked"][1]), jnp.where(alone[:, None, None], *decoded[::-1])
+    return (
+      m.mlm_logits(fused["masked"][1]),
+      jnp.where(alone[:, None, None], *decoded[::-1]),
+      (image, caption, *retrieval.base.contrastive_features(m, image, caption)),
+    )
 
   def everything(params, state, batch):
     def both(_, params):
       return None, task.apply(params, passes, batch)
 
     models = jax.tree.map(lambda *x: jnp.stack(x), params, state.ema_params)
+    *logits, (image, caption, *of_image_and_text) = jax.lax.scan(both, None, models)[1]
+    (x, x_teacher), (y, y_teacher) = of_image_and_text
+    features = {"image": x, "text": y, "teacher_image": x_teacher, "teacher_text": y_teacher}
+    terms, _, extra, drawn = task.compare(params, state, features, batch, key)
+    encoded = (image[0], x), (caption[0], tokens(batch["caption"]), y)
+    others, _ = retrieval.RetrievalTask.rest(task, params, state, encoded, drawn, batch, key)
     return (
       task.loss(params, state, batch, key),
-      retrieval.RetrievalTask.loss(task, params, state, batch, key),
+      (terms | others, extra),
       task.loss_normalizers(batch, key),
-      jax.lax.scan(both, None, models)[1],  # student and teacher, traced and compiled once
+      logits,  # of student and teacher, traced and compiled once
     )
 
-  (terms, metrics, extra), (apart, _, extra_apart), weights, (words, decoded) = jax.device_get(
-    jax.jit(everything)(state.params, state, batch)
+  return everything
+
+
+def test_losses_equal_those_of_separate_passes(case, tokenizer):
+  c, built, state, batch = case
+  task, key = built.task, jax.random.key(0)
+
+  (terms, metrics, extra), (apart, extra_apart), weights, (words, decoded) = jax.device_get(
+    jax.jit(losses_and_separate_passes(task, key))(state.params, state, batch)
   )
   for name in ("itc", "itm"):
     np.testing.assert_allclose(terms[name], apart[name], rtol=1e-5)
@@ -290,11 +313,14 @@ def test_two_microbatches_equal_one(queue, placed):
       np.testing.assert_allclose(x, extra[name], atol=1e-6, err_msg=name)
 
 
-def test_run_overfits_eight_pairs(tmp_path, monkeypatch, one_device):
+def test_run_on_two_devices_overfits_eight_pairs(tmp_path, monkeypatch):
   """All four losses go to the least they can be.
 
-  Then captions and images find each other, and hidden words and endings are told.
+  Then captions and images find each other, and hidden words and endings are told. Hard negatives
+  and queues lie across the devices.
   """
+  build = functools.partial(shared_builds.build_drawn, devices=jax.devices()[:2])
+  monkeypatch.setattr(loop, "build", build)
   folder = retrieval_files.write(tmp_path)
   files = {
     f"data__{name}": str(folder / f"coco_{split}.json")
@@ -304,7 +330,7 @@ def test_run_overfits_eight_pairs(tmp_path, monkeypatch, one_device):
     folder,
     "pretrain",
     **files,
-    total_steps=150,
+    total_steps=100,
     log_every=5,
     data__train_files=(str(folder / "coco_train.json"),),
     data__mask_probability=0.5,
@@ -314,6 +340,8 @@ def test_run_overfits_eight_pairs(tmp_path, monkeypatch, one_device):
     task__rerank_k=4,
     task__negatives__group=8,
     ema__decay=0.9,
+    optim__name="adamw",  # whose steps take half as long as Muon's
+    optim__b2=0.999,
     optim__schedule__name="constant",
     optim__lr=3e-3,
     optim__weight_decay=0.0,
@@ -327,7 +355,7 @@ def test_run_overfits_eight_pairs(tmp_path, monkeypatch, one_device):
   monkeypatch.setattr(pipeline, "train_batches", first_batch)
   assert loop.train(c, tmp_path / "run") == 0
   *lines, evaluated = tiny_run.lines(tmp_path / "run")
-  assert len(lines) == 30
+  assert len(lines) == 20
   # Of the queue and the batch, 20 rows, an image has two or three, and each of them is right.
   itc = np.log([2, 3]).mean()
   assert any(

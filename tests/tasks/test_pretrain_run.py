@@ -22,14 +22,6 @@ def run(tmp_path_factory):
   return folder
 
 
-def test_run_on_all_devices(tmp_path):
-  c = config("tiny,steps=2", **SMALL, task__rerank_k=0)
-  assert loop.train(c, tmp_path) == 0
-  *updates, evaluated = tiny_run.lines(tmp_path)
-  assert all(np.isfinite(row["train/loss"]) for row in updates)
-  assert 0 <= evaluated["test/r_mean"] <= 100
-
-
 @pytest.mark.slow
 def test_resumed_run_restores_its_queues(run, tmp_path, monkeypatch):
   c = config(**SMALL, checkpoint__every=2)

@@ -30,13 +30,15 @@ def task_and_inputs(folder, **changes):
   return task, random_state.params(jax.eval_shape(task.init, jax.random.key(0), batch), 0.1), batch
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
-  """Layers before the first connected one compute an image's keys and values once."""
-  task, params, batch = task_and_inputs(folder, model__stride=stride, model__fusion_layers=2)
-  rng = np.random.default_rng(0)
-  index = rng.integers(0, 8, (8, 5))
-  images, texts = np.repeat(np.arange(8), 5), index.reshape(-1)
+INDEX = np.random.default_rng(0).integers(0, 8, (8, 5))  # texts for each image
+
+
+def shared_and_separate(task, params, batch):
+  """-> (scores of pairs with an image's keys and values computed once, of separate pairs, inputs).
+
+  The inputs are those of matching.match_scores.
+  """
+  images, texts = np.repeat(np.arange(8), 5), INDEX.reshape(-1)
 
   def alone(module, image, ids):
     mask = ids != task.tokenizer.pad_id
@@ -44,46 +46,74 @@ def test_shared_image_gives_the_scores_of_separate_pairs(stride, folder):
       module.fuse(module.encode_text(ids, mask), mask, base.encode_image(module, image))[1]
     )[:, 1]
 
-  def both(params, batch):
-    memory, embedded = task._image_memory(params, batch), task._embed_texts(params, batch)
-    assert len(memory["keys_values"]) == stride
-    assert (memory["tokens"] is None) == (stride == 2)
-    shared = task._rerank(params, {"memory": memory, "texts": embedded, "pair_text": index})
-    separate = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
-    return shared["score"], separate
+  memory, embedded = task._image_memory(params, batch), task._embed_texts(params, batch)
+  stride = task.model.stride
+  assert len(memory["keys_values"]) == stride
+  assert (memory["tokens"] is None) == (stride == 2)
+  shared = task._rerank(params, {"memory": memory, "texts": embedded, "pair_text": INDEX})
+  separate = task.apply(params, alone, batch["image"][images], batch["caption"][texts])
+  return shared["score"], separate, (memory, embedded)
 
-  shared, expected = jax.jit(both)(params, batch)
+
+def check_shared(shared, expected):
   np.testing.assert_allclose(shared.reshape(-1), expected, atol=1e-5)
   assert np.std(expected) > 1e-3
 
 
-def test_similarity_adds_to_the_match_score(folder):
-  task, params, batch = task_and_inputs(folder, model__fusion_layers=1)
-  index, temperature = np.arange(16).reshape(8, 2) % 8, params["temp"]["value"]
+@pytest.fixture(scope="module")
+def unconnected(folder):
+  """Scores without connected layers, from one program.
 
-  def scores(params, shifted, swapped, batch):
-    memory, texts = task._image_memory(params, batch), task._embed_texts(params, batch)
+  ((shared, separate), {similarity: scores of three parameters}, products of the features,
+  temperature). The second parameters have both matching logits shifted, the third have them
+  swapped.
+  """
+  task, params, batch = task_and_inputs(folder, model__stride=2, model__fusion_layers=2)
+  temperature = params["temp"]["value"]
+  heads = [
+    jax.tree.map(change, params["itm_head"])
+    for change in (lambda x: x, lambda x: x + (x.ndim == 1), lambda x: x[..., ::-1])
+  ]
 
-    def score(params, name):
-      return task.apply(params, matching.match_scores, memory, texts, index, temperature, name)
+  def scores(params, heads, batch):
+    *both, (memory, texts) = shared_and_separate(task, params, batch)
 
-    return (
-      *(score(params, name) for name in ("none", "add", "likelihood")),
-      score(shifted, "likelihood"),
-      score(swapped, "none"),
-      task._embed_image(params, batch)["feature"],
-      texts["feature"][index],
-    )
+    def of_head(head):
+      return {
+        name: task.apply(
+          params | {"itm_head": head},
+          matching.match_scores,
+          memory,
+          texts,
+          INDEX,
+          temperature,
+          name,
+        )
+        for name in ("none", "add", "likelihood")
+      }
 
-  # Two logits shifted alike are the same match; swapped ones give the logit of no match.
-  shifted, swapped = (
-    params | {"itm_head": jax.tree.map(change, params["itm_head"])}
-    for change in (lambda x: x + (x.ndim == 1), lambda x: x[..., ::-1])
+    images, captions = task._embed_image(params, batch)["feature"], texts["feature"][INDEX]
+    return both, jax.lax.map(of_head, heads), images, captions
+
+  both, by_name, images, captions = jax.device_get(
+    jax.jit(scores)(params, jax.tree.map(lambda *x: np.stack(x), *heads), batch)
   )
-  logit, added, likelihood, again, no_match, images, captions = jax.device_get(
-    jax.jit(scores)(params, shifted, swapped, batch)
-  )
-  similarity = np.einsum("ge,gpe->gp", images, captions)
+  return both, by_name, np.einsum("ge,gpe->gp", images, captions), temperature
+
+
+def test_shared_image_gives_the_scores_of_separate_pairs(unconnected, folder):
+  """Layers before the first connected one compute an image's keys and values once."""
+  check_shared(*unconnected[0])
+  task, params, batch = task_and_inputs(folder, model__stride=1, model__fusion_layers=2)
+  connected = jax.jit(lambda *args: shared_and_separate(task, *args)[:2])
+  check_shared(*jax.device_get(connected(params, batch)))
+
+
+def test_similarity_adds_to_the_match_score(unconnected):
+  """Two logits shifted alike are the same match; swapped ones give the logit of no match."""
+  _, by_name, similarity, temperature = unconnected
+  (logit, _, no_match), (added, _, _) = by_name["none"], by_name["add"]
+  likelihood, again, _ = by_name["likelihood"]
   np.testing.assert_allclose(added, logit + similarity, atol=1e-5)
   np.testing.assert_allclose(again, likelihood, atol=1e-4)
   odds = logit - no_match

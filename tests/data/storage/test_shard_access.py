@@ -24,7 +24,7 @@ from tests.support.shards_case import config, content, expected
 from tools import prepare_data
 
 pytestmark = [
-  pytest.mark.usefixtures("drawn_states", "index_cache"),
+  pytest.mark.usefixtures("drawn_start", "index_cache"),
   pytest.mark.xdist_group("caption_runs"),
 ]
 
