@@ -269,8 +269,9 @@ def _place(rng, config, attributes):
       low, high = (round(f * config.size) for f in _RADII[size])
       radius = int(rng.integers(low, high + 1))
       height, width = object_mask(shape, radius).shape
-      shades = zip(rng.integers(-12, 13, 3).tolist(), COLORS[color], strict=True)
-      rgb = tuple(min(max(change + value, 0), 255) for change, value in shades)
+      shades = zip(COLORS[color], rng.integers(-12, 13, 3).tolist(), strict=True)
+      red, green, blue = (min(max(value + change, 0), 255) for value, change in shades)
+      rgb = (red, green, blue)
       for u, v in rng.random((24, 2)).tolist():
         x = 1 + int(u * (config.size - 1 - width))
         y = 1 + int(v * (config.size - 1 - height))
