@@ -16,7 +16,7 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
 from mplug_jax.training import evaluate, loop
-from tests.support import tiny_run, vqa_files
+from tests.support import tiny_run, vqa_files, word_list
 from tests.support.tiny_run import refused
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -207,7 +207,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(run, tmp_path):
   shutil.copytree(workdir, copy)
   (copy / "result.json").unlink()
   other = tmp_path / "vocab.txt"
-  other.write_text("\n".join([*vqa_files.SPECIAL, *vqa_files.WORDS, "zebra"]) + "\n")
+  other.write_text(word_list.text(*vqa_files.WORDS, "zebra"))
   changed = config.copy_and_resolve_references()
   changed.tokenizer.path = str(other)
   refused(

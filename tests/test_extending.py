@@ -16,7 +16,7 @@ from mplug_jax.inference.predictor import Predictor
 from mplug_jax.tensor_files import open as tensor_open
 from mplug_jax.tensor_files import write
 from mplug_jax.training import evaluate, loop
-from tests.support import brightness, downloads, tiny_predictor, tiny_run, toy_dataset
+from tests.support import brightness, downloads, tiny_predictor, tiny_run, toy_dataset, word_list
 from tools import prepare_data
 
 _SIZES = {"vision_width": 8, "hidden_size": 8, "embed_dim": 4, "heads": 1, "vision_heads": 1}
@@ -59,8 +59,7 @@ def test_one_row_each_trains_and_evaluates_a_new_task(tmp_path, monkeypatch, dra
   monkeypatch.setitem(tasks.TASKS, "brightness", f"{module}:BrightnessTask")
   monkeypatch.setitem(evaluators.EVALUATORS, "brightness", f"{module}:BrightnessEvaluator")
   vocabulary = tmp_path / "vocab.txt"
-  special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-  vocabulary.write_text("\n".join([*special, *brightness.WORDS]))
+  vocabulary.write_text(word_list.text(*brightness.WORDS))
   sizes = {"batch_size": 8, "eval__batch_size": 8, "eval__limit": 0, "compilation_cache": ""}
   config = tiny_run.config(total_steps=2, optim__name="adamw", **sizes)
   config.task.name = config.data.examples = config.data.name = "brightness"

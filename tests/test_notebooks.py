@@ -93,7 +93,7 @@ def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory):
-  """What the cells of the notebook `pod` print, and its folder, with a pre-trained model."""
+  """(output of the cells of the notebook `pod`, its folder with a pre-trained model)."""
   folder = tmp_path_factory.mktemp("pod")
   return execute("pod", folder), folder
 

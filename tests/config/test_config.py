@@ -16,10 +16,9 @@ from mplug_jax import config as config_lib
 from mplug_jax.config.presets import PRESETS
 from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
-from tests.support import tiny_run
+from tests.support import tiny_run, word_list
 
 CONFIGS = sorted((tiny_run.ROOT / "configs").glob("[!_]*.py"))
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def run(*args, **kwargs):
@@ -317,7 +316,7 @@ def test_configs_import_no_jax():
 def vocabulary(tmp_path_factory):
   """vocab.txt with as many lines as BERT's, which the paper's configs require."""
   path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-  path.write_text("\n".join([*SPECIAL, *(f"word{i}" for i in range(30522 - len(SPECIAL)))]) + "\n")
+  path.write_text(word_list.text(*(f"word{i}" for i in range(30517))))
   return path
 
 
@@ -342,7 +341,7 @@ def test_paper_recipe_builds_without_computing(vocabulary):
 
 def test_vocabulary_of_another_size_raises(tmp_path):
   path = tmp_path / "vocab.txt"
-  path.write_text("\n".join(SPECIAL) + "\n")
+  path.write_text(word_list.text())
   with pytest.raises(
     ValueError, match="config.model.vocab_size=30522 but the tokenizer has 5 tokens; set it to 0"
   ):

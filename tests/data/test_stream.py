@@ -12,7 +12,7 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import reader
-from tests.support import retrieval_files
+from tests.support import retrieval_files, word_list
 
 IMAGES = 13
 STEPS = 30
@@ -31,9 +31,7 @@ def examples(tmp_path_factory):
       )
       captions = [f"picture {number}", f"number {number}"]
       file.write(json.dumps({"image": f"{number}.jpg", "caption": captions}) + "\n")
-  (folder / "vocab.txt").write_text(
-    "\n".join([*retrieval_files.SPECIAL, "picture", "number", *map(str, range(IMAGES))])
-  )
+  (folder / "vocab.txt").write_text(word_list.text("picture", "number", *map(str, range(IMAGES))))
   c = retrieval_files.config(f"tiny,data=jsonl,root={folder}")
   c.data.augment.update({"scale": (0.4, 1.0), "flip": 0.5, "randaugment": (2, 7)})
   return data.get_source(c, "train"), data.make_transform(
@@ -110,7 +108,7 @@ def damaged(tmp_path, strict):
       name = tmp_path / f"{number}.png"
       name.write_bytes(b"damaged") if number % 100 == 7 else name.symlink_to(good)
       file.write(json.dumps({"image": name.name, "caption": "a picture"}) + "\n")
-  (tmp_path / "vocab.txt").write_text("\n".join([*retrieval_files.SPECIAL, "a", "picture"]))
+  (tmp_path / "vocab.txt").write_text(word_list.text("a", "picture"))
   c = retrieval_files.config(f"tiny,data=jsonl,root={tmp_path}", data__strict=strict)
   return data.get_source(c, "train"), data.make_transform(
     c, retrieval_files.tokenizer(tmp_path), train=True

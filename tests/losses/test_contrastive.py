@@ -106,13 +106,11 @@ def test_chunks_of_columns_do_not_change_the_loss(case, chunk, match, queue):
   """Losses, columns and gradients; 3 is no divisor of the rows and 2 none of the queue."""
   case = case if queue else case | {"queues": {}}
   changing = {"image": case["image"], "text": case["text"], "temperature": np.float32(0.1)}
-  expected, found = (
-    losses_and_gradients(changing, case, queue, match, size) for size in (0, chunk)
-  )
+  whole, chunked = (losses_and_gradients(changing, case, queue, match, size) for size in (0, chunk))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6 * np.abs(y).max()),
-    found,
-    expected,
+    chunked,
+    whole,
   )
 
 

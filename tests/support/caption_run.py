@@ -13,7 +13,7 @@ from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes import text as scene_text
-from tests.support import tiny_run
+from tests.support import tiny_run, word_list
 
 NO_DROPOUT = {
   "model__dropout_rate": 0.0,
@@ -34,7 +34,6 @@ _RUN = {
   "tokenizer__kind": "wordpiece",
 }
 _SCENES = scenes.SceneConfig()
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def run_settings(folder):
@@ -43,9 +42,7 @@ def run_settings(folder):
     text for i in range(40) for text in scene_text.captions(scenes.scene(_SCENES, "train", i))
   ]
   path = folder / "words_of_scenes.txt"
-  path.write_text(
-    "\n".join([*_SPECIAL, *sorted(set(re.findall("[a-z]+", " ".join(captions))))]) + "\n"
-  )
+  path.write_text(word_list.text(*sorted(set(re.findall("[a-z]+", " ".join(captions))))))
   return _RUN | {"tokenizer__path": str(path)}
 
 

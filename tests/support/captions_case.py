@@ -1,6 +1,6 @@
 """Downloads of caption data sets for the tests."""
 
-from tests.support import downloads
+from tests.support import word_list
 from tests.support.downloads import (
   picture,
   write,
@@ -118,7 +118,7 @@ def make_folder(tmp_path_factory):
       "VG_100K/1.jpg": picture(1),
       "VG_100K_2/2.jpg": picture(2),
       "VG_100K_2/3.jpg": picture(3),
-      "vocab.txt": "\n".join([*downloads.SPECIAL, *WORDS]) + "\n",
+      "vocab.txt": word_list.text(*WORDS),
     },
   )
   return folder

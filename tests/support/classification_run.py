@@ -9,9 +9,8 @@ from PIL import Image
 from mplug_jax import data
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
-from tests.support import tiny_run
+from tests.support import tiny_run, word_list
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = [
   "a",
   "the",
@@ -82,5 +81,5 @@ def write_nlvr2(folder):
         }
       )
     (folder / f"nlvr_{split}.json").write_text(json.dumps(rows))
-  (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
+  (folder / "vocab.txt").write_text(word_list.text(*WORDS))
   return folder

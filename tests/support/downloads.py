@@ -16,8 +16,6 @@ from mplug_jax.training import loop
 from tests.support import tiny_run
 from tools import prepare_data
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
 
 def picture(seed=0):
   """Returns the encoded bytes of a small image."""

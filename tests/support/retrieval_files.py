@@ -10,9 +10,9 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
+from tests.support import word_list
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "tree", "house"]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write(folder):
@@ -43,7 +43,7 @@ def write(folder):
   }
   for split, entries in rows.items():
     (folder / f"coco_{split}.json").write_text(json.dumps(entries))
-  (folder / "vocab.txt").write_text("\n".join([*SPECIAL, "a", "here", *WORDS]) + "\n")
+  (folder / "vocab.txt").write_text(word_list.text("a", "here", *WORDS))
   return folder
 
 

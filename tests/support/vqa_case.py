@@ -1,6 +1,6 @@
 """Downloads of VQA v2 for the tests."""
 
-from tests.support import downloads, vqa_files
+from tests.support import vqa_files, word_list
 from tests.support.downloads import (
   picture,
   write,
@@ -111,7 +111,7 @@ def make_zipped(tmp_path_factory):
   )
   write_zip(folder / "vg" / "images.zip", {f"VG_100K/{n}.jpg": picture(n) for n in (1, 3)})
   write_zip(folder / "vg" / "images2.zip", {"VG_100K_2/2.jpg": picture(2)})
-  write(folder, {"vocab.txt": "\n".join([*downloads.SPECIAL, *vqa_files.WORDS]) + "\n"})
+  write(folder, {"vocab.txt": word_list.text(*vqa_files.WORDS)})
   return folder
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tests.support import tiny_run
+from tests.support import tiny_run, word_list
 
 WORDS = [
   "is",
@@ -31,7 +31,6 @@ WORDS = [
   ",",
   ".",
 ]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write(folder):
@@ -84,7 +83,7 @@ def write(folder):
   }
   for name, entries in files.items():
     (folder / name).write_text(json.dumps(entries))
-  (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
+  (folder / "vocab.txt").write_text(word_list.text(*WORDS))
   return folder
 
 

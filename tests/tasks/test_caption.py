@@ -78,9 +78,9 @@ def test_images_encoded_one_by_one_equal_those_encoded_together(
     traced = jax.jit(lambda params, batch: task.with_tokens(params, batch)).trace(
       case.state.params, batch
     )
-    found = traced.lower().compile()(case.state.params, batch)["image"]
+    tokens = traced.lower().compile()(case.state.params, batch)["image"]
   assert ("platform_index" in str(traced.jaxpr)) == (rows > 1)
-  np.testing.assert_allclose(found, together[:rows], atol=1e-5)
+  np.testing.assert_allclose(tokens, together[:rows], atol=1e-5)
 
 
 def test_tiny_images_are_encoded_together(case):

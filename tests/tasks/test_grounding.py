@@ -130,14 +130,14 @@ def test_loss_equals_the_formula(case, reference):
     rtol=1e-6,
   )
   for how in ("batch", "none"):
-    found = box_losses(
+    losses = box_losses(
       loss.astype(np.float32),
       (logits.argmax(-1) / np.float32(96)).astype(np.float32),
       case.batch["box"].reshape(-1, 4),
       case.batch["valid"].ravel(),
       how,
     )
-    assert float(found.sum()) == pytest.approx(by_hand(logits, case.batch, 96, how)[0], rel=1e-5)
+    assert float(losses.sum()) == pytest.approx(by_hand(logits, case.batch, 96, how)[0], rel=1e-5)
 
 
 def test_correct_box_has_no_weight_and_each_mode_its_mean():

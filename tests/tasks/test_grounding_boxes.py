@@ -78,9 +78,9 @@ def test_only_the_search_uses_eval_normalization(case, monkeypatch):
 def test_boxes_map_back_to_original_pixels():
   image, truth = np.zeros((37, 90, 3), np.uint8), np.array([[3, 4, 50, 30], [0, 0, 90, 37.0]])
   canvas = box_transforms.fit(image, truth, 48)
-  found = np.concatenate([boxes.to_centered(canvas.boxes) / 48, [[0.5, 0.5, 3.0, 3.0]]])
+  centered = np.concatenate([boxes.to_centered(canvas.boxes) / 48, [[0.5, 0.5, 3.0, 3.0]]])
   back = jax.jit(grounding.in_image_pixels, static_argnums=3)(
-    found[None].astype(np.float32),
+    centered[None].astype(np.float32),
     np.array([canvas.placed], np.int32),
     np.array([[90, 37]], np.int32),
     48,

@@ -101,26 +101,27 @@ def evaluated(settings, folder, tmp_path_factory):
 
 def test_results_list_the_best_matches_in_order(evaluated):
   workdir, metrics = evaluated
-  found = json.loads((workdir / "predictions.json").read_text())
-  names, texts = [f"pictures/{i}.png" for i in range(8)], [row["caption"] for row in found["texts"]]
-  assert [row["image_id"] for row in found["images"]] == names
+  results = json.loads((workdir / "predictions.json").read_text())
+  names = [f"pictures/{i}.png" for i in range(8)]
+  texts = [row["caption"] for row in results["texts"]]
+  assert [row["image_id"] for row in results["images"]] == names
   assert len(texts) == 12
   assert texts[2] == "a blue dog here."
-  owner = np.array([names.index(row["image_id"]) for row in found["texts"]])
+  owner = np.array([names.index(row["image_id"]) for row in results["texts"]])
   np.testing.assert_array_equal(owner, np.repeat(range(8), [1, 2] * 4))
-  for row in found["images"]:
+  for row in results["images"]:
     assert len(row["texts"]) == 6
     assert row["captions"] == [texts[t] for t in row["texts"]]
-  for row in found["images"] + found["texts"]:
+  for row in results["images"] + results["texts"]:
     assert sorted(row["scores"], reverse=True) == row["scores"]
     assert len(set(row["scores"])) > 1
   # R@1 and R@5 follow from the listed ones.
   for depth in (1, 5):
     assert metrics[f"txt_r{depth}"] == 100 * np.mean(
-      [any(owner[t] == i for t in row["texts"][:depth]) for i, row in enumerate(found["images"])]
+      [any(owner[t] == i for t in row["texts"][:depth]) for i, row in enumerate(results["images"])]
     )
     assert metrics[f"img_r{depth}"] == pytest.approx(
-      100 * np.mean([row["image_id"] in row["images"][:depth] for row in found["texts"]])
+      100 * np.mean([row["image_id"] in row["images"][:depth] for row in results["texts"]])
     )
   assert metrics["pairs_scored"] + metrics["pairs_shared"] == 6 * (8 + 12)
   assert metrics["images_encoded"] == 8

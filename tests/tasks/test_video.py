@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def light_build(monkeypatch):
-  """What only evaluates needs no optimizer."""
+  """Evaluation builds no optimizer."""
   monkeypatch.setattr(evaluate, "build", shared_builds.build_to_evaluate)
 
 

@@ -11,7 +11,7 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer, wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
 from mplug_jax.training import evaluate, loop
-from tests.support import read_once, shared_builds, tiny_run, vqa_files
+from tests.support import read_once, shared_builds, tiny_run, vqa_files, word_list
 
 pytestmark = pytest.mark.usefixtures("drawn_start")
 
@@ -169,7 +169,7 @@ def test_generated_scenes(tmp_path):
     for word in text.split()
   }
   words = sorted({word.rstrip("?,.") for word in words} - {""})
-  (tmp_path / "vocab.txt").write_text("\n".join([*vqa_files.SPECIAL, "?", *words]) + "\n")
+  (tmp_path / "vocab.txt").write_text(word_list.text("?", *words))
   config = vqa_files.config(
     tmp_path, "scenes", data__max_question=24, data__max_answers=1, eval__limit=8
   )

@@ -163,7 +163,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(meshes, tmp_path):
 
 
 class Learner(mesh_case.MeshCase):
-  """Eight images with two questions each, and a run that can learn them by heart."""
+  """Eight images with two questions each, and settings with which a run memorizes them."""
 
   def __init__(self, tokenizer):
     self.tokenizer = tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from mplug_jax.data.images import video
 from mplug_jax.data.sources import vqa
-from tests.support import downloads
+from tests.support import word_list
 from tests.support.downloads import (
   configs,
   lines,
@@ -63,7 +63,7 @@ def folder(tmp_path):
   write_zip(tmp_path / "dev_img.zip", nlvr2_images("dev", "dev/"))
   write(
     tmp_path,
-    nlvr2_images("test1", "test1/") | {"vocab.txt": "\n".join([*downloads.SPECIAL, *WORDS]) + "\n"},
+    nlvr2_images("test1", "test1/") | {"vocab.txt": word_list.text(*WORDS)},
   )
   return tmp_path
 
