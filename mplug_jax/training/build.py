@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
-from jaxtyping import Shaped
+from jaxtyping import PRNGKeyArray, Shaped
 
 from mplug_jax import config as config_lib
 from mplug_jax import optim, tasks
@@ -16,7 +17,7 @@ from mplug_jax.models.factory import build_model
 from mplug_jax.optim.schedules import Schedule
 from mplug_jax.parallel import batches
 from mplug_jax.parallel import mesh as mesh_lib
-from mplug_jax.tasks.base import Batch, PredictFn, Task
+from mplug_jax.tasks.base import Batch, Params, PredictFn, Task
 from mplug_jax.training import state
 from mplug_jax.training import step as train_step
 from mplug_jax.training.state import TrainState
@@ -45,6 +46,22 @@ class Build(NamedTuple):
   init: jax.stages.Wrapped
   abstract: TrainState
   train_step: jax.stages.Wrapped
+  predict: dict[str, Predictor]
+
+
+class EvaluationBuild(NamedTuple):
+  """The parts of a Build that evaluation needs.
+
+  Attributes:
+    task: task of the run.
+    mesh: device mesh.
+    abstract: TrainState of ShapeDtypeStructs with shardings, without optimizer state.
+    predict: see Build.
+  """
+
+  task: Task
+  mesh: jax.sharding.Mesh
+  abstract: TrainState
   predict: dict[str, Predictor]
 
 
@@ -91,15 +108,8 @@ def build(
     ValueError: a value of the config cannot be used. Predict functions are traced, so that their
       errors are raised here too.
   """
-  config_lib.check(config)
-  task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
-  mesh = mesh_lib.make_mesh(config.mesh, devices)
-  _check_batch_sizes(config, mesh)
+  task, mesh, init_params = _build_model(config, tokenizer, devices)
   sample = task.batch_spec(1)
-  # Traced once for all uses.
-  init_params = jax.jit(
-    lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample))
-  )
   params = jax.eval_shape(init_params, jax.random.key(0))
   optimizer, schedules = optim.make(config.optim, params, total_steps, steps_per_epoch)
   init = state.make_init(init_params, optimizer, task.init_extra, config.seed, config.ema.decay > 0)
@@ -122,8 +132,44 @@ def build(
     jax.jit(init, out_shardings=shardings),
     abstract,
     jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None)),
-    {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()},
+    _predictors(task, mesh),
   )
+
+
+def build_for_evaluation(
+  config: Config, tokenizer: Any, devices: Sequence[Any] | None = None
+) -> EvaluationBuild:
+  """Builds what evaluation needs; predict functions are traced when they are called.
+
+  Args:
+    config: config of the run.
+    tokenizer: tokenizer of the run.
+    devices: devices of the mesh; None for all.
+
+  Raises:
+    ValueError: a value of the config cannot be used.
+  """
+  task, mesh, init_params = _build_model(config, tokenizer, devices)
+  init = state.make_init(
+    init_params, optax.identity(), task.init_extra, config.seed, config.ema.decay > 0
+  )
+  return EvaluationBuild(task, mesh, state.abstract_state(init, mesh), _predictors(task, mesh))
+
+
+def _build_model(
+  config: Config, tokenizer: Any, devices: Sequence[Any] | None
+) -> tuple[Task, jax.sharding.Mesh, Callable[[PRNGKeyArray], Params]]:
+  """Returns task, mesh and the jitted function random key -> parameters."""
+  config_lib.check(config)
+  task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  _check_batch_sizes(config, mesh)
+  sample = task.batch_spec(1)
+  # Jitted, so that it is traced once for all uses.
+  init_params = jax.jit(
+    lambda rng: task.init(rng, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sample))
+  )
+  return task, mesh, init_params
 
 
 def _check_batch_sizes(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -136,6 +182,11 @@ def _check_batch_sizes(config: Config, mesh: jax.sharding.Mesh) -> None:
     f"config.batch_size divided by config.optim.microbatches={parts}",
   )
   batches.check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
+
+
+def _predictors(task: Task, mesh: jax.sharding.Mesh) -> dict[str, Predictor]:
+  """Returns the predict functions of a task for the rows of this process."""
+  return {name: _predictor(fn, mesh) for name, fn in task.predict_fns().items()}
 
 
 def _predictor(fn: PredictFn, mesh: jax.sharding.Mesh) -> Predictor:

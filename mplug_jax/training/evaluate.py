@@ -13,7 +13,7 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.data.text import tokenizer_base
 from mplug_jax.runtime import files, process
 from mplug_jax.tasks.base import Params
-from mplug_jax.training.build import Build, build
+from mplug_jax.training.build import Predictor, build_for_evaluation
 from mplug_jax.training.state import TrainState
 from mplug_jax.training.workdir import prepare_tokenizer
 
@@ -27,7 +27,11 @@ class Evaluation:
   """
 
   def __init__(
-    self, config: Config, tokenizer: tokenizer_base.Tokenizer, workdir: str, built: Build
+    self,
+    config: Config,
+    tokenizer: tokenizer_base.Tokenizer,
+    workdir: str,
+    predict: Mapping[str, Predictor],
   ):
     """Makes the evaluator.
 
@@ -35,11 +39,11 @@ class Evaluation:
       config: config of the run.
       tokenizer: tokenizer of the run.
       workdir: folder for results.
-      built: result of `build`.
+      predict: see training.build.Build.
     """
     self.evaluator = evaluators.get(config.task.name)(config, tokenizer, workdir)
     self.metric: str = self.evaluator.metric
-    self._predict = built.predict
+    self._predict = predict
     self._averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
 
   def weights(self, state: TrainState) -> Params:
@@ -122,8 +126,8 @@ def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
   process.prepare(config.compilation_cache)
   files.make_folder(workdir)
   tokenizer = _tokenizer_of(config, workdir, path)
-  built = build(config, tokenizer)
-  evaluation = Evaluation(config, tokenizer, workdir, built)
+  built = build_for_evaluation(config, tokenizer)
+  evaluation = Evaluation(config, tokenizer, workdir, built.predict)
   averaged = evaluation.weights(built.abstract) is built.abstract.ema_params
   which = "ema_params" if averaged else "params"
   with jax.set_mesh(built.mesh):

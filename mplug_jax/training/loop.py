@@ -71,7 +71,7 @@ def train(config: Config, workdir: str) -> int:
     return _report_finished(workdir, finished)
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
-  evaluation = Evaluation(config, tokenizer, workdir, built)
+  evaluation = Evaluation(config, tokenizer, workdir, built.predict)
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ExitStack() as stack:
     executor = stack.enter_context(ThreadPoolExecutor(1))
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)

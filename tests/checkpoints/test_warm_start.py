@@ -9,14 +9,16 @@ from mplug_jax.checkpoints import warm_start
 from mplug_jax.checkpoints.position_embeddings import resize_positions
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.training import workdir
-from tests.support import mesh_case, tiny_run
+from mplug_jax.training.build import build_for_evaluation
+from tests.support import tiny_run
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   """(config, abstract TrainState) of the tiny VQA run with averages."""
   c = tiny_run.config(tokenizer__vocab_size=64, ema__decay=0.9)
-  return c, mesh_case.build(c, tiny_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), c)).abstract
+  tokenizer = tiny_run.tokenizer(tmp_path_factory.mktemp("tokenizer"), c)
+  return c, build_for_evaluation(c, tokenizer).abstract
 
 
 def drawn(abstract, seed):

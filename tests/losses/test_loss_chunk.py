@@ -2,6 +2,7 @@
 
 import copy
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from mplug_jax import data
 from mplug_jax.data.text import sentencepiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.models.factory import build_model
+from mplug_jax.training.build import build_for_evaluation
 from tests.support import mesh_case, random_state, retrieval_files, tiny_run
 
 
@@ -18,7 +20,7 @@ class Case(mesh_case.MeshCase):
   def __init__(self, c, tokenizer):
     self.config, self.tokenizer = c, tokenizer
     self.batch = retrieval_files.first_batch(c, tokenizer)
-    self.built = mesh_case.light_build(c, tokenizer)
+    self.built = build_for_evaluation(c, tokenizer, jax.devices()[:1])
     self.state = random_state.host_state(self.built, c.model.initializer_range)
 
   def with_chunk(self, chunk):

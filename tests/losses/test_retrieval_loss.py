@@ -12,6 +12,7 @@ from mplug_jax.losses import contrastive
 from mplug_jax.models.factory import build_model
 from mplug_jax.parallel import batches
 from mplug_jax.tasks import retrieval
+from mplug_jax.training.build import build_for_evaluation
 from tests.support import mesh_case, random_state, retrieval_files, tiny_run
 from tests.support import retrieval_by_hand as by_hand
 
@@ -34,7 +35,7 @@ class Case(mesh_case.MeshCase):
     self.batch = retrieval_files.first_batch(self.config, self.tokenizer)
     self.batch["id"][5] = self.batch["id"][4]  # two captions of one image
     self.batch["corrupt"][2], self.batch["image"][2] = True, 0
-    self.built = mesh_case.light_build(self.config, self.tokenizer)
+    self.built = build_for_evaluation(self.config, self.tokenizer, jax.devices()[:1])
     self.task = self.built.task
     self.encoded = jax.jit(self._encoded)
     self.match_logits = jax.jit(
@@ -321,7 +322,7 @@ def test_loss_without_queue_and_teacher_equals_clip(case, folder):
   """CLIP's loss: only the batch, gradients through both features of a pair, on any mesh."""
   c = retrieval_files.steady_config(folder, task__queue=0, task__alpha=0.0, ema__decay=0.0)
   batch = case.batch
-  built = mesh_case.on_mesh(mesh_case.light_build(c, case.tokenizer), (2, 2, 2))
+  built = mesh_case.on_mesh(build_for_evaluation(c, case.tokenizer, jax.devices()[:1]), (2, 2, 2))
   host = random_state.host_state(built, 0.1)
   assert host.extra == {}
   assert not jax.tree.leaves(host.ema_params)

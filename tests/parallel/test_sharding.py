@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mplug_jax import optim
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
+from mplug_jax.training.build import build
 from tests.support import mesh_case, tiny_run
 
 # Numbers of parameters: what the official VQA forward passes use, with the position tables of base
@@ -41,7 +42,7 @@ def _config(size):
 def _built(size):
   """Returns the build of a preset on a mesh (2, 2, 2)."""
   tokenizer = types.SimpleNamespace(vocab_size=30522, pad_id=0, bos_id=1, eos_id=2)
-  return mesh_case.build(_config(size), tokenizer, 1000, 1000)
+  return build(_config(size), tokenizer, 1000, 1000)
 
 
 def _device_bytes(leaf):

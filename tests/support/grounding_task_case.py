@@ -13,6 +13,7 @@ import numpy as np
 from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import sentencepiece
+from mplug_jax.training.build import build_for_evaluation
 from tests.support import grounding_files, mesh_case, random_state, shared_builds, tiny_run
 
 
@@ -76,7 +77,7 @@ class GroundingCase(mesh_case.MeshCase):
     self.batch = {k: np.array(v) for k, v in next(batches).items()}
     batches.close()
     self.batch["valid"][0, 1] = self.batch["valid"][5, 0] = False
-    self.built = mesh_case.light_build(self.config, self.tokenizer)
+    self.built = build_for_evaluation(self.config, self.tokenizer, jax.devices()[:1])
     self.state = random_state.host_state(self.built, self.config.model.initializer_range)
     self.task = self.built.task
     self.locate = build().predict["locate"]  # reads neither weights nor rounding but for "nearest"

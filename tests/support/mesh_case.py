@@ -1,46 +1,13 @@
 """Gradients of a task on any mesh, in any number of microbatches."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
-from mplug_jax import optim, tasks
-from mplug_jax.models.factory import build_model
+from mplug_jax import optim
 from mplug_jax.parallel import batches, rules
 from mplug_jax.parallel import mesh as mesh_lib
-from mplug_jax.training import build as build_lib
 from mplug_jax.training import gradients as gradients_lib
-from mplug_jax.training import state as state_lib
-
-
-def light_build(config, tokenizer):
-  """Returns a Build of one device for gradients alone, in a third of the time of `build`.
-
-  It has neither optimizer nor train step, and no predict function is traced.
-  """
-  task = tasks.get(config.task.name)(build_model(config, tokenizer), config, tokenizer)
-  mesh = mesh_lib.make_mesh(dict.fromkeys(mesh_lib.AXES, 1), jax.devices()[:1])
-
-  def init():
-    params = task.init(jax.random.key(0), jax.tree.map(zeros, task.batch_spec(1)))
-    averages = params if config.ema.decay else ()
-    return state_lib.TrainState(
-      jnp.int32(0), params, (), averages, task.init_extra(), jax.random.key(0)
-    )
-
-  def zeros(x):
-    return jnp.zeros(x.shape, x.dtype)
-
-  return build_lib.Build(task, mesh, {}, None, state_lib.abstract_state(init, mesh), None, {})
-
-
-def build(*args):
-  """Returns training.build.build(*args) without predict functions, which take long to trace."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tasks.get(args[0].task.name), "predict_fns", lambda self: {})
-    return build_lib.build(*args)
 
 
 def on_mesh(built, shape):
@@ -90,7 +57,9 @@ class MeshCase:
     """Returns a state of numpy arrays, by default that of the case, on a mesh."""
     state = (self.state if state is None else state).replace(rng=self.rng)
     abstract = on_mesh(self.built, shape).abstract
-    return place(state, abstract if state.opt_state else abstract.replace(opt_state=()))
+    if not state.opt_state:  # gradients need none
+      state, abstract = (x.replace(opt_state=()) for x in (state, abstract))
+    return place(state, abstract)
 
   def gradients(self, shape=(1, 1, 1), parts=1, batch=None, state=None):
     """-> (gradients, loss, {metric: (sum, count)}); `state` is a placed one."""

@@ -1,15 +1,14 @@
 """Builds that several runs of a test process share, so that equal programs are traced once."""
 
 import copy
+import functools
 import json
-import math
 
 import jax
 
 from mplug_jax import config as config_lib
-from mplug_jax.parallel import mesh as mesh_lib
 from mplug_jax.training import build as build_lib
-from tests.support import mesh_case, random_state
+from tests.support import random_state
 
 _BUILDS = {}
 # Sections and keys of the config that the programs of a run depend on.
@@ -31,8 +30,19 @@ def _key(config, tokenizer, steps):
   return json.dumps([read, values["eval"]["batch_size"], steps]), tokenizer.fingerprint
 
 
+def _shared(key, config, make):
+  """Returns the build of this key, made on one device, or on all if the mesh has so many."""
+  if key not in _BUILDS:
+    all_devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor == jax.device_count()
+    _BUILDS[key] = make(devices=jax.devices() if all_devices else jax.devices()[:1])
+  built = _BUILDS[key]
+  task = copy.copy(built.task)
+  task.config = config
+  return built._replace(task=task)
+
+
 def build(config, tokenizer, *steps, devices=None):
-  """Returns training.build.build on one device, or on all if the mesh has so many, or on `devices`.
+  """Returns training.build.build on one device, on all if the mesh has so many, or on `devices`.
 
   Args:
     config: config of the run.
@@ -41,17 +51,10 @@ def build(config, tokenizer, *steps, devices=None):
     devices: devices of a build of its own.
   """
   config_lib.check(config)
+  make = functools.partial(build_lib.build, config, tokenizer, *steps)
   if devices is not None:
-    return build_lib.build(config, tokenizer, *steps, devices=devices)
-  key = _key(config, tokenizer, steps)
-  if key not in _BUILDS:
-    all_devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor == jax.device_count()
-    devices = jax.devices() if all_devices else jax.devices()[:1]
-    _BUILDS[key] = build_lib.build(config, tokenizer, *steps, devices=devices)
-  built = _BUILDS[key]
-  task = copy.copy(built.task)
-  task.config = config
-  return built._replace(task=task)
+    return make(devices=devices)
+  return _shared(_key(config, tokenizer, steps), config, make)
 
 
 def build_drawn(config, tokenizer, *steps, devices=None):
@@ -60,20 +63,11 @@ def build_drawn(config, tokenizer, *steps, devices=None):
   return built._replace(init=random_state.Init(built, config.model.initializer_range, config.seed))
 
 
-def build_to_evaluate(config, tokenizer):
-  """Returns a Build for evaluation alone, with neither optimizer nor what is traced beforehand.
-
-  It is on one device, or on all if the mesh has so many.
-  """
+def build_for_evaluation(config, tokenizer):
+  """Returns a build of `build` whose predict functions serve, else a shared EvaluationBuild."""
   config_lib.check(config)
-  key = "evaluated", _key(config, tokenizer, ())
+  key = _key(config, tokenizer, ())
   if key not in _BUILDS:
-    shape = tuple(config.mesh[axis] for axis in mesh_lib.AXES)
-    all_devices = math.prod(shape) == jax.device_count()
-    built = mesh_case.light_build(config, tokenizer)
-    built = mesh_case.on_mesh(built, shape if all_devices else (1, 1, 1))
-    predict = {
-      name: build_lib._predictor(fn, built.mesh) for name, fn in built.task.predict_fns().items()
-    }
-    _BUILDS[key] = built._replace(predict=predict)
-  return _BUILDS[key]
+    key = "evaluation", key
+  make = functools.partial(build_lib.build_for_evaluation, config, tokenizer)
+  return _shared(key, config, make)

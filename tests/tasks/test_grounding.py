@@ -6,7 +6,8 @@ import pytest
 
 from mplug_jax.data.text import wordpiece
 from mplug_jax.tasks import grounding
-from tests.support import grounding_task_case, mesh_case, tiny_run
+from mplug_jax.training.build import build_for_evaluation
+from tests.support import grounding_task_case, tiny_run
 
 pytestmark = pytest.mark.xdist_group("grounding")
 
@@ -74,7 +75,9 @@ def test_tokenizer_without_location_tokens_raises(tokenizer):
 )
 def test_unknown_options_raise(case, name, value, known):
   with pytest.raises(ValueError, match=f"config.task.{name}='{value}' is not one of {known}"):
-    mesh_case.light_build(grounding_task_case.config(**{f"task__{name}": value}), case.tokenizer)
+    build_for_evaluation(
+      grounding_task_case.config(**{f"task__{name}": value}), case.tokenizer, jax.devices()[:1]
+    )
 
 
 # ---- the loss

@@ -20,7 +20,8 @@ from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.tasks import retrieval
 from mplug_jax.training import gradients as gradients_lib
 from mplug_jax.training import loop
-from tests.support import mesh_case, random_state, retrieval_files, shared_builds, tiny_run
+from mplug_jax.training.build import build_for_evaluation
+from tests.support import random_state, retrieval_files, shared_builds, tiny_run
 from tests.support.pretrain_case import SMALL, config
 
 
@@ -141,7 +142,7 @@ def case(request, tokenizer):
       for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
     },
   )
-  built = mesh_case.light_build(c, tokenizer)
+  built = build_for_evaluation(c, tokenizer, jax.devices()[:1])
   state = random_state.host_state(built, c.model.initializer_range)
   teacher = jax.tree.map(lambda x: x * np.float32(1.1), state.params)
   state = state.replace(step=np.int32(1), ema_params=teacher)

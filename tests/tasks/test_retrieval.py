@@ -92,7 +92,7 @@ def evaluated(settings, folder, tmp_path_factory):
   test_pretrain.py.
   """
   workdir, tokenizer = tmp_path_factory.mktemp("evaluated"), retrieval_files.tokenizer(folder)
-  built = shared_builds.build_to_evaluate(settings, tokenizer)
+  built = shared_builds.build_for_evaluation(settings, tokenizer)
   host = random_state.host_state(built, settings.model.initializer_range)
   params = mesh_case.place(host.params, built.abstract.params)
   predict = {name: functools.partial(fn, params) for name, fn in built.predict.items()}

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax.checkpoints import warm_start
 from mplug_jax.data.images import video
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.models.factory import build_model
 from mplug_jax.scenes import scene
 from mplug_jax.tasks import base
 from mplug_jax.training import evaluate
-from tests.support import models_case, predictor_run, read_once, shared_builds, tiny_run
+from tests.support import models_case, predictor_run, tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def config(name, arg):
@@ -30,18 +31,6 @@ def run(tmp_path_factory):
   """A run of pre-training with random parameters: it has those of every task."""
   c = predictor_run.config("pretrain", data__size=48, model__image_size=32)
   return predictor_run.save(tmp_path_factory.mktemp("run"), c)
-
-
-@pytest.fixture(autouse=True)
-def light_build(monkeypatch):
-  """Evaluation builds no optimizer."""
-  monkeypatch.setattr(evaluate, "build", shared_builds.build_to_evaluate)
-
-
-@pytest.fixture
-def read(monkeypatch):
-  """The parameters are read once more, for all tests but the first."""
-  monkeypatch.setattr(warm_start, "load_params", read_once.load_params)
 
 
 def settings(c):
@@ -95,7 +84,7 @@ def test_questions_about_clips(run, tmp_path, capsys):
   assert (tmp_path / "predictions.png").stat().st_size > 5000
 
 
-def test_video_files_and_ranked_answers(run, read, tmp_path):
+def test_video_files_and_ranked_answers(run, tmp_path):
   (tmp_path / "videos").mkdir()
   clips, rows = scene_sources.SceneClips(scene.SceneConfig(48), "test"), []
   for i in range(3):
@@ -139,7 +128,7 @@ def shared(name, arg):
   return c
 
 
-def test_captions_of_clips(run, read, tmp_path, capsys):
+def test_captions_of_clips(run, tmp_path, capsys):
   result = evaluate.evaluate(shared("video_caption", "tiny,frames=4"), tmp_path, run)
   assert result["CIDEr-D"] >= 0
   assert {"CIDEr-D_seen", "shuffled_CIDEr-D"} <= result.keys()
@@ -148,7 +137,7 @@ def test_captions_of_clips(run, read, tmp_path, capsys):
   assert len(json.loads((tmp_path / "predictions.json").read_text())) == 6
 
 
-def test_searching_clips(run, read, tmp_path):
+def test_searching_clips(run, tmp_path):
   c = shared("video_retrieval", "tiny,frames=4")
   c.eval.limit = 3  # of five captions each
   result = evaluate.evaluate(c, tmp_path / "clip", run)
@@ -157,7 +146,7 @@ def test_searching_clips(run, read, tmp_path):
   assert (tmp_path / "clip" / "predictions.png").stat().st_size > 5000
 
 
-def test_searching_clips_by_one_frame(run, read, tmp_path):
+def test_searching_clips_by_one_frame(run, tmp_path):
   """Of a clip whose shape has one frame; re-ranking reads the tokens of any number of frames."""
   c = settings(config("video_retrieval", "tiny,sampling=2,frames=1"))
   c.eval.limit, c.task.rerank_k = 3, 0
@@ -177,7 +166,7 @@ def test_searching_clips_by_one_frame(run, read, tmp_path):
     ("video_retrieval:msrvtt", {"clip_name": "test-{i}", "caption": "clip {i}"}, "test.jsonl"),
   ],
 )
-def test_official_files(name, row, file, run, read, tmp_path):
+def test_official_files(name, row, file, run, tmp_path):
   (tmp_path / "videos").mkdir()
   clips, rows = scene_sources.SceneClips(scene.SceneConfig(48), "test"), []
   for i in range(9):  # texts fill two batches, as those of three rendered clips

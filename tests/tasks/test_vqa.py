@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from mplug_jax.checkpoints import reading, warm_start
+from mplug_jax.checkpoints import reading
 from mplug_jax.data.examples import vqa as examples
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer, wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
 from mplug_jax.training import evaluate, loop
-from tests.support import read_once, shared_builds, tiny_run, vqa_files, word_list
+from tests.support import tiny_run, vqa_files, word_list
 
 pytestmark = pytest.mark.usefixtures("drawn_start")
 
@@ -97,10 +97,8 @@ def test_split_without_answers_gets_a_results_file(folder, run, tmp_path, capsys
   assert not (tmp_path / "checkpoints").exists()
 
 
-def test_ranking_of_given_answers(folder, run, tmp_path, capsys, monkeypatch):
+def test_ranking_of_given_answers(folder, run, tmp_path, capsys):
   """Given in a list or in a file, which is all that the two differ in."""
-  monkeypatch.setattr(warm_start, "load_params", read_once.load_params)
-  monkeypatch.setattr(evaluate, "build", shared_builds.build_to_evaluate)
   workdir, config = run
   config = config.copy_and_resolve_references()
   candidates = ("red", "no", "two of it", "yes")

@@ -39,7 +39,7 @@ class Meshes(mesh_case.MeshCase):
     self.tokenizer = tokenizer
     self.config = tiny_run.config(model__initializer_range=0.1, **changes)
     self.batch = tiny_run.batch(self.config, tokenizer)
-    self.built = mesh_case.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
+    self.built = loop.build(self.config, tokenizer, 10, 10, jax.devices()[:1])
     self.state = random_state.host_state(self.built, 0.1).replace(opt_state=())
 
 
@@ -101,7 +101,7 @@ def test_loss_and_gradients_are_those_of_one_device(shape, meshes, one_device):
 def test_initialization_does_not_depend_on_the_mesh(meshes):
   c = meshes.config.copy_and_resolve_references()
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = (2, 2, 2)
-  built = mesh_case.build(c, meshes.tokenizer, 10, 10)
+  built = loop.build(c, meshes.tokenizer, 10, 10)
   assert built.abstract == mesh_case.on_mesh(meshes.built, (2, 2, 2)).abstract
   with jax.set_mesh(built.mesh):
     state = built.init()
