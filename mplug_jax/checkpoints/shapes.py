@@ -33,10 +33,15 @@ def tree_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-@functools.lru_cache(maxsize=4)
-def _read_tree(state_dir: str, manifest: bytes) -> Any:
-  del manifest
+def _read_tree(state_dir: str) -> Any:
   return ocp.PyTreeCheckpointHandler().metadata(epath.Path(state_dir)).tree
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_tree(state_dir: str, manifest: bytes) -> Any:
+  """Returns `_read_tree(state_dir)`; the manifest is there to tell saves apart."""
+  del manifest
+  return _read_tree(state_dir)
 
 
 def saved_tree(state_dir: epath.Path) -> Any:
@@ -51,8 +56,8 @@ def saved_tree(state_dir: epath.Path) -> Any:
   manifest = state_dir / "manifest.ocdbt"
   # Without one, Orbax was told to write a folder for each array.
   if not manifest.exists():
-    return _read_tree.__wrapped__(str(state_dir), b"")
-  return _read_tree(str(state_dir), manifest.read_bytes())
+    return _read_tree(str(state_dir))
+  return _kept_tree(str(state_dir), manifest.read_bytes())
 
 
 def saved_shapes(state_dir: epath.Path) -> dict[str, tuple[int, ...]]:

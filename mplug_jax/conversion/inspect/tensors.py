@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mplug_jax.checkpoints import errors, manager, orbax_logging
+from mplug_jax.checkpoints.shapes import saved_tree
 from mplug_jax.config.resume import rename
 from mplug_jax.conversion import mapping, storage
 from mplug_jax.conversion.geometry import GEOMETRY, infer_geometry
@@ -229,8 +230,7 @@ def _open_orbax(
 ) -> Leaves:
   orbax_logging.quiet()
   try:
-    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(saved_tree(epath.Path(path)))
     names = [path_name(key) for key, _ in flat]
     # Text leaves have no shape.
     leaves = {
