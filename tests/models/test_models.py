@@ -1,12 +1,13 @@
 """The model: shared images, fusion rules, incremental decoding, gradients and sizes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug, decoding_fns
-from tests.support.models_case import GEOMETRY, PAD, apply, fused, shapes
+from tests.support.models_case import GEOMETRY, PAD, apply, fused, random_params, shapes
 
 pytestmark = pytest.mark.xdist_group("models")
 
@@ -84,6 +85,32 @@ def test_connected_layers_have_no_cross_attention(inputs):
     model = MPlug(**GEOMETRY | dict(fusion=rule, fusion_layers=3))
     stack = shapes(model, fused, inputs[0], inputs[1][:, 0])["fusion_encoder"]
     assert {j for j in range(3) if "crossattention" not in stack[f"layer_{j}"]} == connected
+
+
+def pair(m, text, mask, first, second):
+  return m.fusion_encoder.pair(text, mask, first, second)
+
+
+@pytest.mark.parametrize("kind", ["crossattention", "connected"])
+def test_every_duplicated_layer_reads_its_own_image(kind):
+  """The text depends on both images in a layer with cross-attention, and in a connected layer."""
+  layers = 1 if kind == "crossattention" else 2
+  model = MPlug(**GEOMETRY | dict(fusion_layers=layers), pairing="duplicated")
+  draws = np.random.default_rng(2)
+  text, first, second = (draws.normal(size=(2, n, 16)).astype(np.float32) for n in (4, 5, 5))
+  arguments = (text, np.ones((2, 4), bool), first, second)
+  params = random_params(model, pair, *arguments)
+  if kind == "connected":  # the first layer and its copy read no image
+    for name in ("layer_0", "second_0"):
+      output = params["fusion_encoder"][name]["crossattention"]["out"]
+      output["kernel"] = np.zeros_like(output["kernel"])
+
+  def loss(first, second):
+    out = model.apply({"params": params}, text, arguments[1], first, second, method=pair)
+    return (jnp.sin(out) * text).sum()
+
+  for gradient in jax.device_get(jax.jit(jax.grad(loss, argnums=(0, 1)))(first, second)):
+    assert np.abs(gradient).max() > 1e-3
 
 
 # ---- decoding
