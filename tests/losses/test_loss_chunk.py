@@ -41,9 +41,7 @@ def test_loss_and_gradients_are_those_without_chunks(task, tmp_path):
   c = retrieval_files.config(
     "tiny" + ",data=scenes" * (task == "vqa"),
     task,
-    model__dropout_rate=0.0,
-    model__attention_dropout_rate=0.0,
-    model__vision_attention_dropout_rate=0.0,
+    **tiny_run.NO_DROPOUT,
     model__initializer_range=0.1,
   )
   c.compilation_cache, c.tokenizer.vocab_size, c.tokenizer.records = "", 128, 60

@@ -15,11 +15,6 @@ from mplug_jax.scenes import scene as scenes
 from mplug_jax.scenes import text as scene_text
 from tests.support import tiny_run, word_list
 
-NO_DROPOUT = {
-  "model__dropout_rate": 0.0,
-  "model__attention_dropout_rate": 0.0,
-  "model__vision_attention_dropout_rate": 0.0,
-}
 # Runs with these settings share one build (tests/support/shared_builds.py), whatever they read.
 _RUN = {
   "compilation_cache": "",

@@ -10,7 +10,7 @@ from mplug_jax import data
 from mplug_jax.data import pipeline
 from mplug_jax.data.text import wordpiece
 from mplug_jax.training import loop
-from tests.support import word_list
+from tests.support import tiny_run, word_list
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "tree", "house"]
 
@@ -98,10 +98,7 @@ def steady_config(folder, **changes):
   Initialized widely, so that every attention and every gradient matters; at 0.02 the softmaxes are
   uniform.
   """
-  steady = {
-    "model__dropout_rate": 0.0,
-    "model__attention_dropout_rate": 0.0,
-    "model__vision_attention_dropout_rate": 0.0,
+  steady = tiny_run.NO_DROPOUT | {
     "model__initializer_range": 0.1,
     "task__negatives__group": 4,
   }

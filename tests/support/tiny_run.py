@@ -30,6 +30,12 @@ SETTINGS = {
   "ema.decay": 0.9,
   "compilation_cache": "",
 }
+# Changes of `config` that turn dropout off.
+NO_DROPOUT = {
+  "model__dropout_rate": 0.0,
+  "model__attention_dropout_rate": 0.0,
+  "model__vision_attention_dropout_rate": 0.0,
+}
 
 
 def start(workdir, settings, *flags, config="vqa.py:tiny", devices=8, use=0, sleep=0.0):

@@ -27,11 +27,6 @@ def tokenizer(tmp_path_factory):
   )
 
 
-NO_DROPOUT = {
-  "model__dropout_rate": 0.0,
-  "model__attention_dropout_rate": 0.0,
-  "model__vision_attention_dropout_rate": 0.0,
-}
 # With distillation, the loss reads the averages as a teacher.
 DISTILLED = {"task__distill__alpha": 0.4, "ema__decay": 0.9, "ema__use": "teacher"}
 
@@ -49,7 +44,7 @@ class Case(mesh_case.MeshCase):
       "nlvr2",
       f"tiny,pairing={pairing}",
       model__initializer_range=0.1,
-      **NO_DROPOUT,
+      **tiny_run.NO_DROPOUT,
       **(DISTILLED if pairing == "duplicated" else mesh_case.FIT),
     )
     self.tokenizer = tokenizer

@@ -137,10 +137,7 @@ def case(request, tokenizer):
     model__fusion_layers=request.param,
     task__mlm_alpha=0.4,
     task__negatives__greedy=True,
-    **{
-      f"model__{name}": 0.0
-      for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
-    },
+    **tiny_run.NO_DROPOUT,
   )
   built = build_for_evaluation(c, tokenizer, jax.devices()[:1])
   state = random_state.host_state(built, c.model.initializer_range)
@@ -297,10 +294,7 @@ def test_two_microbatches_equal_one(queue, placed):
 
   And with none, where both sides of every similarity learn.
   """
-  steady = {
-    f"model__{name}": 0.0
-    for name in ("dropout_rate", "attention_dropout_rate", "vision_attention_dropout_rate")
-  }
+  steady = tiny_run.NO_DROPOUT
   changes = (
     steady if queue else steady | {"task__queue": 0, "task__alpha": 0.0, "task__mlm_alpha": 0.0}
   )

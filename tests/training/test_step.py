@@ -14,11 +14,6 @@ from mplug_jax.data.sources import vqa
 from mplug_jax.training import loop
 from tests.support import mesh_case, random_state, tiny_run
 
-NO_DROPOUT = {
-  "model__dropout_rate": 0.0,
-  "model__attention_dropout_rate": 0.0,
-  "model__vision_attention_dropout_rate": 0.0,
-}
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 
 
@@ -163,7 +158,7 @@ class Learner(mesh_case.MeshCase):
   def __init__(self, tokenizer):
     self.tokenizer = tokenizer
     self.config = c = tiny_run.config(
-      **NO_DROPOUT,
+      **tiny_run.NO_DROPOUT,
       data__questions_per_image=2,
       data__augment__flip=0.0,
       optim__schedule__name="constant",
