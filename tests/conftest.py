@@ -59,10 +59,12 @@ flags.FLAGS.mark_as_parsed()
 def one_device():
   """Whole runs use one of the eight devices, and equal ones share their programs."""
   from mplug_jax.training import evaluate, loop
+  from mplug_jax.training.preflight import updates
   from tests.support import shared_builds
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "build", shared_builds.build)
+    patch.setattr(updates, "build", shared_builds.build)
     patch.setattr(evaluate, "build_for_evaluation", shared_builds.build_for_evaluation)
     yield
 

@@ -14,6 +14,8 @@ from mplug_jax.runtime.accelerators import unused_accelerator
 from mplug_jax.training.preflight import machine
 from tests.support import tiny_run
 
+pytestmark = [pytest.mark.usefixtures("one_device"), pytest.mark.xdist_group("vqa_run")]
+
 
 @pytest.fixture
 def settings(tmp_path):
@@ -31,7 +33,7 @@ def settings(tmp_path):
       "".join(json.dumps(row) + "\n" for row in (rows if split == "train" else rows[:-1]))
     )
   c = importlib.import_module("configs.vqa").get_config(f"tiny,data=jsonl,root={tmp_path}")
-  c.compilation_cache = ""
+  c.update_from_flattened_dict(tiny_run.SETTINGS)
   return c
 
 

@@ -1,16 +1,28 @@
-"""All cells of each notebook, with the tiny preset in one process per notebook, and errors."""
+"""All cells of each notebook with the tiny preset, and errors.
 
+The cells of `weights` run in a process of their own, and so do its commands. Those of the other
+notebooks run here, where commands with equal configs share their programs.
+"""
+
+import contextlib
+import importlib
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
+import jax
 import pytest
+from absl.testing import flagsaver
 
 from mplug_jax import notebook
 from tests.support import tiny_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 NAMES = sorted(path.stem for path in (tiny_run.ROOT / "notebooks").glob("*.ipynb"))
 
@@ -25,7 +37,76 @@ def code(name):
   return ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
 
 
-def execute(name, tmp_path):
+class _Output(io.StringIO):
+  """Collects text; sends this process SIGTERM when a line holds `until`."""
+
+  until = None
+
+  def write(self, text):
+    if self.until and self.until in text:
+      self.until = None
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().write(text)
+
+
+def _run_command(module, *arguments):
+  """Returns the exit status of `python -m MODULE ARGUMENTS...`, run in this process."""
+  command = importlib.import_module(module)
+  arguments = list(map(str, arguments))
+  try:
+    if module not in ("mplug_jax.main", "mplug_jax.doctor"):
+      return command.main(arguments)
+    from mplug_jax import main
+
+    arguments = [module, *arguments, "--config.compilation_cache="]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+      patch.setattr(sys, "argv", arguments)  # ml_collections reads it too
+      main.parse_flags(arguments)
+      command.main([])
+  except SystemExit as stop:
+    return stop.code or 0
+  return 0
+
+
+@pytest.fixture(scope="module")
+def execute():
+  """Returns a function that runs the code cells of a notebook here and returns what they print."""
+  with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+    patch.setattr(notebook, "TINY", True)
+    patch.setattr(sys, "path", [*sys.path])
+    patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    minimum = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    stack.callback(jax.config.update, "jax_persistent_cache_min_compile_time_secs", minimum)
+
+    run_in_a_process = notebook.run
+
+    def run_cells(name, folder):
+      output, checked = _Output(), []
+
+      def run(flag, module, *arguments, accept=(0,), until=None):
+        assert flag == "-m"
+        if module == "tools.compile_tpu":  # it changes the environment
+          return run_in_a_process(flag, module, *arguments, accept=accept)
+        output.until = until
+        status = _run_command(module, *arguments)
+        assert status in accept, output.getvalue()[-3000:]
+        return status
+
+      patch.chdir(tiny_run.ROOT / "notebooks")
+      patch.setattr(notebook, "RUNS", folder)
+      patch.setattr(notebook, "run", run)
+      patch.setattr(notebook, "check", checked.append)
+      space = {}
+      with contextlib.redirect_stdout(output):
+        for text in code(name):
+          exec(compile(text, "cell", "exec"), space)
+      assert checked == ["cpu"]
+      return output.getvalue()
+
+    yield run_cells
+
+
+def execute_in_a_process(name, tmp_path):
   """Runs the code cells in one process on one device; returns what they print."""
   program = (
     "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  "
@@ -92,7 +173,7 @@ def test_a_backend_that_is_not_the_runtimes_is_one_sentence(capfd):
 
 
 @pytest.fixture(scope="module")
-def pod(tmp_path_factory):
+def pod(execute, tmp_path_factory):
   """(output of the cells of the notebook `pod`, its folder with a pre-trained model)."""
   folder = tmp_path_factory.mktemp("pod")
   return execute("pod", folder), folder
@@ -104,7 +185,7 @@ def test_pod(pod):
   assert re.search(stopped, out), out[-2000:]
 
 
-def test_ask(pod, tmp_path):
+def test_ask(execute, pod, tmp_path):
   """With the run of the other notebook, which its own command finds finished."""
   shutil.copytree(pod[1] / "pod", tmp_path / "pretrain")
   out = execute("ask", tmp_path)
@@ -113,10 +194,10 @@ def test_ask(pod, tmp_path):
   assert "Box(x0=" in out
 
 
-def test_fine_tune(tmp_path):
+def test_fine_tune(execute, tmp_path):
   assert "(ground truth: an astronaut)" in execute("fine_tune", tmp_path)
   assert (tmp_path / "fine_tuned" / "attention.png").exists()
 
 
 def test_weights(tmp_path):
-  assert "The answers and their scores are equal." in execute("weights", tmp_path)
+  assert "The answers and their scores are equal." in execute_in_a_process("weights", tmp_path)
