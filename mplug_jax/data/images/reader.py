@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import UInt8
 
 from mplug_jax.config import Config
-from mplug_jax.data.errors import ImageError
+from mplug_jax.data.errors import BadRecords, ImageError
 from mplug_jax.data.images import ops, video
-
-_WARNINGS = 10
 
 
 class ImageReader:
@@ -40,12 +37,11 @@ class ImageReader:
       sampling: see `video.frame_numbers`.
     """
     self._size = size
-    self._strict = strict
+    self._bad = BadRecords(strict, "Its texts do not count.")
     self._blank = blank
     self._frames = frames
     self._sampling = sampling
     self._augment = None if augment is None else dict(augment)
-    self._unreadable = set()  # the names in the log
 
   def __call__(
     self, image: Any, name: Any, rng: np.random.Generator | None = None
@@ -68,11 +64,7 @@ class ImageReader:
     try:
       return self._read(image, shown_name, rng), False
     except ImageError as error:
-      if self._strict:
-        raise
-      if len(self._unreadable) < _WARNINGS and name not in self._unreadable:
-        self._unreadable.add(name)
-        logging.warning("%s Its texts do not count.", error)
+      self._bad.add(error)
       return black, True
 
   def _read(self, image, name, rng):
