@@ -7,7 +7,7 @@ arrays of the same library.
 
 from typing import Any, TypeAlias
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 AnyArray: TypeAlias = Any  # a NumPy or JAX array
 
@@ -37,6 +37,20 @@ def to_centered(corners: Float[AnyArray, "*boxes 4"]) -> Float[AnyArray, "*boxes
   low = corners[..., :2]
   high = corners[..., 2:]
   return xp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def cut(
+  corners: Float[AnyArray, "*boxes 4"], size: Num[AnyArray, "... 2"]
+) -> Float[AnyArray, "*boxes 4"]:
+  """Cuts boxes at the edges of their image; what lies outside becomes an empty box at an edge.
+
+  Args:
+    corners: corners of the boxes, pixels.
+    size: width and height of the image, pixels; broadcasts with the boxes.
+  """
+  xp = corners.__array_namespace__()
+  limits = xp.concatenate([size, size], axis=-1).astype(corners.dtype)
+  return xp.minimum(xp.maximum(corners, 0), limits)
 
 
 def _areas(a, b):

@@ -70,16 +70,7 @@ class GroundingEvaluator:
     if process_index == 0:
       atomic_files.write_json(
         os.path.join(self.workdir, "predictions.json"),
-        [
-          {
-            "id": p["id"],
-            "expression": p["expression"]["text"],
-            "box": p["box"].tolist(),
-            "score": p["score"],
-            "iou": p["iou"],
-          }
-          for p in predictions
-        ],
+        [_row(p) for p in predictions],
       )
       self._write_sheet(predictions)
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
@@ -141,6 +132,22 @@ class GroundingEvaluator:
           expression["text"], f"IoU {prediction['iou']:.2f}", "", verdict
         )
       yield _picture(image, expression["box"], prediction["box"]), [sample]
+
+
+def _row(prediction):
+  """Returns the entry of predictions.json: the box cut at the edges of its image, with its IoU.
+
+  The metrics compare the box on the canvas, as the official code does, which is never better.
+  """
+  box = boxes.cut(prediction["box"], prediction["size"])
+  truth = prediction["expression"]["box"]
+  return {
+    "id": prediction["id"],
+    "expression": prediction["expression"]["text"],
+    "box": box.tolist(),
+    "score": prediction["score"],
+    "iou": _iou(box, truth) if prediction["iou"] else prediction["iou"],
+  }
 
 
 def _iou(box, truth):

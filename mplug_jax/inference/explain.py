@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from mplug_jax.data import boxes
 from mplug_jax.data.images import ops
 from mplug_jax.inference import attention_maps, inputs
 from mplug_jax.inference.results import Answer, Box, Label, Match
@@ -276,7 +277,7 @@ class Explainer:
     rows, _, shown = self._images("locate", [image])
     phrases = self._predictor.text_rows("locate")([phrase], truncate)
     looked, located = self._run("locate", 0, rows | {"phrase": phrases[:, None]})
-    corners = np.asarray(located["box"])[0, 0].tolist()
+    corners = boxes.cut(np.asarray(located["box"])[0, 0], np.asarray(located["size"])[0]).tolist()
     box = Box(*corners, score=float(located["score"][0, 0]))
     maps = [
       _cut(x, rows["placed"][0], rows["image"].shape[1])

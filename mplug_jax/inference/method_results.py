@@ -18,6 +18,11 @@ def answers(predictor: Any, images: Sequence, texts: Sequence, options: Any) -> 
   return [{"answer": answer.text, "score": answer.score} for answer in results]
 
 
+def caption_keys(options: Any) -> tuple[str, ...]:
+  """Returns the keys of `captions`."""
+  return ("caption", "score") if options.n == 1 else ("captions",)
+
+
 def captions(predictor: Any, images: Sequence, texts: Sequence, options: Any) -> list[Row]:
   """Returns caption and score, or with --n a list of captions."""
   results = predictor.caption(images, prompt=options.prompt, n=options.n)

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mplug_jax.data import boxes
 from mplug_jax.inference import method_results
+from mplug_jax.inference.results import Label
 
 
 class Text(NamedTuple):
@@ -39,6 +41,8 @@ class Command(NamedTuple):
       method is called with images and texts and the fields of its results are written.
     text_lists: whether a row may have a list of texts.
     either: whether a row has an image or a text, not both.
+    outputs: function (options of the command line) -> keys of the results; None: they are not
+      known before the first result.
   """
 
   name: str
@@ -47,6 +51,7 @@ class Command(NamedTuple):
   results: Callable[..., list[dict[str, Any]]] | None = None
   text_lists: bool = False
   either: bool = False
+  outputs: Callable[[Any], tuple[str, ...]] | None = None
 
 
 class Tab(NamedTuple):
@@ -115,18 +120,9 @@ class Method(NamedTuple):
   canvas: bool = False
 
 
-def _predict(name: str, *outputs: str) -> Callable[[Any], Callable]:
-  """Returns `make` of a predict function with all of its outputs, or the named ones."""
-
-  def make(task: Any) -> Callable:
-    function = task.predict_fns()[name]
-    if not outputs:
-      return function
-    return lambda params, batch: {
-      key: x for key, x in function(params, batch).items() if key in outputs
-    }
-
-  return make
+def _predict(name: str) -> Callable[[Any], Callable]:
+  """Returns `make` of a predict function."""
+  return lambda task: task.predict_fns()[name]
 
 
 def _features(function: str, key: str) -> Callable[[Any], Callable]:
@@ -134,6 +130,22 @@ def _features(function: str, key: str) -> Callable[[Any], Callable]:
   return lambda task: (
     lambda params, batch: {"feature": task.apply(params, getattr(task, function), batch[key])}
   )
+
+
+def _locate(task: Any) -> Callable:
+  """Returns `make` of the boxes of phrases, cut at the edges of their image."""
+  function = task.predict_fns()["locate"]
+
+  def locate(params: Any, batch: Any) -> dict[str, Any]:
+    out = function(params, batch)
+    return {"box": boxes.cut(out["box"], out["size"][:, None]), "score": out["score"]}
+
+  return locate
+
+
+def _keys(*names: str) -> Callable[[Any], tuple[str, ...]]:
+  """Returns `outputs` of a command that adds these keys whatever its options."""
+  return lambda options: names
 
 
 def _answers(task: Any) -> dict[str, Any]:
@@ -163,7 +175,9 @@ METHODS = {
     parts=_DECODED,
     config="configs/vqa.py",
     text=Text("question", "max_question", key="question", axes=("q",)),
-    command=Command("vqa", "image", "question", method_results.answers),
+    command=Command(
+      "vqa", "image", "question", method_results.answers, outputs=_keys("answer", "score")
+    ),
     tab=Tab(
       "Ask",
       "Ask",
@@ -186,7 +200,9 @@ METHODS = {
     trained=("caption", "scst", "pretrain"),
     parts=("text_decoder",),
     config="configs/caption.py",
-    command=Command("caption", "image", results=method_results.captions),
+    command=Command(
+      "caption", "image", results=method_results.captions, outputs=method_results.caption_keys
+    ),
     tab=Tab("Describe", "Describe", describe=lambda caption: caption.text or "(no caption)"),
     functions={
       "caption": Function(
@@ -204,7 +220,14 @@ METHODS = {
     parts=(*_FUSED, "vision_proj", "text_proj", "itm_head", "temp"),
     config="configs/retrieval.py",
     text=_CAPTION,
-    command=Command("retrieval", "image", "caption", method_results.matches, text_lists=True),
+    command=Command(
+      "retrieval",
+      "image",
+      "caption",
+      method_results.matches,
+      text_lists=True,
+      outputs=_keys("similarity", "probability"),
+    ),
     functions={"match": Function(("image", "caption"), lambda task: task.match_pairs)},
     explained=True,
   ),
@@ -215,7 +238,14 @@ METHODS = {
     parts=("text_encoder", "vision_proj", "text_proj"),
     config="configs/retrieval.py",
     text=_CAPTION,
-    command=Command("embed", "image", "caption", method_results.embeddings, either=True),
+    command=Command(
+      "embed",
+      "image",
+      "caption",
+      method_results.embeddings,
+      either=True,
+      outputs=_keys("embedding"),
+    ),
     tab=Tab("Search", "Search", "What to look for", "a red circle above a blue square"),
     functions={
       "embed_image": Function(("image",), _features("image_features", "image")),
@@ -229,12 +259,14 @@ METHODS = {
     parts=_DECODED,
     config="configs/grounding.py",
     text=Text("phrase", "max_phrase", lower=True, ends=True, key="phrase", axes=("q",)),
-    command=Command("grounding", "image", "text", method_results.boxes),
+    command=Command(
+      "grounding", "image", "text", method_results.boxes, outputs=_keys("box", "score")
+    ),
     tab=Tab("Locate", "Locate", "What to find", "the large red circle", _box_text),
     functions={
       "locate": Function(
         ("image", "placed", "size", "phrase"),
-        _predict("locate", "box", "score"),
+        _locate,
         labels=("box",),
       )
     },
@@ -248,7 +280,7 @@ METHODS = {
     parts=(*_FUSED, "cls_head"),
     config="configs/nlvr2.py",
     text=_STATEMENT,
-    command=Command("nlvr2", "images", "sentence"),
+    command=Command("nlvr2", "images", "sentence", outputs=_keys(*Label._fields)),
     functions={"compare": _CLASSIFY},
     explained=True,
     images_per_text=2,
@@ -260,7 +292,7 @@ METHODS = {
     parts=(*_FUSED, "cls_head"),
     config="configs/snli_ve.py",
     text=_STATEMENT,
-    command=Command("snli_ve", "image", "sentence"),
+    command=Command("snli_ve", "image", "sentence", outputs=_keys(*Label._fields)),
     functions={"entails": _CLASSIFY},
     explained=True,
     images_per_text=1,

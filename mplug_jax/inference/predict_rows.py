@@ -1,7 +1,9 @@
 """Batches of rows through a Predictor for the predict command; continues an interrupted output."""
 
 import itertools
-import json
+import math
+import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mplug_jax.data.errors import ImageError
-from mplug_jax.inference import jsonl, methods
+from mplug_jax.inference import methods, predict_job, result_file
+from mplug_jax.inference.predict_job import Job
 from mplug_jax.inference.row_reader import Reader
 
 _LISTED_ERRORS = 10  # errors printed at the end
+_NOT_FINITE = (
+  "The score is not finite: the weights are damaged, or numbers overflow in config.model.dtype."
+)
+_MAP = re.compile(r"\d{6,}\.png")  # attention maps, see explain.save_rows
 
 Row = dict[str, Any]
 Inputs = tuple[Sequence, Sequence, dict[int, str]]  # images, texts, {row number: error}
@@ -30,93 +37,71 @@ def run(options: Namespace) -> int:
   Raises:
     ValueError, OSError, CheckpointError: nothing can be computed; one sentence.
   """
-  method = methods.commands()[options.task]
-  rows = _rows(options, method)
-  total = sum(1 for _ in rows())  # also reads every line once, before anything is computed
-  output = jsonl.Results(options.output) if options.output else None
-  remaining = rows()
-  done = _skip_done(output, remaining, total) if output else 0
-  if done == total:
-    return 0
-  from mplug_jax.inference.predictor import Predictor
-  from mplug_jax.runtime.process import tune_process
+  job = predict_job.of_options(options)
+  output = result_file.ResultFile(options.output, job.description) if options.output else None
+  if output:
+    _check_output(output, job)
+  done = output.done if output else 0
+  failed = output.failed if output else 0
+  if done < job.total:
+    if options.explain and not done:
+      _check_folder(options.explain)
+    from mplug_jax.inference.predictor import Predictor
+    from mplug_jax.runtime.process import tune_process
 
-  tune_process()
-  predictor = Predictor.load(
-    options.checkpoint, options.config, options.tokenizer, batch_size=options.batch_size
-  )
-  predictor.task(method)  # raises if the checkpoint does not support it, before images are read
-  failed = _predict(predictor, method, options, remaining, output, done, total)
+    tune_process()
+    predictor = Predictor.load(
+      options.checkpoint, options.config, options.tokenizer, batch_size=options.batch_size
+    )
+    predictor.task(
+      job.method
+    )  # raises if the checkpoint does not support it, before reading images
+    failed += _predict(predictor, job, options, output, done)
   return int(options.strict and failed > 0)
 
 
-def _rows(options: Namespace, method: str) -> Callable[[], Iterator[Row]]:
-  """Returns a function that iterates over the rows from the start. Raises ValueError."""
-  command = methods.METHODS[method].command
-  assert command is not None
-  sources = [bool(options.image), bool(options.images), bool(options.input)]
-  text_alone = command.either and bool(options.text)
-  if sum(sources) > 1 or not (any(sources) or text_alone):
-    raise ValueError("Give one of --image, --images=DIR and --input=FILE.")
-  if options.text is not None and not command.text:
-    raise ValueError(
-      f"--task={options.task} takes no --text; --prompt sets the beginning of a caption."
+def _check_output(output: result_file.ResultFile, job: Job) -> None:
+  """Raises ValueError unless the output is empty or has the first results of the job."""
+  names = dict(job.names)
+  error = names.pop("error")
+  others = {names.pop("explained"), job.command.text}
+  results = set(names.values()) if job.is_known else None
+  output.check(job.rows(), job.total, results, error, others)
+  if output.done:
+    print(
+      f"{output.path} has {output.done} of {job.total} rows; continuing after them."
+      if output.done < job.total
+      else f"{output.path} has all {job.total} rows of this job; nothing is left to do.",
+      file=sys.stderr,
     )
-  needs_text = command.text and not command.either and options.text is None
-  if options.input:
-    keys = [] if command.either else [command.image]
-    keys += [command.text] if needs_text else []
-    return lambda: jsonl.of_file(options.input, keys)
-  if needs_text:
-    raise ValueError(
-      f"--task={options.task} needs a text: give --text, or --input=FILE with {command.image} "
-      f"and {command.text} in each line."
-    )
-  if options.images:
-    if command.image == "images":
-      raise ValueError(
-        f"--task={options.task} needs pairs of images: give --image twice, or --input=FILE."
-      )
-    return lambda: jsonl.of_folder(options.images)
-  if command.image == "images":
-    return lambda: iter([{"images": options.image}])
-  return lambda: iter([{"image": image} for image in options.image] or [{}])
 
 
-def _skip_done(output: jsonl.Results, rows: Iterator[Row], total: int) -> int:
-  """Skips the rows that the output has; returns their number. Raises ValueError: other rows."""
-  done = output.done
-  if done > total:
+def _check_folder(folder: str) -> None:
+  """Raises ValueError if the folder of --explain has attention maps of another job."""
+  if os.path.isdir(folder) and any(map(_MAP.fullmatch, os.listdir(folder))):
     raise ValueError(
-      f"{output.path} has {done} lines for {total} rows, so it belongs to another command; "
-      "choose another --output."
+      f"--explain={folder} has attention maps of another job; choose another folder, or remove "
+      "them."
     )
-  if done:
-    *_, last = itertools.islice(rows, done)
-    output.check(last)
-    print(f"{output.path} has {done} of {total} rows; continuing after them.", file=sys.stderr)
-  return done
 
 
 def _predict(
   predictor: Any,
-  method: str,
+  job: Job,
   options: Namespace,
-  rows: Iterator[Row],
-  output: jsonl.Results | None,
+  output: result_file.ResultFile | None,
   done: int,
-  total: int,
 ) -> int:
-  """Writes the lines of all rows, reading one batch ahead; returns the number of failed rows."""
+  """Writes the lines of all rows but the first `done`; returns the number of failed rows."""
   from mplug_jax.reporting import progress as progress_lib
 
-  read = _reader(predictor, method, options)
-  explain = _explaining(predictor, method, options)
-  progress = progress_lib.Progress(total, enabled=total > 1, stream=sys.stderr)
+  read = _reader(predictor, job.method, options)
+  explain = _explaining(predictor, job, options)
+  progress = progress_lib.Progress(job.total, enabled=job.total > 1, stream=sys.stderr)
   failed = 0
   listed: list[str] = []
   with ThreadPoolExecutor(1) as pool:
-    batches = _batches(rows, predictor.batch_size)
+    batches = _batches(itertools.islice(job.rows(), done, None), predictor.batch_size)
     batch = next(batches, None)
     assert batch, "there are rows without a result"
     reading = pool.submit(read, batch)
@@ -125,12 +110,12 @@ def _predict(
       read_batch = reading.result()
       if following:
         reading = pool.submit(read, following)
-      lines, errors = _lines(predictor, method, options, batch, read_batch)
+      lines, errors = _lines(predictor, job, options, batch, read_batch)
       explain(lines, read_batch, done)
       _write(lines, output)
-      failed += errors
+      failed += len(errors)
       done += len(batch)
-      listed += [x["error"] for x in lines if "error" in x][: _LISTED_ERRORS - len(listed)]
+      listed += errors[: _LISTED_ERRORS - len(listed)]
       progress.update(done)
       batch = following
   progress.pause()
@@ -138,7 +123,9 @@ def _predict(
     output.close()
   if failed:
     more = ["..."] if failed > len(listed) else []
-    print(f"{failed} of {total} rows have no result:", *listed, *more, sep="\n  ", file=sys.stderr)
+    print(
+      f"{failed} of {job.total} rows have no result:", *listed, *more, sep="\n  ", file=sys.stderr
+    )
   return failed
 
 
@@ -162,77 +149,83 @@ def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
     yield batch
 
 
-def _write(lines: Sequence[Row], output: jsonl.Results | None) -> None:
+def _write(lines: Sequence[Row], output: result_file.ResultFile | None) -> None:
   if output:
     output.write(lines)
   else:
-    print("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), flush=True)
+    print("".join(map(result_file.to_line, lines)), end="", flush=True)
 
 
 def _lines(
-  predictor: Any, method: str, options: Namespace, rows: Sequence[Row], batch: Inputs
-) -> tuple[list[Row], int]:
-  """Returns the output lines of a batch and the number of rows without a result."""
-  command = methods.METHODS[method].command
-  assert command is not None
+  predictor: Any, job: Job, options: Namespace, rows: Sequence[Row], batch: Inputs
+) -> tuple[list[Row], list[str]]:
+  """Returns the output lines of a batch, and the errors of rows without a result."""
   images, texts, errors = batch
   good = [number for number in range(len(rows)) if number not in errors]
   results = []
   if good:
     try:
-      results = _call(
-        predictor, method, [images[i] for i in good], [texts[i] for i in good], options
-      )
+      results = _call(predictor, job, [images[i] for i in good], [texts[i] for i in good], options)
     except ImageError as error:  # of a video, which is decoded by the call
       if len(good) == 1:
         batch = (images, texts, errors | {good[0]: str(error)})
-        return _lines(predictor, method, options, rows, batch)
-      return _halves(predictor, method, options, rows, batch)
+        return _lines(predictor, job, options, rows, batch)
+      return _halves(predictor, job, options, rows, batch)
   by_row = dict(zip(good, results))
+  errors = errors | {i: _NOT_FINITE for i, result in by_row.items() if not _is_finite(result)}
   lines = []
   for i, row in enumerate(rows):
-    used = {command.text: texts[i]} if texts[i] and command.text not in row else {}
-    lines.append(row | used | by_row.get(i, {"error": errors.get(i)}))
-  return lines, len(errors)
+    text = job.command.text
+    used = {text: texts[i]} if texts[i] and text not in row else {}
+    result = {"error": errors[i]} if i in errors else by_row[i]
+    lines.append(row | used | {job.name(key): value for key, value in result.items()})
+  return lines, [errors[i] for i in sorted(errors)]
+
+
+def _is_finite(value: Any) -> bool:
+  """Returns whether a result has no NaN and no infinity, and is not empty."""
+  if isinstance(value, dict):
+    return all(map(_is_finite, value.values()))
+  if isinstance(value, list):  # no caption of --n, if no score is finite
+    return bool(value) and all(map(_is_finite, value))
+  return not isinstance(value, float) or math.isfinite(value)
 
 
 def _halves(
-  predictor: Any, method: str, options: Namespace, rows: Sequence[Row], batch: Inputs
-) -> tuple[list[Row], int]:
+  predictor: Any, job: Job, options: Namespace, rows: Sequence[Row], batch: Inputs
+) -> tuple[list[Row], list[str]]:
   """Returns `_lines` of both halves of a batch, to isolate a video that cannot be read."""
   images, texts, errors = batch
   lines: list[Row] = []
-  failed = 0
+  failed: list[str] = []
   middle = len(rows) // 2
   for start, stop in ((0, middle), (middle, len(rows))):
     half_errors = {n - start: error for n, error in errors.items() if start <= n < stop}
     half = (images[start:stop], texts[start:stop], half_errors)
-    half_lines, half_failed = _lines(predictor, method, options, rows[start:stop], half)
+    half_lines, half_failed = _lines(predictor, job, options, rows[start:stop], half)
     lines += half_lines
     failed += half_failed
   return lines, failed
 
 
 def _call(
-  predictor: Any, method: str, images: Sequence, texts: Sequence, options: Namespace
+  predictor: Any, job: Job, images: Sequence, texts: Sequence, options: Namespace
 ) -> list[Row]:
   """Calls a method of the Predictor; returns one dictionary a row."""
-  command = methods.METHODS[method].command
-  assert command is not None
-  if command.results:
-    return command.results(predictor, images, texts, options)
-  results = getattr(predictor, method)(images, texts, truncate=options.truncate)
+  if job.command.results:
+    return job.command.results(predictor, images, texts, options)
+  results = getattr(predictor, job.method)(images, texts, truncate=options.truncate)
   return [result._asdict() for result in results]
 
 
-def _explaining(predictor: Any, method: str, options: Namespace) -> Callable:
+def _explaining(predictor: Any, job: Job, options: Namespace) -> Callable:
   """Returns the function of --explain, which writes the maps and adds their paths to the lines.
 
   Its arguments are the lines, the result of a Reader, and the number of the first row.
   """
   if not options.explain:
     return lambda lines, batch, first: None
-  row = methods.METHODS[method]
+  row = methods.METHODS[job.method]
   if not row.explained:
     raise ValueError(f"--explain has no maps for --task={options.task}.")
   from mplug_jax.inference import explain
@@ -242,12 +235,12 @@ def _explaining(predictor: Any, method: str, options: Namespace) -> Callable:
 
   def write(lines: Sequence[Row], batch: Inputs, first: int) -> None:
     pairs = [
-      None if "error" in line or isinstance(text, list) else (image, text)
+      None if job.names["error"] in line or isinstance(text, list) else (image, text)
       for line, image, text in zip(lines, *batch[:2])
     ]
-    paths = explain.save_rows(explainer, method, pairs, options.explain, first, **arguments)
+    paths = explain.save_rows(explainer, job.method, pairs, options.explain, first, **arguments)
     for line, path in zip(lines, paths):
       if path:
-        line["explained"] = path
+        line[job.names["explained"]] = path
 
   return write

@@ -6,11 +6,13 @@ a list of results. Results do not depend on the other inputs of a call.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mplug_jax.data import boxes
 from mplug_jax.data.examples import caption as caption_data
 from mplug_jax.inference import arguments, inputs, programs
 from mplug_jax.inference.engine import Engine
@@ -102,7 +104,7 @@ class Predictor(Engine):
       for beams in zip(out["tokens"], out["length"], out["score"])
     ]
     if n == 1:
-      captions = [beams[0] for beams in captions]
+      captions = [beams[0] if beams else Caption("", -math.inf) for beams in captions]
     return captions[0] if inputs.is_one(images) else captions
 
   def _captions(
@@ -112,7 +114,7 @@ class Predictor(Engine):
     return [
       Caption(self.tokenizer.decode(ids[:length]).removeprefix(prompt).strip(), float(score))
       for ids, length, score in zip(tokens, lengths, scores)
-      if np.isfinite(score)
+      if score != -np.inf
     ]
 
   def _prompt(self, task: Any, text: str) -> caption_data.Prompt:
@@ -254,7 +256,7 @@ class Predictor(Engine):
       truncate: cut phrases that are too long, with a warning, instead of raising.
 
     Returns:
-      Box in pixels of the image, or (nested) list of them, one for each phrase.
+      Box in pixels of the image, cut at its edges, or (nested) list of them, one for each phrase.
     """
     images, phrases, requests, shape = inputs.pairs(images, phrases, "phrase")
     arguments.refuse_clips(images, "locate")
@@ -265,8 +267,8 @@ class Predictor(Engine):
     out = self._ask("locate", "locate", images, requests, batch)
     return shape(
       [
-        Box(*map(float, box[0]), score=float(score[0]))
-        for box, score in zip(out["box"], out["score"])
+        Box(*map(float, boxes.cut(box[0], size)), score=float(score[0]))
+        for box, size, score in zip(out["box"], out["size"], out["score"])
       ]
     )
 

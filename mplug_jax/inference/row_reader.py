@@ -55,7 +55,10 @@ class Reader:
     if self._check is None or (self._command.either and image is not None):
       return
     several = self._command.text_lists and isinstance(text, list)
+    if several and not text:
+      raise ValueError(f"{self._command.text} is an empty list.")
     for one in text if several else [text]:
+      _check_unicode(self._command.text, one)
       self._check(one)
 
   def _images(self, image: Any, decoded: dict[str, Any]) -> Any:
@@ -74,7 +77,15 @@ class Reader:
     """
     if not isinstance(image, str):
       raise ValueError(f"{self._command.image} is {image!r}, not a file name.")
+    if "\0" in image:
+      raise ValueError(f"{self._command.image} is {image!r}, which cannot be a file name.")
     path = os.path.join(self._folder, image)
+    try:
+      os.fsencode(path)
+    except UnicodeEncodeError:
+      raise ValueError(
+        f"{self._command.image} is {image!r}, which cannot be a file name."
+      ) from None
     if is_clip(path):
       return path  # decoded by the Predictor
     if path not in decoded:
@@ -86,3 +97,15 @@ class Reader:
     if isinstance(decoded[path], ImageError):
       raise decoded[path]
     return decoded[path]
+
+
+def _check_unicode(key: str, text: Any) -> None:
+  """Raises ValueError for a text with half of a surrogate pair, as of a cut emoji."""
+  try:
+    if isinstance(text, str):
+      text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{key} is {text!r}, which is no valid Unicode (lone surrogate at character "
+      f"{error.start + 1})."
+    ) from None

@@ -295,6 +295,10 @@ def test_explanations_of_everything_else(tmp_path, image):
   expected = grounding._predictor.locate(image, "the red dog")
   np.testing.assert_allclose(result.result, expected, rtol=1e-5)
   np.testing.assert_allclose(sum(word.score for word in result.words), expected.score, atol=1e-4)
+  width, height = Image.open(image).size
+  assert min(expected[:4]) >= 0
+  assert max(expected[0], expected[2]) <= width
+  assert max(expected[1], expected[3]) <= height
   size = grounding._predictor.config.model.image_size
   assert result.map().shape == (1, size // 2, size)
   assert result.boxes

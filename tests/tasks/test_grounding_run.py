@@ -187,6 +187,9 @@ def test_metric_of_known_boxes(tmp_path, shift, accuracy, overlap):
   assert result["acc@0.5"] == accuracy
   assert result["mean_iou"] == pytest.approx(overlap, abs=1e-3)
   assert {result[f"acc@0.5_{name}"] for name in ("relation", "plain")} == {accuracy}
+  predicted = [row["box"] for row in json.loads((tmp_path / "predictions.json").read_text())]
+  assert np.min(predicted) >= 0
+  assert np.max(predicted) == 48 if shift == 2.0 else np.max(predicted) <= 48  # pixels of a scene
 
 
 def test_wrong_config_raises_before_anything_is_written(tmp_path):

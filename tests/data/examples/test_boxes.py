@@ -89,3 +89,12 @@ def test_bins_round_down_and_both_ends_have_one():
   assert lost.min() + 0.5 / 48 > -1e-6
   assert lost.max() < 0.5 / 48 + 1e-6
   assert abs(lost.mean()) < 1e-3
+
+
+def test_boxes_are_cut_at_the_edges_of_their_image():
+  corners = np.array(
+    [[-5.0, -146.7, 25.0, -13.3], [3.0, 4.0, 30.0, 8.0], [50.0, 4.0, 60.0, 8.0]], np.float32
+  )
+  cut = [[0, 0, 25, 0], [3, 4, 30, 8], [40, 4, 40, 8]]
+  np.testing.assert_array_equal(boxes.cut(corners, np.array([40, 20])), cut)
+  np.testing.assert_array_equal(boxes.cut(jnp.asarray(corners), jnp.array([40, 20])), cut)
