@@ -7,8 +7,10 @@ Rows come from --image, from a folder (--images) or from a JSONL file (--input) 
 relative to its folder.
 
 The command writes every row to --output or stdout as one JSON line when its batch is done: the row
-with its result, or with the reason for the failure as "error". The same command, run again,
-continues after the lines of --output. At the end it prints the number of failed rows.
+with its result, or with the reason for the failure as "error". Keys of the rows are kept: if rows
+have an "answer" already, the result is "predicted_answer". The same command, run again, continues
+after the lines of --output, which is described in OUTPUT.job.json; any other existing file is
+refused. At the end it prints the number of failed rows.
 Exit status: 0; 1 if nothing can be computed, or with --strict if a row failed.
 """
 

@@ -40,6 +40,7 @@ from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.performance import fusion_benchmark, ops_benchmark, train_step_benchmark
 from mplug_jax.performance.train_step_benchmark import timed
+from mplug_jax.runtime import files
 from mplug_jax.runtime import process as host
 from mplug_jax.training import loop
 from tools import benchmark_loader, benchmark_report
@@ -75,10 +76,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--text_tokens", type=int, default=30, help="of fusion")
   parser.add_argument("--json", default="", help="file for the results")
+  parser.add_argument("--overwrite", action="store_true", help="replace existing files")
   parser.add_argument(
     "--out", default="fusion", help="of fusion: the files are OUT.csv and OUT.png"
   )
-  return parser.parse_args(argv)
+  options = parser.parse_args(argv)
+  figures = [f"{options.out}.csv", f"{options.out}.png"] if options.part == "fusion" else []
+  try:
+    for path in (options.json, *figures):
+      files.require_new(path, options.overwrite)
+  except FileExistsError as error:
+    parser.error(str(error))
+  return options
 
 
 def _vocabulary(size: int) -> bytes:

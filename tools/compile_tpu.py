@@ -25,6 +25,7 @@ os.environ.update(
 from absl import app, flags, logging  # noqa: E402
 
 from mplug_jax import main as command  # noqa: E402
+from mplug_jax.runtime import files  # noqa: E402
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "CHIP:SHAPE, such as " + ", ".join(topology.EXAMPLES) + ".", required=True
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     with config.unlocked():
       config.batch_size = config.eval.batch_size = _BATCH.value
   try:
+    files.require_own_lines(_JSON.value, ("config", "command"))
     sys.exit(
       report.run(
         config, _TOPOLOGY.value, _FN.value, _EFFORT.value, _PLAN.value, _MAX_COMPILES.value, _say
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
   except topology.NoCompiler as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-  except ValueError as error:
+  except (ValueError, FileExistsError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
 

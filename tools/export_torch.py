@@ -25,6 +25,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     choices=["float32", "bfloat16", "float16"],
     help="dtype; default: that of each source tensor",
   )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace a file that is no earlier export"
+  )
   return parser.parse_args(argv)
 
 

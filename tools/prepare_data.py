@@ -41,6 +41,7 @@ from mplug_jax.data.storage import shards as shards_lib
 from mplug_jax.data.text import sentencepiece, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.reporting import sample_sheet
 
 TASKS = ("vqa", "caption", "retrieval", "grounding", "nlvr2", "snli_ve", "pretrain")
 _NAMED = 20  # bad pairs named in the output
@@ -251,6 +252,10 @@ def _tokenizer(path: str) -> Tokenizer:
 def check(options: argparse.Namespace) -> int:
   """Runs the command `check`; returns the exit status."""
   try:
+    if options.sheet and os.path.exists(options.sheet) and not sample_sheet.is_sheet(options.sheet):
+      raise FileExistsError(
+        f"--sheet={options.sheet} exists and is no sheet of this command; choose another file."
+      )
     config = _config(options, options.file, options.split)
     others = [(name, _config(options, name, "val"), "val") for name in options.against]
     tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mplug_jax.metrics import captioning
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, files
 
 
 def _read(path: str) -> Any:
@@ -71,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="evaluate only the images that have a result, instead of requiring all",
   )
   parser.add_argument("--json", default="", metavar="FILE", help="file for the scores")
+  parser.add_argument("--overwrite", action="store_true", help="replace existing files")
   options = parser.parse_args(argv)
   try:
+    files.require_new(options.json, options.overwrite)
     scores = captioning.score_domains(
       _read(options.results), _read(options.annotations), options.metrics, options.partial
     )

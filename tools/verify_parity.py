@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from mplug_jax import parity
-from mplug_jax.runtime import atomic_files, process
+from mplug_jax.runtime import atomic_files, files, process
 
 _COLUMNS = ("verdict", "output", "shape", "max error", "relative", "tolerance", "note")
 
@@ -76,7 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("recordings", nargs="+", metavar="RECORDING.npz")
   parser.add_argument("--json", default="", metavar="FILE", help="file for the rows")
+  parser.add_argument("--overwrite", action="store_true", help="replace existing files")
   options = parser.parse_args(argv)
+  try:
+    files.require_new(options.json, options.overwrite)
+  except FileExistsError as e:
+    print(e)
+    return 2
   status = 0
   results: list[dict[str, Any]] = []
   for path in options.recordings:

@@ -173,6 +173,7 @@ def export_torch(
   task: str = "",
   slim: bool = False,
   dtype: str | None = None,
+  overwrite: bool = True,
 ) -> dict[str, Any]:
   """Writes a checkpoint as PyTorch weights with official names, and a manifest next to the file.
 
@@ -184,6 +185,7 @@ def export_torch(
     task: official model whose tensors are written; "" for the source's, or for the run's task.
     slim: leave out the tensors that never run.
     dtype: of floating-point tensors; None for the source's.
+    overwrite: replace a file that is no earlier export, which has a manifest next to it.
 
   Returns:
     The manifest: {"source", "task", "tensors": rows}.
@@ -191,6 +193,7 @@ def export_torch(
   Raises:
     ValueError: the checkpoint is unusable; nothing is written.
     FileNotFoundError: there is no such checkpoint.
+    FileExistsError: see `overwrite`.
     OSError: the file could not be written; nothing of it remains.
   """
   files.require_local(dest, "a PyTorch file")
@@ -220,6 +223,7 @@ def export_torch(
         load = functools.partial(_load_as, plan.load, result)
         tensors.append(write.Tensor(name, plan.shape, result, load))
     manifest = {"source": str(path), "task": source.task, "tensors": rows}
+    files.require_new(dest, overwrite or os.path.exists(manifest_beside(dest)))
     _write_export(dest, tensors, manifest)
   return manifest
 

@@ -161,12 +161,20 @@ def _loop(
 
 
 def _scan(equation: Any, inputs: list[bool], steps: int) -> _Count:
-  constants = equation.params["num_consts"]
-  carry = equation.params["num_carry"]
+  body = equation.params["jaxpr"].jaxpr
+  # Told by the shapes, because versions of JAX name these counts differently: arrays that are
+  # scanned or stacked have one axis more outside of the body.
+  carry = len(equation.outvars) - _sliced(equation.outvars, body.outvars)
+  constants = len(inputs) - _sliced(equation.invars, body.invars) - carry
   parts = inputs[:constants], inputs[constants : constants + carry], inputs[constants + carry :]
-  forward, backward, outputs = _loop(equation.params["jaxpr"].jaxpr, *parts, steps)
+  forward, backward, outputs = _loop(body, *parts, steps)
   length = equation.params["length"]
   return forward * length, backward * length, outputs
+
+
+def _sliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+  """Returns how many variables have another number of axes inside the body of a scan."""
+  return sum(a.aval.ndim != b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def _while(equation: Any, inputs: list[bool], steps: int) -> _Count:

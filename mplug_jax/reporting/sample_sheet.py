@@ -17,6 +17,7 @@ if TYPE_CHECKING:
   from PIL.Image import Image as Picture
   from PIL.ImageFont import FreeTypeFont
 
+_SOFTWARE = "mplug_jax"  # in the PNG, so that a sheet is known as one
 _GAP = 26
 _TEXT_SIZE = 15
 _LINE_HEIGHT = 20
@@ -74,8 +75,27 @@ def sample_sheet(
   cells = [_cell(image, samples) for image, samples in zip(images, lines, strict=True)]
   sheet = _grid(cells)
   buffer = io.BytesIO()
-  sheet.save(buffer, format="PNG")
+  from PIL.PngImagePlugin import PngInfo
+
+  about = PngInfo()
+  about.add_text("Software", _SOFTWARE)
+  sheet.save(buffer, format="PNG", pnginfo=about)
   write_atomic(out_path, buffer.getvalue())
+
+
+def is_sheet(path: str) -> bool:
+  """Returns whether a file is a sheet of this module.
+
+  Args:
+    path: any file.
+  """
+  from PIL import Image
+
+  try:
+    with Image.open(path) as image:
+      return image.info.get("Software") == _SOFTWARE
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of Pillow
+    return False
 
 
 def _cell(image: np.ndarray, samples: Sequence[Sample]) -> "Picture":

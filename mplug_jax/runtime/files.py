@@ -4,10 +4,13 @@ Local paths are pathlib paths, all others are etils.epath paths, so that the sam
 (`open_path("gs://bucket/run").exists()`). etils is imported only when a remote path is used.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import shutil
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -60,6 +63,41 @@ def require_local(path: PathLike, purpose: str) -> None:
       f"{path}: {purpose} needs a local path; copy between this disk and the object store "
       "with the store's own tool (gcloud storage cp)."
     )
+
+
+def require_new(path: PathLike, overwrite: bool = False) -> None:
+  """Checks that an output replaces no file, before anything is computed for it.
+
+  Args:
+    path: local file that a command will write; "" for none.
+    overwrite: value of --overwrite, which allows it.
+
+  Raises:
+    FileExistsError: there is a file, and `overwrite` is False.
+  """
+  if os.fspath(path) and not overwrite and os.path.exists(path):
+    raise FileExistsError(f"{path} exists; choose another file, or replace it with --overwrite.")
+
+
+def require_own_lines(path: PathLike, keys: Collection[str]) -> None:
+  """Checks that a file to which a command appends lines of JSON is absent, empty or its own.
+
+  Args:
+    path: local file; "" for none.
+    keys: keys that every line of the command has.
+
+  Raises:
+    FileExistsError: the last line is something else.
+  """
+  if not os.fspath(path) or not os.path.exists(path) or not os.path.getsize(path):
+    return
+  with open(path, "rb") as file:
+    *_, last = file
+  row = None
+  with contextlib.suppress(ValueError):
+    row = json.loads(last)
+  if not (last.endswith(b"\n") and isinstance(row, dict) and row.keys() >= set(keys)):
+    raise FileExistsError(f"{path} exists and has no lines of this command; choose another file.")
 
 
 def make_folder(path: PathLike) -> None:

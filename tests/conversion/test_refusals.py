@@ -299,6 +299,16 @@ def test_a_failed_export_leaves_the_older_one(source, ours, tmp_path, capsys):
   )
 
 
+def test_an_export_replaces_an_export_and_nothing_else(ours, tmp_path, capsys):
+  arguments = (ours / "ours.safetensors", tmp_path / "back.pth")
+  (tmp_path / "back.pth").write_text("the original weights")
+  messages = ("back.pth exists", "--overwrite")
+  refused(capsys, tmp_path, export_torch.main, *arguments, messages=messages)
+  command = [*map(str, arguments), "--slim"]
+  assert export_torch.main([*command, "--overwrite"]) == 0
+  assert export_torch.main(command) == 0
+
+
 def test_damaged_checkpoints_are_not_exported(ours, tmp_path, capsys):
   complete = (ours / "ours.safetensors").read_bytes()
   (tmp_path / "ours.safetensors").write_bytes(complete[:-1])
@@ -349,7 +359,8 @@ def test_a_full_disk_stops_a_conversion_to_one_file(nbytes, files, tmp_path, cap
 @pytest.mark.parametrize("dest", ["back.pth", "back.safetensors"])
 @pytest.mark.parametrize("nbytes", [1_000, 500_000])
 def test_a_full_disk_stops_an_export(nbytes, dest, source, ours, tmp_path, capsys):
-  (tmp_path / dest).write_text("an older export")
+  for name in (dest, f"{dest}.manifest.json"):
+    (tmp_path / name).write_text("of an older export")
   with file_size_limit(nbytes):
     refused(
       capsys,

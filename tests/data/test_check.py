@@ -1,6 +1,7 @@
 """`tools.prepare_data check` on good and bad data of every task: counts, warnings and errors."""
 
 import json
+import pathlib
 import zipfile
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_questions(folder, capsys):
     f"sheet     {folder}/sheet.png",
   ]
   assert Image.open(folder / "sheet.png").size > (1000, 1000)
+
+
+def test_a_sheet_replaces_a_sheet_and_nothing_else(folder, capsys):
+  rows = write(folder, questions())
+  photo = next(folder.rglob("*.png"))
+  for path in map(pathlib.Path, (photo, folder / "vocab.txt", rows)):
+    before = path.read_bytes()
+    status, lines, err = check(capsys, rows, "--task=vqa", f"--sheet={path}")
+    assert (status, lines) == (1, [])
+    assert "exists and is no sheet of this command" in err
+    assert path.read_bytes() == before
+  for _ in range(2):
+    assert check(capsys, rows, "--task=vqa", f"--sheet={folder}/sheet.png")[0] == 0
 
 
 def test_captions_in_an_archive_with_other_keys(folder, capsys):

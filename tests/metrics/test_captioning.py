@@ -294,6 +294,12 @@ def test_score_captions_prints_a_table_and_writes_the_scores(tmp_path, capsys):
   scores = json.loads(out.read_text())
   assert scores == captioning.score_domains(RESULTS, ANNOTATIONS, ["BLEU-1", "CIDEr-D"])
   head, *lines = capsys.readouterr().out.splitlines()
+  before = out.read_bytes()
+  assert run(tmp_path, RESULTS, ANNOTATIONS, "--json", str(out)) == 2
+  assert "scores.json exists" in capsys.readouterr().err
+  assert out.read_bytes() == before
+  assert run(tmp_path, RESULTS, ANNOTATIONS, "--json", str(out), "--overwrite") == 0
+  assert out.read_bytes() != before
   assert head.split() == ["overall", "in-domain", "out-domain"]
   assert [line.split() for line in lines] == [
     [name, *(f"{scores[domain][name]:.2f}" for domain in scores)] for name in ("BLEU-1", "CIDEr-D")
