@@ -66,7 +66,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   for name, least in (("vocab_size", 1), ("locations", 0), ("records", 0)):
     if getattr(options, name) < least:
       parser.error(f"--{name}={getattr(options, name)} must be at least {least}.")
-  if os.path.exists(os.path.join(options.out, tokenizer_base.CONFIG_FILE)):
+  names = (tokenizer_base.CONFIG_FILE, sentencepiece.SentencePieceTokenizer.file_name)
+  if any(os.path.exists(os.path.join(options.out, name)) for name in names):
     parser.error(f"--out={options.out} already contains a tokenizer; choose another folder.")
   return options
 

@@ -112,10 +112,7 @@ class ResultFile:
     return f"{self.path}.job.json"
 
   def _refusal(self, reason: str) -> ValueError:
-    return ValueError(
-      f"{self.path} exists and {reason}; nothing was written: choose another --output, or remove "
-      "the file."
-    )
+    return ValueError(f"{self.path} exists and {reason}; choose another --output.")
 
   def _recorded_job(self) -> dict[str, Any] | None:
     """Returns the job in FILE.job.json, None without that file."""
