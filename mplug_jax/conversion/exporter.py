@@ -16,7 +16,7 @@ from mplug_jax.conversion import mapping, official_inventory, storage
 from mplug_jax.conversion.formats.format import Geometry, Shapes
 from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.conversion.manifest import manifest_beside
-from mplug_jax.runtime import atomic_files, files
+from mplug_jax.runtime import atomic_files, files, json_text
 from mplug_jax.tensor_files import write
 
 _OFFICIAL_TASKS = {"scst": "caption"}  # our task -> task of the official model with its tensors
@@ -236,7 +236,7 @@ def _write_export(
   try:
     pathlib.Path(dest).parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.open_atomic(manifest_beside(dest)) as file:
-      file.write((json.dumps(manifest, indent=2) + "\n").encode())
+      file.write((json_text.dumps(manifest, indent=2) + "\n").encode())
       file.flush()
       save(dest, tensors)
   except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mplug_jax import config as config_lib
 from mplug_jax import data, evaluators, tasks
 from mplug_jax.checkpoints.manager import Manager
 from mplug_jax.config import Config
@@ -60,7 +61,8 @@ def train(config: Config, workdir: str) -> int:
   """
   began = time.perf_counter()
   process.prepare(config.compilation_cache)
-  tasks.get(config.task.name)  # Raises before anything is written.
+  config_lib.check(config)  # Raises before anything is written, as the next line does.
+  tasks.get(config.task.name)
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
   files.make_folder(workdir)
