@@ -7,7 +7,11 @@ without its image). A record is
 
 and an expression {"text": str, "box": (x1, y1, x2, y2) in pixels with exclusive ends, or None if
 unknown, "id": str (not of scenes)}. Expressions of scenes also say whether they need a relation
-("needs_relation") and whether they name what training never shows ("unseen").
+("needs_relation") and whether they name what training never shows ("unseen"). Those of files have,
+in a record, also "location": (file, line, row or entry).
+
+An entry whose box is unusable is counted and named in the log: training leaves it out, evaluation
+keeps its expression without a box. data.strict refuses it, as does a file without a usable box.
 """
 
 import math
@@ -15,6 +19,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from mplug_jax.data.errors import BadRecords, RecordError
+from mplug_jax.data.sources.entry_errors import EntryErrors, split_location
 from mplug_jax.data.sources.source import ExpressionSource, Record
 from mplug_jax.data.storage import annotations, image_paths, packed
 from mplug_jax.tensor_files import torch_annotations
@@ -29,10 +35,15 @@ Box = tuple[float, float, float, float]
 
 
 class ExpressionRecords:
-  """A sequence of records as a source."""
+  """A sequence of records as a source.
 
-  def __init__(self, records: Sequence[Record]):
+  Attributes:
+    bad: count of the entries whose box is unusable.
+  """
+
+  def __init__(self, records: Sequence[Record], bad: BadRecords | None = None):
     self._records = records
+    self.bad = bad or BadRecords()
 
   def __len__(self) -> int:
     return len(self._records)
@@ -42,7 +53,8 @@ class ExpressionRecords:
 
   def expressions(self, index: int) -> list[Record]:
     """Returns the expressions of a record."""
-    return self._records[index]["expressions"]
+    expressions = self._records[index]["expressions"]
+    return [{key: e[key] for key in e if key != "location"} for e in expressions]
 
 
 def get(data: Mapping[str, Any], split: str) -> ExpressionSource:
@@ -103,46 +115,71 @@ class _Collector:
     self._training = training
     self._paths = image_paths.ImagePaths()
     self._count = 0
-    self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
+    keys = ("id", "text", "box", "location")
+    self._records = packed.Grouped(("image", "image_id"), "expressions", keys)
+    self._files: dict[str, str] = {}  # one object for a file, which `packed` stores once a block
+    kept = "Its expression is located, but does not count."
+    self._errors = EntryErrors(data.get("strict", False), "It is left out." if training else kept)
 
   def add(
     self,
     image: Any,
     text: Any,
-    box: Box | None,
+    box: Callable[[], Box | None],
     location: str,
     number: Any = None,
     folder: str = "",
   ) -> None:
-    """Adds an expression; raises ValueError for a wrong type or a missing box.
+    """Adds an expression, or counts it as bad.
 
     Args:
       image: name of its image.
       text: the expression.
-      box: corners in pixels, or None.
+      box: function that returns its corners in pixels, or None without a box.
       location: for messages.
       number: its id; None: its number.
       folder: folder of the image under data.image_root.
+
+    Raises:
+      ValueError: `image` or `text` is no string, or a training expression has no box.
+      RecordError: data.strict, and the box is unusable.
     """
     for key, value in (("image", image), ("text", text)):
       if not isinstance(value, str):
         raise ValueError(f"{location}: {key} must be a string.")
-    if box is None and self._training:
-      raise ValueError(f"{location}: it has no box; a training expression needs one.")
+    number = self._count if number is None else number
+    self._count += 1
+    corners = None
+    try:
+      corners = box()
+      if corners is not None:
+        self._errors.passed(location)
+      elif self._training:
+        raise ValueError(f"{location}: it has no box; a training expression needs one.")
+    except RecordError as error:
+      self._errors.failed(location, error)
+      if self._training:
+        return
     root = self._data.get("image_root")
     path = self._paths(root and str(pathlib.Path(root, folder)), "image_root", image, location)
     grouped = self._data["expressions_per_image"] > 1
     record = self._records.find(path) if grouped else None
     if record is None:
       record = self._records.add({"image": path, "image_id": image}, path if grouped else None)
+    file, entry = split_location(location)
+    location_parts = self._files.setdefault(file, file), entry
     self._records.add_item(
-      record, {"id": str(self._count if number is None else number), "text": text, "box": box}
+      record, {"id": str(number), "text": text, "box": corners, "location": location_parts}
     )
-    self._count += 1
 
   def source(self) -> ExpressionRecords:
-    """Returns the source of the records."""
-    return ExpressionRecords(self._records.close())
+    """Returns the source of the records.
+
+    Raises:
+      RecordError: no box of a file is usable.
+    """
+    self._errors.end("boxes")
+    return ExpressionRecords(self._records.close(), self._errors)
 
 
 def corners(
@@ -161,19 +198,21 @@ def corners(
     The corners in pixels.
 
   Raises:
-    ValueError: not four finite numbers, or an empty box.
+    RecordError: not four finite numbers, or an empty box.
   """
   numbers = torch_annotations.numbers(values)
   form_text = "[x1, y1, x2, y2]" if form == "corners" else "[x, y, width, height]"
   if numbers is None or len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-    raise ValueError(f"{location}: the box must be a list of four numbers, {form_text} in pixels.")
+    raise RecordError(f"{location}: the box must be a list of four numbers, {form_text} in pixels.")
 
   def ends(x: float, y: float, a: float, b: float) -> Box:
     return (x, y, a, b) if form == "corners" else (x, y, x + a, y + b)
 
   box = ends(*numbers)
   if _empty(box):
-    raise ValueError(f"{location}: the box {numbers} is empty; it should be {form_text} in pixels.")
+    raise RecordError(
+      f"{location}: the box {numbers} is empty; it should be {form_text} in pixels."
+    )
   truncated = ends(*(float(int(x)) for x in numbers))
   return truncated if truncate and not _empty(truncated) else box
 
@@ -182,11 +221,18 @@ def _empty(box: Box) -> bool:
   return box[2] <= box[0] or box[3] <= box[1]
 
 
+def _box(
+  values: Any, location: str, form: Literal["corners", "sizes"], truncate: bool = False
+) -> Callable[[], Box | None]:
+  """Returns a function that returns `corners` of the values, or None if these are None."""
+  return lambda: None if values is None else corners(values, location, form, truncate)
+
+
 def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   collector = _Collector(data, split == "train")
   keys = ("image", "text", "box") if split == "train" else ("image", "text")
   for entry, location in annotations.split_entries(data, split, keys, ("box", "id")):
-    box = None if entry.get("box") is None else corners(entry["box"], location, "corners")
+    box = _box(entry.get("box"), location, "corners")
     collector.add(entry["image"], entry["text"], box, location, entry.get("id"))
   return collector.source()
 
@@ -195,7 +241,7 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   collector = _Collector(data, split == "train")
   optional = ("image", "file_name", "bbox", "ref_id")
   for entry, location in annotations.split_entries(data, split, ("sentences",), optional):
-    box = None if entry.get("bbox") is None else corners(entry["bbox"], location, "sizes")
+    box = _box(entry.get("bbox"), location, "sizes")
     if not isinstance(entry["sentences"], list):
       raise ValueError(
         f"{location}: sentences must be a list of strings or of objects with the key sent."
@@ -248,9 +294,7 @@ def _add_transvg(collector: _Collector, path: pathlib.Path, name: str) -> None:
     image, box, phrase = entry if fields == 3 else (entry[0], entry[2], entry[3])
     form = "corners" if name in _FOLDERS else "sizes"
     folder = _FOLDERS.get(name, _COCO_FOLDER)
-    collector.add(
-      image, phrase, corners(box, location, form, truncate=True), location, folder=folder
-    )
+    collector.add(image, phrase, _box(box, location, form, truncate=True), location, folder=folder)
 
 
 # config.data.name -> source.
