@@ -30,7 +30,7 @@ from mplug_jax.runtime.signals import Interrupt
 from mplug_jax.training.build import Build, Host, build
 from mplug_jax.training.evaluate import Evaluation, report_result
 from mplug_jax.training.health import HealthGuard
-from mplug_jax.training.start import count_steps, report_step, start_state
+from mplug_jax.training.start import count_steps, report_step, start_state, warn_about_data
 from mplug_jax.training.state import TrainState
 from mplug_jax.training.step_log import MetricLog
 from mplug_jax.training.workdir import (
@@ -74,6 +74,8 @@ def train(config: Config, workdir: str) -> int:
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)
+  warn_about_data(config, "train", source)
+  warn_about_data(config, config.eval.split, getattr(evaluation.evaluator, "source", ()))
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ExitStack() as stack:
     executor = stack.enter_context(ThreadPoolExecutor(1))
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)

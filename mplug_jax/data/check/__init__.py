@@ -4,7 +4,9 @@ The check reads through the source of the task, so it fails with the same messag
 Imports no JAX.
 """
 
+import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -14,11 +16,15 @@ import numpy as np
 from mplug_jax import data as data_lib
 from mplug_jax.config import Config
 from mplug_jax.data.check.image_check import is_path, open_images
-from mplug_jax.data.check.judge import judge
+from mplug_jax.data.check.judge import judge, plausibility
 from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts
 from mplug_jax.data.check.sheet import SHEET_IMAGES
+from mplug_jax.data.errors import BadRecords
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Source
+
+_SECONDS = 2.0  # after which `sample_warnings` opens no further image
 
 
 def check(
@@ -67,11 +73,46 @@ def check(
     report.labels = Counter(item.label for item in items if item.label)
   unreadable = open_images(report, items, data, threads or os.cpu_count() or 1)
   report.samples = _samples(items, unreadable)
+  bad = getattr(source, "bad", None) or BadRecords()  # complete once all records were read
+  report.unusable = bad.sentences
+  report.unusable_count = bad.count
+  report.hints = getattr(source, "hints", [])
   paths = {image for item in items for image in item.images if is_path(image)}
   for name, other, other_split in against:
     report.overlaps[name] = _overlap(paths, report.ids, other, other_split)
   judge(report, items, data, split)
   return report
+
+
+def sample_warnings(config: Config, source: Source, records: int = 32) -> list[str]:
+  """Returns what is implausible about the images and boxes of a few records, in a few seconds.
+
+  Generated images and clips are not looked at, nor records that cannot be read.
+
+  Args:
+    config: config of the run.
+    source: records of a split, whole or in chunks.
+    records: number of records, evenly spaced.
+  """
+  hints = getattr(getattr(source, "source", source), "hints", [])
+  if not len(source) or config.data.frames:
+    return hints
+  report = Report(0, 0, "")
+  end = time.perf_counter() + _SECONDS
+  with contextlib.suppress(ValueError, OSError):  # the run says it, if it meets the record
+    for number in np.unique(np.linspace(0, len(source) - 1, records).astype(int)):
+      record = source[int(number)]
+      images = record["images"] if "images" in record else [record["image"]]
+      if time.perf_counter() > end or any(isinstance(image, np.ndarray) for image in images):
+        break
+      boxes = tuple(
+        (expression["text"], expression["box"])
+        for expression in record.get("expressions", ())
+        if expression["box"] is not None
+      )
+      item = Item(images=images, ids=[number], texts=[], shown=[], boxes=boxes)
+      open_images(report, [item], config.data, threads=1)
+  return [*hints, *plausibility(report, config.data)]
 
 
 def _view(config: Config) -> View:

@@ -17,6 +17,9 @@ class EntryErrors(BadRecords):
   """BadRecords of files: one bad entry among others is counted, a file of bad entries is an error.
 
   One wrong box is a slip of an annotator; if all boxes are wrong, the file is, or its description.
+
+  Attributes:
+    total: number of entries so far.
   """
 
   def __init__(self, strict: bool = False, effect: str = "It is left out."):
@@ -27,7 +30,7 @@ class EntryErrors(BadRecords):
       effect: as in BadRecords.
     """
     super().__init__(strict, effect)
-    self._total = 0
+    self.total = 0
     self._good: set[str] = set()
     self._first: dict[str, RecordError] = {}  # of each file
 
@@ -37,7 +40,7 @@ class EntryErrors(BadRecords):
     Args:
       location: of the entry, as annotations.entries gives it.
     """
-    self._total += 1
+    self.total += 1
     self._good.add(split_location(location)[0])
 
   def failed(self, location: str, error: RecordError) -> None:
@@ -50,7 +53,7 @@ class EntryErrors(BadRecords):
     Raises:
       RecordError: `error`, if strict.
     """
-    self._total += 1
+    self.total += 1
     self._first.setdefault(split_location(location)[0], error)
     self.add(error)
 
@@ -66,4 +69,4 @@ class EntryErrors(BadRecords):
     for file, error in self._first.items():
       if file not in self._good:
         raise RecordError(f"{error} None of the {entries} of {file} can be used.") from error
-    self.report(self._total, entries)
+    self.report(self.total, entries)

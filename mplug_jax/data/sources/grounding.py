@@ -31,6 +31,8 @@ _UNION = ("referit", "unc", "unc+", "gref_umd")  # training sets of "vg_uni"
 _FOLDERS = {"referit": "referit/images", "flickr": "Flickr30k/flickr30k_images"}
 _COCO_FOLDER = "other/images/mscoco/images/train2014"
 
+_REVERSED = 0.1  # of boxes that end before they begin, from which it is no slip
+
 Box = tuple[float, float, float, float]
 
 
@@ -39,11 +41,15 @@ class ExpressionRecords:
 
   Attributes:
     bad: count of the entries whose box is unusable.
+    hints: sentences about what is probably wrong with all entries.
   """
 
-  def __init__(self, records: Sequence[Record], bad: BadRecords | None = None):
+  def __init__(
+    self, records: Sequence[Record], bad: BadRecords | None = None, hints: Sequence[str] = ()
+  ):
     self._records = records
     self.bad = bad or BadRecords()
+    self.hints = list(hints)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -107,6 +113,10 @@ def _tfds(data: Mapping[str, Any], split: str) -> ExpressionSource:
   return tfds.Expressions(data, split)
 
 
+class _ReversedBox(RecordError):
+  """Raised for corners that would be a box as [x, y, width, height]."""
+
+
 class _Collector:
   """Collects expressions into records, by image if so configured."""
 
@@ -119,6 +129,8 @@ class _Collector:
     self._records = packed.Grouped(("image", "image_id"), "expressions", keys)
     self._files: dict[str, str] = {}  # one object for a file, which `packed` stores once a block
     kept = "Its expression is located, but does not count."
+    self._reversed = 0  # number of boxes that would not be empty as [x, y, width, height]
+    self._first_reversed = ""  # the first of them, as a sentence without its end
     self._errors = EntryErrors(data.get("strict", False), "It is left out." if training else kept)
 
   def add(
@@ -157,6 +169,9 @@ class _Collector:
       elif self._training:
         raise ValueError(f"{location}: it has no box; a training expression needs one.")
     except RecordError as error:
+      if isinstance(error, _ReversedBox):
+        self._reversed += 1
+        self._first_reversed = self._first_reversed or str(error).partition(" is empty")[0]
       self._errors.failed(location, error)
       if self._training:
         return
@@ -178,8 +193,18 @@ class _Collector:
     Raises:
       RecordError: no box of a file is usable.
     """
-    self._errors.end("boxes")
-    return ExpressionRecords(self._records.close(), self._errors)
+    hints = []
+    if self._reversed >= max(2, _REVERSED * self._errors.total):
+      hints.append(
+        f"{self._reversed} of {self._errors.total} boxes end before they begin: they look like [x, "
+        "y, width, height] or [center x, center y, width, height], not like [x1, y1, x2, y2] "
+        f"(first: {self._first_reversed}); write corners in pixels."
+      )
+    try:
+      self._errors.end("boxes")
+    except RecordError as error:
+      raise RecordError(" ".join([str(error), *hints])) from error
+    return ExpressionRecords(self._records.close(), self._errors, hints)
 
 
 def corners(
@@ -210,9 +235,9 @@ def corners(
 
   box = ends(*numbers)
   if _empty(box):
-    raise RecordError(
-      f"{location}: the box {numbers} is empty; it should be {form_text} in pixels."
-    )
+    reversed_box = form == "corners" and min(numbers) >= 0 and min(numbers[2:]) > 0
+    kind = _ReversedBox if reversed_box else RecordError
+    raise kind(f"{location}: the box {numbers} is empty; it should be {form_text} in pixels.")
   truncated = ends(*(float(int(x)) for x in numbers))
   return truncated if truncate and not _empty(truncated) else box
 

@@ -154,7 +154,7 @@ class Expressions(_Source):
   An empty box is unknown; training leaves its expression out, counts it and names it in the log.
 
   Attributes:
-    bad: count of the expressions that training leaves out, each time they are read.
+    bad: count of the boxes whose expressions training leaves out, of the records read so far.
   """
 
   NAME = "expressions"
@@ -163,6 +163,7 @@ class Expressions(_Source):
   def __init__(self, data: Mapping[str, Any], split: str):
     self._training = split == "train"
     self.bad = BadRecords(data.get("strict", False))
+    self._counted: set[tuple[int, int]] = set()  # (example, row) of those in `bad`
     required = ("image", "text", "box") if self._training else ("image", "text")
     fields = tfds_reader.Split(data, split, required, ("box", "id", "image_id"))
     super().__init__(fields, one_entry=data["expressions_per_image"] == 1)
@@ -180,9 +181,11 @@ class Expressions(_Source):
     for row, value in enumerate(objects):
       box = _corners(boxes[row], *size)
       if box is None and self._training:
-        self.bad.add(
-          RecordError(f"{location}: box {row} is empty; a training expression needs one.")
-        )
+        if (number, row) not in self._counted:
+          self.bad.add(
+            RecordError(f"{location}: box {row} is empty; a training expression needs one.")
+          )
+          self._counted.add((number, row))
         continue
       texts = tfds_reader.texts(value if isinstance(value, list) else [value], location)
       ids = (
