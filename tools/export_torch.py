@@ -25,6 +25,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     choices=["float32", "bfloat16", "float16"],
     help="dtype; default: that of each source tensor",
   )
+  parser.add_argument(
+    "--allow_nonfinite",
+    action="store_true",
+    help="export values that are NaN or infinite instead of refusing them",
+  )
   return parser.parse_args(argv)
 
 
