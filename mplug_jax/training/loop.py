@@ -27,6 +27,7 @@ from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves
 from mplug_jax.runtime import atomic_files, files, process
 from mplug_jax.runtime.signals import Interrupt
+from mplug_jax.training import data_fingerprint
 from mplug_jax.training.build import Build, Host, build
 from mplug_jax.training.evaluate import Evaluation, report_result
 from mplug_jax.training.health import HealthGuard
@@ -44,8 +45,8 @@ from mplug_jax.training.workdir import (
 def train(config: Config, workdir: str) -> int:
   """Trains and evaluates; resumes when `workdir` holds a run.
 
-  Writes to `workdir`: config.json, tokenizer/, checkpoints/, metrics.jsonl, parameters.txt,
-  predictions.json, predictions.png, curves.png, result.json.
+  Writes to `workdir`: config.json, data.json, tokenizer/, checkpoints/, metrics.jsonl,
+  parameters.txt, predictions.json, predictions.png, curves.png, result.json.
 
   Args:
     config: config of the run.
@@ -71,6 +72,7 @@ def train(config: Config, workdir: str) -> int:
   open_workdir(config, workdir, resuming=manager.latest_step() is not None)
   if finished := finished_result(workdir, total_steps):
     return _report_finished(workdir, finished)
+  data_fingerprint.check(config, workdir, source, manager.latest_step() is not None)
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)

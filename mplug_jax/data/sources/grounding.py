@@ -278,8 +278,16 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   return collector.source()
 
 
-def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  """Reads the official lists, whose entries `_add_transvg` describes."""
+def transvg_files(data: Mapping[str, Any], split: str) -> dict[pathlib.Path, str]:
+  """Returns {official list of a split: name of its data set}.
+
+  Args:
+    data: config.data of source "transvg".
+    split: "train", "val" or "test".
+
+  Raises:
+    ValueError: data.dataset is unknown, or data.split_root is not set.
+  """
   dataset = data["dataset"]
   known = (*TRANSVG_SETS, "vg_uni")
   if dataset not in known:
@@ -291,10 +299,14 @@ def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   names = (dataset,)
   if dataset == "vg_uni":
     names = _UNION if split == "train" else ("unc",)
-  collector = _Collector(data, split == "train")
   suffix = data["test_name"] if split == "test" else split
-  for name in names:
-    path = pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth")
+  return {pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth"): name for name in names}
+
+
+def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
+  """Reads the official lists, whose entries `_add_transvg` describes."""
+  collector = _Collector(data, split == "train")
+  for path, name in transvg_files(data, split).items():
     if not path.is_file():
       raise FileNotFoundError(
         f"{path} does not exist; check data.split_root, data.dataset and data.test_name."
