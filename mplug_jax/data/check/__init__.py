@@ -19,7 +19,7 @@ from mplug_jax.data.check.image_check import is_path, open_images
 from mplug_jax.data.check.judge import judge, plausibility
 from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts
 from mplug_jax.data.check.sheet import SHEET_IMAGES
-from mplug_jax.data.errors import BadRecords
+from mplug_jax.data.errors import noted
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.data.types import Source
@@ -53,11 +53,12 @@ def check(
   """
   data = config.data
   view = _view(config)
-  source = view.source(data, split)
-  numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
-  items = [view.item(source[number], data) for number in numbers]
+  with noted() as notes:
+    source = view.source(data, split)
+    numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
+    items = [view.item(source[number], data) for number in numbers]
   ids = [str(number) for item in items for number in item.ids]
-  report = Report(len(items), len(ids) or len(items), view.entries)
+  report = Report(len(items), len(ids) or len(items), view.entries, warnings=notes)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
   prefix = view.prefix(config, tokenizer) if tokenizer else ""
@@ -73,10 +74,6 @@ def check(
     report.labels = Counter(item.label for item in items if item.label)
   unreadable = open_images(report, items, data, threads or os.cpu_count() or 1)
   report.samples = _samples(items, unreadable)
-  bad = getattr(source, "bad", None) or BadRecords()  # complete once all records were read
-  report.unusable = bad.sentences
-  report.unusable_count = bad.count
-  report.hints = getattr(source, "hints", [])
   paths = {image for item in items for image in item.images if is_path(image)}
   for name, other, other_split in against:
     report.overlaps[name] = _overlap(paths, report.ids, other, other_split)
@@ -94,9 +91,8 @@ def sample_warnings(config: Config, source: Source, records: int = 32) -> list[s
     source: records of a split, whole or in chunks.
     records: number of records, evenly spaced.
   """
-  hints = getattr(getattr(source, "source", source), "hints", [])
   if not len(source) or config.data.frames:
-    return hints
+    return []
   report = Report(0, 0, "")
   end = time.perf_counter() + _SECONDS
   with contextlib.suppress(ValueError, OSError):  # the run says it, if it meets the record
@@ -112,7 +108,7 @@ def sample_warnings(config: Config, source: Source, records: int = 32) -> list[s
       )
       item = Item(images=images, ids=[number], texts=[], shown=[], boxes=boxes)
       open_images(report, [item], config.data, threads=1)
-  return [*hints, *plausibility(report, config.data)]
+  return plausibility(report, config.data)
 
 
 def _view(config: Config) -> View:

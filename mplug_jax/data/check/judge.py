@@ -19,7 +19,7 @@ def judge(report: Report, items: Sequence[Item], data: Config, split: str) -> No
     data: config.data.
     split: "train", "val" or "test"; only "train" needs every label.
   """
-  report.warnings += report.hints + plausibility(report, data)
+  report.warnings += plausibility(report, data)
   _judge_images(report, data)
   _judge_answers(report, items, data.get("max_answers", 0))
   _judge_boxes(report, data)
@@ -75,11 +75,6 @@ def _judge_answers(report: Report, items: Sequence[Item], limit: int) -> None:
 
 
 def _judge_boxes(report: Report, data: Config) -> None:
-  if report.unusable_count:
-    report.warnings.append(
-      f"{report.unusable_count} entries cannot be used and would not count: "
-      f"{' '.join(report.unusable)}"
-    )
   if report.outside:
     outside = (
       f"{len(report.outside)} boxes lie outside their image: {examples_of(report.outside, '; ')}."

@@ -69,9 +69,6 @@ class Report:
     boxes: number of boxes.
     outside: a sentence per box that is completely outside its image.
     placed: boxes of readable images.
-    unusable: sentences about the first entries that the source counts as bad.
-    unusable_count: number of these entries.
-    hints: sentences of the source about all its entries.
     values: {kind of image_values: (name, largest value) of its images}.
     cut: number of boxes that are partly outside their image.
     overlaps: {name: (common images, common ids)}, sorted.
@@ -94,9 +91,6 @@ class Report:
   boxes: int = 0
   outside: list[str] = dataclasses.field(default_factory=list)
   placed: list[PlacedBox] = dataclasses.field(default_factory=list)
-  unusable: list[str] = dataclasses.field(default_factory=list)
-  unusable_count: int = 0
-  hints: list[str] = dataclasses.field(default_factory=list)
   values: dict[str, list[tuple[str, int]]] = dataclasses.field(default_factory=dict)
   cut: int = 0
   overlaps: dict[str, tuple[list[str], list[str]]] = dataclasses.field(default_factory=dict)

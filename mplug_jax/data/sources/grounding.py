@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from mplug_jax.data.errors import BadRecords, RecordError
+from mplug_jax.data.errors import BadRecords, RecordError, note
 from mplug_jax.data.sources.entry_errors import EntryErrors, split_location
 from mplug_jax.data.sources.source import ExpressionSource, Record
 from mplug_jax.data.storage import annotations, image_paths, packed
@@ -41,15 +41,11 @@ class ExpressionRecords:
 
   Attributes:
     bad: count of the entries whose box is unusable.
-    hints: sentences about what is probably wrong with all entries.
   """
 
-  def __init__(
-    self, records: Sequence[Record], bad: BadRecords | None = None, hints: Sequence[str] = ()
-  ):
+  def __init__(self, records: Sequence[Record], bad: BadRecords | None = None):
     self._records = records
     self.bad = bad or BadRecords()
-    self.hints = list(hints)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -193,9 +189,9 @@ class _Collector:
     Raises:
       RecordError: no box of a file is usable.
     """
-    hints = []
+    hint = ""
     if self._reversed >= max(2, _REVERSED * self._errors.total):
-      hints.append(
+      hint = (
         f"{self._reversed} of {self._errors.total} boxes end before they begin: they look like [x, "
         "y, width, height] or [center x, center y, width, height], not like [x1, y1, x2, y2] "
         f"(first: {self._first_reversed}); write corners in pixels."
@@ -203,8 +199,10 @@ class _Collector:
     try:
       self._errors.end("boxes")
     except RecordError as error:
-      raise RecordError(" ".join([str(error), *hints])) from error
-    return ExpressionRecords(self._records.close(), self._errors, hints)
+      raise RecordError(f"{error} {hint}".rstrip()) from error
+    if hint:
+      note(hint)
+    return ExpressionRecords(self._records.close(), self._errors)
 
 
 def corners(
