@@ -4,7 +4,7 @@ from mplug_jax.data.errors import BadRecords, RecordError
 
 
 def split_location(location: str) -> tuple[str, str]:
-  """Returns (file, entry, line or row) of a location as annotations.entries gives it.
+  """Returns (file; entry, line or row) of a location; the file is "" if it is no part of a file.
 
   Args:
     location: "FILE, line 3".
@@ -68,5 +68,6 @@ class EntryErrors(BadRecords):
     """
     for file, error in self._first.items():
       if file not in self._good:
-        raise RecordError(f"{error} None of the {entries} of {file} can be used.") from error
+        owner = f" of {file}" if file else ""
+        raise RecordError(f"{error} None of the {entries}{owner} can be used.") from error
     self.report(self.total, entries)
