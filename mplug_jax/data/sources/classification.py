@@ -257,7 +257,7 @@ def jsonl(data: Mapping[str, Any], split: str) -> Records:
 
 
 def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
-  """Reads images with captions for text assignment.
+  """Reads images with captions for text assignment; one without a caption is counted and left out.
 
   Args:
     data: config.data with the files of the splits, image_root, labels and seed.
@@ -268,11 +268,15 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
   """
   records = packed.Packed(("image", "image_id", "captions"))
   path_of = image_paths.ImagePaths()
+  errors = EntryErrors(data["strict"])
   for entry, location in annotations.split_entries(data, split, ("image", "caption")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location)
-    if not captions:
-      raise ValueError(f"{location}: the list of captions is empty.")
+    if not any(map(str.strip, captions)):
+      problem = "the caption is empty" if captions else "the list of captions is empty"
+      errors.failed(location, RecordError(f"{location}: {problem}."))
+      continue
+    errors.passed(location)
     records.append(
       {
         "image": path_of(data["image_root"], "image_root", entry["image"], location),
@@ -280,4 +284,5 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
         "captions": captions,
       }
     )
+  errors.end("entries")
   return text_assignment.TextAssignment(records, data["labels"], data["seed"])
