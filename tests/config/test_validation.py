@@ -79,6 +79,14 @@ def test_a_number_out_of_its_range_is_refused_with_its_key(task, name, value, ru
   assert str(error.value).startswith(f"config.{name}=")
 
 
+@pytest.mark.parametrize(
+  ("name", "value"), [("optim.lr", math.nan), ("data.augment.scale", (0.5, math.inf))]
+)
+def test_a_config_with_such_a_number_is_not_written_as_json(name, value):
+  with pytest.raises(ValueError, match=f"config.{name}=.* must be a finite number"):
+    config_lib.to_json(changed("vqa", name, value))
+
+
 @pytest.mark.parametrize("field", ["lr", "lr_mult", "weight_decay"])
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_a_row_of_groups_is_checked(field, value):

@@ -60,7 +60,8 @@ def kind(image: Any, pixels: UInt8[np.ndarray, "height width 3"]) -> tuple[str, 
     return DEEP, largest << 8 | 255
   if largest <= 1:
     return BLACK, largest
-  if largest == int(pixels.min()) or bool((pixels == pixels[0, 0]).all()):
+  first = pixels[0, 0]
+  if (pixels[::16, ::16] == first).all() and (pixels == first).all():
     return FLAT, largest
   return "", largest
 
