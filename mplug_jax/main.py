@@ -114,7 +114,10 @@ def main(argv: list[str]) -> None:
   del argv
   config = CONFIG.value
   if _PRINT_CONFIG.value:
-    print(config_lib.to_json(config), end="")
+    try:
+      print(config_lib.to_json(config), end="")
+    except ValueError as error:
+      _refuse(error)
     return
   folder = workdir(config)
   _start_distributed()

@@ -113,8 +113,8 @@ def test_strict_training_stops_at_the_image_and_goes_on_when_it_is_there(tmp_pat
     ),
     (
       "train",
-      '{"image": "a.png", "question": "Is there a dog?", "answer": []}',
-      "line 2: the list of answers is empty",
+      '{"image": "a.png", "question": "Is there a dog?", "answer": 3}',
+      "line 2: answer must be a string or a list of strings",
     ),
     ("val", '{"image": "a.png", "answer": "yes"}', "line 2: key 'question' is missing"),
   ],

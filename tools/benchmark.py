@@ -9,7 +9,6 @@ re-ranking, and `ops`, every array operation beside its reference.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -40,7 +39,7 @@ from mplug_jax.models.mplug import decoding_fns
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.performance import fusion_benchmark, ops_benchmark, train_step_benchmark
 from mplug_jax.performance.train_step_benchmark import timed
-from mplug_jax.runtime import files
+from mplug_jax.runtime import files, json_text
 from mplug_jax.runtime import process as host
 from mplug_jax.training import loop
 from tools import benchmark_loader, benchmark_report
@@ -396,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   print("\n".join(benchmark_report.report(results)))
   if options.json:
     with open(options.json, "w") as file:
-      json.dump(results, file, indent=2)
+      file.write(json_text.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ mplug_jax.main. Nothing is executed: times are lower bounds from the chip's publ
 status: 0 it fits; 3 it does not; 2 there is no TPU compiler; 1 the command is wrong.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,10 @@ os.environ.update(
 from absl import app, flags, logging  # noqa: E402
 
 from mplug_jax import main as command  # noqa: E402
-from mplug_jax.runtime import files  # noqa: E402
+from mplug_jax.runtime import (
+  files,  # noqa: E402
+  json_text,  # noqa: E402
+)
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "CHIP:SHAPE, such as " + ", ".join(topology.EXAMPLES) + ".", required=True
@@ -81,7 +83,8 @@ def _say(lines: Sequence[str], row: Mapping[str, Any] | None) -> None:
   if _JSON.value and row:
     with open(_JSON.value, "a") as file:
       file.write(
-        json.dumps({"config": command.CONFIG.value.name, "command": sys.argv[1:], **row}) + "\n"
+        json_text.dumps({"config": command.CONFIG.value.name, "command": sys.argv[1:], **row})
+        + "\n"
       )
 
 

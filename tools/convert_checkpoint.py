@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mplug_jax.conversion import importer, storage
 from mplug_jax.conversion import manifest as manifest_lib
+from mplug_jax.tensor_files import finite
 
 # Fields of the model that tensor shapes do not determine.
 _FIELDS = {
@@ -49,6 +50,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help="also keep unused tensors, for a later export",
   )
   parser.add_argument(
+    "--allow_nonfinite",
+    action="store_true",
+    help="convert values that are NaN or infinite instead of refusing them",
+  )
+  parser.add_argument(
     "--verbose",
     action="store_true",
     help="print the destination of each tensor, or the reason for none",
@@ -72,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if verbose:
     print("\n".join(manifest_lib.tensor_lines(manifest)))
   print("\n".join(manifest_lib.summary(manifest)))
+  if counts := manifest.get("nonfinite"):
+    print(f"warning: {finite.describe(counts)}.", file=sys.stderr)
   print(f"geometry: {', '.join(f'{name}={value}' for name, value in manifest['geometry'].items())}")
   in_file = storage.is_file(dest)
   print(f"manifest: {f'in the metadata of {dest}' if in_file else f'{dest}/manifest.json'}")

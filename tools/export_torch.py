@@ -28,6 +28,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--overwrite", action="store_true", help="replace a file that is no earlier export"
   )
+  parser.add_argument(
+    "--allow_nonfinite",
+    action="store_true",
+    help="export values that are NaN or infinite instead of refusing them",
+  )
   return parser.parse_args(argv)
 
 

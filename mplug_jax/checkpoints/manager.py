@@ -136,7 +136,9 @@ class Manager:
       return False
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(extra))
     if self._metric is not None:
-      metrics = {name: float(value) for name, value in (metrics or {}).items()}
+      numbers = {name: float(value) for name, value in (metrics or {}).items()}
+      # Orbax would write the tokens NaN and Infinity, which are no JSON.
+      metrics = {name: value for name, value in numbers.items() if math.isfinite(value)}
     self._pending = step
     self._run(self._manager.save, step, args=items, metrics=metrics)
     return True

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from mplug_jax.checkpoints import reading
 from mplug_jax.checkpoints.names import grouped, module_of
 from mplug_jax.checkpoints.position_embeddings import LEAF as POSITIONS
 from mplug_jax.checkpoints.position_embeddings import resize_positions
+from mplug_jax.tensor_files import finite
 
 
 class _Source(NamedTuple):
@@ -103,6 +105,29 @@ def _replaced(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
   return traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def _check_finite(arrays: Mapping[str, np.ndarray], report: Mapping[str, str]) -> None:
+  """Raises ValueError if a value is NaN or infinite."""
+  counts = {name: finite.count_nonfinite(array) for name, array in arrays.items()}
+  if counts := {name: count for name, count in counts.items() if count}:
+    origins = ", ".join(dict.fromkeys(report[name] for name in counts))
+    raise ValueError(
+      f"config.init.paths: {finite.describe(counts)}, of {origins}. No loss would be finite; start "
+      "from another checkpoint."
+    )
+
+
+def _warn_nonfinite(path: str | os.PathLike[str], params: Any) -> Any:
+  """Logs which parameters on the devices are not finite; returns them all."""
+  counts = {}
+  for name, leaf in _flat(params).items():
+    parts = (part.data for part in leaf.addressable_shards if part.replica_id == 0)
+    if count := sum(finite.count_nonfinite(np.asarray(part)) for part in parts):
+      counts[name] = count
+  if counts:
+    logging.warning("%s: %s. What depends on them is NaN.", path, finite.describe(counts))
+  return params
+
+
 def init_from(state: Any, options: Any) -> tuple[Any, dict[str, str]]:
   """Fills a fresh TrainState with parameters of other checkpoints, and averages if it keeps any.
 
@@ -119,7 +144,8 @@ def init_from(state: Any, options: Any) -> tuple[Any, dict[str, str]]:
     The state, and {parameter: origin}: "new" or the checkpoint's path.
 
   Raises:
-    ValueError: parameters are missing, left over or of another shape; counted and grouped.
+    ValueError: parameters are missing, left over, of another shape or not finite; counted and
+      grouped.
     FileNotFoundError, CheckpointError: a checkpoint cannot be read.
   """
   sources = _sources(options.paths)
@@ -140,8 +166,11 @@ def init_from(state: Any, options: Any) -> tuple[Any, dict[str, str]]:
     params[name], report[name] = _fitted(name, array, leaf.shape, source.path)
     averages[name], _ = _fitted(name, source.averages.get(original, array), leaf.shape, source.path)
   _check_complete(options, wanted, report, sources)
+  averaged = bool(jax.tree.leaves(state.ema_params))
+  _check_finite(params, report)
   state = state.replace(params=_replaced(state.params, params))
-  if jax.tree.leaves(state.ema_params):
+  if averaged:
+    _check_finite(averages, report)
     state = state.replace(ema_params=_replaced(state.ema_params, averages))
   return state, report
 
@@ -156,6 +185,7 @@ def load_params(path: str | os.PathLike[str], abstract_params: Any, which: str =
 
   Returns:
     The parameters, placed like `abstract_params`; position tables are resized to the model's.
+    Those with values that are NaN or infinite are named in the log.
 
   Raises:
     ValueError: parameters are missing or have another shape; counted and grouped.
@@ -168,7 +198,7 @@ def load_params(path: str | os.PathLike[str], abstract_params: Any, which: str =
     if name.startswith(f"{which}/")
   }
   if not saved or saved == {name: tuple(leaf.shape) for name, leaf in wanted.items()}:
-    return reading.load_params(path, abstract_params, which)
+    return _warn_nonfinite(path, reading.load_params(path, abstract_params, which))
   missing = [name for name in wanted if name not in saved]
   other = [
     f"{name} {list(saved[name])} instead of {list(leaf.shape)}"
@@ -184,7 +214,7 @@ def load_params(path: str | os.PathLike[str], abstract_params: Any, which: str =
     raise ValueError(f"{path} does not fit this configuration: {'; '.join(problems)}.")
   arrays = reading.load_arrays(path, which)
   fitted = {name: _fitted(name, arrays[name], leaf.shape, path)[0] for name, leaf in wanted.items()}
-  return _replaced(abstract_params, fitted)
+  return _warn_nonfinite(path, _replaced(abstract_params, fitted))
 
 
 def summary(report: Mapping[str, str]) -> list[str]:

@@ -141,7 +141,16 @@ def resume_conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[li
 
 
 def to_json(config: Any) -> str:
-  """Returns a ConfigDict as JSON text, keys in their order."""
+  """Returns a ConfigDict as JSON text, keys in their order.
+
+  Raises:
+    ValueError: a number is not finite, which JSON cannot represent.
+  """
+  for name, value in flat(config).items():
+    try:
+      json.dumps(value, default=str, allow_nan=False)
+    except ValueError:
+      raise ValueError(f"config.{name}={value!r} must be a finite number.") from None
   return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
 
 

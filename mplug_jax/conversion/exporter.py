@@ -16,8 +16,8 @@ from mplug_jax.conversion import mapping, official_inventory, storage
 from mplug_jax.conversion.formats.format import Geometry, Shapes
 from mplug_jax.conversion.geometry import GEOMETRY
 from mplug_jax.conversion.manifest import manifest_beside
-from mplug_jax.runtime import atomic_files, files
-from mplug_jax.tensor_files import write
+from mplug_jax.runtime import atomic_files, files, json_text
+from mplug_jax.tensor_files import finite, write
 
 _OFFICIAL_TASKS = {"scst": "caption"}  # our task -> task of the official model with its tensors
 
@@ -174,6 +174,7 @@ def export_torch(
   slim: bool = False,
   dtype: str | None = None,
   overwrite: bool = True,
+  allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
   """Writes a checkpoint as PyTorch weights with official names, and a manifest next to the file.
 
@@ -186,12 +187,13 @@ def export_torch(
     slim: leave out the tensors that never run.
     dtype: of floating-point tensors; None for the source's.
     overwrite: replace a file that is no earlier export, which has a manifest next to it.
+    allow_nonfinite: export values that are NaN or infinite as they are.
 
   Returns:
     The manifest: {"source", "task", "tensors": rows}.
 
   Raises:
-    ValueError: the checkpoint is unusable; nothing is written.
+    ValueError: the checkpoint is unusable, or a value of it is not finite; nothing is written.
     FileNotFoundError: there is no such checkpoint.
     FileExistsError: see `overwrite`.
     OSError: the file could not be written; nothing of it remains.
@@ -221,15 +223,44 @@ def export_torch(
         tensors.append(write.Tensor(name, plan.shape, result, same_as=plan.why))
       else:
         load = functools.partial(_load_as, plan.load, result)
+        if plan.action == "map" and not allow_nonfinite:
+          load = finite.checked(name, load)
         tensors.append(write.Tensor(name, plan.shape, result, load))
     manifest = {"source": str(path), "task": source.task, "tensors": rows}
     files.require_new(dest, overwrite or os.path.exists(manifest_beside(dest)))
-    _write_export(dest, tensors, manifest)
+    try:
+      _write_export(dest, tensors, manifest)
+    except finite.NonFiniteError as error:
+      raise _refusal(path, source, rows, dtype, error) from error
   return manifest
 
 
+def _refusal(
+  path: str | os.PathLike,
+  source: _Exported,
+  rows: list[dict[str, Any]],
+  dtype: str | None,
+  error: finite.NonFiniteError,
+) -> ValueError:
+  """Returns an error that names all tensors with values that are not finite."""
+  counts = {}
+  for row in rows:
+    load = source.describe(row["name"]).load if row["action"] == "map" else None
+    if load and (count := finite.count_nonfinite(load())):
+      counts[row["name"]] = count
+  if counts:
+    return ValueError(
+      f"{path}: {finite.describe(counts)}. A model computes nothing useful with them: use another "
+      "checkpoint, or pass --allow_nonfinite to export them as they are."
+    )
+  return ValueError(
+    f"{path}: values of {error.name} are too large for {dtype}; choose another --dtype."
+  )
+
+
 def _load_as(load: Callable[[], np.ndarray], dtype: np.dtype) -> np.ndarray:
-  return load().astype(dtype, copy=False)
+  with np.errstate(over="ignore"):  # infinite values are found afterwards
+    return load().astype(dtype, copy=False)
 
 
 def _write_export(
@@ -240,7 +271,7 @@ def _write_export(
   try:
     pathlib.Path(dest).parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.open_atomic(manifest_beside(dest)) as file:
-      file.write((json.dumps(manifest, indent=2) + "\n").encode())
+      file.write((json_text.dumps(manifest, indent=2) + "\n").encode())
       file.flush()
       save(dest, tensors)
   except OSError as error:

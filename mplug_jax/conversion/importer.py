@@ -20,7 +20,7 @@ from mplug_jax.conversion import mapping, storage
 from mplug_jax.conversion.formats.format import Geometry
 from mplug_jax.conversion.geometry import infer_geometry
 from mplug_jax.conversion.names import config_beside, official_names
-from mplug_jax.tensor_files import open, write
+from mplug_jax.tensor_files import finite, open, write
 from mplug_jax.tensor_files.tensor_file import TensorFile
 
 _Piece = tuple[str, mapping.Entry, int]  # name in the source, Entry, index among the entry's leaves
@@ -92,7 +92,8 @@ def _make(
   leaf = np.empty(shape, dtype)
   for name, entry, i in parts:
     index = entry.indices[i]
-    _copy(entry.forward(source[name])[i], leaf[... if index is None else index])
+    with np.errstate(over="ignore"):  # infinite values are found when the leaf is complete
+      _copy(entry.forward(source[name])[i], leaf[... if index is None else index])
   return leaf
 
 
@@ -163,6 +164,7 @@ def convert_checkpoint(
   dtype: str | None = None,
   zero_positions: bool = False,
   keep_dead: bool = False,
+  allow_nonfinite: bool = False,
   **overrides: Any,
 ) -> dict[str, Any]:
   """Converts a PyTorch checkpoint to one for `init_from`, `export_torch` and `load_params`.
@@ -178,13 +180,16 @@ def convert_checkpoint(
     zero_positions: write position tables of zeros, as in the official start from CLIP
       (docs/official.md item 1).
     keep_dead: also keep the tensors that never run, for a later export.
+    allow_nonfinite: convert values that are NaN or infinite as they are. They are counted in
+      "nonfinite" of the manifest, {key: number}. Tensors that never run are not checked.
     **overrides: fields of MPlug that the shapes do not determine, see `infer_geometry`.
 
   Returns:
     The manifest: {"source", "geometry", "placeholders", "tensors": rows}.
 
   Raises:
-    ValueError: the file is unusable or does not fit a model; nothing is written.
+    ValueError: the file is unusable or does not fit a model, or a value of it is not finite;
+      nothing is written.
     FileNotFoundError: there is no such checkpoint.
     FileExistsError: `dest` exists.
     OSError: the result could not be written; nothing of it remains.
@@ -212,8 +217,49 @@ def convert_checkpoint(
       "tensors": rows,
     }
     dead = [unmapped[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
-    storage.save(dest, leaves, manifest, dead)
+    if allow_nonfinite:
+      if counts := _nonfinite(source, rows):
+        manifest["nonfinite"] = counts
+    else:
+      leaves = [_checked(leaf) for leaf in leaves]
+    try:
+      storage.save(dest, leaves, manifest, dead)
+    except finite.NonFiniteError as error:
+      raise _refusal(path, source, rows, dtype, error) from error
   return manifest
+
+
+def _checked(leaf: write.Tensor) -> write.Tensor:
+  """Returns a leaf that raises NonFiniteError when it is made with a value that is not finite."""
+  return leaf._replace(load=finite.checked(leaf.name, leaf.make))
+
+
+def _nonfinite(source: _Source, rows: list[dict[str, Any]]) -> dict[str, int]:
+  """Returns {key: number of values that are not finite} of the tensors that have a destination."""
+  counts = {
+    row["key"]: finite.count_nonfinite(source[row["name"]])
+    for row in rows
+    if row["action"] in ("map", "queue")
+  }
+  return {key: count for key, count in counts.items() if count}
+
+
+def _refusal(
+  path: str | os.PathLike,
+  source: _Source,
+  rows: list[dict[str, Any]],
+  dtype: Any,
+  error: finite.NonFiniteError,
+) -> ValueError:
+  """Returns an error that names all tensors with values that are not finite."""
+  if counts := _nonfinite(source, rows):
+    return ValueError(
+      f"{path}: {finite.describe(counts)}. A model computes nothing useful with them: use another "
+      "checkpoint, or pass --allow_nonfinite to convert them as they are."
+    )
+  return ValueError(
+    f"{path}: values of {error.name} are too large for {dtype}; choose another --dtype."
+  )
 
 
 def _convert_trees(

@@ -27,7 +27,7 @@ from flax import traverse_util
 from mplug_jax.checkpoints import errors as errors_lib
 from mplug_jax.checkpoints import orbax_logging, reading
 from mplug_jax.conversion.formats.format import Geometry
-from mplug_jax.runtime import atomic_files, files
+from mplug_jax.runtime import atomic_files, files, json_text
 from mplug_jax.tensor_files import open
 from mplug_jax.tensor_files import write as torch_write
 
@@ -146,7 +146,10 @@ def _save_file(
   manifest: Mapping[str, Any],
   dead: Sequence[torch_write.Tensor],
 ) -> None:
-  metadata = {"geometry": json.dumps(manifest["geometry"]), "manifest": json.dumps(manifest)}
+  metadata = {
+    "geometry": json_text.dumps(manifest["geometry"]),
+    "manifest": json_text.dumps(manifest),
+  }
   torch_write.save_safetensors(
     dest, [*leaves, *(tensor._replace(name=f"dead/{tensor.name}") for tensor in dead)], metadata
   )

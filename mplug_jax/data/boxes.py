@@ -5,6 +5,7 @@ height). All are floats [..., 4] in any unit. The functions take NumPy or JAX ar
 arrays of the same library.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from jaxtyping import Float, Int, Num
@@ -51,6 +52,24 @@ def cut(
   xp = corners.__array_namespace__()
   limits = xp.concatenate([size, size], axis=-1).astype(corners.dtype)
   return xp.minimum(xp.maximum(corners, 0), limits)
+
+
+def inside(
+  corners: Sequence[float], width: float, height: float
+) -> tuple[float, float, float, float] | None:
+  """Returns the part of a box inside its image, None if there is none.
+
+  Args:
+    corners: (x1, y1, x2, y2) in pixels.
+    width: of the image in pixels.
+    height: of the image in pixels.
+  """
+  x1, y1, x2, y2 = corners
+  x1 = max(x1, 0)
+  y1 = max(y1, 0)
+  x2 = min(x2, width)
+  y2 = min(y2, height)
+  return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
 
 
 def _areas(a, b):

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mplug_jax.data import boxes
-from mplug_jax.data.errors import ImageError
+from mplug_jax.data.errors import BadRecords, ImageError
 from mplug_jax.data.examples import grounding
 from mplug_jax.data.images import box_transforms, ops
 from mplug_jax.data.sources.chunked import Chunked
@@ -59,7 +59,8 @@ class GroundingEvaluator:
       with and without a relation, and of seen and unseen pairs of shape and color; constant_box,
       acc@0.5 of the mean true box for all expressions; nearest_..., the scores of the true boxes
       after quantization to location tokens. None of these without true boxes. `corrupt_images`, if
-      any, is the number of unreadable images; their expressions count as missed.
+      any, is the number of unreadable images; their expressions count as missed. `bad_boxes`, if
+      any, is the number of unusable true boxes; their expressions do not count.
     """
     predictions, corrupt = self._predict(predict["locate"], process_index, process_count)
     self.samples = [
@@ -74,6 +75,9 @@ class GroundingEvaluator:
       )
       self._write_sheet(predictions)
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
+    bad = getattr(self.source.source, "bad", BadRecords()).count
+    bad += sum(p["outside"] for p in predictions)
+    notes |= {"bad_boxes": bad} if bad else {}
     scored = [p for p in predictions if p["iou"] is not None]
     return (_metrics(scored) if scored else {}) | notes
 
@@ -89,12 +93,17 @@ class GroundingEvaluator:
       for i, expression in enumerate(self.source.expressions(index)):
         box, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
         truth = expression["box"]
+        outside = False
+        if truth is not None and not unreadable:
+          outside = boxes.inside(truth, *out["size"]) is None
+          truth = None if outside else truth
         predictions.append(
           {
             "id": expression.get("id", f"{index}-{i}"),
             "index": index,
             "expression": expression,
             "size": out["size"],
+            "outside": outside,
             "box": box,
             "score": float(out["score"][i]),
             "iou": None if truth is None else 0.0 if unreadable else _iou(box, truth),
@@ -131,7 +140,8 @@ class GroundingEvaluator:
         sample = sample_sheet.Sample(
           expression["text"], f"IoU {prediction['iou']:.2f}", "", verdict
         )
-      yield _picture(image, expression["box"], prediction["box"]), [sample]
+      truth = None if prediction["outside"] else expression["box"]
+      yield _picture(image, truth, prediction["box"]), [sample]
 
 
 def _row(prediction):

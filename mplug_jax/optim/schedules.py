@@ -41,7 +41,8 @@ def make_schedule(config: Config, lr: float, total_steps: int, steps_per_epoch: 
     Function step (int or i32[...]) -> f32[...], usable inside jit.
 
   Raises:
-    ValueError: the schedule or a field is unknown, or the durations do not fit.
+    ValueError: the schedule or a field is unknown, the rate is negative or not finite, or the
+      durations do not fit.
   """
   fields = dict(config)
   name = fields.pop("name")
@@ -49,6 +50,8 @@ def make_schedule(config: Config, lr: float, total_steps: int, steps_per_epoch: 
     known = ", ".join(sorted(_SCHEDULE_FIELDS))
     raise ValueError(f"optim.schedule.name is {name!r}; known schedules: {known}.")
   check_fields(f"optim.schedule {name!r}", fields, _SCHEDULE_FIELDS[name])
+  if not (math.isfinite(lr) and lr >= 0):
+    raise ValueError(f"The learning rate {lr!r} must be a finite number, at least 0.")
   if min(total_steps, steps_per_epoch) < 1:
     raise ValueError(f"{total_steps=} and {steps_per_epoch=} must be at least 1.")
   if name == "official":

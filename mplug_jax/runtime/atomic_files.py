@@ -1,14 +1,13 @@
 """Writing files so that a reader, or the next start, finds the old file or the whole new one."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from mplug_jax.runtime import files
+from mplug_jax.runtime import files, json_text
 
 
 @contextlib.contextmanager
@@ -71,9 +70,9 @@ def write_atomic(path: files.PathLike, data: bytes) -> None:
 
 
 def write_json(path: files.PathLike, values: Any) -> None:
-  """Writes indented JSON with `write_atomic`.
+  """Writes indented JSON with `write_atomic`; numbers that are not finite become null.
 
   Raises:
     TypeError: JSON cannot hold the values; nothing is written.
   """
-  write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+  write_atomic(path, (json_text.dumps(values, indent=2) + "\n").encode())

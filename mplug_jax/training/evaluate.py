@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
+from mplug_jax import config as config_lib
 from mplug_jax import evaluators
 from mplug_jax.checkpoints import manager, reading, warm_start
 from mplug_jax.config import Config
@@ -67,24 +68,31 @@ class Evaluation:
     return self.evaluator.run(predict, jax.process_index(), jax.process_count())
 
 
-def report_result(metric: str, result: Mapping[str, float], samples: Iterable[str] = ()) -> None:
+def report_result(
+  metric: str, result: Mapping[str, float | None], samples: Iterable[str] = ()
+) -> None:
   """Prints a few predictions, the other metrics, and the metric of the run in the last line.
 
   Args:
     metric: name of the metric of the task.
-    result: {metric: value}.
+    result: {metric: value, None if it is not finite}.
     samples: lines with predictions.
   """
   for line in samples:
     print(f"  {line}")
   for name in sorted(set(result) - {metric}):
-    print(f"  {name}: {result[name]:.2f}")
+    print(f"  {name}: {_shown(result[name])}")
   print(
-    f"final: {metric} {result[metric]:.2f}"
+    f"final: {metric} {_shown(result[metric])}"
     if metric in result
     else "final: no answers to compare with",
     flush=True,
   )
+
+
+def _shown(value: float | None) -> str:
+  """Returns a metric as text; result.json has null for one that is not finite."""
+  return "not finite" if value is None else f"{value:.2f}"
 
 
 def _tokenizer_of(config: Config, workdir: str, path: str) -> tokenizer_base.Tokenizer:
@@ -123,6 +131,7 @@ def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
     FileNotFoundError: there is no checkpoint.
     ValueError: the checkpoint is of another model, or lacks parameters or a tokenizer.
   """
+  config_lib.check(config)
   process.prepare(config.compilation_cache)
   files.make_folder(workdir)
   tokenizer = _tokenizer_of(config, workdir, path)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mplug_jax import config as config_lib
 from mplug_jax import data, evaluators, tasks
 from mplug_jax.checkpoints.manager import Manager
 from mplug_jax.config import Config
@@ -26,10 +27,11 @@ from mplug_jax.parallel import rules
 from mplug_jax.reporting import curves
 from mplug_jax.runtime import atomic_files, files, process
 from mplug_jax.runtime.signals import Interrupt
+from mplug_jax.training import data_fingerprint
 from mplug_jax.training.build import Build, Host, build
 from mplug_jax.training.evaluate import Evaluation, report_result
 from mplug_jax.training.health import HealthGuard
-from mplug_jax.training.start import count_steps, report_step, start_state
+from mplug_jax.training.start import count_steps, report_step, start_state, warn_about_data
 from mplug_jax.training.state import TrainState
 from mplug_jax.training.step_log import MetricLog
 from mplug_jax.training.workdir import (
@@ -43,8 +45,8 @@ from mplug_jax.training.workdir import (
 def train(config: Config, workdir: str) -> int:
   """Trains and evaluates; resumes when `workdir` holds a run.
 
-  Writes to `workdir`: config.json, tokenizer/, checkpoints/, metrics.jsonl, parameters.txt,
-  predictions.json, predictions.png, curves.png, result.json.
+  Writes to `workdir`: config.json, data.json, tokenizer/, checkpoints/, metrics.jsonl,
+  parameters.txt, predictions.json, predictions.png, curves.png, result.json.
 
   Args:
     config: config of the run.
@@ -60,7 +62,8 @@ def train(config: Config, workdir: str) -> int:
   """
   began = time.perf_counter()
   process.prepare(config.compilation_cache)
-  tasks.get(config.task.name)  # Raises before anything is written.
+  config_lib.check(config)  # Raises before anything is written, as the next line does.
+  tasks.get(config.task.name)
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
   files.make_folder(workdir)
@@ -69,9 +72,12 @@ def train(config: Config, workdir: str) -> int:
   open_workdir(config, workdir, resuming=manager.latest_step() is not None)
   if finished := finished_result(workdir, total_steps):
     return _report_finished(workdir, finished)
+  data_fingerprint.check(config, workdir, source, manager.latest_step() is not None)
   tokenizer = prepare_tokenizer(config, workdir, source)
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)
+  warn_about_data(config, "train", source)
+  warn_about_data(config, config.eval.split, getattr(evaluation.evaluator, "source", ()))
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ExitStack() as stack:
     executor = stack.enter_context(ThreadPoolExecutor(1))
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)

@@ -2,16 +2,20 @@
 
 import os
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from mplug_jax.checkpoints import warm_start
 from mplug_jax.checkpoints.manager import Manager
 from mplug_jax.config import Config
+from mplug_jax.data import check
 from mplug_jax.data.text import tokenizer_base
+from mplug_jax.data.types import Source
 from mplug_jax.parallel import batches as batches_lib
 from mplug_jax.parallel import rules
 from mplug_jax.runtime import atomic_files
@@ -34,6 +38,19 @@ def count_steps(config: Config, source: Sized) -> tuple[int, int]:
   if total_steps < 1:
     raise ValueError("Set config.total_steps or config.total_epochs: the run has no updates to do.")
   return total_steps, steps_per_epoch
+
+
+def warn_about_data(config: Config, split: str, source: Source | Sequence[Any]) -> None:
+  """Logs what is implausible about a few images and boxes of a split; process 0 alone.
+
+  Args:
+    config: config of the run.
+    split: name of the split, for messages.
+    source: its records.
+  """
+  if jax.process_index() == 0:
+    for sentence in check.sample_warnings(config, source):
+      logging.warning("Split %s, a sample: %s", split, sentence)
 
 
 def compile_step(built: Build, batch_size: int) -> tuple[jax.stages.Compiled, float]:

@@ -1,4 +1,4 @@
-"""The run folder: config.json, tokenizer, result.json, parameters.txt."""
+"""The run folder: config.json, tokenizer, result.json, parameters.txt; see data_fingerprint.py."""
 
 import json
 import os

@@ -1,6 +1,7 @@
 """Checkpoints: every bit comes back, on any mesh, and whatever fails leaves the last good one."""
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -190,6 +191,14 @@ def test_damaged_metrics_cost_only_themselves(tmp_path, caplog, content):
   assert manager.best_step() == 1
   assert manager.save(3, _state(3), {}, {"acc": 0.7})
   manager.close()
+
+
+def test_metrics_that_are_not_finite_are_left_out_of_the_file(tmp_path):
+  manager = manager_lib.Manager(tmp_path, keep=2, best_metric="acc")
+  manager.save(1, _state(1), {}, {"acc": float("nan"), "loss": float("inf"), "recall": 0.5})
+  manager.close()
+  text = (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").read_text()
+  assert json.loads(text) == {"recall": 0.5}
 
 
 def test_all_unreadable_or_none_says_so(tmp_path):

@@ -175,3 +175,42 @@ def test_a_run_reads_with_the_tokenizer_of_the_one_it_starts_from(tmp_path):
     ValueError, match=r"The tokenizer \(.*\) is not the one recorded in config.init.paths, .*first"
   ):
     workdir.prepare_tokenizer(c, str(tmp_path / "refused"), None)
+
+
+LEAF = "text_decoder/layers/attention/query/kernel"
+
+
+def spoiled(arrays, tree, count, value=np.nan):
+  """Returns copies of the arrays with `count` values of one parameter replaced."""
+  arrays = jax.tree.map(np.copy, arrays)
+  node = arrays[tree]
+  for key in LEAF.split("/"):
+    node = node[key]
+  node.reshape(-1)[:count] = value
+  return arrays
+
+
+@pytest.mark.parametrize("tree", ["params", "ema_params"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_run_does_not_start_from_values_that_are_not_finite(made, fresh, tmp_path, tree, value):
+  manager = checkpoint.Manager(tmp_path)
+  manager.save(1, spoiled(drawn(made[1], 1), tree, 3, value), {})
+  manager.close()
+  c, state = fresh
+  message = rf"config.init.paths: 3 values of 1 tensor are not finite: {LEAF} \(3\), of {tmp_path}"
+  with pytest.raises(ValueError, match=message):
+    warm_start.init_from(state, options(c, tmp_path))
+
+
+def test_values_that_are_not_finite_are_named_when_parameters_are_loaded(made, tmp_path, caplog):
+  manager = checkpoint.Manager(tmp_path)
+  manager.save(1, spoiled(drawn(made[1], 1), "params", 5), {})
+  manager.close()
+  abstract = made[1].params
+  loaded = tiny_run.flat(warm_start.load_params(tmp_path, abstract))
+  assert np.isnan(loaded[LEAF]).sum() == 5
+  (message,) = [text for text in caplog.messages if "finite" in text]
+  assert message.startswith(f"{tmp_path}: 5 values of 1 tensor are not finite: {LEAF} (5).")
+  caplog.clear()
+  warm_start.load_params(tmp_path, abstract, "ema_params")
+  assert "finite" not in caplog.text

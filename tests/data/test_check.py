@@ -274,13 +274,16 @@ def test_boxes_outside_the_image(folder, capsys):
   ]
   path = write(folder, rows)
   status, lines, _ = check(capsys, path, "--task=grounding", f"--sheet={folder}/sheet.png")
-  assert status == 1
+  assert status == 0
   assert "boxes     6: 2 outside their image, 3 reaching beyond it" in lines
-  assert lines[-2] == (
-    f"error: 2 boxes lie outside their image: {folder}/0.png: (50.0, 0.0, 60.0, 5.0) of 'A dog' "
-    f"in 30 x 20 pixels; "
-    f"{folder}/0.png: (0.0, -9.0, 5.0, 0.0) of 'A dog' in 30 x 20 pixels."
+  outside = (
+    f"2 boxes lie outside their image: {folder}/0.png: (50.0, 0.0, 60.0, 5.0) of 'A dog' "
+    f"in 30 x 20 pixels; {folder}/0.png: (0.0, -9.0, 5.0, 0.0) of 'A dog' in 30 x 20 pixels"
   )
+  assert f"warning: {outside}; their texts would not count." in lines
+  status, lines, _ = check(capsys, write(folder, rows[4:]), "--task=grounding")
+  assert status == 1
+  assert f"error: All {outside}." in lines
   status, lines, _ = check(capsys, write(folder, rows[:4]), "--task=grounding")
   assert status == 0
   assert lines[-1] == "warning: 3 of 4 boxes reach beyond their image; they would be cut there."

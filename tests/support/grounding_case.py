@@ -51,6 +51,7 @@ def transform(tokenizer=None, strict=False, **options):
       "max_phrase": 6,
       "train": True,
       "augment": AUGMENT,
+      "strict": strict,
       **options,
     },
   )

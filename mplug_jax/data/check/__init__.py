@@ -4,7 +4,9 @@ The check reads through the source of the task, so it fails with the same messag
 Imports no JAX.
 """
 
+import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -14,11 +16,15 @@ import numpy as np
 from mplug_jax import data as data_lib
 from mplug_jax.config import Config
 from mplug_jax.data.check.image_check import is_path, open_images
-from mplug_jax.data.check.judge import judge
+from mplug_jax.data.check.judge import judge, plausibility
 from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts
 from mplug_jax.data.check.sheet import SHEET_IMAGES
+from mplug_jax.data.errors import noted
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.data.types import Source
+
+_SECONDS = 2.0  # after which `sample_warnings` opens no further image
 
 
 def check(
@@ -47,11 +53,12 @@ def check(
   """
   data = config.data
   view = _view(config)
-  source = view.source(data, split)
-  numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
-  items = [view.item(source[number], data) for number in numbers]
+  with noted() as notes:
+    source = view.source(data, split)
+    numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
+    items = [view.item(source[number], data) for number in numbers]
   ids = [str(number) for item in items for number in item.ids]
-  report = Report(len(items), len(ids) or len(items), view.entries)
+  report = Report(len(items), len(ids) or len(items), view.entries, warnings=notes)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
   prefix = view.prefix(config, tokenizer) if tokenizer else ""
@@ -72,6 +79,36 @@ def check(
     report.overlaps[name] = _overlap(paths, report.ids, other, other_split)
   judge(report, items, data, split)
   return report
+
+
+def sample_warnings(config: Config, source: Source, records: int = 32) -> list[str]:
+  """Returns what is implausible about the images and boxes of a few records, in a few seconds.
+
+  Generated images and clips are not looked at, nor records that cannot be read.
+
+  Args:
+    config: config of the run.
+    source: records of a split, whole or in chunks.
+    records: number of records, evenly spaced.
+  """
+  if not len(source) or config.data.frames:
+    return []
+  report = Report(0, 0, "")
+  end = time.perf_counter() + _SECONDS
+  with contextlib.suppress(ValueError, OSError):  # the run says it, if it meets the record
+    for number in np.unique(np.linspace(0, len(source) - 1, records).astype(int)):
+      record = source[int(number)]
+      images = record["images"] if "images" in record else [record["image"]]
+      if time.perf_counter() > end or any(isinstance(image, np.ndarray) for image in images):
+        break
+      boxes = tuple(
+        (expression["text"], expression["box"])
+        for expression in record.get("expressions", ())
+        if expression["box"] is not None
+      )
+      item = Item(images=images, ids=[number], texts=[], shown=[], boxes=boxes)
+      open_images(report, [item], config.data, threads=1)
+  return plausibility(report, config.data)
 
 
 def _view(config: Config) -> View:

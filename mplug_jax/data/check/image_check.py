@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mplug_jax.config import Config
+from mplug_jax.data.boxes import inside
+from mplug_jax.data.check import box_units, image_values
 from mplug_jax.data.check.report import Report
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.examples.record_view import Item
@@ -54,9 +56,11 @@ def open_images(report: Report, items: Sequence[Item], data: Config, threads: in
   with ThreadPoolExecutor(threads) as pool:
     while chunk := list(itertools.islice(images, _CHUNK)):
       results = pool.map(lambda image: _open(image, names[image], data), chunk)
-      for image, (size, problem) in zip(chunk, results, strict=True):
+      for image, (size, problem, (kind, largest)) in zip(chunk, results, strict=True):
         if size:
-          _check_boxes(report, names[image], boxes[image], *size)
+          _check_boxes(report, image, names[image], boxes[image], *size)
+          if kind:
+            report.values.setdefault(kind, []).append((str(names[image]), largest))
           continue
         unreadable.add(image)
         if problem:
@@ -66,27 +70,43 @@ def open_images(report: Report, items: Sequence[Item], data: Config, threads: in
   return unreadable
 
 
-def _open(image: Any, name: Any, data: Config) -> tuple[tuple[int, int] | None, str]:
-  """Returns ((height, width), ""), or (None, problem); the problem is "" for a missing file."""
+def _open(
+  image: Any, name: Any, data: Config
+) -> tuple[tuple[int, int] | None, str, tuple[str, int]]:
+  """Opens an image.
+
+  Returns:
+    ((height, width), "", kind and largest value of image_values), or (None, problem, ("", 0)); the
+    problem is "" for a missing file.
+  """
+  values = "", 0
   try:
     if is_path(image) and not archives.is_file(image):
-      return None, ""
+      return None, "", values
     if data.frames:
       pixels = video.read_clip(image, data.frames, data.frame_sampling, name)[0]
     else:
       pixels = ops.decode_image(image, name)
+      values = image_values.kind(image, pixels)  # a clip may begin with a black frame
   except (ImageError, OSError) as error:
-    return None, str(error)
+    return None, str(error), values
   except ValueError as error:  # raised by the archive
-    return None, f"Image {name} cannot be read: {error}"
+    return None, f"Image {name} cannot be read: {error}", values
   height, width = pixels.shape[:2]
-  return (height, width), ""
+  return (height, width), "", values
 
 
-def _check_boxes(report: Report, name: Any, boxes: list[Any], height: int, width: int) -> None:
+def _check_boxes(
+  report: Report, image: Any, name: Any, boxes: list[Any], height: int, width: int
+) -> None:
   report.boxes += len(boxes)
-  for phrase, (x1, y1, x2, y2) in boxes:
-    if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
+  beyond = any(box_units.reaches_beyond(corners, width, height) for _, corners in boxes)
+  turned = beyond and image_values.is_turned(image)
+  for phrase, corners in boxes:
+    placed = box_units.PlacedBox(str(name), phrase, tuple(corners), width, height, turned)
+    report.placed.append(placed)
+    x1, y1, x2, y2 = corners
+    if inside(corners, width, height) is None:
       report.outside.append(
         f"{name}: {(x1, y1, x2, y2)} of {phrase!r} in {width} x {height} pixels"
       )

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 from mplug_jax.config import Config
+from mplug_jax.data.check import box_units, image_values
 from mplug_jax.data.check.report import Report, examples_of
 from mplug_jax.data.examples.record_view import Item
+
+_SIZES = ("refcoco",)  # sources whose boxes are [x, y, width, height]
 
 
 def judge(report: Report, items: Sequence[Item], data: Config, split: str) -> None:
@@ -16,9 +19,10 @@ def judge(report: Report, items: Sequence[Item], data: Config, split: str) -> No
     data: config.data.
     split: "train", "val" or "test"; only "train" needs every label.
   """
+  report.warnings += plausibility(report, data)
   _judge_images(report, data)
   _judge_answers(report, items, data.get("max_answers", 0))
-  _judge_boxes(report)
+  _judge_boxes(report, data)
   if report.duplicate_ids:
     report.warnings.append(f"{len(report.duplicate_ids)} ids occur more than once.")
   if report.labels and split == "train":
@@ -29,6 +33,20 @@ def judge(report: Report, items: Sequence[Item], data: Config, split: str) -> No
   for name, (images, ids) in report.overlaps.items():
     if images or ids:
       report.warnings.append(f"{len(images)} images and {len(ids)} ids are in {name} too.")
+
+
+def plausibility(report: Report, data: Config) -> list[str]:
+  """Returns a sentence for each kind of implausible boxes and images.
+
+  Args:
+    report: counts of the check.
+    data: config.data.
+  """
+  readable = report.images - len(report.missing) - len(report.corrupt)
+  return [
+    *box_units.warnings(report.placed, sizes=data.name in _SIZES),
+    *image_values.warnings(report.values, readable),
+  ]
 
 
 def _judge_images(report: Report, data: Config) -> None:
@@ -56,11 +74,17 @@ def _judge_answers(report: Report, items: Sequence[Item], limit: int) -> None:
     )
 
 
-def _judge_boxes(report: Report) -> None:
+def _judge_boxes(report: Report, data: Config) -> None:
   if report.outside:
-    report.errors.append(
+    outside = (
       f"{len(report.outside)} boxes lie outside their image: {examples_of(report.outside, '; ')}."
     )
+    if data.strict:
+      report.errors.append(f"config.data.strict=True, and {outside}")
+    elif len(report.outside) == report.boxes:
+      report.errors.append(f"All {outside}")
+    else:
+      report.warnings.append(f"{outside.removesuffix('.')}; their texts would not count.")
   if report.cut:
     report.warnings.append(
       f"{report.cut} of {report.boxes} boxes reach beyond their image; they would be cut there."

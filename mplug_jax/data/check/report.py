@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from mplug_jax.data.check.box_units import PlacedBox
 from mplug_jax.data.examples.record_view import Item
 
 PERCENTILES = (50, 90, 99)
@@ -67,6 +68,8 @@ class Report:
     labels: number of records of each label.
     boxes: number of boxes.
     outside: a sentence per box that is completely outside its image.
+    placed: boxes of readable images.
+    values: {kind of image_values: (name, largest value) of its images}.
     cut: number of boxes that are partly outside their image.
     overlaps: {name: (common images, common ids)}, sorted.
     errors: reasons why training would fail.
@@ -87,6 +90,8 @@ class Report:
   labels: Counter | None = None
   boxes: int = 0
   outside: list[str] = dataclasses.field(default_factory=list)
+  placed: list[PlacedBox] = dataclasses.field(default_factory=list)
+  values: dict[str, list[tuple[str, int]]] = dataclasses.field(default_factory=dict)
   cut: int = 0
   overlaps: dict[str, tuple[list[str], list[str]]] = dataclasses.field(default_factory=dict)
   errors: list[str] = dataclasses.field(default_factory=list)

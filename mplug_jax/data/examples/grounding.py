@@ -7,6 +7,7 @@ import numpy as np
 
 from mplug_jax.config import Config
 from mplug_jax.data import boxes
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.examples import record_view
 from mplug_jax.data.images import box_transforms, reader
 from mplug_jax.data.sources import grounding
@@ -55,10 +56,15 @@ class GroundingTransform:
 
   Training picks E of the record's expressions at random without replacement. A record with fewer
   leaves the rest invalid. An unreadable image gives zeros, corrupt and nothing valid; in evaluation
-  it keeps the phrases, because results need a box for every phrase.
+  it keeps the phrases, because results need a box for every phrase. An expression whose box lies
+  outside its image is not valid; it is counted and named in the log.
 
-  A call raises ValueError for a box outside its image and, in evaluation, for more expressions than
-  E (use `chunked.Chunked`); ImageError for an unreadable image, if `images` is strict.
+  A call raises ValueError in evaluation for more expressions than E (use `chunked.Chunked`);
+  ImageError for an unreadable image, if `images` is strict; RecordError for a box outside its
+  image, if `strict`.
+
+  Attributes:
+    bad: count of the boxes outside their image, each time they were met.
   """
 
   def __init__(
@@ -72,6 +78,7 @@ class GroundingTransform:
     train: bool,
     augment: Mapping[str, Any],
     blank: bool = False,
+    strict: bool = False,
   ):
     """Makes the transform.
 
@@ -84,7 +91,10 @@ class GroundingTransform:
       train: draws expressions, and augments.
       augment: options of `box_transforms.augment`.
       blank: images are black, to measure how much the texts alone reveal.
+      strict: raises RecordError for a box outside its image.
     """
+    effect = "It has no weight." if train else "Its expression is located, but does not count."
+    self.bad = BadRecords(strict, effect)
     self._rows = token_rows.TokenRows(tokenizer, max_phrase, ends=True)
     self._images = images
     self._size = size
@@ -111,7 +121,7 @@ class GroundingTransform:
       "index": np.int32(index),
     }
     if not corrupt:
-      texts = self._fill(example, image, expressions, texts, rng)
+      texts = self._fill(example, image, record["image_id"], expressions, texts, rng)
     if not (corrupt and self._train):
       for slot, text in enumerate(texts):
         example["phrase"][slot] = self._rows(text)
@@ -127,12 +137,12 @@ class GroundingTransform:
       )
     return [expressions[i] for i in rng.choice(len(expressions), self._count, replace=False)]
 
-  def _fill(self, example, image, expressions, texts, rng):
+  def _fill(self, example, image, name, expressions, texts, rng):
     """Writes image and boxes; returns the texts, changed where the image was mirrored."""
     height, width = image.shape[:2]
-    known = np.array([expression["box"] is not None for expression in expressions], bool)
-    corners = [_inside(e, width, height) for e in expressions if e["box"] is not None]
-    corners = np.array(corners, np.float64).reshape(-1, 4)
+    inside = [self._inside(expression, name, width, height) for expression in expressions]
+    known = np.array([box is not None for box in inside], bool)
+    corners = np.array([box for box in inside if box is not None], np.float64).reshape(-1, 4)
     if self._train:
       canvas, texts = box_transforms.augment(
         image, corners, texts, self._size, rng, **self._augment
@@ -148,17 +158,23 @@ class GroundingTransform:
     example["valid"][slots] = True
     return texts
 
-
-def _inside(expression, width, height):
-  """Returns the part of an expression's box inside the image. Raises ValueError if it is empty."""
-  x1, y1, x2, y2 = expression["box"]
-  clipped = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-  if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-    raise ValueError(
-      f"the box {expression['box']} of {expression['text']!r} lies outside its image of {width} x "
-      f"{height} pixels."
-    )
-  return clipped
+  def _inside(self, expression, name, width, height):
+    """Returns the part of an expression's box inside its image, None without one."""
+    box = expression["box"]
+    if box is None:
+      return None
+    inside = boxes.inside(box, width, height)
+    if inside is None:
+      numbers = ", ".join(f"{x:g}" for x in box)
+      location = "".join(f"{part}, " for part in expression.get("location", ()))
+      number = f"{'id' if location else 'Id'} {expression['id']}: " if "id" in expression else ""
+      self.bad.add(
+        RecordError(
+          f"{location}{number}the box ({numbers}) of {expression['text']!r} lies outside its image "
+          f"of {width} x {height} pixels, {name}."
+        )
+      )
+    return inside
 
 
 def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> GroundingTransform:
@@ -187,6 +203,7 @@ def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> Groundi
     train=train,
     augment=data.augment.to_dict(),
     blank=data.black_images,
+    strict=data.strict,
   )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mplug_jax.config import Config
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.examples import record_view
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa
@@ -70,11 +71,12 @@ class VqaTransform:
   leaves the rest invalid. An answer is [bos] pieces [eos]; one longer than T loses pieces, never
   its [eos], and is counted in `truncated_answers` (distinct texts). An unreadable image gives
   zeros, corrupt and no valid question; in evaluation it keeps the texts of the questions, because
-  results need an answer to every question.
+  results need an answer to every question. A training question without answers is not valid; it is
+  counted and named in the log.
 
-  A call raises ValueError for more unique answers than A, for a training question without answers
-  and, in evaluation, for more questions than Q (use `chunked.Chunked`); ImageError for an
-  unreadable image, if `images` is strict.
+  A call raises ValueError for more unique answers than A and, in evaluation, for more questions
+  than Q (use `chunked.Chunked`); if `strict`, RecordError for a training question without answers;
+  ImageError for an unreadable image, if `images` is strict.
   """
 
   def __init__(
@@ -89,6 +91,7 @@ class VqaTransform:
     train: bool,
     add_ocr: bool = False,
     add_objects: bool = False,
+    strict: bool = False,
   ):
     """Makes the transform.
 
@@ -103,7 +106,9 @@ class VqaTransform:
       train: draws questions, and requires answers.
       add_ocr: appends the words found in the image to the question.
       add_objects: appends the object labels found in the image to the question.
+      strict: raises RecordError for a training question without answers.
     """
+    self._bad = BadRecords(strict, "It has no weight.")
     self._pad_id = tokenizer.pad_id
     self._images = images
     self._questions_per_image = questions_per_image
@@ -166,7 +171,8 @@ class VqaTransform:
         f"more than max_answers {self._max_answers}."
       )
     if self._train and not answers:
-      raise ValueError(f"question {question['question_id']} has no answer to train on.")
+      self._bad.add(RecordError(f"Question {question['question_id']} has no answer to train on."))
+      example["question_valid"][slot] = False
     for number, answer in enumerate(answers):
       example["answer"][slot, number] = self._answer_rows(answer)
     example["answer_weight"][slot, : len(weights)] = weights
@@ -219,6 +225,7 @@ def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> VqaTran
     train=train,
     add_ocr=data.add_ocr,
     add_objects=data.add_objects,
+    strict=data.strict,
   )
 
 

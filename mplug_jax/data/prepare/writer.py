@@ -1,13 +1,12 @@
 """The files that tools.prepare_data writes: all of them, or none."""
 
 import contextlib
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Literal
 
-from mplug_jax.runtime import atomic_files
+from mplug_jax.runtime import atomic_files, json_text
 
 
 @contextlib.contextmanager
@@ -64,7 +63,7 @@ class Entries:
   def add(self, entry: Any) -> None:
     """Appends an entry, any value that JSON can represent."""
     separator = b",\n" if self.count else b"[\n"
-    line = json.dumps(entry).encode()
+    line = json_text.dumps(entry).encode()
     self._file.write(line + b"\n" if self._by_line else separator + line)
     self.count += 1
 
@@ -118,7 +117,7 @@ class Output:
       FileExistsError: as in `entries`.
     """
     path, file = self._open(name)
-    file.write(json.dumps(value).encode() + b"\n")
+    file.write(json_text.dumps(value).encode() + b"\n")
     self.lines.append(f"wrote {path}: {title}")
 
   def _open(self, name: str) -> tuple[str, BinaryIO]:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import scenes as scene_sources
+from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
 from mplug_jax.data.storage.archives import StrPath
@@ -289,13 +291,17 @@ def _tfds(data: Mapping[str, Any], split: str) -> ImageSource:
 
 
 class _Records:
-  """Collects checked records of files; entries of one image_id become one record."""
+  """Collects checked records of files; entries of one image_id become one record.
+
+  A training entry without a caption is left out, counted and named, as `EntryErrors` says.
+  """
 
   def __init__(self, data: Mapping[str, Any], split: str):
     self._root = data["image_root"]
     self._training = split == "train"
     self._paths = image_paths.ImagePaths()
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
+    self._errors = EntryErrors(data.get("strict", False))
 
   def add(
     self,
@@ -309,19 +315,24 @@ class _Records:
     captions = list(captions)
     if not all(isinstance(caption, str) for caption in captions):
       raise ValueError(f"{location}: every caption must be a string.")
+    if self._training and not any(map(str.strip, captions)):
+      problem = "the caption is empty" if captions else "there is no caption"
+      error = f"{location}: {problem}; a training image needs at least one."
+      self._errors.failed(location, RecordError(error))
+      return
+    self._errors.passed(location)
     path = self._paths(self._root, "image_root", image, location)
     number = self._records.find(image_id)
     if number is None:
       number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, image_id)
     elif (other := self._records.head(number)["image"]) != path:
       raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}.")
-    if self._training and not captions:
-      raise ValueError(f"{location}: there is no caption; a training image needs at least one.")
     for caption in captions:
       self._records.add_item(number, caption.lower())
 
   def source(self) -> CaptionRecords:
-    """Returns the source of the records."""
+    """Returns the source of the records; raises RecordError as `EntryErrors.end`."""
+    self._errors.end("entries")
     return CaptionRecords(self._records.close())
 
 

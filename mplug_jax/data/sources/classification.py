@@ -4,8 +4,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources import text_assignment
+from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.source import Record, StatementSource
 from mplug_jax.data.storage import annotations, archives, image_paths, packed
 from mplug_jax.scenes import pairs, rendering, statements
@@ -166,7 +168,7 @@ def _label(entry: Record, data: Mapping[str, Any], location: str) -> str:
     return ""
   label = str(entry["label"])  # true of JSON is "True", as the official files write it
   if label not in data["labels"]:
-    raise ValueError(
+    raise RecordError(
       f"{location}: label {label!r} is not one of config.data.labels, {', '.join(data['labels'])}."
     )
   return label
@@ -180,6 +182,9 @@ def _read(
 ) -> Records:
   """Reads the files of a split.
 
+  An entry with an unknown label is counted and named, as `EntryErrors` says: training leaves it
+  out, evaluation keeps it without a label.
+
   Args:
     data: config.data.
     split: "train", "val" or "test".
@@ -189,19 +194,31 @@ def _read(
   records = packed.Packed(("images", "id", "sentence", "label"))
   path_of = image_paths.ImagePaths()
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
+  effect = "It is left out." if split == "train" else "It is classified, but does not count."
+  errors = EntryErrors(data["strict"], effect)
   for entry, location in annotations.split_entries(data, split, keys, ("label", "id")):
     annotations.require_texts(entry, ("sentence",), location)
     names = _images(entry, key, data["images_per_text"], location)
     if rename:
       names = rename(names)
+    label = ""
+    try:
+      label = _label(entry, data, location)
+      if label:
+        errors.passed(location)
+    except RecordError as error:
+      errors.failed(location, error)
+      if split == "train":
+        continue
     records.append(
       {
         "images": [path_of(data["image_root"], "image_root", name, location) for name in names],
         "id": entry.get("id", len(records)),
         "sentence": entry["sentence"],
-        "label": _label(entry, data, location),
+        "label": label,
       }
     )
+  errors.end("labels")
   return Records(records)
 
 
@@ -240,7 +257,7 @@ def jsonl(data: Mapping[str, Any], split: str) -> Records:
 
 
 def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
-  """Reads images with captions for text assignment.
+  """Reads images with captions for text assignment; one without a caption is counted and left out.
 
   Args:
     data: config.data with the files of the splits, image_root, labels and seed.
@@ -251,11 +268,15 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
   """
   records = packed.Packed(("image", "image_id", "captions"))
   path_of = image_paths.ImagePaths()
+  errors = EntryErrors(data["strict"])
   for entry, location in annotations.split_entries(data, split, ("image", "caption")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location)
-    if not captions:
-      raise ValueError(f"{location}: the list of captions is empty.")
+    if not any(map(str.strip, captions)):
+      problem = "the caption is empty" if captions else "the list of captions is empty"
+      errors.failed(location, RecordError(f"{location}: {problem}."))
+      continue
+    errors.passed(location)
     records.append(
       {
         "image": path_of(data["image_root"], "image_root", entry["image"], location),
@@ -263,4 +284,5 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
         "captions": captions,
       }
     )
+  errors.end("entries")
   return text_assignment.TextAssignment(records, data["labels"], data["seed"])

@@ -7,7 +7,11 @@ without its image). A record is
 
 and an expression {"text": str, "box": (x1, y1, x2, y2) in pixels with exclusive ends, or None if
 unknown, "id": str (not of scenes)}. Expressions of scenes also say whether they need a relation
-("needs_relation") and whether they name what training never shows ("unseen").
+("needs_relation") and whether they name what training never shows ("unseen"). Those of files have,
+in a record, also "location": (file, line, row or entry).
+
+An entry whose box is unusable is counted and named in the log: training leaves it out, evaluation
+keeps its expression without a box. data.strict refuses it, as does a file without a usable box.
 """
 
 import math
@@ -15,6 +19,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from mplug_jax.data.errors import BadRecords, RecordError, note
+from mplug_jax.data.sources.entry_errors import EntryErrors, split_location
 from mplug_jax.data.sources.source import ExpressionSource, Record
 from mplug_jax.data.storage import annotations, image_paths, packed
 from mplug_jax.tensor_files import torch_annotations
@@ -25,14 +31,21 @@ _UNION = ("referit", "unc", "unc+", "gref_umd")  # training sets of "vg_uni"
 _FOLDERS = {"referit": "referit/images", "flickr": "Flickr30k/flickr30k_images"}
 _COCO_FOLDER = "other/images/mscoco/images/train2014"
 
+_REVERSED = 0.1  # of boxes that end before they begin, from which it is no slip
+
 Box = tuple[float, float, float, float]
 
 
 class ExpressionRecords:
-  """A sequence of records as a source."""
+  """A sequence of records as a source.
 
-  def __init__(self, records: Sequence[Record]):
+  Attributes:
+    bad: count of the entries whose box is unusable.
+  """
+
+  def __init__(self, records: Sequence[Record], bad: BadRecords | None = None):
     self._records = records
+    self.bad = bad or BadRecords()
 
   def __len__(self) -> int:
     return len(self._records)
@@ -42,7 +55,8 @@ class ExpressionRecords:
 
   def expressions(self, index: int) -> list[Record]:
     """Returns the expressions of a record."""
-    return self._records[index]["expressions"]
+    expressions = self._records[index]["expressions"]
+    return [{key: e[key] for key in e if key != "location"} for e in expressions]
 
 
 def get(data: Mapping[str, Any], split: str) -> ExpressionSource:
@@ -95,6 +109,10 @@ def _tfds(data: Mapping[str, Any], split: str) -> ExpressionSource:
   return tfds.Expressions(data, split)
 
 
+class _ReversedBox(RecordError):
+  """Raised for corners that would be a box as [x, y, width, height]."""
+
+
 class _Collector:
   """Collects expressions into records, by image if so configured."""
 
@@ -103,46 +121,88 @@ class _Collector:
     self._training = training
     self._paths = image_paths.ImagePaths()
     self._count = 0
-    self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
+    keys = ("id", "text", "box", "location")
+    self._records = packed.Grouped(("image", "image_id"), "expressions", keys)
+    self._files: dict[str, str] = {}  # one object for a file, which `packed` stores once a block
+    kept = "Its expression is located, but does not count."
+    self._reversed = 0  # number of boxes that would not be empty as [x, y, width, height]
+    self._first_reversed = ""  # the first of them, as a sentence without its end
+    self._errors = EntryErrors(data.get("strict", False), "It is left out." if training else kept)
 
   def add(
     self,
     image: Any,
     text: Any,
-    box: Box | None,
+    box: Callable[[], Box | None],
     location: str,
     number: Any = None,
     folder: str = "",
   ) -> None:
-    """Adds an expression; raises ValueError for a wrong type or a missing box.
+    """Adds an expression, or counts it as bad.
 
     Args:
       image: name of its image.
       text: the expression.
-      box: corners in pixels, or None.
+      box: function that returns its corners in pixels, or None without a box.
       location: for messages.
       number: its id; None: its number.
       folder: folder of the image under data.image_root.
+
+    Raises:
+      ValueError: `image` or `text` is no string, or a training expression has no box.
+      RecordError: data.strict, and the box is unusable.
     """
     for key, value in (("image", image), ("text", text)):
       if not isinstance(value, str):
         raise ValueError(f"{location}: {key} must be a string.")
-    if box is None and self._training:
-      raise ValueError(f"{location}: it has no box; a training expression needs one.")
+    number = self._count if number is None else number
+    self._count += 1
+    corners = None
+    try:
+      corners = box()
+      if corners is not None:
+        self._errors.passed(location)
+      elif self._training:
+        raise ValueError(f"{location}: it has no box; a training expression needs one.")
+    except RecordError as error:
+      if isinstance(error, _ReversedBox):
+        self._reversed += 1
+        self._first_reversed = self._first_reversed or str(error).partition(" is empty")[0]
+      self._errors.failed(location, error)
+      if self._training:
+        return
     root = self._data.get("image_root")
     path = self._paths(root and str(pathlib.Path(root, folder)), "image_root", image, location)
     grouped = self._data["expressions_per_image"] > 1
     record = self._records.find(path) if grouped else None
     if record is None:
       record = self._records.add({"image": path, "image_id": image}, path if grouped else None)
+    file, entry = split_location(location)
+    location_parts = self._files.setdefault(file, file), entry
     self._records.add_item(
-      record, {"id": str(self._count if number is None else number), "text": text, "box": box}
+      record, {"id": str(number), "text": text, "box": corners, "location": location_parts}
     )
-    self._count += 1
 
   def source(self) -> ExpressionRecords:
-    """Returns the source of the records."""
-    return ExpressionRecords(self._records.close())
+    """Returns the source of the records.
+
+    Raises:
+      RecordError: no box of a file is usable.
+    """
+    hint = ""
+    if self._reversed >= max(2, _REVERSED * self._errors.total):
+      hint = (
+        f"{self._reversed} of {self._errors.total} boxes end before they begin: they look like [x, "
+        "y, width, height] or [center x, center y, width, height], not like [x1, y1, x2, y2] "
+        f"(first: {self._first_reversed}); write corners in pixels."
+      )
+    try:
+      self._errors.end("boxes")
+    except RecordError as error:
+      raise RecordError(f"{error} {hint}".rstrip()) from error
+    if hint:
+      note(hint)
+    return ExpressionRecords(self._records.close(), self._errors)
 
 
 def corners(
@@ -161,19 +221,21 @@ def corners(
     The corners in pixels.
 
   Raises:
-    ValueError: not four finite numbers, or an empty box.
+    RecordError: not four finite numbers, or an empty box.
   """
   numbers = torch_annotations.numbers(values)
   form_text = "[x1, y1, x2, y2]" if form == "corners" else "[x, y, width, height]"
   if numbers is None or len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-    raise ValueError(f"{location}: the box must be a list of four numbers, {form_text} in pixels.")
+    raise RecordError(f"{location}: the box must be a list of four numbers, {form_text} in pixels.")
 
   def ends(x: float, y: float, a: float, b: float) -> Box:
     return (x, y, a, b) if form == "corners" else (x, y, x + a, y + b)
 
   box = ends(*numbers)
   if _empty(box):
-    raise ValueError(f"{location}: the box {numbers} is empty; it should be {form_text} in pixels.")
+    reversed_box = form == "corners" and min(numbers) >= 0 and min(numbers[2:]) > 0
+    kind = _ReversedBox if reversed_box else RecordError
+    raise kind(f"{location}: the box {numbers} is empty; it should be {form_text} in pixels.")
   truncated = ends(*(float(int(x)) for x in numbers))
   return truncated if truncate and not _empty(truncated) else box
 
@@ -182,11 +244,18 @@ def _empty(box: Box) -> bool:
   return box[2] <= box[0] or box[3] <= box[1]
 
 
+def _box(
+  values: Any, location: str, form: Literal["corners", "sizes"], truncate: bool = False
+) -> Callable[[], Box | None]:
+  """Returns a function that returns `corners` of the values, or None if these are None."""
+  return lambda: None if values is None else corners(values, location, form, truncate)
+
+
 def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   collector = _Collector(data, split == "train")
   keys = ("image", "text", "box") if split == "train" else ("image", "text")
   for entry, location in annotations.split_entries(data, split, keys, ("box", "id")):
-    box = None if entry.get("box") is None else corners(entry["box"], location, "corners")
+    box = _box(entry.get("box"), location, "corners")
     collector.add(entry["image"], entry["text"], box, location, entry.get("id"))
   return collector.source()
 
@@ -195,7 +264,7 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   collector = _Collector(data, split == "train")
   optional = ("image", "file_name", "bbox", "ref_id")
   for entry, location in annotations.split_entries(data, split, ("sentences",), optional):
-    box = None if entry.get("bbox") is None else corners(entry["bbox"], location, "sizes")
+    box = _box(entry.get("bbox"), location, "sizes")
     if not isinstance(entry["sentences"], list):
       raise ValueError(
         f"{location}: sentences must be a list of strings or of objects with the key sent."
@@ -207,8 +276,16 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   return collector.source()
 
 
-def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  """Reads the official lists, whose entries `_add_transvg` describes."""
+def transvg_files(data: Mapping[str, Any], split: str) -> dict[pathlib.Path, str]:
+  """Returns {official list of a split: name of its data set}.
+
+  Args:
+    data: config.data of source "transvg".
+    split: "train", "val" or "test".
+
+  Raises:
+    ValueError: data.dataset is unknown, or data.split_root is not set.
+  """
   dataset = data["dataset"]
   known = (*TRANSVG_SETS, "vg_uni")
   if dataset not in known:
@@ -220,10 +297,14 @@ def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   names = (dataset,)
   if dataset == "vg_uni":
     names = _UNION if split == "train" else ("unc",)
-  collector = _Collector(data, split == "train")
   suffix = data["test_name"] if split == "test" else split
-  for name in names:
-    path = pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth")
+  return {pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth"): name for name in names}
+
+
+def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
+  """Reads the official lists, whose entries `_add_transvg` describes."""
+  collector = _Collector(data, split == "train")
+  for path, name in transvg_files(data, split).items():
     if not path.is_file():
       raise FileNotFoundError(
         f"{path} does not exist; check data.split_root, data.dataset and data.test_name."
@@ -248,9 +329,7 @@ def _add_transvg(collector: _Collector, path: pathlib.Path, name: str) -> None:
     image, box, phrase = entry if fields == 3 else (entry[0], entry[2], entry[3])
     form = "corners" if name in _FOLDERS else "sizes"
     folder = _FOLDERS.get(name, _COCO_FOLDER)
-    collector.add(
-      image, phrase, corners(box, location, form, truncate=True), location, folder=folder
-    )
+    collector.add(image, phrase, _box(box, location, form, truncate=True), location, folder=folder)
 
 
 # config.data.name -> source.

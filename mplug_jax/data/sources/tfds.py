@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.sources.source import Record
 from mplug_jax.data.storage import tfds_reader
 
@@ -150,7 +151,10 @@ class Questions(_Source):
 class Expressions(_Source):
   """A source of referring expressions, see grounding.py.
 
-  An empty box is unknown.
+  An empty box is unknown; training leaves its expression out, counts it and names it in the log.
+
+  Attributes:
+    bad: count of the boxes whose expressions training leaves out, of the records read so far.
   """
 
   NAME = "expressions"
@@ -158,6 +162,8 @@ class Expressions(_Source):
 
   def __init__(self, data: Mapping[str, Any], split: str):
     self._training = split == "train"
+    self.bad = BadRecords(data.get("strict", False))
+    self._counted: set[tuple[int, int]] = set()  # (example, row) of those in `bad`
     required = ("image", "text", "box") if self._training else ("image", "text")
     fields = tfds_reader.Split(data, split, required, ("box", "id", "image_id"))
     super().__init__(fields, one_entry=data["expressions_per_image"] == 1)
@@ -175,7 +181,12 @@ class Expressions(_Source):
     for row, value in enumerate(objects):
       box = _corners(boxes[row], *size)
       if box is None and self._training:
-        raise ValueError(f"{location}: box {row} is empty; a training expression needs one.")
+        if (number, row) not in self._counted:
+          self.bad.add(
+            RecordError(f"{location}: box {row} is empty; a training expression needs one.")
+          )
+          self._counted.add((number, row))
+        continue
       texts = tfds_reader.texts(value if isinstance(value, list) else [value], location)
       ids = (
         fields["id"][row] if "id" in fields else [f"{number}-{row}-{i}" for i in range(len(texts))]
@@ -198,9 +209,9 @@ def _corners(box: np.ndarray, width: int, height: int) -> tuple[float, float, fl
   """Converts a BBoxFeature (top, left, bottom, right), as shares, to corners in pixels.
 
   Returns:
-    (x1, y1, x2, y2), or None if the box is empty.
+    (x1, y1, x2, y2), or None if the box is empty or not finite.
   """
   top, left, bottom, right = map(float, box)
-  if bottom <= top or right <= left:
+  if not np.isfinite(box).all() or bottom <= top or right <= left:
     return None
   return left * width, top * height, right * width, bottom * height

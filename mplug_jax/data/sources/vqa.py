@@ -16,6 +16,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import RecordError
+from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.source import Record, Source
 from mplug_jax.data.storage import annotations, image_paths, packed
 
@@ -189,10 +191,10 @@ def _video_qa(data: Mapping[str, Any], split: str) -> VqaRecords:
   def rows() -> Iterator[_Row]:
     for number, (entry, location) in enumerate(_entries(data, split, "video_id", "question")):
       annotations.require_texts(entry, ("video_id",), location)
-      question = _parse_question(entry, number, location, split == "train")
+      question = _parse_question(entry, number, location)
       yield "video_root", entry["video_id"] + data["video_suffix"], question, location
 
-  return _records(rows(), data)
+  return _records(rows(), data, split)
 
 
 def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
@@ -207,22 +209,22 @@ def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
         raise ValueError(
           f"{location}: dataset {entry['dataset']!r} is not one of {', '.join(_ROOT_KEYS)}."
         )
-      question = _parse_question(entry, entry["question_id"], location, split == "train")
+      question = _parse_question(entry, entry["question_id"], location)
       if labels is not None:
         _apply_labels(question, labels, location)
       yield root_key, entry["image"], question, location
 
-  return _records(rows(), data)
+  return _records(rows(), data, split)
 
 
 def _jsonl(data: Mapping[str, Any], split: str) -> VqaRecords:
   def rows() -> Iterator[_Row]:
     for number, (entry, location) in enumerate(_entries(data, split, "question", "image")):
       question_id = entry.get("question_id", number)
-      question = _parse_question(entry, question_id, location, split == "train")
+      question = _parse_question(entry, question_id, location)
       yield "image_root", entry["image"], question, location
 
-  return _records(rows(), data)
+  return _records(rows(), data, split)
 
 
 def _question(
@@ -245,13 +247,9 @@ def _question(
   }
 
 
-def _parse_question(entry: Record, question_id: Any, location: str, training: bool) -> Record:
+def _parse_question(entry: Record, question_id: Any, location: str) -> Record:
   """Makes a question of an entry; `ocr` is a list of [position, word] or a string."""
   answers = annotations.text_list(entry, "answer", location) if "answer" in entry else []
-  if training and not answers:
-    raise ValueError(
-      f"{location}: the list of answers is empty; a training question needs at least one answer."
-    )
   annotations.require_texts(entry, ("question", "image", "object_label"), location)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
@@ -269,13 +267,23 @@ def _parse_question(entry: Record, question_id: Any, location: str, training: bo
   )
 
 
-def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
-  """Collects rows into records, grouped by image if so configured."""
+def _records(rows: Iterable[_Row], data: Mapping[str, Any], split: str) -> VqaRecords:
+  """Collects rows into records, grouped by image if so configured.
+
+  Training questions without an answer are left out, counted and named; as `EntryErrors` says.
+  """
+  errors = EntryErrors(data.get("strict", False))
   records = packed.Grouped(("image", "image_id"), "questions", _QUESTION_KEYS)
   path_of = image_paths.ImagePaths()
   group = data.get("questions_per_image", 1) > 1
   roots: dict[str, Any] = {}
   for root_key, image, question, location in rows:
+    if split == "train" and not any(map(str.strip, question["answers"])):
+      problem = "all answers are empty" if question["answers"] else "the list of answers is empty"
+      error = f"{location}: {problem}; a training question needs at least one answer."
+      errors.failed(location, RecordError(error))
+      continue
+    errors.passed(location)
     key = (root_key, image) if group else None
     number = records.find(key) if group else None
     if number is None:
@@ -284,6 +292,7 @@ def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
       path = path_of(roots[root_key], root_key, image, location)
       number = records.add({"image": path, "image_id": image}, key)
     records.add_item(number, question)
+  errors.end("questions")
   return VqaRecords(records.close())
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from mplug_jax import data as data_lib
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import caption as caption_lib
 from tests.support import caption_run
 
@@ -103,7 +104,7 @@ def test_jsonl_lines_of_one_image_are_grouped(tmp_path):
   ]
 
 
-def test_a_folder_of_images_and_caption_files(tmp_path):
+def test_a_folder_of_images_and_caption_files(tmp_path, caplog):
   for name in ("train/b.JPG", "train/deep/a.png", "train/c.txt", "train/notes.md", "val/x.webp"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"")
@@ -126,8 +127,14 @@ def test_a_folder_of_images_and_caption_files(tmp_path):
     assert [pairs[i]["caption"] for i in range(len(pairs))] == ["a dog, é", "two dogs", "a cat"]
   assert caption_lib.images(c.data, "val").counts().tolist() == [0]
   (tmp_path / "train/deep/a.txt").unlink()
+  assert len(caption_lib.images(c.data, "train")) == 1  # without it
+  assert (
+    f"{tmp_path}/train/deep/a.png: there is no caption; a training image needs at least one. It is "
+    "left out."
+  ) in caplog.messages
+  (tmp_path / "train/b.txt").unlink()
   with pytest.raises(
-    ValueError, match="train/deep/a.png: there is no caption; a training image needs at least one"
+    ValueError, match="train/b.JPG: there is no caption; .* None of the entries can be used"
   ):
     caption_lib.images(c.data, "train")
   with pytest.raises(
@@ -151,6 +158,29 @@ GOOD = {"filename": "a.png", "filepath": "", "sentences": [{"raw": "a dog"}]}
 
 
 @pytest.mark.parametrize(
+  ("captions", "problem"), [([], "there is no caption"), (["", " "], "the caption is empty")]
+)
+def test_a_training_image_without_a_caption_is_counted_and_named(
+  tmp_path, caplog, captions, problem
+):
+  (tmp_path / "a.png").write_bytes(b"")
+  bad = GOOD | {"sentences": [{"raw": text} for text in captions], "filename": "b.png"}
+  (tmp_path / "caption_train.json").write_text(json.dumps([GOOD, bad, GOOD]))
+  c = caption_run.config(f"tiny,data=karpathy,root={tmp_path}", data__image_root=str(tmp_path))
+  source = caption_lib.images(c.data, "train")
+  assert [source.captions(i) for i in range(len(source))] == [["a dog", "a dog"]]
+  (message,) = caplog.messages
+  assert message.startswith(f"{tmp_path}/caption_train.json, entry 2: {problem}; a training image")
+  c.data.strict = True
+  with pytest.raises(RecordError, match=f"entry 2: {problem}"):
+    caption_lib.images(c.data, "train")
+  (tmp_path / "caption_train.json").write_text(json.dumps([bad, bad]))
+  c.data.strict = False
+  with pytest.raises(ValueError, match=f"entry 1: {problem}; .* None of the entries of"):
+    caption_lib.images(c.data, "train")
+
+
+@pytest.mark.parametrize(
   ("name", "entry", "message"),
   [
     ("karpathy", {"filepath": "x"}, "entry 2: key 'filename' is missing"),
@@ -165,11 +195,6 @@ GOOD = {"filename": "a.png", "filepath": "", "sentences": [{"raw": "a dog"}]}
       "entry 2, sentences: key 'raw' is missing",
     ),
     ("karpathy", GOOD | {"sentences": [{"raw": 3}]}, "entry 2: every caption must be a string"),
-    (
-      "karpathy",
-      GOOD | {"sentences": []},
-      "entry 2: there is no caption; a training image needs at least one",
-    ),
     ("karpathy", GOOD | {"filename": "b.png"}, "b.png does not exist; check data.image_root"),
     (
       "jsonl",

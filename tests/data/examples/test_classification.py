@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.examples import classification
 from mplug_jax.data.images import reader
 from tests.support import classification_run
@@ -238,6 +239,28 @@ def test_bad_entries_are_named(tmp_path, line, message):
       data_config("nlvr2", f"data=jsonl,root={tmp_path},labels=no/yes"), "train"
     )
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["maybe", "", 3, None])
+def test_one_unknown_label_is_counted_and_named(tmp_path, caplog, label):
+  classification_run.write_image(tmp_path / "a.png")
+  good = {"images": ["a.png", "a.png"], "sentence": "s", "label": "no"}
+  bad = good | {"label": label, "sentence": "t"}
+  for split in ("train", "val"):
+    (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, [good, bad, good])))
+  c = data_config("nlvr2", f"data=jsonl,root={tmp_path},labels=no/yes")
+  source = classification.get_source(c, "train")
+  assert [source.row(i)["sentence"] for i in range(len(source))] == ["s", "s"]
+  (message,) = caplog.messages
+  assert message.startswith(f"{tmp_path}/train.jsonl, line 2: label {str(label)!r} is not one of")
+  if label is not None:  # null means unknown in splits that are evaluated
+    source = classification.get_source(c, "val")
+    assert [source.row(i)["label"] for i in range(len(source))] == ["no", "", "no"]
+    assert caplog.messages[1].endswith(" It is classified, but does not count.")
+  c = c.copy_and_resolve_references().unlock()
+  c.strict = True
+  with pytest.raises(RecordError, match="line 2: label"):
+    classification.get_source(c, "train")
 
 
 @pytest.mark.parametrize(

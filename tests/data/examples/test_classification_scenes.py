@@ -217,7 +217,7 @@ def test_text_assignment_pairs_two_images_with_a_text():
   assert len({source.row(i)["sentence"][-1] for i in range(12)}) == 2
 
 
-def test_text_assignment_from_files_and_from_scenes(tmp_path):
+def test_text_assignment_from_files_and_from_scenes(tmp_path, caplog):
   for name in "abc":
     classification_run.write_image(tmp_path / f"{name}.png")
   rows = [
@@ -240,6 +240,9 @@ def test_text_assignment_from_files_and_from_scenes(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=re.escape(message)):
       classification.get_source(data, "train")
+  (tmp_path / "train.json").write_text(json.dumps([{"image": "a.png", "caption": []}, *rows]))
+  assert len(classification.get_source(data, "train")) == 3
+  assert caplog.messages[-1].endswith("entry 1: the list of captions is empty. It is left out.")
   with pytest.raises(ValueError, match="must be three for text assignment"):
     text_assignment.TextAssignment(Captions(), ("yes", "no"), 0)
   with pytest.raises(IndexError, match="record 12 is not among the 12"):

@@ -1,11 +1,17 @@
 """Referring expressions: official lists, JSON files and scenes as records; examples."""
 
 import json
+import pathlib
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
+from absl import logging
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.examples import grounding
 from mplug_jax.data.sources import grounding as grounding_lib
 from mplug_jax.data.sources.chunked import Chunked
@@ -189,6 +195,74 @@ def test_jsonl(tmp_path):
 def test_unusable_jsonl(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     json_source(tmp_path, [{"image": "a.png", "text": "red", "box": [1, 1, 3, 3]} | changes])
+
+
+WRONG_BOXES = [
+  [30, 10, 10, 30],
+  [10, 10, 10, 30],
+  [1, 2, 3],
+  [1, 2, 3, 4, 5],
+  [1, 2, float("nan"), 4],
+  [1, 2, float("inf"), 4],
+  [1, 2, "3", 4],
+  "all",
+]
+
+
+@pytest.mark.parametrize("box", WRONG_BOXES, ids=str)
+def test_one_unusable_box_among_others_is_counted_and_named(tmp_path, caplog, box):
+  good = {"image": "a.png", "text": "red", "box": [1, 1, 3, 3]}
+  entries = [good, good | {"box": box, "text": "blue", "id": "b"}, good]
+  source = json_source(tmp_path, entries)
+  assert [[e["id"] for e in source.expressions(i)] for i in range(len(source))] == [["0"], ["2"]]
+  assert source.bad.count == 1
+  (warning,) = caplog.messages
+  assert warning.startswith(f"{tmp_path}/train.jsonl, line 2: the box")
+  assert warning.endswith(" It is left out.")
+  with pytest.raises(RecordError, match="train.jsonl, line 2: the box"):
+    json_source(tmp_path, entries, data__strict=True)
+
+  caplog.clear()
+  source = json_source(tmp_path, entries, "val")  # results need a box for every expression
+  assert [e["box"] is None for i in range(3) for e in source.expressions(i)] == [False, True, False]
+  assert caplog.messages[0].endswith(" Its expression is located, but does not count.")
+  with pytest.raises(RecordError, match="val.jsonl, line 2: the box"):
+    json_source(tmp_path, entries, "val", data__strict=True)
+
+
+def test_records_know_the_line_of_each_expression(tmp_path):
+  good = {"image": "a.png", "text": "red", "box": [1, 1, 3, 3]}
+  source = json_source(tmp_path, [good] * 40, data__expressions_per_image=4)
+  assert [e["location"] for e in source[0]["expressions"]] == [
+    (f"{tmp_path}/train.jsonl", f"line {number}") for number in range(1, 41)
+  ]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_file_without_a_usable_box_is_an_error_even_beside_another_file(tmp_path, split):
+  bad = {"image": "a.png", "text": "red", "box": [30, 10, 10, 30]}
+  message = "line 1: the box .* None of the boxes of .*jsonl can be used"
+  with pytest.raises(ValueError, match=message):
+    json_source(tmp_path, [bad, bad, bad], split)
+  if split == "train":
+    (tmp_path / "good.jsonl").write_text(json.dumps(bad | {"box": [1, 1, 3, 3]}) + "\n")
+    files = (f"{tmp_path}/good.jsonl", f"{tmp_path}/train.jsonl")
+    with pytest.raises(ValueError, match=f"{tmp_path}/train.jsonl, {message}"):
+      json_source(tmp_path, [bad], data__train_files=files)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(flags=st.lists(st.booleans(), min_size=1, max_size=40).filter(any), grouped=st.booleans())
+def test_every_entry_is_either_in_the_source_or_counted(flags, grouped):
+  with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    patch.setattr(logging, "warning", lambda *unused: None)
+    box = {True: [1, 1, 3, 3], False: [3, 3, 1, 1]}
+    entries = [{"image": "a.png", "text": str(i), "box": box[good]} for i, good in enumerate(flags)]
+    count = 8 if grouped else 1
+    source = json_source(pathlib.Path(folder), entries, data__expressions_per_image=count)
+    read = [e["text"] for i in range(len(source)) for e in source.expressions(i)]
+  assert read == [str(i) for i, good in enumerate(flags) if good]
+  assert source.bad.count == flags.count(False)
 
 
 def test_refcoco_json(tmp_path):

@@ -5,9 +5,11 @@ import pickle
 import numpy as np
 import pytest
 from absl import logging
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mplug_jax.data import boxes
-from mplug_jax.data.errors import ImageError
+from mplug_jax.data.errors import ImageError, RecordError
 from mplug_jax.data.examples import grounding
 from tests.support.grounding_case import (
   AUGMENT,
@@ -86,14 +88,60 @@ def test_long_and_empty_texts(monkeypatch):
   )
 
 
-def test_boxes_are_clipped_and_one_outside_is_an_error():
+def test_boxes_are_clipped():
   example = transform()(0, record(expression(box=(-5.0, 30.0, 15.0, 99.0))), rng())
   corners = boxes.to_corners(example["box"][0]) * 32 - np.tile(example["placed"][:2], 2)
   np.testing.assert_allclose(corners, [0, 30 * 21 / 40, 15 * 32 / 60, 21], atol=1e-4)
-  with pytest.raises(
-    ValueError, match="the box .* of 'the red one' lies outside its image of 60 x 40 pixels"
-  ):
-    transform()(0, record(expression(box=(70.0, 1.0, 80.0, 5.0))), rng())
+
+
+OUTSIDE = [
+  (70.0, 1.0, 80.0, 5.0),
+  (60.0, 0.0, 61.0, 40.0),  # touches the edge
+  (-9.0, -9.0, 0.0, 0.0),
+  (1.0, 40.0, 5.0, 90.0),
+]
+
+
+@pytest.mark.parametrize("box", OUTSIDE)
+@pytest.mark.parametrize("train", [True, False])
+def test_a_box_outside_its_image_is_counted_named_and_not_valid(caplog, box, train):
+  outside = expression(box=box) | {"location": ("train.jsonl", "line 2")}
+  make = transform(train=train)
+  example = make(0, record(outside, expression("two")), rng() if train else None)
+  np.testing.assert_array_equal(example["valid"], [False, True])
+  assert not example["box"][0].any()
+  assert not example["corrupt"]
+  assert example["image"].any()
+  assert example["phrase"][0, 0] == BOS  # results need a box for every phrase
+  (warning,) = caplog.messages
+  numbers = ", ".join(f"{x:g}" for x in box)
+  assert warning.startswith(
+    f"train.jsonl, line 2, id 1: the box ({numbers}) of 'the red one' lies outside its image of "
+    "60 x 40 pixels, picture-1. "
+  )
+  with pytest.raises(RecordError, match="line 2, id 1: the box .* lies outside its image"):
+    transform(train=train, strict=True)(0, record(outside), rng() if train else None)
+
+
+def test_only_the_first_ten_boxes_outside_are_named(caplog):
+  make = transform()
+  for number in range(25):
+    make(number, record(expression(box=OUTSIDE[0], number=str(number))), rng())
+  assert len(caplog.messages) == 10
+  assert caplog.messages[9].startswith("Id 9: the box")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(*[st.floats(-80, 80)] * 2, *[st.floats(1, 80)] * 2), min_size=1))
+def test_every_box_is_either_valid_or_counted(rows):
+  corners = [(x, y, x + width, y + height) for x, y, width, height in rows]
+  make = transform(train=False, expressions_per_image=len(corners))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(logging, "warning", lambda *unused: None)
+    example = make(0, record(*(expression(box=box) for box in corners)), None)
+  shown = [x1 < 60 and y1 < 40 and x2 > 0 and y2 > 0 for x1, y1, x2, y2 in corners]
+  np.testing.assert_array_equal(example["valid"], shown)
+  assert make.bad.count == shown.count(False)
 
 
 def test_an_unknown_box_is_not_valid():

@@ -9,7 +9,7 @@ from absl import logging
 from PIL import Image
 
 from mplug_jax.data import pipeline
-from mplug_jax.data.errors import ImageError
+from mplug_jax.data.errors import ImageError, RecordError
 from mplug_jax.data.examples import vqa
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa as sources
@@ -77,6 +77,7 @@ def record(*questions, image=None):
 
 
 def transform(**options):
+  strict = options.get("strict", False)
   images = reader.ImageReader(
     options.pop("image_size", 8),
     **{name: options.pop(name) for name in ("augment", "strict", "blank") if name in options},
@@ -90,6 +91,7 @@ def transform(**options):
       "max_answers": 3,
       "max_answer_tokens": 4,
       "train": True,
+      "strict": strict,
       **options,
     },
   )
@@ -218,11 +220,21 @@ def test_chunks_have_every_question_once():
     ]
 
 
-def test_too_many_and_too_few_answers():
+def test_too_many_answers():
   with pytest.raises(ValueError, match="question 77 has 4 different answers, .*max_answers 3"):
     transform()(0, record(question(77, answers=["one", "two", "three", "red"])), rng())
-  with pytest.raises(ValueError, match="question 77 has no answer"):
-    transform()(0, record(question(77, answers=[])), rng())
+
+
+def test_a_training_question_without_answers_is_counted_named_and_not_valid(caplog):
+  bad = record(question(77, answers=[]), question(78))
+  example = transform()(0, bad, rng())
+  np.testing.assert_array_equal(example["question_valid"], [False, True])
+  assert not example["answer_weight"][0].any()
+  assert caplog.messages == ["Question 77 has no answer to train on. It has no weight."]
+  with pytest.raises(RecordError, match="Question 77 has no answer"):
+    transform(strict=True)(0, bad, rng())
+  evaluated = transform(train=False)(0, bad, None)
+  np.testing.assert_array_equal(evaluated["question_valid"], [True, True])
 
 
 def test_augmentation_only_in_training():

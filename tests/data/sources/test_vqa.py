@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import vqa
 
 STOP = {
@@ -171,7 +172,6 @@ def test_missing_key_is_located(data, tmp_path, key):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"answer": []}, "entry 2: the list of answers is empty"),
     ({"answer": ["red", 3]}, "entry 2: answer must be a string or a list of strings"),
     ({"answer": {"red": 1.0}}, "entry 2: answer must be a string or a list of strings"),
     ({"question": 3}, "entry 2: question must be a string"),
@@ -183,6 +183,33 @@ def test_missing_key_is_located(data, tmp_path, key):
 def test_wrong_values_are_located(data, tmp_path, change, message):
   set_train(data, tmp_path, [STOP, {**COLOUR, **change}])
   with pytest.raises(ValueError, match=message):
+    vqa.get(data, "train")
+
+
+@pytest.mark.parametrize(
+  ("answers", "problem"),
+  [([], "the list of answers is empty"), (["", " "], "all answers are empty")],
+)
+def test_a_training_question_without_answers_is_counted_and_named(
+  data, tmp_path, caplog, answers, problem
+):
+  bad = {**COLOUR, "answer": answers}
+  set_train(data, tmp_path, [STOP, bad, COLOUR])
+  source = vqa.get(data, "train")
+  assert [q["question"] for i in range(len(source)) for q in source.questions(i)] == [
+    STOP["question"],
+    COLOUR["question"],
+  ]
+  (message,) = caplog.messages
+  assert f"bad.json, entry 2: {problem}; a training question needs at least one answer" in message
+  data.strict = True
+  with pytest.raises(RecordError, match=f"entry 2: {problem}"):
+    vqa.get(data, "train")
+  data.strict = False
+  set_train(data, tmp_path, [bad, bad])
+  with pytest.raises(
+    ValueError, match=f"entry 1: {problem}; .* None of the questions of .*bad.json"
+  ):
     vqa.get(data, "train")
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mplug_jax import data
+from mplug_jax.data.errors import RecordError
 from mplug_jax.data.images import ops
-from mplug_jax.data.sources import caption, grounding, vqa
+from mplug_jax.data.sources import caption, grounding, tfds, vqa
 from mplug_jax.training import loop
 from tests.support import shard_files, tiny_run
 from tests.support.tfds_case import (
@@ -206,6 +207,26 @@ def test_our_own_files_become_sets(own):
     (a,), (b,) = ours["expressions"], theirs["expressions"]
     assert (a["text"], a["id"]) == (b["text"], b["id"])
     np.testing.assert_allclose(b["box"], np.minimum(a["box"], (40, 32, 40, 32)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.2, 0.5, 0.9), (0.1, np.nan, 0.5, 0.9)])
+def test_an_empty_training_box_is_counted_once_and_named(own, caplog, monkeypatch, box):
+  corners = tfds._corners
+  monkeypatch.setattr(  # in place of the box of "Part", the only one that ends before the middle
+    tfds, "_corners", lambda given, *size: corners(box if given[3] < 0.5 else given, *size)
+  )
+  c = config("grounding", f"data=tfds:mplug_boxes,root={own}/tfds")
+  source = grounding.get(c.data, "train")
+  for _ in range(2):
+    texts = [e["text"] for i in range(len(source)) for e in source.expressions(i)]
+    assert sorted(texts) == [f"Thing {i}" for i in range(4)]
+  assert source.bad.count == 1
+  (message,) = caplog.messages
+  assert "mplug_boxes" in message
+  assert "is empty; a training expression needs one. It is left out." in message
+  c.data.strict = True
+  with pytest.raises(RecordError, match="box . is empty"):
+    grounding.get(c.data, "train")
 
 
 def test_a_set_that_is_there_is_kept(own, capsys):
