@@ -71,6 +71,7 @@ def check(
   for name, other, other_split in against:
     report.overlaps[name] = _overlap(paths, report.ids, other, other_split)
   judge(report, items, data, split)
+  report.warnings += view.notes(source, numbers, config, split, tokenizer)
   return report
 
 

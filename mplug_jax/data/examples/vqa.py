@@ -1,12 +1,12 @@
 """VQA records -> examples of fixed shape: an image, Q questions and their weighted answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mplug_jax.config import Config
-from mplug_jax.data.examples import record_view
+from mplug_jax.data.examples import record_view, vqa_answers
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import cleaning, token_rows
@@ -172,34 +172,6 @@ class VqaTransform:
     example["answer_weight"][slot, : len(weights)] = weights
 
 
-def candidate_answers(config: Config) -> tuple[str, ...]:
-  """Returns the answers to choose from; () if answers are generated.
-
-  These are config.task.rank_answers, or with config.task.predict=rank and without them the list in
-  config.data.answer_list.
-
-  Args:
-    config: config of the run.
-
-  Raises:
-    ValueError: config.task.predict is unknown, or there are no answers to choose from.
-    FileNotFoundError: the list does not exist.
-  """
-  known = ("generate", "rank")
-  if config.task.predict not in known:
-    raise ValueError(
-      f"config.task.predict={config.task.predict!r} is not one of {', '.join(known)}."
-    )
-  if config.task.rank_answers or config.task.predict == "generate":
-    return tuple(config.task.rank_answers)
-  if not config.data.get("answer_list"):
-    raise ValueError(
-      "config.task.predict=rank chooses from config.task.rank_answers, or from the JSON list "
-      "config.data.answer_list of a source of files; set one of them."
-    )
-  return tuple(vqa.answer_list(config.data))
-
-
 def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> VqaTransform:
   """Returns the transform that config.data and config.model describe.
 
@@ -243,9 +215,17 @@ def _item(record: Record, data: Config) -> record_view.Item:
   )
 
 
+def _notes(
+  source: Source, numbers: Iterable[int], config: Config, split: str, tokenizer: Tokenizer | None
+) -> list[str]:
+  questions = (question for i in numbers for question in vqa.questions_of(source, i))
+  return vqa_answers.unscorable(config, split, questions, tokenizer)
+
+
 VIEW = record_view.View(
   source=vqa.get,
   item=_item,
+  notes=_notes,
   entries="questions",
   limits={
     "question": record_view.Limit("max_question", ends=False),

@@ -114,8 +114,8 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
     data: config.data.
 
   Raises:
-    ValueError: the key is unset, or the file is neither a JSON list of strings nor an object, whose
-      keys are the answers.
+    ValueError: the key is unset, or the file is empty or neither a JSON list of strings nor an
+      object, whose keys are the answers.
     FileNotFoundError: the file does not exist.
   """
   path = annotations.configured_file(data, "answer_list")
@@ -123,6 +123,8 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
   answers = list(answers) if isinstance(answers, dict) else answers
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
+  if not answers:
+    raise ValueError(f"{path} is an empty list; it should hold the candidate answers.")
   return answers
 
 
