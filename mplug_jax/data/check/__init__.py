@@ -19,6 +19,7 @@ from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts
 from mplug_jax.data.check.sheet import SHEET_IMAGES
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
+from mplug_jax.metrics.ids import canonical
 
 
 def check(
@@ -50,7 +51,7 @@ def check(
   source = view.source(data, split)
   numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
   items = [view.item(source[number], data) for number in numbers]
-  ids = [str(number) for item in items for number in item.ids]
+  ids = [str(canonical(number)) for item in items for number in item.ids]
   report = Report(len(items), len(ids) or len(items), view.entries)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
@@ -143,7 +144,7 @@ def _overlap(
   view = _view(config)
   source = view.source(config.data, split)
   others = [view.item(source[number], config.data) for number in range(len(source))]
-  other_ids = [str(number) for item in others for number in item.ids]
+  other_ids = [str(canonical(number)) for item in others for number in item.ids]
   other_paths = {image for item in others for image in item.images if is_path(image)}
   common = sorted(map(str, paths & other_paths))
   if ids is None or _are_numbers(other_ids, range(len(others))):

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Int
 
 from mplug_jax.data.sources import scenes as scene_sources
+from mplug_jax.data.sources.entry_ids import check_type
 from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
 from mplug_jax.data.storage.archives import StrPath
+from mplug_jax.metrics.ids import canonical
 from mplug_jax.scenes import oracle, parser, scene
 from mplug_jax.scenes import text as scene_text
 
@@ -234,7 +236,9 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
     annotations.require(content, ("images",), path)
     captions: dict[Any, list[str]] = {}
     for number, entry in enumerate(content["images"], 1):
-      annotations.require(entry, ("id", "file_name"), f"{path}, image {number}")
+      location = f"{path}, image {number}"
+      annotations.require(entry, ("id", "file_name"), location)
+      check_type(entry["id"], "id", location)
       captions[entry["id"]] = []
     for number, entry in enumerate(content.get("annotations", []), 1):
       location = f"{path}, annotation {number}"
@@ -242,8 +246,12 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
       if entry["image_id"] not in captions:
         raise ValueError(f"{location}: no image of the file has id {entry['image_id']!r}.")
       captions[entry["image_id"]].append(entry["caption"])
+    listed = set()
     for number, entry in enumerate(content["images"], 1):
       location = f"{path}, image {number}"
+      if (entry["id"], entry["file_name"]) in listed:
+        continue
+      listed.add((entry["id"], entry["file_name"]))
       texts = captions[entry["id"]]
       records.add(entry["file_name"], entry["id"], texts, location, entry.get("domain"))
   return records.source()
@@ -258,7 +266,7 @@ def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   for entry, location in annotations.split_entries(data, split, keys, ("caption", "image_id")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location) if "caption" in entry else []
-    records.add(entry["image"], entry.get("image_id", entry["image"]), captions, location)
+    records.add(entry["image"], entry.get("image_id"), captions, location)
   return records.source()
 
 
@@ -296,6 +304,7 @@ class _Records:
     self._training = split == "train"
     self._paths = image_paths.ImagePaths()
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
+    self._locations: list[str] = []  # of the first entry of each image that is evaluated
 
   def add(
     self,
@@ -305,16 +314,35 @@ class _Records:
     location: str,
     domain: str | None = None,
   ) -> None:
-    """Adds an image; `image` is its path under data.image_root."""
+    """Adds an image.
+
+    Args:
+      image: its path under data.image_root.
+      image_id: its id; None: its path.
+      captions: its captions.
+      location: for messages.
+      domain: its part of the split.
+
+    Raises:
+      ValueError: the id is no number or text, a caption is no text, a training image has none, or
+        another image has the id. In splits that are evaluated, 7 and "7" are the same id.
+    """
     captions = list(captions)
+    if image_id is None:
+      image_id = image
+    check_type(image_id, "image_id", location)
+    key = image_id if self._training else canonical(image_id)
     if not all(isinstance(caption, str) for caption in captions):
       raise ValueError(f"{location}: every caption must be a string.")
     path = self._paths(self._root, "image_root", image, location)
-    number = self._records.find(image_id)
+    number = self._records.find(key)
     if number is None:
-      number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, image_id)
+      number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, key)
+      if not self._training:
+        self._locations.append(location)
     elif (other := self._records.head(number)["image"]) != path:
-      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}.")
+      first = "" if self._training else f" ({self._locations[number]})"
+      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}{first}.")
     if self._training and not captions:
       raise ValueError(f"{location}: there is no caption; a training image needs at least one.")
     for caption in captions:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources import text_assignment
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import Record, StatementSource
 from mplug_jax.data.storage import annotations, archives, image_paths, packed
 from mplug_jax.scenes import pairs, rendering, statements
@@ -188,6 +189,7 @@ def _read(
   """
   records = packed.Packed(("images", "id", "sentence", "label"))
   path_of = image_paths.ImagePaths()
+  ids = EntryIds("id", split)
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   for entry, location in annotations.split_entries(data, split, keys, ("label", "id")):
     annotations.require_texts(entry, ("sentence",), location)
@@ -197,7 +199,7 @@ def _read(
     records.append(
       {
         "images": [path_of(data["image_root"], "image_root", name, location) for name in names],
-        "id": entry.get("id", len(records)),
+        "id": ids.add(entry.get("id"), location),
         "sentence": entry["sentence"],
         "label": _label(entry, data, location),
       }

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import ExpressionSource, Record
 from mplug_jax.data.storage import annotations, image_paths, packed
 from mplug_jax.tensor_files import torch_annotations
@@ -98,11 +99,11 @@ def _tfds(data: Mapping[str, Any], split: str) -> ExpressionSource:
 class _Collector:
   """Collects expressions into records, by image if so configured."""
 
-  def __init__(self, data: Mapping[str, Any], training: bool):
+  def __init__(self, data: Mapping[str, Any], split: str, key: str = "id"):
     self._data = data
-    self._training = training
+    self._training = split == "train"
     self._paths = image_paths.ImagePaths()
-    self._count = 0
+    self._ids = EntryIds(key, split)
     self._records = packed.Grouped(("image", "image_id"), "expressions", ("id", "text", "box"))
 
   def add(
@@ -114,7 +115,7 @@ class _Collector:
     number: Any = None,
     folder: str = "",
   ) -> None:
-    """Adds an expression; raises ValueError for a wrong type or a missing box.
+    """Adds an expression; raises ValueError for a wrong type, a missing box or a repeated id.
 
     Args:
       image: name of its image.
@@ -135,10 +136,8 @@ class _Collector:
     record = self._records.find(path) if grouped else None
     if record is None:
       record = self._records.add({"image": path, "image_id": image}, path if grouped else None)
-    self._records.add_item(
-      record, {"id": str(self._count if number is None else number), "text": text, "box": box}
-    )
-    self._count += 1
+    expression_id = str(self._ids.add(number, location))
+    self._records.add_item(record, {"id": expression_id, "text": text, "box": box})
 
   def source(self) -> ExpressionRecords:
     """Returns the source of the records."""
@@ -183,7 +182,7 @@ def _empty(box: Box) -> bool:
 
 
 def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split)
   keys = ("image", "text", "box") if split == "train" else ("image", "text")
   for entry, location in annotations.split_entries(data, split, keys, ("box", "id")):
     box = None if entry.get("box") is None else corners(entry["box"], location, "corners")
@@ -192,7 +191,7 @@ def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
 
 
 def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split, "ref_id")
   optional = ("image", "file_name", "bbox", "ref_id")
   for entry, location in annotations.split_entries(data, split, ("sentences",), optional):
     box = None if entry.get("bbox") is None else corners(entry["bbox"], location, "sizes")
@@ -202,7 +201,7 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
       )
     for i, sentence in enumerate(entry["sentences"]):
       text = sentence.get("sent") if isinstance(sentence, dict) else sentence
-      number = f"{entry['ref_id']}-{i}" if "ref_id" in entry else None
+      number = None if entry.get("ref_id") is None else f"{entry['ref_id']}-{i}"
       collector.add(entry.get("file_name", entry.get("image")), text, box, location, number)
   return collector.source()
 
@@ -220,7 +219,7 @@ def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   names = (dataset,)
   if dataset == "vg_uni":
     names = _UNION if split == "train" else ("unc",)
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split)
   suffix = data["test_name"] if split == "test" else split
   for name in names:
     path = pathlib.Path(data["split_root"], name, f"{name}_{suffix}.pth")
