@@ -84,6 +84,7 @@ class GroundingEvaluator:
       self._write_sheet(predictions)
     notes = {"corrupt_images": len(corrupt)} if corrupt else {}
     scored = [p for p in predictions if p["iou"] is not None]
+    self.samples += common.unscored_note(len(scored), len(predictions), "expressions", "box")
     return (_metrics(scored) if scored else {}) | notes
 
   def _predict(self, locate, process_index, process_count):

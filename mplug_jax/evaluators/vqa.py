@@ -86,6 +86,7 @@ class VqaEvaluator:
       self._write_sheet(answers)
     score = self._scoring.score
     scored = [(q, score(text, q)) for q, text in answers if vqa_scoring.has_answer(q)]
+    self.samples += common.unscored_note(len(scored), len(answers), "questions", "answer")
     notes: dict[str, float] = {"corrupt_images": len(corrupt)} if corrupt else {}
     if not scored:
       return notes

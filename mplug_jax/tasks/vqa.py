@@ -35,7 +35,8 @@ class VqaTask(base.Task):
     rank_top_k, rank_first_token_twice: see decoding/answer_ranking.py.
 
   Raises:
-    ValueError: distillation without a teacher or over an unknown axis.
+    ValueError: distillation without a teacher or over an unknown axis; candidate answers that
+      cannot be ranked.
   """
 
   zero_shot = (
@@ -68,6 +69,11 @@ class VqaTask(base.Task):
         f"{', '.join(_DISTILL_AXES)}."
       )
     self.answers = vqa_answers.candidate_answers(config, tokenizer)
+    if self.answers and config.task.rank_top_k < 1:
+      raise ValueError(
+        f"config.task.rank_top_k={config.task.rank_top_k} must be at least 1; it is the number of "
+        "candidate answers that are scored in full."
+      )
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """See base.Task.batch_spec."""

@@ -161,9 +161,9 @@ def _images(entry: Record, key: str, count: int, location: str) -> list[str]:
   return names
 
 
-def _label(entry: Record, data: Mapping[str, Any], location: str) -> str:
-  """Returns the class of an entry as text; "" if it has none."""
-  if "label" not in entry:
+def _label(entry: Record, data: Mapping[str, Any], location: str, training: bool) -> str:
+  """Returns the class of an entry as text; "" if it has none, or null outside of training."""
+  if entry.get("label") is None and not training:
     return ""
   label = str(entry["label"])  # true of JSON is "True", as the official files write it
   if label not in data["labels"]:
@@ -201,7 +201,7 @@ def _read(
         "images": [path_of(data["image_root"], "image_root", name, location) for name in names],
         "id": ids.add(entry.get("id"), location),
         "sentence": entry["sentence"],
-        "label": _label(entry, data, location),
+        "label": _label(entry, data, location, split == "train"),
       }
     )
   return Records(records)
