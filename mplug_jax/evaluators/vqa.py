@@ -11,6 +11,7 @@ from absl import logging
 from mplug_jax.data.examples import vqa, vqa_answers
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.sources.chunked import Chunked
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.evaluators import common
 from mplug_jax.evaluators.common import Predict
 from mplug_jax.metrics import vqa_accuracy, vqa_scoring
@@ -47,13 +48,23 @@ class VqaEvaluator:
     self.samples: list[str] = []  # Sample predictions of the last run.
 
   def _unscorable(self) -> list[str]:
-    """Logs and returns sentences about questions that no prediction can match."""
+    """Logs and returns sentences about questions that no prediction can match.
+
+    Raises:
+      ValueError: two questions have the same id.
+    """
     if self.config.data.name in _GENERATED:
       return []
-    questions = vqa_answers.evaluated_questions(self.source, self.config.eval.limit)
-    notes = vqa_answers.unscorable(self.config, self.config.eval.split, questions, self.tokenizer)
+    split = self.config.eval.split
+    limit = self.config.eval.limit
+    if split == "train":  # whose ids are not checked when they are read
+      ids = EntryIds("question_id", "evaluated")
+      for number, question in enumerate(vqa_answers.evaluated_questions(self.source, limit), 1):
+        ids.add(question["question_id"], f"train split, question {number}")
+    questions = vqa_answers.evaluated_questions(self.source, limit)
+    notes = vqa_answers.unscorable(self.config, split, questions, self.tokenizer)
     for sentence in notes:
-      logging.warning("%s split: %s", self.config.eval.split, sentence)
+      logging.warning("%s split: %s", split, sentence)
     return notes
 
   def run(

@@ -17,4 +17,5 @@ def canonical(value: object) -> int | str:
   if isinstance(value, (float, np.floating)) and float(value).is_integer():
     return int(value)
   text = str(value)
-  return int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text, re.ASCII) else text
+  # Python refuses to convert thousands of digits.
+  return int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,99}", text) else text

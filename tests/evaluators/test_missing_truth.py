@@ -119,6 +119,8 @@ def test_an_evaluator_refuses_questions_with_one_id(write, tokenizer):
   folder = write([{"question": "What?", "answer": "dog", "question_id": 100}] * 2)
   with pytest.raises(ValueError, match="val.jsonl, line 2: question_id 100 is also that of .* 1, "):
     VqaEvaluator(config("vqa", folder), tokenizer, str(folder))
+  with pytest.raises(ValueError, match="train split, question 2: question_id 100 is also that of"):
+    VqaEvaluator(config("vqa", folder, eval__split="train"), tokenizer, str(folder))
 
 
 # ---- captions

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from mplug_jax.config import Config
 from mplug_jax.data.errors import NAMED, BadRecords, RecordError
 from mplug_jax.data.sources import vqa
@@ -158,7 +160,7 @@ def candidate_answers(config: Config, tokenizer: Tokenizer | None = None) -> tup
 
   These are config.task.rank_answers, or with config.task.predict=rank and without them the list in
   config.data.answer_list. Blank entries, repeated ones and those that the model cannot score are
-  left out and named in the log.
+  left out and named in the log; entries that exceed config.data.max_answer_tokens are named.
 
   Args:
     config: config of the run.
@@ -193,6 +195,7 @@ def candidate_answers(config: Config, tokenizer: Tokenizer | None = None) -> tup
     str(origin),
     tokenizer,
     config.model.max_positions,
+    config.data.get("max_answer_tokens", config.model.max_positions),
     bool(config.data.get("strict", False)),
   )
 
@@ -203,23 +206,35 @@ def _usable(
   origin: str,
   tokenizer: Tokenizer | None,
   max_positions: int,
+  max_trained: int,
   strict: bool,
 ) -> tuple[str, ...]:
-  """Returns the candidates that a model can choose, each once."""
+  """Returns the candidates that a model can choose, each once.
+
+  Args:
+    answers: the list.
+    origin: its file or config key, for messages.
+    tokenizer: tokenizer of the run, if tokens are to be looked at.
+    max_positions: tokens that the model can read, with [bos] and [eos].
+    max_trained: tokens to which training cuts answers.
+    strict: raise an error instead of leaving anything out.
+  """
   bad = BadRecords(strict)
   numbers: dict[Any, int] = {}
   kept = []
+  long = []
   for number, answer in enumerate(answers, 1):
     ids = answer if tokenizer is None else tuple(pieces(tokenizer, answer))
+    length = 0 if tokenizer is None else len(ids) + 2  # with [CLS] and [SEP]
     problem = ""
     if not answer.strip():
       problem = "the candidate answer is blank"
     elif not ids:
       problem = f"the candidate answer {answer!r} has no token"
-    elif tokenizer is not None and len(ids) + 2 > max_positions:
+    elif length > max_positions:
       problem = (
-        f"the candidate answer {answer[:40]!r}... has {len(ids)} tokens, and the model can read "
-        f"{max_positions - 2} (config.model.max_positions={max_positions}, [CLS] and [SEP])"
+        f"the candidate answer {answer[:40]!r}... has {length} tokens with [CLS] and [SEP], more "
+        f"than config.model.max_positions={max_positions}"
       )
     elif ids in numbers:
       first = numbers[ids]
@@ -230,7 +245,15 @@ def _usable(
       continue
     numbers[ids] = number
     kept.append(answer)
+    if length > max_trained:
+      long.append(f"{number} ({answer!r})")
   bad.report(len(answers), f"candidate answers of {origin}")
+  if long:
+    logging.warning(
+      "%s: %d of %d candidate answers have more tokens with [CLS] and [SEP] than training keeps "
+      "(config.data.max_answer_tokens=%d) and are unlikely to be chosen: entry %s.",
+      *(origin, len(long), len(answers), max_trained, _first(long)),
+    )
   if not kept:
     raise ValueError(
       f"{origin} holds no candidate answer that can be chosen; give at least one that is not blank."

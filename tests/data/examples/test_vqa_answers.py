@@ -48,7 +48,18 @@ def test_candidates_are_used_once_and_in_order(tokenizer, caplog):
   assert "'Dog' has the same tokens as entry 1, 'dog'" in sentences[1]
   assert "'yes' repeats entry 3, 'yes'" in sentences[2]
   assert "has no token" in sentences[3]
-  assert "has 70 tokens, and the model can read 62" in sentences[4]
+  assert (
+    "has 72 tokens with [CLS] and [SEP], more than config.model.max_positions=64" in sentences[4]
+  )
+
+
+def test_candidates_that_are_longer_than_trained_answers_are_kept_and_named(tokenizer, caplog):
+  c = config(["yes", "two red dog cars", "no"], data__max_answer_tokens=5, data__strict=True)
+  with caplog.at_level(logging.WARNING):
+    assert vqa_answers.candidate_answers(c, tokenizer) == ("yes", "two red dog cars", "no")
+  (record,) = caplog.records
+  assert "1 of 3 candidate answers have more tokens" in record.getMessage()
+  assert record.getMessage().endswith("entry 2 ('two red dog cars').")
 
 
 def test_a_list_in_a_file_names_the_file(tokenizer, tmp_path, caplog):
