@@ -94,7 +94,7 @@ def test_equal_answers_with_a_capital_are_right(write, tokenizer, caplog):
 
 
 def test_blank_and_absent_answers_are_no_answers(write, tokenizer, caplog):
-  rows = [{"answer": ["yes", "yes"]}, {"answer": ["", " "]}, {}, {"answer": ""}, {"answer": "no"}]
+  rows = [{"answer": given} for given in (["yes", "yes"], ["", " "], None, "", "no")]
   with caplog.at_level(logging.WARNING):
     evaluator, result = ask(write, tokenizer, rows, ["yes", "", "yes", "", "yes"])
   assert result["accuracy"] == 50
@@ -134,6 +134,12 @@ def describe(write, tokenizer, captions, texts):
   return evaluator, result
 
 
+def test_more_answers_than_training_takes_are_scored(write, tokenizer):
+  answers = [*"abcdefghijkl", "dog", "dog", "dog", "dog"]
+  _, result = ask(write, tokenizer, [{"answer": answers}], ["dog"])
+  assert result["accuracy"] == 100
+
+
 @pytest.mark.parametrize("empty", ["", "  ", "..."])
 def test_empty_references_give_no_score(write, tokenizer, empty, caplog):
   with caplog.at_level(logging.WARNING):
@@ -150,7 +156,8 @@ def test_empty_references_give_no_score(write, tokenizer, empty, caplog):
 def test_images_with_a_reference_are_scored_without_the_others(write, tokenizer):
   given = ["a red dog", ["", "the blue cat"], ""]
   evaluator, result = describe(write, tokenizer, given, ["a red dog", "the blue cat", "a dog"])
-  _, same = describe(write, tokenizer, ["a red dog", "the blue cat"], ["a red dog", "the blue cat"])
+  texts = ["a red dog", "the blue cat"]
+  _, same = describe(write, tokenizer, [*texts, None], [*texts, "a dog"])
   assert result["BLEU-1"] == pytest.approx(100)
   assert result["CIDEr-D"] == same["CIDEr-D"] > 100
   assert {

@@ -72,8 +72,10 @@ class VqaTransform:
   zeros, corrupt and no valid question; in evaluation it keeps the texts of the questions, because
   results need an answer to every question.
 
-  A call raises ValueError for more unique answers than A, for a training question without answers
-  and, in evaluation, for more questions than Q (use `chunked.Chunked`); ImageError for an
+  In evaluation, where no answer is read, only the first A unique answers are encoded.
+
+  A call raises ValueError for a training question with more unique answers than A or without
+  answers and, in evaluation, for more questions than Q (use `chunked.Chunked`); ImageError for an
   unreadable image, if `images` is strict.
   """
 
@@ -160,16 +162,16 @@ class VqaTransform:
     example["question"][slot] = self._question_rows(text)
     example["question_valid"][slot] = True
     answers, weights = weighted_answers(question)
-    if len(answers) > self._max_answers:
+    if len(answers) > self._max_answers and self._train:
       raise ValueError(
         f"question {question['question_id']} has {len(answers)} different answers, "
         f"more than max_answers {self._max_answers}."
       )
     if self._train and not answers:
       raise ValueError(f"question {question['question_id']} has no answer to train on.")
-    for number, answer in enumerate(answers):
+    for number, answer in enumerate(answers[: self._max_answers]):
       example["answer"][slot, number] = self._answer_rows(answer)
-    example["answer_weight"][slot, : len(weights)] = weights
+    example["answer_weight"][slot, : len(weights)] = weights[: self._max_answers]
 
 
 def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> VqaTransform:

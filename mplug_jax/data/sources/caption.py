@@ -150,9 +150,14 @@ def _vatex(data: Mapping[str, Any], split: str) -> CaptionRecords:
   records = _Records(data, split)
   for entry, location in annotations.split_entries(data, split, ("videoID",), ("enCap",)):
     annotations.require_texts(entry, ("videoID",), location)
-    captions = annotations.text_list(entry, "enCap", location) if "enCap" in entry else []
+    captions = _texts(entry, "enCap", location)
     records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, location)
   return records.source()
+
+
+def _texts(entry: Record, key: str, location: str) -> list[str]:
+  """Returns the captions of an entry; none if they are missing or null."""
+  return [] if entry.get(key) is None else annotations.text_list(entry, key, location)
 
 
 def _msrvtt(data: Mapping[str, Any], split: str) -> CaptionRecords:
@@ -265,7 +270,7 @@ def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   keys = ("image", "caption") if split == "train" else ("image",)
   for entry, location in annotations.split_entries(data, split, keys, ("caption", "image_id")):
     annotations.require_texts(entry, ("image",), location)
-    captions = annotations.text_list(entry, "caption", location) if "caption" in entry else []
+    captions = _texts(entry, "caption", location)
     records.add(entry["image"], entry.get("image_id"), captions, location)
   return records.source()
 

@@ -124,7 +124,8 @@ class Captions(_Source):
   def _counts(self, name: str) -> Int[np.ndarray, "examples"]:
     """Checks the ids of the images; returns zeros, because records are examples."""
     ids = entry_ids.EntryIds("image_id", name)
-    for number in range(len(self._split)):
+    given = len(self._split) and "image_id" in self._split.read(0, "image_id")
+    for number in range(len(self._split) if given else 0):
       ids.add(self._image_id(number), self._location(number))
     return np.zeros(0, np.int64)
 

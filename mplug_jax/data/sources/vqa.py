@@ -260,7 +260,9 @@ def _question(
 
 def _parse_question(entry: Record, question_id: Any, location: str, training: bool) -> Record:
   """Makes a question of an entry; `ocr` is a list of [position, word] or a string."""
-  answers = annotations.text_list(entry, "answer", location) if "answer" in entry else []
+  answers: list[str] = []
+  if training or entry.get("answer") is not None:
+    answers = annotations.text_list(entry, "answer", location)
   if training and not answers:
     raise ValueError(
       f"{location}: the list of answers is empty; a training question needs at least one answer."

@@ -225,6 +225,14 @@ def test_too_many_and_too_few_answers():
     transform()(0, record(question(77, answers=[])), rng())
 
 
+def test_evaluation_encodes_the_first_answers():
+  asked = question(77, answers=["one", "two", "three", "red"])
+  example = transform(train=False)(0, record(asked), None)
+  fewer = transform(train=False)(0, record(question(77, answers=["one", "two", "three"])), None)
+  np.testing.assert_array_equal(example["answer"], fewer["answer"])
+  assert example["question_valid"].tolist() == [True, False]
+
+
 def test_augmentation_only_in_training():
   options = {"scale": (1, 1), "flip": 1.0, "randaugment": None}
   data = record(question(1))
