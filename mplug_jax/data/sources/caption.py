@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mplug_jax.data.sources import scenes as scene_sources
-from mplug_jax.data.sources.entry_ids import check_type
+from mplug_jax.data.sources.entry_ids import EntryIds, check_type
 from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
 from mplug_jax.data.storage.archives import StrPath
@@ -265,7 +265,7 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
 def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   names = annotations.split_names(data, split)
   if any(map(shards.is_pattern, names)):
-    return _shards(data, names)
+    return _shards(data, names, split)
   records = _Records(data, split)
   keys = ("image", "caption") if split == "train" else ("image",)
   for entry, location in annotations.split_entries(data, split, keys, ("caption", "image_id")):
@@ -275,7 +275,7 @@ def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   return records.source()
 
 
-def _shards(data: Mapping[str, Any], names: Sequence[str]) -> shards.ShardImages:
+def _shards(data: Mapping[str, Any], names: Sequence[str], split: str) -> shards.ShardImages:
   if data.get("fields"):
     raise ValueError(
       "config.data.fields cannot rename members and keys of shards; docs/shards.md lists them."
@@ -285,7 +285,19 @@ def _shards(data: Mapping[str, Any], names: Sequence[str]) -> shards.ShardImages
       f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes "
       "them."
     )
-  return shards.load(names, data.get("strict", False))
+  source = shards.load(names, data.get("strict", False))
+  if split != "train":
+    _check_keys(source, split)
+  return source
+
+
+def _check_keys(source: shards.ShardImages, split: str) -> None:
+  """Raises ValueError if two pairs of tars, whose keys are in memory, have one key."""
+  ids = EntryIds("key", split)
+  for part in source.parts:
+    if isinstance(part, shards.TarPairs):
+      for number in range(len(part)):
+        ids.add(f"{part.path}/{part.key(number)}", f"{part.path}, pair {number + 1}")
 
 
 def _folder(data: Mapping[str, Any], split: str) -> CaptionRecords:

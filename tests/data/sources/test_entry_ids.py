@@ -10,7 +10,7 @@ from PIL import Image
 from mplug_jax.data.sources import caption, classification, grounding, vqa
 from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.metrics.ids import canonical
-from tests.support import tfds_case
+from tests.support import shard_files, tfds_case
 
 IDS = st.one_of(st.none(), st.integers(0, 6), st.sampled_from(["0", "1", "5", "007", "a", "b", ""]))
 
@@ -196,6 +196,23 @@ def test_soft_labels_are_found_by_equal_ids_and_given_once(tmp_path):
     labels.write_text(json.dumps([{"question_id": 7, "label": label}]))
     with pytest.raises(ValueError, match="entry 1: label must be an object {answer: finite"):
       vqa.get(data, "val")
+
+
+def test_pairs_of_a_tar_with_one_key(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  members = [
+    (f"{key}.{extension}", data)
+    for key in ("1", "2", "1")
+    for extension, data in (("jpg", shard_files.picture(1)), ("txt", b"a dog"))
+  ]
+  path = tmp_path / "val.tar"
+  path.write_bytes(shard_files.tar_bytes(members))
+  data = {"name": "shards", "train_files": [str(path)], "val_file": str(path), "image_root": ""}
+  assert len(caption.images(data, "train")) == 3
+  with pytest.raises(ValueError, match="val.tar, pair 3: key '.*/1' is also that of .*, pair 1, "):
+    caption.images(data, "val")
+  path.write_bytes(shard_files.tar_bytes(members[:4]))
+  assert len(caption.images(data, "val")) == 2
 
 
 def questions_set(folder, examples):
