@@ -114,6 +114,9 @@ def _files(c: config.Config, options: config.Config) -> None:
   if options.data == "vqa_v2":
     # The official recipe also trains on the validation split (docs/official.md item 22).
     c.data.update(config.split_files(root, "vqa_train.json", "vqa_val.json", "vqa_test.json"))
+    # The benchmark's evaluation script; "2017" is that of the official code and of published
+    # validation accuracies (docs/official.md item 62).
+    c.eval.vqa_script = "2021"
     if options.vg:
       c.data.train_files += (os.path.join(root, "vg_qa.json"),)
     c.data.update(

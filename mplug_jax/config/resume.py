@@ -41,6 +41,7 @@ _LATER = {
   "model.ops": "auto",
   "prng_impl": "jax",
   "task.contrast_chunk": 0,
+  "eval.vqa_script": "2017",
 }
 
 # A resumed run must have these sections and keys in common with its beginning,

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mplug_jax.data.examples import caption as caption_lib
 from mplug_jax.data.sources import caption
@@ -36,6 +37,16 @@ class CaptionEvaluator:
     self.transform = caption_lib.make_transform(config, tokenizer, train=False)
     self._prompt = caption_lib.prompt(config, tokenizer)
     self.samples: list[str] = []  # Sample predictions of the last run.
+    if isinstance(self.source, caption.CaptionRecords):
+      self._warn_of_empty_references()
+
+  def _warn_of_empty_references(self):
+    """Logs, before training, how many reference captions have no text."""
+    count = min(self.config.eval.limit or len(self.source), len(self.source))
+    given = {i: texts for i in range(count) if (texts := self.source.captions(i))}
+    _, notes = captioning.without_empty(given, lambda i: self.source[i]["image_id"])
+    for sentence in notes:
+      logging.warning("%s split: %s", self.config.eval.split, sentence)
 
   def run(
     self, predict: Predict, process_index: int = 0, process_count: int = 1
@@ -49,7 +60,8 @@ class CaptionEvaluator:
       process_count: number of processes.
 
     Returns:
-      {name: value}, scores x 100 as papers report them; no scores without references:
+      {name: value}, scores x 100 as papers report them, of the images with references; captions
+      without a word are no references:
         BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D of all images; METEOR and SPICE where available.
         CIDEr-D_<group>: of the images of each group separately, as the NoCaps server; groups are
           its domains, or scenes with and without unseen (shape, color) pairs.
@@ -68,7 +80,13 @@ class CaptionEvaluator:
       text = self.tokenizer.decode(out["tokens"][: out["length"]])
       captions[index] = text.removeprefix(self._prompt.decoded).strip()
       corrupt += unreadable
-    references = {index: texts for index in captions if (texts := self.source.captions(index))}
+    given = {index: self.source.captions(index) for index in captions}
+    if not any(given.values()):
+      given = {}  # a split without references
+    truth, notes = captioning.without_empty(
+      dict(zip(given, _tokenize(given.values()))), lambda i: self.source[i]["image_id"]
+    )
+    references = {i: [text for text in given[i] if text.strip()] for i in truth}
     self.samples = [
       captions[i] + (f"   (reference: {references[i][0]})" if i in references else "")
       for i in common.spread(list(captions))
@@ -80,22 +98,18 @@ class CaptionEvaluator:
       ]
       write_json(os.path.join(self.workdir, "predictions.json"), rows)
       self._write_sheet(captions, references)
-    result: dict[str, Any] = self._scores(captions, references) if references else {}
+    result: dict[str, Any] = self._scores(captions, truth) if truth else {}
+    self.samples += notes + self._cider_notes(truth)
     # A string says why a metric was not computed.
     self.samples += [f"{name}: {value}" for name, value in result.items() if isinstance(value, str)]
     result = {name: value for name, value in result.items() if not isinstance(value, str)}
-    notes: dict[str, float] = {"corrupt_images": corrupt} if corrupt else {}
-    return result | notes
+    return result | ({"corrupt_images": float(corrupt)} if corrupt else {})
 
-  def _scores(self, captions, references):
-    """Returns the scores of `run`; captions and references are keyed by record number."""
-    order = list(references)
-    truth = dict(zip(order, _tokenize([references[i] for i in order])))
+  def _scores(self, captions, truth):
+    """Returns the scores of `run`; captions and tokens of references by record number."""
+    order = list(truth)
     predicted = dict(zip(order, _tokenize([[captions[i]] for i in order])))
-    groups = {"": order}
-    for index in order:
-      if name := self.source.group(index):
-        groups.setdefault(f"_{name}", []).append(index)
+    groups = self._groups(order)
     result = captioning.evaluate_tokens(predicted, truth, _METRICS)
     result |= {
       f"{self.metric}{name}": self._score(predicted, truth, members)
@@ -121,6 +135,22 @@ class CaptionEvaluator:
         for name, members in sorted(groups.items())
       }
     return result
+
+  def _groups(self, order):
+    """Returns {"": all record numbers, "_<group>": those of the group}."""
+    groups = {"": order}
+    for index in order:
+      if name := self.source.group(index):
+        groups.setdefault(f"_{name}", []).append(index)
+    return groups
+
+  def _cider_notes(self, truth):
+    """Returns sentences on groups of images whose CIDEr-D says nothing."""
+    notes = []
+    for name, members in self._groups(list(truth)).items():
+      if members and (note := captioning.cider_note({i: truth[i] for i in members})):
+        notes.append(f"{self.metric}{name}: {note}")
+    return notes
 
   def _score(self, captions, references, members):
     """Returns CIDEr-D of a subset of the images, scored as a separate set."""

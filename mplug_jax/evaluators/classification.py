@@ -73,6 +73,7 @@ class ClassificationEvaluator:
       corrupt += unreadable
     known = [row for row in predictions if row["label"]]
     self.samples = [_line(row) for row in common.spread(predictions)]
+    self.samples += common.unscored_note(len(known), len(predictions), "statements", "label")
     if known:
       table = self._confusion(known)
       self.samples += self._table_lines(table) if len(self.labels) <= _TABLE_LABELS else []

@@ -78,6 +78,20 @@ def spread(items: list[_Item], count: int = SAMPLES) -> list[_Item]:
   return items[:: max(1, len(items) // count)][:count]
 
 
+def unscored_note(scored: int, total: int, entries: str, truth: str) -> list[str]:
+  """Returns a sentence if only some entries are scored, else nothing.
+
+  Args:
+    scored: number of scored entries.
+    total: number of entries.
+    entries: their name, in the plural.
+    truth: name of the truth that the others lack.
+  """
+  if scored in (0, total):
+    return []
+  return [f"{total - scored} of {total} {entries} have no {truth} and are not scored."]
+
+
 def write_sheet(
   path: str,
   entries: Iterable[tuple[Any, Sequence[sample_sheet.Sample]]],

@@ -79,6 +79,7 @@ class GroundingEvaluator:
     bad += sum(p["outside"] for p in predictions)
     notes |= {"bad_boxes": bad} if bad else {}
     scored = [p for p in predictions if p["iou"] is not None]
+    self.samples += common.unscored_note(len(scored), len(predictions), "expressions", "box")
     return (_metrics(scored) if scored else {}) | notes
 
   def _predict(self, locate, process_index, process_count):

@@ -5,13 +5,15 @@ import os
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mplug_jax.data import pipeline
 from mplug_jax.data.examples import retrieval as data
 from mplug_jax.data.sources import caption
+from mplug_jax.data.text import cleaning
 from mplug_jax.evaluators import common, reranking
 from mplug_jax.evaluators.common import Predict
-from mplug_jax.metrics import recall
+from mplug_jax.metrics import captioning, recall
 from mplug_jax.reporting import sample_sheet
 from mplug_jax.runtime import atomic_files
 from mplug_jax.scenes import oracle as scene_oracle
@@ -22,7 +24,8 @@ LISTED = 10  # Candidates of a query in the results file.
 class RetrievalEvaluator:
   """Ranks texts for images and images for texts; writes the best ones and a sample sheet.
 
-  config.eval.limit restricts images to the first ones and texts to theirs, an easier task.
+  config.eval.limit restricts images to the first ones and texts to theirs, an easier task. Captions
+  without a word are no texts; an image without texts is no query, but one of the images to find.
   """
 
   metric = "r_mean"  # Printed last, and decides which checkpoint is best.
@@ -34,6 +37,9 @@ class RetrievalEvaluator:
       config: config of the run.
       tokenizer: tokenizer of the run.
       workdir: folder to write results to.
+
+    Raises:
+      ValueError: there is no caption with a word, if the source reads annotation files.
     """
     self.config = config
     self.workdir = workdir
@@ -42,13 +48,29 @@ class RetrievalEvaluator:
     self._rows = data.caption_rows(config, tokenizer)
     self._count = min(config.eval.limit or len(self.source), len(self.source))
     self.samples: list[str] = []  # Sample predictions of the last run.
+    self._notes: list[str] = []
+    if isinstance(self.source, caption.CaptionRecords):
+      self._texts  # noqa: B018 - before training
 
   @functools.cached_property
   def _texts(self):
     """Captions of all images, [T], and the number of the image of each, i64[T]."""
-    captions = [self.source.captions(i) for i in range(self._count)]
-    owner = np.repeat(np.arange(self._count), [len(texts) for texts in captions])
-    return [text for texts in captions for text in texts], owner
+    most = self.config.data.max_words
+    captions = {
+      i: [
+        text if cleaning.pre_caption(text, most).strip() else "" for text in self.source.captions(i)
+      ]
+      for i in range(self._count)
+    }
+    kept, self._notes = captioning.without_empty(captions, lambda i: self.source[i]["image_id"])
+    for sentence in self._notes:
+      logging.warning("%s split: %s", self.config.eval.split, sentence)
+    if not kept:
+      raise ValueError(
+        f"Split {self.config.eval.split!r} has no caption with a word, and retrieval needs texts."
+      )
+    owner = np.repeat(list(kept), [len(texts) for texts in kept.values()])
+    return [text for texts in kept.values() for text in texts], owner
 
   def run(
     self, predict: Predict, process_index: int = 0, process_count: int = 1
@@ -83,19 +105,22 @@ class RetrievalEvaluator:
       reranking.nearest(features, images, kept, owner, numbers),
     )
     result = {"chance_r_mean": recall.chance(owner, self._count)}
+    described = np.bincount(owner, minlength=self._count) > 0
     if k:
+      by_image, by_text = (side.rank for side in candidates)
       result |= {
         f"similarity_{name}": value
-        for name, value in recall.recalls(*(side.rank for side in candidates)).items()
+        for name, value in recall.recalls(by_image[described], by_text).items()
       }
       candidates, counts = self._rerank(predict, candidates, bank, process_index, process_count)
       result |= counts
     ranks = [side.rank for side in candidates]
-    result |= recall.recalls(*ranks) | self._groups(owner, ranks) | self._attainable()
+    result |= recall.recalls(ranks[0][described], ranks[1])
+    result |= self._groups(owner, ranks) | self._attainable()
     self.samples = [
       f"{texts[t]} -> its image is number {ranks[1][t] + 1:.0f}"
       for t in common.spread(list(range(len(texts))))
-    ]
+    ] + self._notes
     if process_index == 0:
       self._write_results(*candidates)
       self._write_sheet(candidates[1])
@@ -169,7 +194,8 @@ class RetrievalEvaluator:
 
   def _groups(self, owner, ranks):
     """Returns {"r_mean_<group>": percent} of each group of images, ranked among all images."""
-    groups = [self.source.group(i) for i in range(self._count)]
+    described = set(owner.tolist())
+    groups = [self.source.group(i) if i in described else None for i in range(self._count)]
     out = {}
     for name in sorted({group for group in groups if group is not None}):
       chosen = np.array([group == name for group in groups])

@@ -6,36 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from mplug_jax.data.examples import vqa
+from mplug_jax.data.examples import vqa, vqa_answers
 from mplug_jax.data.sources import vqa as sources
 from mplug_jax.data.sources.chunked import Chunked
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.evaluators import common
 from mplug_jax.evaluators.common import Predict
-from mplug_jax.metrics import vqa_accuracy
+from mplug_jax.metrics import vqa_accuracy, vqa_scoring
 from mplug_jax.reporting import sample_sheet
 
 SHEET_QUESTIONS = 4
-
-
-def score(prediction: str, question: dict[str, Any]) -> float:
-  """Scores a predicted answer.
-
-  Args:
-    prediction: the answer.
-    question: record with "answers" and "weights".
-
-  Returns:
-    0 to 1: exact match with a single answer, soft label, or VQA accuracy.
-  """
-  answers = question["answers"]
-  if len(answers) == 1:
-    return float(vqa_accuracy.exact_match(prediction, answers[0]))
-  if question["weights"] is not None:
-    return vqa_accuracy.soft_label_score(
-      prediction, dict(zip(dict.fromkeys(answers), question["weights"]))
-    )
-  return vqa_accuracy.vqa_accuracy(prediction, answers)
+_GENERATED = ("scenes", "clips")  # Their answers are made of words that the model knows.
 
 
 class VqaEvaluator:
@@ -59,8 +42,30 @@ class VqaEvaluator:
       sources.get(data, config.eval.split), data.questions_per_image, "questions"
     )
     self.transform = vqa.make_transform(config, tokenizer, train=False)
-    self._candidates = vqa.candidate_answers(config)
+    self._candidates = vqa_answers.candidate_answers(config, tokenizer)
+    self._scoring = vqa_answers.scoring(config, config.eval.split)
+    self._notes = self._unscorable()
     self.samples: list[str] = []  # Sample predictions of the last run.
+
+  def _unscorable(self) -> list[str]:
+    """Logs and returns sentences about questions that no prediction can match.
+
+    Raises:
+      ValueError: two questions have the same id.
+    """
+    if self.config.data.name in _GENERATED:
+      return []
+    split = self.config.eval.split
+    limit = self.config.eval.limit
+    if split == "train":  # whose ids are not checked when they are read
+      ids = EntryIds("question_id", "evaluated")
+      for number, question in enumerate(vqa_answers.evaluated_questions(self.source, limit), 1):
+        ids.add(question["question_id"], f"train split, question {number}")
+    questions = vqa_answers.evaluated_questions(self.source, limit)
+    notes = vqa_answers.unscorable(self.config, split, questions, self.tokenizer)
+    for sentence in notes:
+      logging.warning("%s split: %s", split, sentence)
+    return notes
 
   def run(
     self, predict: Predict, process_index: int = 0, process_count: int = 1
@@ -75,21 +80,24 @@ class VqaEvaluator:
 
     Returns:
       {name: percent}: accuracy, accuracy per group of questions, and the share of the most frequent
-      answer; none of these for questions without answers. `corrupt_images`, if any, is the number
-      of unreadable images; their questions are answered without them and count.
+      answer; none of these for questions without answers or with blank ones. `corrupt_images`, if
+      any, is the number of unreadable images; their questions are answered without them and count.
     """
     answers, corrupt = self._predict(predict, process_index, process_count)
     self.samples = [
-      f"{q['question']} -> {text}" + (f"   (truth: {q['answers'][0]})" if q["answers"] else "")
+      f"{q['question']} -> {text}"
+      + (f"   (truth: {_first_answer(q)})" if vqa_scoring.has_answer(q) else "")
       for q, text in common.spread(answers)
-    ]
+    ] + self._notes
     if process_index == 0:
       rows = [(q["question_id"], text) for q, text in answers]
       vqa_accuracy.write_results(
         os.path.join(self.workdir, "predictions.json"), vqa_accuracy.results_rows(*zip(*rows))
       )
       self._write_sheet(answers)
-    scored = [(q, score(text, q)) for q, text in answers if q["answers"]]
+    score = self._scoring.score
+    scored = [(q, score(text, q)) for q, text in answers if vqa_scoring.has_answer(q)]
+    self.samples += common.unscored_note(len(scored), len(answers), "questions", "answer")
     notes: dict[str, float] = {"corrupt_images": len(corrupt)} if corrupt else {}
     if not scored:
       return notes
@@ -98,7 +106,7 @@ class VqaEvaluator:
     scores = {q["question_id"]: s for q, s in scored if q["question_id"] in groups}
     for name, value in sorted(vqa_accuracy.mean_by_group(scores, groups).items()):
       result[f"accuracy_{name}"] = 100 * value
-    most, _ = Counter(q["answers"][0] for q, _ in scored).most_common(1)[0]
+    most, _ = Counter(_first_answer(q) for q, _ in scored).most_common(1)[0]
     return (
       result
       | {"majority_answer": 100 * float(np.mean([score(most, q) for q, _ in scored]))}
@@ -153,7 +161,12 @@ class VqaEvaluator:
         yield (
           record["image"],
           [
-            sample_sheet.Sample(q["question"], texts[q["question_id"]], (q["answers"] or [""])[0])
+            sample_sheet.Sample(q["question"], texts[q["question_id"]], _first_answer(q))
             for q in questions
           ],
         )
+
+
+def _first_answer(question: dict[str, Any]) -> str:
+  """Returns the first answer that is not blank, or ""."""
+  return next((answer for answer in question["answers"] if answer.strip()), "")

@@ -40,7 +40,15 @@ def recalls(
   Returns:
     {"txt_r1", ..., "img_r_mean", "r_mean"}: recall at each depth, the mean of each direction over
     the depths, and the mean of both directions.
+
+  Raises:
+    ValueError: a direction has no query.
   """
+  if not len(text_ranks) or not len(image_ranks):
+    raise ValueError(
+      f"recalls: {len(text_ranks)} images and {len(image_ranks)} texts; without queries in both "
+      "directions there is no recall."
+    )
   out: dict[str, float] = {}
   for side, values in (("txt", text_ranks), ("img", image_ranks)):
     out |= {f"{side}_r{depth}": 100 * float(np.mean(values < depth)) for depth in DEPTHS}
@@ -52,10 +60,11 @@ def chance(owner: Int[np.ndarray, " texts"], images: int) -> float:
   """Returns the expected r_mean of a random order, in percent.
 
   Args:
-    owner: number of the image of each text.
+    owner: number of the image of each text; an image without texts is no query.
     images: number of images.
   """
-  texts_per_image = np.bincount(owner, minlength=images)[:, None]
+  counts = np.bincount(owner, minlength=images)
+  texts_per_image = counts[counts > 0, None]
   probabilities = []
   for depth in DEPTHS:
     drawn = np.arange(depth)

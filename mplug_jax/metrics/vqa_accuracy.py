@@ -3,19 +3,24 @@
 The accuracy is the one of the VQA challenge (Antol et al., "VQA: Visual Question Answering", 2015,
 section 5, and the evaluation script of visualqa.org): an answer given by three of the other
 annotators is fully right. The script's peculiarities are kept, because published numbers contain
-them; comments name each. Only plain Python: strings in, floats out.
+them; comments name each. There are two scripts, see SCRIPTS and docs/official.md item 62. Only
+plain Python: strings in, floats out.
 """
 
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from mplug_jax.metrics import ids
 from mplug_jax.runtime.atomic_files import write_atomic
 
+# "2021" is the present script (GT-Vision-Lab/VQA a013f00), "2017" the one that mPLUG copied.
+SCRIPTS = ("2021", "2017")
+OWN_DATA = "own_data"  # comparison of answers that are not the benchmark's
+
+_ENOUGH = 3  # other annotators who make an answer fully right
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {
   word: str(n)
@@ -158,34 +163,83 @@ def normalize_words(text: str) -> str:
 
 
 def normalize(answer: str) -> str:
-  """Applies the full official normalization to a predicted answer.
+  """Applies the full official normalization to an answer.
 
   Args:
-    answer: the prediction.
+    answer: a prediction or an annotator's answer.
   """
-  flat = answer.replace("\n", " ").replace("\t", " ").strip()
-  return normalize_words(strip_punctuation(flat))
+  return normalize_words(strip_punctuation(_on_one_line(answer)))
 
 
-def reference_answers(answers: Sequence[str]) -> list[str]:
-  """Returns the annotators' answers as the official script compares them.
+def _on_one_line(answer: str) -> str:
+  return answer.replace("\n", " ").replace("\t", " ").strip()
 
-  They lose punctuation only if they differ, and are never lower-cased: a unanimous "a cat" cannot
-  be matched, because predictions lose their articles.
+
+def normalize_own(answer: str) -> str:
+  """Normalizes a prediction or a right answer of data that are not the benchmark's.
+
+  This is the full normalization without regard to spaces around punctuation, as in `exact_match`.
+  Of an answer that it empties, such as the letter "A" or the sign "+", as much is kept as needed.
+
+  Args:
+    answer: the answer.
+  """
+  text = without_spacing(answer)
+  return normalize(text) or strip_punctuation(text).strip() or text
+
+
+def comparison(answers: Sequence[str], script: str = "2021") -> Callable[[str], str]:
+  """Returns the function that a prediction passes before it is compared with `reference_answers`.
 
   Args:
     answers: answers of one question.
+    script: a member of SCRIPTS, or OWN_DATA.
+
+  Raises:
+    ValueError: the script is unknown.
   """
-  if len(set(answers)) > 1:
-    return [strip_punctuation(answer) for answer in answers]
-  return list(answers)
+  if script == OWN_DATA:
+    return normalize_own
+  if script not in SCRIPTS:
+    raise ValueError(f"VQA script {script!r} is not one of {', '.join((*SCRIPTS, OWN_DATA))}.")
+  return normalize if script == "2017" or _differ(answers) else _on_one_line
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = True) -> float:
-  """Returns the official VQA accuracy of one answer, in [0, 1].
+def _differ(answers: Sequence[str]) -> bool:
+  return len(set(map(_on_one_line, answers))) > 1
+
+
+def reference_answers(answers: Sequence[str], script: str = "2021") -> list[str]:
+  """Returns the annotators' answers as they are compared.
+
+  Script "2021": answers that differ are normalized like the prediction; if all are the same, they
+  and the prediction are compared literally ("Black." is not "black"). Script "2017": answers lose
+  punctuation if they differ, and are never lower-cased; a unanimous "a cat" cannot be matched,
+  because predictions lose their articles. OWN_DATA: as `normalize_own`, without blank answers.
+
+  Args:
+    answers: answers of one question.
+    script: a member of SCRIPTS, or OWN_DATA.
+
+  Raises:
+    ValueError: the script is unknown.
+  """
+  compared = comparison(answers, script)
+  if script == OWN_DATA:
+    return [compared(answer) for answer in answers if answer.strip()]
+  if script == "2017":
+    return [strip_punctuation(a) for a in answers] if len(set(answers)) > 1 else list(answers)
+  return [compared(answer) for answer in answers]
+
+
+def vqa_accuracy(
+  prediction: str, answers: Sequence[str], answer_ids: bool = True, script: str = "2021"
+) -> float:
+  """Returns the VQA accuracy of one answer, in [0, 1].
 
   It is the mean over the annotators i of min(1, n_i / 3), with n_i the number of *other* annotators
-  who gave the predicted answer.
+  who gave the predicted answer. With OWN_DATA and fewer than four answers, an answer of all the
+  others is fully right, so that the best answer to a question without disagreement scores 1.
 
   Args:
     prediction: the generated answer, not normalized.
@@ -193,23 +247,29 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], answer_ids: bool = Tru
     answer_ids: True if each annotation has an `answer_id`. In the official script the others are
       the annotations that differ from annotation i; without ids, equal answers are equal
       annotations and are left out together.
+    script: a member of SCRIPTS, or OWN_DATA.
 
   Raises:
-    ValueError: there is no annotator's answer.
+    ValueError: there is no annotator's answer, or the script is unknown.
   """
-  if not answers:
+  truths = reference_answers(answers, script)
+  if not truths:
     raise ValueError(
       "vqa_accuracy: the list of annotators' answers is empty; a question without "
       "answers (a test split) has no accuracy, write a results file instead."
     )
-  predicted = normalize(prediction)
-  truths = reference_answers(answers)
+  predicted = comparison(answers, script)(prediction)
   matches = truths.count(predicted)
+  enough = _ENOUGH
+  if script == OWN_DATA:
+    if len(truths) == 1:
+      return float(matches)
+    enough = min(_ENOUGH, len(truths) - 1)
   total = 0.0
   for truth in truths:
     left_out = truth == predicted
     others = matches - left_out if answer_ids else matches * (not left_out)
-    total += min(1.0, others / 3)
+    total += min(1.0, others / enough)
   return total / len(truths)
 
 
@@ -256,10 +316,15 @@ def exact_match(prediction: str, truth: str) -> bool:
     prediction: the generated answer.
     truth: the right answer.
   """
-  return _without_spacing(prediction) == _without_spacing(truth)
+  return without_spacing(prediction) == without_spacing(truth)
 
 
-def _without_spacing(text: str) -> str:
+def without_spacing(text: str) -> str:
+  """Returns a text as `exact_match` compares it.
+
+  Args:
+    text: an answer.
+  """
   words = " ".join(text.lower().split())
   return re.sub(r" ?([^\w\s]) ?", r"\1", words)
 
@@ -269,8 +334,8 @@ def results_rows(
 ) -> list[dict[str, int | str]]:
   """Returns rows in the VQA server's format, one per question, ordered by question id.
 
-  Integer ids are written as integers (7, "7", np.int64(7)); other ids, which only user data has,
-  stay strings and come last.
+  Integer ids are written as integers (7, "7", 7.0, np.int64(7)); other ids, which only user data
+  has, stay strings and come last.
 
   Args:
     question_ids: id of each question.
@@ -280,28 +345,21 @@ def results_rows(
     [{"question_id": int, "answer": str}, ...]
 
   Raises:
-    ValueError: lengths differ, or one question got two different answers.
+    ValueError: lengths differ, or two questions have the same id.
   """
   if len(question_ids) != len(answers):
     raise ValueError(f"results_rows: {len(question_ids)} question ids but {len(answers)} answers.")
   by_id: dict[int | str, str] = {}
   for raw_id, answer in zip(question_ids, answers, strict=True):
-    question_id = _as_integer(raw_id)
-    if by_id.setdefault(question_id, answer) != answer:
+    question_id = ids.canonical(raw_id)
+    if question_id in by_id:
       raise ValueError(
-        f"results_rows: question {question_id!r} has two different answers, "
+        f"results_rows: question_id {question_id!r} occurs twice, with the answers "
         f"{by_id[question_id]!r} and {answer!r}; question ids must be unique."
       )
+    by_id[question_id] = answer
   ordered = sorted(by_id, key=lambda i: (isinstance(i, str), i))
   return [{"question_id": i, "answer": by_id[i]} for i in ordered]
-
-
-def _as_integer(question_id: int | str) -> int | str:
-  if isinstance(question_id, (int, np.integer)):
-    return int(question_id)
-  text = str(question_id)
-  # "007" stays a string: as 7 it could collide with another question.
-  return int(text) if re.fullmatch(r"0|-?[1-9][0-9]*", text) else text
 
 
 def write_results(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -38,7 +38,13 @@ class ClassificationTask(base.Task):
 
   def __init__(self, model: MPlug, config: Any, tokenizer: Any):
     super().__init__(model, config, tokenizer)
-    classes, images = len(config.data.labels), config.data.images_per_text
+    labels = tuple(config.data.labels)
+    classes, images = len(labels), config.data.images_per_text
+    if len(set(labels)) < classes or not all(label.strip() for label in labels):
+      raise ValueError(
+        f"config.data.labels={labels!r} must be different names, none of them blank; records are "
+        "found by them."
+      )
     if model.classes != classes:
       raise ValueError(
         f"config.model.classes={model.classes}, but config.data.labels has {classes} classes; "

@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,11 +17,11 @@ from mplug_jax import data
 from mplug_jax.arrays import Array
 from mplug_jax.decoding import beam_search, sampling
 from mplug_jax.losses import language_modeling
-from mplug_jax.metrics import captioning
 from mplug_jax.models.bert import Memory
 from mplug_jax.models.mplug import MPlug, decoding_fns
 from mplug_jax.tasks import base, caption
 from mplug_jax.tasks.base import Batch, Metrics, Params, PredictFn, Terms
+from mplug_jax.tasks.scst_rewards import Rewards
 
 CANDIDATES = ("beam", "sample")
 BASELINES = ("mean", "greedy")
@@ -92,51 +92,6 @@ def policy_losses(scores: Any, lengths: Any, advantage: Any, normalize: str) -> 
   return -(scores / jnp.maximum(lengths, 1) if normalize == "official" else scores) * advantage
 
 
-class Rewards:
-  """CIDEr-D of candidates against the captions of their image.
-
-  Document frequencies are those of all training captions.
-  """
-
-  def __init__(self, source: Any):
-    """Tokenizes all captions.
-
-    Args:
-      source: training records, see data/sources/chunked.py.
-    """
-    self._image = source.record
-    images = source.source
-    counts = images.counts()
-    tokens = captioning.tokenize([text for i in range(len(images)) for text in images.captions(i)])
-    ends = counts.cumsum()
-    self._references = [tokens[end - count : end] for end, count in zip(ends, counts)]
-    self._metric = captioning.CiderD(self._references)
-
-  def __call__(
-    self, candidates: Sequence[Sequence[str]], indices: Sequence[int]
-  ) -> list[np.ndarray]:
-    """Scores candidates.
-
-    Args:
-      candidates: texts of each row.
-      indices: record number of each row.
-
-    Returns:
-      Rewards f32[texts of the row] from 0 to 10, for each row.
-    """
-    # One by one: the following text can change the tokens of the last word.
-    tokens = [captioning.tokenize([text])[0] for texts in candidates for text in texts]
-    references = [
-      self._references[self._image[index]]
-      for texts, index in zip(candidates, indices)
-      for _ in texts
-    ]
-    scores = self._metric.score(tokens, references)
-    return np.split(
-      np.asarray(scores, np.float32), np.cumsum([len(texts) for texts in candidates])[:-1]
-    )
-
-
 class ScstTask(caption.CaptionTask):
   """Policy gradient: mean over candidates of -(normalized log-probability) x (reward - baseline).
 
@@ -199,6 +154,8 @@ class ScstTask(caption.CaptionTask):
   def prepare(self, state: Any, batch: Batch, host: Any) -> Batch:
     """Adds candidates, their lengths (0 for those that do not count), rewards and baselines.
 
+    Candidates of an unreadable image or of one without references do not count.
+
     See base.Task.prepare. "draw" holds the step, which the random keys follow.
     """
     batch = {name: batch[name] for name in ("image", "mask", "corrupt", "index")}
@@ -223,6 +180,8 @@ class ScstTask(caption.CaptionTask):
         for row, ids, length in zip(texts, out["greedy"], out["greedy_length"])
       ]
     rewards = np.stack(self._rewards(texts, batch["index"]))
+    lengths = np.where(np.isnan(rewards[:, :1]), 0, lengths)
+    rewards = np.nan_to_num(rewards, nan=0.0)
     rewards, last = rewards[:, : lengths.shape[1]], rewards[:, -1]
     counted = lengths > 0
     baseline = last if greedy else (rewards * counted).sum(1) / np.maximum(counted.sum(1), 1)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from mplug_jax.arrays import Array
-from mplug_jax.data.examples import vqa as data
+from mplug_jax.data.examples import vqa_answers
 from mplug_jax.decoding import answer_ranking, beam_search
 from mplug_jax.losses import language_modeling
 from mplug_jax.models.bert import Memory
@@ -30,11 +30,13 @@ class VqaTask(base.Task):
   config.task:
     distill: {alpha, ramp_steps, axis}, see docs/official.md items 6 and 7; alpha 0 turns it off.
     beams, min_length, max_length, beam_mode: see decoding/beam_search.py.
-    rank_answers: candidate answers of "rank", or a file of them, see data/examples/vqa.py.
+    rank_answers: candidate answers of "rank", or a file of them, see
+      data/examples/vqa_answers.py.
     rank_top_k, rank_first_token_twice: see decoding/answer_ranking.py.
 
   Raises:
-    ValueError: distillation without a teacher or over an unknown axis.
+    ValueError: distillation without a teacher or over an unknown axis; candidate answers that
+      cannot be ranked.
   """
 
   zero_shot = (
@@ -66,7 +68,12 @@ class VqaTask(base.Task):
         f"config.task.distill.axis={config.task.distill.axis!r} is not one of "
         f"{', '.join(_DISTILL_AXES)}."
       )
-    self.answers = data.candidate_answers(config)
+    self.answers = vqa_answers.candidate_answers(config, tokenizer)
+    if self.answers and config.task.rank_top_k < 1:
+      raise ValueError(
+        f"config.task.rank_top_k={config.task.rank_top_k} must be at least 1; it is the number of "
+        "candidate answers that are scored in full."
+      )
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """See base.Task.batch_spec."""

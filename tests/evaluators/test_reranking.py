@@ -120,3 +120,16 @@ def test_rerank_sorts_candidates_before_all_others(features):
     position = [i for i, t in enumerate(after.ids[row]) if OWNER[t] == row]
     assert after.rank[row] == (position[0] if position else before.rank[row])
   assert 0 < (before.rank >= 2).sum() < IMAGES  # both kinds of rows occur
+
+
+def test_recall_without_queries_is_an_error():
+  with pytest.raises(ValueError, match="2 images and 0 texts; without queries"):
+    recall.recalls(np.zeros(2), np.zeros(0))
+  with pytest.raises(ValueError, match="0 images and 1 texts"):
+    recall.recalls(np.zeros(0), np.zeros(1))
+
+
+def test_images_without_texts_are_no_queries_of_chance():
+  # Two texts, three images; the third has none.
+  expected = 100 * np.mean([1 / 2, 1, 1, 1 / 3, 1, 1])
+  assert recall.chance(np.array([0, 1]), 3) == pytest.approx(expected)

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import logging
 import math
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mplug_jax.metrics import captioning
 from mplug_jax.metrics.captioning import bleu, cider, java_metrics, rouge
@@ -182,6 +185,46 @@ def test_invalid_evaluations(candidates, references, metrics, words):
     captioning.evaluate(candidates, references, metrics)
 
 
+# Missing references.
+
+
+def test_references_without_a_word_count_as_none():
+  candidates = {1: ["a dog"], 2: ["two cats"]}
+  values = captioning.evaluate(candidates, {1: ["", "a dog", "..."], 2: ["two cats"]})
+  assert values == captioning.evaluate(candidates, {1: ["a dog"], 2: ["two cats"]})
+  with pytest.raises(ValueError, match="at least one reference; none for 1 image: 2"):
+    captioning.evaluate(candidates, {1: ["a dog"], 2: [" ", "!"]})
+
+
+REFERENCES = st.dictionaries(
+  st.integers(0, 9), st.lists(st.sampled_from(["", " ", "a", "a dog"]), max_size=3), max_size=5
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(REFERENCES)
+def test_every_reference_is_kept_or_counted(references):
+  kept, sentences = captioning.without_empty(references, lambda image: f"image {image}")
+  total = sum(map(len, references.values()))
+  lost = total - sum(map(len, kept.values()))
+  assert all(text.strip() for texts in kept.values() for text in texts)
+  counts = [sentence for sentence in sentences if "reference captions" in sentence]
+  assert [c.split(" have ")[0] for c in counts] == (
+    [f"{lost} of {total} reference captions"] if lost else []
+  )
+  missing = len(references) - len(kept)
+  assert any(s.startswith(f"{missing} of {len(references)} images") for s in sentences) == (
+    missing > 0
+  )
+
+
+def test_a_note_says_where_cider_says_nothing():
+  assert "from one image alone" in captioning.cider_note({1: ["a dog", "a cat"]})
+  assert "tells the 2 images apart" in captioning.cider_note({1: ["a dog"], 2: ["a dog"]})
+  assert captioning.cider_note({1: ["a dog"], 2: ["a cat"]}) == ""
+  assert captioning.CiderD([["a dog"]]).score(["a dog"], [["a dog"]]) == 0
+
+
 # The Java metrics.
 
 
@@ -305,6 +348,22 @@ def test_score_captions_prints_a_table_and_writes_the_scores(tmp_path, capsys):
     [name, *(f"{scores[domain][name]:.2f}" for domain in scores)] for name in ("BLEU-1", "CIDEr-D")
   ]
   assert len({len(line) for line in (head, *lines)}) == 1
+
+
+def test_score_captions_names_empty_references_and_domains_of_one_image(tmp_path, capsys, caplog):
+  more = {"image_id": ANNOTATIONS["images"][0]["id"], "caption": " . "}
+  annotations = {**ANNOTATIONS, "annotations": [*ANNOTATIONS["annotations"], more]}
+  with caplog.at_level(logging.WARNING):
+    assert run(tmp_path, RESULTS, annotations) == 0
+  messages = [record.getMessage() for record in caplog.records]
+  assert any(message.startswith("annotations: 1 of ") for message in messages)
+  assert any(message.startswith("in-domain: CIDEr says nothing here") for message in messages)
+  printed = capsys.readouterr().out
+  assert run(tmp_path, RESULTS, ANNOTATIONS) == 0
+  assert capsys.readouterr().out == printed
+  empty = [entry | {"caption": ""} for entry in ANNOTATIONS["annotations"]]
+  assert run(tmp_path, RESULTS, {**ANNOTATIONS, "annotations": empty}) == 2
+  assert "annotations: no caption with a word for 4 images" in capsys.readouterr().err
 
 
 def test_score_captions_partial(tmp_path, capsys):

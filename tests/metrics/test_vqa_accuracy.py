@@ -22,15 +22,17 @@ def test_normalization_stages(case):
 
 @pytest.mark.parametrize("case", GOLDEN["sets"], ids=lambda case: case["result"].strip())
 def test_answer_sets(case):
-  assert va.reference_answers(case["answers"]) == case["answers_after"]
-  accuracy = va.vqa_accuracy(case["result"], case["answers"], case["answer_ids"])
+  assert va.reference_answers(case["answers"], "2017") == case["answers_after"]
+  accuracy = va.vqa_accuracy(case["result"], case["answers"], case["answer_ids"], "2017")
   assert round(100 * accuracy, 2) == case["accuracy"] == case["evalQA"]
 
 
 def test_batch_and_groups():
   batch = GOLDEN["batch"]
   scores = {
-    i: va.vqa_accuracy(batch["results"][i]["answer"], [a["answer"] for a in q["answers"]])
+    i: va.vqa_accuracy(
+      batch["results"][i]["answer"], [a["answer"] for a in q["answers"]], script="2017"
+    )
     for i, q in batch["questions"].items()
   }
   assert {i: round(100 * s, 2) for i, s in scores.items()} == batch["evalQA"]
@@ -50,23 +52,26 @@ def test_soft_labels():
   assert np.mean(scores) == pytest.approx(golden["score"], abs=1e-12)
 
 
+@pytest.mark.parametrize("script", va.SCRIPTS)
 @pytest.mark.parametrize("answer_ids", [True, False])
-def test_accuracy_leaves_out_each_annotator(answer_ids):
+def test_accuracy_leaves_out_each_annotator(answer_ids, script):
   rng = random.Random(0)
   for _ in range(300):
     answers = rng.choices(["red", "blue", "Red.", "2"], k=rng.randint(1, 12))
     prediction = rng.choice(["red", "Blue", "two", "green"])
     records = [
       {"answer": a} | ({"id": i} if answer_ids else {})
-      for i, a in enumerate(va.reference_answers(answers))
+      for i, a in enumerate(va.reference_answers(answers, script))
     ]
+    predicted = va.comparison(answers, script)(prediction)
     per_annotator = []
     for record in records:
       others = [r for r in records if r != record]
-      n = sum(r["answer"] == va.normalize(prediction) for r in others)
+      n = sum(r["answer"] == predicted for r in others)
       per_annotator.append(min(1, n / 3))
     expected = sum(per_annotator) / len(per_annotator)
-    assert va.vqa_accuracy(prediction, answers, answer_ids) == pytest.approx(expected, abs=1e-12)
+    accuracy = va.vqa_accuracy(prediction, answers, answer_ids, script)
+    assert accuracy == pytest.approx(expected, abs=1e-12)
 
 
 def test_every_contraction_loses_one_apostrophe():
@@ -105,9 +110,7 @@ def test_exact_match(prediction, truth, equal):
 
 
 def test_results_file(tmp_path):
-  rows = va.results_rows(
-    [np.int64(30), "7", 4, 30, "q9", "007"], ["yes", "café", "2", "yes", "no", "x"]
-  )
+  rows = va.results_rows([np.int64(30), "7", 4.0, "q9", "007"], ["yes", "café", "2", "no", "x"])
   assert rows == [
     {"question_id": 4, "answer": "2"},
     {"question_id": 7, "answer": "café"},
@@ -122,8 +125,53 @@ def test_results_file(tmp_path):
   assert os.listdir(tmp_path) == ["results.json"]
 
 
-def test_contradicting_results_are_an_error():
-  with pytest.raises(ValueError, match="question 7 has two different answers, 'yes' and 'no'"):
-    va.results_rows([7, "7"], ["yes", "no"])
+@pytest.mark.parametrize("second", ["yes", "no"])
+def test_results_with_the_same_id_are_an_error(second):
+  with pytest.raises(ValueError, match=f"question_id 7 occurs twice, .* 'yes' and '{second}'"):
+    va.results_rows([7, "7"], ["yes", second])
   with pytest.raises(ValueError, match="2 question ids but 1 answers"):
     va.results_rows([1, 2], ["yes"])
+
+
+# The two scripts of the benchmark, and own data.
+
+
+def given(**times):
+  """Answers of annotators, from {answer with _ for a space: times}."""
+  return [answer.replace("_", " ") for answer, number in times.items() for _ in range(number)]
+
+
+@pytest.mark.parametrize(
+  ("prediction", "answers", "newest", "earlier"),
+  [
+    ("none", given(none=1, no_horses=4, nothing=5), 30, 0),
+    ("a", given(a=10), 100, 0),
+    ("two", given(two=10), 100, 0),
+    ("2", given(two=10), 0, 0),
+    ("2", given(two=9) + ["2"], 100, 30),
+    ("t-shirt", ["t-shirt"] * 10, 100, 0),
+    ("t shirt", ["t-shirt"] * 9 + ["shirt"], 100, 100),
+    ("Black.", given(black=10), 0, 100),
+    ("black", given(black=10), 100, 100),
+    ("Black", given(black=9, dark=1), 100, 100),
+    ("paris", given(Paris=8, france=2), 100, 0),
+    ("paris", given(Paris=10), 0, 0),
+    ("dont", ["don't"] * 7 + ["no"] * 3, 100, 100),
+    ("yes", given(yes=10), 100, 100),
+    ("yes", ["yes"] * 5 + ["yes\n"] * 5, 100, 100),  # the same once cleaned, so unanimous
+    ("YES", ["yes"] * 5 + [" yes\t"] * 5, 0, 100),
+    ("yes\n", given(yes=10), 100, 100),
+    ("the man", given(a_man=3, woman=7), 90, 0),
+  ],
+)
+def test_scripts_of_2021_and_2017(prediction, answers, newest, earlier):
+  assert 100 * va.vqa_accuracy(prediction, answers) == pytest.approx(newest)
+  assert 100 * va.vqa_accuracy(prediction, answers, script="2021") == pytest.approx(newest)
+  assert 100 * va.vqa_accuracy(prediction, answers, script="2017") == pytest.approx(earlier)
+
+
+def test_an_unknown_script_is_an_error():
+  with pytest.raises(ValueError, match="'2019' is not one of 2021, 2017, own_data"):
+    va.vqa_accuracy("yes", ["yes"], script="2019")
+  with pytest.raises(ValueError, match="'2019'"):
+    va.reference_answers(["yes"], "2019")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mplug_jax import data
+from mplug_jax.data.sources import chunked
 from mplug_jax.metrics import captioning
 from mplug_jax.models.factory import build_model
-from mplug_jax.tasks import scst
+from mplug_jax.tasks import scst, scst_rewards
 from mplug_jax.training import loop
 from mplug_jax.training.build import Host
 from tests.support import caption_run, mesh_case, random_state, tiny_run
@@ -337,3 +338,55 @@ def test_missing_captioning_run_raises():
     ValueError, match="continues from a captioning run: name its folder, as init=runs/caption"
   ):
     caption_run.config("small", "caption_scst")
+
+
+class Captions:
+  """Source of images with given captions."""
+
+  def __init__(self, captions):
+    self._captions = captions
+
+  def __len__(self):
+    return len(self._captions)
+
+  def __getitem__(self, index):
+    return {"image_id": f"image {index}"}
+
+  def captions(self, index):
+    return self._captions[index]
+
+  def counts(self):
+    return np.array([len(texts) for texts in self._captions])
+
+
+def rewards_of(captions):
+  images = Captions(captions)
+  return scst_rewards.Rewards(chunked.Chunked(images, 1, "captions", images.counts()))
+
+
+def test_images_without_a_caption_have_no_reward(caplog):
+  rewards = rewards_of([["a dog", ""], ["", "..."], ["a cat"]])
+  same = rewards_of([["a dog"], ["a cat"]])
+  # Records 0 and 1 are the captions of image 0, records 2 and 3 those of image 1.
+  first, second, third = rewards([["a dog", "a cat"], ["a dog"], ["a cat"]], [1, 2, 4])
+  np.testing.assert_allclose(first, same([["a dog", "a cat"]], [0])[0])
+  np.testing.assert_allclose(third, same([["a cat"]], [1])[0])
+  assert np.isnan(second).all()
+  assert "3 of 5 reference captions have no word" in caplog.text
+  assert "'image 0', 'image 1'" in caplog.text
+
+
+@pytest.mark.parametrize("captions", [[["", " "]], [["a dog"]], [["a dog"], ["a dog"]]])
+def test_rewards_that_are_always_zero_are_refused(captions):
+  with pytest.raises(ValueError, match="CIDEr says nothing here: .* 0 for every caption"):
+    rewards_of(captions)
+
+
+def test_candidates_of_images_without_a_caption_do_not_count(tokenizer, monkeypatch):
+  monkeypatch.setattr(
+    scst.ScstTask, "_rewards", lambda self, texts, indices: [np.array([1, 2]), np.full(2, np.nan)]
+  )
+  _, out = _prepare(tokenizer, [["a star", "red"], ["a star", "red"]], lengths=np.full((2, 2), 4))
+  assert out["candidate_length"].tolist() == [[4, 4], [0, 0]]
+  np.testing.assert_array_equal(out["reward"], [[1, 2], [0, 0]])
+  np.testing.assert_array_equal(out["baseline"], [1.5, 0])

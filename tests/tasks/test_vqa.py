@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.checkpoints import reading
-from mplug_jax.data.examples import vqa as examples
+from mplug_jax.data.examples import vqa_answers
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import tokenizer, wordpiece
 from mplug_jax.reporting.metric_log import read_metrics
@@ -104,11 +104,11 @@ def test_ranking_of_given_answers(folder, run, tmp_path, capsys):
   candidates = ("red", "no", "two of it", "yes")
   config.task.predict, config.task.rank_top_k = "rank", 3
   config.task.rank_answers = candidates
-  assert tuple(examples.candidate_answers(config)) == candidates
+  assert tuple(vqa_answers.candidate_answers(config)) == candidates
   config.task.rank_answers = ()
   (tmp_path / "answers.json").write_text(json.dumps(candidates))
   config.data.answer_list = str(tmp_path / "answers.json")
-  assert tuple(examples.candidate_answers(config)) == candidates
+  assert tuple(vqa_answers.candidate_answers(config)) == candidates
   result = evaluate.evaluate(config, str(tmp_path), str(workdir))
   answers = predictions(tmp_path, folder / "vqa_val.json")
   assert set(answers.values()) <= set(candidates)

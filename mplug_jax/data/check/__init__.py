@@ -23,6 +23,7 @@ from mplug_jax.data.errors import noted
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.data.types import Source
+from mplug_jax.metrics.ids import canonical
 
 _SECONDS = 2.0  # after which `sample_warnings` opens no further image
 
@@ -57,7 +58,7 @@ def check(
     source = view.source(data, split)
     numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
     items = [view.item(source[number], data) for number in numbers]
-  ids = [str(number) for item in items for number in item.ids]
+  ids = [str(canonical(number)) for item in items for number in item.ids]
   report = Report(len(items), len(ids) or len(items), view.entries, warnings=notes)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
@@ -78,6 +79,7 @@ def check(
   for name, other, other_split in against:
     report.overlaps[name] = _overlap(paths, report.ids, other, other_split)
   judge(report, items, data, split)
+  report.warnings += view.notes(source, numbers, config, split, tokenizer)
   return report
 
 
@@ -179,7 +181,7 @@ def _overlap(
   view = _view(config)
   source = view.source(config.data, split)
   others = [view.item(source[number], config.data) for number in range(len(source))]
-  other_ids = [str(number) for item in others for number in item.ids]
+  other_ids = [str(canonical(number)) for item in others for number in item.ids]
   other_paths = {image for item in others for image in item.images if is_path(image)}
   common = sorted(map(str, paths & other_paths))
   if ids is None or _are_numbers(other_ids, range(len(others))):

@@ -3,7 +3,7 @@
 Each module of data.EXAMPLES has one `View`, named VIEW.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mplug_jax.config import Config
@@ -65,6 +65,13 @@ def _no_prefix(config: Config, tokenizer: Tokenizer) -> str:
   return ""
 
 
+def _no_notes(
+  source: Source, numbers: Iterable[int], config: Config, split: str, tokenizer: Tokenizer | None
+) -> list[str]:
+  del source, numbers, config, split, tokenizer
+  return []
+
+
 class View(NamedTuple):
   """Access to the records of a task for the data check.
 
@@ -74,6 +81,8 @@ class View(NamedTuple):
     entries: name of the entries of a record, in the plural.
     limits: {kind of text: its limit}.
     prefix: function of (config, tokenizer) that returns the text put before each text.
+    notes: function of (source, numbers of records, config, split, tokenizer or None) that returns
+      sentences about records that the evaluation cannot score.
   """
 
   source: Callable[[Config, str], Source]
@@ -81,6 +90,7 @@ class View(NamedTuple):
   entries: str
   limits: Mapping[str, Limit]
   prefix: Callable[[Config, Tokenizer], str] = _no_prefix
+  notes: Callable[[Source, Iterable[int], Config, str, Tokenizer | None], list[str]] = _no_notes
 
 
 def cleaned(kind: str, text: str, max_words: int) -> Text:

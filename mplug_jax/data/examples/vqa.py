@@ -1,13 +1,13 @@
 """VQA records -> examples of fixed shape: an image, Q questions and their weighted answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mplug_jax.config import Config
 from mplug_jax.data.errors import BadRecords, RecordError
-from mplug_jax.data.examples import record_view
+from mplug_jax.data.examples import record_view, vqa_answers
 from mplug_jax.data.images import reader
 from mplug_jax.data.sources import vqa
 from mplug_jax.data.text import cleaning, token_rows
@@ -74,9 +74,11 @@ class VqaTransform:
   results need an answer to every question. A training question without answers is not valid; it is
   counted and named in the log.
 
-  A call raises ValueError for more unique answers than A and, in evaluation, for more questions
-  than Q (use `chunked.Chunked`); if `strict`, RecordError for a training question without answers;
-  ImageError for an unreadable image, if `images` is strict.
+  In evaluation, where no answer is read, only the first A unique answers are encoded.
+
+  A call raises ValueError for a training question with more unique answers than A and, in
+  evaluation, for more questions than Q (use `chunked.Chunked`); if `strict`, RecordError for a
+  training question without answers; ImageError for an unreadable image, if `images` is strict.
   """
 
   def __init__(
@@ -165,7 +167,7 @@ class VqaTransform:
     example["question"][slot] = self._question_rows(text)
     example["question_valid"][slot] = True
     answers, weights = weighted_answers(question)
-    if len(answers) > self._max_answers:
+    if len(answers) > self._max_answers and self._train:
       raise ValueError(
         f"question {question['question_id']} has {len(answers)} different answers, "
         f"more than max_answers {self._max_answers}."
@@ -173,37 +175,9 @@ class VqaTransform:
     if self._train and not answers:
       self._bad.add(RecordError(f"Question {question['question_id']} has no answer to train on."))
       example["question_valid"][slot] = False
-    for number, answer in enumerate(answers):
+    for number, answer in enumerate(answers[: self._max_answers]):
       example["answer"][slot, number] = self._answer_rows(answer)
-    example["answer_weight"][slot, : len(weights)] = weights
-
-
-def candidate_answers(config: Config) -> tuple[str, ...]:
-  """Returns the answers to choose from; () if answers are generated.
-
-  These are config.task.rank_answers, or with config.task.predict=rank and without them the list in
-  config.data.answer_list.
-
-  Args:
-    config: config of the run.
-
-  Raises:
-    ValueError: config.task.predict is unknown, or there are no answers to choose from.
-    FileNotFoundError: the list does not exist.
-  """
-  known = ("generate", "rank")
-  if config.task.predict not in known:
-    raise ValueError(
-      f"config.task.predict={config.task.predict!r} is not one of {', '.join(known)}."
-    )
-  if config.task.rank_answers or config.task.predict == "generate":
-    return tuple(config.task.rank_answers)
-  if not config.data.get("answer_list"):
-    raise ValueError(
-      "config.task.predict=rank chooses from config.task.rank_answers, or from the JSON list "
-      "config.data.answer_list of a source of files; set one of them."
-    )
-  return tuple(vqa.answer_list(config.data))
+    example["answer_weight"][slot, : len(weights)] = weights[: self._max_answers]
 
 
 def make_transform(config: Config, tokenizer: Tokenizer, train: bool) -> VqaTransform:
@@ -250,9 +224,17 @@ def _item(record: Record, data: Config) -> record_view.Item:
   )
 
 
+def _notes(
+  source: Source, numbers: Iterable[int], config: Config, split: str, tokenizer: Tokenizer | None
+) -> list[str]:
+  questions = (question for i in numbers for question in vqa.questions_of(source, i))
+  return vqa_answers.unscorable(config, split, questions, tokenizer)
+
+
 VIEW = record_view.View(
   source=vqa.get,
   item=_item,
+  notes=_notes,
   entries="questions",
   limits={
     "question": record_view.Limit("max_question", ends=False),

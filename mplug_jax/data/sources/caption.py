@@ -11,9 +11,11 @@ from jaxtyping import Int
 from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources.entry_errors import EntryErrors
+from mplug_jax.data.sources.entry_ids import EntryIds, check_type
 from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
 from mplug_jax.data.storage.archives import StrPath
+from mplug_jax.metrics.ids import canonical
 from mplug_jax.scenes import oracle, parser, scene
 from mplug_jax.scenes import text as scene_text
 
@@ -150,9 +152,14 @@ def _vatex(data: Mapping[str, Any], split: str) -> CaptionRecords:
   records = _Records(data, split)
   for entry, location in annotations.split_entries(data, split, ("videoID",), ("enCap",)):
     annotations.require_texts(entry, ("videoID",), location)
-    captions = annotations.text_list(entry, "enCap", location) if "enCap" in entry else []
+    captions = _texts(entry, "enCap", location)
     records.add(entry["videoID"] + data["video_suffix"], entry["videoID"], captions, location)
   return records.source()
+
+
+def _texts(entry: Record, key: str, location: str) -> list[str]:
+  """Returns the captions of an entry; none if they are missing or null."""
+  return [] if entry.get(key) is None else annotations.text_list(entry, key, location)
 
 
 def _msrvtt(data: Mapping[str, Any], split: str) -> CaptionRecords:
@@ -236,7 +243,9 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
     annotations.require(content, ("images",), path)
     captions: dict[Any, list[str]] = {}
     for number, entry in enumerate(content["images"], 1):
-      annotations.require(entry, ("id", "file_name"), f"{path}, image {number}")
+      location = f"{path}, image {number}"
+      annotations.require(entry, ("id", "file_name"), location)
+      check_type(entry["id"], "id", location)
       captions[entry["id"]] = []
     for number, entry in enumerate(content.get("annotations", []), 1):
       location = f"{path}, annotation {number}"
@@ -244,8 +253,12 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
       if entry["image_id"] not in captions:
         raise ValueError(f"{location}: no image of the file has id {entry['image_id']!r}.")
       captions[entry["image_id"]].append(entry["caption"])
+    listed = set()
     for number, entry in enumerate(content["images"], 1):
       location = f"{path}, image {number}"
+      if (entry["id"], entry["file_name"]) in listed:
+        continue
+      listed.add((entry["id"], entry["file_name"]))
       texts = captions[entry["id"]]
       records.add(entry["file_name"], entry["id"], texts, location, entry.get("domain"))
   return records.source()
@@ -254,17 +267,17 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
 def _jsonl(data: Mapping[str, Any], split: str) -> ImageSource:
   names = annotations.split_names(data, split)
   if any(map(shards.is_pattern, names)):
-    return _shards(data, names)
+    return _shards(data, names, split)
   records = _Records(data, split)
   keys = ("image", "caption") if split == "train" else ("image",)
   for entry, location in annotations.split_entries(data, split, keys, ("caption", "image_id")):
     annotations.require_texts(entry, ("image",), location)
-    captions = annotations.text_list(entry, "caption", location) if "caption" in entry else []
-    records.add(entry["image"], entry.get("image_id", entry["image"]), captions, location)
+    captions = _texts(entry, "caption", location)
+    records.add(entry["image"], entry.get("image_id"), captions, location)
   return records.source()
 
 
-def _shards(data: Mapping[str, Any], names: Sequence[str]) -> shards.ShardImages:
+def _shards(data: Mapping[str, Any], names: Sequence[str], split: str) -> shards.ShardImages:
   if data.get("fields"):
     raise ValueError(
       "config.data.fields cannot rename members and keys of shards; docs/shards.md lists them."
@@ -274,7 +287,19 @@ def _shards(data: Mapping[str, Any], names: Sequence[str]) -> shards.ShardImages
       f"{', '.join(names)} are shards and other files together; only configs/pretrain.py mixes "
       "them."
     )
-  return shards.load(names, data.get("strict", False))
+  source = shards.load(names, data.get("strict", False))
+  if split != "train":
+    _check_keys(source, split)
+  return source
+
+
+def _check_keys(source: shards.ShardImages, split: str) -> None:
+  """Raises ValueError if two pairs of tars, whose keys are in memory, have one key."""
+  ids = EntryIds("key", split)
+  for part in source.parts:
+    if isinstance(part, shards.TarPairs):
+      for number in range(len(part)):
+        ids.add(f"{part.path}/{part.key(number)}", f"{part.path}, pair {number + 1}")
 
 
 def _folder(data: Mapping[str, Any], split: str) -> CaptionRecords:
@@ -302,6 +327,7 @@ class _Records:
     self._paths = image_paths.ImagePaths()
     self._records = packed.Grouped(("image", "image_id", "domain"), "captions")
     self._errors = EntryErrors(data.get("strict", False))
+    self._locations: list[str] = []  # of the first entry of each image that is evaluated
 
   def add(
     self,
@@ -311,8 +337,24 @@ class _Records:
     location: str,
     domain: str | None = None,
   ) -> None:
-    """Adds an image; `image` is its path under data.image_root."""
+    """Adds an image.
+
+    Args:
+      image: its path under data.image_root.
+      image_id: its id; None: its path.
+      captions: its captions.
+      location: for messages.
+      domain: its part of the split.
+
+    Raises:
+      ValueError: the id is no number or text, a caption is no text, a training image has none, or
+        another image has the id. In splits that are evaluated, 7 and "7" are the same id.
+    """
     captions = list(captions)
+    if image_id is None:
+      image_id = image
+    check_type(image_id, "image_id", location)
+    key = image_id if self._training else canonical(image_id)
     if not all(isinstance(caption, str) for caption in captions):
       raise ValueError(f"{location}: every caption must be a string.")
     if self._training and not any(map(str.strip, captions)):
@@ -322,11 +364,14 @@ class _Records:
       return
     self._errors.passed(location)
     path = self._paths(self._root, "image_root", image, location)
-    number = self._records.find(image_id)
+    number = self._records.find(key)
     if number is None:
-      number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, image_id)
+      number = self._records.add({"image": path, "image_id": image_id, "domain": domain}, key)
+      if not self._training:
+        self._locations.append(location)
     elif (other := self._records.head(number)["image"]) != path:
-      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}.")
+      first = "" if self._training else f" ({self._locations[number]})"
+      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}{first}.")
     for caption in captions:
       self._records.add_item(number, caption.lower())
 

@@ -8,6 +8,7 @@ from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources import text_assignment
 from mplug_jax.data.sources.entry_errors import EntryErrors
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import Record, StatementSource
 from mplug_jax.data.storage import annotations, archives, image_paths, packed
 from mplug_jax.scenes import pairs, rendering, statements
@@ -162,9 +163,9 @@ def _images(entry: Record, key: str, count: int, location: str) -> list[str]:
   return names
 
 
-def _label(entry: Record, data: Mapping[str, Any], location: str) -> str:
-  """Returns the class of an entry as text; "" if it has none."""
-  if "label" not in entry:
+def _label(entry: Record, data: Mapping[str, Any], location: str, training: bool) -> str:
+  """Returns the class of an entry as text; "" if it has none, or null outside of training."""
+  if entry.get("label") is None and not training:
     return ""
   label = str(entry["label"])  # true of JSON is "True", as the official files write it
   if label not in data["labels"]:
@@ -193,9 +194,10 @@ def _read(
   """
   records = packed.Packed(("images", "id", "sentence", "label"))
   path_of = image_paths.ImagePaths()
+  ids = EntryIds("id", split)
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   effect = "It is left out." if split == "train" else "It is classified, but does not count."
-  errors = EntryErrors(data["strict"], effect)
+  errors = EntryErrors(data.get("strict", False), effect)
   for entry, location in annotations.split_entries(data, split, keys, ("label", "id")):
     annotations.require_texts(entry, ("sentence",), location)
     names = _images(entry, key, data["images_per_text"], location)
@@ -203,7 +205,7 @@ def _read(
       names = rename(names)
     label = ""
     try:
-      label = _label(entry, data, location)
+      label = _label(entry, data, location, split == "train")
       if label:
         errors.passed(location)
     except RecordError as error:
@@ -213,7 +215,7 @@ def _read(
     records.append(
       {
         "images": [path_of(data["image_root"], "image_root", name, location) for name in names],
-        "id": entry.get("id", len(records)),
+        "id": ids.add(entry.get("id"), location),
         "sentence": entry["sentence"],
         "label": label,
       }

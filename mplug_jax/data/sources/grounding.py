@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from mplug_jax.data.errors import BadRecords, RecordError, note
 from mplug_jax.data.sources.entry_errors import EntryErrors, split_location
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import ExpressionSource, Record
 from mplug_jax.data.storage import annotations, image_paths, packed
 from mplug_jax.tensor_files import torch_annotations
@@ -116,18 +117,20 @@ class _ReversedBox(RecordError):
 class _Collector:
   """Collects expressions into records, by image if so configured."""
 
-  def __init__(self, data: Mapping[str, Any], training: bool):
+  def __init__(self, data: Mapping[str, Any], split: str, key: str = "id"):
     self._data = data
-    self._training = training
+    self._training = split == "train"
     self._paths = image_paths.ImagePaths()
-    self._count = 0
+    self._ids = EntryIds(key, split)
     keys = ("id", "text", "box", "location")
     self._records = packed.Grouped(("image", "image_id"), "expressions", keys)
     self._files: dict[str, str] = {}  # one object for a file, which `packed` stores once a block
-    kept = "Its expression is located, but does not count."
+    effect = "It is left out."
+    if not self._training:
+      effect = "Its expression is located, but does not count."
     self._reversed = 0  # number of boxes that would not be empty as [x, y, width, height]
     self._first_reversed = ""  # the first of them, as a sentence without its end
-    self._errors = EntryErrors(data.get("strict", False), "It is left out." if training else kept)
+    self._errors = EntryErrors(data.get("strict", False), effect)
 
   def add(
     self,
@@ -149,14 +152,14 @@ class _Collector:
       folder: folder of the image under data.image_root.
 
     Raises:
-      ValueError: `image` or `text` is no string, or a training expression has no box.
+      ValueError: `image` or `text` is no string, a training expression has no box, or two
+        evaluated expressions have one id.
       RecordError: data.strict, and the box is unusable.
     """
     for key, value in (("image", image), ("text", text)):
       if not isinstance(value, str):
         raise ValueError(f"{location}: {key} must be a string.")
-    number = self._count if number is None else number
-    self._count += 1
+    expression_id = str(self._ids.add(number, location))
     corners = None
     try:
       corners = box()
@@ -180,7 +183,7 @@ class _Collector:
     file, entry = split_location(location)
     location_parts = self._files.setdefault(file, file), entry
     self._records.add_item(
-      record, {"id": str(number), "text": text, "box": corners, "location": location_parts}
+      record, {"id": expression_id, "text": text, "box": corners, "location": location_parts}
     )
 
   def source(self) -> ExpressionRecords:
@@ -252,7 +255,7 @@ def _box(
 
 
 def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split)
   keys = ("image", "text", "box") if split == "train" else ("image", "text")
   for entry, location in annotations.split_entries(data, split, keys, ("box", "id")):
     box = _box(entry.get("box"), location, "corners")
@@ -261,7 +264,7 @@ def _jsonl(data: Mapping[str, Any], split: str) -> ExpressionRecords:
 
 
 def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split, "ref_id")
   optional = ("image", "file_name", "bbox", "ref_id")
   for entry, location in annotations.split_entries(data, split, ("sentences",), optional):
     box = _box(entry.get("bbox"), location, "sizes")
@@ -271,7 +274,7 @@ def _refcoco(data: Mapping[str, Any], split: str) -> ExpressionRecords:
       )
     for i, sentence in enumerate(entry["sentences"]):
       text = sentence.get("sent") if isinstance(sentence, dict) else sentence
-      number = f"{entry['ref_id']}-{i}" if "ref_id" in entry else None
+      number = None if entry.get("ref_id") is None else f"{entry['ref_id']}-{i}"
       collector.add(entry.get("file_name", entry.get("image")), text, box, location, number)
   return collector.source()
 
@@ -303,7 +306,7 @@ def transvg_files(data: Mapping[str, Any], split: str) -> dict[pathlib.Path, str
 
 def _transvg(data: Mapping[str, Any], split: str) -> ExpressionRecords:
   """Reads the official lists, whose entries `_add_transvg` describes."""
-  collector = _Collector(data, split == "train")
+  collector = _Collector(data, split)
   for path, name in transvg_files(data, split).items():
     if not path.is_file():
       raise FileNotFoundError(

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from mplug_jax.data.errors import BadRecords, RecordError
+from mplug_jax.data.sources import entry_ids
 from mplug_jax.data.sources.source import Record
 from mplug_jax.data.storage import tfds_reader
 
@@ -27,25 +28,42 @@ class _Source(abc.ABC):
   Attributes:
     NAME: key of the entries.
     KEYS: the fields that they are made of.
+    ID: key of their ids.
   """
 
   NAME = ""
   KEYS: tuple[str, ...] = ()
+  ID = ""
 
-  def __init__(self, split: tfds_reader.Split, one_entry: bool = False):
+  def __init__(self, split: tfds_reader.Split, name: str, one_entry: bool = False):
     """Makes the source.
 
     Args:
       split: the split.
+      name: "train", "val" or "test"; ids of entries in the others must differ.
       one_entry: make a record of every entry, instead of every example.
+
+    Raises:
+      ValueError: two entries have the same id.
     """
     self._split = split
     self._record: np.ndarray | None = None  # example of each record
     self._entry = np.zeros(0, np.int64)  # entry of each record
+    counts = self._counts(name) if one_entry or name != "train" else np.zeros(0, np.int64)
     if one_entry:
-      counts = np.array([len(self._entries_of(number)) for number in range(len(split))], np.int64)
       self._record = np.repeat(np.arange(len(split)), counts)
       self._entry = np.arange(len(self._record)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+  def _counts(self, name: str) -> Int[np.ndarray, "examples"]:
+    """Returns the number of entries of every example, and checks their ids."""
+    ids = entry_ids.EntryIds(self.ID, name)
+    counts = np.zeros(len(self._split), np.int64)
+    for number in range(len(counts)):
+      entries = self._entries_of(number)
+      counts[number] = len(entries)
+      for row, entry in enumerate(entries):
+        ids.add(entry[self.ID], f"{self._location(number)}, {self.NAME} {row}")
+    return counts
 
   def __len__(self) -> int:
     return len(self._split if self._record is None else self._record)
@@ -53,12 +71,17 @@ class _Source(abc.ABC):
   def __getitem__(self, index: int) -> Record:
     number = self._number(index)
     fields = self._split.read(number, "image", "image_id", *self.KEYS)
-    ids = tfds_reader.texts(fields.get("image_id", ()), self._location(number))
     return {
       "image": fields["image"][0],
-      "image_id": ids[0] if ids else f"{self._split.name}/{self._split.split}/{number}",
+      "image_id": self._image_id(number, fields),
       self.NAME: self._select(self._entries(fields, number), index),
     }
+
+  def _image_id(self, number: int, fields: Mapping[str, list] | None = None) -> str:
+    """Returns the id of an example's image, from its fields if they are read."""
+    fields = self._split.read(number, "image_id") if fields is None else fields
+    ids = tfds_reader.texts(fields.get("image_id", ()), self._location(number))
+    return ids[0] if ids else f"{self._split.name}/{self._split.split}/{number}"
 
   def entries(self, index: int) -> list:
     """Returns the entries of a record, without its image."""
@@ -96,7 +119,16 @@ class Captions(_Source):
 
   def __init__(self, data: Mapping[str, Any], split: str):
     required = ("image", "caption") if split == "train" else ("image",)
-    super().__init__(tfds_reader.Split(data, split, required, ("caption", "image_id")))
+    fields = tfds_reader.Split(data, split, required, ("caption", "image_id"))
+    super().__init__(fields, split)
+
+  def _counts(self, name: str) -> Int[np.ndarray, "examples"]:
+    """Checks the ids of the images; returns zeros, because records are examples."""
+    ids = entry_ids.EntryIds("image_id", name)
+    given = len(self._split) and "image_id" in self._split.read(0, "image_id")
+    for number in range(len(self._split) if given else 0):
+      ids.add(self._image_id(number), self._location(number))
+    return np.zeros(0, np.int64)
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[str]:
     captions = tfds_reader.texts(fields.get("caption", ()), self._location(number))
@@ -117,22 +149,29 @@ class Questions(_Source):
 
   NAME = "questions"
   KEYS = ("question_id", "question", "answer")
+  ID = "question_id"
 
   def __init__(self, data: Mapping[str, Any], split: str):
     required = ("image", "question", "answer") if split == "train" else ("image", "question")
     fields = tfds_reader.Split(data, split, required, ("answer", "question_id", "image_id"))
-    super().__init__(fields, one_entry=data["questions_per_image"] == 1)
+    super().__init__(fields, split, one_entry=data["questions_per_image"] == 1)
 
   questions = _Source.entries
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[Record]:
     location = self._location(number)
     columns = [tfds_reader.texts(fields.get(key, ()), location) for key in self.KEYS]
-    questions: dict[str, Record] = {}
+    for key, column in zip(self.KEYS, columns):
+      if column and len(column) != len(columns[1]):
+        raise ValueError(
+          f"{location} has {len(columns[1])} values of question and {len(column)} of {key}; it "
+          "needs as many."
+        )
+    questions: dict[tuple[str, str], Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
       key = f"{number}-{row}" if key is None else key
       question = questions.setdefault(
-        key,
+        (key, text),  # different questions with one id are not merged
         {
           "question_id": key,
           "question": text,
@@ -159,6 +198,7 @@ class Expressions(_Source):
 
   NAME = "expressions"
   KEYS = ("image", "text", "box", "id")
+  ID = "id"
 
   def __init__(self, data: Mapping[str, Any], split: str):
     self._training = split == "train"
@@ -166,7 +206,7 @@ class Expressions(_Source):
     self._counted: set[tuple[int, int]] = set()  # (example, row) of those in `bad`
     required = ("image", "text", "box") if self._training else ("image", "text")
     fields = tfds_reader.Split(data, split, required, ("box", "id", "image_id"))
-    super().__init__(fields, one_entry=data["expressions_per_image"] == 1)
+    super().__init__(fields, split, one_entry=data["expressions_per_image"] == 1)
 
   expressions = _Source.entries
 

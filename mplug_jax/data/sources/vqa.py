@@ -12,14 +12,17 @@ was given) or one float per unique answer in order of appearance, "ocr": str, "o
 """
 
 import importlib.util
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources.entry_errors import EntryErrors
+from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import Record, Source
 from mplug_jax.data.storage import annotations, image_paths, packed
+from mplug_jax.metrics.ids import canonical
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
 # Their questions have one answer, without votes; the official fine-tuning halves its weight.
@@ -58,8 +61,8 @@ def get(data: Mapping[str, Any], split: str) -> Source:
     or row: image, question, answer (a string or the list of all annotators' answers), and
     optionally question_id, ocr, object_label; image_root, questions_per_image.
   - video_qa: train_files, val_file, test_file with one object a line, as MSR-VTT and MSVD have
-    them: video_id, question, answer; video_root, video_suffix (".mp4"). Its "images" are clips, see
-    data.frames.
+    them: video_id, question, answer, optionally question_id; video_root, video_suffix (".mp4"). Its
+    "images" are clips, see data.frames.
   - tfds: builder, data_dir, splits, fields, questions_per_image; see tfds.py.
   - scenes, clips: size, seed, difficulty of scenes.scene.SceneConfig; images, or clips of
     data.frames.
@@ -116,8 +119,8 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
     data: config.data.
 
   Raises:
-    ValueError: the key is unset, or the file is neither a JSON list of strings nor an object, whose
-      keys are the answers.
+    ValueError: the key is unset, or the file is empty or neither a JSON list of strings nor an
+      object, whose keys are the answers.
     FileNotFoundError: the file does not exist.
   """
   path = annotations.configured_file(data, "answer_list")
@@ -125,6 +128,8 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
   answers = list(answers) if isinstance(answers, dict) else answers
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
+  if not answers:
+    raise ValueError(f"{path} is an empty list; it should hold the candidate answers.")
   return answers
 
 
@@ -188,10 +193,13 @@ _Row = tuple[str, str, Record, str]
 
 
 def _video_qa(data: Mapping[str, Any], split: str) -> VqaRecords:
+  ids = EntryIds("question_id", split)
+
   def rows() -> Iterator[_Row]:
-    for number, (entry, location) in enumerate(_entries(data, split, "video_id", "question")):
+    for entry, location in _entries(data, split, "video_id", "question"):
       annotations.require_texts(entry, ("video_id",), location)
-      question = _parse_question(entry, number, location)
+      question_id = ids.add(entry.get("question_id"), location)
+      question = _parse_question(entry, question_id, location)
       yield "video_root", entry["video_id"] + data["video_suffix"], question, location
 
   return _records(rows(), data, split)
@@ -202,6 +210,8 @@ def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
   if split == "val" and data.get("label_file"):
     labels = _read_labels(annotations.configured_file(data, "label_file"))
 
+  ids = EntryIds("question_id", split)
+
   def rows() -> Iterator[_Row]:
     for entry, location in _entries(data, split, "question_id", "question", "image", "dataset"):
       root_key = _ROOT_KEYS.get(entry["dataset"])
@@ -209,7 +219,8 @@ def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
         raise ValueError(
           f"{location}: dataset {entry['dataset']!r} is not one of {', '.join(_ROOT_KEYS)}."
         )
-      question = _parse_question(entry, entry["question_id"], location)
+      question_id = ids.add(entry["question_id"], location)
+      question = _parse_question(entry, question_id, location)
       if labels is not None:
         _apply_labels(question, labels, location)
       yield root_key, entry["image"], question, location
@@ -218,9 +229,11 @@ def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
 
 
 def _jsonl(data: Mapping[str, Any], split: str) -> VqaRecords:
+  ids = EntryIds("question_id", split)
+
   def rows() -> Iterator[_Row]:
-    for number, (entry, location) in enumerate(_entries(data, split, "question", "image")):
-      question_id = entry.get("question_id", number)
+    for entry, location in _entries(data, split, "question", "image"):
+      question_id = ids.add(entry.get("question_id"), location)
       question = _parse_question(entry, question_id, location)
       yield "image_root", entry["image"], question, location
 
@@ -249,7 +262,9 @@ def _question(
 
 def _parse_question(entry: Record, question_id: Any, location: str) -> Record:
   """Makes a question of an entry; `ocr` is a list of [position, word] or a string."""
-  answers = annotations.text_list(entry, "answer", location) if "answer" in entry else []
+  answers: list[str] = []
+  if entry.get("answer") is not None:
+    answers = annotations.text_list(entry, "answer", location)
   annotations.require_texts(entry, ("question", "image", "object_label"), location)
   ocr = entry.get("ocr") or ""
   if not isinstance(ocr, str):
@@ -299,12 +314,23 @@ def _records(rows: Iterable[_Row], data: Mapping[str, Any], split: str) -> VqaRe
 def _read_labels(path: str) -> dict[Any, dict[str, float]]:
   """Reads soft labels [{"question_id": id, "label": {answer: score}}, ...] as {id: label}."""
   fields = annotations.Fields({}, ("question_id", "label"))
-  return {entry["question_id"]: entry["label"] for entry, _ in annotations.entries(path, fields)}
+  ids = EntryIds("question_id", "val")
+  labels = {}
+  for entry, location in annotations.entries(path, fields):
+    label = entry["label"]
+    if not isinstance(label, dict) or not all(map(_is_number, label.values())):
+      raise ValueError(f"{location}: label must be an object {{answer: finite number}}.")
+    labels[canonical(ids.add(entry["question_id"], location))] = label
+  return labels
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _apply_labels(question: Record, labels: Mapping[Any, dict[str, float]], location: str) -> None:
   """Replaces the answers of a question by its soft label; raises ValueError if it has none."""
-  label = labels.get(question["question_id"])
+  label = labels.get(canonical(question["question_id"]))
   if label is None:
     raise ValueError(
       f"{location}: question_id {question['question_id']} has no entry in data.label_file."

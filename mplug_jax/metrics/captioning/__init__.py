@@ -7,8 +7,10 @@ pycocoevalcap and Java; without them their value is a text "not computed: ...".
 Own code rather than pycocoevalcap, whose tokenizer needs Java: the same values from Python alone.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from absl import logging
 
 from mplug_jax.metrics.captioning import bleu, cider, java_metrics, rouge
 from mplug_jax.metrics.captioning.cider import CiderD, DocumentFrequency, document_frequency
@@ -19,12 +21,14 @@ __all__ = [
   "DEFAULT",
   "CiderD",
   "DocumentFrequency",
+  "cider_note",
   "document_frequency",
   "evaluate",
   "evaluate_tokens",
   "score",
   "score_domains",
   "tokenize",
+  "without_empty",
 ]
 
 _BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
@@ -42,6 +46,8 @@ def evaluate(
 ) -> dict[str, float | str]:
   """Scores one caption per image; captions are tokenized first.
 
+  References without a token count as none.
+
   Args:
     candidates: {image id: [caption]}.
     references: {image id: [caption, ...]} of the same images.
@@ -54,9 +60,40 @@ def evaluate(
     ValueError: no images, images that differ, not one candidate, no references, an unknown metric.
   """
   _check(candidates, references, metrics)
+  kept, _ = without_empty(_tokenize({image: references[image] for image in candidates}))
   return evaluate_tokens(
-    _tokenize(candidates), _tokenize({image: references[image] for image in candidates}), metrics
+    _tokenize(candidates), {image: kept.get(image, []) for image in candidates}, metrics
   )
+
+
+def without_empty(
+  references: Captions, name: Callable[[Any], Any] = lambda image: image
+) -> tuple[dict[Any, list[str]], list[str]]:
+  """Leaves out references without a token; they say nothing about an image.
+
+  Args:
+    references: {image id: [caption, ...]}, tokens separated by spaces.
+    name: function from an image id to the one that messages name.
+
+  Returns:
+    ({image id: [caption, ...]} of the images that keep one, sentences on what is left out).
+  """
+  filled = {image: [text for text in texts if text.strip()] for image, texts in references.items()}
+  lost = {image: len(references[image]) - len(texts) for image, texts in filled.items()}
+  sentences = []
+  if any(lost.values()):
+    images = _some([name(image) for image, number in lost.items() if number])
+    total = sum(map(len, references.values()))
+    sentences.append(
+      f"{sum(lost.values())} of {total} reference captions have no word and do not count, those of "
+      f"{images}."
+    )
+  kept = {image: texts for image, texts in filled.items() if texts}
+  if missing := references.keys() - kept.keys():
+    sentences.append(
+      f"{len(missing)} of {len(references)} images have no reference caption and are not scored."
+    )
+  return kept, sentences
 
 
 def _check(candidates: Captions, references: Captions, metrics: Sequence[str]) -> None:
@@ -131,6 +168,23 @@ def evaluate_tokens(
   return {name: values[name] for name in metrics}
 
 
+def cider_note(references: Captions) -> str:
+  """Returns a sentence if every CIDEr of a set is 0 whatever the captions are, else "".
+
+  Args:
+    references: {image id: [caption, ...]}, tokens separated by spaces.
+  """
+  frequency = document_frequency(list(references.values()))
+  if any(count < frequency.images for count in frequency.counts.values()):
+    return ""
+  reason = (
+    "it is computed from one image alone"
+    if len(references) == 1
+    else f"no n-gram of the references tells the {len(references)} images apart"
+  )
+  return f"CIDEr says nothing here: {reason}, so that it is 0 for every caption."
+
+
 def score(
   results: Sequence[Mapping[str, Any]],
   annotations: Mapping[str, Any],
@@ -177,16 +231,23 @@ def score_domains(
 
   Raises:
     ValueError: malformed entries; images missing, unknown or repeated in the results; an image
-      without annotations.
+      without annotations that have a word.
   """
   candidates, references, domains = _match(results, annotations, partial)
   _check(candidates, references, metrics)
   candidates = _tokenize(candidates)
-  references = _tokenize(references)
+  references, sentences = without_empty(_tokenize(references))
+  _refuse("annotations: no caption with a word", candidates.keys() - references.keys())
+  for sentence in sentences:
+    logging.warning("annotations: %s", sentence)
   groups = {OVERALL: list(candidates)}
   for image in candidates:
     if image in domains:
       groups.setdefault(domains[image], []).append(image)
+  if {"CIDEr-D", "CIDEr"} & set(metrics):
+    for name, images in groups.items():
+      if note := cider_note({image: references[image] for image in images}):
+        logging.warning("%s: %s", name, note)
   return {
     name: evaluate_tokens(
       {i: candidates[i] for i in images}, {i: references[i] for i in images}, metrics

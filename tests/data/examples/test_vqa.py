@@ -237,6 +237,14 @@ def test_a_training_question_without_answers_is_counted_named_and_not_valid(capl
   np.testing.assert_array_equal(evaluated["question_valid"], [True, True])
 
 
+def test_evaluation_encodes_the_first_answers():
+  asked = question(77, answers=["one", "two", "three", "red"])
+  example = transform(train=False)(0, record(asked), None)
+  fewer = transform(train=False)(0, record(question(77, answers=["one", "two", "three"])), None)
+  np.testing.assert_array_equal(example["answer"], fewer["answer"])
+  assert example["question_valid"].tolist() == [True, False]
+
+
 def test_augmentation_only_in_training():
   options = {"scale": (1, 1), "flip": 1.0, "randaugment": None}
   data = record(question(1))
