@@ -1,8 +1,40 @@
-"""Exceptions of the data packages, and the count of records that cannot be used."""
+"""Exceptions of the data packages, notes on data, and the count of records that cannot be used."""
+
+import contextlib
+from collections.abc import Iterator
 
 from absl import logging
 
 NAMED = 10  # records that the log names
+
+_open_lists: list[list[str]] = []  # of the `noted` blocks around the caller
+
+
+def note(sentence: str) -> None:
+  """Tells the user something about the data: in the log, or to the block of `noted` around it.
+
+  Args:
+    sentence: what was found, with file and line, key or id.
+  """
+  if _open_lists:
+    _open_lists[-1].append(sentence)
+  else:
+    logging.warning("%s", sentence)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+  """Collects the notes of a block, which the log then lacks, for a report.
+
+  Yields:
+    The list that they are appended to.
+  """
+  sentences: list[str] = []
+  _open_lists.append(sentences)
+  try:
+    yield sentences
+  finally:
+    _open_lists.pop()
 
 
 class RecordError(ValueError):
@@ -48,7 +80,7 @@ class BadRecords:
     sentence = str(error)
     if len(self.sentences) < NAMED and sentence not in self.sentences:
       self.sentences.append(sentence)
-      logging.warning("%s %s", sentence, self._effect)
+      note(f"{sentence} {self._effect}")
 
   def report(self, total: int, records: str) -> None:
     """Logs how many of all records were bad, if there are more than the log named.
@@ -58,4 +90,4 @@ class BadRecords:
       records: their name, in the plural, and their file.
     """
     if self.count > len(self.sentences):
-      logging.warning("%d of %d %s cannot be used.", self.count, total, records)
+      note(f"{self.count} of {total} {records} cannot be used.")

@@ -17,6 +17,7 @@ from mplug_jax.data.check.image_check import is_path, open_images
 from mplug_jax.data.check.judge import judge
 from mplug_jax.data.check.report import PERCENTILES, Lengths, Report, Texts
 from mplug_jax.data.check.sheet import SHEET_IMAGES
+from mplug_jax.data.errors import noted
 from mplug_jax.data.examples.record_view import Item, Limit, Text, View
 from mplug_jax.data.text.tokenizer_base import Tokenizer
 
@@ -47,11 +48,12 @@ def check(
   """
   data = config.data
   view = _view(config)
-  source = view.source(data, split)
-  numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
-  items = [view.item(source[number], data) for number in numbers]
+  with noted() as notes:
+    source = view.source(data, split)
+    numbers = range(0, len(source), max(1, -(-len(source) // limit)) if limit else 1)
+    items = [view.item(source[number], data) for number in numbers]
   ids = [str(number) for item in items for number in item.ids]
-  report = Report(len(items), len(ids) or len(items), view.entries)
+  report = Report(len(items), len(ids) or len(items), view.entries, warnings=notes)
   report.ids = None if _are_numbers(ids, numbers) else set(ids)
   report.duplicate_ids = {number: times for number, times in Counter(ids).items() if times > 1}
   prefix = view.prefix(config, tokenizer) if tokenizer else ""
