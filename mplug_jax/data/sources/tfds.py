@@ -52,7 +52,7 @@ class _Source(abc.ABC):
   def __getitem__(self, index: int) -> Record:
     number = self._number(index)
     fields = self._split.read(number, "image", "image_id", *self.KEYS)
-    ids = tfds_reader.texts(fields.get("image_id", ()), self._location(number))
+    ids = self._split.texts(fields.get("image_id", ()), self._location(number))
     return {
       "image": fields["image"][0],
       "image_id": ids[0] if ids else f"{self._split.name}/{self._split.split}/{number}",
@@ -98,7 +98,7 @@ class Captions(_Source):
     super().__init__(tfds_reader.Split(data, split, required, ("caption", "image_id")))
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[str]:
-    captions = tfds_reader.texts(fields.get("caption", ()), self._location(number))
+    captions = self._split.texts(fields.get("caption", ()), self._location(number))
     return [text.lower() for text in captions]
 
   captions = _Source.entries
@@ -126,7 +126,7 @@ class Questions(_Source):
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[Record]:
     location = self._location(number)
-    columns = [tfds_reader.texts(fields.get(key, ()), location) for key in self.KEYS]
+    columns = [self._split.texts(fields.get(key, ()), location) for key in self.KEYS]
     questions: dict[str, Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
       key = f"{number}-{row}" if key is None else key
@@ -176,11 +176,11 @@ class Expressions(_Source):
       box = _corners(boxes[row], *size)
       if box is None and self._training:
         raise ValueError(f"{location}: box {row} is empty; a training expression needs one.")
-      texts = tfds_reader.texts(value if isinstance(value, list) else [value], location)
+      texts = self._split.texts(value if isinstance(value, list) else [value], location)
       ids = (
         fields["id"][row] if "id" in fields else [f"{number}-{row}-{i}" for i in range(len(texts))]
       )
-      ids = tfds_reader.texts(ids if isinstance(ids, list) else [ids], location)
+      ids = self._split.texts(ids if isinstance(ids, list) else [ids], location)
       expressions += [{"id": key, "text": text, "box": box} for key, text in zip(ids, texts)]
     return expressions
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mplug_jax.data.sources.source import Record, Source
-from mplug_jax.data.storage import annotations, image_paths, packed
+from mplug_jax.data.storage import annotations, image_paths, json_values, packed
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
 # Their questions have one answer, without votes; the official fine-tuning halves its weight.
@@ -119,7 +119,7 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
     FileNotFoundError: the file does not exist.
   """
   path = annotations.configured_file(data, "answer_list")
-  answers = annotations.read_json(path)
+  answers = annotations.read_json(path, json_values.Checks(data.get("strict", False)))
   answers = list(answers) if isinstance(answers, dict) else answers
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
@@ -198,7 +198,8 @@ def _video_qa(data: Mapping[str, Any], split: str) -> VqaRecords:
 def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
   labels = None
   if split == "val" and data.get("label_file"):
-    labels = _read_labels(annotations.configured_file(data, "label_file"))
+    path = annotations.configured_file(data, "label_file")
+    labels = _read_labels(path, data.get("strict", False))
 
   def rows() -> Iterator[_Row]:
     for entry, location in _entries(data, split, "question_id", "question", "image", "dataset"):
@@ -287,9 +288,9 @@ def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
   return VqaRecords(records.close())
 
 
-def _read_labels(path: str) -> dict[Any, dict[str, float]]:
+def _read_labels(path: str, strict: bool) -> dict[Any, dict[str, float]]:
   """Reads soft labels [{"question_id": id, "label": {answer: score}}, ...] as {id: label}."""
-  fields = annotations.Fields({}, ("question_id", "label"))
+  fields = annotations.Fields({"strict": strict}, ("question_id", "label"))
   return {entry["question_id"]: entry["label"] for entry, _ in annotations.entries(path, fields)}
 
 
