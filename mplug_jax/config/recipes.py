@@ -29,6 +29,10 @@ def own_data(arg: Any) -> dict[str, Any]:
   return {"jsonl": own_files, "shards": own_shards, "tfds": own_tfds}[arg.data](arg)
 
 
+# Values of data.examples whose configs evaluate the user's own test split, see `test_or_val`.
+_EVALUATED_ON_TEST = ("caption", "retrieval", "pretrain")
+
+
 class _Operation(NamedTuple):
   """An operation of a FieldReference: the value is fn(referenced value, *args)."""
 
@@ -78,7 +82,9 @@ def split_note(config: Any) -> str:
     One sentence, or "" if that is not so.
   """
   data = config.data
-  if config.eval.split != "val" or data.name not in ("jsonl", "folder"):
+  if data.examples not in _EVALUATED_ON_TEST or data.name not in ("jsonl", "folder"):
+    return ""
+  if config.eval.split != "val":
     return ""
   if data.name == "folder":
     test, exists = os.path.join(data.image_root, "test"), os.path.isdir
