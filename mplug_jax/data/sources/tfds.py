@@ -129,6 +129,8 @@ class Questions(_Source):
     columns = [self._split.texts(fields.get(key, ()), location) for key in self.KEYS]
     questions: dict[str, Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
+      if text is None:
+        raise ValueError(f"{location} has more answers or ids than questions.")
       key = f"{number}-{row}" if key is None else key
       question = questions.setdefault(
         key,
@@ -181,6 +183,8 @@ class Expressions(_Source):
         fields["id"][row] if "id" in fields else [f"{number}-{row}-{i}" for i in range(len(texts))]
       )
       ids = self._split.texts(ids if isinstance(ids, list) else [ids], location)
+      if len(ids) != len(texts):
+        raise ValueError(f"{location}: box {row} has {len(texts)} texts and {len(ids)} ids.")
       expressions += [{"id": key, "text": text, "box": box} for key, text in zip(ids, texts)]
     return expressions
 

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.sources.source import Record, Source
 from mplug_jax.data.storage import annotations, image_paths, json_values, packed
 
@@ -291,7 +292,15 @@ def _records(rows: Iterable[_Row], data: Mapping[str, Any]) -> VqaRecords:
 def _read_labels(path: str, strict: bool) -> dict[Any, dict[str, float]]:
   """Reads soft labels [{"question_id": id, "label": {answer: score}}, ...] as {id: label}."""
   fields = annotations.Fields({"strict": strict}, ("question_id", "label"))
-  return {entry["question_id"]: entry["label"] for entry, _ in annotations.entries(path, fields)}
+  repeated = BadRecords(strict, "Its last label counts.")
+  labels: dict[Any, dict[str, float]] = {}
+  for entry, location in annotations.entries(path, fields):
+    number = entry["question_id"]
+    if labels.get(number, entry["label"]) != entry["label"]:
+      repeated.add(RecordError(f"{location}: question_id {number} has another label before."))
+    labels[number] = entry["label"]
+  repeated.report(len(labels), f"labels of {path}")
+  return labels
 
 
 def _apply_labels(question: Record, labels: Mapping[Any, dict[str, float]], location: str) -> None:

@@ -13,8 +13,12 @@ from typing import Any
 from mplug_jax.data.errors import BadRecords, RecordError, note
 from mplug_jax.data.text import unicode
 
-# A lone surrogate in decoded text can only come from an escape; pairs of them look alike.
-_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+# A lone surrogate in decoded text comes from an escape: the first half of a pair without the
+# second, or the second without the first. After an escaped backslash, neither can be told.
+_FIRST, _SECOND = r"\\u[dD][89abAB]", r"\\u[dD][c-fC-F]"
+_ESCAPE = re.compile(
+  rf"{_FIRST}..(?!{_SECOND})|(?<!{_FIRST}..){_SECOND}|\\\\u[dD][89a-fA-F]", re.DOTALL
+)
 # Keys whose texts name files. Python gives names that are not UTF-8 as surrogates, which open them.
 _FILE_KEYS = ("image", "images", "file_name", "filename", "filepath", "video_id")
 

@@ -120,6 +120,23 @@ def test_soft_labels_too(tmp_path, picture):
     vqa.get(data | {"strict": True}, "val")
 
 
+def test_a_second_label_of_a_question_is_named(tmp_path, picture):
+  row = {"image": picture, "question": "why", "question_id": 1, "dataset": "vqa"}
+  val = write(tmp_path / "val.json", row)
+  scores = (1.0, 1.0, 0.5)
+  labels = write(
+    tmp_path / "labels.json", *({"question_id": 1, "label": {"x": score}} for score in scores)
+  )
+  data = files(tmp_path, "", name="vqa_v2", val_file=val, label_file=labels)
+  data |= {"vqa_root": str(tmp_path), "questions_per_image": 1}
+  source, notes = read(vqa.get, data, "val")
+  assert source.questions(0)[0]["weights"] == [0.5]
+  problem = f"{labels}, entry 3: question_id 1 has another label before."
+  assert notes == [f"{problem} Its last label counts."]
+  with pytest.raises(errors.RecordError, match="entry 3: question_id 1 has another label before"):
+    vqa.get(data | {"strict": True}, "val")
+
+
 def test_ten_are_named_and_all_are_counted(tmp_path, picture):
   rows = [{"image": picture, "image_id": i, "caption": f"{i} {LONE}"} for i in range(25)]
   path = write(tmp_path / "x.jsonl", *rows)
@@ -217,6 +234,31 @@ def test_a_repeated_key_is_named(tmp_path, picture):
 
 
 # ---- properties
+
+LITERAL = "\\" + "ud83d"  # six characters, as JSON writes a surrogate
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "\ud83d",
+    "end \ude00",
+    "x\ude00\ud83d",
+    "\U0001f600\ud83d",
+    "\ud83d\U0001f600",
+    LITERAL + "\ude00",
+  ],
+)
+def test_every_lone_surrogate_is_found_and_no_pair(text):
+  parser = json_values.Parser()
+  for form in (json.dumps(text), json.dumps(text).upper().replace("U", "u")):
+    assert json_values.Checks().value(parser.decode(form), "x") != parser.decode(form)
+    assert parser.suspicious
+  for valid_text in ("\U0001f600", "a\U0001f600\U0001f601b", "\ud7ff\ue000"):
+    for form in (json.dumps(valid_text), json.dumps(valid_text).upper().replace("U", "u")):
+      parser.decode(form)
+      assert not parser.suspicious
+
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=6)
 VALUES = st.recursive(
