@@ -5,13 +5,15 @@ import gzip
 import io
 import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.core import features as tfds_features
 
 from mplug_jax.data import errors
 from mplug_jax.data.prepare import json_stream
-from mplug_jax.data.sources import caption, vqa
+from mplug_jax.data.sources import caption, grounding, vqa
 from mplug_jax.data.storage import annotations, tabular
 from tests.support import shard_files, tiny_run
 from tests.support.tfds_case import FEATURES, config, image, prepare
@@ -144,6 +146,33 @@ def test_texts_of_tfds(tmp_path):
   with pytest.raises(errors.RecordError, match=f"{location}: a text is not UTF-8"):
     strict._split.texts(invalid, location)
   assert strict[0]["image"] == shard_files.picture(1)
+
+
+def test_texts_of_tfds_have_their_partners(tmp_path):
+  boxes = {
+    "bbox": FEATURES.BBoxFeature(),
+    "raw": FEATURES.Sequence(FEATURES.Text()),
+    "ids": FEATURES.Sequence(np.int64),
+  }
+  features = {"image": FEATURES.Image(), "objects": FEATURES.Sequence(boxes)}
+  box = tfds_features.BBox(0.0, 0.0, 1.0, 1.0)
+  objects = [{"bbox": box, "raw": ["a", "b"], "ids": [1]}]
+  example = {"image": image(1), "objects": objects}
+  folder = prepare(tmp_path, "boxes", "", features, {"train": [example]})
+  fields = "text=objects/raw,box=objects/bbox,id=objects/ids"
+  c = config("grounding", f"data=tfds:boxes,root={folder}", data__fields=fields)
+  tiny_run.refused(lambda: grounding.get(c.data, "train"), "record 0: box 0 has 2 texts and 1 ids.")
+  features = {
+    "image": FEATURES.Image(),
+    "question": FEATURES.Sequence(FEATURES.Text()),
+    "answer": FEATURES.Sequence(FEATURES.Text()),
+  }
+  example = {"image": image(1), "question": ["why"], "answer": ["x", "y"]}
+  folder = prepare(tmp_path, "asked", "", features, {"train": [example]})
+  c = config("vqa", f"data=tfds:asked,root={folder}")
+  tiny_run.refused(
+    lambda: vqa.get(c.data, "train"), "record 0 has more answers or ids than questions."
+  )
 
 
 # ---- property
