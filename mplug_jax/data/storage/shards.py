@@ -284,6 +284,12 @@ def load(patterns: Sequence[str], strict: bool = False) -> ShardImages:
     parts.update(zip(records, pool.map(ArrayRecordPairs, records)))
   left_out, ignored = _sentences(indices, _LEFT_OUT), _sentences(indices, _IGNORED)
   left_out = [index.damage for index in indices if index.damage] + left_out
+  if len(different) < len(paths):
+    first = next(path for path in different if paths.count(path) > 1)
+    left_out.append(
+      f"Shards that are named more than once, so that their pairs cannot be told apart: "
+      f"{len(paths) - len(different)}, the first {first}."
+    )
   source = ShardImages((parts[path] for path in paths), left_out, ignored)
   if source.left_out and strict:
     raise ValueError(f"{source.left_out[0]} config.data.strict=True does not allow that.")

@@ -92,6 +92,15 @@ def problem(text: str) -> str:
   return f"no valid Unicode (the lone surrogate \\u{ord(match[0]):04x})"
 
 
+def printable(text: str) -> str:
+  r"""Returns a text that any UTF-8 output takes: a lone surrogate becomes "\ud83d".
+
+  Args:
+    text: any text, such as the name of a file that is not UTF-8.
+  """
+  return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def repaired(text: str) -> str:
   """Returns a text with U+FFFD in place of each lone surrogate.
 

@@ -174,6 +174,17 @@ def test_the_check_names_an_invalid_text(tmp_path, picture, capsys):
     check.check(config)
 
 
+def test_the_check_prints_names_that_are_not_utf8(tmp_path, capsys):
+  row = {"image": b"caf\xe9.png".decode("utf-8", "surrogateescape"), "caption": "a dog"}
+  (tmp_path / "a.png").write_bytes(b"")
+  good = {"image": "a.png", "caption": "a cat"}
+  path = write(tmp_path / "train.jsonl", good, good | {"image_id": 1}, good | {"image_id": 2}, row)
+  prepare_data.main(["check", path, "--task=caption"])
+  out = capsys.readouterr().out
+  assert "missing: " in out
+  assert "caf\\udce9.png" in out
+
+
 def test_lines_keep_invalid_texts_for_their_reader(tmp_path):
   path = write(tmp_path / "x.jsonl", {"question": LONE}, {"question": "\U0001f600"})
   values, notes = read(lambda: list(annotations.lines(path)))

@@ -34,6 +34,9 @@ def test_pairs_come_as_they_were_written(pattern, records, tmp_path):
   both = shards.load([records, *[f"{tmp_path}/pairs/*1.tar"] * 2])
   assert content(both) == expected(11) + expected(8)[1:] * 2
   assert both.counts().tolist() == [1] * 25
+  repeated = "Shards that are named more than once, so that their pairs cannot be told apart: 1, "
+  assert both.left_out == (f"{repeated}the first {tmp_path}/pairs/00001.tar.",)
+  tiny_run.refused(lambda: shards.load([pattern, pattern], strict=True), repeated[:-3] + "3, ")
   for index in (-1, 25):
     with pytest.raises(IndexError, match="not among the 25"):
       both[index]

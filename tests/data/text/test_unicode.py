@@ -30,6 +30,7 @@ def test_a_text_is_valid_if_it_can_be_encoded(text):
   assert repaired == text if valid else unicode.REPLACEMENT in repaired
   assert len(repaired) == len(text)
   assert not unicode.invalid_unicode(repaired)
+  assert unicode.printable(text).encode() == text.encode("utf-8", "backslashreplace")
   if not valid:
     assert unicode.problem(text).startswith("no valid Unicode (the lone surrogate \\ud")
 
