@@ -161,7 +161,7 @@ def _make(path: str, size: int) -> TarIndex:
       for member in tar_headers.members(file, size):
         if member.link is None:
           last = member.name
-          builder.add(member)
+        builder.add(member)
     except tar_headers.DamageError as error:
       if not last:
         raise ValueError(f"{path} is not a tar file, or is cut off ({error}).") from None
@@ -185,7 +185,7 @@ class _Builder:
     """Adds the next member of the tar."""
     match = _NAME.fullmatch(member.name)
     extension = match[2].lower() if match else b""
-    if not match or not member.size or extension not in _USED:
+    if not match or not member.size or extension not in _USED:  # a hard link has no size
       unpaired = match and member.size and extension.rpartition(b".")[2] in _IMAGES
       self._count(UNPAIRED if unpaired else IGNORED, member.name)
       return

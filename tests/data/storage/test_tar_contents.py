@@ -235,6 +235,19 @@ def test_members_that_are_not_used_are_named(tmp_path):
   tiny_run.refused(strict(path), "Keys without an image: 1 left out")
 
 
+def test_hard_links_are_counted(tmp_path):
+  path = tmp_path / "x.tar"
+  file = io.BytesIO(tar_bytes(numbered(range(1))))
+  with tarfile.open(fileobj=file, mode="a") as tar:
+    for name in ("1.jpg", "1.txt"):
+      member = tarfile.TarInfo(name)
+      member.type, member.linkname = tarfile.LNKTYPE, f"00000{name[1:]}"
+      tar.addfile(member)
+  source = load(path, file.getvalue())
+  assert content(source) == expected(1)
+  assert source.ignored == (f"Members that belong to no pair: 2 ignored, the first {path}/1.jpg.",)
+
+
 # ---- property
 
 NAMES = st.builds(
