@@ -272,11 +272,13 @@ def test_every_lone_surrogate_is_found_and_no_pair(text):
 
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=6)
-VALUES = st.recursive(
-  st.none() | st.booleans() | st.integers() | TEXTS,
-  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-  max_leaves=6,
-)
+
+
+def nested(inner):
+  return inner | st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)
+
+
+VALUES = nested(nested(st.none() | st.booleans() | st.integers() | TEXTS))
 
 
 def texts_of(value):
