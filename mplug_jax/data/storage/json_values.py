@@ -13,14 +13,20 @@ from typing import Any
 from mplug_jax.data.errors import BadRecords, RecordError, note
 from mplug_jax.data.text import unicode
 
-# A lone surrogate in decoded text comes from an escape: the first half of a pair without the
-# second, or the second without the first. After an escaped backslash, neither can be told.
-_FIRST, _SECOND = r"\\u[dD][89abAB]", r"\\u[dD][c-fC-F]"
-_ESCAPE = re.compile(
-  rf"{_FIRST}..(?!{_SECOND})|(?<!{_FIRST}..){_SECOND}|\\\\u[dD][89a-fA-F]", re.DOTALL
-)
+# Escapes of surrogates. A lone one in decoded text can only come from such an escape.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 # Keys whose texts name files. Python gives names that are not UTF-8 as surrogates, which open them.
 _FILE_KEYS = ("image", "images", "file_name", "filename", "filepath", "video_id")
+
+
+def _may_be_invalid(text: str, start: int, end: int) -> bool:
+  """Returns whether a part of JSON text may have a lone surrogate."""
+  if _HALF.search(text, start, end) is None:
+    return False
+  part = text[start:end]
+  # After an escaped backslash, what looks like a pair may be none.
+  return r"\\u" in part or _HALF.search(_PAIR.sub(" ", part)) is not None
 
 
 class _Repeating(dict):
@@ -179,12 +185,12 @@ class Parser:
     """
     self.suspicious = False
     value, end = self._decoder.raw_decode(text, start)
-    self.suspicious = self.suspicious or _ESCAPE.search(text, start, end) is not None
+    self.suspicious = self.suspicious or _may_be_invalid(text, start, end)
     return value, end
 
   def decode(self, text: str) -> Any:
     """Parses a text that holds one value; raises as `raw_decode`."""
     self.suspicious = False
     value = self._decoder.decode(text)
-    self.suspicious = self.suspicious or _ESCAPE.search(text) is not None
+    self.suspicious = self.suspicious or _may_be_invalid(text, 0, len(text))
     return value
