@@ -29,9 +29,9 @@ caption_test.json in the format of NoCaps and images/, from `tools.prepare_data 
     python -m mplug_jax.main --config=configs/caption.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, one line per image: {"image", "caption":
-one or a list, optionally "image_id"}. Files ending in .json, .csv, .tsv or .parquet also work, and
-data=jsonl:/my/data/train.csv names one directly. Other keys: --config.data.fields=caption=text.
-Image names may point into an archive, as photos.zip/a.jpg.
+one or a list, optionally "image_id"}. Without test.jsonl, val.jsonl is evaluated. Files ending in
+.json, .csv, .tsv or .parquet also work, and data=jsonl:/my/data/train.csv names one directly. Other
+keys: --config.data.fields=caption=text. Image names may point into an archive, as photos.zip/a.jpg.
 
 data=folder,root=/my/images needs no such file: it reads the images under train/, val/ and test/,
 and the captions of a.jpg from a.txt, one per line. data=shards:/data/train-*.tar reads shards of
@@ -83,6 +83,7 @@ def get_config(arg: str = "") -> config.Config:
     c.total_epochs = 5
     c.tokenizer.vocab_size = 4000  # of a tokenizer fitted to the data
     c.data.update(_files(options))
+    config.test_or_val(c)
   if options.data == "nocaps":
     c.eval.split = "val"  # no training split, and no captions in the test split
   if options.data == "shards":

@@ -94,6 +94,7 @@ def get_config(arg: str = "") -> config.Config:
   )
   if options.data == "files":
     c.data.update(_official_files(options))
+    c.eval.split = "test"
   if paper:
     _paper(c, options)
   elif options.data == "scenes" and not options.init and not options.steps:

@@ -26,8 +26,9 @@ the devices.
     python -m mplug_jax.main --config=configs/retrieval.py:data=jsonl,root=/my/data
 
 reads train.jsonl, val.jsonl and test.jsonl under `root`, one line per image: {"image", "caption":
-one or a list, optionally "image_id"}. Other formats, data=jsonl:FILE, other keys, archives,
-data=folder, data=shards:PATTERN and data=tfds:NAME: see configs/caption.py.
+one or a list, optionally "image_id"}. Without test.jsonl, val.jsonl is evaluated. Other formats,
+data=jsonl:FILE, other keys, archives, data=folder, data=shards:PATTERN and data=tfds:NAME: see
+configs/caption.py.
 """
 
 from mplug_jax import config
@@ -100,6 +101,7 @@ def _data(c: config.Config, options: config.Config) -> None:
     c.task.ramp_steps = 553 if options.data == "coco" else 141  # an epoch of batches of 1,024
   else:
     c.data.update(config.own_data(options))
+    config.test_or_val(c)
   if options.data == "shards":
     c.tokenizer.records = 20_000
 

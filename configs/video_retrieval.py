@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> config.Config:
     steps=options.steps,
     black_images=options.black_images,
   )
+  c.eval.split = "test"
   c.name = "video_retrieval"
   c.data.update(
     {

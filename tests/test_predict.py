@@ -111,7 +111,9 @@ def test_it_goes_on_behind_a_torn_line(folder, fake):
   assert part.read_bytes() == complete
 
 
-def test_a_folder_and_one_question(folder, fake, capsys):
+def test_a_folder_and_one_question(folder, fake, capsys, caplog):
+  (folder / "photos" / "._a.png").write_bytes(b"of macOS")
+  (folder / "photos" / "notes.txt").write_text("mine")
   assert run(f"--images={folder}/photos", "--question=what?") == 0
   result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert [row["image"].rpartition("photos/")[2] for row in result] == [
@@ -121,6 +123,8 @@ def test_a_folder_and_one_question(folder, fake, capsys):
     "c.png",
     "more/d.png",
   ]
+  assert "1 without the suffix of an image" in caplog.text
+  assert "1 hidden" in caplog.text
   assert result[4]["answer"] == "what? 40"
   assert result[4]["question"] == "what?"
 
@@ -278,7 +282,7 @@ def test_texts_and_names_that_are_no_unicode_are_errors_of_their_rows(folder, fa
   result = lines(folder / "out.jsonl")
   assert [row["question"] for row in result] == [row["question"] for row in rows]
   assert ["error" in row for row in result] == [True, False, True, True, False]
-  assert "lone surrogate at character 11" in result[0]["error"]
+  assert "no valid Unicode (the lone surrogate" in result[0]["error"]
   assert "cannot be a file name" in result[2]["error"]
 
 

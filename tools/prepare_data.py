@@ -12,7 +12,8 @@ reads your own data, or prepared data, completely and reports what training woul
 an annotation file in any format (.json, .jsonl, .csv, .tsv, .parquet), or a folder with the images
 in train/, val/ and test/ and their captions in the same folders. The report has counts, missing and
 corrupt images, duplicate ids, empty texts, lengths, answers or labels, boxes outside their image,
-and overlap with other files.
+overlap with other files, and what the reader noted: skipped files, repeated keys, texts that are no
+valid Unicode.
 
     python -m tools.prepare_data shards PATTERN --out=FOLDER
     python -m tools.prepare_data tfds --task=vqa --data=jsonl:FILE --out=DATA_DIR
@@ -38,7 +39,7 @@ from mplug_jax.data.check import report as report_lib
 from mplug_jax.data.check import sheet
 from mplug_jax.data.prepare import array_record
 from mplug_jax.data.storage import shards as shards_lib
-from mplug_jax.data.text import sentencepiece, wordpiece
+from mplug_jax.data.text import sentencepiece, unicode, wordpiece
 from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.data.text.tokenizer_base import Tokenizer
 from mplug_jax.reporting import sample_sheet
@@ -264,7 +265,7 @@ def check(options: argparse.Namespace) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print(f"{options.file}, read as {config.data.name} for {options.task}")
-  print("\n".join(report_lib.lines(report)))
+  print(unicode.printable("\n".join(report_lib.lines(report))))
   if options.sheet:
     try:
       written = sheet.write_sheet(report, options.sheet, config.data.frames)
@@ -314,7 +315,7 @@ def shards(options: argparse.Namespace) -> int:
     return 1
   sentences = [*left_out, *(sentence for shard in written for sentence in shard.named)]
   for sentence in sentences[:_NAMED]:
-    print(f"  {sentence}")
+    print(unicode.printable(f"  {sentence}"))
   pairs = sum(shard.pairs for shard in written)
   bad = sum(shard.bad for shard in written)
   print(f"{pairs:,} pairs in {len(written):,} files, {bad:,} bad pairs left out")

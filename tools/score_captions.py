@@ -11,22 +11,26 @@ not be read or do not match, or --json could not be written.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mplug_jax.data.storage import json_values
+from mplug_jax.data.text import unicode
 from mplug_jax.metrics import captioning
 from mplug_jax.runtime import atomic_files, files
 
 
 def _read(path: str) -> Any:
   """Reads JSON; raises ValueError for another format, OSError for an unreadable file."""
-  with open(path, encoding="utf-8") as file:
-    try:
-      return json.load(file)
-    except (ValueError, RecursionError) as error:
-      raise ValueError(f"{path}: not a JSON file ({error}).") from error
+  with open(path, "rb") as file:
+    text = unicode.decode(file.read(), path)
+  parser = json_values.Parser()
+  try:
+    value = parser.decode(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not a JSON file ({error}).") from error
+  return json_values.Checks().file(value, path) if parser.suspicious else value
 
 
 def _print_table(scores: Mapping[str, Mapping[str, float | str]]) -> None:

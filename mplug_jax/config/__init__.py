@@ -19,6 +19,8 @@ from mplug_jax.config.recipes import (
   own_tfds,
   scenes,
   split_files,
+  split_note,
+  test_or_val,
   variant,
 )
 from mplug_jax.config.resume import flat, from_json, rename, resume_conflicts, to_json, upgrade
@@ -50,6 +52,8 @@ __all__ = [
   "resume_conflicts",
   "scenes",
   "split_files",
+  "split_note",
+  "test_or_val",
   "to_json",
   "unknown_key",
   "upgrade",

@@ -1,8 +1,10 @@
 """Recipes that several configs share: files, training from scratch, official fine-tuning."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import config_dict
 
 from mplug_jax.config.arguments import SUFFIXES
 
@@ -25,6 +27,72 @@ def own_data(arg: Any) -> dict[str, Any]:
   if arg.data == "folder":
     return {"image_root": arg.root}
   return {"jsonl": own_files, "shards": own_shards, "tfds": own_tfds}[arg.data](arg)
+
+
+# Values of data.examples whose configs evaluate the user's own test split, see `test_or_val`.
+_EVALUATED_ON_TEST = ("caption", "retrieval", "pretrain")
+
+
+class _Operation(NamedTuple):
+  """An operation of a FieldReference: the value is fn(referenced value, *args)."""
+
+  fn: Callable[..., str]
+  args: tuple
+
+
+def test_or_val(c: Any) -> None:
+  """Evaluates the user's own data on split "test" if it exists, else on "val".
+
+  The split follows data.test_file, data.val_file and data.image_root, whatever sets them, until
+  eval.split itself is set. Without both splits it is "test", so that the error names its file.
+
+  Args:
+    c: config with the user's data, as of `own_data`; its eval.split is replaced.
+  """
+  if c.data.name == "jsonl":
+    keys, choose = ("test_file", "val_file"), _split_of_files
+  elif c.data.name == "folder":
+    keys, choose = ("image_root",), _split_of_folder
+  else:
+    return
+  first, *others = (c.data.get_ref(key) for key in keys)
+  operation: Any = _Operation(choose, tuple(others))
+  del c.eval.split
+  c.eval.split = config_dict.FieldReference(first, field_type=str, op=operation)
+
+
+def _split_of_files(test: str, val: str) -> str:
+  """Returns the split to evaluate, given the files of both."""
+  return "val" if not os.path.isfile(test) and os.path.isfile(val) else "test"
+
+
+def _split_of_folder(root: str) -> str:
+  """Returns the split to evaluate, given the folder with the folders of both."""
+  val, test = (os.path.isdir(os.path.join(root, split)) for split in ("val", "test"))
+  return "val" if val and not test else "test"
+
+
+def split_note(config: Any) -> str:
+  """Says that the validation split is evaluated because there is no test split.
+
+  Args:
+    config: config of a run.
+
+  Returns:
+    One sentence, or "" if that is not so.
+  """
+  data = config.data
+  if data.examples not in _EVALUATED_ON_TEST or data.name not in ("jsonl", "folder"):
+    return ""
+  if config.eval.split != "val":
+    return ""
+  if data.name == "folder":
+    test, exists = os.path.join(data.image_root, "test"), os.path.isdir
+  else:
+    test, exists = data.test_file, os.path.isfile
+  if exists(test):
+    return ""
+  return f"{test or 'config.data.test_file'} does not exist: the split val is evaluated."
 
 
 def own_files(arg: Any) -> dict[str, Any]:

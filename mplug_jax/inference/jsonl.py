@@ -5,25 +5,33 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import note
 from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
-from mplug_jax.data.storage import annotations
+from mplug_jax.data.storage import annotations, image_folder
 
 
-def of_folder(folder: str) -> Iterator[dict[str, str]]:
-  """Yields {"image": path} for all images under a folder, sorted by name.
+def of_folder(folder: str) -> list[dict[str, str]]:
+  """Returns {"image": path} for all images under a folder, in alphabetical order.
+
+  The log says which files are skipped.
+
+  Args:
+    folder: the folder; its subfolders are searched too.
 
   Raises:
     FileNotFoundError: the folder has no images.
+    OSError: a folder cannot be read.
   """
-  empty = True
-  for parent, folders, names in os.walk(folder):
-    folders.sort()
-    for name in sorted(names):
-      if name.lower().endswith(IMAGE_SUFFIXES):
-        empty = False
-        yield {"image": os.path.join(parent, name)}
-  if empty:
-    raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+  suffixes = ", ".join(IMAGE_SUFFIXES)
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"{folder} is no folder, so it has no images ({suffixes}).")
+  files = image_folder.find_images(folder)
+  if not files.paths:
+    skipped = files.skipped()
+    raise FileNotFoundError(f"{folder} has no images ({suffixes}). {skipped}".rstrip())
+  if skipped := files.skipped():
+    note(skipped)
+  return [{"image": path} for path in files.paths]
 
 
 def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,13 @@
 """Functions behind the demo page, without gradio: uploads and texts in, a text and pictures out."""
 
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
-from mplug_jax.data.errors import ImageError
-from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
+from mplug_jax.data.errors import ImageError, note
+from mplug_jax.data.storage import image_folder
 from mplug_jax.inference import explain, methods
 
 MAX_PIXELS = 25_000_000  # width * height of an image
@@ -138,11 +137,13 @@ class Pages:
 
 
 def _images(folder: str) -> list[str]:
-  """Returns the paths of all images under a folder, sorted. Raises ValueError: none."""
-  paths = [str(x) for x in pathlib.Path(folder).rglob("*") if x.suffix.lower() in IMAGE_SUFFIXES]
-  if not paths:
+  """Returns the paths of all images under a folder. Raises ValueError: none."""
+  files = image_folder.find_images(folder) if os.path.isdir(folder) else None
+  if files is None or not files.paths:
     raise ValueError(f"--images={folder} has no images.")
-  return sorted(paths)
+  if skipped := files.skipped():
+    note(skipped)
+  return files.paths
 
 
 def _sentence(error: Exception) -> str:

@@ -140,7 +140,8 @@ def _rows(options: Namespace, method: str) -> Callable[[], Iterator[Row]]:
       raise ValueError(
         f"--task={options.task} needs pairs of images: give --image twice, or --input=FILE."
       )
-    return lambda: jsonl.of_folder(options.images)
+    images = jsonl.of_folder(options.images)
+    return lambda: iter(images)
   if command.image == "images":
     return lambda: iter([{"images": options.image}])
   return lambda: iter([{"image": image} for image in options.image] or [{}])

@@ -7,6 +7,7 @@ from typing import Any
 
 from mplug_jax.data.errors import ImageError
 from mplug_jax.data.images import ops
+from mplug_jax.data.text import unicode
 from mplug_jax.inference.inputs import is_clip
 from mplug_jax.inference.methods import Command
 
@@ -58,7 +59,8 @@ class Reader:
     if several and not text:
       raise ValueError(f"{self._command.text} is an empty list.")
     for one in text if several else [text]:
-      _check_unicode(self._command.text, one)
+      if isinstance(one, str) and unicode.invalid_unicode(one):
+        raise ValueError(f"{self._command.text} is {one!r}, {unicode.problem(one)}.")
       self._check(one)
 
   def _images(self, image: Any, decoded: dict[str, Any]) -> Any:
@@ -97,15 +99,3 @@ class Reader:
     if isinstance(decoded[path], ImageError):
       raise decoded[path]
     return decoded[path]
-
-
-def _check_unicode(key: str, text: Any) -> None:
-  """Raises ValueError for a text with half of a surrogate pair, as of a cut emoji."""
-  try:
-    if isinstance(text, str):
-      text.encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(
-      f"{key} is {text!r}, which is no valid Unicode (lone surrogate at character "
-      f"{error.start + 1})."
-    ) from None

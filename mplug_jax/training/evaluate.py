@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import jax
+from absl import logging
 
 from mplug_jax import config as config_lib
 from mplug_jax import evaluators
@@ -42,6 +43,8 @@ class Evaluation:
       workdir: folder for results.
       predict: see training.build.Build.
     """
+    if note := config_lib.split_note(config):
+      logging.warning("%s", note)
     self.evaluator = evaluators.get(config.task.name)(config, tokenizer, workdir)
     self.metric: str = self.evaluator.metric
     self._predict = predict

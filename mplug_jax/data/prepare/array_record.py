@@ -94,7 +94,7 @@ def convert(
     for shard in results:
       on_shard(shard)
       written.append(shard)
-  return written, source.left_out
+  return written, (*source.left_out, *source.ignored)
 
 
 def _check_plan(folder: str, plan: Mapping[str, Any]) -> None:

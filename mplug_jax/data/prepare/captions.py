@@ -6,6 +6,7 @@ COCO and Flickr30k have Karpathy's splits or their own.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import note
 from mplug_jax.data.prepare import json_stream
 from mplug_jax.data.prepare.dataset import Dataset
 from mplug_jax.data.prepare.download import Download, Images, Wanted, zipped
@@ -150,6 +151,7 @@ def _karpathy_images(path: str) -> Iterator[tuple[dict[str, Any], str, list[str]
   Raises ValueError, also for an entry with fewer captions than ids.
   """
   types = {"filename": str, "split": str, "sentences": list, "sentids": list}
+  empty = 0
   for entry, location in json_stream.entries(path, types, "images"):
     if entry["split"] not in _SPLIT_OF:
       raise ValueError(
@@ -164,7 +166,9 @@ def _karpathy_images(path: str) -> Iterator[tuple[dict[str, Any], str, list[str]
       )
     texts = [text for sentence in entry["sentences"] if (text := sentence["raw"].strip())]
     _require_caption(texts, location)
+    empty += len(entry["sentences"]) - len(texts)
     yield entry, _SPLIT_OF[entry["split"]], texts, location
+  _note_empty(path, empty)
 
 
 def _coco_images(path: str) -> Collection[tuple[dict[str, Any], list[str], str]]:
@@ -175,6 +179,7 @@ def _coco_images(path: str) -> Collection[tuple[dict[str, Any], list[str], str]]
       raise ValueError(f"{location}: image id {entry['id']} is repeated.")
     images[entry["id"]] = entry, [], location
   types = {"image_id": int, "caption": str}
+  empty = 0
   for entry, location in json_stream.entries(path, types, "annotations"):
     if entry["image_id"] not in images:
       raise ValueError(
@@ -182,7 +187,16 @@ def _coco_images(path: str) -> Collection[tuple[dict[str, Any], list[str], str]]
       )
     if text := entry["caption"].strip():
       images[entry["image_id"]][1].append(text)
+    else:
+      empty += 1
+  _note_empty(path, empty)
   return images.values()
+
+
+def _note_empty(path: str, count: int) -> None:
+  """Tells how many captions of a file have no word."""
+  if count:
+    note(f"{path}: {count:,} captions without a word are left out.")
 
 
 _TOKENS = Wanted(

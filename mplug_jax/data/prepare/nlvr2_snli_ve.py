@@ -8,7 +8,7 @@ from mplug_jax.data.prepare import json_stream
 from mplug_jax.data.prepare.dataset import Dataset
 from mplug_jax.data.prepare.download import Download, Images, Wanted
 from mplug_jax.data.prepare.writer import Output
-from mplug_jax.data.storage import annotations
+from mplug_jax.data.storage import annotations, json_values
 
 # Our split -> NLVR2's name of it; the test split is test1, the public one (test-P).
 _NLVR2 = {"train": "train", "dev": "dev", "test": "test1"}
@@ -131,7 +131,7 @@ def snli_ve(download: Download, out: Output) -> None:
 
 def _lines(path: str, keys: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], str]]:
   """Yields (entry, location) of JSON lines whose `keys` are strings; raises ValueError."""
-  for entry, location in annotations.lines(path):
+  for entry, location in annotations.lines(path, json_values.Checks()):
     json_stream.check(entry, dict.fromkeys(keys, str), location)
     yield entry, location
 

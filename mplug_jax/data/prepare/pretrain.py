@@ -66,6 +66,7 @@ def visual_genome(download: Download, out: Output) -> None:
   images = vg_images(download, out.folder)
   texts = 0
   left_out = 0
+  undescribed = 0
   for entry, location in json_stream.entries(regions, {"id": int, "regions": list}):
     number = entry["id"]
     if number not in coco:
@@ -78,7 +79,9 @@ def visual_genome(download: Download, out: Output) -> None:
     phrases = list(dict.fromkeys(phrases))
     if coco[number] in evaluated:
       left_out += 1
-    elif phrases and (image := images(f"{number}.jpg")):
+    elif not phrases:
+      undescribed += 1
+    elif image := images(f"{number}.jpg"):
       entries.add({"image": image, "caption": phrases, "image_id": f"vg_{number}"})
       texts += len(phrases)
   images.finish(out)
@@ -86,6 +89,8 @@ def visual_genome(download: Download, out: Output) -> None:
     f"{texts:,} different descriptions of these images; {left_out:,} images of COCO's val and "
     "test splits were left out"
   )
+  if undescribed:
+    out.note(f"{undescribed:,} images without a description were left out")
   _command(out, "vg")
 
 
@@ -191,15 +196,20 @@ def _web(download: Download, out: Output, name: str, read: Callable[[], Pairs]) 
     out.folder,
     skip_missing=True,
   )
-  for caption, file in _shards(tables) if tables else _by_address(read()):
-    if caption.strip() and (image := images(file)):
+  left_out: Counter[str] = Counter()
+  for caption, file in _shards(tables, left_out) if tables else _by_address(read(), left_out):
+    if not caption.strip():
+      left_out["pairs without a caption"] += 1
+    elif image := images(file):
       entries.add({"image": image, "caption": caption.strip()})
   images.finish(out)
+  for kind, count in left_out.items():
+    out.note(f"{count:,} {kind} were left out")
   _command(out, name)
 
 
-def _shards(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-  """Yields (caption, image) of what img2dataset wrote; raises ValueError.
+def _shards(paths: Sequence[str], left_out: Counter[str]) -> Iterator[tuple[str, str]]:
+  """Yields (caption, image) of what img2dataset wrote, and counts the rest; raises ValueError.
 
   00000.parquet is beside the folder 00000 or 00000.tar.
   """
@@ -213,17 +223,26 @@ def _shards(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         "--caption_col."
       )
     for row, _ in rows:
-      if row["status"] == "success" and row["caption"]:
-        yield row["caption"], f"{top}/{row['key']}.jpg"
+      if row["status"] == "success":
+        yield row["caption"] or "", f"{top}/{row['key']}.jpg"
+      else:
+        left_out["images that img2dataset could not download"] += 1
 
 
-def _by_address(pairs: Pairs) -> Iterator[tuple[str, str]]:
-  """Yields (caption, image) of images named after the last part of their address, if unique."""
+def _by_address(pairs: Pairs, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
+  """Yields (caption, image) of images named after the last part of their address, if unique.
+
+  Others are counted.
+  """
   named = [
     (caption, posixpath.basename(urllib.parse.urlsplit(address).path)) for caption, address in pairs
   ]
   counts = Counter(name for _, name in named)
-  return ((caption, name) for caption, name in named if name and counts[name] == 1)
+  for caption, name in named:
+    if name and counts[name] == 1:
+      yield caption, name
+    else:
+      left_out["pairs whose address ends like another or with no name"] += 1
 
 
 def _tsv(path: str) -> Iterator[tuple[str, str]]:

@@ -240,12 +240,15 @@ def msvd_qa(download: Download, out: Output) -> None:
 
 
 def _clip_names(path: str) -> dict[str, str]:
-  """Returns {number of a clip: its name} of a file with lines "NAME vid1"."""
+  """Returns {number of a clip: its name} of a file with lines "NAME vid1"; raises ValueError."""
   names: dict[str, str] = {}
-  for line in tabular.lines(path):
-    words = line.split()
-    if len(words) == 2:
-      names[words[1]] = words[0]
+  for number, line in enumerate(tabular.lines(path), 1):
+    if not line.strip():
+      continue
+    name, space, clip = line.strip().rpartition(" ")
+    if not space or names.setdefault(clip, name) != name:
+      problem = "gives another name than an earlier one" if space else "has no name and number"
+      raise ValueError(f"{path}, line {number}: {line.strip()!r} {problem}; get the file again.")
   return names
 
 

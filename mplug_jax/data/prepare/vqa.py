@@ -229,6 +229,7 @@ def _answers(entry: dict[str, Any], location: str) -> list[str]:
 def _visual_genome(download: Download, out: Output, path: str, entries: Entries) -> None:
   """Writes the questions of Visual Genome."""
   images = pretrain.vg_images(download, f"{out.folder}/vg")
+  unanswered = 0
   types = {"qa_id": int, "question": str, "answer": str}
   for image_entry, location in json_stream.entries(path, {"id": int, "qas": list}):
     image = images(f"{image_entry['id']}.jpg")
@@ -245,7 +246,11 @@ def _visual_genome(download: Download, out: Output, path: str, entries: Entries)
             "answer": answer,
           }
         )
+      else:
+        unanswered += 1
   images.finish(out)
+  if unanswered:
+    out.note(f"{unanswered:,} questions of Visual Genome without an answer were left out")
 
 
 def _gqa_file(name: str) -> Wanted:

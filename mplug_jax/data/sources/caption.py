@@ -13,7 +13,15 @@ from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.entry_ids import EntryIds, check_type
 from mplug_jax.data.sources.source import ImageSource, Record
-from mplug_jax.data.storage import annotations, image_folder, image_paths, packed, shards, tabular
+from mplug_jax.data.storage import (
+  annotations,
+  image_folder,
+  image_paths,
+  json_values,
+  packed,
+  shards,
+  tabular,
+)
 from mplug_jax.data.storage.archives import StrPath
 from mplug_jax.metrics.ids import canonical
 from mplug_jax.scenes import oracle, parser, scene
@@ -202,7 +210,7 @@ def _image_entries(data: Mapping[str, Any], split: str) -> Iterator[tuple[Record
     if not says_splits(path):
       yield from annotations.entries(path, fields)
       continue
-    content = annotations.read_json(path)
+    content = annotations.read_json(path, fields.checks)
     annotations.require(content, ("images",), path)
     for number, value in enumerate(content["images"], 1):
       location = f"{path}, image {number}"
@@ -238,8 +246,9 @@ def _nocaps(data: Mapping[str, Any], split: str) -> CaptionRecords:
       "config.data.fields cannot rename keys of source nocaps, which are those of COCO captions."
     )
   records = _Records(data, split)
+  checks = json_values.Checks(data.get("strict", False))
   for path in annotations.split_files(data, split):
-    content = annotations.read_json(path)
+    content = annotations.read_json(path, checks)
     annotations.require(content, ("images",), path)
     captions: dict[Any, list[str]] = {}
     for number, entry in enumerate(content["images"], 1):

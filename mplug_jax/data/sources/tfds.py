@@ -80,7 +80,7 @@ class _Source(abc.ABC):
   def _image_id(self, number: int, fields: Mapping[str, list] | None = None) -> str:
     """Returns the id of an example's image, from its fields if they are read."""
     fields = self._split.read(number, "image_id") if fields is None else fields
-    ids = tfds_reader.texts(fields.get("image_id", ()), self._location(number))
+    ids = self._split.texts(fields.get("image_id", ()), self._location(number))
     return ids[0] if ids else f"{self._split.name}/{self._split.split}/{number}"
 
   def entries(self, index: int) -> list:
@@ -131,7 +131,7 @@ class Captions(_Source):
     return np.zeros(0, np.int64)
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[str]:
-    captions = tfds_reader.texts(fields.get("caption", ()), self._location(number))
+    captions = self._split.texts(fields.get("caption", ()), self._location(number))
     return [text.lower() for text in captions]
 
   captions = _Source.entries
@@ -160,7 +160,7 @@ class Questions(_Source):
 
   def _entries(self, fields: Mapping[str, list], number: int) -> list[Record]:
     location = self._location(number)
-    columns = [tfds_reader.texts(fields.get(key, ()), location) for key in self.KEYS]
+    columns = [self._split.texts(fields.get(key, ()), location) for key in self.KEYS]
     for key, column in zip(self.KEYS, columns):
       if column and len(column) != len(columns[1]):
         raise ValueError(
@@ -169,6 +169,8 @@ class Questions(_Source):
         )
     questions: dict[tuple[str, str], Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
+      if text is None:
+        raise ValueError(f"{location} has more answers or ids than questions.")
       key = f"{number}-{row}" if key is None else key
       question = questions.setdefault(
         (key, text),  # different questions with one id are not merged
@@ -227,11 +229,13 @@ class Expressions(_Source):
           )
           self._counted.add((number, row))
         continue
-      texts = tfds_reader.texts(value if isinstance(value, list) else [value], location)
+      texts = self._split.texts(value if isinstance(value, list) else [value], location)
       ids = (
         fields["id"][row] if "id" in fields else [f"{number}-{row}-{i}" for i in range(len(texts))]
       )
-      ids = tfds_reader.texts(ids if isinstance(ids, list) else [ids], location)
+      ids = self._split.texts(ids if isinstance(ids, list) else [ids], location)
+      if len(ids) != len(texts):
+        raise ValueError(f"{location}: box {row} has {len(texts)} texts and {len(ids)} ids.")
       expressions += [{"id": key, "text": text, "box": box} for key, text in zip(ids, texts)]
     return expressions
 

@@ -17,11 +17,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mplug_jax.data.errors import RecordError
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.entry_ids import EntryIds
 from mplug_jax.data.sources.source import Record, Source
-from mplug_jax.data.storage import annotations, image_paths, packed
+from mplug_jax.data.storage import annotations, image_paths, json_values, packed
 from mplug_jax.metrics.ids import canonical
 
 _ROOT_KEYS = {"vqa": "vqa_root", "vg": "vg_root", "gqa": "gqa_root"}
@@ -124,7 +124,7 @@ def answer_list(data: Mapping[str, Any]) -> list[str]:
     FileNotFoundError: the file does not exist.
   """
   path = annotations.configured_file(data, "answer_list")
-  answers = annotations.read_json(path)
+  answers = annotations.read_json(path, json_values.Checks(data.get("strict", False)))
   answers = list(answers) if isinstance(answers, dict) else answers
   if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
     raise ValueError(f"{path} must be a json list of strings, the candidate answers.")
@@ -208,7 +208,8 @@ def _video_qa(data: Mapping[str, Any], split: str) -> VqaRecords:
 def _vqa_v2(data: Mapping[str, Any], split: str) -> VqaRecords:
   labels = None
   if split == "val" and data.get("label_file"):
-    labels = _read_labels(annotations.configured_file(data, "label_file"))
+    path = annotations.configured_file(data, "label_file")
+    labels = _read_labels(path, data.get("strict", False))
 
   ids = EntryIds("question_id", split)
 
@@ -311,16 +312,20 @@ def _records(rows: Iterable[_Row], data: Mapping[str, Any], split: str) -> VqaRe
   return VqaRecords(records.close())
 
 
-def _read_labels(path: str) -> dict[Any, dict[str, float]]:
+def _read_labels(path: str, strict: bool) -> dict[Any, dict[str, float]]:
   """Reads soft labels [{"question_id": id, "label": {answer: score}}, ...] as {id: label}."""
-  fields = annotations.Fields({}, ("question_id", "label"))
-  ids = EntryIds("question_id", "val")
-  labels = {}
+  fields = annotations.Fields({"strict": strict}, ("question_id", "label"))
+  repeated = BadRecords(strict, "Its last label counts.")
+  labels: dict[Any, dict[str, float]] = {}
   for entry, location in annotations.entries(path, fields):
     label = entry["label"]
     if not isinstance(label, dict) or not all(map(_is_number, label.values())):
       raise ValueError(f"{location}: label must be an object {{answer: finite number}}.")
-    labels[canonical(ids.add(entry["question_id"], location))] = label
+    number = canonical(entry["question_id"])
+    if labels.get(number, label) != label:
+      repeated.add(RecordError(f"{location}: question_id {number} has another label before."))
+    labels[number] = label
+  repeated.report(len(labels), f"labels of {path}")
   return labels
 
 

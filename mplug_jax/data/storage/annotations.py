@@ -4,13 +4,13 @@ Messages name the file and the entry, line or row; entries and lines are counted
 tabular.py. config.data.fields renames the keys of any file, for every source.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mplug_jax.data.storage import archives, tabular
+from mplug_jax.data.storage import archives, json_values, tabular
+from mplug_jax.data.storage.json_files import lines, read_json
 
 # Keys with numbers, which JSON writes as numbers; CSV has only text.
 _NUMBERS = ("question_id", "image_id", "id", "ref_id")
@@ -23,6 +23,7 @@ class Fields:
   Attributes:
     keys: keys that every entry must have, in the source's names.
     known: all keys that the source reads.
+    checks: counts what the entries repeat, and their invalid texts; config.data.strict refuses it.
   """
 
   def __init__(self, data: Mapping[str, Any], keys: Iterable[str], optional: Iterable[str] = ()):
@@ -55,6 +56,7 @@ class Fields:
         raise ValueError(f"config.data.fields names {key!r} twice.")
       self._names[key] = name
     self._unseen = set(self._names.values())
+    self.checks = json_values.Checks(data.get("strict", False))
 
   def file_key(self, key: str) -> str:
     """Returns the name of a key in the files."""
@@ -151,10 +153,10 @@ def entries(path: archives.StrPath, fields: Fields) -> Iterator[tuple[dict[str, 
   """
   kind = tabular.kind(path)
   if kind == "jsonl":
-    for value, location in lines(path):
+    for value, location in lines(path, fields.checks):
       yield fields.rename(value, location), location
   elif kind == "json":
-    values = read_json(path)
+    values = read_json(path, fields.checks)
     if not isinstance(values, list):
       raise ValueError(f"{path} must hold a json list of objects, not a {type(values).__name__}.")
     for number, value in enumerate(values, 1):
@@ -164,27 +166,12 @@ def entries(path: archives.StrPath, fields: Fields) -> Iterator[tuple[dict[str, 
     columns, rows = tabular.open_table(path, {fields.file_key(key) for key in fields.known})
     fields.check_columns(columns, path)
     for row, location in rows:
+      if any(isinstance(value, (list, dict)) for value in row.values()):  # of JSON
+        row = fields.checks.value(row, location)
       entry = fields.rename(row, location, table=True)
       if kind != "parquet":
         entry |= {key: _number(entry[key]) for key in _NUMBERS if key in entry}
       yield entry, location
-
-
-def lines(path: archives.StrPath) -> Iterator[tuple[Any, str]]:
-  """Reads the JSON value of every line that is not blank.
-
-  Args:
-    path: the file.
-
-  Yields:
-    (value, its location for messages).
-
-  Raises:
-    ValueError: not UTF-8, or not JSON.
-  """
-  for number, line in enumerate(tabular.lines(path), 1):
-    if line.strip():
-      yield _parse_line(line, path, number), f"{path}, line {number}"
 
 
 def _number(value: Any) -> Any:
@@ -215,6 +202,7 @@ def split_entries(
   paths = split_files(data, split)
   for path in paths:
     yield from entries(path, fields)
+  fields.checks.report(", ".join(map(str, paths)))
   if split == "train":  # other splits may lack optional keys, such as the answers of a test split
     fields.check_used(paths)
 
@@ -336,45 +324,3 @@ def _existing(path: str, key: str) -> str:
   if not os.path.isfile(path):
     raise FileNotFoundError(f"data.{key} names {path}, which does not exist or is not a file.")
   return path
-
-
-def read_json(path: archives.StrPath) -> Any:
-  """Reads the value of a JSON file.
-
-  Args:
-    path: the file.
-
-  Raises:
-    ValueError: not UTF-8, or not JSON; names line and column.
-  """
-  return _parse("".join(tabular.lines(path)), path, 1)
-
-
-def _parse_line(line: str, path: archives.StrPath, number: int) -> Any:
-  """Parses a line; the usual line takes a short cut, because millions are read before training."""
-  try:
-    value, end = _decode(line)
-    if line[end:] in ("\n", "", "\r\n"):
-      return value
-  except (ValueError, RecursionError):
-    pass
-  return _parse(line.rstrip("\r\n"), path, number)
-
-
-_decode = json.JSONDecoder().raw_decode
-
-
-def _parse(text: str, path: archives.StrPath, first_line: int) -> Any:
-  """Parses JSON text that begins on a line of a file; raises ValueError."""
-  try:
-    return json.loads(text)
-  except RecursionError:
-    raise ValueError(
-      f"{path}, line {first_line}: lists or objects are nested too deeply."
-    ) from None
-  except json.JSONDecodeError as error:
-    line = first_line + error.lineno - 1
-    message = f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg})"
-    if error.msg == "Extra data" and tabular.kind(path) == "json":
-      message += "; a file with an object on every line must be called .jsonl"
-    raise ValueError(f"{message}.") from None

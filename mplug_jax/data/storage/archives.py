@@ -19,11 +19,14 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from mplug_jax.data.errors import note
 from mplug_jax.data.storage import tar_headers
 
 _IN_ARCHIVE = re.compile(r"\.(?:zip|tar|tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz)(?=/)", re.IGNORECASE)
 # Lengths of the name and the extra field, which follow the local header of a zip member.
 _LOCAL_HEADER = struct.Struct("<26xHH")
+
+_ZIP = b"PK\x03\x04"  # first bytes of a zip file
 
 StrPath = str | os.PathLike[str]
 
@@ -157,25 +160,55 @@ def _members(archive: str, file: BinaryIO) -> dict[str, _Member]:
   return _indices[archive][1]
 
 
+class _Listing(dict[str, _Member]):
+  """The members of an archive by name."""
+
+  def __init__(self, archive: str):
+    super().__init__()
+    self._archive = archive
+    self._repeated: list[str] = []
+
+  def add(self, name: str, member: _Member) -> None:
+    """Adds a member, in place of an earlier one of that name."""
+    if self.setdefault(name, member) != member:
+      self._repeated.append(name)
+      self[name] = member
+
+  def note_repeated(self) -> None:
+    """Tells how many members were replaced."""
+    if self._repeated:
+      note(
+        f"{self._archive}: {len(self._repeated)} files have the name of a later one, which "
+        f"counts; the first is {self._repeated[0]}."
+      )
+
+
 def _list_zip(archive: str, file: BinaryIO) -> dict[str, _Member]:
   """Lists a zip file; raises ValueError if it is none."""
+  members = _Listing(archive)
   try:
     with zipfile.ZipFile(file) as zipped:
-      return {
-        posixpath.normpath(member.filename): _Member(
-          member.header_offset,
-          member.compress_size,
-          member.file_size,
-          member.compress_type,
-          member.CRC,
-          member.flag_bits,
-        )
-        for member in zipped.infolist()
-        if not member.is_dir()
-      }
+      for member in zipped.infolist():
+        if not member.is_dir():
+          described = _Member(
+            member.header_offset,
+            member.compress_size,
+            member.file_size,
+            member.compress_type,
+            member.CRC,
+            member.flag_bits,
+          )
+          members.add(posixpath.normpath(member.filename), described)
   except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
     reason = str(error).rstrip(".")
     raise ValueError(f"{archive} is not a zip file, or is cut off ({reason}).") from None
+  # Of two joined zip files, the list at the end has the members of the second.
+  first = min((member.offset for member in members.values()), default=0)
+  file.seek(0)
+  if first and file.read(len(_ZIP)) == _ZIP:
+    note(f"{archive} has another zip file in its first {first} bytes, whose files are not found.")
+  members.note_repeated()
+  return members
 
 
 def _list_tar(archive: str, file: BinaryIO) -> dict[str, _Member]:
@@ -186,22 +219,24 @@ def _list_tar(archive: str, file: BinaryIO) -> dict[str, _Member]:
       "them: unpack it, or pack its files as zip."
     )
   size = os.fstat(file.fileno()).st_size
-  members: dict[str, _Member] = {}
+  members = _Listing(archive)
   try:
     if not size:
       raise tar_headers.DamageError("is empty")
     for member in tar_headers.members(file, size):
       name = _normalized(member.name)
       if member.link is None:
-        members[name] = _Member(member.offset, member.size, member.size)
+        members.add(name, _Member(member.offset, member.size, member.size))
       elif (target := _normalized(member.link)) in members:
-        members[name] = members[target]
+        members.add(name, members[target])
       end = member.offset + tar_headers.padded(member.size)
       if end > size:
         raise tar_headers.DamageError(f"is cut off at byte {size}", in_data=True)
   except tar_headers.DamageError as error:
     if not members or error.in_data:
       raise ValueError(f"{archive} is not a tar file, or is cut off ({error}).") from None
+    note(f"{archive} {error}; the files behind that are not found.")
+  members.note_repeated()
   return members
 
 

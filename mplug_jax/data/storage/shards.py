@@ -20,9 +20,8 @@ ArrayRecord files are on a disk or at gs://, which its package reads.
 
 import bisect
 import itertools
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,13 +29,25 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from mplug_jax.data.errors import ImageError
-from mplug_jax.data.storage import remote, tar_index
+from mplug_jax.data.errors import ImageError, note
+from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
+from mplug_jax.data.storage import json_values, remote, tar_index
+from mplug_jax.data.text import unicode
 
 # TFDS puts numbers behind the suffix.
 _ARRAY_RECORD = re.compile(r"\.array_?record(?:-\d+-of-\d+|-[*?\[{][^/]*|\*)?$")
 _GAP = 1 << 16  # bytes between image and text up to which one read covers both
 _THREADS = 16
+
+# What tar_index counts: sentences on it, with its number and the first of it.
+_LEFT_OUT = {
+  tar_index.NO_IMAGE: "Keys without an image: {} left out, the first {}.",
+  tar_index.NO_TEXT: "Keys without a text: {} left out, the first {}.",
+  tar_index.UNPAIRED: "Images whose name has a dot in its key: {} left out, the first {}.",
+  tar_index.SEVERAL: "Keys with more than one image, of which the first counts: {}, the first {}.",
+  tar_index.REPEATED: "Pairs that repeat a key, and so cannot be told apart: {}, the first {}.",
+}
+_IGNORED = {tar_index.IGNORED: "Members that belong to no pair: {} ignored, the first {}."}
 
 
 def is_pattern(name: str) -> bool:
@@ -88,13 +99,21 @@ class TarPairs:
     """Returns the caption in the bytes of a pair's text."""
     name = f"{self.key(number)} of {self.path}"
     try:
-      text = data.decode("utf-8")
-      if self._index.pairs["is_json"][number]:
-        text = json.loads(text)["caption"]
+      text = unicode.decode(data, "its text")
+    except ValueError as error:
+      raise ImageError(f"Pair {name} cannot be used: {error}") from None
+    if not self._index.pairs["is_json"][number]:
+      return _cleaned(text, name)
+    try:
+      content = json_values.Parser().decode(text)
+      caption = content["caption"]
     except (ValueError, KeyError, TypeError, RecursionError):
-      kind = "json object with a caption" if self._index.pairs["is_json"][number] else "UTF-8"
-      raise ImageError(f"Pair {name} cannot be used: its text is no {kind}.") from None
-    return _cleaned(text, name)
+      raise ImageError(
+        f"Pair {name} cannot be used: its text is no json object with a caption."
+      ) from None
+    if "caption" in json_values.repeated_keys(content):
+      raise ImageError(f"Pair {name} cannot be used: it has more than one caption.")
+    return _cleaned(caption, name)
 
 
 class ArrayRecordPairs:
@@ -137,11 +156,13 @@ class ArrayRecordPairs:
 
     name = f"record {number} of {self.path}"
     try:
-      record: dict[str, Any] = msgpack.unpackb(self._records[number])
+      record: dict[str, Any] = msgpack.unpackb(self._records[number], object_pairs_hook=_unique)
       key, image, caption = record["key"], record["image"], record["caption"]
     except (RuntimeError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
       reason = "no map with image, caption and key"
-      if isinstance(error, RuntimeError):
+      if isinstance(error, UnicodeDecodeError):
+        reason = "a text is not UTF-8"
+      elif isinstance(error, RuntimeError):
         reason = str(error).splitlines()[0].rstrip(".")
       raise ImageError(f"Pair {name} cannot be read: {reason}.") from None
     if not isinstance(image, bytes):
@@ -164,12 +185,16 @@ class ShardImages:
 
   Attributes:
     parts: the shards.
-    left_out: sentences on what the shards hold besides pairs.
+    left_out: sentences on what belongs to a pair and is not in the result, or not distinct there.
+    ignored: sentences on other members of the shards.
   """
 
-  def __init__(self, parts: Iterable[Shard], left_out: Iterable[str] = ()):
+  def __init__(
+    self, parts: Iterable[Shard], left_out: Iterable[str] = (), ignored: Iterable[str] = ()
+  ):
     self.parts = list(parts)
     self.left_out = tuple(left_out)
+    self.ignored = tuple(ignored)
     self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
 
   def __len__(self) -> int:
@@ -207,17 +232,29 @@ class ShardImages:
 
 
 def _cleaned(text: Any, name: str) -> str:
-  """Returns a caption with single spaces; raises ImageError if it is no text or empty."""
+  """Returns a caption with single spaces; raises ImageError if it is no text, invalid or empty."""
+  text = unicode.without_mark(text) if isinstance(text, str) else text
   if not isinstance(text, str) or not text.strip():
     problem = "empty" if isinstance(text, str) else "no text"
     raise ImageError(f"Pair {name} cannot be used: its caption is {problem}.")
+  if unicode.invalid_unicode(text):
+    raise ImageError(f"Pair {name} cannot be used: its caption is {unicode.problem(text)}.")
   return " ".join(text.split())
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+  """Returns a map of pairs; raises ValueError if a key is repeated."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
+    raise ValueError("a key is repeated")
+  return content
 
 
 def load(patterns: Sequence[str], strict: bool = False) -> ShardImages:
   """Loads the pairs of all shards that the patterns name.
 
-  Members without an image or a text, and what follows damage, are left out and counted in the log.
+  Keys without an image or a text, and what follows damage, are left out and counted in the log; so
+  are keys that several pairs share.
 
   Args:
     patterns: names or patterns, see remote.expand.
@@ -245,29 +282,34 @@ def load(patterns: Sequence[str], strict: bool = False) -> ShardImages:
   records = list(filter(_is_array_record, different))
   with ThreadPoolExecutor(_THREADS) as pool:
     parts.update(zip(records, pool.map(ArrayRecordPairs, records)))
-  source = ShardImages((parts[path] for path in paths), _left_out(indices))
+  left_out, ignored = _sentences(indices, _LEFT_OUT), _sentences(indices, _IGNORED)
+  left_out = [index.damage for index in indices if index.damage] + left_out
+  if len(different) < len(paths):
+    first = next(path for path in different if paths.count(path) > 1)
+    left_out.append(
+      f"Shards that are named more than once, so that their pairs cannot be told apart: "
+      f"{len(paths) - len(different)}, the first {first}."
+    )
+  source = ShardImages((parts[path] for path in paths), left_out, ignored)
   if source.left_out and strict:
     raise ValueError(f"{source.left_out[0]} config.data.strict=True does not allow that.")
-  for sentence in source.left_out:
-    logging.warning("%s", sentence)
+  for sentence in (*source.left_out, *source.ignored):
+    note(sentence)
   if not len(source):
     message = (
-      f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (.jpeg, .png, "
-      ".webp) beside KEY.txt or KEY.json."
+      f"{', '.join(patterns)}: there is no pair of an image and a text, KEY.jpg (or "
+      f"{', '.join(IMAGE_SUFFIXES[1:])}) beside KEY.txt or KEY.json."
     )
-    raise ValueError(" ".join((message, *source.left_out)))
+    raise ValueError(" ".join((message, *source.left_out, *source.ignored)))
   logging.info("%s: %d pairs in %d shards.", ", ".join(patterns), len(source), len(paths))
   return source
 
 
-def _left_out(indices: Sequence[tar_index.TarIndex]) -> list[str]:
-  """Returns sentences on damage and on members without a partner."""
-  sentences = [index.damage for index in indices if index.damage]
-  for lacking in (tar_index.NO_IMAGE, tar_index.NO_TEXT):
-    if count := sum(index.skipped.get(lacking, 0) for index in indices):
-      first = next(index for index in indices if lacking in index.named)
-      sentences.append(
-        f"Keys without {lacking}: {count} left out, the first "
-        f"{first.path}/{first.named[lacking][0]}."
-      )
-  return sentences
+def _sentences(indices: Sequence[tar_index.TarIndex], sentences: Mapping[str, str]) -> list[str]:
+  """Returns the sentences on kinds of keys and members that the tars have."""
+  written: list[str] = []
+  for kind, sentence in sentences.items():
+    if count := sum(index.skipped.get(kind, 0) for index in indices):
+      first = next(index for index in indices if kind in index.named)
+      written.append(sentence.format(count, f"{first.path}/{first.named[kind][0]}"))
+  return written

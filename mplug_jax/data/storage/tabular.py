@@ -7,14 +7,13 @@ them (the header is row 1), rows of Parquet from 1.
 import contextlib
 import csv
 import gzip
-import io
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Set
 from typing import Any, BinaryIO, cast
 
-from mplug_jax.data.storage import archives
+from mplug_jax.data.storage import archives, json_values
+from mplug_jax.data.text import unicode
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _ROWS = 1024  # rows of a Parquet file held as Python objects
@@ -65,22 +64,29 @@ def lines(path: archives.StrPath) -> Iterator[str]:
   """
   with open_binary(path) as file:
     try:
-      yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+      yield from unicode.text_file(file, newline="\n")
     except UnicodeDecodeError:
-      raise ValueError(f"{path} is not UTF-8 text (byte {_first_wrong_byte(path)}).") from None
+      raise not_utf8(path) from None
 
 
-def _first_wrong_byte(path: archives.StrPath) -> int:
-  """Returns the position of the first byte that is not UTF-8, from 0."""
+def not_utf8(path: archives.StrPath) -> ValueError:
+  """Returns the error for a file that cannot be decoded; it has the first wrong byte, from 0.
+
+  Args:
+    path: the file, see `open_binary`.
+  """
   offset = 0
+  beginning = b""
   with open_binary(path) as file:
     for line in file:
+      beginning = beginning or line[:4]
       try:
         line.decode("utf-8")
       except UnicodeDecodeError as error:
-        return offset + error.start
+        offset += error.start
+        break
       offset += len(line)
-  return offset
+  return ValueError(f"{path} {unicode.not_utf8(beginning, offset)}.")
 
 
 def open_table(path: archives.StrPath, wanted: Set[str] | None = None) -> tuple[list[str], Rows]:
@@ -113,11 +119,7 @@ def _separated(path: archives.StrPath, delimiter: str) -> tuple[list[str], Rows]
   except StopIteration:
     raise ValueError(f"{path} is empty; its first row must name the columns.") from None
   header = [name.strip() for name in header]
-  if repeated := sorted({name for name in header if header.count(name) > 1}):
-    raise ValueError(
-      f"{path}: column {repeated[0]!r} is repeated in the first row, which must name every column "
-      "once."
-    )
+  _check_header(header, path, "in the first row")
 
   def entries() -> Rows:
     for number, cells in rows:
@@ -130,6 +132,14 @@ def _separated(path: archives.StrPath, delimiter: str) -> tuple[list[str], Rows]
       yield dict(zip(header, map(_value, cells))), location
 
   return header, entries()
+
+
+def _check_header(header: list[str], path: archives.StrPath, location: str) -> None:
+  """Raises ValueError if two columns have one name."""
+  if repeated := sorted({name for name in header if header.count(name) > 1}):
+    raise ValueError(
+      f"{path}: column {repeated[0]!r} is repeated {location}, which must name every column once."
+    )
 
 
 def _cells(path: archives.StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -152,7 +162,7 @@ def _value(cell: str) -> Any:
   """Returns the value of a cell, see `open_table`."""
   if cell[:1] in ("[", "{"):
     with contextlib.suppress(ValueError, RecursionError):
-      return json.loads(cell)
+      return json_values.Parser().decode(cell)
   return cell if cell.strip() else None
 
 
@@ -177,6 +187,7 @@ def _parquet(path: archives.StrPath, wanted: Set[str] | None) -> tuple[list[str]
   with located():
     file = parquet.ParquetFile(path)
     header = file.schema_arrow.names
+  _check_header(header, path, "among its columns")
 
   def entries() -> Rows:
     columns = None if wanted is None else [name for name in header if name in wanted]
@@ -187,8 +198,23 @@ def _parquet(path: archives.StrPath, wanted: Set[str] | None) -> tuple[list[str]
         batch = next(batches, None)
       if batch is None:
         return
-      for row in batch.to_pylist():
+      try:
+        values = batch.to_pylist()
+      except UnicodeDecodeError:
+        raise _not_utf8(batch, path, number) from None
+      for row in values:
         number += 1
         yield row, f"{path}, row {number}"
 
   return header, entries()
+
+
+def _not_utf8(batch: Any, path: archives.StrPath, number: int) -> ValueError:
+  """Returns the error for rows of a Parquet file, after the first `number`, with invalid text."""
+  for row in range(len(batch)):
+    for name, column in zip(batch.schema.names, batch.columns):
+      try:
+        column[row].as_py()
+      except UnicodeDecodeError:
+        return ValueError(f"{path}, row {number + row + 1}: column {name!r} is not UTF-8 text.")
+  return ValueError(f"{path}, after row {number}: a text is not UTF-8.")

@@ -1,7 +1,9 @@
 """The one parser of tar headers: lists the members of a tar and where their data begins.
 
 Reads USTAR, GNU (long names and links) and pax headers from one to the next and skips the data
-between them. The standard tarfile keeps an object per member and gives no byte position of damage.
+between them. Behind the zeros that end a tar, another one may follow, as after `cat a.tar b.tar`;
+its members are read too. The standard tarfile keeps an object per member and gives no byte
+position of damage.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 _BLOCK = 512
+_CHUNK = 1 << 20  # bytes in which the end of zeros is looked for
 _FILES = (b"0", b"\0", b"7")
 _HARD_LINK = b"1"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes: their size, if any, counts no data
@@ -56,9 +59,11 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
     Each Member.
 
   Raises:
-    DamageError: a header is damaged or the tar is cut off; comes after the last good member.
+    DamageError: a header is damaged, the tar is cut off, or what follows its end is no tar; comes
+      after the last good member.
   """
   position = 0
+  end = -1  # of the zeros that were skipped last
   extended: dict[str, Any] = {}
   describes_next = False
   while position < size:
@@ -67,9 +72,12 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
     if len(header) < _BLOCK:
       raise DamageError(f"is cut off at byte {position}")
     if not any(header):
-      return
+      position = end = _after_zeros(file, position + _BLOCK, size)
+      describes_next = False
+      extended = {}
+      continue
     kind = header[156:157]
-    length = _data_length(header, position)
+    length = _data_length(header, position, size - position if position == end else 0)
     describes_next = kind == b"x" or kind in _LONG
     if not describes_next:
       length = 0 if kind in _WITHOUT_DATA else extended.get("size", length)
@@ -94,23 +102,43 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
     raise DamageError(f"is cut off at byte {size}", in_data=True)
 
 
+def _after_zeros(file: BinaryIO, position: int, size: int) -> int:
+  """Returns the position of the next block that is not all zeros, or `size`."""
+  while position < size:
+    file.seek(position)
+    chunk = file.read(_CHUNK)
+    if rest := chunk.lstrip(b"\0"):
+      return position + (len(chunk) - len(rest)) // _BLOCK * _BLOCK
+    position += max(len(chunk), 1)
+  return size
+
+
 def padded(size: int) -> int:
   """Returns the bytes that data of `size` bytes take in a tar."""
   return -(-size // _BLOCK) * _BLOCK
 
 
-def _data_length(header: bytes, position: int) -> int:
-  """Returns the size that a header gives; raises DamageError if its checksum is wrong."""
+def _data_length(header: bytes, position: int, rest: int) -> int:
+  """Returns the size that a header gives; raises DamageError if its checksum is wrong.
+
+  Args:
+    header: the block.
+    position: where it is in the tar.
+    rest: bytes from there on, if it follows the end of a tar; otherwise 0.
+  """
+  problem = f"is damaged at byte {position}"
+  if rest:
+    problem = f"has {rest} bytes after its end, from byte {position} on, that are no tar"
   try:
     checksum = _number(header[148:156])
     length = _number(header[124:136])
   except ValueError:
-    raise DamageError(f"is damaged at byte {position}") from None
+    raise DamageError(problem) from None
   blank = 8 * ord(" ")  # the checksum counts its own field as spaces
   if checksum != sum(header) - sum(header[148:156]) + blank:
     signed = sum(byte - 256 * (byte > 127) for byte in header[:148] + header[156:])
     if checksum != signed + blank:  # some old programs summed signed bytes
-      raise DamageError(f"is damaged at byte {position}")
+      raise DamageError(problem)
   return length
 
 

@@ -1,8 +1,9 @@
 """Indices of WebDataset tars, so that any image-text pair can be read alone.
 
 The layout is that of img2dataset: the members of a pair are adjacent and named KEY.EXTENSION, where
-KEY ends at the first dot of the file name. The image is .jpg, .jpeg, .png or .webp; the text is
-that of .txt or, if there is none, "caption" of .json. Other members are ignored.
+KEY ends at the first dot of the file name. The image is the first with a suffix of IMAGE_SUFFIXES;
+the text is that of .txt or, if there is none, "caption" of .json. A second member with the same
+extension begins another pair. Whatever belongs to no pair is counted, and some of it is named.
 
 Headers are read once; positions and sizes are cached under $XDG_CACHE_HOME (default: ~/.cache)
 until the tar changes. A pair takes 29 bytes and its key.
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.data.storage import remote, tar_headers
 from mplug_jax.runtime import atomic_files
 
@@ -35,13 +37,19 @@ PAIR = np.dtype(
     ("is_json", "?"),
   ]
 )
-NO_IMAGE = "an image"
-NO_TEXT = "a text"
+# Kinds of what is counted.
+NO_IMAGE = "no image"
+NO_TEXT = "no text"
+REPEATED = "repeated"  # keys of several pairs
+SEVERAL = "several images"  # keys with images of several formats
+UNPAIRED = "unpaired image"  # images whose name has a further dot
+IGNORED = "ignored"  # all other members, empty and hidden ones too
 
-_VERSION = 1  # of the cached files
-_IMAGES = frozenset((b"jpg", b"jpeg", b"png", b"webp"))
+_VERSION = 2  # of the cached files
+_IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
+_USED = _IMAGES | {b"txt", b"json"}
 _NAME = re.compile(rb"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
-_NAMED = 3  # keys of skipped pairs that are kept
+_NAMED = 3  # keys and members of each kind that are kept
 _BUFFERED = 4096  # pairs held as Python objects
 _THREADS = 16
 
@@ -54,8 +62,8 @@ class TarIndex:
     path: the tar.
     pairs: PAIR[N].
     keys: their keys, concatenated.
-    skipped: {NO_IMAGE or NO_TEXT: number of keys that lack it}.
-    named: {NO_IMAGE or NO_TEXT: a few of those keys}.
+    skipped: {kind: number of keys or members}, see NO_IMAGE and so on.
+    named: {kind: a few of them}.
     damage: "" or, if the tar cannot be read to its end, a sentence that says so; `pairs` are then
       those before the damage.
   """
@@ -153,7 +161,7 @@ def _make(path: str, size: int) -> TarIndex:
       for member in tar_headers.members(file, size):
         if member.link is None:
           last = member.name
-          builder.add(member)
+        builder.add(member)
     except tar_headers.DamageError as error:
       if not last:
         raise ValueError(f"{path} is not a tar file, or is cut off ({error}).") from None
@@ -171,16 +179,20 @@ class _Builder:
     self._rows: list[tuple] = []
     self._keys = bytearray()
     self._group = _Group(b"")
+    self._paired: set[bytes] = set()
 
   def add(self, member: tar_headers.Member) -> None:
     """Adds the next member of the tar."""
     match = _NAME.fullmatch(member.name)
-    if not match:
+    extension = match[2].lower() if match else b""
+    if not match or not member.size or extension not in _USED:  # a hard link has no size
+      unpaired = match and member.size and extension.rpartition(b".")[2] in _IMAGES
+      self._count(UNPAIRED if unpaired else IGNORED, member.name)
       return
-    if match[1] != self._group.key:
+    if match[1] != self._group.key or extension in self._group.extensions:
       self._end_group()
       self._group = _Group(match[1])
-    self._group.add(match[2].lower(), member.offset, member.size)
+    self._group.add(extension, member.offset, member.size)
 
   def finish(self) -> TarIndex:
     """Returns the index after the last member."""
@@ -190,7 +202,7 @@ class _Builder:
     return self.index
 
   def _end_group(self) -> None:
-    """Stores the pair of the group, or notes what it lacks."""
+    """Stores the pair of the group, and notes what is wrong with it."""
     group = self._group
     if group.image and group.text:
       self._keys.extend(group.key)
@@ -199,12 +211,20 @@ class _Builder:
       if len(self._rows) == _BUFFERED:
         self._parts.append(np.array(self._rows, PAIR))
         self._rows.clear()
+      if group.key in self._paired:
+        self._count(REPEATED, group.key)
+      self._paired.add(group.key)
+      if len(group.extensions & _IMAGES) > 1:
+        self._count(SEVERAL, group.key)
     elif group.key:
-      lacking = NO_TEXT if group.image else NO_IMAGE
-      self.index.skipped[lacking] = self.index.skipped.get(lacking, 0) + 1
-      named = self.index.named.setdefault(lacking, [])
-      if len(named) < _NAMED:
-        named.append(group.key.decode("utf-8", "replace"))
+      self._count(NO_TEXT if group.image else NO_IMAGE, group.key)
+
+  def _count(self, kind: str, name: bytes) -> None:
+    """Counts a key or member, and keeps the first names."""
+    self.index.skipped[kind] = self.index.skipped.get(kind, 0) + 1
+    named = self.index.named.setdefault(kind, [])
+    if len(named) < _NAMED:
+      named.append(name.decode("utf-8", "replace"))
 
 
 class _Group:
@@ -212,19 +232,19 @@ class _Group:
 
   def __init__(self, key: bytes):
     self.key = key
+    self.extensions: set[bytes] = set()
     self.image: tuple[int, int] | None = None
     self.text: tuple[int, int] | None = None
     self.is_json = False
 
   def add(self, extension: bytes, offset: int, size: int) -> None:
-    """Adds a member; an empty one does not count."""
-    if not size:
-      return
+    """Adds a member that is not empty, of an extension in _USED."""
+    self.extensions.add(extension)
     if extension in _IMAGES:
       self.image = self.image or (offset, size)
     elif extension == b"txt":
       self.text = offset, size
       self.is_json = False
-    elif extension == b"json" and not self.text:
+    elif not self.text:
       self.text = offset, size
       self.is_json = True

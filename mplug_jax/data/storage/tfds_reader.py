@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mplug_jax.data.errors import BadRecords, RecordError
 from mplug_jax.data.storage import annotations
+from mplug_jax.data.text import unicode
 
 # Name of a set -> {our key: path}.
 FIELDS = {
@@ -65,7 +67,8 @@ class Split:
       ValueError: no set is named, it is prepared in another format, or has no such split or field.
       FileNotFoundError: it is not prepared.
     """
-    settings = {key: data.get(key) for key in ("name", "builder", "data_dir", "splits", "fields")}
+    keys = ("name", "builder", "data_dir", "splits", "fields", "strict")
+    settings = {key: data.get(key) for key in keys}
     self._arguments = (settings, split, required, optional)
     self._open()
 
@@ -81,6 +84,7 @@ class Split:
     from tensorflow_datasets import decode, features
 
     data, split, required, optional = self._arguments
+    self._invalid = BadRecords(bool(data["strict"]), "U+FFFD takes the place of wrong bytes.")
     builder = _builder(data)
     formats = sorted(form.value for form in builder.info.available_file_formats())
     if "array_record" not in formats:
@@ -131,6 +135,27 @@ class Split:
 
   def __len__(self) -> int:
     return len(self._records)
+
+  def texts(self, values: Sequence[Any], location: str) -> list[str]:
+    """Returns the values of a field as strings; those that are not UTF-8 are counted and repaired.
+
+    Args:
+      values: bytes, strings or numbers.
+      location: the record, for messages.
+
+    Raises:
+      RecordError: a text is not UTF-8, if config.data.strict is set.
+    """
+    texts: list[str] = []
+    for value in values:
+      if isinstance(value, bytes):
+        try:
+          value = unicode.decode(value, location)
+        except ValueError:
+          self._invalid.add(RecordError(f"{location}: a text is not UTF-8."))
+          value = unicode.without_mark(value.decode("utf-8", "replace"))
+      texts.append(str(value))
+    return texts
 
   def read(self, index: int, *keys: str) -> dict[str, list]:
     """Reads fields of a record.
@@ -250,19 +275,3 @@ def _paths(features: Any) -> Iterator[str]:
 def _values(feature: Any) -> list:
   """Returns the values of a tf.train.Feature."""
   return list(getattr(feature, feature.WhichOneof("kind") or "bytes_list").value)
-
-
-def texts(values: Sequence[Any], location: str) -> list[str]:
-  """Returns the values of a field as strings.
-
-  Args:
-    values: bytes, strings or numbers.
-    location: the record, for messages.
-
-  Raises:
-    ValueError: a text is not UTF-8.
-  """
-  try:
-    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values]
-  except UnicodeDecodeError:
-    raise ValueError(f"{location}: a text is not UTF-8.") from None

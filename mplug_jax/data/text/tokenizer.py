@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from mplug_jax.data.text import unicode
 from mplug_jax.data.text.sentencepiece import SentencePieceTokenizer
 from mplug_jax.data.text.tokenizer_base import CONFIG_FILE, FileTokenizer, check_same
 from mplug_jax.data.text.wordpiece import WordPieceTokenizer
@@ -33,7 +34,7 @@ def load(directory: str | os.PathLike[str]) -> FileTokenizer:
   """
   path = os.path.join(directory, CONFIG_FILE)
   try:
-    config = json.loads(files.open_path(path).read_text(encoding="utf-8"))
+    config = json.loads(unicode.decode(files.open_path(path).read_bytes(), path))
     cls = _KINDS[config["kind"]]
     path_of_file = os.path.join(directory, config["file"])
     options = config["options"]

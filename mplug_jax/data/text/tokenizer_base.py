@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Protocol, Self, runtime_checkable
 
+from mplug_jax.data.text import unicode
 from mplug_jax.runtime import files
 from mplug_jax.runtime.atomic_files import write_atomic, write_json
 
@@ -91,7 +92,7 @@ class FileTokenizer(abc.ABC):
     self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.mask_id = map(
       self.token_id, SPECIAL_TOKENS
     )
-    self._cached = functools.lru_cache(_CACHED_TEXTS)(self._encode)
+    self._cached = functools.lru_cache(_CACHED_TEXTS)(self._encode_valid)
 
   def _read(self, data: bytes) -> bytes:
     """Converts the bytes of the file to those that define the tokenizer and are saved."""
@@ -126,8 +127,17 @@ class FileTokenizer(abc.ABC):
 
     Args:
       text: the text.
+
+    Raises:
+      ValueError: it is no valid Unicode.
     """
     return list(self._cached(text))
+
+  def _encode_valid(self, text: str) -> tuple[int, ...]:
+    """Returns the token ids of a text; raises ValueError if it is no valid Unicode."""
+    if unicode.invalid_unicode(text):
+      raise ValueError(f"The text {text!r} is {unicode.problem(text)}.")
+    return self._encode(text)
 
   def token_id(self, name: str) -> int:
     """Returns the id of a token.

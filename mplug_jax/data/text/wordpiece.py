@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import tokenizers
 
+from mplug_jax.data.text import unicode
 from mplug_jax.data.text.tokenizer_base import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, FileTokenizer
 
 # The official detokenization, in this order.
@@ -40,7 +41,8 @@ class WordPieceTokenizer(FileTokenizer):
     super().__init__(source, append_sep=append_sep)
 
   def _read(self, data: bytes) -> bytes:
-    return _vocabulary_of_json(data, self._origin) if data.lstrip().startswith(b"{") else data
+    text = unicode.decode(data, self._origin)
+    return (_vocabulary_of_json(text, self._origin) if text.lstrip()[:1] == "{" else text).encode()
 
   def _build(self) -> None:
     # Not splitlines: vocabularies contain exotic line separators as tokens.
@@ -109,11 +111,11 @@ _JSON_PARTS = {
 }
 
 
-def _vocabulary_of_json(data: bytes, origin: str) -> bytes:
-  """Converts the tokenizer.json of an uncased WordPiece tokenizer to the bytes of a vocab.txt.
+def _vocabulary_of_json(data: str, origin: str) -> str:
+  """Converts the tokenizer.json of an uncased WordPiece tokenizer to the text of a vocab.txt.
 
   Raises:
-    ValueError: no JSON, another kind of tokenizer, or ids with gaps.
+    ValueError: no JSON, another kind of tokenizer, ids with gaps, or an invalid token.
   """
   try:
     content = json.loads(data)
@@ -131,7 +133,7 @@ def _vocabulary_of_json(data: bytes, origin: str) -> bytes:
       )
     tokens = {int(number): token for token, number in content["model"]["vocab"].items()}
     tokens |= {int(added["id"]): added["content"] for added in content.get("added_tokens", ())}
-  except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+  except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{origin} is neither a vocabulary nor a tokenizer.json ({error!r})."
     ) from error
@@ -139,4 +141,7 @@ def _vocabulary_of_json(data: bytes, origin: str) -> bytes:
     raise ValueError(
       f"{origin}: the ids of its {len(tokens)} tokens are not 0 to {len(tokens) - 1}."
     )
-  return "".join(f"{tokens[number]}\n" for number in range(len(tokens))).encode()
+  for number, token in tokens.items():
+    if unicode.invalid_unicode(token):
+      raise ValueError(f"{origin}: token {number} is {unicode.problem(token)}.")
+  return "".join(f"{tokens[number]}\n" for number in range(len(tokens)))

@@ -206,13 +206,17 @@ def test_visual_genome_without_karpathys_splits(tmp_path):
   write(
     tmp_path,
     {
-      "image_data.json": [{"image_id": 1, "coco_id": 5}],
+      "image_data.json": [{"image_id": 1, "coco_id": 5}, {"image_id": 3, "coco_id": 6}],
       "vg/VG_100K/1.jpg": picture(1),
-      "region_descriptions.json": [{"id": 1, "regions": [{"phrase": "a cat"}]}],
+      "region_descriptions.json": [
+        {"id": 1, "regions": [{"phrase": "a cat"}]},
+        {"id": 3, "regions": [{"phrase": " "}]},
+      ],
     },
   )
   printed = "\n".join(prepare("visual_genome", tmp_path))
   assert "images of COCO's val and test splits were kept" in printed
+  assert "note: 1 images without a description were left out" in printed
   assert "pre-training is evaluated on COCO, whose files" in printed
   write(tmp_path, {"region_descriptions.json": [{"id": 2, "regions": []}]})
   refused(
@@ -229,7 +233,7 @@ def test_conceptual_captions_and_sbu(tmp_path):
     {
       "Train_GCC-training.tsv": "a red cat\thttp://a.b/x/cat.jpg?size=3\na "
       "dog\thttp://a.b/1.jpg\nthe mat\thttp://c.d/1.jpg\n"
-      "a blue cat\thttp://a.b/none.jpg\n",
+      "a blue cat\thttp://a.b/none.jpg\n \thttp://a.b/empty.jpg\n",
       "cc/images/cat.jpg": picture(),
       "cc/images/1.jpg": picture(),
       "dataset/SBU_captioned_photo_dataset_captions.txt": "a red cat\na dog\n",
@@ -246,6 +250,10 @@ def test_conceptual_captions_and_sbu(tmp_path):
     "note: 1 of the images of cc that were to be downloaded are missing, for instance none.jpg; "
     "their annotations were dropped"
   )
+  assert printed[2:4] == [
+    "note: 2 pairs whose address ends like another or with no name were left out",
+    "note: 1 pairs without a caption were left out",
+  ]
   assert len(records(*configs(printed), "train")[0]) == 2
   printed = prepare("sbu", tmp_path)
   assert "sets=coco_train/cc/sbu," in printed[-1]  # with what was written before
@@ -314,6 +322,7 @@ def test_images_that_img2dataset_downloaded(tmp_path):
     {"image": "images/00000/000000000.jpg", "caption": "a cat 0"},
     {"image": "images/00001.tar/000010000.jpg", "caption": "a cat 1"},
   ]
+  assert "note: 2 images that img2dataset could not download were left out" in printed
   assert len(records(*configs(printed), "train")[0]) == 3
   shard(1)
   refused(

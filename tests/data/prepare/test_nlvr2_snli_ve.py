@@ -315,6 +315,14 @@ def test_msvd_names_its_clips_elsewhere(tmp_path):
     "youtube_mapping.txt has no clip vid1302",
     options=["--overwrite"],
   )
+  for line, problem in (("-4ws", "has no name and number"), ("x vid1301", "gives another name")):
+    (tmp_path / "youtube_mapping.txt").write_text(f"-4ws_5_15 vid1301\n\n{line}\n")
+    refused(
+      "msvd_qa",
+      tmp_path,
+      f"youtube_mapping.txt, line 3: '{line}' {problem}",
+      options=["--overwrite"],
+    )
   (tmp_path / "youtube_mapping.txt").unlink()
   refused(
     "msvd_qa",

@@ -108,7 +108,8 @@ def test_questions_and_annotations_must_belong_together(loose):
     ('{"questions": []} {}', "not valid JSON (there is more after the end)"),
     ('{"info": {}, 3: []}', "not valid JSON (a name in quotation marks should be here)"),
     ('{"annotations": [1, 2]}', "key 'questions' is missing."),
-    ("\xff\xfe", "is not UTF-8 text."),
+    ("\xff", "is not UTF-8 text (byte 0)."),
+    ("\xff\xfe", "is UTF-16 or UTF-32 text; save it as UTF-8."),
     ("<html>", "character 1: not valid JSON ({ should be here)"),
   ],
 )

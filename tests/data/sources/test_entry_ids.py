@@ -178,7 +178,7 @@ def test_an_image_that_nocaps_lists_twice_has_its_captions_once(tmp_path):
   assert source.captions(0) == ["a dog"]
 
 
-def test_soft_labels_are_found_by_equal_ids_and_given_once(tmp_path):
+def test_soft_labels_are_found_by_equal_ids_and_the_last_counts(tmp_path):
   Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
   question = {"question_id": "7", "question": "What?", "image": "a.png", "dataset": "vqa"}
   (tmp_path / "val.json").write_text(json.dumps([question]))
@@ -188,10 +188,12 @@ def test_soft_labels_are_found_by_equal_ids_and_given_once(tmp_path):
   labels.write_text(json.dumps([{"question_id": 7, "label": {"red": 1}}]))
   assert vqa.get(data, "val").questions(0)[0]["weights"] == [1.0]
   labels.write_text(json.dumps([{"question_id": i, "label": {"red": 1}} for i in (7, "7")]))
-  with pytest.raises(
-    ValueError, match="labels.json, entry 2: question_id '7' is also that of .* 1"
-  ):
-    vqa.get(data, "val")
+  assert vqa.get(data | {"strict": True}, "val").questions(0)[0]["weights"] == [1.0]
+  entries = [{"question_id": i, "label": {"red": weight}} for i, weight in ((7, 1), ("7", 0.5))]
+  labels.write_text(json.dumps(entries))
+  assert vqa.get(data, "val").questions(0)[0]["weights"] == [0.5]
+  with pytest.raises(ValueError, match="entry 2: question_id 7 has another label before"):
+    vqa.get(data | {"strict": True}, "val")
   for label in (["red"], {"red": "1"}, {"red": float("inf")}):
     labels.write_text(json.dumps([{"question_id": 7, "label": label}]))
     with pytest.raises(ValueError, match="entry 1: label must be an object {answer: finite"):

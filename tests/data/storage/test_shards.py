@@ -34,6 +34,9 @@ def test_pairs_come_as_they_were_written(pattern, records, tmp_path):
   both = shards.load([records, *[f"{tmp_path}/pairs/*1.tar"] * 2])
   assert content(both) == expected(11) + expected(8)[1:] * 2
   assert both.counts().tolist() == [1] * 25
+  repeated = "Shards that are named more than once, so that their pairs cannot be told apart: 1, "
+  assert both.left_out == (f"{repeated}the first {tmp_path}/pairs/00001.tar.",)
+  tiny_run.refused(lambda: shards.load([pattern, pattern], strict=True), repeated[:-3] + "3, ")
   for index in (-1, 25):
     with pytest.raises(IndexError, match="not among the 25"):
       both[index]
@@ -88,7 +91,11 @@ def test_what_is_no_pair_is_counted_and_left_out(tmp_path, caplog):
     f"Keys without an image: 2 left out, the first {path}/00001.",
     f"Keys without a text: 1 left out, the first {path}/00003.",
   )
-  assert [record.getMessage() for record in caplog.records] == list(source.left_out)
+  assert source.ignored == (
+    f"Members that belong to no pair: 3 ignored, the first {path}/00004.jpg.",
+  )
+  noted = [record.getMessage() for record in caplog.records]
+  assert noted == [*source.left_out, *source.ignored]
   tiny_run.refused(
     lambda: shards.load([str(path)], strict=True),
     "Keys without an image: 2 left out",
@@ -122,7 +129,7 @@ def test_pairs_that_cannot_be_used_are_counted_by_the_reader(tmp_path):
   strict = image_reader.ImageReader(8, strict=True)
   messages = (
     f"Image {tmp_path}/x.tar/1 cannot be read: not an image",
-    f"Pair 2 of {tmp_path}/x.tar cannot be used: its text is no UTF-8.",
+    f"Pair 2 of {tmp_path}/x.tar cannot be used: its text is not UTF-8 text (byte 0).",
     "its caption is empty.",
     "its caption is no text.",
     "no json object with a caption.",
