@@ -359,7 +359,10 @@ class _Records:
         self._locations.append(location)
     elif (other := self._records.head(number)["image"]) != path:
       first = "" if self._training else f" ({self._locations[number]})"
-      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}{first}.")
+      raise ValueError(
+        f"{location}: image_id {image_id!r} is already that of {other}{first}; give every image "
+        "its own."
+      )
     if self._training and not captions:
       raise ValueError(f"{location}: there is no caption; a training image needs at least one.")
     for caption in captions:
