@@ -169,3 +169,12 @@ def test_resume_conflicts():
       'optim.schedule.name: "cosine" -> (absent)',
     ],
   )
+
+
+def test_a_run_of_the_benchmark_before_the_script_was_a_key_reports_the_change():
+  old = {"eval": {"split": "val"}}
+  new = {"eval": {"split": "val", "vqa_script": "2021"}}
+  assert config_lib.resume_conflicts(old, new) == ([], ['eval.vqa_script: "2017" -> "2021"'])
+  new["eval"]["vqa_script"] = "2017"
+  assert config_lib.resume_conflicts(old, new) == ([], [])
+  assert config_lib.resume_conflicts(old, {"eval": {"split": "val"}}) == ([], [])

@@ -234,6 +234,21 @@ def test_unreadable_images_are_named(folder, capsys):
   assert not (folder / "sheet.png").exists()
 
 
+def test_questions_that_cannot_be_scored(folder, capsys):
+  rows = questions(4)
+  rows[0]["answer"] = ["", " "]
+  rows[1]["answer"] = "purple"  # no word of the vocabulary
+  rows[2]["answer"] = ["Dog"] * 3
+  _, lines, _ = check(capsys, write(folder, rows), "--task=vqa", f"--tokenizer={folder}/vocab.txt")
+  assert (
+    "warning: 1 of 4 questions have only blank answers and are not scored: question_id 100."
+    in lines
+  )
+  (sentence,) = [line for line in lines if "never be answered right" in line]
+  assert sentence.startswith("warning: 1 of 4 questions")
+  assert sentence.endswith("question_id 101 ('purple').")
+
+
 def test_warnings_about_ids_texts_and_lists(folder, capsys):
   rows = questions(4)
   rows[1]["question_id"] = rows[2]["question_id"] = 7

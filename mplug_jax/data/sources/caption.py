@@ -380,7 +380,10 @@ class _Records:
         self._locations.append(location)
     elif (other := self._records.head(number)["image"]) != path:
       first = "" if self._training else f" ({self._locations[number]})"
-      raise ValueError(f"{location}: image_id {image_id!r} is already that of {other}{first}.")
+      raise ValueError(
+        f"{location}: image_id {image_id!r} is already that of {other}{first}; give every image "
+        "its own."
+      )
     for caption in captions:
       self._records.add_item(number, caption.lower())
 
