@@ -195,7 +195,7 @@ def _read(
   path_of = image_paths.ImagePaths()
   keys = ("sentence", key, "label") if split == "train" else ("sentence", key)
   effect = "It is left out." if split == "train" else "It is classified, but does not count."
-  errors = EntryErrors(data["strict"], effect)
+  errors = EntryErrors(data.get("strict", False), effect)
   for entry, location in annotations.split_entries(data, split, keys, ("label", "id")):
     annotations.require_texts(entry, ("sentence",), location)
     names = _images(entry, key, data["images_per_text"], location)
@@ -268,7 +268,7 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
   """
   records = packed.Packed(("image", "image_id", "captions"))
   path_of = image_paths.ImagePaths()
-  errors = EntryErrors(data["strict"])
+  errors = EntryErrors(data.get("strict", False))
   for entry, location in annotations.split_entries(data, split, ("image", "caption")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location)
