@@ -270,7 +270,7 @@ def caption_pairs(data: Mapping[str, Any], split: str) -> StatementSource:
   """
   records = packed.Packed(("image", "image_id", "captions"))
   path_of = image_paths.ImagePaths()
-  errors = EntryErrors(data["strict"])
+  errors = EntryErrors(data.get("strict", False))
   for entry, location in annotations.split_entries(data, split, ("image", "caption")):
     annotations.require_texts(entry, ("image",), location)
     captions = annotations.text_list(entry, "caption", location)
