@@ -76,13 +76,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--text_tokens", type=int, default=30, help="of fusion")
   parser.add_argument("--json", default="", help="file for the results")
   parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-  parser.add_argument(
-    "--out", default="fusion", help="of fusion: the files are OUT.csv and OUT.png"
-  )
+  parser.add_argument("--out", default="fusion", help="of fusion: OUT.csv and OUT.png are written")
   options = parser.parse_args(argv)
-  figures = [f"{options.out}.csv", f"{options.out}.png"] if options.part == "fusion" else []
+  figures = (f"{options.out}.csv", f"{options.out}.png")
   try:
-    for path in (options.json, *figures):
+    for path in (options.json, *(figures if options.part == "fusion" else ())):
       files.require_new(path, options.overwrite)
   except FileExistsError as error:
     parser.error(str(error))

@@ -12,6 +12,7 @@ from mplug_jax.data.errors import RecordError
 from mplug_jax.data.sources import scenes as scene_sources
 from mplug_jax.data.sources.entry_errors import EntryErrors
 from mplug_jax.data.sources.entry_ids import EntryIds, check_type
+from mplug_jax.data.sources.scene_captions import ClipCaptions, SceneCaptions
 from mplug_jax.data.sources.source import ImageSource, Record
 from mplug_jax.data.storage import (
   annotations,
@@ -24,8 +25,6 @@ from mplug_jax.data.storage import (
 )
 from mplug_jax.data.storage.archives import StrPath
 from mplug_jax.metrics.ids import canonical
-from mplug_jax.scenes import oracle, parser, scene
-from mplug_jax.scenes import text as scene_text
 
 # Our split -> its names in files that hold all splits.
 _SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
@@ -56,50 +55,6 @@ class CaptionRecords:
   def group(self, index: int) -> str | None:
     """Returns the domain of an image, if the benchmark has domains."""
     return self._records[index].get("domain")
-
-
-class SceneCaptions(scene_sources.SceneCaptions):
-  """Generated scenes as a source of images.
-
-  Images of group "unseen" show a (shape, color) pair that training never shows, those of group
-  "seen" do not.
-  """
-
-  def counts(self) -> Int[np.ndarray, "images"]:
-    """Returns the number of captions of every image."""
-    return np.full(len(self), self._captions, np.int64)
-
-  def group(self, index: int) -> str:
-    """Returns "seen" or "unseen"."""
-    return "unseen" if scene.scene(self.config, self.split, index).unseen else "seen"
-
-  def another_caption(self, index: int) -> str:
-    """Returns one more caption from the same templates, as a perfect model of them would."""
-    return scene_text.captions(scene.scene(self.config, self.split, index), self._captions + 1)[-1]
-
-  def is_true(self, index: int, text: str) -> bool:
-    """Returns whether a caption has the wording of scenes and is certainly true of an image.
-
-    Args:
-      index: the image.
-      text: the caption.
-    """
-    form = parser.parse(text)
-    if form is None:
-      return False
-    return oracle.holds(form, scene.scene(self.config, self.split, index)) is True
-
-
-class ClipCaptions(scene_sources.SceneClips):
-  """Rendered clips as a source of "images", with groups as in SceneCaptions."""
-
-  def counts(self) -> Int[np.ndarray, "images"]:
-    """Returns the number of captions of every clip."""
-    return np.array([len(self.captions(i)) for i in range(len(self))], np.int64)
-
-  def group(self, index: int) -> str:
-    """Returns "seen" or "unseen"."""
-    return "unseen" if self.shows_unseen(index) else "seen"
 
 
 def images(data: Mapping[str, Any], split: str) -> ImageSource:
