@@ -92,7 +92,7 @@ class GroundingEvaluator:
       if unreadable:
         corrupt.add(self.source[index]["image_id"])
       for i, expression in enumerate(self.source.expressions(index)):
-        box, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
+        uncut, nearest = (out[name][i].astype(np.float64).round(3) for name in ("box", "nearest"))
         truth = expression["box"]
         outside = False
         if truth is not None and not unreadable:
@@ -105,9 +105,9 @@ class GroundingEvaluator:
             "expression": expression,
             "size": out["size"],
             "outside": outside,
-            "box": box,
+            "box": boxes.cut(uncut, out["size"]),
             "score": float(out["score"][i]),
-            "iou": None if truth is None else 0.0 if unreadable else _iou(box, truth),
+            "iou": None if truth is None else 0.0 if unreadable else _iou(uncut, truth),
             "nearest": None if truth is None or unreadable else _iou(nearest, truth),
           }
         )
@@ -150,14 +150,13 @@ def _row(prediction):
 
   The metrics compare the box on the canvas, as the official code does, which is never better.
   """
-  box = boxes.cut(prediction["box"], prediction["size"])
   truth = prediction["expression"]["box"]
   return {
     "id": prediction["id"],
     "expression": prediction["expression"]["text"],
-    "box": box.tolist(),
+    "box": prediction["box"].tolist(),
     "score": prediction["score"],
-    "iou": _iou(box, truth) if prediction["iou"] else prediction["iou"],
+    "iou": _iou(prediction["box"], truth) if prediction["iou"] else prediction["iou"],
   }
 
 

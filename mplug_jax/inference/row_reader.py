@@ -60,7 +60,7 @@ class Reader:
       raise ValueError(f"{self._command.text} is an empty list.")
     for one in text if several else [text]:
       if isinstance(one, str) and unicode.invalid_unicode(one):
-        raise ValueError(f"{self._command.text} is {one!r}, {unicode.problem(one)}.")
+        raise ValueError(f"{self._command.text} is {one!r}, which is {unicode.problem(one)}.")
       self._check(one)
 
   def _images(self, image: Any, decoded: dict[str, Any]) -> Any:
