@@ -16,6 +16,7 @@ from mplug_jax.data.text import tokenizer_base
 from mplug_jax.runtime import files, process
 from mplug_jax.tasks.base import Params
 from mplug_jax.training.build import Predictor, build_for_evaluation
+from mplug_jax.training.start import warn_about_data
 from mplug_jax.training.state import TrainState
 from mplug_jax.training.workdir import prepare_tokenizer
 
@@ -140,6 +141,7 @@ def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
   tokenizer = _tokenizer_of(config, workdir, path)
   built = build_for_evaluation(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)
+  warn_about_data(config, config.eval.split, getattr(evaluation.evaluator, "source", ()))
   averaged = evaluation.weights(built.abstract) is built.abstract.ema_params
   which = "ema_params" if averaged else "params"
   with jax.set_mesh(built.mesh):

@@ -114,6 +114,11 @@ def _beyond(boxes: Sequence[PlacedBox], sizes: bool) -> list[str]:
       f"{said}, and none does if its numbers are corners [x1, y1, x2, y2] instead of [x, y, width, "
       f"height] {first}; write sizes, or use a source that reads corners."
     ]
+  if all(map(_fits_exchanged, boxes)):
+    return [
+      f"{said}, and none does if its numbers are [y1, x1, y2, x2] instead of [x1, y1, x2, y2] "
+      f"{first}; exchange them."
+    ]
   largest = max(max(box.corners) for box in boxes)
   for scale, name in _SCALES:
     if largest <= scale * (1 + _ROUNDING):
@@ -133,6 +138,11 @@ def _fits_as_corners(box: PlacedBox) -> bool:
     and height > y1
     and not reaches_beyond((x1, y1, width, height), box.width, box.height)
   )
+
+
+def _fits_exchanged(box: PlacedBox) -> bool:
+  y1, x1, y2, x2 = box.corners
+  return not reaches_beyond((x1, y1, x2, y2), box.width, box.height)
 
 
 def _fixed_scale(boxes: Sequence[PlacedBox]) -> list[str]:

@@ -169,8 +169,6 @@ class Questions(_Source):
         )
     questions: dict[tuple[str, str], Record] = {}
     for row, (key, text, answer) in enumerate(itertools.zip_longest(*columns)):
-      if text is None:
-        raise ValueError(f"{location} has more answers or ids than questions.")
       key = f"{number}-{row}" if key is None else key
       question = questions.setdefault(
         (key, text),  # different questions with one id are not merged

@@ -127,6 +127,16 @@ def test_corners_that_a_source_of_sizes_reads():
   assert "corners" not in box_units.warnings(read, sizes=False)[0]
 
 
+def test_boxes_with_y_before_x():
+  wide = [(30, 5, 58, 38), (35, 10, 55, 20), (5, 5, 30, 20)]  # of images of 60 x 40 pixels
+  boxes = [placed((y1, x1, y2, x2)) for x1, y1, x2, y2 in wide]
+  (sentence,) = box_units.warnings(boxes)
+  assert sentence.startswith(
+    "2 of 3 boxes reach beyond their image, and none does if its numbers are [y1, x1, y2, x2] "
+    "instead of [x1, y1, x2, y2] (first: (5, 30, 38, 58) of 'the dog'"
+  )
+
+
 def test_boxes_drawn_in_the_stored_frame_of_a_turned_image():
   # Stored 60 x 40, shown 40 x 60.
   fits_both = placed((5, 5, 30, 20), 40, 60, turned=True)
