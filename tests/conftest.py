@@ -73,10 +73,12 @@ def one_device():
 def drawn_start(one_device):
   """As `one_device`; runs start from a state drawn on the host, for which nothing is compiled."""
   from mplug_jax.training import loop
+  from mplug_jax.training.preflight import updates
   from tests.support import shared_builds
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "build", shared_builds.build_drawn)
+    patch.setattr(updates, "build", shared_builds.build_drawn)
     yield
 
 

@@ -22,7 +22,7 @@ from absl.testing import flagsaver
 from mplug_jax import notebook
 from tests.support import tiny_run
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 NAMES = sorted(path.stem for path in (tiny_run.ROOT / "notebooks").glob("*.ipynb"))
 

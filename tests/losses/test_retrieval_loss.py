@@ -288,7 +288,7 @@ def test_batch_of_one_learns_from_the_queue(case, folder):
       "negatives.group=4 must be at least 2 and divide config.batch_size / "
       "config.optim.microbatches=2",
     ),
-    ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must not be negative"),
+    ({"task__queue": -1, "task__alpha": 0.0}, "config.task.queue=-1 must be at least 0"),
     (
       {"task__queue": 0},
       "config.task.alpha=0.4 weighs the targets of a teacher, and config.task.queue=0 has none",
