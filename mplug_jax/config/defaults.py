@@ -60,9 +60,7 @@ def default_config(task: str, size: str) -> Any:
   c.checkpoint = ConfigDict(
     {
       "every": 1000,  # updates
-      # Number of recent checkpoints kept in addition to the best one. With 2, a run resumes from
-      # the previous one if the newest is damaged.
-      "keep": 2,
+      "keep": 2,  # recent ones, besides the best: a run resumes from the second if one is damaged
     }
   )
   # every 0: at the end; limit 0: all.

@@ -201,31 +201,9 @@ def export_torch(
   files.require_local(dest, "a PyTorch file")
   if os.path.exists(dest) and os.path.samefile(path, dest):
     raise ValueError(f"{dest} is the checkpoint itself; choose another destination.")
-  rows = []
-  tensors = []
   with storage.open_dead(path) as dead:
     source = _Exported(path, task, dtype, dead)
-    for name in source.tensors:
-      plan = source.describe(name)
-      if slim and plan.action == "dead":
-        continue
-      result = source.dtype(name)
-      rows.append(
-        {
-          "name": name,
-          "shape": list(plan.shape),
-          "dtype": str(result),
-          "action": plan.action,
-          "why": plan.why,
-        }
-      )
-      if plan.load is None:
-        tensors.append(write.Tensor(name, plan.shape, result, same_as=plan.why))
-      else:
-        load = functools.partial(_load_as, plan.load, result)
-        if plan.action == "map" and not allow_nonfinite:
-          load = finite.checked(name, load)
-        tensors.append(write.Tensor(name, plan.shape, result, load))
+    rows, tensors = _plan(source, slim, allow_nonfinite)
     manifest = {"source": str(path), "task": source.task, "tensors": rows}
     files.require_new(dest, overwrite or os.path.exists(manifest_beside(dest)))
     try:
@@ -233,6 +211,36 @@ def export_torch(
     except finite.NonFiniteError as error:
       raise _refusal(path, source, rows, dtype, error) from error
   return manifest
+
+
+def _plan(
+  source: _Exported, slim: bool, allow_nonfinite: bool
+) -> tuple[list[dict[str, Any]], list[write.Tensor]]:
+  """Returns the rows of the manifest, and the tensors to write."""
+  rows = []
+  tensors = []
+  for name in source.tensors:
+    plan = source.describe(name)
+    if slim and plan.action == "dead":
+      continue
+    result = source.dtype(name)
+    rows.append(
+      {
+        "name": name,
+        "shape": list(plan.shape),
+        "dtype": str(result),
+        "action": plan.action,
+        "why": plan.why,
+      }
+    )
+    if plan.load is None:
+      tensors.append(write.Tensor(name, plan.shape, result, same_as=plan.why))
+      continue
+    load = functools.partial(_load_as, plan.load, result)
+    if plan.action == "map" and not allow_nonfinite:
+      load = finite.checked(name, load)
+    tensors.append(write.Tensor(name, plan.shape, result, load))
+  return rows, tensors
 
 
 def _refusal(

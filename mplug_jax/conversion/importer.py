@@ -169,8 +169,7 @@ def convert_checkpoint(
 ) -> dict[str, Any]:
   """Converts a PyTorch checkpoint to one for `init_from`, `export_torch` and `load_params`.
 
-  One leaf at a time is in memory. Names, shapes and tied copies are checked before the result is
-  written.
+  One leaf at a time is in memory. Names, shapes and tied copies are checked before writing.
 
   Args:
     path: file or folder, as for `tensor_files.open.open_tensors`.
@@ -181,7 +180,7 @@ def convert_checkpoint(
       (docs/official.md item 1).
     keep_dead: also keep the tensors that never run, for a later export.
     allow_nonfinite: convert values that are NaN or infinite as they are. They are counted in
-      "nonfinite" of the manifest, {key: number}. Tensors that never run are not checked.
+      "nonfinite" of the manifest. Tensors that never run are not checked.
     **overrides: fields of MPlug that the shapes do not determine, see `infer_geometry`.
 
   Returns:
@@ -197,36 +196,46 @@ def convert_checkpoint(
   if os.path.lexists(dest):
     raise FileExistsError(f"{dest} exists already; choose another destination or remove it.")
   with open.open_tensors(path) as file:
-    if "geometry" in file.metadata:
-      raise ValueError(
-        f"{path} is already a converted checkpoint; use tools.export_torch to make PyTorch weights."
-      )
+    _refuse_converted(path, file)
     source = _Source(file)
     shapes = {name: source.shape(key) for name, key in mapping.online_names(source.keys).items()}
     geometry = infer_geometry(shapes, **config_beside(path) | overrides)
     tokens = _tokens(geometry, image_size or geometry["image_size"])
     rows, leaves = _convert_trees(source, geometry, tokens, dtype, zero_positions)
-    unmapped = _unmapped(source, rows)
-    leaves += [
-      unmapped[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"
-    ]
-    manifest = {
-      "source": str(path),
-      "geometry": geometry | ({"image_size": image_size} if image_size else {}),
-      "placeholders": dict(file.placeholders),
-      "tensors": rows,
-    }
-    dead = [unmapped[row["name"]] for row in rows if row["action"] == "dead" and keep_dead]
-    if allow_nonfinite:
-      if counts := _nonfinite(source, rows):
-        manifest["nonfinite"] = counts
-    else:
+    queues, dead = _queues_and_dead(source, rows)
+    leaves += queues
+    if image_size:
+      geometry["image_size"] = image_size
+    manifest: dict[str, Any] = {"source": str(path), "geometry": geometry, "tensors": rows}
+    manifest["placeholders"] = dict(file.placeholders)
+    if not allow_nonfinite:
       leaves = [_checked(leaf) for leaf in leaves]
+    elif counts := _nonfinite(source, rows):
+      manifest["nonfinite"] = counts
     try:
-      storage.save(dest, leaves, manifest, dead)
+      storage.save(dest, leaves, manifest, dead if keep_dead else [])
     except finite.NonFiniteError as error:
       raise _refusal(path, source, rows, dtype, error) from error
   return manifest
+
+
+def _queues_and_dead(
+  source: _Source, rows: list[dict[str, Any]]
+) -> tuple[list[write.Tensor], list[write.Tensor]]:
+  """Returns the queues under their names here, and the tensors that never run."""
+  unmapped = _unmapped(source, rows)
+  queues = [
+    unmapped[row["name"]]._replace(name=row["to"][0]) for row in rows if row["action"] == "queue"
+  ]
+  return queues, [unmapped[row["name"]] for row in rows if row["action"] == "dead"]
+
+
+def _refuse_converted(path: str | os.PathLike, file: TensorFile) -> None:
+  """Raises ValueError for a file that is converted already."""
+  if "geometry" in file.metadata:
+    raise ValueError(
+      f"{path} is already a converted checkpoint; use tools.export_torch to make PyTorch weights."
+    )
 
 
 def _checked(leaf: write.Tensor) -> write.Tensor:

@@ -36,7 +36,7 @@ class Evaluation:
     workdir: str,
     predict: Mapping[str, Predictor],
   ):
-    """Makes the evaluator.
+    """Makes the evaluator and logs what is implausible about its data.
 
     Args:
       config: config of the run.
@@ -47,6 +47,7 @@ class Evaluation:
     if note := config_lib.split_note(config):
       logging.warning("%s", note)
     self.evaluator = evaluators.get(config.task.name)(config, tokenizer, workdir)
+    warn_about_data(config, config.eval.split, getattr(self.evaluator, "source", ()))
     self.metric: str = self.evaluator.metric
     self._predict = predict
     self._averaged = config.ema.decay > 0 and config.ema.use in ("eval", "both")
@@ -141,7 +142,6 @@ def evaluate(config: Config, workdir: str, path: str) -> dict[str, float]:
   tokenizer = _tokenizer_of(config, workdir, path)
   built = build_for_evaluation(config, tokenizer)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)
-  warn_about_data(config, config.eval.split, getattr(evaluation.evaluator, "source", ()))
   averaged = evaluation.weights(built.abstract) is built.abstract.ema_params
   which = "ema_params" if averaged else "params"
   with jax.set_mesh(built.mesh):

@@ -67,8 +67,7 @@ def train(config: Config, workdir: str) -> int:
   source = data.get_source(config, "train")
   total_steps, steps_per_epoch = count_steps(config, source)
   files.make_folder(workdir)
-  best_metric = evaluators.get(config.task.name).metric
-  manager = Manager(workdir, keep=config.checkpoint.keep, best_metric=best_metric)
+  manager = _manager(config, workdir)
   open_workdir(config, workdir, resuming=manager.latest_step() is not None)
   if finished := finished_result(workdir, total_steps):
     return _report_finished(workdir, finished)
@@ -77,7 +76,6 @@ def train(config: Config, workdir: str) -> int:
   built = build(config, tokenizer, total_steps, steps_per_epoch)
   evaluation = Evaluation(config, tokenizer, workdir, built.predict)
   warn_about_data(config, "train", source)
-  warn_about_data(config, config.eval.split, getattr(evaluation.evaluator, "source", ()))
   with jax.set_mesh(built.mesh), Interrupt() as interrupt, ExitStack() as stack:
     executor = stack.enter_context(ThreadPoolExecutor(1))
     state, start, compilation = start_state(config, workdir, built, manager, tokenizer, executor)
@@ -124,6 +122,12 @@ def train(config: Config, workdir: str) -> int:
   elif jax.process_index() == 0:
     _write_result(workdir, total_steps, evaluation, result)
   return 0
+
+
+def _manager(config: Config, workdir: str) -> Manager:
+  """Returns the Manager of the run's checkpoints."""
+  best_metric = evaluators.get(config.task.name).metric
+  return Manager(workdir, keep=config.checkpoint.keep, best_metric=best_metric)
 
 
 def _due(step: int, start: int, every: int) -> bool:
