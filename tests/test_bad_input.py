@@ -19,7 +19,7 @@ from mplug_jax.training import evaluate, loop
 from tests.support import tiny_run, vqa_files, word_list
 from tests.support.tiny_run import refused
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 
 @pytest.fixture(scope="module")

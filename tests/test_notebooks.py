@@ -1,7 +1,6 @@
 """All cells of each notebook with the tiny preset, and errors.
 
-The cells of `weights` run in a process of their own, and so do its commands. Those of the other
-notebooks run here, where commands with equal configs share their programs.
+Cells and their commands run in the test process, where commands with equal configs share programs.
 """
 
 import contextlib
@@ -106,31 +105,6 @@ def execute():
     yield run_cells
 
 
-def execute_in_a_process(name, tmp_path):
-  """Runs the code cells in one process on one device; returns what they print."""
-  program = (
-    "import json, sys\nspace = {}\nfor text in json.load(sys.stdin):\n  "
-    "exec(compile(text, 'cell', 'exec'), space)"
-  )
-  flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    input=json.dumps(code(name)),
-    capture_output=True,
-    text=True,
-    cwd=tiny_run.ROOT / "notebooks",
-    env=os.environ
-    | {
-      "MPLUG_NOTEBOOK_TINY": "1",
-      "MPLUG_NOTEBOOK_RUNS": str(tmp_path),
-      "XLA_FLAGS": flags,
-      "PYTHONPATH": os.pathsep.join([str(tiny_run.ROOT), os.environ.get("PYTHONPATH", "")]),
-    },
-  )
-  assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-  return done.stdout
-
-
 def test_notebooks_carry_no_outputs_and_begin_alike():
   assert NAMES == ["ask", "fine_tune", "pod", "weights"]
   first = {re.sub(r"setup\(.*?\)", "setup()", code(name)[0]) for name in NAMES}
@@ -199,5 +173,18 @@ def test_fine_tune(execute, tmp_path):
   assert (tmp_path / "fine_tuned" / "attention.png").exists()
 
 
-def test_weights(tmp_path):
-  assert "The answers and their scores are equal." in execute_in_a_process("weights", tmp_path)
+def test_weights(execute, tmp_path):
+  assert "The answers and their scores are equal." in execute("weights", tmp_path)
+
+
+def test_settings_come_from_the_environment(tmp_path):
+  program = "from mplug_jax import notebook; print(notebook.TINY, notebook.RUNS)"
+  environment = {"MPLUG_NOTEBOOK_TINY": "1", "MPLUG_NOTEBOOK_RUNS": str(tmp_path)}
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    capture_output=True,
+    text=True,
+    cwd=tiny_run.ROOT,
+    env=os.environ | environment,
+  )
+  assert done.stdout.split() == ["True", str(tmp_path)]
