@@ -48,6 +48,7 @@ if _COMPILED:
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 gc.set_threshold(100_000, 20, 100)  # as host.prepare sets it: tracing makes objects by the million
 
@@ -86,6 +87,31 @@ def pytest_sessionfinish():
   shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
+# Files that run in one process, because they share builds, traced functions and programs. Other
+# files are groups of their own.
+_GROUPS = {
+  "tests/test_doctor.py": "vqa_run",
+  "tests/test_remote_workdir.py": "vqa_run",
+  "tests/training/test_train_errors.py": "vqa_run",
+  "tests/training/test_train_loop.py": "vqa_run",
+  "tests/tasks/test_grounding.py": "grounding",
+  "tests/tasks/test_grounding_boxes.py": "grounding",
+  "tests/tasks/test_grounding_run.py": "grounding",
+  "tests/data/prepare/test_captions.py": "caption_runs",
+  "tests/data/storage/test_shard_access.py": "caption_runs",
+  "tests/tasks/test_caption_run.py": "caption_runs",
+  "tests/conversion/test_bert.py": "conversion",
+  "tests/conversion/test_forms.py": "conversion",
+  "tests/conversion/test_mapping.py": "conversion",
+  "tests/conversion/test_sources.py": "conversion",
+  "tests/conversion/test_weights.py": "conversion",
+  "tests/flops/test_formulas.py": "flops",
+  "tests/flops/test_traced.py": "flops",
+  "tests/models/test_gradients.py": "models",
+  "tests/models/test_models.py": "models",
+  "tests/scenes/test_pairs.py": "scenes",
+  "tests/scenes/test_scenes.py": "scenes",
+}
 # Groups that take longest, first: a long one that starts last leaves one of two processes idle.
 _LONGEST = (
   "tests/test_notebooks.py",
@@ -102,17 +128,29 @@ _LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-  """Gives one process each file, or the files that name the same xdist_group, longest first.
+def _group(nodeid):
+  """Returns the group of a test."""
+  file = nodeid.split("::")[0]
+  return _GROUPS.get(file, file)
 
-  Files of a group share what a process keeps: builds, traced functions, compiled programs.
+
+class _Scheduling(LoadScopeScheduling):
+  """Gives the tests of a group to one process.
+
+  The mark xdist_group does not do so: pytest-xdist 3.8 writes it into node ids, which pytest 9.2
+  ignores.
   """
+
+  def _split_scope(self, nodeid):
+    return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+  return _Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+  if missing := [file for file in _GROUPS if not (config.rootpath / file).exists()]:
+    raise pytest.UsageError(f"tests/conftest.py groups {missing[0]}, which does not exist.")
   order = {name: i for i, name in enumerate(_LONGEST)}
-  groups = {}
-  for item in items:
-    mark = item.get_closest_marker("xdist_group")
-    groups[item] = mark.args[0] if mark else item.nodeid.split("::")[0]
-    if not mark:
-      item.add_marker(pytest.mark.xdist_group(groups[item]))
-  items.sort(key=lambda item: order.get(groups[item], len(order)))
+  items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))

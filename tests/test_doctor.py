@@ -14,7 +14,7 @@ from mplug_jax.runtime.accelerators import unused_accelerator
 from mplug_jax.training.preflight import machine
 from tests.support import tiny_run
 
-pytestmark = [pytest.mark.usefixtures("drawn_start"), pytest.mark.xdist_group("vqa_run")]
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mplug_jax.runtime import files
 from mplug_jax.training import evaluate, loop
 from tests.support import fake_gcs, tiny_run, train_case
 
-pytestmark = [pytest.mark.usefixtures("one_device"), pytest.mark.xdist_group("vqa_run")]
+pytestmark = pytest.mark.usefixtures("one_device")
 
 RUN = "gs://bucket/runs/vqa"
 SETTINGS = train_case.SETTINGS | {"total_steps": 4, "checkpoint.every": 2}

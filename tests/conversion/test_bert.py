@@ -16,8 +16,6 @@ from tests.support.source_tensors import (
   bert_leaves,
 )
 
-pytestmark = pytest.mark.xdist_group("conversion")
-
 
 @pytest.mark.parametrize(
   ("layers", "options", "parts"),

@@ -12,8 +12,6 @@ from mplug_jax.tensor_files import write as torch_write
 from tests.support.official_state import GIVEN, STYLES, geometry, state_dict
 from tests.support.torch_pickles import archive, build, call, name, new, tensor
 
-pytestmark = pytest.mark.xdist_group("conversion")
-
 TREES = ("params", "ema_params", "extra")
 MLM_HEAD = "cls.predictions"
 

@@ -11,8 +11,6 @@ from mplug_jax.parallel import rules
 from mplug_jax.tasks import vqa
 from tests.support import parity
 
-pytestmark = pytest.mark.xdist_group("conversion")
-
 
 class PadZero:
   pad_id = 0

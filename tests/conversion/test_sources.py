@@ -25,8 +25,6 @@ from tests.support.source_tensors import (
 )
 from tests.support.torch_pickles import archive, new, tensor
 
-pytestmark = pytest.mark.xdist_group("conversion")
-
 
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"])
 def test_hugging_face_clip_fills_the_image_encoder_and_comes_back(kind, tmp_path):

@@ -26,8 +26,6 @@ from tests.support.official_state import (
 from tools import convert_checkpoint as convert_tool
 from tools import export_torch as export_tool
 
-pytestmark = pytest.mark.xdist_group("conversion")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

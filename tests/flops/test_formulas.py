@@ -30,7 +30,6 @@ GEOMETRIES = [
   dict(fusion_layers=4, stride=2, vision_width=64, hidden_size=64, fusion="paper"),
 ]
 DEPTHS = dict(vision_layers=3, text_layers=2, decoder_layers=2)
-pytestmark = pytest.mark.xdist_group("flops")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ from tests.flops import test_formulas
 from tests.support import flop_formulas, tiny_run
 
 TOKENIZER = StandInTokenizer(500)
-pytestmark = pytest.mark.xdist_group("flops")
 _PARAMETERS = {}
 
 

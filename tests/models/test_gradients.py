@@ -12,8 +12,6 @@ import pytest
 from mplug_jax.models.mplug import MPlug
 from tests.support.models_case import GEOMETRY, PAD, Case, apply, fused, random_params
 
-pytestmark = pytest.mark.xdist_group("models")
-
 # ---- gradients and numerics
 
 

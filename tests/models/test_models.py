@@ -9,8 +9,6 @@ from mplug_jax.models import bert, fusion
 from mplug_jax.models.mplug import MPlug, decoding_fns
 from tests.support.models_case import GEOMETRY, PAD, apply, fused, random_params, shapes
 
-pytestmark = pytest.mark.xdist_group("models")
-
 
 @pytest.fixture(scope="module", params=["connected", "asymmetric"])
 def case(request):

@@ -15,8 +15,6 @@ from tests.support.scenes_case import (
   text_only_accuracy,
 )
 
-pytestmark = pytest.mark.xdist_group("scenes")
-
 
 @BOTH
 @pytest.mark.parametrize("make", [scene_pairs.pair, scene_pairs.entailment])

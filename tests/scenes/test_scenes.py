@@ -23,8 +23,6 @@ from tests.support.scenes_case import (
   form_words,
 )
 
-pytestmark = pytest.mark.xdist_group("scenes")
-
 
 @functools.cache
 def sample(config, split, count):

@@ -1,6 +1,6 @@
 """The tiny grounding task: one tokenizer, one case and one set of programs for all its tests.
 
-Tests that import this module name the xdist_group "grounding", which runs in one process.
+Files that import this module run in one process, see tests/conftest.py.
 """
 
 import functools

@@ -19,7 +19,7 @@ from mplug_jax.reporting import metric_log, progress
 from mplug_jax.training import loop
 from tests.support import caption_run, tiny_run
 
-pytestmark = [pytest.mark.usefixtures("drawn_start"), pytest.mark.xdist_group("caption_runs")]
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 METRICS = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"}
 JAVA = {"METEOR", "SPICE"}  # computed where Java is

@@ -9,8 +9,6 @@ from mplug_jax.tasks import grounding
 from mplug_jax.training.build import build_for_evaluation
 from tests.support import grounding_task_case, tiny_run
 
-pytestmark = pytest.mark.xdist_group("grounding")
-
 
 @pytest.fixture(scope="module")
 def tokenizer():

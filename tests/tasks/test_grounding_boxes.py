@@ -14,8 +14,6 @@ from mplug_jax.training import start
 from tests.support import grounding_task_case, random_state
 from tests.support.grounding_files import painted
 
-pytestmark = pytest.mark.xdist_group("grounding")
-
 
 @pytest.fixture(scope="module")
 def case():

@@ -25,7 +25,7 @@ from tests.support import tiny_run
 from tests.support.grounding_files import painted, png
 from tests.support.grounding_task_case import config
 
-pytestmark = [pytest.mark.usefixtures("drawn_start"), pytest.mark.xdist_group("grounding")]
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 STEPS = 4
 

@@ -14,7 +14,7 @@ from mplug_jax.data.text import tokenizer as tokenizer_lib
 from mplug_jax.training import loop
 from tests.support.train_case import run
 
-pytestmark = [pytest.mark.usefixtures("recorded"), pytest.mark.xdist_group("vqa_run")]
+pytestmark = pytest.mark.usefixtures("recorded")
 
 
 @pytest.mark.parametrize(

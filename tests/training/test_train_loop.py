@@ -28,7 +28,7 @@ from tests.support.train_case import (
   send_at,
 )
 
-pytestmark = [pytest.mark.usefixtures("recorded"), pytest.mark.xdist_group("vqa_run")]
+pytestmark = pytest.mark.usefixtures("recorded")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.support.downloads import (
   write_clips,
 )
 
-pytestmark = [pytest.mark.usefixtures("drawn_start"), pytest.mark.xdist_group("caption_runs")]
+pytestmark = pytest.mark.usefixtures("drawn_start")
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,7 @@ from tests.support.shard_files import caption, numbered, pair, picture, tar_byte
 from tests.support.shards_case import config, content, expected
 from tools import prepare_data
 
-pytestmark = [
-  pytest.mark.usefixtures("drawn_start", "index_cache"),
-  pytest.mark.xdist_group("caption_runs"),
-]
+pytestmark = pytest.mark.usefixtures("drawn_start", "index_cache")
 
 
 # ---- threads, processes, other file systems
