@@ -16,12 +16,12 @@ from mplug_jax.data.text import tokenizer as tokenizers
 from mplug_jax.training import loop
 from tests.support import tiny_run
 
-STEPS = 5
+STEPS = 4
 SETTINGS = tiny_run.SETTINGS | {
   "model.vision_layers": 1,
   "model.fusion_layers": 1,
   "total_steps": STEPS,
-  "checkpoint.every": 1,
+  "checkpoint.every": 2,
   "checkpoint.keep": STEPS,
 }
 
@@ -33,16 +33,16 @@ def _config():
 
 
 def _gradients(folder):
-  """Returns the gradients of the first update.
+  """Returns the gradients of the first two updates, those of the first times b1, and added.
 
-  Without clipping, the first moment after it is (1 - b1) times them.
+  Without clipping, the first moment after them is (1 - b1) times this sum.
   """
   c = _config()
   built = loop.build(
     c, tokenizers.load(folder / "tokenizer"), STEPS, 500, devices=jax.devices()[:1]
   )
   with contextlib.closing(checkpoint.Manager(folder)) as manager:
-    state, _ = manager.restore(built.abstract, 1)
+    state, _ = manager.restore(built.abstract, 2)
   return {name: x / (1 - c.optim.b1) for name, x in tiny_run.flat(state.opt_state.mu).items()}
 
 
