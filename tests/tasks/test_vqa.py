@@ -16,9 +16,6 @@ from tests.support import tiny_run, vqa_files, word_list
 pytestmark = pytest.mark.usefixtures("drawn_start")
 
 
-ADAMW = {"optim__name": "adamw", "optim__b2": 0.99}  # compiled in half the time of Muon
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return vqa_files.write(tmp_path_factory.mktemp("vqa"))
@@ -27,7 +24,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
   """A finished run: (its folder, its config)."""
-  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(folder, **ADAMW)
+  workdir, config = tmp_path_factory.mktemp("run"), vqa_files.config(folder)
   assert loop.train(config, str(workdir)) == 0
   return workdir, config
 
@@ -145,7 +142,7 @@ def test_custom_data_as_json_lines(folder, tmp_path):
     (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
   (tmp_path / "coco").symlink_to(folder / "coco")
   (tmp_path / "vocab.txt").symlink_to(folder / "vocab.txt")
-  config = vqa_files.config(tmp_path, "jsonl", total_steps=2, **ADAMW)
+  config = vqa_files.config(tmp_path, "jsonl", total_steps=2)
   assert loop.train(config, str(tmp_path / "run")) == 0
   rows = json.loads((tmp_path / "run" / "predictions.json").read_text())
   assert [row["question_id"] for row in rows] == list(range(7))
