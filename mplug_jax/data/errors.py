@@ -14,7 +14,7 @@ def note(sentence: str) -> None:
   """Tells the user something about the data: in the log, or to the block of `noted` around it.
 
   Args:
-    sentence: what was found, with file and line, key or id.
+    sentence: says what is wrong or left out, with file and line, key or id.
   """
   if _open_lists:
     _open_lists[-1].append(sentence)

@@ -1,6 +1,5 @@
 """Input rows of the predict command. No JAX."""
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mplug_jax.data.errors import note
 from mplug_jax.data.images.suffixes import IMAGE_SUFFIXES
 from mplug_jax.data.storage import annotations, image_folder
+from mplug_jax.runtime import json_text
 
 
 def of_folder(folder: str) -> list[dict[str, str]]:
@@ -35,7 +35,7 @@ def of_folder(folder: str) -> list[dict[str, str]]:
 
 
 def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-  """Yields the objects of a JSONL file.
+  """Yields the objects of a JSONL file, with null for numbers that are not finite.
 
   Args:
     path: file with one JSON object a line.
@@ -51,13 +51,4 @@ def of_file(path: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
       raise ValueError(
         f"{location} has no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}."
       )
-    yield _finite(row)
-
-
-def _finite(value: Any) -> Any:
-  """Returns a JSON value with null for NaN and infinities, which are no JSON."""
-  if isinstance(value, dict):
-    return {key: _finite(x) for key, x in value.items()}
-  if isinstance(value, list):
-    return [_finite(x) for x in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+    yield json_text.without_nonfinite(row)

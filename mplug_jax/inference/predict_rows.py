@@ -1,7 +1,6 @@
 """Batches of rows through a Predictor for the predict command; continues an interrupted output."""
 
 import itertools
-import math
 import os
 import re
 import sys
@@ -10,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mplug_jax.data.errors import ImageError
+from mplug_jax.data.errors import NAMED, ImageError
 from mplug_jax.inference import methods, predict_job, result_file
 from mplug_jax.inference.predict_job import Job
 from mplug_jax.inference.row_reader import Reader
+from mplug_jax.runtime import json_text
 
-_LISTED_ERRORS = 10  # errors printed at the end
 _NOT_FINITE = (
   "The score is not finite: the weights are damaged, or numbers overflow in config.model.dtype."
 )
@@ -115,7 +114,7 @@ def _predict(
       _write(lines, output)
       failed += len(errors)
       done += len(batch)
-      listed += errors[: _LISTED_ERRORS - len(listed)]
+      listed += errors[: NAMED - len(listed)]
       progress.update(done)
       batch = following
   progress.pause()
@@ -182,13 +181,9 @@ def _lines(
   return lines, [errors[i] for i in sorted(errors)]
 
 
-def _is_finite(value: Any) -> bool:
-  """Returns whether a result has no NaN and no infinity, and is not empty."""
-  if isinstance(value, dict):
-    return all(map(_is_finite, value.values()))
-  if isinstance(value, list):  # no caption of --n, if no score is finite
-    return bool(value) and all(map(_is_finite, value))
-  return not isinstance(value, float) or math.isfinite(value)
+def _is_finite(result: Row) -> bool:
+  """Returns whether all numbers of a result are finite, and --n has a caption with such a score."""
+  return result == json_text.without_nonfinite(result) and [] not in result.values()
 
 
 def _halves(

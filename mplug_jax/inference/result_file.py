@@ -14,11 +14,11 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from mplug_jax.runtime import files
+from mplug_jax.data.text import unicode
+from mplug_jax.runtime import files, json_text
 from mplug_jax.runtime.atomic_files import write_json
 
-_ENDS = 1 << 16  # bytes at each end of a file that its digest reads
-
+_WHOLE = 1 << 20  # bytes; of larger files of weights, the digest reads blocks
 _MADE_BY = "mplug_jax.predict"
 
 Row = dict[str, Any]
@@ -27,8 +27,8 @@ Row = dict[str, Any]
 def digest(path: str | os.PathLike) -> str:
   """Returns a digest of a file or of all files of a folder; "" if there is nothing.
 
-  It reads names, sizes and both ends of each file, so that gigabytes of weights take no time, and
-  of a run the files that a Predictor reads: config, tokenizer and the newest checkpoint.
+  Of a run it reads what a Predictor reads: config, tokenizer and the newest checkpoint. Of large
+  files it reads blocks, so that gigabytes of weights take no time.
 
   Args:
     path: local or remote path.
@@ -45,8 +45,7 @@ def digest(path: str | os.PathLike) -> str:
   total = hashlib.sha256()
   for entry in entries:
     for file in _files_of(entry):
-      total.update(f"{os.path.relpath(file, root)}\0".encode())
-      total.update(_ends(file))
+      total.update(f"{os.path.relpath(file, root)} {files.digest(file, _WHOLE)}\n".encode())
   return total.hexdigest()
 
 
@@ -57,15 +56,6 @@ def _files_of(path: Any) -> Iterator[Any]:
       yield from _files_of(entry)
   elif path.exists():
     yield path
-
-
-def _ends(file: Any) -> bytes:
-  """Returns the size of a file with its first and last bytes."""
-  with file.open("rb") as opened:
-    first = opened.read(_ENDS)
-    size = opened.seek(0, os.SEEK_END)
-    opened.seek(max(len(first), size - _ENDS))
-    return b"%d\0" % size + first + opened.read()
 
 
 class ResultFile:
@@ -225,16 +215,9 @@ def to_line(row: Row) -> str:
 
   Args:
     row: JSON values; lone surrogates are written as escapes.
-
-  Raises:
-    ValueError: a number is not finite.
   """
-  text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    text = json.dumps(row, allow_nan=False)
-  return text + "\n"
+  text = json_text.dumps(row, ensure_ascii=False)
+  return (json_text.dumps(row) if unicode.invalid_unicode(text) else text) + "\n"
 
 
 def _object(line: bytes) -> Row | None:

@@ -5,6 +5,7 @@ Local paths are pathlib paths, all others are etils.epath paths, so that the sam
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 PathLike: TypeAlias = str | os.PathLike
 AnyPath: TypeAlias = "pathlib.Path | epath.Path"
 
+_BLOCK = 1 << 20  # bytes
+_BLOCKS = 16
 _UPLOAD_SECONDS = 10.0  # an object can be replaced about once per second
 
 
@@ -63,6 +66,26 @@ def require_local(path: PathLike, purpose: str) -> None:
       f"{path}: {purpose} needs a local path; copy between this disk and the object store "
       "with the store's own tool (gcloud storage cp)."
     )
+
+
+def digest(path: PathLike, whole: int) -> str:
+  """Returns a digest of a file's bytes; of a large file, of blocks.
+
+  Args:
+    path: local or remote file.
+    whole: largest size in bytes of a file that is read as a whole. Of a larger one 16 blocks of 1
+      MiB are read, evenly spaced, the first and the last included.
+  """
+  digested = hashlib.blake2b(digest_size=16)
+  with open_path(path).open("rb") as file:
+    size = file.seek(0, os.SEEK_END)
+    starts = [0]
+    if size > whole:
+      starts = [max(0, size - _BLOCK) * number // (_BLOCKS - 1) for number in range(_BLOCKS)]
+    for start in starts:
+      file.seek(start)
+      digested.update(file.read(_BLOCK if size > whole else whole))
+  return digested.hexdigest()
 
 
 def require_new(path: PathLike, overwrite: bool = False) -> None:

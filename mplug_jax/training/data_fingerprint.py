@@ -16,9 +16,7 @@ from mplug_jax.runtime import atomic_files, files
 FILE = "data.json"
 
 _FIXED = ("scenes", "scene_captions", "clips", "easy_vqa")  # sources without files of the user
-_WHOLE = 64 << 20  # bytes; of a larger file, blocks are read
-_BLOCK = 1 << 20
-_BLOCKS = 16  # evenly spaced, the first and the last included
+_WHOLE = 64 << 20  # bytes; of a larger annotation file, blocks are read
 _TEXTS = 200  # records of a source without annotation files whose texts are read
 
 
@@ -38,13 +36,13 @@ def fingerprint(config: Config, source: Sized) -> dict[str, Any]:
   if config.data.name in _FIXED:
     return {}
   names = _names(config.data)
-  found: dict[str, Any] = {"records": len(source), "files": [_file(name) for name in names]}
-  if not names:
-    digest = hashlib.blake2b(digest_size=16)
-    for text in data_lib.examples_module(config).texts(source, _TEXTS):
-      digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
-    found["texts"] = digest.hexdigest()
-  return found
+  listed = {"records": len(source), "files": [_file(name) for name in names]}
+  if names:
+    return listed
+  digest = hashlib.blake2b(digest_size=16)
+  for text in data_lib.examples_module(config).texts(source, _TEXTS):
+    digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+  return listed | {"texts": digest.hexdigest()}
 
 
 def _names(data: Config) -> list[str]:
@@ -57,22 +55,14 @@ def _names(data: Config) -> list[str]:
 
 
 def _file(name: str) -> dict[str, Any]:
+  if not shards.is_pattern(name):
+    return {"name": name, "bytes": os.path.getsize(name), "hash": files.digest(name, _WHOLE)}
+  size = 0
   digest = hashlib.blake2b(digest_size=16)
-  if shards.is_pattern(name):
-    size = 0
-    for path in remote.expand(name):
-      length = 0 if remote.is_remote(path) else os.path.getsize(path)
-      digest.update(f"{os.path.basename(path)} {length}\n".encode())
-      size += length
-    return {"name": name, "bytes": size, "hash": digest.hexdigest()}
-  size = os.path.getsize(name)
-  with open(name, "rb") as file:
-    if size <= _WHOLE:
-      digest.update(file.read())
-    else:
-      for number in range(_BLOCKS):
-        file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
-        digest.update(file.read(_BLOCK))
+  for path in remote.expand(name):
+    length = 0 if remote.is_remote(path) else os.path.getsize(path)
+    digest.update(f"{os.path.basename(path)} {length}\n".encode())
+    size += length
   return {"name": name, "bytes": size, "hash": digest.hexdigest()}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mplug_jax.checkpoints import reading
 from mplug_jax.conversion import importer, storage
-from tests.support.command_errors import refused
+from tests.support.command_errors import refused, refused_conversion
 from tests.support.official_state import GIVEN, read, save, state_dict
 from tools import convert_checkpoint, export_torch, inspect_checkpoint
 
@@ -46,14 +46,12 @@ def tensors():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_conversion_refuses_and_names_every_tensor(tensors, dest, value, tmp_path, capsys):
   save(tmp_path / "x.pth", spoiled(tensors, {WEIGHT: range(3), BIAS: [0]}, value))
-  refused(
+  refused_conversion(
     capsys,
     tmp_path,
-    convert_checkpoint.main,
-    tmp_path / "x.pth",
-    tmp_path / dest,
-    *FLAGS,
-    messages=(
+    dest,
+    FLAGS,
+    (
       f"{tmp_path}/x.pth: 4 values of 2 tensors are not finite",
       f"{WEIGHT} (3)",
       f"{BIAS} (1)",

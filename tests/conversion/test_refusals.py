@@ -11,7 +11,7 @@ import pytest
 
 from mplug_jax.tensor_files import write as torch_write
 from tests.conversion.test_forms import in_instructions
-from tests.support.command_errors import one_sentence, refused, snapshot
+from tests.support.command_errors import one_sentence, refused, refused_conversion, snapshot
 from tests.support.official_state import state_dict
 from tests.support.torch_pickles import archive, call
 from tools import convert_checkpoint, export_torch
@@ -73,15 +73,7 @@ def ours(files, tmp_path_factory):
 )
 def test_tensors_that_do_not_fit(change, messages, dest, tensors, tmp_path, capsys):
   torch_write.save_pth(tmp_path / "x.pth", change(tensors))
-  refused(
-    capsys,
-    tmp_path,
-    convert_checkpoint.main,
-    tmp_path / "x.pth",
-    tmp_path / dest,
-    *FLAGS,
-    messages=messages,
-  )
+  refused_conversion(capsys, tmp_path, dest, FLAGS, messages)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +95,7 @@ def test_flags_of_another_geometry(flags, messages, tensors, tmp_path, capsys):
     if "fusion_encoder.encoder.layer.2.crossattention" not in key
   }
   torch_write.save_pth(tmp_path / "x.pth", stored if "--stride=2" in flags else tensors)
-  refused(
-    capsys,
-    tmp_path,
-    convert_checkpoint.main,
-    tmp_path / "x.pth",
-    tmp_path / "ours",
-    *flags,
-    messages=messages,
-  )
+  refused_conversion(capsys, tmp_path, "ours", flags, messages)
 
 
 @pytest.mark.parametrize(
@@ -274,15 +258,7 @@ def test_an_existing_destination_is_left_as_it_is(dest, files, tmp_path, capsys)
   (tmp_path / "ours").mkdir()
   (tmp_path / "ours" / "mine.txt").write_text("keep")
   (tmp_path / "ours.safetensors").write_text("keep")
-  refused(
-    capsys,
-    tmp_path,
-    convert_checkpoint.main,
-    tmp_path / "x.pth",
-    tmp_path / dest,
-    *FLAGS,
-    messages=(f"{dest} exists already",),
-  )
+  refused_conversion(capsys, tmp_path, dest, FLAGS, (f"{dest} exists already",))
 
 
 @pytest.mark.parametrize("source", DESTS)

@@ -1,5 +1,7 @@
 """Checks that a failed command prints one sentence and changes no file."""
 
+from tools import convert_checkpoint
+
 
 def snapshot(folder):
   """Returns {path: bytes, None for a folder} of a folder's content, hidden files too."""
@@ -24,3 +26,9 @@ def refused(capsys, folder, main, *args, messages=()):
   assert not out
   one_sentence(err, *messages)
   assert snapshot(folder) == before
+
+
+def refused_conversion(capsys, folder, dest, flags, messages):
+  """Checks that x.pth of the folder is not converted to `dest`, as `refused` does."""
+  source = folder / "x.pth"
+  refused(capsys, folder, convert_checkpoint.main, source, folder / dest, *flags, messages=messages)

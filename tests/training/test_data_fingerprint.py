@@ -15,6 +15,7 @@ from configs import caption as caption_config
 from configs import grounding as grounding_config
 from configs import vqa as vqa_config
 from mplug_jax import data
+from mplug_jax.runtime import files
 from mplug_jax.training import data_fingerprint, loop
 from tests.support.grounding_files import legacy, painted, png
 
@@ -94,7 +95,7 @@ def test_a_run_of_an_earlier_version_resumes_and_gets_a_fingerprint(tmp_path):
 
 def test_a_change_anywhere_in_a_large_file_of_other_size_is_seen(tmp_path, monkeypatch):
   monkeypatch.setattr(data_fingerprint, "_WHOLE", 1000)
-  monkeypatch.setattr(data_fingerprint, "_BLOCK", 100)
+  monkeypatch.setattr(files, "_BLOCK", 100)
   path = tmp_path / "large.jsonl"
   content = np.random.default_rng(0).integers(0, 256, 10_000).astype(np.uint8)
   path.write_bytes(content.tobytes())

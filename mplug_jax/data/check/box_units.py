@@ -60,18 +60,17 @@ def warnings(boxes: Sequence[PlacedBox], sizes: bool = False) -> list[str]:
   """
   if not boxes:
     return []
-  found = _shares(boxes)
-  if found:
-    return found
+  if sentences := _shares(boxes):
+    return sentences
   turned = [box for box in boxes if box.turned and _fits_stored_only(box)]
   if turned:
-    found.append(
+    sentences.append(
       f"{len(turned)} of {len(boxes)} boxes fit their image as it is stored, but not as its EXIF "
       f"orientation shows it: they were drawn without it (first: {turned[0]}); turn them with the "
       "image, or store it upright."
     )
   rest = [box for box in boxes if not box.turned]
-  return found + (_beyond(rest, sizes) or _fixed_scale(rest))
+  return sentences + (_beyond(rest, sizes) or _fixed_scale(rest))
 
 
 def _shares(boxes: Sequence[PlacedBox]) -> list[str]:

@@ -66,29 +66,29 @@ def kind(image: Any, pixels: UInt8[np.ndarray, "height width 3"]) -> tuple[str, 
   return "", largest
 
 
-def warnings(found: Mapping[str, Sequence[tuple[str, int]]], images: int) -> list[str]:
+def warnings(kinds: Mapping[str, Sequence[tuple[str, int]]], images: int) -> list[str]:
   """Returns a sentence for each kind of implausible images.
 
   Args:
-    found: {kind: (name, largest value) of its images}.
+    kinds: {kind: (name, largest value) of its images}.
     images: number of all images that were opened.
   """
   sentences = []
-  if deep := found.get(DEEP):
+  if deep := kinds.get(DEEP):
     name, largest = deep[0]
     sentences.append(
       f"{len(deep)} of {images} images have 16 bits a value and no value above {largest}, and so "
       f"are almost black: they look like 12 bits or fewer in 16 (first: {name}); scale them to 0 "
       "to 65535."
     )
-  if black := found.get(BLACK):
+  if black := kinds.get(BLACK):
     name, largest = black[0]
     sentences.append(
       f"{len(black)} of {images} images are black, with no value above 1 of 255: they look empty, "
       f"or like values from 0 to 1 (first: {name}); scale these to 0 to 255."
     )
   # One color alone is plausible, as of a color patch or a blank page.
-  if (flat := found.get(FLAT)) and len(flat) >= max(3, images / 2):
+  if (flat := kinds.get(FLAT)) and len(flat) >= max(3, images / 2):
     sentences.append(
       f"{len(flat)} of {images} images have one color everywhere (first: {flat[0][0]}); "
       "look at them."

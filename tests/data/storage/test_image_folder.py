@@ -33,23 +33,12 @@ def read(root, split="val"):
 
 
 def test_every_suffix_of_images_is_read(tmp_path):
-  for suffix in (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".tif",
-  ):
-    assert suffix in IMAGE_SUFFIXES
+  common = ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff"
+  assert set(common.split()) <= set(IMAGE_SUFFIXES)
   names = [f"val/{i}{suffix}" for i, suffix in enumerate(IMAGE_SUFFIXES)] + ["val/A.JFIF"]
   fill(tmp_path, *names)
-  found, notes = read(tmp_path)
-  assert sorted(found) == sorted(names)
+  captions, notes = read(tmp_path)
+  assert sorted(captions) == sorted(names)
   assert notes == []
 
 
@@ -61,8 +50,8 @@ def test_what_is_skipped_is_counted_and_named_in_one_line(tmp_path):
   fill(tmp_path, "val/README", "elsewhere/z.jpg")
   (tmp_path / "val/deep/b.TXT").write_text("A cat\n")
   (tmp_path / "val/link").symlink_to(tmp_path / "elsewhere")
-  found, notes = read(tmp_path)
-  assert found == {"val/a.jpg": [], "val/deep/b.PNG": ["a cat"]}
+  captions, notes = read(tmp_path)
+  assert captions == {"val/a.jpg": [], "val/deep/b.PNG": ["a cat"]}
   top = tmp_path / "val"
   assert notes == [
     f"{top}: files are skipped, 4 without the suffix of an image (.heic 2, no suffix 1, .txt 1; "
@@ -127,10 +116,10 @@ def test_every_file_is_found_or_skipped(tmp_path_factory, names):
   for path in sorted(files):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     open(path, "wb").close()
-  found = image_folder.find_images(str(folder))
-  assert sorted([*found.paths, *found.hidden, *found.others]) == sorted(files)
-  for path in found.paths:
+  listed = image_folder.find_images(str(folder))
+  assert sorted([*listed.paths, *listed.hidden, *listed.others]) == sorted(files)
+  for path in listed.paths:
     assert path.lower().endswith(IMAGE_SUFFIXES)
     assert "/." not in path.removeprefix(str(folder))
-  assert bool(found.skipped()) == bool(found.hidden or found.others)
-  assert found.skipped(used=found.others) == "" or found.hidden
+  assert bool(listed.skipped()) == bool(listed.hidden or listed.others)
+  assert listed.skipped(used=listed.others) == "" or listed.hidden

@@ -46,8 +46,8 @@ def test_joined_tars_are_read_to_the_end(tmp_path, form, zeros):
   assert content(shards.load([str(path)], strict=True)) == expected(7)
   assert archives.open_bytes(f"{path}/00005.jpg") == picture(5)
   with open(path, "rb") as file:
-    found = list(tar_headers.members(file, path.stat().st_size))
-  assert [member.name for member in found][-1] == b"00006.txt"
+    members = list(tar_headers.members(file, path.stat().st_size))
+  assert [member.name for member in members][-1] == b"00006.txt"
 
 
 def test_joined_tars_of_the_same_keys_cannot_be_told_apart(tmp_path):
@@ -293,14 +293,14 @@ def test_every_member_is_in_a_pair_or_counted(tmp_path_factory, tars, zeros):
   assert notes == [*source.left_out, *source.ignored]
   counts = collections.Counter(source.parts[0]._index.skipped)
   pairs = [source[i] for i in range(len(source))]
-  found = [record["image"] for record in pairs if not isinstance(record["image"], ImageError)]
-  unusable = len(pairs) - len(found)  # with a text that is not UTF-8
+  read = [record["image"] for record in pairs if not isinstance(record["image"], ImageError)]
+  unusable = len(pairs) - len(read)  # with a text that is not UTF-8
   given_images = [data for name, data in members if data and name.endswith((".jpg", ".PNG"))]
-  assert len(set(found)) == len(found)
-  assert set(found) <= set(given_images)
+  assert len(set(read)) == len(read)
+  assert set(read) <= set(given_images)
   # A key has at most one image of each of the two formats.
   others = counts["unpaired image"] + counts["ignored"] + counts["several images"]
-  assert len(given_images) - len(found) <= unusable + others + 2 * counts["no text"]
+  assert len(given_images) - len(read) <= unusable + others + 2 * counts["no text"]
   given_texts = [name for name, data in members if data and name.endswith((".txt", ".json"))]
   assert len(given_texts) <= 2 * len(pairs) + 2 * counts["no image"] + counts["ignored"]
   assert len([name for name, data in members if not data]) <= counts["ignored"]

@@ -136,8 +136,8 @@ def test_texts_of_tfds(tmp_path):
   location = "pictures/1.1.0, split train, record 0"
   invalid = [b"caf\xe9", b"\xed\xa0\xbd", b"\xef\xbb\xbfok"]
   with errors.noted() as notes:
-    found = source._split.texts(invalid, location)
-  assert found == ["caf\ufffd", "\ufffd\ufffd\ufffd", "ok"]
+    texts = source._split.texts(invalid, location)
+  assert texts == ["caf\ufffd", "\ufffd\ufffd\ufffd", "ok"]
   assert notes == [
     f"{location}: a text is not UTF-8. U+FFFD takes the place of wrong bytes."
   ]  # named once
