@@ -123,6 +123,7 @@ _LONGEST = (
   "vqa_files",
   "grounding",
   "tests/tasks/test_pretrain.py",
+  "tests/test_checks.py",
   "tests/tasks/test_classification.py",
   "tests/tasks/test_video.py",
   "tests/test_earlier_runs.py",
