@@ -17,6 +17,7 @@ from mplug_jax.arrays import Array
 from mplug_jax.losses import language_modeling
 from mplug_jax.models import layers
 from mplug_jax.ops import activations, table
+from mplug_jax.ops.attention.common import split_heads
 from mplug_jax.parallel.rules import constrain
 
 EPSILON = 1e-12  # of every layer norm in BERT
@@ -24,7 +25,7 @@ EPSILON = 1e-12  # of every layer norm in BERT
 # Logits f32[B, L, V], or with labels (losses f32[B, L], label is the most probable bool[B, L]).
 LogitsOrLosses = Any
 
-KeysValues = tuple[Float[Array, "..."], Float[Array, "..."]]  # both dtype[M, H, S, Dh]
+KeysValues = tuple[Float[Array, "..."], Float[Array, "..."]]  # both dtype[M, S, D]
 
 
 class BertConfig(NamedTuple):
@@ -111,7 +112,7 @@ class Memory(NamedTuple):
     return x if x.shape[0] == self.rows else jnp.repeat(x, self.rows // x.shape[0], axis=0)
 
   @property
-  def mask(self) -> Bool[Array, "rows 1 1 keys"] | None:
+  def mask(self) -> Bool[Array, "rows keys"] | None:
     """Returns the joint mask, or None when no segment has padding."""
     if all(mask is None for mask in self.masks):
       return None
@@ -119,7 +120,7 @@ class Memory(NamedTuple):
       jnp.ones(x.shape[:2], bool) if mask is None else mask
       for x, mask in zip(self.states, self.masks)
     ]
-    return jnp.concatenate([self.repeat(mask) for mask in masks], axis=1)[:, None, None, :]
+    return jnp.concatenate([self.repeat(mask) for mask in masks], axis=1)
 
 
 class Embeddings(nn.Module, kw_only=True):
@@ -162,6 +163,7 @@ class BertLayer(nn.Module, kw_only=True):
 
   config: BertConfig
   cross: bool = False
+  causal: bool = False
 
   def setup(self) -> None:
     """Creates the parts."""
@@ -189,19 +191,19 @@ class BertLayer(nn.Module, kw_only=True):
   def __call__(
     self,
     x: Float[Array, "rows length width"],
-    mask: Bool[Array, "..."] | None = None,
+    mask: Bool[Array, "rows length"] | None = None,
     memory: Any = None,
-    memory_mask: Bool[Array, "..."] | None = None,
+    memory_mask: Bool[Array, "memory_rows keys"] | None = None,
   ) -> tuple[Float[Array, "rows length width"], None]:
     """Returns (output, None).
 
     Args:
       x: tokens.
-      mask: [rows, 1, length or 1, length], True = may be attended to.
+      mask: True = may be attended to, or None for all.
       memory: `Memory`, its `cross_keys_values`, or None.
       memory_mask: `Memory.mask`.
     """
-    x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    x = self.attention_norm(x + self.dropout(self.attention(x, mask, self.causal)))
     if self.cross:
       key, value = self.cross_keys_values(memory) if isinstance(memory, Memory) else memory
       read = self.crossattention.attend(x, key, value, memory_mask)
@@ -211,14 +213,14 @@ class BertLayer(nn.Module, kw_only=True):
   def cross_keys_values(self, memory: Memory) -> KeysValues:
     """Returns (key, value) of the memory; each segment is projected once."""
     pairs = [self.crossattention.keys_values(x) for x in memory.states]
-    key, value = (jnp.concatenate([memory.repeat(x) for x in side], axis=2) for side in zip(*pairs))
+    key, value = (jnp.concatenate([memory.repeat(x) for x in side], axis=1) for side in zip(*pairs))
     return key, value
 
   def step(
     self,
     x: Float[Array, "batch beams width"],
     cache: dict[str, Float[Array, "batch beams heads positions head_width"]],
-    cross: KeysValues,
+    cross: dict[str, Float[Array, "batch heads keys head_width"]],
     position: Int[Array, ""],
     cross_mask: Bool[Array, "batch 1 1 keys"] | None,
   ) -> tuple[Float[Array, "batch beams width"], dict[str, Float[Array, "..."]]]:
@@ -227,26 +229,28 @@ class BertLayer(nn.Module, kw_only=True):
     Args:
       x: tokens at `position`.
       cache: {"key", "value"}, filled before `position`.
-      cross: (key, value) of the memory, dtype[B, H, S, Dh].
+      cross: {"key", "value"} of the memory.
       position: index of the position.
-      cross_mask: `Memory.mask`.
+      cross_mask: which keys of the memory may be attended to, or None for all.
 
     Returns:
       (output, the cache with `position` filled).
     """
-    new = self.attention.keys_values(x)  # [B, H, K, Dh]
+    heads = self.config.heads
     cache = {
       name: jax.lax.dynamic_update_slice_in_dim(
-        cache[name], value.transpose(0, 2, 1, 3)[:, :, :, None], position, 3
+        cache[name], value.reshape(*value.shape[:2], heads, 1, -1), position, 3
       )
-      for name, value in zip(("key", "value"), new)
+      for name, value in zip(("key", "value"), self.attention.keys_values(x))
     }
     batch, beams = x.shape[:2]
     flat = jax.tree.map(lambda c: c.reshape((batch * beams,) + c.shape[2:]), cache)
     seen = (jnp.arange(flat["key"].shape[2]) <= position)[None, None, None, :]
-    read = self.attention.attend(x.reshape(batch * beams, 1, -1), flat["key"], flat["value"], seen)
+    read = self.attention.attend_cached(
+      x.reshape(batch * beams, 1, -1), flat["key"], flat["value"], seen
+    )
     x = self.attention_norm(x + read.reshape(x.shape))
-    read = self.crossattention.attend(x, *cross, cross_mask)
+    read = self.crossattention.attend_cached(x, cross["key"], cross["value"], cross_mask)
     return self._feed_forward(self.crossattention_norm(x + read)), cache
 
 
@@ -291,7 +295,7 @@ class TextEncoder(nn.Module, kw_only=True):
     """Returns the tokens in the compute dtype; the mask is False for padding."""
     x = Embeddings(config=self.config, name="embeddings")(ids, jnp.arange(ids.shape[1]))
     stack = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=1)
-    return stack(config=self.config, name="layers")(constrain(x), mask[:, None, None, :])[0]
+    return stack(config=self.config, name="layers")(constrain(x), mask)[0]
 
 
 class TextDecoder(nn.Module, kw_only=True):
@@ -304,7 +308,7 @@ class TextDecoder(nn.Module, kw_only=True):
     """Creates the parts."""
     self.embeddings = Embeddings(config=self.config)
     self.layers = layers.scan(BertLayer, self.depth, self.config.remat, broadcast=3)(
-      config=self.config, cross=True
+      config=self.config, cross=True, causal=True
     )
     self.head = LanguageModelHead(config=self.config)
 
@@ -324,9 +328,8 @@ class TextDecoder(nn.Module, kw_only=True):
       labels: see LanguageModelHead.
     """
     length = ids.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))[None, None] & mask[:, None, None, :]
     x = constrain(self.embeddings(ids, jnp.arange(length)))
-    x, _ = self.layers(x, causal, memory, memory.mask)
+    x, _ = self.layers(x, mask, memory, memory.mask)
     return self.head(x, self.embeddings.word.embedding, labels)
 
   def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
@@ -339,7 +342,7 @@ class TextDecoder(nn.Module, kw_only=True):
 
     Returns:
       {"layers": the layers' parameters, kernels in the compute dtype,
-      "cross": (key, value) dtype[B, H, S, Dh],
+      "cross": {"key", "value"}: dtype[B, H, S, Dh],
       "self": {"key", "value"}: dtype[B, K, H, T, Dh], empty}, each a tuple with an entry per layer,
       and "cross_mask": bool[B, 1, 1, S] or None.
     """
@@ -352,16 +355,19 @@ class TextDecoder(nn.Module, kw_only=True):
       self.layers.variables["params"],
     )
     per_layer = tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.depth))
+
+    def cross(params):
+      key, value = self._layer(params, BertLayer.cross_keys_values, memory)
+      return {"key": split_heads(key, c.heads), "value": split_heads(value, c.heads)}
+
     shape = (memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
     return {
       "layers": per_layer,
-      "cross": tuple(
-        self._layer(params, BertLayer.cross_keys_values, memory) for params in per_layer
-      ),
+      "cross": tuple(map(cross, per_layer)),
       "self": tuple(
         {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")} for _ in per_layer
       ),
-      "cross_mask": memory.mask,
+      "cross_mask": None if memory.mask is None else memory.mask[:, None, None, :],
     }
 
   def step(
@@ -375,7 +381,7 @@ class TextDecoder(nn.Module, kw_only=True):
       new.append(past)
     return self.head(x, self.embeddings.word.embedding), cache | {"self": tuple(new)}
 
-  def _layer(self, params, method, *args):
+  def _layer(self, params, method, *args) -> Any:
     """A method of one layer with the given parameters."""
     return BertLayer(config=self.config, cross=True, parent=None).apply(
       {"params": params}, *args, method=method

@@ -86,7 +86,7 @@ class FusionEncoder(nn.Module, kw_only=True):
       else:
         text, _ = layer(
           text,
-          mask[:, None, None, :],
+          mask,
           keys_values[j] if j < len(keys_values) else Memory((image,), (None,)),
         )
     return image, text
@@ -94,7 +94,7 @@ class FusionEncoder(nn.Module, kw_only=True):
   def image_keys_values(self, image: Float[Array, "images tokens width"]) -> tuple:
     """Returns the image's (key, value) of every layer before the first connected one.
 
-    They do not depend on the text. Both are dtype[B, H, N, Dh].
+    They do not depend on the text. Both are dtype[B, N, D].
     """
     alone = min(self.connected, default=self.depth)
     return tuple(layer.cross_keys_values(Memory((image,), (None,))) for layer in self.layer[:alone])
@@ -105,9 +105,7 @@ class FusionEncoder(nn.Module, kw_only=True):
     if image.shape[0] != text.shape[0]:
       image = jnp.repeat(image, text.shape[0] // image.shape[0], axis=0)
     joint_mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
-    joint, _ = layer(
-      constrain(jnp.concatenate([image, text], axis=1)), joint_mask[:, None, None, :]
-    )
+    joint, _ = layer(constrain(jnp.concatenate([image, text], axis=1)), joint_mask)
     # The released code adds the layer's output to the image stream and does not normalize the sum
     # (docs/official.md item 3).
     image = image + joint[:, :tokens] if self.rule == "released" else joint[:, :tokens]
@@ -130,16 +128,13 @@ class FusionEncoder(nn.Module, kw_only=True):
       first: first image of each row.
       second: second image of each row.
     """
-    text_mask = mask[:, None, None, :]
     for j, layer in enumerate(self.layer):
       if j in self.connected:
         first, text = self._connect(layer, first, text, mask)
         second, text = self._connect(self.second[j], second, text, mask)
       else:
-        text, _ = layer(text, text_mask, Memory((first,), (None,)))
-        text, _ = self.second[j](
-          text, text_mask, layer.cross_keys_values(Memory((second,), (None,)))
-        )
+        text, _ = layer(text, mask, Memory((first,), (None,)))
+        text, _ = self.second[j](text, mask, layer.cross_keys_values(Memory((second,), (None,))))
     return text
 
   def mlm_logits(

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from mplug_jax.arrays import Array
 from mplug_jax.ops import table
 from mplug_jax.ops.activations import Activation
-from mplug_jax.ops.attention.common import masked_scores
+from mplug_jax.ops.attention.common import masked_scores, may_attend, merge_heads, split_heads
+from mplug_jax.ops.attention.reference import heads_forward
 from mplug_jax.ops.initializers import normal
 
 _PRODUCT = "product with parameters"  # name of the output of every Dense
@@ -97,20 +98,6 @@ class LayerNorm(nn.Module, kw_only=True):
     return table.get(self.ops).normalize(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
-def split_heads(
-  x: Float[Array, "batch length width"], heads: int
-) -> Float[Array, "batch {heads} length head_width"]:
-  """Returns the channels of `x` as heads."""
-  return x.reshape((*x.shape[:2], heads, -1)).transpose(0, 2, 1, 3)
-
-
-def merge_heads(
-  x: Float[Array, "batch heads length head_width"],
-) -> Float[Array, "batch length width"]:
-  """Returns the heads of `x` as channels."""
-  return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
-
-
 def _latest(_: Any, new: Any) -> Any:
   return new
 
@@ -145,18 +132,17 @@ class Attention(nn.Module, kw_only=True):
 
   def keys_values(
     self, x: Float[Array, "rows keys inputs"]
-  ) -> tuple[
-    Float[Array, "rows heads keys head_width"], Float[Array, "rows heads keys head_width"]
-  ]:
+  ) -> tuple[Float[Array, "rows keys width"], Float[Array, "rows keys width"]]:
     """Returns (key, value) of the tokens that are attended to."""
-    return split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
+    return self.key(x), self.value(x)
 
   def attend(
     self,
     x: Float[Array, "batch length inputs"],
-    key: Float[Array, "rows heads keys head_width"],
-    value: Float[Array, "rows heads keys head_width"],
-    mask: Bool[Array, "..."] | None = None,
+    key: Float[Array, "rows keys width"],
+    value: Float[Array, "rows keys width"],
+    mask: Bool[Array, "rows keys"] | None = None,
+    causal: bool = False,
   ) -> Float[Array, "batch length width"]:
     """Returns the attention of `x` over keys and values.
 
@@ -164,27 +150,48 @@ class Attention(nn.Module, kw_only=True):
       x: tokens that attend, M * R rows.
       key: keys of M rows.
       value: values of M rows.
-      mask: broadcastable to [M, heads, R * length, keys]; True = may be attended to.
+      mask: True = may be attended to, or None for all.
+      causal: whether token i attends to keys 0 to i only; R is 1.
     """
     rows, length, _ = x.shape
     query = self.query(x).reshape(key.shape[0], -1, self.width)  # [M, R * length, width]
     has_dropout = self.dropout_rate > 0.0 and self.has_rng("dropout")
     rng = self.make_rng("dropout") if has_dropout else None
-    query = split_heads(query, self.heads)
     if self.is_mutable_collection("intermediates"):
-      out = self._observed(query, key, value, mask)
+      out = self._observed(query, key, value, mask, causal)
     else:
       attention = table.get(self.ops, self.attention_impl).attention
-      out = attention(query, key, value, mask, self.dropout_rate, rng)
-    return self.out(merge_heads(out)).reshape(rows, length, self.width)
+      out = attention(query, key, value, self.heads, mask, causal, self.dropout_rate, rng)
+    return self.out(out).reshape(rows, length, self.width)
 
-  def _observed(self, query, key, value, mask):
+  def attend_cached(
+    self,
+    x: Float[Array, "batch length inputs"],
+    key: Float[Array, "batch heads keys head_width"],
+    value: Float[Array, "batch heads keys head_width"],
+    allowed: Bool[Array, "..."] | None,
+  ) -> Float[Array, "batch length width"]:
+    """Returns the attention of a step of decoding.
+
+    Args:
+      x: tokens that attend.
+      key: keys with split heads, the layout that a step reads without copies.
+      value: values likewise.
+      allowed: broadcastable to [batch, heads, length, keys], or None for all.
+    """
+    query = split_heads(self.query(x), self.heads)
+    out, *_ = heads_forward(0.0, query, key, value, allowed, None)
+    return self.out(merge_heads(out))
+
+  def _observed(self, query, key, value, mask, causal):
     """Attention without dropout that records its probabilities, for attention maps.
 
     The probabilities, f32[B, H, L, S], are sown in "intermediates". The array in "perturbations"
     is added to them, so that a gradient with respect to it is the gradient of the probabilities.
     """
-    probabilities = jax.nn.softmax(masked_scores(query, key, mask))
+    allowed = may_attend(query.shape[1], key.shape[1], mask, causal)
+    query, key, value = (split_heads(x, self.heads) for x in (query, key, value))
+    probabilities = jax.nn.softmax(masked_scores(query, key, allowed))
     self.sow(
       "intermediates",
       "probabilities",
@@ -194,23 +201,28 @@ class Attention(nn.Module, kw_only=True):
     )
     if self.has_variable("perturbations", "probabilities"):
       probabilities += self.get_variable("perturbations", "probabilities")
-    return jnp.einsum(
+    out = jnp.einsum(
       "bhls,bhsd->bhld",
       probabilities.astype(value.dtype),
       value,
       preferred_element_type=jnp.float32,
-    ).astype(value.dtype)
+    )
+    return merge_heads(out.astype(value.dtype))
 
   def __call__(
-    self, x: Float[Array, "batch length inputs"], mask: Bool[Array, "..."] | None = None
+    self,
+    x: Float[Array, "batch length inputs"],
+    mask: Bool[Array, "batch length"] | None = None,
+    causal: bool = False,
   ) -> Float[Array, "batch length width"]:
     """Returns the self-attention of `x`.
 
     Args:
       x: tokens.
-      mask: broadcastable to [batch, heads, length, length]; True = may be attended to.
+      mask: True = may be attended to, or None for all.
+      causal: whether token i attends to tokens 0 to i only.
     """
-    return self.attend(x, *self.keys_values(x), mask)
+    return self.attend(x, *self.keys_values(x), mask, causal)
 
 
 def remat(layer: type[nn.Module], policy: str, looped: bool = False) -> Any:

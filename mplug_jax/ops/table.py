@@ -16,7 +16,7 @@ class Ops(NamedTuple):
   """One implementation of every operation.
 
   Attributes:
-    attention: (query, key, value, mask, rate, rng) -> array, see ops.attention.attention.
+    attention: see ops.attention.attention, of which the reference has no `attention_impl`.
     linear: (activation, x, kernel, bias) -> array.
     normalize: (x, scale, bias, epsilon) -> array.
     dropout: (x, rate, key) -> array.

@@ -84,7 +84,7 @@ class CoAttention(nn.Module, kw_only=True):
         image, None, memory, memory.mask
       )
       text, _ = BertLayer(config=self.config, cross=True, name=f"text_{j}")(
-        text, mask[:, None, None, :], Memory((image,), (None,))
+        text, mask, Memory((image,), (None,))
       )
       image = from_text
     return image, text

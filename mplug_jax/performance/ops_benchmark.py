@@ -27,7 +27,7 @@ def _cases(batch: int) -> Iterator[tuple[str, Callable[[table.Ops], Callable[...
   tokens = draw(batch, _TOKENS, _WIDTH)
   wide = draw(batch, _TOKENS, 4 * _WIDTH)
   vector = draw(_WIDTH)
-  heads = (draw(batch, _HEADS, _TOKENS, _WIDTH // _HEADS),) * 3
+  three = (tokens,) * 3
   yield (
     "linear layer",
     lambda ops: functools.partial(ops.linear, None),
@@ -39,11 +39,11 @@ def _cases(batch: int) -> Iterator[tuple[str, Callable[[table.Ops], Callable[...
     (wide, draw(4 * _WIDTH, _WIDTH), vector),
   )
   yield "layer norm", lambda ops: lambda *x: ops.normalize(*x, 1e-5), (tokens, vector, vector)
-  yield "attention", lambda ops: ops.attention, heads
+  yield "attention", lambda ops: lambda *x: ops.attention(*x, _HEADS), three
   yield (
     "attention with dropout",
-    lambda ops: lambda *x: ops.attention(*x, None, _RATE, key),
-    heads,
+    lambda ops: lambda *x: ops.attention(*x, _HEADS, rate=_RATE, rng=key),
+    three,
   )
   yield "dropout", lambda ops: lambda x: ops.dropout(x, _RATE, key), (tokens,)
 

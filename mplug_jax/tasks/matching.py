@@ -27,7 +27,7 @@ def image_memory(module: MPlug, image: Float[Array, "images tokens width"]) -> d
     image: image tokens, dtype[G, N, D].
 
   Returns:
-    "keys_values", a (key, value) pair dtype[G, H, N, Dh] for each layer before the first connected
+    "keys_values", a (key, value) pair dtype[G, N, D] for each layer before the first connected
     one, and "tokens", `image` for the layers from there on, None without such layers.
   """
   fusion = module.fusion_encoder

@@ -41,7 +41,7 @@ def without_recomputation(monkeypatch):
   monkeypatch.setattr(
     attention,
     "_attention",
-    lambda attention_impl, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
+    lambda attention_impl, *args: reference.PLAIN.forward(*args)[0],
   )
 
 

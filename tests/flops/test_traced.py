@@ -96,7 +96,7 @@ def test_a_step_has_the_products_of_its_gradient(name, changes, monkeypatch):
   monkeypatch.setattr(
     attention,
     "_attention",
-    lambda attention_impl, rate, *arrays: reference.plain_forward(rate, *arrays)[0],
+    lambda attention_impl, *args: reference.PLAIN.forward(*args)[0],
   )
   expected = differentiated(task_of(name, **changes), 8)
   # Hard negatives are drawn by products that nothing differentiates.

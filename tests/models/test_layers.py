@@ -16,80 +16,92 @@ from tests.support import random_state
 # ---- attention
 
 
-def reference_attention(q, k, v, mask=None, keep=None):
+def heads_of(x):
+  """Channels of three heads -> [B, 3, L, 8]."""
+  return x.reshape(*x.shape[:2], 3, 8).swapaxes(1, 2)
+
+
+def reference_attention(q, k, v, allowed=None, keep=None):
   """Plain softmax attention in float64; `keep` multiplies the probabilities."""
+  q, k, v = map(heads_of, (q, k, v))
   scores = np.einsum("bhld,bhsd->bhls", q, k).astype(np.float64) / np.sqrt(q.shape[-1])
-  if mask is not None:
-    scores = np.where(mask, scores, -1e9)
+  if allowed is not None:
+    scores = np.where(allowed, scores, -1e9)
   p = np.exp(scores - scores.max(-1, keepdims=True))
   p /= p.sum(-1, keepdims=True)
-  return np.einsum("bhls,bhsd->bhld", p if keep is None else p * keep, v)
+  out = np.einsum("bhls,bhsd->bhld", p if keep is None else p * keep, v)
+  return out.swapaxes(1, 2).reshape(2, 5, 24)
 
 
 @pytest.fixture(scope="module")
 def qkv():
   rng = np.random.default_rng(0)
-  return [rng.normal(size=(2, 3, length, 8)).astype(np.float32) * 2 for length in (5, 7, 7)]
+  return [rng.normal(size=(2, length, 24)).astype(np.float32) * 2 for length in (5, 7, 7)]
 
 
-def mask_of(kind):
-  rng = np.random.default_rng(1)
+def options_of(kind):
+  """Returns (options of attention, which keys a query attends to or None)."""
   if kind == "none":
-    return None
-  mask = rng.random({"keys": (2, 1, 1, 7), "full": (2, 3, 5, 7)}.get(kind, (2, 1, 5, 7))) < 0.6
-  mask[..., 0] = True
-  if kind == "empty row":
-    mask[1, :, 2] = False
-  return mask
+    return {}, None
+  mask = np.random.default_rng(1).random((2, 7)) < 0.6
+  mask[:, 0] = kind != "empty row"
+  options = {"heads": 3, "mask": mask, "causal": kind != "keys"}
+  earlier = np.tril(np.ones((5, 7), bool)) if options["causal"] else True
+  return options, mask[:, None, None] & earlier
 
 
-@pytest.mark.parametrize("kind", ["none", "keys", "full", "empty row"])
+@pytest.mark.parametrize("kind", ["none", "keys", "causal", "empty row"])
 def test_attention_equals_plain_softmax(qkv, kind):
-  mask = mask_of(kind)
-  out = np.asarray(jax.jit(attention.attention)(*qkv, mask))
-  np.testing.assert_allclose(out, reference_attention(*qkv, mask), atol=3e-6)
+  options, allowed = options_of(kind)
+  out = np.asarray(jax.jit(lambda *x: attention.attention(*x, **{"heads": 3, **options}))(*qkv))
+  np.testing.assert_allclose(out, reference_attention(*qkv, allowed), atol=3e-6)
   if kind == "empty row":
-    np.testing.assert_allclose(out[1, :, 2], qkv[2][1].mean(1), atol=1e-6)
+    np.testing.assert_allclose(out[1, 0], qkv[2][1].mean(0), atol=1e-6)
 
 
 def test_attention_gradient_equals_autodiff_of_softmax(qkv):
-  mask = mask_of("empty row")
+  options, allowed = options_of("empty row")
   weights = np.random.default_rng(2).normal(size=(2, 3, 5, 8)).astype(np.float32)
 
   def plain(q, k, v):
-    scores = jnp.where(mask, jnp.einsum("bhld,bhsd->bhls", q, k) / np.sqrt(8), -1e9)
+    q, k, v = map(heads_of, (q, k, v))
+    scores = jnp.where(allowed, jnp.einsum("bhld,bhsd->bhls", q, k) / np.sqrt(8), -1e9)
     return (jnp.einsum("bhls,bhsd->bhld", jax.nn.softmax(scores), v) * weights).sum()
 
-  ours = jax.jit(jax.grad(lambda *x: (attention.attention(*x, mask) * weights).sum(), (0, 1, 2)))(
-    *qkv
-  )
-  for a, b in zip(ours, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
+  def ours(*x):
+    return (heads_of(attention.attention(*x, **options)) * weights).sum()
+
+  gradients = jax.jit(jax.grad(ours, (0, 1, 2)))(*qkv)
+  for a, b in zip(gradients, jax.jit(jax.grad(plain, (0, 1, 2)))(*qkv)):
     np.testing.assert_allclose(a, b, atol=2e-5)
-  assert np.isfinite(ours[0]).all()
-  assert not np.any(ours[0][1, :, 2])
+  assert np.isfinite(gradients[0]).all()
+  assert not np.any(gradients[0][:, 0])  # the first key is masked, the others are later
 
 
 def test_attention_dropout_is_dropout_of_the_probabilities(qkv):
-  key, mask = jax.random.key(4), mask_of("full")
+  options, allowed = options_of("keys")
+  key = jax.random.key(4)
   keep = np.asarray(dropout.keep_mask(key, (2, 3, 5, 7), 0.3)) / 0.7
-  out = jax.jit(lambda *x: attention.attention(*x, mask, 0.3, key))(*qkv)
-  np.testing.assert_allclose(out, reference_attention(*qkv, mask, keep), atol=3e-6)
+
+  def dropped(key, *x):
+    return attention.attention(*x, **options, rate=0.3, rng=key)
+
+  out = jax.jit(dropped)(key, *qkv)
+  np.testing.assert_allclose(out, reference_attention(*qkv, allowed, keep), atol=3e-6)
   keys = jax.random.split(key, 4096)
-  mean = jax.jit(
-    lambda *x: jax.vmap(lambda k: attention.attention(*x, mask, 0.3, k))(keys).mean(0)
-  )(*qkv)
-  np.testing.assert_allclose(mean, reference_attention(*qkv, mask), atol=0.1)
+  mean = jax.jit(lambda *x: jax.vmap(lambda k: dropped(k, *x))(keys).mean(0))(*qkv)
+  np.testing.assert_allclose(mean, reference_attention(*qkv, allowed), atol=0.1)
 
 
 def test_attention_scores_are_float32_whatever_the_inputs():
   """Scores near 300 with differences of 0.5 are lost in bfloat16, whose spacing there is 2."""
   bfloat16 = jnp.dtype(jnp.bfloat16)
-  q, k = np.full((1, 1, 1, 64), 8.0, bfloat16), np.full((1, 1, 2, 64), 4.6875, bfloat16)
-  k[0, 0, 1, 0] += 0.5
-  v = np.asarray([0.0, 1.0], bfloat16)[None, None, :, None]
-  out = jax.jit(attention.attention)(q, k, v)
+  q, k = np.full((1, 1, 64), 8.0, bfloat16), np.full((1, 2, 64), 4.6875, bfloat16)
+  k[0, 1, 0] += 0.5
+  v = np.repeat(np.asarray([0.0, 1.0], bfloat16), 64).reshape(1, 2, 64)
+  out = jax.jit(lambda *x: attention.attention(*x, heads=1))(q, k, v)
   assert out.dtype == jnp.bfloat16
-  assert abs(float(out[0, 0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
+  assert abs(float(out[0, 0, 0]) - 1 / (1 + np.exp(-0.5))) < 0.005
 
 
 def test_rows_that_share_keys_equal_repeated_keys():
@@ -99,7 +111,7 @@ def test_rows_that_share_keys_equal_repeated_keys():
     rng.normal(size=(6, 4, 16)).astype(np.float32),
     rng.normal(size=(2, 5, 12)).astype(np.float32),
   )
-  mask = rng.random((2, 1, 1, 5)) < 0.7
+  mask = rng.random((2, 5)) < 0.7
   module = layers.Attention(width=16, heads=2)
 
   def attend(m, x, memory, mask):

@@ -1,55 +1,42 @@
 """Each form of attention equals the reference, on its platform and on a mesh."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import attention as attend
-from mplug_jax.ops.attention import flash_tpu
+from mplug_jax.ops.attention import common, kernel_tpu
 from mplug_jax.parallel import mesh as mesh_lib
 
 ROWS, HEADS, WIDTH = 2, 3, 8
+SIZES = {"heads": HEADS, "rows": ROWS, "width": WIDTH}
 
 
 def arrays(length, keys, rows=ROWS, heads=HEADS, width=WIDTH, dtype=np.float32):
+  """Query, key, value, and the cotangent of the output."""
   rng = np.random.default_rng(0)
-  shapes = [(rows, heads, n, width) for n in (length, keys, keys, length)]
+  shapes = [(rows, n, heads * width) for n in (length, keys, keys, length)]
   return [rng.normal(size=shape).astype(np.float32).astype(dtype) for shape in shapes]
 
 
-def mask_of(kind, length, keys, rows=ROWS):
-  rng = np.random.default_rng(1)
-  if kind == "causal":
-    return np.tril(np.ones((length, keys), bool))[None, None] & (
-      rng.random((rows, 1, 1, keys)) < 0.7
-    )  # its first rows may be empty
+def mask_of(kind, keys, rows=ROWS):
+  """Returns the mask of a kind; that of "empty" allows no key in the first row."""
   if kind == "none":
     return None
-  mask = (
-    rng.random(
-      {"keys": (rows, 1, 1, keys), "empty": (rows, 1, 1, keys), "heads": (1, HEADS, length, keys)}[
-        kind
-      ]
-    )
-    < 0.6
-  )
+  mask = np.random.default_rng(1).random((1 if kind == "shared" else rows, keys)) < 0.6
   if kind == "empty":
     mask[0] = False
   return mask
 
 
-def value_and_gradients(attention_impl, inputs, mask, rate=0.0, rng=None):
-  query, key, value, cotangent = inputs
+def value_and_gradients(attention_impl, inputs, mask, *, heads=HEADS, **options):
+  *inputs, cotangent = inputs
   out, gradients = jax.vjp(
-    lambda *x: attend(*x, mask, rate, rng, attention_impl), query, key, value
+    lambda *x: attend(*x, heads, mask, attention_impl=attention_impl, **options), *inputs
   )
   return out, *gradients(cotangent)
 
@@ -66,19 +53,23 @@ def blocked(monkeypatch):
   monkeypatch.setattr(attention, "BLOCKED_FROM", 1)
 
 
-def is_blocked(inputs, mask):
-  return "while" in jax.jit(lambda *x: attend(*x, mask)).lower(*inputs[:3]).as_text()
+def is_blocked(inputs, mask=None, heads=HEADS):
+  return "while" in jax.jit(lambda *x: attend(*x, heads, mask)).lower(*inputs[:3]).as_text()
 
 
-@pytest.mark.parametrize("kind", ["none", "keys", "empty", "causal", "heads"])
-def test_blocked_equals_plain(blocked, kind):
-  inputs, mask = arrays(5, 7), mask_of(kind, 5, 7)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["none", "keys", "empty", "shared"])
+def test_blocked_equals_plain(blocked, kind, causal):
+  inputs, mask = arrays(5, 7), mask_of(kind, 7)
   assert is_blocked(inputs, mask)
 
   @jax.jit
   def run(key, *inputs):
     return [
-      [value_and_gradients(impl, inputs, mask, rate, key) for impl in ("auto", "reference")]
+      [
+        value_and_gradients(impl, inputs, mask, causal=causal, rate=rate, rng=key)
+        for impl in ("auto", "reference")
+      ]
       for rate in (0.0, 0.4)  # the same probabilities are dropped
     ]
 
@@ -86,41 +77,43 @@ def test_blocked_equals_plain(blocked, kind):
   for ours, plain in results:
     check_equal(ours, plain, 2e-6)
   if kind == "empty":
-    mean = np.broadcast_to(inputs[2][0].mean(1)[:, None], (HEADS, 5, WIDTH))
+    mean = np.broadcast_to(inputs[2][0].mean(0), (5, HEADS * WIDTH))
     np.testing.assert_allclose(results[0][0][0][0], mean, atol=1e-6)
+
+
+def test_causal_queries_ignore_later_keys():
+  inputs = arrays(6, 6)
+  inputs = [jnp.asarray(x) for x in inputs]
+  out = attend(*inputs[:3], HEADS, causal=True)
+  for i in range(6):
+    until = attend(*(x[:, : i + 1] for x in inputs[:3]), HEADS)
+    np.testing.assert_allclose(out[:, i], until[:, i], atol=1e-6)
 
 
 def test_short_texts_and_the_reference_setting_use_the_reference(monkeypatch):
   inputs = arrays(5, 7)
-  assert not is_blocked(inputs, None)
+  assert not is_blocked(inputs)
   monkeypatch.setattr(attention, "BLOCKED_FROM", 1)
-  assert (
-    "while"
-    not in jax.jit(lambda *x: attend(*x, attention_impl="reference")).lower(*inputs[:3]).as_text()
-  )
+  reference = jax.jit(lambda *x: attend(*x, HEADS, attention_impl="reference"))
+  assert "while" not in reference.lower(*inputs[:3]).as_text()
 
 
 def test_blocked_on_a_mesh_equals_one_device_without_collectives(blocked):
-  inputs, mask, key = (
-    arrays(5, 7, rows=4, heads=4),
-    mask_of("keys", 5, 7, rows=4),
-    jax.random.key(5),
-  )
+  inputs, mask, key = arrays(5, 7, rows=4, heads=4), mask_of("keys", 7, rows=4), jax.random.key(5)
 
   def run(mask, *x):
-    return value_and_gradients("auto", x, mask, 0.3, key)
+    return value_and_gradients("auto", x, mask, heads=4, rate=0.3, rng=key)
 
-  plain = jax.jit(lambda *x: value_and_gradients("reference", x, mask, 0.3, key))(*inputs)
+  plain = jax.jit(lambda *x: value_and_gradients("reference", x, mask, heads=4, rate=0.3, rng=key))(
+    *inputs
+  )
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+  place = NamedSharding(mesh, common.CHANNELS)
   with jax.set_mesh(mesh):
     placed = [jax.device_put(x, place) for x in inputs]
-    compiled = (
-      jax.jit(run)
-      .lower(jax.device_put(mask, NamedSharding(mesh, P(("data", "fsdp")))), *placed)
-      .compile()
-    )
-    ours = compiled(jax.device_put(mask, NamedSharding(mesh, P(("data", "fsdp")))), *placed)
+    placed_mask = jax.device_put(mask, NamedSharding(mesh, common.ROWS))
+    compiled = jax.jit(run).lower(placed_mask, *placed).compile()
+    ours = compiled(placed_mask, *placed)
   check_equal(ours, plain, 2e-6)
   text = compiled.as_text()
   assert "while(" in text
@@ -129,7 +122,7 @@ def test_blocked_on_a_mesh_equals_one_device_without_collectives(blocked):
   )
   assert ours[0].sharding.spec == place.spec
   with jax.set_mesh(mesh):  # rows that do not divide over it
-    assert not is_blocked(arrays(5, 7, rows=3, heads=4), None)
+    assert not is_blocked(arrays(5, 7, rows=3, heads=4), heads=4)
 
 
 def kernels_in(function, *args, platforms=("tpu",)):
@@ -140,85 +133,127 @@ def kernels_in(function, *args, platforms=("tpu",)):
   )
 
 
-def test_tpu_programs_contain_the_flash_kernel():
-  def backward(mask, *inputs, rate=0.0):
-    return value_and_gradients("auto", inputs, mask, rate, jax.random.key(0))
+def test_tpu_programs_contain_the_kernels():
+  def backward(mask, *inputs, **options):
+    return value_and_gradients("auto", inputs, mask, rng=jax.random.key(0), **options)
 
   inputs = arrays(577, 577, width=64, dtype=jnp.bfloat16)
-  assert (
-    kernels_in(backward, None, *inputs) == 3
-  )  # forward, backward to the query, to key and value
-  assert kernels_in(lambda *x: attend(*x), *inputs[:3]) == 1
-  assert kernels_in(backward, mask_of("keys", 577, 577), *inputs) == 3
-  assert (
-    kernels_in(
-      lambda *x: attend(*x, attention_impl="reference"),
-      *inputs[:3],
-      platforms=("tpu", "cpu", "cuda"),
-    )
-    == 0
-  )
-  for other in (
-    kernels_in(lambda *x: backward(None, *x, rate=0.1), *inputs),  # drops probabilities
-    kernels_in(backward, mask_of("heads", 577, 577), *inputs),
-    kernels_in(backward, None, *inputs, platforms=("cpu",)),
-    kernels_in(backward, None, *arrays(32, 577, width=64)),
-  ):
-    assert other == 0
+  assert kernels_in(lambda *x: attend(*x, HEADS), *inputs[:3]) == 1
+  assert kernels_in(backward, None, *inputs) == 2
+  assert kernels_in(lambda *x: backward(mask_of("keys", 577), *x, rate=0.1), *inputs) == 2
+  texts = arrays(25, 25, width=64, dtype=jnp.bfloat16)
+  assert kernels_in(lambda *x: backward(mask_of("keys", 25), *x, causal=True), *texts) == 2
+  reference = {"attention_impl": "reference"}
+  every = ("tpu", "cpu", "cuda")
+  assert not kernels_in(lambda *x: attend(*x, HEADS, **reference), *inputs[:3], platforms=every)
+  assert not kernels_in(backward, None, *inputs, platforms=("cpu",))
 
 
-def test_tpu_kernel_on_a_mesh_runs_per_shard():
+def test_tpu_kernels_on_a_mesh_run_per_shard():
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  place = NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+  place = NamedSharding(mesh, common.CHANNELS)
   inputs = [
     jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
     for x in arrays(300, 300, rows=4, heads=4, width=64)
   ]
   with jax.set_mesh(mesh):
     module = export.export(
-      jax.jit(lambda *x: value_and_gradients("auto", x, None)), platforms=["tpu"]
+      jax.jit(lambda *x: value_and_gradients("auto", x, None, heads=4)), platforms=["tpu"]
     )(*inputs).mlir_module()
   calls = [line for line in module.splitlines() if "tpu_custom_call" in line]
-  assert len(calls) == 3
-  assert all("tensor<1x2x384x64xf32>" in line for line in calls)
+  assert len(calls) == 2
+  assert all("tensor<1x300x128xf32>" in line for line in calls)
 
 
-def test_private_functions_of_jax_keep_their_signatures():
-  kernel = flash_tpu._kernel()
-  forward = inspect.signature(kernel._flash_attention_fwd).parameters
-  assert " ".join(forward) == (
-    "q k v ab segment_ids save_residuals causal sm_scale block_sizes debug"
-  )
-  backward = inspect.signature(kernel._flash_attention_bwd).parameters
-  assert " ".join(backward) == "save_residuals causal sm_scale block_sizes debug residuals do"
-  assert kernel.SegmentIds._fields == ("q", "kv")
+def in_interpreter(inputs, mask, *, heads=HEADS, rate=0.0, causal=False, rng=None):
+  """The TPU kernels in Pallas's interpreter: output and gradients."""
+  *inputs, cotangent = inputs
+  args = (common.Options(heads, rate, causal), *inputs, mask, rng)
+  out, *saved = kernel_tpu.forward(*args, interpret=True)
+  return out, *kernel_tpu.backward(*args, out, *saved, cotangent, interpret=True)
 
 
+# Lengths of texts, of 577 image tokens and of both are no multiples of 8 or 128.
 @pytest.mark.parametrize(
-  "kind",
+  ("length", "keys", "kind", "causal", "rate"),
   [
-    "empty",
-    pytest.param("none", marks=pytest.mark.slow),
-    pytest.param("keys", marks=pytest.mark.slow),
+    (25, 25, "keys", True, 0.1),
+    (25, 77, "empty", False, 0.1),
+    (35, 35, "none", False, 0.0),
+    (130, 130, "shared", False, 0.3),
+    (9, 200, "keys", False, 0.0),
+    pytest.param(577, 577, "none", False, 0.1, marks=pytest.mark.slow),
+    pytest.param(602, 602, "keys", False, 0.1, marks=pytest.mark.slow),
+    pytest.param(100, 602, "keys", False, 0.1, marks=pytest.mark.slow),
+    pytest.param(1297, 1297, "none", False, 0.1, marks=pytest.mark.slow),
   ],
 )
-def test_flash_kernel_equals_plain(kind):
-  """The TPU kernel in Pallas's interpreter, at lengths that need padding."""
-  length, keys = (130, 200) if kind == "keys" else (70, 90)
-  inputs = arrays(length, keys, heads=2)
-  mask = mask_of(kind, length, keys)
-  plain = jax.jit(lambda *x: value_and_gradients("reference", x, mask))(*inputs)
-  with pltpu.force_tpu_interpret_mode():
+@pytest.mark.parametrize("sizes", [SIZES, {"rows": 4, "heads": 4, "width": 64}])
+def test_tpu_kernels_equal_plain(length, keys, kind, causal, rate, sizes):
+  inputs, mask = arrays(length, keys, **sizes), mask_of(kind, keys, sizes["rows"])
+  options = {
+    "heads": sizes["heads"],
+    "causal": causal,
+    "rate": rate,
+    "rng": jax.random.key(2) if rate else None,
+  }
+  ours = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  check_equal(
+    ours, jax.jit(lambda *x: value_and_gradients("reference", x, mask, **options))(*inputs), 5e-6
+  )
 
-    @jax.jit
-    def run(query, key, value, cotangent):
-      arrays = query, key, value
-      out, largest, inverse = flash_tpu._flash_forward(0.0, *arrays, mask, None)
-      saved = out, largest, inverse, cotangent
-      return out, *flash_tpu._flash_backward(0.0, *arrays, mask, None, *saved)
 
-    out, *gradients = run(*inputs)
-  check_equal((out, *gradients), plain, 5e-6)
+@pytest.mark.parametrize("queries", [16, 48])
+def test_blocks_of_queries_change_nothing(monkeypatch, queries):
+  """The last of them is not full; gradients of key and value are summed over all."""
+  choose = kernel_tpu.choose_blocks
+
+  def smaller(*args):
+    return choose(*args)._replace(rows=1, queries=queries)
+
+  inputs, mask = arrays(70, 90), mask_of("empty", 90)
+  options = {"causal": True, "rate": 0.2, "rng": jax.random.key(2)}
+  whole = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  monkeypatch.setattr(kernel_tpu, "choose_blocks", smaller)
+  check_equal(jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs), whole, 2e-6)
+
+
+def test_tpu_kernels_drop_the_probabilities_of_the_reference():
+  """With values of one key each, the output shows the mask of dropout, element for element."""
+  rows, heads, keys, rate = 4, 2, 64, 0.25
+  query, key = np.zeros((2, rows, keys, heads * keys), np.float32)
+  value = np.tile(np.eye(keys, dtype=np.float32), (rows, 1, heads))
+  rng = jax.random.key(7)
+  options = common.Options(heads, rate, False)
+  out, *_ = kernel_tpu.forward(options, query, key, value, None, rng, interpret=True)
+  plain = attend(query, key, value, heads, rate=rate, rng=rng, attention_impl="reference")
+  np.testing.assert_array_equal(out == 0, plain == 0)
+  assert 0.24 < np.mean(out == 0) < 0.26
+
+
+def test_tpu_kernels_on_a_mesh_drop_what_one_device_drops():
+  inputs = arrays(16, 24, rows=8, heads=4)
+  mask = mask_of("keys", 24, 8)
+  options = {"heads": 4, "rate": 0.3, "rng": jax.random.key(1)}
+  alone = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  with jax.set_mesh(mesh):
+    placed = [jax.device_put(x, NamedSharding(mesh, common.CHANNELS)) for x in inputs]
+    ours = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*placed)
+  check_equal(ours, alone, 2e-6)
+
+
+@pytest.mark.parametrize("budget", [12, 32])
+@pytest.mark.parametrize(("length", "keys"), [(25, 25), (25, 602), (577, 577), (1297, 1297)])
+def test_blocks_fit_every_chip(length, keys, budget):
+  blocks = kernel_tpu.choose_blocks(16, 12, length, keys, 64, 2, budget * 2**20)
+  assert blocks.heads == 2
+  assert not 16 % blocks.rows
+  assert blocks.queries == length or not blocks.queries % 128
+
+
+def test_lengths_that_fit_no_block_use_the_reference():
+  assert kernel_tpu.choose_blocks(1, 12, 8192, 65536, 64, 2, 12 * 2**20) is None
 
 
 def test_cudnn_runs_only_in_half_precision_without_masks(monkeypatch):
@@ -236,17 +271,17 @@ def test_cudnn_runs_only_in_half_precision_without_masks(monkeypatch):
 
   @jax.jit
   def both(*inputs):
-    return attend(*inputs), attend(*inputs, attention_impl="reference")
+    return attend(*inputs, HEADS), attend(*inputs, HEADS, attention_impl="reference")
 
   out, plain = both(*inputs[:3])
   assert calls == ["cudnn"]
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(out.astype(np.float32), plain.astype(np.float32), atol=0.02)
-  key, mask = jax.random.key(0), mask_of("keys", 300, 257)
   for options, others in (
-    ((), arrays(300, 257)),
-    ((mask,), inputs),
-    ((None, 0.1, key), inputs),
+    ({}, arrays(300, 257)),
+    ({"mask": mask_of("keys", 257)}, inputs),
+    ({"causal": True}, inputs),
+    ({"rate": 0.1, "rng": jax.random.key(0)}, inputs),
   ):
-    jax.make_jaxpr(lambda *x, options=options: attend(*x, *options))(*others[:3])
+    jax.make_jaxpr(lambda *x, options=options: attend(*x, HEADS, **options))(*others[:3])
   assert len(calls) == 1

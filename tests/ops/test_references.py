@@ -62,11 +62,11 @@ def test_layer_norm_equals_its_reference():
 
 @pytest.mark.parametrize("has_mask", [False, True])
 def test_attention_equals_its_reference(has_mask):
-  mask = np.tril(np.ones((5, 7), bool))[None, None] if has_mask else None
+  options = {"mask": normal(2, 7) < 0.5, "causal": True} if has_mask else {}
   check_equal(
-    lambda *arrays: attention.attention(*arrays, mask),
-    lambda *arrays: reference.attention_reference(*arrays, mask),
-    *(normal(2, 3, 5, 8), normal(2, 3, 7, 8), normal(2, 3, 7, 8)),
+    lambda *arrays: attention.attention(*arrays, 3, **options),
+    lambda *arrays: reference.attention_reference(*arrays, 3, **options),
+    *(normal(2, 5, 24), normal(2, 7, 24), normal(2, 7, 24)),
   )
 
 

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from mplug_jax.ops.attention.common import FUSED_FROM
+from mplug_jax.ops.attention.common import Options
+
+_FROM = 256  # minimum number of queries, and of keys, for which cuDNN is used
 
 
 def fits(
+  options: Options,
   query: jax.Array,
   key: jax.Array,
   mask: jax.Array | None,
@@ -21,24 +24,21 @@ def fits(
     jax.default_backend() == "gpu"
     and query.dtype in (jnp.bfloat16, jnp.float16)
     and mask is None
+    and not options.causal
     and rng is None
-    and query.shape[-1] % 8 == 0
-    and query.shape[-1] <= 128
-    and min(query.shape[2], key.shape[2]) >= FUSED_FROM
+    and query.shape[-1] // options.heads in range(8, 129, 8)
+    and min(query.shape[1], key.shape[1]) >= _FROM
   )
 
 
-def attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-) -> jax.Array:
+def attention(options: Options, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """Returns scaled dot-product attention computed by cuDNN.
 
   Args:
-    query: f[B, H, L, Dh].
-    key: f[B, H, S, Dh].
-    value: f[B, H, S, Dh].
+    options: number of heads H.
+    query: f[B, L, H * Dh].
+    key: f[B, S, H * Dh].
+    value: f[B, S, H * Dh].
   """
-  swapped = (x.swapaxes(1, 2) for x in (query, key, value))
-  return jax.nn.dot_product_attention(*swapped, implementation="cudnn").swapaxes(1, 2)
+  heads = (x.reshape(*x.shape[:2], options.heads, -1) for x in (query, key, value))
+  return jax.nn.dot_product_attention(*heads, implementation="cudnn").reshape(query.shape)
