@@ -41,15 +41,14 @@ def _linear_forward(activation, x, kernel, bias):
 def _linear_backward(activation, saved, cotangent):
   x, kernel = saved
   active = x if activation is None else activation(x)
-  rows = active.reshape(-1, x.shape[-1])
-  columns = cotangent.reshape(-1, cotangent.shape[-1])
-  sums = jax.lax.dot_general(
-    jnp.ones((1, columns.shape[0]), columns.dtype), columns, (((1,), (0,)), ((), ()))
-  )[0]
+  # Not reshaped to two dimensions: where a TPU pads the second last one, that is a copy.
+  rows = tuple(range(x.ndim - 1))
+  ones = jnp.ones(cotangent.shape[:-1] + (1,), cotangent.dtype)
+  sums = jax.lax.dot_general(ones, cotangent, ((rows, rows), ((), ())))[0]
   d_x = jax.lax.dot_general(cotangent, kernel, (((cotangent.ndim - 1,), (1,)), ((), ())))
   if activation is not None:
     d_x *= activation.derivative(x)
-  return d_x, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))), sums
+  return d_x, jax.lax.dot_general(active, cotangent, ((rows, rows), ((), ()))), sums
 
 
 def linear_reference(

@@ -15,6 +15,18 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
+def target() -> tuple[str, str]:
+  """Returns (platform, kind) of the devices that a program is traced for, attached or not.
+
+  They are those of the mesh in use (`jax.set_mesh`), else JAX's default devices.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    default = jax.devices()[0]
+    return default.platform, default.device_kind
+  return device.platform, device.device_kind
+
+
 def make_mesh(sizes: Any, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """Returns the mesh over the devices.
 

@@ -26,6 +26,7 @@ from mplug_jax.ops.attention.common import (
   head_numbers,
   per_shard,
 )
+from mplug_jax.parallel import mesh
 
 LANES = 128
 _SUBLANES = 16  # rows of a tile of half precision
@@ -56,8 +57,7 @@ class Blocks(NamedTuple):
 
 def _budget() -> int:
   """Returns the bytes of VMEM for a kernel on the chip that the program is compiled for."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  kind = device.device_kind if device is not None else jax.devices()[0].device_kind
+  _, kind = mesh.target()
   mebibytes = min(_VMEM.get(kind, _SMALLEST_VMEM) * 3 // 4, _LARGEST_BUDGET)
   return mebibytes * 2**20
 

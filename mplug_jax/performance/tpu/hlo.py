@@ -49,8 +49,53 @@ class Cost(NamedTuple):
   collectives: dict[str, tuple[float, float, float]]
 
 
+class Execution(NamedTuple):
+  """An instruction that a device executes, with what it costs each time.
+
+  Attributes:
+    instruction: instruction of the entry computation, or of one that control flow runs.
+    times: how often it is executed.
+    flops: operations of its matrix products, those of a fusion together.
+    traffic: bytes read from and written to HBM.
+    collectives: {(kind, quantity): number}, see Cost.
+    fused: the instructions of its fusion, if it is one, and of those inside.
+  """
+
+  instruction: Instruction
+  times: float
+  flops: float
+  traffic: float
+  collectives: dict[tuple[str, str], float]
+  fused: tuple[Instruction, ...]
+
+
 def cost(text: str) -> Cost:
   """Counts a program.
+
+  Args:
+    text: an optimized module, compiled.as_text().
+
+  Raises:
+    ValueError: the text has no entry computation.
+  """
+  flops = 0.0
+  traffic = 0.0
+  counts: dict[tuple[str, str], float] = {}
+  for execution in executions(text):
+    flops += execution.times * execution.flops
+    traffic += execution.times * execution.traffic
+    for key, value in execution.collectives.items():
+      counts[key] = counts.get(key, 0) + execution.times * value
+  kinds = sorted({kind for kind, _ in counts})
+  return Cost(
+    flops,
+    traffic,
+    {kind: (counts[kind, "count"], counts[kind, "bytes"], counts[kind, "sent"]) for kind in kinds},
+  )
+
+
+def executions(text: str) -> Iterator[Execution]:
+  """Yields the instructions that a device executes.
 
   Args:
     text: an optimized module, compiled.as_text().
@@ -61,54 +106,37 @@ def cost(text: str) -> Cost:
   computations, entry = parse(text)
   if entry is None:
     raise ValueError("The program's text holds no ENTRY computation.")
-  flops, traffic, counts = _Counter(computations).of(entry)
-  kinds = sorted({kind for kind, _ in counts})
-  return Cost(
-    flops,
-    traffic,
-    {kind: (counts[kind, "count"], counts[kind, "bytes"], counts[kind, "sent"]) for kind in kinds},
-  )
+  yield from _Walk(computations).of(entry, 1.0)
 
 
-# (flops, traffic, {(kind of collective, quantity): number})
-_Counts = tuple[float, float, dict[tuple[str, str], float]]
-
-
-class _Counter:
-  """Counts computations, each of them once."""
+class _Walk:
+  """Follows control flow through the computations of a module."""
 
   def __init__(self, computations: dict[str, Computation]):
     self._computations = computations
-    self._done: dict[str, _Counts] = {}
 
-  def of(self, name: str) -> _Counts:
-    """Returns the counts of a computation."""
-    if name not in self._done:
-      self._done[name] = self._sum(name)
-    return self._done[name]
-
-  def _sum(self, name: str) -> _Counts:
-    """Adds up the instructions of a computation and the computations that they call."""
-    flops = 0.0
-    traffic = 0.0
-    collectives: dict[tuple[str, str], float] = {}
+  def of(self, name: str, times: float) -> Iterator[Execution]:
+    """Yields the executions of a computation that runs `times` times."""
     table = self._computations[name]
     for instruction in table.values():
       opcode = instruction.opcode
-      times = self._trips(instruction) if opcode == "while" else 1
       callees = [callee for callee in _callees(instruction) if callee in self._computations]
-      inner = [self.of(callee) for callee in callees]
-      flops += times * sum(part[0] for part in inner) + products(table, instruction)
       if opcode in ("while", "conditional", "call"):
-        traffic += times * sum(part[1] for part in inner)
-      else:
-        traffic += self._traffic(table, instruction)
-      for part in inner:
-        for key, value in part[2].items():
-          collectives[key] = collectives.get(key, 0) + times * value
-      for key, value in _collective(table, instruction).items():
-        collectives[key] = collectives.get(key, 0) + value
-    return flops, traffic, collectives
+        trips = self._trips(instruction) if opcode == "while" else 1
+        for callee in callees:
+          yield from self.of(callee, times * trips)
+        continue
+      flops = products(table, instruction)
+      collectives = _collective(table, instruction)
+      fused: list[Instruction] = []
+      for callee in callees:
+        for inner in self.of(callee, 1.0):
+          flops += inner.times * inner.flops
+          fused += [inner.instruction, *inner.fused]
+          for key, value in inner.collectives.items():
+            collectives[key] = collectives.get(key, 0) + inner.times * value
+      traffic = self._traffic(table, instruction)
+      yield Execution(instruction, times, flops, traffic, collectives, tuple(fused))
 
   def _trips(self, loop: Instruction) -> int:
     """Returns how often a while loop runs: the constant of its condition, 1 if it has none."""
