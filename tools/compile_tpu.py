@@ -2,7 +2,7 @@ r"""Compiles a run for TPUs that are not attached: memory use, speed limits and 
 
     python -m tools.compile_tpu --config=configs/pretrain.py:large --topology=v5e:4x4
     python -m tools.compile_tpu --config=configs/caption.py:base --topology=v5e:1x1 \
-        --fn=generate --batch=16
+        --fn=generate --batch=16 --breakdown
     python -m tools.compile_tpu --config=configs/pretrain.py:large --topology=v5e:8x8 --plan
 
 Needs the TPU compiler, pip install -e ".[tpu]", but no TPU, data or vocabulary. Takes the flags of
@@ -50,6 +50,12 @@ _PLAN = flags.DEFINE_bool(
 _MAX_COMPILES = flags.DEFINE_integer(
   "max_compiles", 6, "Maximum number of programs compiled for --plan and proposals.", lower_bound=0
 )
+_BREAKDOWN = flags.DEFINE_bool(
+  "breakdown", False, "Print HBM traffic and products by part of the model, direction and kind."
+)
+_DUMP = flags.DEFINE_string(
+  "dump", "", "Folder for the program's text (program.txt) and its breakdown (breakdown.csv)."
+)
 _JSON = flags.DEFINE_string("json", "", "File to append a line of JSON to.")
 
 
@@ -66,7 +72,15 @@ def main(argv: Sequence[str]) -> None:
     files.require_own_lines(_JSON.value, ("config", "command"))
     sys.exit(
       report.run(
-        config, _TOPOLOGY.value, _FN.value, _EFFORT.value, _PLAN.value, _MAX_COMPILES.value, _say
+        config,
+        _TOPOLOGY.value,
+        _FN.value,
+        _EFFORT.value,
+        _PLAN.value,
+        _MAX_COMPILES.value,
+        _say,
+        _BREAKDOWN.value,
+        _DUMP.value,
       )
     )
   except topology.NoCompiler as error:

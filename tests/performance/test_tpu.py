@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mplug_jax.flops import hardware
+from mplug_jax.performance.tpu import breakdown, hlo, plan, report, topology
 from mplug_jax.performance.tpu import compile as compiler
-from mplug_jax.performance.tpu import hlo, plan, report, topology
 from tests.support import paths, tiny_run
 
 
@@ -47,6 +47,32 @@ def test_of_a_stack_a_turn_reads_and_writes_a_slice():
   )  # what is not a slice is read whole
   own = NESTED.replace("ROOT %out.1 = (bf16[32,128]{1,0}", "ROOT %out.1 = (bf16[32,128]{1,0:S(1)}")
   assert hlo.cost(own).traffic == cost.traffic - 2 * 32 * 128
+
+
+def test_breakdown_names_parts_directions_and_kinds(tmp_path):
+  text = _hlo("paths")
+  rows = breakdown.rows(text)
+  one = 2 * 32 * 128  # bytes of the activation in bfloat16
+  # A fusion belongs to its product, although it ends with the activation of another layer.
+  assert {row[:5]: row[5:] for row in rows} == {
+    ("visual_encoder", "feed-forward", "forward", "product", 1): (
+      2 * 32 * 64 + 2 * 64 * 128 + one,
+      2 * 32 * 64 * 128,
+    ),
+    ("fusion_encoder", "cross-attention", "backward", "kernel", 3): (3 * 2 * one, 3000),
+    ("text_decoder", "attention", "recomputed", "move", 1): (2 * one, 0),
+    ("other", "other", "update", "collective", 1): (2 * one, 0),
+    ("other", "other", "update", "elementwise", 1): (3 * one, 0),
+  }
+  cost = hlo.cost(text)
+  assert sum(row.traffic for row in rows) == cost.traffic
+  assert sum(row.flops for row in rows) == cost.flops
+  table = breakdown.table(rows)
+  assert any(line.split()[:2] == ["direction", "recomputed"] for line in table)
+  breakdown.write_csv(tmp_path / "rows.csv", rows)
+  lines = (tmp_path / "rows.csv").read_text().splitlines()
+  assert lines[0] == "part,layer,direction,kind,count,traffic,flops"
+  assert len(lines) == 6
 
 
 def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
@@ -209,6 +235,7 @@ def fake_report(seconds=1.0):
     {"all-reduce": (2.0, 1e6, 2e6)},
     {"compute": seconds, "memory": 0.5},
     9.0,
+    _hlo("paths"),
   )
 
 
@@ -251,6 +278,32 @@ def test_a_program_that_does_not_fit_gets_a_change_that_does(monkeypatch):
   )
   assert len(asked) == 2
   assert said[-1][0][0].startswith("nothing tried fits (of --max_compiles=1)")
+
+
+def test_a_program_and_its_breakdown_are_kept(monkeypatch, tmp_path):
+  monkeypatch.setattr(compiler, "compile_for", lambda *args: fake_report())
+  monkeypatch.setattr(topology, "slice_of", lambda name: place())
+  said = []
+
+  def run():
+    return report.run(
+      config("vqa"),
+      "v5e:2x4",
+      "train",
+      "low",
+      False,
+      6,
+      lambda lines, row: said.extend(lines),
+      detailed=True,
+      dump=str(tmp_path / "kept"),
+    )
+
+  assert run() == 0
+  assert any(line.split()[:3] == ["fusion_encoder", "cross-attention", "backward"] for line in said)
+  assert (tmp_path / "kept" / "program.txt").read_text() == _hlo("paths")
+  assert (tmp_path / "kept" / "breakdown.csv").read_text().startswith("part,layer,")
+  with pytest.raises(FileExistsError, match="is not empty; choose another folder"):
+    run()
 
 
 def test_a_plan_tries_the_most_promising_and_stops_when_nothing_can_be_better(monkeypatch):

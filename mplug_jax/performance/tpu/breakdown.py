@@ -6,6 +6,7 @@ paths, count for the path that they name.
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -127,23 +128,23 @@ def _kind(execution: hlo.Execution) -> str:
   return "move" if opcodes <= _MOVES else "elementwise"
 
 
-def table(found: Sequence[Row], largest: int = 30) -> list[str]:
+def table(rows: Sequence[Row], largest: int = 30) -> list[str]:
   """Formats rows as lines of text: sums by direction, by kind, and the largest rows.
 
   Args:
-    found: result of `rows`.
+    rows: result of the function `rows`.
     largest: number of rows to print one by one.
   """
   lines = []
   for name in ("part", "direction", "kind"):
     sums: dict[str, list[float]] = {}
-    for row in found:
+    for row in rows:
       total = sums.setdefault(getattr(row, name), [0.0, 0.0])
       total[0] += row.traffic
       total[1] += row.flops
     for key, (traffic, flops) in sorted(sums.items(), key=lambda item: -item[1][0]):
       lines.append(f"  {name:<10} {key:<16} {traffic / 1e9:8.2f} GB {flops / 1e12:8.3f} TFLOP")
-  for row in found[:largest]:
+  for row in rows[:largest]:
     names = f"{row.part:<15} {row.layer:<18} {row.direction:<11} {row.kind:<12}"
     lines.append(
       f"  {names} {row.count:7.0f} x {row.traffic / 1e9:7.2f} GB {row.flops / 1e12:7.3f} TFLOP"
@@ -151,12 +152,12 @@ def table(found: Sequence[Row], largest: int = 30) -> list[str]:
   return lines
 
 
-def write_csv(path: str, found: Iterable[Row]) -> None:
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
   """Writes the rows to a new CSV file.
 
   Args:
     path: file that does not exist.
-    found: result of `rows`.
+    rows: result of the function `rows`.
 
   Raises:
     FileExistsError: the file exists.
@@ -164,4 +165,4 @@ def write_csv(path: str, found: Iterable[Row]) -> None:
   with open(path, "x", newline="") as file:
     writer: Any = csv.writer(file)
     writer.writerow(Row._fields)
-    writer.writerows(found)
+    writer.writerows(rows)

@@ -40,6 +40,7 @@ class Report(NamedTuple):
     seconds: {"compute", "memory", "links"} at published rates; the largest bounds the time from
       below.
     compile_seconds: time of the compilation.
+    text: the program, for `breakdown.rows`.
   """
 
   arguments: float
@@ -51,6 +52,7 @@ class Report(NamedTuple):
   collectives: dict[str, tuple[float, float, float]]
   seconds: dict[str, float]
   compile_seconds: float
+  text: str
 
   @property
   def bound(self) -> str:
@@ -177,7 +179,8 @@ def compile_for(
     raise _too_large(str(error)) or error from None
   compile_seconds = time.perf_counter() - start
   memory: Any = compiled.memory_analysis()
-  cost = hlo.cost(compiled.as_text() or "")
+  text = compiled.as_text() or ""
+  cost = hlo.cost(text)
   peak = (
     memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
@@ -199,6 +202,7 @@ def compile_for(
       "links": sum(sent for _, _, sent in cost.collectives.values()) / tpu.chip.links,
     },
     compile_seconds=compile_seconds,
+    text=text,
   )
 
 

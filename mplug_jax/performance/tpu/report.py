@@ -1,11 +1,12 @@
 """Texts and table rows of tools.compile_tpu."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from mplug_jax.config import Config
+from mplug_jax.performance.tpu import breakdown, plan, topology
 from mplug_jax.performance.tpu import compile as compiler
-from mplug_jax.performance.tpu import plan, topology
 
 _GIB, _TERA, _GB = 2.0**30, 1e12, 1e9
 
@@ -21,6 +22,8 @@ def run(
   planned: bool,
   max_compiles: int,
   say: Say,
+  detailed: bool = False,
+  dump: str = "",
 ) -> int:
   """Compiles a function for a slice and reports the result.
 
@@ -32,15 +35,20 @@ def run(
     planned: whether to search for the fastest train step.
     max_compiles: number of compilations to try.
     say: function (lines, row of a table or None), which prints or stores them.
+    detailed: whether to report traffic and products by part of the model; not with `planned`.
+    dump: folder for the program's text and all rows of the detailed report, or ""; likewise.
 
   Returns:
     Exit status: 0 if the program fits, 3 if it does not.
 
   Raises:
     ValueError: see topology.slice_of and compile.compile_for.
+    FileExistsError: `dump` is not empty.
     topology.NoCompiler: libtpu is not installed.
   """
   tpu = topology.slice_of(name)
+  if dump:
+    _make_empty(dump)
   if planned:
     return _plan(config, tpu, effort, max_compiles, say)
   try:
@@ -48,7 +56,21 @@ def run(
   except compiler.DoesNotFit as error:
     return _too_large(error, config, tpu, function, effort, max_compiles, say)
   say(lines(report, config, tpu, function, effort), row(report, config, tpu, function, effort))
+  rows = breakdown.rows(report.text) if detailed or dump else []
+  if detailed:
+    say(breakdown.table(rows), None)
+  if dump:
+    with open(os.path.join(dump, "program.txt"), "w") as file:
+      file.write(report.text)
+    breakdown.write_csv(os.path.join(dump, "breakdown.csv"), rows)
   return 0
+
+
+def _make_empty(folder: str) -> None:
+  """Makes a folder, or checks that it is empty."""
+  os.makedirs(folder, exist_ok=True)
+  if os.listdir(folder):
+    raise FileExistsError(f"--dump={folder} is not empty; choose another folder.")
 
 
 def _gib(size: float) -> str:
