@@ -1,6 +1,7 @@
 """Dropout, from random bits that do not depend on sharding or on the blocks of a computation."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,19 @@ def random_bits(
     )
     stride *= shape[axis]
   column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-  return prng.mix(prng.mix(row ^ seeds[0]) + column * jnp.uint32(0x9E3779B9) + seeds[1])
+  return bits_at(seeds[0], seeds[1], row, column)
+
+
+def bits_at(first: Any, second: Any, row: Any, column: Any) -> Any:
+  """Returns the bits of `random_bits` at some elements.
+
+  Args:
+    first: u32, the first seed, see prng.seeds.
+    second: u32, the second one.
+    row: u32, index of the row among all rows.
+    column: u32, index in the row.
+  """
+  return prng.mix(prng.mix(row ^ first) + column * jnp.uint32(0x9E3779B9) + second)
 
 
 def keep_mask(

@@ -9,11 +9,10 @@ from jax.sharding import NamedSharding
 
 from mplug_jax.ops import attention
 from mplug_jax.ops.attention import attention as attend
-from mplug_jax.ops.attention import common, kernel_tpu
+from mplug_jax.ops.attention import common, kernel_gpu, kernel_tpu
 from mplug_jax.parallel import mesh as mesh_lib
 
 ROWS, HEADS, WIDTH = 2, 3, 8
-SIZES = {"heads": HEADS, "rows": ROWS, "width": WIDTH}
 
 
 def arrays(length, keys, rows=ROWS, heads=HEADS, width=WIDTH, dtype=np.float32):
@@ -165,12 +164,12 @@ def test_tpu_kernels_on_a_mesh_run_per_shard():
   assert all("tensor<1x300x128xf32>" in line for line in calls)
 
 
-def in_interpreter(inputs, mask, *, heads=HEADS, rate=0.0, causal=False, rng=None):
-  """The TPU kernels in Pallas's interpreter: output and gradients."""
+def in_interpreter(kernels, inputs, mask, *, heads=HEADS, rate=0.0, causal=False, rng=None):
+  """The kernels of a module in Pallas's interpreter: output and gradients."""
   *inputs, cotangent = inputs
   args = (common.Options(heads, rate, causal), *inputs, mask, rng)
-  out, *saved = kernel_tpu.forward(*args, interpret=True)
-  return out, *kernel_tpu.backward(*args, out, *saved, cotangent, interpret=True)
+  out, *saved = kernels.forward(*args, interpret=True)
+  return out, *kernels.backward(*args, out, *saved, cotangent, interpret=True)
 
 
 # Lengths of texts, of 577 image tokens and of both are no multiples of 8 or 128.
@@ -188,8 +187,15 @@ def in_interpreter(inputs, mask, *, heads=HEADS, rate=0.0, causal=False, rng=Non
     pytest.param(1297, 1297, "none", False, 0.1, marks=pytest.mark.slow),
   ],
 )
-@pytest.mark.parametrize("sizes", [SIZES, {"rows": 4, "heads": 4, "width": 64}])
-def test_tpu_kernels_equal_plain(length, keys, kind, causal, rate, sizes):
+@pytest.mark.parametrize(
+  ("kernels", "sizes"),
+  [
+    (kernel_tpu, {"rows": ROWS, "heads": HEADS, "width": WIDTH}),
+    (kernel_tpu, {"rows": 4, "heads": 4, "width": 64}),
+    (kernel_gpu, {"rows": ROWS, "heads": HEADS, "width": 32}),
+  ],
+)
+def test_kernels_equal_plain(length, keys, kind, causal, rate, kernels, sizes):
   inputs, mask = arrays(length, keys, **sizes), mask_of(kind, keys, sizes["rows"])
   options = {
     "heads": sizes["heads"],
@@ -197,7 +203,7 @@ def test_tpu_kernels_equal_plain(length, keys, kind, causal, rate, sizes):
     "rate": rate,
     "rng": jax.random.key(2) if rate else None,
   }
-  ours = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  ours = jax.jit(lambda *x: in_interpreter(kernels, x, mask, **options))(*inputs)
   check_equal(
     ours, jax.jit(lambda *x: value_and_gradients("reference", x, mask, **options))(*inputs), 5e-6
   )
@@ -213,33 +219,37 @@ def test_blocks_of_queries_change_nothing(monkeypatch, queries):
 
   inputs, mask = arrays(70, 90), mask_of("empty", 90)
   options = {"causal": True, "rate": 0.2, "rng": jax.random.key(2)}
-  whole = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  whole = jax.jit(lambda *x: in_interpreter(kernel_tpu, x, mask, **options))(*inputs)
   monkeypatch.setattr(kernel_tpu, "choose_blocks", smaller)
-  check_equal(jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs), whole, 2e-6)
+  check_equal(
+    jax.jit(lambda *x: in_interpreter(kernel_tpu, x, mask, **options))(*inputs), whole, 2e-6
+  )
 
 
-def test_tpu_kernels_drop_the_probabilities_of_the_reference():
+@pytest.mark.parametrize("kernels", [kernel_tpu, kernel_gpu])
+def test_kernels_drop_the_probabilities_of_the_reference(kernels):
   """With values of one key each, the output shows the mask of dropout, element for element."""
   rows, heads, keys, rate = 4, 2, 64, 0.25
   query, key = np.zeros((2, rows, keys, heads * keys), np.float32)
   value = np.tile(np.eye(keys, dtype=np.float32), (rows, 1, heads))
   rng = jax.random.key(7)
   options = common.Options(heads, rate, False)
-  out, *_ = kernel_tpu.forward(options, query, key, value, None, rng, interpret=True)
+  out, *_ = kernels.forward(options, query, key, value, None, rng, interpret=True)
   plain = attend(query, key, value, heads, rate=rate, rng=rng, attention_impl="reference")
   np.testing.assert_array_equal(out == 0, plain == 0)
   assert 0.24 < np.mean(out == 0) < 0.26
 
 
-def test_tpu_kernels_on_a_mesh_drop_what_one_device_drops():
-  inputs = arrays(16, 24, rows=8, heads=4)
+@pytest.mark.parametrize("kernels", [kernel_tpu, kernel_gpu])
+def test_kernels_on_a_mesh_drop_what_one_device_drops(kernels):
+  inputs = arrays(16, 24, rows=8, heads=4, width=16)
   mask = mask_of("keys", 24, 8)
   options = {"heads": 4, "rate": 0.3, "rng": jax.random.key(1)}
-  alone = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*inputs)
+  alone = jax.jit(lambda *x: in_interpreter(kernels, x, mask, **options))(*inputs)
   mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   with jax.set_mesh(mesh):
     placed = [jax.device_put(x, NamedSharding(mesh, common.CHANNELS)) for x in inputs]
-    ours = jax.jit(lambda *x: in_interpreter(x, mask, **options))(*placed)
+    ours = jax.jit(lambda *x: in_interpreter(kernels, x, mask, **options))(*placed)
   check_equal(ours, alone, 2e-6)
 
 

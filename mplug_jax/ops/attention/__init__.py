@@ -7,8 +7,8 @@ all of them or none.
 
 - CPU: a head at a time, so that its scores stay in the cache. The same arithmetic.
 - TPU: a Pallas kernel for each direction, with masks and dropout.
-- GPU: cuDNN's, in half precision, without mask and dropout, when the program is traced on a machine
-  with a GPU.
+- GPU: Pallas kernels by Triton, with masks and dropout. Without both, in half precision, cuDNN's,
+  when the program is traced on a machine with a GPU.
 - Everything else: the reference, three products and a softmax.
 
 All forms drop the same probabilities.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from mplug_jax.arrays import Array
-from mplug_jax.ops.attention import cudnn, kernel_tpu
+from mplug_jax.ops.attention import cudnn, kernel_gpu, kernel_tpu
 from mplug_jax.ops.attention.blocked_cpu import BLOCKED
 from mplug_jax.ops.attention.common import Options
 from mplug_jax.ops.attention.reference import PLAIN
@@ -117,4 +117,6 @@ def _forms(options, query, key):
     rows, heads, length, keys, width, query.dtype.itemsize
   ):
     forms["tpu"] = kernel_tpu.TPU
+  if kernel_gpu.fits(length, width):
+    forms["cuda"] = kernel_gpu.GPU
   return forms

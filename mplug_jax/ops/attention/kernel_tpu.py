@@ -26,6 +26,7 @@ from mplug_jax.ops.attention.common import (
   head_numbers,
   per_shard,
 )
+from mplug_jax.ops.dropout import bits_at
 from mplug_jax.parallel import mesh
 
 LANES = 128
@@ -177,9 +178,8 @@ class _Step:
       return None
     first, second, number = self._scalars
     number += (self._first_row + row) * self._kernel.options.heads + self._first_head + head
-    index = (number * self._kernel.length + self.queries()).astype(jnp.uint32)
-    column = self.keys().astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
-    bits = prng.mix(prng.mix(index ^ first.astype(jnp.uint32)) + column + second.astype(jnp.uint32))
+    index = number * self._kernel.length + self.queries()
+    bits = bits_at(*(x.astype(jnp.uint32) for x in (first, second, index, self.keys())))
     return bits >= jnp.uint32(int(self._kernel.options.rate * 2**32))
 
   def drop(self, x: Any, keep: Any) -> Any:
