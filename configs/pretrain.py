@@ -129,6 +129,7 @@ def _paper(c: config.Config, options: config.Config) -> None:
   c.task.ramp_steps = 4000  # the official first epoch of 4 million images
   c.data.augment.scale = (0.2, 1.0)
   c.model.image_size = options.res or (224 if large else 256)
+  c.model.remat = "full" if options.size == "huge" else "none"
   c.optim.update({"lr": 5e-5, "visual_lr": 5e-6} if large else {"lr": 1e-4, "visual_lr": 1e-5})
   c.optim.schedule.update(
     {"epochs": 30, "warmup_units": 20, "warmup_lr": 1e-6, "min_lr": 2e-6 if large else 1e-6}

@@ -128,4 +128,4 @@ def _paper(c: config.Config) -> None:
   )
   c.task.update({"queue": 65536, "rerank_k": 256})
   c.data.augment.update({"scale": (0.5, 1.0), "flip": 0.5, "randaugment": (2, 7)})
-  c.model.remat = "full"
+  c.model.remat = "none" if c.model.vision_layers == 12 else "full"

@@ -311,8 +311,11 @@ def _store(state, parents, token, scores):
 def _best(values, count):
   """The `count` largest of values f32[B, K, V], best first: (value, beam, token) [B, count]."""
   batch, beams, vocabulary = values.shape
-  values, index = jax.lax.top_k(values.reshape(batch, -1), min(count, beams * vocabulary))
-  return values, index // vocabulary, index % vocabulary
+  # Those of each beam first: K x V values in one row are a copy on TPU. Ties stay in their order.
+  each = min(count, vocabulary)
+  values, token = jax.lax.top_k(values, each)
+  values, index = jax.lax.top_k(values.reshape(batch, -1), min(count, beams * each))
+  return values, index // each, jnp.take_along_axis(token.reshape(batch, -1), index, axis=1)
 
 
 def _end_dead_items(total, log_prob, eos_id):

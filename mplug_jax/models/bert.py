@@ -219,37 +219,34 @@ class BertLayer(nn.Module, kw_only=True):
   def step(
     self,
     x: Float[Array, "batch beams width"],
-    cache: dict[str, Float[Array, "batch beams heads positions head_width"]],
+    cache: dict[str, Float[Array, "batch heads entries head_width"]],
+    seen: Bool[Array, "batch 1 beams entries"],
     cross: dict[str, Float[Array, "batch heads keys head_width"]],
-    position: Int[Array, ""],
     cross_mask: Bool[Array, "batch 1 1 keys"] | None,
+    position: Int[Array, ""],
   ) -> tuple[Float[Array, "batch beams width"], dict[str, Float[Array, "..."]]]:
-    """Decodes one position; beams are query positions of the cross-attention.
+    """Decodes one position; beams are query positions of both attentions.
 
     Args:
       x: tokens at `position`.
-      cache: {"key", "value"}, filled before `position`.
+      cache: {"key", "value"} with an entry for each position and beam, filled before `position`.
+      seen: which entries a beam attends to.
       cross: {"key", "value"} of the memory.
-      position: index of the position.
       cross_mask: which keys of the memory may be attended to, or None for all.
+      position: index of the position.
 
     Returns:
       (output, the cache with `position` filled).
     """
-    heads = self.config.heads
+    first = position * x.shape[1]
     cache = {
       name: jax.lax.dynamic_update_slice_in_dim(
-        cache[name], value.reshape(*value.shape[:2], heads, 1, -1), position, 3
+        cache[name], split_heads(value, self.config.heads), first, 2
       )
       for name, value in zip(("key", "value"), self.attention.keys_values(x))
     }
-    batch, beams = x.shape[:2]
-    flat = jax.tree.map(lambda c: c.reshape((batch * beams,) + c.shape[2:]), cache)
-    seen = (jnp.arange(flat["key"].shape[2]) <= position)[None, None, None, :]
-    read = self.attention.attend_cached(
-      x.reshape(batch * beams, 1, -1), flat["key"], flat["value"], seen
-    )
-    x = self.attention_norm(x + read.reshape(x.shape))
+    read = self.attention.attend_cached(x, cache["key"], cache["value"], seen)
+    x = self.attention_norm(x + read)
     read = self.crossattention.attend_cached(x, cross["key"], cross["value"], cross_mask)
     return self._feed_forward(self.crossattention_norm(x + read)), cache
 
@@ -343,8 +340,10 @@ class TextDecoder(nn.Module, kw_only=True):
     Returns:
       {"layers": the layers' parameters, kernels in the compute dtype,
       "cross": {"key", "value"}: dtype[B, H, S, Dh],
-      "self": {"key", "value"}: dtype[B, K, H, T, Dh], empty}, each a tuple with an entry per layer,
-      and "cross_mask": bool[B, 1, 1, S] or None.
+      "self": {"key", "value"}: dtype[B, H, T * K, Dh], empty}, each a tuple with an entry per
+      layer, "cross_mask": bool[B, 1, 1, S] or None, and "writers": i32[B, K, T], the beam that
+      wrote the entry of a beam's token. Beams that change places exchange their writers, and the
+      entries stay.
     """
     c = self.config
     c.check_length(length)
@@ -360,7 +359,7 @@ class TextDecoder(nn.Module, kw_only=True):
       key, value = self._layer(params, BertLayer.cross_keys_values, memory)
       return {"key": split_heads(key, c.heads), "value": split_heads(value, c.heads)}
 
-    shape = (memory.rows, beams, c.heads, length, c.hidden_size // c.heads)
+    shape = (memory.rows, c.heads, length * beams, c.hidden_size // c.heads)
     return {
       "layers": per_layer,
       "cross": tuple(map(cross, per_layer)),
@@ -368,6 +367,7 @@ class TextDecoder(nn.Module, kw_only=True):
         {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")} for _ in per_layer
       ),
       "cross_mask": None if memory.mask is None else memory.mask[:, None, None, :],
+      "writers": jnp.zeros((memory.rows, beams, length), jnp.int32),
     }
 
   def step(
@@ -375,11 +375,21 @@ class TextDecoder(nn.Module, kw_only=True):
   ) -> tuple[LogitsOrLosses, dict[str, Any]]:
     """Returns (logits f32[B, K, V] of the next position, cache) for the tokens at `position`."""
     x = self.embeddings(tokens, position[None])
+    batch, beams, length = cache["writers"].shape
+    own = jnp.arange(beams, dtype=jnp.int32)
+    writers = jax.lax.dynamic_update_slice_in_dim(
+      cache["writers"], jnp.broadcast_to(own[:, None], (batch, beams, 1)), position, 2
+    )
+    seen = (writers[..., None] == own) & (jnp.arange(length) <= position)[:, None]
+    seen = seen.reshape(batch, 1, beams, length * beams)
     new = []
     for params, past, cross in zip(cache["layers"], cache["self"], cache["cross"], strict=True):
-      x, past = self._layer(params, BertLayer.step, x, past, cross, position, cache["cross_mask"])
+      x, past = self._layer(
+        params, BertLayer.step, x, past, seen, cross, cache["cross_mask"], position
+      )
       new.append(past)
-    return self.head(x, self.embeddings.word.embedding), cache | {"self": tuple(new)}
+    logits = self.head(x, self.embeddings.word.embedding)
+    return logits, cache | {"self": tuple(new), "writers": writers}
 
   def _layer(self, params, method, *args) -> Any:
     """A method of one layer with the given parameters."""

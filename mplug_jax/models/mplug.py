@@ -280,8 +280,7 @@ def decoding_fns(model: MPlug, params: Any) -> tuple[Callable[..., Any], Callabl
     return model.apply({"params": params}, tokens, position, cache, method=MPlug.decode_step)
 
   def reorder(cache, parents):
-    index = parents[:, :, None, None, None]
-    moved = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), cache["self"])
-    return cache | {"self": moved}
+    moved = jnp.take_along_axis(cache["writers"], parents[:, :, None], axis=1)
+    return cache | {"writers": moved}
 
   return step, reorder
