@@ -313,7 +313,7 @@ def _best(values, count):
   batch, beams, vocabulary = values.shape
   # Those of each beam first: K x V values in one row are a copy on TPU. Ties stay in their order.
   each = min(count, vocabulary)
-  values, token = jax.lax.top_k(values, each)
+  values, token = jax.lax.top_k(values.reshape(batch * beams, vocabulary), each)
   values, index = jax.lax.top_k(values.reshape(batch, -1), min(count, beams * each))
   return values, index // each, jnp.take_along_axis(token.reshape(batch, -1), index, axis=1)
 

@@ -124,7 +124,7 @@ def _forward_kernel(kernel: _Kernel, scalars, query, key, value, *rest):
   def add(keys, carry):
     total, peak, sums = carry
     k, v = (kernel.read(x, kernel.keys, keys) for x in (key, value))
-    scores, _ = kernel.scores(q, k, *(mask or [None]), block, keys)
+    scores, _ = kernel.scores(q, k, mask[0] if mask else None, block, keys)
     new = jnp.maximum(peak, scores.max(-1))
     weights = jnp.exp(scores - new[:, None])
     shrink = jnp.exp(peak - new)
@@ -155,7 +155,7 @@ def _score_gradient(kernel, head, mask, arrays, queries, keys):
     keys: index of the block of keys.
   """
   q, k, v, d_out, largest, inverse, inner = arrays
-  scores, allowed = kernel.scores(q, k, *(mask or [None]), queries, keys)
+  scores, allowed = kernel.scores(q, k, mask[0] if mask else None, queries, keys)
   weights = jnp.exp(scores - largest[:, None]) * inverse[:, None]
   d_weights = kernel.drop(_product(d_out, v, trans_b=True), head, queries, keys)
   d_scores = jnp.where(allowed, weights * (d_weights - inner[:, None]), 0.0)
