@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 
 from mplug_jax.arrays import Array
 from mplug_jax.models import layers
-from mplug_jax.models.bert import BertConfig, Memory, TextDecoder, TextEncoder
+from mplug_jax.models.bert import BertConfig, Memory, TextEncoder
 from mplug_jax.models.fusion import FusionEncoder
+from mplug_jax.models.text_decoder import TextDecoder
 from mplug_jax.models.vit import VisionTransformer
 
 
@@ -218,12 +219,14 @@ class MPlug(nn.Module, kw_only=True):
     """Returns (losses, label is the most probable word), see `vocabulary_losses`."""
     return self.text_decoder(ids, mask, memory, labels)
 
-  def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
+  def init_cache(
+    self, memory: Memory, beams: int, length: int, start: tuple[int, ...] = ()
+  ) -> dict[str, Any]:
     """Returns the cache for `length` positions of `beams` sequences per memory row.
 
     See TextDecoder.init_cache.
     """
-    return self.text_decoder.init_cache(memory, beams, length)
+    return self.text_decoder.init_cache(memory, beams, length, start)
 
   def decode_step(
     self, tokens: Int[Array, "rows beams"], position: Int[Array, ""], cache: dict[str, Any]

@@ -162,11 +162,11 @@ def beam_generation(model, memory, beams, steps, cache_length):
   """Incremental decoding of `steps` tokens in `beams` beams per memory row.
 
   Keys and values of the memory are computed once; self-attention reads the whole cache of
-  `cache_length` positions.
+  `cache_length` positions of all beams.
   """
   tokens = beams * max(rows for rows, _ in memory)
   step = model.decoder_layers * crossing_layer(
-    model, tokens, cache_length, memory
+    model, tokens, beams * cache_length, memory
   ) + language_model_head(model, tokens)
   return model.decoder_layers * keys_values(model, memory) + steps * step
 
