@@ -114,6 +114,7 @@ class _Walk:
 
   def __init__(self, computations: dict[str, Computation]):
     self._computations = computations
+    self._begun: set[str] = set()  # channels of the collectives that were counted
 
   def of(self, name: str, times: float) -> Iterator[Execution]:
     """Yields the executions of a computation that runs `times` times."""
@@ -127,16 +128,30 @@ class _Walk:
           yield from self.of(callee, times * trips)
         continue
       flops = products(table, instruction)
+      traffic = self._traffic(table, instruction)
       collectives = _collective(table, instruction)
       fused: list[Instruction] = []
       for callee in callees:
         for inner in self.of(callee, 1.0):
           flops += inner.times * inner.flops
           fused += [inner.instruction, *inner.fused]
+          if not inner.collectives or not self._begins(inner.instruction):
+            continue
+          traffic += inner.times * inner.traffic
           for key, value in inner.collectives.items():
             collectives[key] = collectives.get(key, 0) + inner.times * value
-      traffic = self._traffic(table, instruction)
       yield Execution(instruction, times, flops, traffic, collectives, tuple(fused))
+
+  def _begins(self, collective: Instruction) -> bool:
+    """Whether the program has not begun this collective before.
+
+    An asynchronous one is in every fusion that computes while it goes on, under one channel.
+    """
+    channel = re.search(r"channel_id=(\d+)", collective.attributes)
+    name = channel[1] if channel else collective.name
+    begins = name not in self._begun
+    self._begun.add(name)
+    return begins
 
   def _trips(self, loop: Instruction) -> int:
     """Returns how often a while loop runs: the constant of its condition, 1 if it has none."""
@@ -214,11 +229,16 @@ class _Walk:
     """
     if array.root:
       return math.inf
+    # What a fusion only hands on, and what a collective in it moves, is no traffic of the fusion.
     total = 0.0
     users = (instruction for instruction in table.values() if array.name in instruction.operands)
     for user in users:
-      if user.opcode in ("dynamic-slice", "slice"):
+      if user.opcode in ("dynamic-slice", "slice") or (
+        user.opcode == "gather" and array.name not in user.operands[1:]
+      ):
         total += size(user.type)
+      elif user.opcode in COLLECTIVES or user.opcode == "tuple" and user.root:
+        continue
       elif user.opcode == "bitcast":
         total += self._touched(table, user)
       elif user.opcode == "fusion":
@@ -235,6 +255,8 @@ class _Walk:
 
   def _renewed(self, table: Computation, result: Instruction) -> float:
     """Returns the bytes that a fusion writes of a result; only the update if it is in place."""
+    if result.opcode in COLLECTIVES or result.opcode == "parameter":
+      return 0.0
     if result.opcode == "bitcast" and result.operands[0] in table:
       return self._renewed(table, table[result.operands[0]])
     if result.opcode == "dynamic-update-slice" and table[result.operands[0]].opcode == "parameter":
