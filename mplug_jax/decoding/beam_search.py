@@ -99,7 +99,6 @@ def beam_search(
   n_best: int | None = None,
   no_repeat_ngram: int = 0,
   allowed: Bool[Array, "..."] | None = None,
-  first: int = 0,
 ) -> Generation:
   """Returns the sequences with the highest length-normalized log-probability.
 
@@ -119,8 +118,6 @@ def beam_search(
     n_best: sequences returned per item; None: all beams.
     no_repeat_ngram: length of n-grams that do not repeat; 0: no limit.
     allowed: the only tokens that may be generated; None: all tokens.
-    first: position of the first step, at most the shortest prompt's last one; the cache holds the
-      tokens before it.
 
   Returns:
     Generation with K = n_best, best first.
@@ -138,7 +135,7 @@ def beam_search(
     step_fn, reorder_fn, prompt_length, penalties, n_best, eos_id, reference, constraints
   )
   tokens = token_buffer(prompt, prompt_length, beams, max_length, pad_id)
-  return _run(search, _initial_state(tokens, prompt_length, cache, first))
+  return _run(search, _initial_state(tokens, prompt_length, cache))
 
 
 def greedy(
@@ -196,15 +193,15 @@ def _length_penalties(max_length, power):
   return jnp.asarray(((6 + np.arange(max_length)) / 6) ** power, jnp.float32)
 
 
-def _initial_state(tokens, prompt_length, cache, first):
-  """The state at position `first`, from the token buffer i32[B, K, T]."""
+def _initial_state(tokens, prompt_length, cache):
+  """The state at position 0, from the token buffer i32[B, K, T]."""
   batch, beams, _ = tokens.shape
   # All beams of an item start equal, so only one may be expanded at first.
-  expanded = jnp.arange(beams)[None, :] == 0
-  log_prob = jnp.tile(jnp.where(expanded, 0.0, -jnp.inf).astype(jnp.float32), (batch, 1))
+  first = jnp.arange(beams)[None, :] == 0
+  log_prob = jnp.tile(jnp.where(first, 0.0, -jnp.inf).astype(jnp.float32), (batch, 1))
   lengths = jnp.tile(prompt_length[:, None], (1, beams))
   stored = Generation(tokens, lengths, jnp.full_like(log_prob, -jnp.inf))
-  return _BeamState(jnp.int32(first), cache, tokens, log_prob, jnp.zeros(batch, bool), stored)
+  return _BeamState(jnp.int32(0), cache, tokens, log_prob, jnp.zeros(batch, bool), stored)
 
 
 def _run(search, state):

@@ -219,7 +219,8 @@ class BertLayer(nn.Module, kw_only=True):
   def step(
     self,
     x: Float[Array, "batch beams width"],
-    cache: dict[str, Float[Array, "batch heads entries head_width"]],
+    cache: dict[str, Float[Array, "layers batch heads entries head_width"]],
+    layer: int,
     seen: Bool[Array, "batch 1 beams entries"],
     cross: dict[str, Float[Array, "batch heads keys head_width"]],
     cross_mask: Bool[Array, "batch 1 1 keys"] | None,
@@ -230,6 +231,7 @@ class BertLayer(nn.Module, kw_only=True):
     Args:
       x: tokens at `position`.
       cache: {"key", "value"} with an entry for each position and beam, filled before `position`.
+      layer: index of this layer in the cache.
       seen: which entries a beam attends to.
       cross: {"key", "value"} of the memory.
       cross_mask: which keys of the memory may be attended to, or None for all.
@@ -238,14 +240,14 @@ class BertLayer(nn.Module, kw_only=True):
     Returns:
       (output, the cache with `position` filled).
     """
-    first = position * x.shape[1]
+    place = (layer, 0, 0, position * x.shape[1], 0)
     cache = {
-      name: jax.lax.dynamic_update_slice_in_dim(
-        cache[name], split_heads(value, self.config.heads), first, 2
+      name: jax.lax.dynamic_update_slice(
+        cache[name], split_heads(value, self.config.heads)[None], place
       )
       for name, value in zip(("key", "value"), self.attention.keys_values(x))
     }
-    read = self.attention.attend_cached(x, cache["key"], cache["value"], seen)
+    read = self.attention.attend_cached(x, cache["key"][layer], cache["value"][layer], seen)
     x = self.attention_norm(x + read)
     read = self.crossattention.attend_cached(x, cross["key"], cross["value"], cross_mask)
     return self._feed_forward(self.crossattention_norm(x + read)), cache

@@ -219,14 +219,12 @@ class MPlug(nn.Module, kw_only=True):
     """Returns (losses, label is the most probable word), see `vocabulary_losses`."""
     return self.text_decoder(ids, mask, memory, labels)
 
-  def init_cache(
-    self, memory: Memory, beams: int, length: int, start: tuple[int, ...] = ()
-  ) -> dict[str, Any]:
+  def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
     """Returns the cache for `length` positions of `beams` sequences per memory row.
 
     See TextDecoder.init_cache.
     """
-    return self.text_decoder.init_cache(memory, beams, length, start)
+    return self.text_decoder.init_cache(memory, beams, length)
 
   def decode_step(
     self, tokens: Int[Array, "rows beams"], position: Int[Array, ""], cache: dict[str, Any]

@@ -58,25 +58,20 @@ class TextDecoder(nn.Module, kw_only=True):
     x, _ = self.layers(x, mask, memory, memory.mask)
     return self.head(x, self.embeddings.word.embedding, labels)
 
-  def init_cache(
-    self, memory: Memory, beams: int, length: int, start: tuple[int, ...] = ()
-  ) -> dict[str, Any]:
+  def init_cache(self, memory: Memory, beams: int, length: int) -> dict[str, Any]:
     """Returns the cache of incremental decoding.
 
     Args:
       memory: its rows are the items.
       beams: sequences per item K.
       length: number of positions T.
-      start: first tokens of every sequence, which are read together; the next step is at the
-        position after them.
 
     Returns:
-      {"layers": the layers' parameters, kernels in the compute dtype,
-      "cross": {"key", "value"}: dtype[B, H, S, Dh],
-      "self": {"key", "value"}: dtype[B, H, T * K, Dh], empty after `start`}, each a tuple with an
-      entry per layer, "cross_mask": bool[B, 1, 1, S] or None, and "writers": i32[B, K, T], the beam
-      that wrote the entry of a beam's token. Beams that change places exchange their writers, and
-      the entries stay.
+      {"layers": the layers' parameters, kernels in the compute dtype, and "cross":
+      {"key", "value"} dtype[B, H, S, Dh], both tuples with an entry per layer; "self":
+      {"key", "value"} dtype[layers, B, H, T * K, Dh], empty; "cross_mask": bool[B, 1, 1, S] or
+      None; "writers": i32[B, K, T], the beam that wrote the entry of a beam's token. Beams that
+      change places exchange their writers, and the entries stay}.
     """
     c = self.config
     c.check_length(length)
@@ -94,40 +89,16 @@ class TextDecoder(nn.Module, kw_only=True):
       key, value = self._layer(params, BertLayer.cross_keys_values, memory)
       return {"key": split_heads(key, c.heads), "value": split_heads(value, c.heads)}
 
-    cache = {
+    # One array for all layers: of an array for each, a TPU keeps some on the chip, and then writes
+    # them back whole at every position.
+    shape = (self.depth, memory.rows, c.heads, length * beams, c.hidden_size // c.heads)
+    return {
       "layers": per_layer,
       "cross": tuple(map(cross, per_layer)),
+      "self": {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")},
       "cross_mask": None if memory.mask is None else memory.mask[:, None, None, :],
       "writers": jnp.zeros((memory.rows, beams, length), jnp.int32),
     }
-    shape = (memory.rows, c.heads, length, beams, c.hidden_size // c.heads)
-    empty = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
-    if start:  # Beam 0 writes its tokens, and all beams attend to them.
-      own = tuple(
-        {name: x.at[:, :, : len(start), 0].set(read[name]) for name, x in empty.items()}
-        for read in self._read(start, memory.rows, cache)
-      )
-    else:
-      own = (empty,) * self.depth
-    flat = (*shape[:2], length * beams, shape[-1])
-    return cache | {"self": jax.tree.map(lambda x: x.reshape(flat), own)}
-
-  def _read(self, start, rows, cache):
-    """Returns {"key", "value"} dtype[B, H, len(start), Dh] of each layer: a step of many tokens."""
-    c = self.config
-    count = len(start)
-    ids = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (rows, count))
-    x = self.embeddings(ids, jnp.arange(count))
-    seen = jnp.broadcast_to(jnp.tril(jnp.ones((count, count), bool)), (rows, 1, count, count))
-    shape = (rows, c.heads, count, c.hidden_size // c.heads)
-    empty = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
-    own = []
-    for params, cross in zip(cache["layers"], cache["cross"], strict=True):
-      x, new = self._layer(
-        params, BertLayer.step, x, empty, seen, cross, cache["cross_mask"], jnp.int32(0)
-      )
-      own.append(new)
-    return own
 
   def step(
     self, tokens: Int[Array, "batch beams"], position: Int[Array, ""], cache: dict[str, Any]
@@ -135,20 +106,19 @@ class TextDecoder(nn.Module, kw_only=True):
     """Returns (logits f32[B, K, V] of the next position, cache) for the tokens at `position`."""
     x = self.embeddings(tokens, position[None])
     batch, beams, length = cache["writers"].shape
-    own = jnp.arange(beams, dtype=jnp.int32)
+    beam = jnp.arange(beams, dtype=jnp.int32)
     writers = jax.lax.dynamic_update_slice_in_dim(
-      cache["writers"], jnp.broadcast_to(own[:, None], (batch, beams, 1)), position, 2
+      cache["writers"], jnp.broadcast_to(beam[:, None], (batch, beams, 1)), position, 2
     )
-    seen = (writers[..., None] == own) & (jnp.arange(length) <= position)[:, None]
+    seen = (writers[..., None] == beam) & (jnp.arange(length) <= position)[:, None]
     seen = seen.reshape(batch, 1, beams, length * beams)
-    new = []
-    for params, past, cross in zip(cache["layers"], cache["self"], cache["cross"], strict=True):
-      x, past = self._layer(
-        params, BertLayer.step, x, past, seen, cross, cache["cross_mask"], position
+    own = cache["self"]
+    for i, (params, cross) in enumerate(zip(cache["layers"], cache["cross"], strict=True)):
+      x, own = self._layer(
+        params, BertLayer.step, x, own, i, seen, cross, cache["cross_mask"], position
       )
-      new.append(past)
     logits = self.head(x, self.embeddings.word.embedding)
-    return logits, cache | {"self": tuple(new), "writers": writers}
+    return logits, cache | {"self": own, "writers": writers}
 
   def _layer(self, params, method, *args) -> Any:
     """A method of one layer with the given parameters."""

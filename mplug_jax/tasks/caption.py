@@ -5,7 +5,6 @@ Sources: paper section 4.2.2, docs/official.md item 10.
 Shapes: B images, C captions of each, T caption tokens, P prompt tokens with [bos], V vocabulary.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -182,16 +181,13 @@ class CaptionTask(base.Task):
       **options: n_best and mode of beam_search.beam_search.
     """
     step, reorder = decoding_fns(self.model, params)
-    # All but the last token of a prompt that all images share are read together.
-    shared = self.prompt.start[:-1] if starts is None else ()
     starts = starts or self.starts(memory.rows)
     return beam_search.beam_search(
       step,
       reorder,
-      self.cache(params, memory, beams, starts[0].shape[1], shared),
+      self.cache(params, memory, beams, starts[0].shape[1]),
       *starts,
       beams=beams,
-      first=len(shared),
       no_repeat_ngram=self.config.task.no_repeat_ngram,
       **self.limits(),
       **options,
@@ -216,25 +212,17 @@ class CaptionTask(base.Task):
     )
     return {"tokens": best.tokens, "length": best.lengths, "score": best.scores}
 
-  def cache(
-    self,
-    params: Params,
-    memory: Memory,
-    sequences: int,
-    width: int = 0,
-    shared: Sequence[int] = (),
-  ) -> Any:
-    """Returns a cache of the decoder.
+  def cache(self, params: Params, memory: Memory, sequences: int, width: int = 0) -> Any:
+    """Returns an empty cache of the decoder.
 
     Args:
       params: parameters.
       memory: encoded images.
       sequences: sequences per row of the memory.
       width: tokens of the prompt; 0: those of the config's prompt.
-      shared: first tokens of every sequence, which the cache holds already.
     """
     length = (width or len(self.prompt.start)) + self.config.task.max_length
-    return self.apply(params, type(self.model).init_cache, memory, sequences, length, tuple(shared))
+    return self.apply(params, type(self.model).init_cache, memory, sequences, length)
 
   def starts(self, rows: Any) -> tuple[Int32[Array, "rows prompt"], Int32[Array, " rows"]]:
     """Returns the config's prompt i32[rows, P] and its length i32[rows] for every row."""

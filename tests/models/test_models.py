@@ -112,30 +112,6 @@ def test_every_duplicated_layer_reads_its_own_image(kind):
 # ---- decoding
 
 
-def test_first_tokens_read_together_equal_those_read_one_by_one(case, inputs):
-  """Two tokens that all sequences share, then one of their own for each of 3 beams."""
-  image, question, _ = inputs
-  _, _, *tokens = case.outputs(case.params, *inputs)
-  shared, own = (7, 9), np.random.default_rng(6).integers(4, 23, (6, 3)).astype(np.int32)
-
-  @jax.jit
-  def both(params, image, text, mask):
-    step, _ = decoding_fns(case.model, params)
-
-    def cache(start):
-      return apply(case.model, lambda m, *x: m.init_cache(m.memory(*x), 3, 5, start))(
-        params, image, text, mask
-      )
-
-    one_by_one = cache(())
-    for t, token in enumerate(shared):
-      _, one_by_one = step(one_by_one, jnp.full((6, 3), token), jnp.int32(t))
-    return [step(c, own, jnp.int32(2))[0] for c in (cache(shared), one_by_one)]
-
-  together, expected = both(case.params, *tokens, question.reshape(-1, 5) != PAD)
-  np.testing.assert_allclose(together, expected, atol=1e-5)
-
-
 def test_incremental_decoding_equals_teacher_forcing(case, inputs):
   """3 beams per memory row, which change places after position 1."""
   image, question, _ = inputs
