@@ -1,5 +1,9 @@
 """Each form of attention equals the reference, on its platform and on a mesh."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +15,7 @@ from mplug_jax.ops import attention
 from mplug_jax.ops.attention import attention as attend
 from mplug_jax.ops.attention import common, kernel_gpu, kernel_tpu
 from mplug_jax.parallel import mesh as mesh_lib
+from tests.support.paths import ROOT
 
 ROWS, HEADS, WIDTH = 2, 3, 8
 
@@ -295,3 +300,20 @@ def test_cudnn_runs_only_in_half_precision_without_masks(monkeypatch):
   ):
     jax.make_jaxpr(lambda *x, options=options: attend(*x, HEADS, **options))(*others[:3])
   assert len(calls) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:2x2"])
+def test_tpu_kernels_compile_for_every_chip(name):
+  pytest.importorskip("libtpu")
+  script = ROOT / "tests" / "support" / "compile_attention.py"
+  run = subprocess.run(
+    [sys.executable, str(script), name],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+  )
+  assert run.returncode == 0, run.stderr[-2000:]
+  lines = [line.split() for line in run.stdout.splitlines()]
+  assert len(lines) == 7
+  assert {line[2] for line in lines} == {"2"}

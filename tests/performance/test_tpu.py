@@ -331,41 +331,42 @@ def test_a_plan_tries_the_most_promising_and_stops_when_nothing_can_be_better(mo
   ] * 2
 
 
-_LOWERED = [
-  ("vqa", "generate"),
+LOWERED = [
   ("retrieval", "rerank"),
   ("retrieval", "embed"),
   ("nlvr2", "generate"),
-]
-_OTHERS = [
+  ("vqa", "generate"),
   ("caption", "generate"),
   ("grounding", "generate"),
-  *(
-    (name, "train")
-    for name in (
-      "pretrain",
-      "vqa",
-      "caption",
-      "caption_scst",
-      "retrieval",
-      "grounding",
-      "nlvr2",
-      "snli_ve",
-    )
-  ),
+  ("pretrain", "train"),
+  ("vqa", "train"),
+  ("caption", "train"),
+  ("caption_scst", "train"),
+  ("retrieval", "train"),
+  ("grounding", "train"),
+  ("nlvr2", "train"),
+  ("snli_ve", "train"),
 ]
 
 
-@pytest.mark.parametrize(
-  ("name", "function"),
-  [*_LOWERED, *(pytest.param(*case, marks=pytest.mark.slow) for case in _OTHERS)],
-)
-def test_programs_of_every_kind_are_lowered_for_tpus(name, function):
-  """By jax.export, which needs no TPU compiler; sharded over 8 devices."""
-  c = config(name, **{"eval.batch_size": 8, "mesh.data": 4, "mesh.fsdp": 2})
-  built = compiler.build_for(c, jax.devices()[:8])
+@pytest.mark.parametrize(("name", "function"), LOWERED)
+def test_programs_are_lowered_for_accelerators_with_kernels_of_attention(name, function):
+  """Without a TPU, a GPU or their compilers; predict functions are sharded over 8 devices."""
+  one = ("vision_layers", "text_layers", "decoder_layers", "fusion_layers")
+  changes = {f"model.{field}": 1 for field in one}
+  changes |= {"model.dtype": "bfloat16", "model.image_size": 64, "eval.batch_size": 8}
+  if function != "train":
+    changes |= {"mesh.data": 4, "mesh.fsdp": 2}
+  c = config(name, **changes)
+  built = compiler.build_for(c, jax.devices()[: 1 if function == "train" else 8])
   traced = compiler.trace(built, c, function)
-  assert "stablehlo" in traced.lower(lowering_platforms=("tpu",)).as_text()
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  kernels = {kernel for kernel in ("forward", "keys", "query") if f"attention_{kernel}_" in text}
+  assert kernels == ({"forward", "keys", "query"} if function == "train" else {"forward"})
+  assert text.count("__gpu$xla.gpu.triton") >= len(kernels)
+  if function != "train" or name == "vqa":
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") >= (2 if function == "train" else 1)
   with pytest.raises(
     ValueError, match="--fn=nothing: the task has no such function; it has train, "
   ):
