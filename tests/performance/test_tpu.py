@@ -61,7 +61,7 @@ def test_breakdown_names_parts_directions_and_kinds(tmp_path):
     ),
     ("fusion_encoder", "cross-attention", "backward", "kernel", 3): (3 * 2 * one, 3000),
     ("text_decoder", "attention", "recomputed", "move", 1): (2 * one, 0),
-    ("other", "other", "update", "collective", 1): (2 * one, 0),
+    ("other", "other", "unnamed", "collective", 1): (2 * one, 0),
     ("other", "other", "update", "elementwise", 1): (3 * one, 0),
   }
   cost = hlo.cost(text)

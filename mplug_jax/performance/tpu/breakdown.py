@@ -51,7 +51,8 @@ class Row(NamedTuple):
   Attributes:
     part: part of the model, or "other".
     layer: part of its layers, or "other".
-    direction: "forward", "backward", "recomputed", or "update" for optimizer, averages and metrics.
+    direction: "forward", "backward", "recomputed", "update" for optimizer, averages, metrics and
+      searches, or "unnamed" for what the compiler adds, mostly moves between memories.
     kind: "product", "kernel" (Pallas), "collective", "move" (changes no value), or "elementwise".
     count: executed instructions.
     traffic: bytes of HBM.
@@ -112,7 +113,7 @@ def _place(path: str) -> tuple[str, str, str]:
   elif "jvp(" in path or part != "other":
     direction = "forward"
   else:
-    direction = "update"
+    direction = "update" if path else "unnamed"
   return part, layer if part != "other" else "other", direction
 
 
