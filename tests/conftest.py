@@ -119,6 +119,7 @@ _LONGEST = (
   "tests/test_notebooks.py",
   "vqa_run",
   "tests/test_distributed.py",
+  "tests/performance/test_tpu.py",
   "tests/training/test_step.py",
   "vqa_files",
   "grounding",
@@ -127,6 +128,7 @@ _LONGEST = (
   "tests/tasks/test_classification.py",
   "tests/tasks/test_video.py",
   "tests/test_earlier_runs.py",
+  "tests/ops/test_attention.py",
   "tests/parity/test_tasks.py",
 )
 

@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from mplug_jax.ops.attention.common import (
-  CHANNELS,
-  HEADS,
-  ROWS,
   Form,
   Options,
-  head_numbers,
+  backward_per_shard,
+  forward_per_shard,
   may_attend,
   merge_heads,
-  per_shard,
 )
 from mplug_jax.ops.attention.reference import heads_backward, heads_forward
 
@@ -50,45 +47,21 @@ def _over_heads(function, options: Options, mask, rng, numbers, channels, heads)
   return tuple(x.reshape(rows, count, *x.shape[3:]) for x in results)
 
 
-def _forward(options: Options, query, key, value, mask, rng):
+def _forward(options: Options, *args):
   def shard(mask, rng, numbers, *channels):
     out, *saved = _over_heads(heads_forward, options, mask, rng, numbers, channels, ())
     return merge_heads(out), *saved
 
-  return per_shard(
-    shard,
-    (ROWS, (), HEADS, CHANNELS, CHANNELS, CHANNELS),
-    (CHANNELS, HEADS, HEADS),
-    mask,
-    rng,
-    head_numbers(query.shape[0], options.heads),
-    query,
-    key,
-    value,
-  )
+  return forward_per_shard(shard, options.heads, *args)
 
 
-def _backward(options: Options, query, key, value, mask, rng, out, largest, inverse, cotangent):
-  def shard(mask, rng, numbers, largest, inverse, *channels):
-    heads = (largest, inverse)
+def _backward(options: Options, *args):
+  def shard(mask, rng, numbers, query, key, value, out, cotangent, *heads):
+    channels = (query, key, value, out, cotangent)
     results = _over_heads(heads_backward, options, mask, rng, numbers, channels, heads)
     return tuple(map(merge_heads, results))
 
-  return per_shard(
-    shard,
-    (ROWS, (), HEADS, HEADS, HEADS, *[CHANNELS] * 5),
-    (CHANNELS, CHANNELS, CHANNELS),
-    mask,
-    rng,
-    head_numbers(query.shape[0], options.heads),
-    largest,
-    inverse,
-    query,
-    key,
-    value,
-    out,
-    cotangent,
-  )
+  return backward_per_shard(shard, options.heads, *args)
 
 
 BLOCKED = Form(_forward, _backward)

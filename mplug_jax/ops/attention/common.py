@@ -69,6 +69,66 @@ def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any, *args
   return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*args)
 
 
+def forward_per_shard(
+  shard: Callable[..., Any], heads: int, query: Any, key: Any, value: Any, mask: Any, rng: Any
+) -> Any:
+  """Returns what Form.forward returns, computed on every device for its rows and heads.
+
+  Args:
+    shard: (mask, rng, head numbers, query, key, value) -> (out, largest, inverse) of a device.
+    heads: number of heads.
+    query: and the other arguments: those of Form.forward.
+    key: keys.
+    value: values.
+    mask: mask of keys, or None.
+    rng: random key of the dropout, or None.
+  """
+  return per_shard(
+    shard,
+    (ROWS, (), HEADS, CHANNELS, CHANNELS, CHANNELS),
+    (CHANNELS, HEADS, HEADS),
+    *(mask, rng, head_numbers(query.shape[0], heads), query, key, value),
+  )
+
+
+def backward_per_shard(
+  shard: Callable[..., Any],
+  heads: int,
+  query: Any,
+  key: Any,
+  value: Any,
+  mask: Any,
+  rng: Any,
+  out: Any,
+  largest: Any,
+  inverse: Any,
+  cotangent: Any,
+) -> Any:
+  """Returns what Form.backward returns, computed on every device for its rows and heads.
+
+  Args:
+    shard: (mask, rng, head numbers, query, key, value, out, cotangent, largest, inverse) ->
+      gradients of query, key and value of a device.
+    heads: number of heads.
+    query: and the other arguments: those of Form.backward.
+    key: keys.
+    value: values.
+    mask: mask of keys, or None.
+    rng: random key of the dropout, or None.
+    out: result of the forward direction, as the next two.
+    largest: largest scores.
+    inverse: 1 / sums of exponentials.
+    cotangent: gradient of `out`.
+  """
+  return per_shard(
+    shard,
+    (ROWS, (), HEADS, *[CHANNELS] * 5, HEADS, HEADS),
+    (CHANNELS, CHANNELS, CHANNELS),
+    *(mask, rng, head_numbers(query.shape[0], heads)),
+    *(query, key, value, out, cotangent, largest, inverse),
+  )
+
+
 def head_numbers(rows: int, heads: int) -> UInt32[Array, "rows heads"]:
   """Returns the number of each row's heads in the whole array, for dropout on a part of it."""
   return jnp.arange(rows * heads, dtype=jnp.uint32).reshape(rows, heads)

@@ -20,14 +20,11 @@ from jax.experimental.pallas import triton
 
 from mplug_jax.ops import prng
 from mplug_jax.ops.attention.common import (
-  CHANNELS,
-  HEADS,
   MASKED,
-  ROWS,
   Form,
   Options,
-  head_numbers,
-  per_shard,
+  backward_per_shard,
+  forward_per_shard,
 )
 from mplug_jax.ops.dropout import bits_at
 
@@ -215,7 +212,7 @@ class _Specs(NamedTuple):
 
   Attributes:
     block: [B, L or S, H * Dh], the block of the grid.
-    all: likewise, all rows.
+    all: function of their number: likewise, all rows.
     numbers: [B, H, L], the block of the grid.
     all_numbers: likewise, all rows.
     mask: [B, S].
@@ -334,40 +331,16 @@ def _backward_shard(
   return d_query, d_key, d_value
 
 
-def forward(options: Options, query, key, value, mask, rng, interpret=False):
+def forward(options: Options, *args: Any, interpret: bool = False) -> Any:
   """Returns what Form.forward returns."""
-  return per_shard(
-    functools.partial(_forward_shard, options, interpret),
-    (ROWS, (), HEADS, CHANNELS, CHANNELS, CHANNELS),
-    (CHANNELS, HEADS, HEADS),
-    mask,
-    rng,
-    head_numbers(query.shape[0], options.heads),
-    query,
-    key,
-    value,
-  )
+  shard = functools.partial(_forward_shard, options, interpret)
+  return forward_per_shard(shard, options.heads, *args)
 
 
-def backward(
-  options: Options, query, key, value, mask, rng, out, largest, inverse, cotangent, interpret=False
-):
+def backward(options: Options, *args: Any, interpret: bool = False) -> Any:
   """Returns what Form.backward returns."""
-  return per_shard(
-    functools.partial(_backward_shard, options, interpret),
-    (ROWS, (), HEADS, *[CHANNELS] * 5, HEADS, HEADS),
-    (CHANNELS, CHANNELS, CHANNELS),
-    mask,
-    rng,
-    head_numbers(query.shape[0], options.heads),
-    query,
-    key,
-    value,
-    out,
-    cotangent,
-    largest,
-    inverse,
-  )
+  shard = functools.partial(_backward_shard, options, interpret)
+  return backward_per_shard(shard, options.heads, *args)
 
 
 GPU = Form(forward, backward)

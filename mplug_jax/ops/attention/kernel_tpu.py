@@ -17,14 +17,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mplug_jax.ops import prng
 from mplug_jax.ops.attention.common import (
-  CHANNELS,
-  HEADS,
   MASKED,
-  ROWS,
   Form,
   Options,
-  head_numbers,
-  per_shard,
+  backward_per_shard,
+  forward_per_shard,
 )
 from mplug_jax.ops.dropout import bits_at
 from mplug_jax.parallel import mesh
@@ -340,44 +337,26 @@ def _call(
   )(jax.lax.bitcast_convert_type(scalars, jnp.int32), *arrays)
 
 
-def forward(options: Options, query, key, value, mask, rng, interpret=False):
+def forward(options: Options, *args: Any, interpret: bool = False) -> Any:
   """Returns what Form.forward returns; no backward kernel reads the statistics, which are 0."""
-  shard = functools.partial(_call, _forward_kernel, options, interpret)
-  (out,) = per_shard(
-    shard,
-    (ROWS, (), HEADS, CHANNELS, CHANNELS, CHANNELS),
-    (CHANNELS,),
-    mask,
-    rng,
-    head_numbers(query.shape[0], options.heads),
-    query,
-    key,
-    value,
-  )
-  unused = jnp.zeros((query.shape[0], options.heads, query.shape[1], 1), jnp.float32)
-  return out, unused, unused
+
+  def shard(mask, rng, numbers, query, key, value):
+    (out,) = _call(_forward_kernel, options, interpret, mask, rng, numbers, query, key, value)
+    unused = jnp.zeros((*numbers.shape, query.shape[1], 1), jnp.float32)
+    return out, unused, unused
+
+  return forward_per_shard(shard, options.heads, *args)
 
 
-def backward(
-  options: Options, query, key, value, mask, rng, out, largest, inverse, cotangent, interpret=False
-):
+def backward(options: Options, *args: Any, interpret: bool = False) -> Any:
   """Returns what Form.backward returns."""
-  del out, largest, inverse
-  shard = functools.partial(_call, _backward_kernel, options, interpret)
-  return tuple(
-    per_shard(
-      shard,
-      (ROWS, (), HEADS, *[CHANNELS] * 4),
-      (CHANNELS,) * 3,
-      mask,
-      rng,
-      head_numbers(query.shape[0], options.heads),
-      query,
-      key,
-      value,
-      cotangent,
-    )
-  )
+
+  def shard(mask, rng, numbers, query, key, value, out, cotangent, *statistics):
+    del out, statistics
+    arrays = (query, key, value, cotangent)
+    return tuple(_call(_backward_kernel, options, interpret, mask, rng, numbers, *arrays))
+
+  return backward_per_shard(shard, options.heads, *args)
 
 
 TPU = Form(forward, backward)
