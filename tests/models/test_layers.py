@@ -11,6 +11,7 @@ import pytest
 
 from mplug_jax.models import layers
 from mplug_jax.ops import activations, attention, dropout
+from mplug_jax.parallel import mesh
 from tests.support import random_state
 
 # ---- attention
@@ -127,6 +128,24 @@ def test_rows_that_share_keys_equal_repeated_keys():
 
   folded, expected = both(params)
   np.testing.assert_allclose(folded, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("platform", "depth", "policy", "unrolled"),
+  [
+    ("cpu", 4, "none", 4),
+    ("cpu", 12, "none", 1),
+    ("tpu", 12, "none", 12),
+    ("gpu", 12, "none", 12),
+    ("tpu", 12, "full", 1),
+  ],
+)
+def test_stacks_are_unrolled_where_a_loop_would_copy_activations(
+  monkeypatch, platform, depth, policy, unrolled
+):
+  assert mesh.target()[0] == "cpu"
+  monkeypatch.setattr(mesh, "target", lambda: (platform, "some kind"))
+  assert layers._unroll(depth, policy) == unrolled
 
 
 # ---- linear layers
