@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float, Float32, UInt32
+from jaxtyping import Bool, Float, Float32, Int32, PRNGKeyArray, UInt32
 
 from mplug_jax.arrays import Array
+from mplug_jax.ops import prng
 from mplug_jax.parallel.mesh import BATCH_AXES
 
 # Score of a masked key: finite, so a row without any key gives a mean, not NaN.
@@ -22,7 +23,7 @@ ROWS = P(BATCH_AXES)  # [B, ...]
 
 
 class Options(NamedTuple):
-  """What does not change while a program runs.
+  """Static options of a call.
 
   Attributes:
     heads: number of heads H.
@@ -132,6 +133,20 @@ def backward_per_shard(
 def head_numbers(rows: int, heads: int) -> UInt32[Array, "rows heads"]:
   """Returns the number of each row's heads in the whole array, for dropout on a part of it."""
   return jnp.arange(rows * heads, dtype=jnp.uint32).reshape(rows, heads)
+
+
+def kernel_scalars(
+  rng: PRNGKeyArray | None, numbers: UInt32[Array, "rows heads"]
+) -> Int32[Array, "4"]:
+  """Returns what a kernel needs for dropout: both seeds, and the number of its first head twice.
+
+  Args:
+    rng: random key of the dropout; None: seeds of 0, which no kernel reads.
+    numbers: see `head_numbers`.
+  """
+  seeds = jnp.zeros((2,), jnp.uint32) if rng is None else prng.seeds(rng)
+  first = numbers[0, :1]
+  return jax.lax.bitcast_convert_type(jnp.concatenate([seeds, first, first]), jnp.int32)
 
 
 def split_heads(

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from mplug_jax.ops import prng
 from mplug_jax.ops.attention.common import (
   MASKED,
   Form,
   Options,
   backward_per_shard,
   forward_per_shard,
+  kernel_scalars,
 )
 from mplug_jax.ops.dropout import bits_at
 
@@ -38,7 +38,7 @@ def fits(length: int, width: int) -> bool:
 
 
 class _Kernel(NamedTuple):
-  """What all kernels know: options and sizes of a device's arrays.
+  """Options, and sizes of a device's arrays.
 
   Attributes:
     options: heads are those of the whole array; others are of the device.
@@ -208,7 +208,7 @@ def _product(left: Any, right: Any, trans_a: bool = False, trans_b: bool = False
 
 
 class _Specs(NamedTuple):
-  """Where a program finds its part of an array, by the array's kind.
+  """Block specs by kind of array.
 
   Attributes:
     block: [B, L or S, H * Dh], the block of the grid.
@@ -252,11 +252,9 @@ def _prepare(options, query, key, mask, rng, numbers):
   heads = numbers.shape[1]
   width = query.shape[2] // heads
   kernel = _Kernel(options, query.shape[1], key.shape[1], width, rng is not None)
-  seeds = jnp.zeros((2,), jnp.uint32) if rng is None else prng.seeds(rng)
-  scalars = jnp.concatenate([seeds, numbers[0, :1], numbers[0, :1]])
   rows = (query.shape[0], key.shape[1])
   masks = () if mask is None else (jnp.broadcast_to(mask, rows).astype(jnp.int32),)
-  return kernel, jax.lax.bitcast_convert_type(scalars, jnp.int32), masks
+  return kernel, kernel_scalars(rng, numbers), masks
 
 
 def _call(function, kernel, interpret, grid, in_specs, outputs, *arrays):

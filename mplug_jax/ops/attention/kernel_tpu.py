@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mplug_jax.ops import prng
 from mplug_jax.ops.attention.common import (
   MASKED,
   Form,
   Options,
   backward_per_shard,
   forward_per_shard,
+  kernel_scalars,
 )
 from mplug_jax.ops.dropout import bits_at
 from mplug_jax.parallel import mesh
@@ -38,7 +38,7 @@ _LARGEST_ROWS = 8
 
 
 class Blocks(NamedTuple):
-  """What a step of the grid computes.
+  """Block sizes of a step of the grid.
 
   Attributes:
     rows: number of rows of the batch.
@@ -106,7 +106,7 @@ def _up(n: int, multiple: int) -> int:
 
 
 class _Kernel(NamedTuple):
-  """What both kernels know: sizes of a device's arrays and options.
+  """Options, sizes of a device's arrays, and blocks.
 
   Attributes:
     options: heads are those of the whole array; others are of the device.
@@ -138,7 +138,7 @@ class _Step:
 
     Args:
       kernel: see _Kernel.
-      scalars: reference to i32[3]: two seeds of dropout, number of the device's first head.
+      scalars: reference to i32[4], see kernel_scalars.
       mask: reference to i32[rows, 1, keys], or None.
     """
     self._kernel = kernel
@@ -309,8 +309,6 @@ def _call(
   if mask is not None:
     arrays += (jnp.broadcast_to(mask[:, None], (rows, 1, keys)).astype(jnp.int32),)
     specs.append(pl.BlockSpec((blocks.rows, 1, keys), lambda row, head, block, _: (row, 0, 0)))
-  seeds = jnp.zeros((2,), jnp.uint32) if rng is None else prng.seeds(rng)
-  scalars = jnp.concatenate([seeds, numbers[0, :1]])
   outputs = [(query, queries)] + [(key, all_keys), (arrays[2], all_keys)] * backward
   products = 5 if backward else 2
   scores = rows * heads * length * keys
@@ -334,7 +332,7 @@ def _call(
     ),
     interpret=interpret,
     name=function.__name__.strip("_"),
-  )(jax.lax.bitcast_convert_type(scalars, jnp.int32), *arrays)
+  )(kernel_scalars(rng, numbers), *arrays)
 
 
 def forward(options: Options, *args: Any, interpret: bool = False) -> Any:

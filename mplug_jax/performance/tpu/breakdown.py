@@ -1,4 +1,4 @@
-"""Where a compiled program's HBM traffic and products come from.
+"""Breakdown of a compiled program's HBM traffic and products by part of the model.
 
 XLA keeps the path of the traced operation in the metadata of an instruction, from which the part of
 the model and the direction follow. An instruction that the compiler adds, and a fusion of several
