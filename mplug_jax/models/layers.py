@@ -27,7 +27,7 @@ _PRODUCT = "product with parameters"  # name of the output of every Dense
 
 # Stacks up to this deep are unrolled: a loop copies the saved activations of a layer to a stack and
 # back, a fifth of the train step on CPU and a third of the memory traffic on TPU. The deeper ones
-# are unrolled on TPU and GPU only, whose compilers take twice as long for it.
+# are unrolled on TPU and GPU only, where compilation may take twice as long for it.
 UNROLLED_DEPTH = 4
 
 

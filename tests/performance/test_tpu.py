@@ -75,6 +75,15 @@ def test_breakdown_names_parts_directions_and_kinds(tmp_path):
   assert len(lines) == 6
 
 
+def test_a_collective_beside_two_fusions_counts_once_and_a_gather_its_rows():
+  cost = hlo.cost(_hlo("collective_fusions"))
+  part, whole = 2 * 16 * 256, 2 * 64 * 256
+  assert cost.collectives == {"all-gather": (1, whole, whole * 3 / 4)}
+  value = 4 * 512 * 128  # each fusion reads and writes its own array, and hands the others on
+  rows = 4 * 8 * 128
+  assert cost.traffic == 2 * (2 * value) + (part + whole) + (rows + 4 * 8 + rows)
+
+
 def test_a_loop_counts_as_often_as_it_runs_and_collectives_by_what_they_send():
   """The program has 5 iterations of a product whose inner dimension is split over 8 devices, and
   one more product.
