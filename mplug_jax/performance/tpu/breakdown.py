@@ -119,7 +119,7 @@ def _place(path: str) -> tuple[str, str, str]:
 
 def _kind(execution: hlo.Execution) -> str:
   instruction = execution.instruction
-  if execution.collectives or instruction.opcode.removesuffix("-start") in hlo.COLLECTIVES:
+  if execution.collectives:
     return "collective"
   if "tpu_custom_call" in instruction.attributes:
     return "kernel"
