@@ -9,6 +9,7 @@ rematerialization or fused attention does not count. These are the model FLOPs b
 (MFU) is measured.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
+
+from mplug_jax.ops.attention import primitive
 
 # (operations, operations of the gradients, which outputs depend on the parameters)
 _Count = tuple[int, int, list[bool]]
@@ -138,8 +141,7 @@ def _count_equation(equation: Any, inputs: list[bool], steps: int) -> _Count:
   if counter := _NESTED.get(name):
     return counter(equation, inputs, steps)
   for key in _INNER:
-    # A kernel is a block of one form of attention, of which the reference, another branch, counts.
-    if key in equation.params and name != "pallas_call":
+    if key in equation.params:
       inner = equation.params[key]
       return _count(getattr(inner, "jaxpr", inner), inputs, steps)
   depends = any(inputs) and name != "stop_gradient"
@@ -194,6 +196,13 @@ def _cond(equation: Any, inputs: list[bool], steps: int) -> _Count:
   return forward, backward, [any(values) for values in zip(*(branch[2] for branch in branches))]
 
 
-_NESTED = {"scan": _scan, "while": _while, "cond": _cond}
+def _attention(equation: Any, inputs: list[bool], steps: int) -> _Count:
+  """Counts the reference, which has the operations of every form."""
+  shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+  traced = jax.make_jaxpr(functools.partial(primitive.reference, **equation.params))(*shapes)
+  return _count(traced.jaxpr, inputs, steps)
+
+
+_NESTED = {"scan": _scan, "while": _while, "cond": _cond, "attention": _attention}
 # Parameters with the inner program of other primitives.
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")

@@ -1,9 +1,8 @@
 """Scaled dot-product attention on channels: a reference, and faster forms by platform and shape.
 
 Shapes: B rows, H heads, L queries, S keys, Dh head width. The form is chosen when a program is
-lowered (`jax.lax.platform_dependent`), for the platform it is lowered for, not the one it is traced
-on. One `jax.export` for several platforms needs "reference": JAX 0.10 lowers a Pallas kernel for
-all of them or none.
+lowered, for the platform it is lowered for, not the one it is traced on. `jax.export` saves no
+program with Triton kernels, so that one for CUDA needs "reference".
 
 - CPU: a head at a time, so that its scores stay in the cache. The same arithmetic.
 - TPU: a Pallas kernel for each direction, with masks and dropout.
@@ -24,7 +23,7 @@ from mplug_jax.arrays import Array
 from mplug_jax.ops.attention import cudnn, kernel_gpu, kernel_tpu
 from mplug_jax.ops.attention.blocked_cpu import BLOCKED
 from mplug_jax.ops.attention.common import Options
-from mplug_jax.ops.attention.reference import PLAIN
+from mplug_jax.ops.attention.primitive import run
 
 BLOCKED_FROM = 2**16  # minimum L x S per head for which looping over heads is faster on CPU
 KERNEL_FROM = 8  # minimum number of queries for which the TPU kernel is used
@@ -60,7 +59,7 @@ def attention(
   """
   mask = None if mask is None else jnp.asarray(mask)
   rng = rng if rate > 0.0 else None
-  options = Options(heads, rate, causal)
+  options = Options(heads, 0.0 if rng is None else rate, causal)
   if attention_impl == "auto" and cudnn.fits(options, query, key, mask, rng):
     return cudnn.attention(options, query, key, value)
   return _attention(attention_impl, options, query, key, value, mask, rng)
@@ -77,31 +76,23 @@ def _attention(attention_impl, options, query, key, value, mask, rng):
 
 def _forward(attention_impl, options, query, key, value, mask, rng):
   args = (query, key, value, mask, rng)
-  out, largest, inverse = _choose("forward", attention_impl, options, *args)
+  forms = _forms(attention_impl, options, query, key)
+  out, largest, inverse = run(forms, "forward", options, *args)
   return out, (*args, out, largest, inverse)
 
 
 def _backward(attention_impl, options, saved, cotangent):
-  return *_choose("backward", attention_impl, options, *saved, cotangent), None, None
+  forms = _forms(attention_impl, options, *saved[:2])
+  return *run(forms, "backward", options, *saved, cotangent), None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _choose(direction, attention_impl, options, query, key, *args):
-  """Runs one direction of the form that fits the platform and the shapes."""
-  forms = {} if attention_impl == "reference" else _forms(options, query, key)
-  calls = {
-    platform: functools.partial(getattr(form, direction), options)
-    for platform, form in forms.items()
-  }
-  plain = functools.partial(getattr(PLAIN, direction), options)
-  args = (query, key, *args)
-  return jax.lax.platform_dependent(*args, default=plain, **calls) if calls else plain(*args)
-
-
-def _forms(options, query, key):
-  """Returns {platform: form other than the reference}."""
+def _forms(attention_impl, options, query, key):
+  """Returns (platform, form other than the reference) of the platforms that have one."""
+  if attention_impl == "reference":
+    return ()
   (rows, length, channels), keys, heads = query.shape, key.shape[1], options.heads
   width = channels // heads
   forms = {}
@@ -109,7 +100,7 @@ def _forms(options, query, key):
   if not mesh.empty:
     over_rows, over_heads = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
     if rows % over_rows or heads % over_heads:
-      return forms
+      return ()
     rows, heads = rows // over_rows, heads // over_heads
   if length * keys >= BLOCKED_FROM and query.shape[0] * options.heads > 1:
     forms["cpu"] = BLOCKED
@@ -119,4 +110,4 @@ def _forms(options, query, key):
     forms["tpu"] = kernel_tpu.TPU
   if kernel_gpu.fits(length, width):
     forms["cuda"] = kernel_gpu.GPU
-  return forms
+  return tuple(forms.items())
