@@ -199,7 +199,7 @@ def _cond(equation: Any, inputs: list[bool], steps: int) -> _Count:
 def _attention(equation: Any, inputs: list[bool], steps: int) -> _Count:
   """Counts the reference, which has the operations of every form."""
   shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
-  traced = jax.make_jaxpr(functools.partial(primitive.reference, **equation.params))(*shapes)
+  traced = jax.make_jaxpr(functools.partial(primitive.run_on, "", **equation.params))(*shapes)
   return _count(traced.jaxpr, inputs, steps)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
@@ -44,6 +45,30 @@ class Dropout(nn.Module, kw_only=True):
     return table.get(self.ops).dropout(x, self.rate, rng)
 
 
+def parameter(
+  module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...]
+) -> Float[Array, "*shape"]:
+  """Returns `module.param(name, init, shape)`, but does not trace `init` for the shape of a value.
+
+  That takes a twelfth of the time of tracing a small model's train step.
+
+  Args:
+    module: whose parameter it is.
+    name: name in the module.
+    init: (key, shape) -> value of a new parameter.
+    shape: expected shape.
+
+  Raises:
+    flax.errors.ScopeParamShapeError: the parameter has another shape.
+  """
+  if not module.has_variable("params", name):
+    return module.param(name, init, shape)
+  value = module.get_variable("params", name)
+  if value.shape != shape:
+    raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+  return value
+
+
 class Dense(nn.Module, kw_only=True):
   """Returns x @ kernel + bias in the compute dtype; parameters are float32."""
 
@@ -59,9 +84,9 @@ class Dense(nn.Module, kw_only=True):
 
   @nn.compact
   def _product(self, activation, x):
-    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
     if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
     else:
       bias = jnp.zeros((self.features,))
     product = table.get(self.ops).linear(
@@ -95,8 +120,8 @@ class LayerNorm(nn.Module, kw_only=True):
   @nn.compact
   def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
     """Returns the normalized, scaled and shifted `x` in `dtype`."""
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+    bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
     return table.get(self.ops).normalize(x, scale, bias, self.epsilon).astype(self.dtype)
 
 

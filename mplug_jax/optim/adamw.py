@@ -1,5 +1,6 @@
 """AdamW as the official code computes it."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +34,18 @@ def _zero_moments(params: Any, groups: list[Group], dtype: Any) -> Any:
     optax.MaskedNode() if group.freeze else jnp.zeros_like(p, dtype)
     for p, group in zip(leaves, groups, strict=True)
   )
+
+
+@functools.partial(jax.jit, static_argnames=("b1", "b2", "eps", "weight_decay"))
+def _step(p, g, mu, nu, lr, factor, mu_scale, nu_scale, ok, *, b1, b2, eps, weight_decay):
+  """Returns (update, moments) of a parameter; jitted: one trace for all of a shape."""
+  g = g.astype(jnp.float32) * factor
+  old = mu.astype(jnp.float32)
+  m = jnp.where(ok, b1 * old + (1.0 - b1) * g, old)
+  v = jnp.where(ok, b2 * nu + (1.0 - b2) * jnp.square(g), nu)
+  direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
+  update = -lr * (direction + weight_decay * p)
+  return update.astype(p.dtype), m.astype(mu.dtype), v
 
 
 def adamw(
@@ -78,18 +91,15 @@ def adamw(
     lrs = {name: jnp.where(ok, schedule(state.count), 0.0) for name, schedule in schedules.items()}
     # 1 - b^t without the cancellation that costs four digits at t = 1.
     mu_scale, nu_scale = (-1.0 / jnp.expm1((state.count + 1) * math.log(b)) for b in (b1, b2))
+    step = functools.partial(_step, b1=b1, b2=b2, eps=eps)
     steps = [jnp.zeros_like(p) for p in leaves]
     for i, (p, group) in enumerate(zip(leaves, groups, strict=True)):
       if group.freeze:
         continue
-      g = grads[i].astype(jnp.float32) * factor
-      old = mu[i].astype(jnp.float32)
-      m = jnp.where(ok, b1 * old + (1.0 - b1) * g, old)
-      v = jnp.where(ok, b2 * nu[i] + (1.0 - b2) * jnp.square(g), nu[i])
-      direction = m * mu_scale / (jnp.sqrt(v * nu_scale) + eps)
-      steps[i] = (-lrs[group.name] * (direction + group.weight_decay * p)).astype(p.dtype)
-      mu[i] = m.astype(mu_dtype)
-      nu[i] = v
+      steps[i], mu[i], nu[i] = step(
+        *(p, grads[i], mu[i], nu[i], lrs[group.name], factor, mu_scale, nu_scale, ok),
+        weight_decay=group.weight_decay,
+      )
     return tree.unflatten(steps), AdamWState(
       state.count + ok, tree.unflatten(mu), tree.unflatten(nu)
     )

@@ -37,41 +37,50 @@ def run(forms: Forms, direction: str, options: Options, *args: Any) -> Any:
   )
 
 
-_STATIC = ("platform", "forms", "direction", "options", "tree", "mesh")
+_STATIC = ("form", "direction", "options", "tree", "mesh")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)  # equal layers of a program are traced once
-def _run(*arrays, platform, forms, direction, options, tree, mesh):
-  """Returns the results of the form for a platform, or of the reference if it has none."""
-  form = dict(forms).get(platform, PLAIN)
+def _run(*arrays, form, direction, options, tree, mesh):
   args = jax.tree.unflatten(tree, arrays)
   with jax.sharding.use_abstract_mesh(mesh):
     return tuple(getattr(form, direction)(options, *args))
 
 
-reference = functools.partial(_run, platform=None)  # (*arrays, **parameters of the primitive)
+def run_on(platform: str, *arrays: Any, forms: Forms, **params: Any) -> Any:
+  """Returns the result of the form for a platform, of the reference if it has none.
+
+  Args:
+    platform: as in `forms`, or "" for the reference.
+    *arrays: operands of the primitive.
+    forms: and the rest: parameters of the primitive.
+    **params: see `forms`.
+  """
+  return _run(*arrays, form=dict(forms).get(platform, PLAIN), **params)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC[1:])
+@functools.partial(jax.jit, static_argnames=("forms", *_STATIC[1:]))
 def _eager(*arrays, **params):
   return PRIMITIVE.bind(*arrays, **params)
 
 
-def _shapes(*shapes, **params):
-  outputs = jax.eval_shape(functools.partial(reference, **params), *shapes)
-  return [ShapedArray(out.shape, out.dtype) for out in outputs]
+def _shapes(*arrays, direction, options, tree, **_):
+  query, key, value, *_ = jax.tree.unflatten(tree, arrays)
+  if direction == "backward":
+    return [ShapedArray(x.shape, x.dtype) for x in (query, key, value)]
+  numbers = ShapedArray((query.shape[0], options.heads, query.shape[1], 1), jax.numpy.float32)
+  return [ShapedArray(query.shape, value.dtype), numbers, numbers]
 
 
 def _batch(arrays, axes, **params):
-  outputs = jax.vmap(functools.partial(reference, **params), axes)(*arrays)
+  outputs = jax.vmap(functools.partial(run_on, "", **params), axes)(*arrays)
   return outputs, (0,) * len(outputs)
 
 
 PRIMITIVE.def_impl(_eager)
 PRIMITIVE.def_abstract_eval(_shapes)
 batching.primitive_batchers[PRIMITIVE] = _batch
-mlir.register_lowering(PRIMITIVE, mlir.lower_fun(reference))
-for _platform in ("cpu", "tpu", "cuda"):
+for _platform in ("", "cpu", "tpu", "cuda"):
   mlir.register_lowering(
-    PRIMITIVE, mlir.lower_fun(functools.partial(_run, platform=_platform)), platform=_platform
+    PRIMITIVE, mlir.lower_fun(functools.partial(run_on, _platform)), platform=_platform or None
   )
