@@ -89,11 +89,6 @@ def shardings_of(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
-@jax.jit  # traced once for each shape
-def _blend(average, new, decay):
-  return decay * average + (1.0 - decay) * new
-
-
 def blend_ema(
   ema_params: Params, params: Params, decay: float | Float[Array, ""], include: str
 ) -> Params:
@@ -111,6 +106,6 @@ def blend_ema(
   def blend(path, average, new):
     if not pattern.search(rules.path_name(path)):
       return average
-    return _blend(average, new, decay)
+    return decay * average + (1.0 - decay) * new
 
   return jax.tree.map_with_path(blend, ema_params, params)
