@@ -77,9 +77,16 @@ class Block(nn.Module, kw_only=True):
       ops=self.ops,
       name="attention",
     )(normed)
-    normed = norm(name="ln_2")(x)
+    ln_2 = norm(name="ln_2")
     mlp = Mlp(width=self.width, depth=self.depth, dtype=self.dtype, ops=self.ops, name="mlp")
-    return constrain(x + mlp(normed)), None
+
+    def feed_forward(x):
+      return x + mlp(ln_2(x))
+
+    if self.has_rng("dropout"):  # in training
+      return constrain(feed_forward(x)), None
+    inner = 4 * self.width * x.shape[1] * x.dtype.itemsize
+    return constrain(layers.by_parts(feed_forward, x, inner)), None
 
 
 def patchify(

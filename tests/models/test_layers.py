@@ -148,6 +148,34 @@ def test_stacks_are_unrolled_where_a_loop_would_copy_activations(
   assert layers._unroll(depth, policy) == unrolled
 
 
+@pytest.mark.parametrize(
+  ("rows", "devices", "expected"),
+  [
+    (16, 1, [8, 8]),
+    (16, 4, [16]),  # 4 rows on each device fit
+    (128, 4, [32] * 4),
+    (6, 1, [6]),
+    (9, 1, [3] * 3),  # parts of the same size
+    (1024, 1, [1024]),  # too many parts
+  ],
+)
+def test_rows_are_computed_by_parts_that_stay_on_the_chip(monkeypatch, rows, devices, expected):
+  monkeypatch.setattr(mesh, "target", lambda: ("tpu", "some kind"))
+  monkeypatch.setattr(layers, "_ON_CHIP", 8 * 1000)
+  sizes = []
+
+  def double(x):
+    sizes.append(x.shape[0])
+    return 2 * x
+
+  sizes_of_mesh = {"data": devices, "fsdp": 1, "tensor": 1}
+  x = jnp.arange(rows * 6.0).reshape(rows, 3, 2)
+  with jax.set_mesh(mesh.make_mesh(sizes_of_mesh, jax.devices()[:devices])):
+    out = jax.jit(lambda x: layers.by_parts(double, x, 1000))(x)
+  np.testing.assert_array_equal(out, 2 * x)
+  assert sizes == expected
+
+
 # ---- linear layers
 
 
