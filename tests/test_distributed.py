@@ -18,8 +18,6 @@ from tests.support import tiny_run
 
 STEPS = 4
 SETTINGS = tiny_run.SETTINGS | {
-  "model.vision_layers": 1,
-  "model.fusion_layers": 1,
   "total_steps": STEPS,
   "checkpoint.every": 2,
   "checkpoint.keep": STEPS,

@@ -36,6 +36,10 @@ def code(name):
   return ["".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "code"]
 
 
+# The notebooks are tested here, not the model.
+_SHALLOW = ("--config.model.vision_layers=1", "--config.model.fusion_layers=1")
+
+
 class _Output(io.StringIO):
   """Collects text; sends this process SIGTERM when a line holds `until`."""
 
@@ -57,7 +61,7 @@ def _run_command(module, *arguments):
       return command.main(arguments)
     from mplug_jax import main
 
-    arguments = [module, *arguments, "--config.compilation_cache="]
+    arguments = [module, *arguments, "--config.compilation_cache=", *_SHALLOW]
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
       patch.setattr(sys, "argv", arguments)  # ml_collections reads it too
       main.parse_flags(arguments)

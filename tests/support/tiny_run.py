@@ -29,6 +29,9 @@ SETTINGS = {
   "optim.clip": 0.0,
   "ema.decay": 0.9,
   "compilation_cache": "",
+  # One layer of a kind is enough for what surrounds the model.
+  "model.vision_layers": 1,
+  "model.fusion_layers": 1,
 }
 # Changes of `config` that turn dropout off.
 NO_DROPOUT = {
